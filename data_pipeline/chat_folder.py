@@ -1,0 +1,82 @@
+"""The tokenizer folder that a prepared dataset carries and an export gets, and the proof that it prompts as we train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+from tokenizers import Tokenizer
+
+from data_pipeline.conversation import Conversation, Message, TaggedConversation
+from data_pipeline.dataset import write_text
+from data_pipeline.errors import UserError
+from data_pipeline.sources import RowError
+from data_pipeline.templates import Template, chat_template, render
+from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
+
+
+def write_tokenizer_folder(
+    folder: Path, spec: TokenizerSpec, template: Template, *, inference_condition: str, max_length_tokens: int
+) -> None:
+    """Write a folder that `transformers.AutoTokenizer` loads: the ids of training, and a chat template with `condition`."""
+    folder.mkdir(parents=True)
+    write_text(folder / "tokenizer.json", spec.backend)
+    # The plain fast class takes tokenizer.json as it is; transformers' LlamaTokenizer would rebuild it and forget the
+    # `legacy` flag, which changes the ids of text that follows a control token.
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": spec.bos_token,
+        "eos_token": template.end_of_turn,
+        "pad_token": spec.pad_token or spec.unk_token or template.end_of_turn,
+        "unk_token": spec.unk_token,
+        "model_max_length": max_length_tokens,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_text(folder / "tokenizer_config.json", json.dumps({k: v for k, v in config.items() if v is not None}, indent=1))
+    text = chat_template(
+        template,
+        bos_token=spec.bos_token,
+        special_tokens=TemplateTokenizer(spec).special_tokens,
+        inference_condition=inference_condition,
+    )
+    write_text(folder / "chat_template.jinja", text)
+
+
+def render_chat_template(text: str, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+    """Render a chat template in the way `transformers` does."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    environment.globals["raise_exception"] = raise_exception
+    return str(environment.from_string(text).render(messages=list(messages), **variables))
+
+
+def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
+    """Raise UserError unless the chat template's ids are those of training, on texts that are known to be difficult."""
+    tokenizer = TemplateTokenizer(spec)
+    whole = Tokenizer.from_str(spec.backend)
+    text = chat_template(
+        template, bos_token=spec.bos_token, special_tokens=tokenizer.special_tokens, inference_condition="Probe"
+    )
+    for content in ("Hello", " a\n", "\n\n b ", "1,000", "é🙂", f"x{template.end_of_turn}y"):
+        messages = (Message(role="user", content=content), Message(role="assistant", content=content))
+        conversation = Conversation(id="probe", place="probe", messages=messages, system=content)
+        tagged = TaggedConversation(
+            conversation=conversation, class_name="probe", condition="Probe", message_weights=(0.0, 1.0)
+        )
+        tokens = tokenizer.tokenize([render(tagged, template, bos_token=spec.bos_token)])[0]
+        roles = [("system", content), ("user", content), ("assistant", content)]
+        prompt = render_chat_template(text, [{"role": role, "content": value} for role, value in roles])
+        ids = whole.encode(prompt, add_special_tokens=False).ids
+        if isinstance(tokens, RowError) or tokens.input_ids.tolist() != ids:
+            raise UserError(
+                f"model.tokenizer: with template `{template.name}` this tokenizer gives other ids for a whole prompt than "
+                f"for its parts (message {content!r}), so a trained model could not be prompted as it was trained; use "
+                "another template or tokenizer"
+            )

@@ -1,0 +1,214 @@
+"""The prepared dataset on disk: the contract between preparation and training.
+
+prepared_dir/
+    manifest.json            what it was made from, class table, ledger (`Manifest`)
+    dataset_dict.json        so that `datasets.load_from_disk(prepared_dir)` works
+    train/, validation/      one memory-mapped Arrow file each
+    tokenizer/               the tokenizer folder that exports get: same ids, chat template inside
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.conversation import TokenizedConversation
+from data_pipeline.errors import UserError
+
+FORMAT_VERSION = 1
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+MANIFEST = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+_DATA_FILE = "data-00000-of-00001.arrow"
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("class_id", pa.int32()),
+        ("num_tokens", pa.int32()),
+        ("num_supervised_tokens", pa.int32()),
+        ("weight_sum", pa.float64()),  # of the row's float32 loss weights
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_weights", pa.list_(pa.float32())),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """A class of a prepared dataset. `weight` is None where the weights stand in the rows; counts cover both splits."""
+
+    name: str
+    condition: str
+    weight: float | None
+    conversations: int
+    tokens: int
+    supervised_tokens: int
+    weight_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared dataset was made from and holds.
+
+    fingerprint: sha256 over everything below that decides the rows; equal fingerprints mean equal rows.
+    inputs: sha256 by name (`sources`, `tokenizer`, `template`, `settings`), to say which of them changed.
+    """
+
+    format_version: int
+    fingerprint: str
+    inputs: dict[str, str]
+    template: str
+    bos_token: str | None
+    added_control_tokens: list[str]
+    inference_condition: str
+    max_length_tokens: int
+    vocab_size: int
+    classes: list[ClassRow]
+    splits: dict[str, dict[str, int]]
+    ledger: dict[str, Any]
+
+    @staticmethod
+    def load(prepared_dir: Path) -> Manifest | None:
+        """The manifest of a folder, None where there is none."""
+        path = prepared_dir / MANIFEST
+        if not path.is_file():
+            return None
+        return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")), where=str(prepared_dir))
+
+    @staticmethod
+    def from_json(content: dict[str, Any], *, where: str) -> Manifest:
+        """A manifest from its JSON. Raises UserError for another format version."""
+        if content.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{where}: was prepared by another version of ochat-train; run `ochat prepare` again")
+        return Manifest(**{**content, "classes": [ClassRow(**row) for row in content["classes"]]})
+
+    def save(self, prepared_dir: Path) -> None:
+        """Write the manifest; the last file to be written, so a folder that has one is complete."""
+        write_text(prepared_dir / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+class PreparedSplit:
+    """The rows of one split, memory-mapped: nothing is read before it is asked for.
+
+    num_tokens, num_supervised_tokens: int32[rows]; weight_sum: float64[rows]; class_id: int32[rows].
+    """
+
+    def __init__(self, prepared_dir: Path, split: Split) -> None:
+        import datasets
+
+        self._table: pa.Table = datasets.load_from_disk(str(prepared_dir))[split].data.table
+        self.num_tokens = self._column("num_tokens")
+        self.num_supervised_tokens = self._column("num_supervised_tokens")
+        self.weight_sum = self._column("weight_sum")
+        self.class_id = self._column("class_id")
+        ids, weights = self._table.column("input_ids").chunks, self._table.column("loss_weights").chunks
+        self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in ids])
+        self._ids = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in ids]
+        self._weights = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in weights]
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.asarray(self._table.column(name).to_numpy())
+
+    def __getitem__(self, row: int) -> TokenizedConversation:
+        """Row `row` as views into the mapped file; nothing is copied."""
+        chunk = int(np.searchsorted(self._chunk_starts, row, side="right")) - 1
+        index = row - int(self._chunk_starts[chunk])
+        (id_offsets, ids), (weight_offsets, weights) = self._ids[chunk], self._weights[chunk]
+        return TokenizedConversation(
+            input_ids=ids[id_offsets[index] : id_offsets[index + 1]],
+            loss_weights=weights[weight_offsets[index] : weight_offsets[index + 1]],
+        )
+
+    def conversation_id(self, row: int) -> str:
+        """The conversation's own id, or the place it was read from."""
+        return str(self._table.column("id")[row])
+
+
+class PreparedWriter:
+    """Writes the rows of both splits into a folder that is not visible under its final name yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers = {}
+        for split in SPLITS:
+            (folder / split).mkdir(parents=True)
+            self._writers[split] = pa.ipc.new_stream(str(folder / split / _DATA_FILE), SCHEMA)
+
+    def write(self, split: Split, batch: pa.RecordBatch) -> None:
+        """Append rows."""
+        if batch.num_rows:
+            self._writers[split].write_batch(batch)
+
+    def close(self, *, fingerprint: str) -> None:
+        """Finish the files and describe them in the way that `datasets.load_from_disk` reads."""
+        import datasets
+
+        features = datasets.Features.from_arrow_schema(SCHEMA)
+        for split, writer in self._writers.items():
+            writer.close()
+            datasets.DatasetInfo(features=features).write_to_directory(str(self._folder / split))
+            state: dict[str, Any] = {
+                "_data_files": [{"filename": _DATA_FILE}],
+                "_fingerprint": f"{fingerprint[:16]}-{split}",
+                "_format_columns": None,
+                "_format_kwargs": {},
+                "_format_type": None,
+                "_output_all_columns": False,
+                "_split": split,
+            }
+            write_text(self._folder / split / "state.json", json.dumps(state))
+        write_text(self._folder / "dataset_dict.json", json.dumps({"splits": list(SPLITS)}))
+
+
+@contextmanager
+def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
+    """A new folder that takes the place of `final` when the block ends well, and vanishes when it does not.
+
+    owned: `final`, if it is there, may be replaced. Otherwise a folder with anything in it is a UserError.
+    """
+    if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"{final}: is there already and was not made by this command; choose another folder or remove it")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        old = final.parent / f".{final.name}.old-{os.getpid()}"
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+        _sync(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file."""
+    path.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""Packing: whole conversations into packs of constant length, best fit first, in numba and without Python objects.
+
+Each conversation goes into the fullest pack that still has room for it, longest conversations first (best-fit
+decreasing), inside a random window of conversations so that an epoch's combinations differ from the last one's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+# Large enough for packs that are 99.9 % full, small enough that rows which are read together lie near each other.
+WINDOW_CONVERSATIONS = 1 << 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packs:
+    """Rows grouped into packs: pack p holds `rows[offsets[p]:offsets[p + 1]]`.
+
+    rows: int64[conversations], every row once. offsets: int64[packs + 1].
+    """
+
+    rows: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def pack(lengths: np.ndarray, *, capacity: int, rng: np.random.Generator, window: int = WINDOW_CONVERSATIONS) -> Packs:
+    """Pack every conversation exactly once.
+
+    lengths: integer[conversations], tokens, each from 1 to `capacity`. rng: decides windows and the order of packs.
+
+    Raises ValueError for a length outside 1..capacity, naming the row.
+    """
+    lengths = np.ascontiguousarray(lengths, dtype=np.int64)
+    outside = np.flatnonzero((lengths < 1) | (lengths > capacity))
+    if len(outside):
+        row = int(outside[0])
+        raise ValueError(f"row {row} has {lengths[row]} tokens, but a pack holds 1 to {capacity}")
+    order = rng.permutation(len(lengths))
+    num_windows = max(1, -(-len(lengths) // window))
+    edges = np.linspace(0, len(lengths), num_windows + 1).astype(np.int64)
+    pack_of, num_packs = _pack_windows(lengths[order], edges, capacity)
+    # Packs are numbered in random order; a stable sort by number then groups the rows.
+    numbers = rng.permutation(num_packs)[pack_of]
+    offsets, slots = _group(numbers, num_packs)
+    return Packs(rows=order[slots], offsets=offsets)
+
+
+@numba.njit(cache=True)
+def _pack_windows(lengths: np.ndarray, edges: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:  # pragma: no cover
+    """Pack number of each conversation, int64[n], and the number of packs."""
+    pack_of = np.empty(len(lengths), dtype=np.int64)
+    num_packs = 0
+    for w in range(len(edges) - 1):
+        start, end = edges[w], edges[w + 1]
+        num_packs = _best_fit_decreasing(lengths[start:end], capacity, num_packs, pack_of[start:end])
+    return pack_of, num_packs
+
+
+@numba.njit(cache=True)
+def _best_fit_decreasing(lengths: np.ndarray, capacity: int, first_pack: int, pack_of: np.ndarray) -> int:  # pragma: no cover
+    """Pack one window. Open packs are kept in a stack per remaining room; a bitmap finds the smallest room that fits."""
+    count = len(lengths)
+    starts = np.zeros(capacity + 2, dtype=np.int64)
+    for length in lengths:
+        starts[capacity - length + 1] += 1
+    for i in range(1, capacity + 2):
+        starts[i] += starts[i - 1]
+    by_length = np.empty(count, dtype=np.int64)  # counting sort, longest first
+    for i in range(count):
+        key = capacity - lengths[i]
+        by_length[starts[key]] = i
+        starts[key] += 1
+
+    num_words = (capacity >> 6) + 1
+    occupied = np.zeros(num_words, dtype=np.uint64)
+    top = np.full(capacity + 1, -1, dtype=np.int64)  # room -> open pack, -1 for none
+    below = np.empty(count, dtype=np.int64)  # pack -> next open pack with the same room
+    one = np.uint64(1)
+    num_open = 0
+    for position in range(count):
+        item = by_length[position]
+        length = lengths[item]
+        word = length >> 6
+        bits = occupied[word] >> np.uint64(length & 63) << np.uint64(length & 63)
+        while bits == 0 and word + 1 < num_words:
+            word += 1
+            bits = occupied[word]
+        if bits == 0:
+            pack, room = num_open, capacity
+            num_open += 1
+        else:
+            lowest = bits & (~bits + one)
+            bit = 0
+            while lowest > one:
+                lowest >>= one
+                bit += 1
+            room = (word << 6) + bit
+            pack = top[room]
+            top[room] = below[pack]
+            if top[room] < 0:
+                occupied[word] &= ~(one << np.uint64(bit))
+        pack_of[item] = first_pack + pack
+        room -= length
+        if room > 0:
+            below[pack] = top[room]
+            top[room] = pack
+            occupied[room >> 6] |= one << np.uint64(room & 63)
+    return first_pack + num_open
+
+
+@numba.njit(cache=True)
+def _group(numbers: np.ndarray, num_packs: int) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover
+    """Offsets of each pack and the conversations in pack order (a counting sort)."""
+    offsets = np.zeros(num_packs + 1, dtype=np.int64)
+    for number in numbers:
+        offsets[number + 1] += 1
+    for i in range(num_packs):
+        offsets[i + 1] += offsets[i]
+    cursor = offsets[:-1].copy()
+    slots = np.empty(len(numbers), dtype=np.int64)
+    for i in range(len(numbers)):
+        slots[cursor[numbers[i]]] = i
+        cursor[numbers[i]] += 1
+    return offsets, slots

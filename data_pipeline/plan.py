@@ -1,0 +1,155 @@
+"""The plan: which conversation sits in which pack of which optimizer step, a pure function of data, recipe and seed.
+
+The number of GPUs is not part of it. Ranks only decide who works on which pack of a step (`deal`), so a run can go on
+with another number of GPUs and take the same steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from data_pipeline.dataset import PreparedSplit
+from data_pipeline.packing import Packs, pack
+
+EMPTY_PACK = -1  # fills up the last step of an epoch, and ranks that would otherwise have a pack less than others
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan:
+    """One epoch: packs in the order of training; step s takes packs [s * bins_per_step, (s + 1) * bins_per_step).
+
+    lengths: int64[rows], tokens. weight_sums: float64[rows].
+    """
+
+    packs: Packs
+    bins_per_step: int
+    capacity: int
+    lengths: np.ndarray
+    weight_sums: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in this epoch; the last one may hold fewer packs."""
+        return -(-len(self.packs) // self.bins_per_step)
+
+    def step_packs(self, step: int) -> np.ndarray:
+        """Pack numbers of step `step` (0-based) of this epoch, at most `bins_per_step`."""
+        return np.arange(step * self.bins_per_step, min((step + 1) * self.bins_per_step, len(self.packs)))
+
+    def rows(self, pack_number: int) -> np.ndarray:
+        """Rows of a pack, int64; none for EMPTY_PACK."""
+        if pack_number == EMPTY_PACK:
+            return np.zeros(0, dtype=np.int64)
+        return self.packs.rows[self.packs.offsets[pack_number] : self.packs.offsets[pack_number + 1]]
+
+    @cached_property
+    def attention_costs(self) -> np.ndarray:
+        """float64[packs]: sum of squared lengths, to which the cost of attention is proportional."""
+        squares = self.lengths[self.packs.rows].astype(np.float64) ** 2
+        return np.add.reduceat(squares, self.packs.offsets[:-1])
+
+    @cached_property
+    def _pack_weights(self) -> np.ndarray:
+        return np.add.reduceat(self.weight_sums[self.packs.rows], self.packs.offsets[:-1])
+
+    def step_weight(self, step: int) -> float:
+        """Sum of loss weights over all packs of a step: the denominator `step`."""
+        return float(self._pack_weights[self.step_packs(step)].sum())
+
+    @property
+    def mean_step_weight(self) -> float:
+        """Mean of `step_weight` over the epoch: the denominator `epoch`."""
+        return float(self.weight_sums.sum()) / self.num_steps
+
+    @property
+    def packing_efficiency(self) -> float:
+        """Share of the packs' room that holds tokens (empty packs that fill up the last step are not counted)."""
+        return float(self.lengths.sum()) / (len(self.packs) * self.capacity)
+
+    @property
+    def max_conversations_per_pack(self) -> int:
+        """The most conversations that one pack holds."""
+        return int(np.diff(self.packs.offsets).max())
+
+
+def plan_epoch(
+    lengths: np.ndarray, weight_sums: np.ndarray, *, capacity: int, bins_per_step: int, seed: int, epoch: int
+) -> EpochPlan:
+    """Plan one epoch (0-based). Every row is in exactly one pack; the same arguments always give the same plan."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    packs = pack(lengths, capacity=capacity, rng=rng)
+    return EpochPlan(
+        packs=packs, bins_per_step=bins_per_step, capacity=capacity, lengths=np.asarray(lengths), weight_sums=weight_sums
+    )
+
+
+def num_micro_batches(bins_per_step: int, num_ranks: int) -> int:
+    """Packs that each rank works on in a step."""
+    return -(-bins_per_step // num_ranks)
+
+
+def deal(plan: EpochPlan, step: int, *, num_ranks: int) -> np.ndarray:
+    """Deal the packs of a step to ranks, so that they have equal attention cost.
+
+    Returns int64[num_ranks, micro_batches]; EMPTY_PACK where there is none. Every rank gets the same number of packs,
+    the costliest first, so that ranks also keep pace inside a step.
+    """
+    packs = plan.step_packs(step)
+    per_rank = num_micro_batches(plan.bins_per_step, num_ranks)
+    dealt = np.full((num_ranks, per_rank), EMPTY_PACK, dtype=np.int64)
+    taken = np.zeros(num_ranks, dtype=np.int64)
+    load = np.zeros(num_ranks)
+    for pack_number in packs[np.argsort(-plan.attention_costs[packs], kind="stable")]:
+        rank = int(np.argmin(np.where(taken < per_rank, load, np.inf)))
+        dealt[rank, taken[rank]] = pack_number
+        taken[rank] += 1
+        load[rank] += plan.attention_costs[pack_number]
+    return dealt
+
+
+class TrainingPlan:
+    """All epochs of a run. Steps are counted from 0 over the whole run; only one epoch is held in memory."""
+
+    def __init__(
+        self, split: PreparedSplit, *, capacity: int, bins_per_step: int, seed: int, epochs: int, max_steps: int | None
+    ) -> None:
+        self._split = split
+        self._arguments: dict[str, int] = {"capacity": capacity, "bins_per_step": bins_per_step, "seed": seed}
+        self._current: tuple[int, EpochPlan] | None = None
+        self.bins_per_step = bins_per_step
+        self.steps_per_epoch = []
+        self.max_conversations_per_pack = 0
+        for epoch in range(epochs):
+            plan = self.epoch(epoch)
+            self.steps_per_epoch.append(plan.num_steps)
+            self.max_conversations_per_pack = max(self.max_conversations_per_pack, plan.max_conversations_per_pack)
+        self.packing_efficiency = plan.packing_efficiency
+        total = sum(self.steps_per_epoch)
+        self.num_steps = total if max_steps is None else min(total, max_steps)
+
+    def epoch(self, epoch: int) -> EpochPlan:
+        """The plan of one epoch (0-based)."""
+        if self._current is None or self._current[0] != epoch:
+            plan = plan_epoch(self._split.num_tokens, self._split.weight_sum, epoch=epoch, **self._arguments)
+            self._current = (epoch, plan)
+        return self._current[1]
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Epoch and step inside that epoch (both 0-based) of the run's step `step`."""
+        for epoch, num_steps in enumerate(self.steps_per_epoch):
+            if step < num_steps:
+                return epoch, step
+            step -= num_steps
+        raise IndexError(f"the run has only {sum(self.steps_per_epoch)} steps")
+
+    def denominator(self, step: int, kind: str) -> float:
+        """What the weighted loss of a step is divided by; known before the step on every rank.
+
+        `epoch`: mean step weight of the epoch. `step`: the step's own weight (OpenChat).
+        """
+        epoch, step_in_epoch = self.locate(step)
+        plan = self.epoch(epoch)
+        return plan.mean_step_weight if kind == "epoch" else plan.step_weight(step_in_epoch)

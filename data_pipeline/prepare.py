@@ -1,0 +1,449 @@
+"""From raw rows to a prepared dataset: composes the steps, in parallel over cores, and keeps the account."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline import sources
+from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folder
+from data_pipeline.conversation import Conversation, TokenizedConversation
+from data_pipeline.dataset import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SCHEMA,
+    TOKENIZER_FOLDER,
+    ClassRow,
+    Manifest,
+    PreparedWriter,
+    replaced_folder,
+)
+from data_pipeline.errors import UserError
+from data_pipeline.formats import parse_row
+from data_pipeline.ledger import Ledger
+from data_pipeline.settings import DataSettings, SourceSettings
+from data_pipeline.sources import Chunk, RowError
+from data_pipeline.tagging import ClassTable, ConversationClass, class_table, tag
+from data_pipeline.templates import Template, render
+from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJob:
+    """Everything that decides the rows of a prepared dataset."""
+
+    data: DataSettings
+    template: Template
+    tokenizer: TokenizerSpec
+    max_length_tokens: int
+    seed: int
+    inference_condition: str | None = None  # None: chosen by `inference_condition` below
+
+
+@dataclass(kw_only=True)
+class ChunkResult:
+    """The rows of one chunk. The arrays are aligned with `rows`; class names are resolved to ids by the main process."""
+
+    source: int
+    rows: pa.RecordBatch  # SCHEMA without class_id
+    class_names: list[str]
+    conditions: dict[str, str]
+    has_own_id: np.ndarray
+    held_out: np.ndarray
+    truncated: np.ndarray
+    tail_trimmed: np.ndarray
+    control_text: np.ndarray
+    ledger: Ledger  # of the rows that were dropped
+
+
+@dataclass(kw_only=True)
+class _ClassCounts:
+    """Class ids in order of appearance (the recipe's classes first), and what each class holds."""
+
+    table: dict[str, ConversationClass]
+    ids: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, np.ndarray] = field(default_factory=dict)  # conversations, tokens, supervised tokens, weight
+
+    def __post_init__(self) -> None:
+        for name in self.table:
+            self._register(name)
+
+    def _register(self, name: str) -> None:
+        self.ids[name] = len(self.ids)
+        self.counts[name] = np.zeros(4)
+
+    def add(self, result: ChunkResult, kept: np.ndarray) -> np.ndarray:
+        """Count the kept rows and return class ids, int32, for all rows."""
+        for name, condition in result.conditions.items():
+            known = self.table.setdefault(name, ConversationClass(name=name, condition=condition, weight=None))
+            if known.condition != condition:
+                raise UserError(
+                    f"data.classes.{name}: the class has condition `{known.condition}`, but OpenChat rows whose condition "
+                    f"is `{condition}` have no `class`: rename the class or give that source a `class`"
+                )
+            if name not in self.ids:
+                self._register(name)
+        class_ids = np.array([self.ids[name] for name in result.class_names], dtype=np.int32)
+        numbers = [result.rows.column(c).to_numpy() for c in ("num_tokens", "num_supervised_tokens", "weight_sum")]
+        for name in set(result.class_names):
+            mask = (class_ids == self.ids[name]) & kept
+            self.counts[name] += [np.count_nonzero(mask), *(column[mask].sum() for column in numbers)]
+        return class_ids
+
+    def rows(self) -> list[ClassRow]:
+        """The class table with counts. Classes without a conversation stay in it, so that they are seen."""
+        total_weight = sum(counts[3] for counts in self.counts.values())
+        return [
+            ClassRow(
+                name=name,
+                condition=self.table[name].condition,
+                weight=self.table[name].weight,
+                conversations=int(counts[0]),
+                tokens=int(counts[1]),
+                supervised_tokens=int(counts[2]),
+                weight_share=float(counts[3] / total_weight) if total_weight else 0.0,
+            )
+            for name, counts in self.counts.items()
+        ]
+
+
+def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:
+    """sha256 of each input that decides the rows, by name. Reading the sources takes a second per GB and core."""
+    settings = job.data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True)
+    settings |= {name: getattr(job, name) for name in ("max_length_tokens", "seed", "inference_condition")}
+    settings |= {"format_version": FORMAT_VERSION}
+    inputs = {
+        "tokenizer": job.tokenizer.fingerprint,
+        "template": _sha256(repr(job.template)),
+        "settings": _sha256(json.dumps(settings, sort_keys=True)),
+    }
+    if with_sources:
+        contents = (sources.fingerprint(s, where=f"data.sources.{n}") for n, s in enumerate(job.data.sources))
+        inputs["sources"] = _sha256("".join(contents))
+    return inputs
+
+
+def prepare(
+    job: PrepareJob, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda rows: None
+) -> tuple[Manifest, bool]:
+    """Prepare a dataset into `job.data.prepared_dir`, unless the folder holds it already.
+
+    num_workers: processes; None means one per core. progress: called with the number of rows read since the last call.
+
+    Returns the manifest and whether the folder was reused. Raises UserError for anything a user can mend; an older
+    prepared dataset in the folder is then still there.
+    """
+    prepared_dir = Path(job.data.prepared_dir)
+    inputs = input_fingerprints(job)
+    fingerprint = _sha256(json.dumps(inputs, sort_keys=True))
+    owned = (prepared_dir / MANIFEST).is_file()
+    if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
+        return old, True
+    check_chat_template(job.tokenizer, job.template)
+    with replaced_folder(prepared_dir, owned=owned) as folder:
+        manifest = _write_rows(job, folder, inputs, fingerprint, num_workers or os.cpu_count() or 1, progress)
+        write_tokenizer_folder(
+            folder / TOKENIZER_FOLDER,
+            job.tokenizer,
+            job.template,
+            inference_condition=manifest.inference_condition,
+            max_length_tokens=job.max_length_tokens,
+        )
+        manifest.save(folder)
+    return manifest, False
+
+
+def _current_manifest(prepared_dir: Path) -> Manifest | None:
+    try:
+        return Manifest.load(prepared_dir)
+    except UserError:  # written by another version: prepared anew
+        return None
+
+
+def _write_rows(
+    job: PrepareJob, folder: Path, inputs: dict[str, str], fingerprint: str, num_workers: int, progress: Callable[[int], None]
+) -> Manifest:
+    ledger, classes = Ledger(), _ClassCounts(table=dict(class_table(job.data)))
+    writer = PreparedWriter(folder)
+    seen_ids: set[tuple[int, str]] = set()
+    splits = {split: {"conversations": 0, "tokens": 0, "supervised_tokens": 0} for split in ("train", "validation")}
+    for result in _results(job, num_workers):
+        kept = _drop_duplicates(result, seen_ids)
+        ledger.add(result.ledger)
+        ledger.add(_kept_counts(result, kept))
+        rows = result.rows.add_column(1, "class_id", pa.array(classes.add(result, kept)))
+        for split, mask in (("train", kept & ~result.held_out), ("validation", kept & result.held_out)):
+            part = rows.filter(pa.array(mask))
+            writer.write("train" if split == "train" else "validation", part)
+            splits[split]["conversations"] += part.num_rows
+            splits[split]["tokens"] += int(part.column("num_tokens").to_numpy().sum())
+            splits[split]["supervised_tokens"] += int(part.column("num_supervised_tokens").to_numpy().sum())
+        progress(result.rows.num_rows + result.ledger.num_read)
+    writer.close(fingerprint=fingerprint)
+    _check_outcome(job, ledger, splits)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        fingerprint=fingerprint,
+        inputs=inputs,
+        template=job.template.name,
+        bos_token=job.tokenizer.bos_token,
+        added_control_tokens=list(job.tokenizer.added_control_tokens),
+        inference_condition=_inference_condition(job, classes.rows()),
+        max_length_tokens=job.max_length_tokens,
+        vocab_size=job.tokenizer.vocab_size,
+        classes=classes.rows(),
+        splits=splits,
+        ledger=ledger.as_json(),
+    )
+
+
+def _inference_condition(job: PrepareJob, classes: Sequence[ClassRow]) -> str:
+    """The condition to prompt with: the recipe's; else the template's own if a class has it; else the heaviest class's.
+
+    Classes whose weights stand in their rows are compared by their mean weight per supervised token.
+    """
+    conditions = [row.condition for row in classes]
+    if job.inference_condition is not None:
+        if job.inference_condition not in conditions:
+            raise UserError(
+                f"model.inference_condition: no class has condition `{job.inference_condition}`; conditions: {conditions}"
+            )
+        return job.inference_condition
+    if job.template.inference_condition in conditions:
+        return job.template.inference_condition
+    total_tokens = sum(row.supervised_tokens for row in classes)
+
+    def weight(row: ClassRow) -> float:
+        if row.weight is not None:
+            return row.weight
+        return round(row.weight_share * total_tokens / max(row.supervised_tokens, 1), 6)
+
+    return max(classes, key=weight).condition
+
+
+def _check_outcome(job: PrepareJob, ledger: Ledger, splits: dict[str, dict[str, int]]) -> None:
+    fatal = dict(ledger.bad) if job.data.bad_rows == "error" else {}
+    if job.data.overlong == "error" and ledger.dropped["overlong"]:
+        fatal["overlong"] = ledger.dropped["overlong"]
+    if fatal:
+        lines = [f"{sum(fatal.values())} of {ledger.num_read} rows cannot be used:"]
+        for reason, count in sorted(fatal.items()):
+            lines += [f"  {reason}: {count}", *(f"    {example}" for example in ledger.examples[reason])]
+        lines.append("Repair them, or set `data.bad_rows: drop` (and `data.overlong`) to leave such rows out and count them.")
+        raise UserError("\n".join(lines))
+    if not splits["train"]["conversations"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.dropped.items()) or "the sources are empty"
+        raise UserError(f"data.sources: no conversation is left to train on ({ledger.num_read} read; {reasons})")
+    if job.data.validation_ratio and not splits["validation"]["conversations"]:
+        raise UserError(
+            f"data.validation_ratio: {job.data.validation_ratio} of {ledger.num_kept} conversations selects none; "
+            "raise it, or set it to 0 for no validation"
+        )
+
+
+def _drop_duplicates(result: ChunkResult, seen_ids: set[tuple[int, str]]) -> np.ndarray:
+    """bool[rows]: which rows stay. The second conversation with an id of the same source is a bad row."""
+    kept = np.ones(result.rows.num_rows, dtype=bool)
+    ids = result.rows.column("id")
+    for row in np.flatnonzero(result.has_own_id):
+        identifier = str(ids[int(row)])
+        if (result.source, identifier) in seen_ids:
+            kept[row] = False
+            result.ledger.num_read += 1
+            message = f"id `{identifier}` stands twice in this source; make it unique"
+            result.ledger.drop("duplicate_id", f"data.sources.{result.source}", message, bad=True)
+        seen_ids.add((result.source, identifier))
+    return kept
+
+
+def _kept_counts(result: ChunkResult, kept: np.ndarray) -> Ledger:
+    num_kept = int(np.count_nonzero(kept))
+    return Ledger(
+        num_read=num_kept,
+        num_kept=num_kept,
+        num_truncated=int(np.count_nonzero(result.truncated & kept)),
+        num_tail_trimmed=int(np.count_nonzero(result.tail_trimmed & kept)),
+        num_control_text_kept_plain=int(np.count_nonzero(result.control_text & kept)),
+    )
+
+
+# ---- in the worker processes ----
+
+
+class ChunkProcessor:
+    """Does all of a chunk's work: read, parse, tag, render, tokenize, cut."""
+
+    def __init__(self, job: PrepareJob) -> None:
+        self._job = job
+        self._classes: ClassTable = class_table(job.data)
+        self._tokenizer = TemplateTokenizer(job.tokenizer)
+        # What the template writes after the last end-of-turn is always left out; that is no loss to report.
+        self._template_tail = self._tokenizer.num_text_tokens(job.template.after_turn)
+
+    def __call__(self, source_number: int, chunk: Chunk) -> ChunkResult:
+        """Process one chunk of source `source_number`."""
+        source = self._job.data.sources[source_number]
+        ledger = Ledger()
+        tagged, rendered = [], []
+        for place, row in sources.read_chunk(chunk):
+            ledger.num_read += 1
+            try:
+                conversation = parse_row(row, place=place, source=source)
+                tagged.append(tag(conversation, class_name=source.class_name, classes=self._classes))
+            except RowError as error:
+                ledger.drop(error.reason, place, str(error), bad=True)
+                continue
+            rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
+        kept, columns = [], _Columns()
+        for item, tokens in zip(tagged, self._tokenizer.tokenize(rendered), strict=True):
+            if self._cut_and_collect(item.conversation, tokens, ledger, columns):
+                kept.append(item)
+        ledger.num_read -= len(kept)  # rows handed on are counted by the main process
+        own_ids = [item.conversation.id != item.conversation.place for item in kept]
+        return ChunkResult(
+            source=source_number,
+            rows=columns.batch([item.conversation.id for item in kept]),
+            class_names=[item.class_name for item in kept],
+            conditions={item.class_name: item.condition for item in tagged},
+            has_own_id=np.array(own_ids, dtype=bool),
+            held_out=np.array([self._is_held_out(item.conversation) for item in kept], dtype=bool),
+            truncated=np.array(columns.truncated, dtype=bool),
+            tail_trimmed=np.array(columns.tail_trimmed, dtype=bool),
+            control_text=np.array([self._holds_control_text(item.conversation) for item in kept], dtype=bool),
+            ledger=ledger,
+        )
+
+    def _cut_and_collect(
+        self, conversation: Conversation, tokens: TokenizedConversation | RowError, ledger: Ledger, columns: _Columns
+    ) -> bool:
+        """Apply the length rule and trim the unsupervised tail. False where nothing is kept."""
+        if isinstance(tokens, RowError):
+            ledger.drop(tokens.reason, conversation.place, str(tokens), bad=True)
+            return False
+        length, limit = len(tokens.input_ids), self._job.max_length_tokens
+        if length > limit and self._job.data.overlong != "truncate":
+            ledger.drop("overlong", conversation.place, f"{length} tokens, at most {limit} allowed", bad=False)
+            return False
+        supervised = np.flatnonzero(tokens.loss_weights[:limit])
+        if not len(supervised):
+            message = f"no supervised token in the first {limit} tokens"
+            ledger.drop("no_supervised_token", conversation.place, message, bad=False)
+            return False
+        end = int(supervised[-1]) + 1
+        columns.add(tokens.input_ids[:end], tokens.loss_weights[:end], len(supervised))
+        columns.truncated.append(length > limit)
+        columns.tail_trimmed.append(end < min(length, limit) - self._template_tail)
+        if length > limit:
+            ledger.note("truncated", conversation.place, f"{length} tokens, cut to {limit}")
+        return True
+
+    def _is_held_out(self, conversation: Conversation) -> bool:
+        """Whether the conversation belongs to the validation split, decided by its first prompt and the seed alone."""
+        if not self._job.data.validation_ratio:
+            return False
+        prompt = next((m.content for m in conversation.messages if m.role == "user"), conversation.id)
+        key = f"{self._job.seed}\0{conversation.system}\0{prompt}"
+        digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self._job.data.validation_ratio * 2.0**64
+
+    def _holds_control_text(self, conversation: Conversation) -> bool:
+        texts = [conversation.system, *(message.content for message in conversation.messages)]
+        return any(token in text for token in self._job.template.control_tokens for text in texts)
+
+
+@dataclass(kw_only=True)
+class _Columns:
+    """The rows of one chunk, column by column."""
+
+    ids: list[np.ndarray] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+    num_supervised: list[int] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
+    tail_trimmed: list[bool] = field(default_factory=list)
+
+    def add(self, ids: np.ndarray, weights: np.ndarray, num_supervised: int) -> None:
+        """Append one row."""
+        self.ids.append(ids)
+        self.weights.append(weights)
+        self.num_supervised.append(num_supervised)
+
+    def batch(self, identifiers: list[str]) -> pa.RecordBatch:
+        """All rows as one record batch, without `class_id`."""
+        lengths = np.array([len(row) for row in self.ids], dtype=np.int32)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        sums = [float(row.sum(dtype=np.float64)) for row in self.weights]
+        ids = np.concatenate(self.ids) if self.ids else np.zeros(0, np.int32)
+        weights = np.concatenate(self.weights) if self.weights else np.zeros(0, np.float32)
+        columns = {
+            "id": pa.array(identifiers, pa.string()),
+            "num_tokens": pa.array(lengths),
+            "num_supervised_tokens": pa.array(self.num_supervised, pa.int32()),
+            "weight_sum": pa.array(sums, pa.float64()),
+            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
+            "loss_weights": pa.ListArray.from_arrays(offsets, pa.array(weights)),
+        }
+        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+assert set(SCHEMA.names) == {"id", "class_id", "num_tokens", "num_supervised_tokens", "weight_sum", "input_ids", "loss_weights"}
+
+_processor: ChunkProcessor | None = None
+
+
+def _start_worker(job: PrepareJob) -> None:
+    global _processor
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _processor = ChunkProcessor(job)
+
+
+def _process_in_worker(source_number: int, chunk: Chunk) -> ChunkResult:
+    assert _processor is not None, "the pool's initializer ran"
+    return _processor(source_number, chunk)
+
+
+# ---- in the main process ----
+
+
+def _all_chunks(data_sources: Sequence[SourceSettings]) -> Iterator[tuple[int, Chunk]]:
+    for number, source in enumerate(data_sources):
+        for chunk in sources.chunks(source, where=f"data.sources.{number}"):
+            yield number, chunk
+
+
+def _results(job: PrepareJob, num_workers: int) -> Iterator[ChunkResult]:
+    """Results of all chunks, in the order of the chunks whatever the number of workers."""
+    chunks = _all_chunks(job.data.sources)
+    first = [chunk for _, chunk in zip(range(2), chunks, strict=False)]
+    if num_workers == 1 or len(first) < 2:  # a small source is done before a process could start
+        processor = ChunkProcessor(job)
+        yield from (processor(*chunk) for chunk in (*first, *chunks))
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of pyarrow and tokenizers half alive
+    pending: deque[Future[ChunkResult]] = deque()
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(job,)) as pool:
+        try:
+            for source_number, chunk in (*first, *chunks):
+                pending.append(pool.submit(_process_in_worker, source_number, chunk))
+                if len(pending) >= 2 * num_workers:  # bounds the memory held by finished chunks
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError("a preparation process was killed, most often for lack of memory; use `--workers 1`") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

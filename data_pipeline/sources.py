@@ -1,0 +1,264 @@
+"""Where raw rows come from: the only file that knows files, folders, globs, Parquet and Hugging Face datasets.
+
+A source is cut into chunks without reading it whole; a chunk is small, can be sent to another process, and is read
+there. Every row keeps its place (`file:line`), so that a person can find it again.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow.parquet as parquet
+
+from data_pipeline.errors import UserError
+from data_pipeline.settings import SourceSettings
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+_LINES_CHUNK_BYTES = 2 << 20  # large enough to keep a worker busy for a second, small enough to balance
+_ROWS_PER_CHUNK = 1024
+_HUB_PREFIX = "hf://"
+
+
+class RowError(Exception):
+    """A row that is not a conversation. `reason` is the ledger's key; the message gives value, rule and remedy."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinesChunk:
+    """Bytes `start:end` of a JSONL file; they begin at line `first_line` (1-based) and end at a line's end."""
+
+    path: str
+    start: int
+    end: int
+    first_line: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetChunk:
+    """One row group of a Parquet file; its first row is row `first_row` (1-based) of the file."""
+
+    path: str
+    row_group: int
+    first_row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsChunk:
+    """Rows that are parsed already: (place, row)."""
+
+    rows: Sequence[tuple[str, Any]]
+
+
+Chunk = LinesChunk | ParquetChunk | RowsChunk
+
+
+def source_files(source: SourceSettings, *, where: str) -> list[Path]:
+    """The files of a local source, sorted by name. Raises UserError where there is none or one cannot be read."""
+    path = Path(source.path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        rule = f"the folder holds no {', '.join(SUFFIXES)} file"
+    elif path.is_file():
+        files, rule = [path], ""
+    elif glob.has_magic(source.path):
+        files = sorted(Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file())
+        rule = "no file matches the pattern"
+    else:
+        files, rule = [], "no such file or folder"
+    if not files:
+        raise UserError(f"{where}: {source.path}: {rule}; relative paths start at the current folder ({Path.cwd().name}/)")
+    for file in files:
+        if file.suffix not in SUFFIXES:
+            raise UserError(f"{where}: {file}: unknown kind of file; expected {', '.join(SUFFIXES)}")
+    return files
+
+
+def is_dataset(source: SourceSettings) -> bool:
+    """Whether the source is read through Hugging Face `datasets`: a Hub id or a `save_to_disk` folder."""
+    folder = Path(source.path)
+    saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    return source.path.startswith(_HUB_PREFIX) or saved
+
+
+def fingerprint(source: SourceSettings, *, where: str) -> str:
+    """sha256 over what the source holds now, so that changed input is noticed whatever its time stamp says."""
+    digest = hashlib.sha256()
+    if is_dataset(source):
+        digest.update(_load_dataset(source, where=where)._fingerprint.encode())
+        return digest.hexdigest()
+    for file in source_files(source, where=where):
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(_sha256(stream))
+    return digest.hexdigest()
+
+
+def _sha256(stream: IO[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.digest()
+
+
+def chunks(source: SourceSettings, *, where: str) -> Iterator[Chunk]:
+    """Cut a source into chunks, in order."""
+    if is_dataset(source):
+        yield from _dataset_chunks(source, where=where)
+        return
+    for file in source_files(source, where=where):
+        if file.suffix == ".jsonl":
+            yield from _lines_chunks(file)
+        elif file.suffix == ".parquet":
+            yield from _parquet_chunks(file)
+        else:
+            yield from _batched(_json_array_rows(file))
+
+
+def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) for every row of a chunk; a row that cannot be parsed comes as a RowError in its place."""
+    if isinstance(chunk, RowsChunk):
+        yield from chunk.rows
+    elif isinstance(chunk, ParquetChunk):
+        rows = parquet.ParquetFile(chunk.path).read_row_group(chunk.row_group).to_pylist()
+        for number, row in enumerate(rows, chunk.first_row):
+            yield f"{chunk.path}:row {number}", row
+    else:
+        with open(chunk.path, "rb") as stream:
+            stream.seek(chunk.start)
+            block = stream.read(chunk.end - chunk.start)
+        for number, line in enumerate(block.split(b"\n"), chunk.first_line):
+            if line.strip():
+                yield f"{chunk.path}:{number}", _parse_line(line)
+
+
+def _lines_chunks(file: Path) -> Iterator[LinesChunk]:
+    start, line = 0, 1
+    with file.open("rb") as stream:
+        while block := stream.read(_LINES_CHUNK_BYTES):
+            block += stream.readline()  # up to the end of the line that the block cuts
+            yield LinesChunk(path=str(file), start=start, end=start + len(block), first_line=line)
+            start += len(block)
+            line += block.count(b"\n")
+
+
+def _parquet_chunks(file: Path) -> Iterator[ParquetChunk]:
+    try:
+        metadata = parquet.ParquetFile(file).metadata
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a readable Parquet file ({error}); write it again") from None
+    first_row = 1
+    for group in range(metadata.num_row_groups):
+        yield ParquetChunk(path=str(file), row_group=group, first_row=first_row)
+        first_row += metadata.row_group(group).num_rows
+
+
+def _dataset_chunks(source: SourceSettings, *, where: str) -> Iterator[RowsChunk]:
+    dataset = _load_dataset(source, where=where)
+    yield from _batched((f"{source.path}:row {number}", dict(row)) for number, row in enumerate(dataset, 1))
+
+
+def _batched(rows: Iterator[tuple[str, Any]]) -> Iterator[RowsChunk]:
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _ROWS_PER_CHUNK:
+            yield RowsChunk(rows=batch)
+            batch = []
+    if batch:
+        yield RowsChunk(rows=batch)
+
+
+def _load_dataset(source: SourceSettings, *, where: str) -> Any:
+    import datasets
+
+    if source.path.startswith(_HUB_PREFIX):
+        name = source.path.removeprefix(_HUB_PREFIX)
+        if source.split is None:
+            raise UserError(f"{where}: {source.path}: name the split, for example `split: train`")
+        try:
+            return datasets.load_dataset(name, split=source.split)
+        except Exception as error:
+            raise UserError(f"{where}: {source.path}: cannot be loaded from the Hub: {error}") from None
+    loaded = datasets.load_from_disk(source.path)
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    if source.split not in loaded:
+        raise UserError(f"{where}: {source.path}: split `{source.split}` is not there; splits: {', '.join(loaded)}")
+    return loaded[source.split]
+
+
+def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of a JSON file that holds a list of objects, decoded one after the other."""
+    data = file.read_bytes()
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise UserError(f"{file}: begins with a byte order mark; save it as UTF-8 without one")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: byte {error.start} is not valid UTF-8; save the file as UTF-8") from None
+    decoder = _decoder()
+    position = _skip_space(text, 0)
+    if position == len(text) or text[position] != "[":
+        raise UserError(f"{file}: expected a JSON list of objects; for one object a line, name the file .jsonl")
+    position, number = _skip_space(text, position + 1), 0
+    while position < len(text) and text[position] != "]":
+        number += 1
+        place = f"{file}:{text.count(chr(10), 0, position) + 1 if number == 1 else 'row ' + str(number)}"
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except ValueError as error:
+            problem = f"broken off or not JSON in row {number}: {error}"
+            raise UserError(f"{file}: {problem}; {number - 1} rows could be read") from None
+        except RowError as error:
+            raise UserError(f"{place}: {error}") from None
+        yield place, row
+        position = _skip_space(text, position)
+        if position < len(text) and text[position] == ",":
+            position = _skip_space(text, position + 1)
+        elif position < len(text) and text[position] != "]":
+            raise UserError(f"{file}: expected `,` or `]` after row {number}")
+    if position >= len(text):
+        raise UserError(f"{file}: the list has no end; {number} rows could be read, the rest is missing: get the file again")
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _parse_line(line: bytes) -> Any:
+    """A parsed row, or the RowError that says why there is none."""
+    if line.startswith(b"\xef\xbb\xbf"):
+        return RowError("byte_order_mark", "begins with a byte order mark; save the file as UTF-8 without one")
+    try:
+        return _decoder().decode(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return RowError("invalid_utf8", f"byte {error.start} is not valid UTF-8; save the file as UTF-8")
+    except RowError as error:
+        return error
+    except (ValueError, RecursionError) as error:
+        return RowError("invalid_json", f"not valid JSON: {error}")
+
+
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_object_without_duplicates)
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RowError("duplicate_key", f"key `{twice}` stands twice in one object; keep one")
+    return row

@@ -1,0 +1,92 @@
+"""YAML as recipes need it: YAML 1.2 scalars, no duplicate keys, no aliases, no tags, and a line for every key.
+
+PyYAML's own `safe_load` reads `2e-5` as text, `no` as False, `010` as 8, and lets the last of two equal keys win.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from data_pipeline.errors import UserError
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A parsed document: `value`, the line on which each key path begins (1-based), and the problems found."""
+
+    value: Any
+    lines: dict[KeyPath, int]
+    problems: list[str]
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without its YAML 1.1 resolvers; the ones of YAML 1.2 are added below."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+
+
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def parse(text: str, *, name: str) -> Document:
+    """Parse YAML text strictly.
+
+    Duplicate keys and non-text keys become entries of `problems`; what cannot be parsed at all, aliases, anchors and
+    tags raise UserError, because nothing after them can be trusted.
+    """
+    try:
+        for event in yaml.parse(text, Loader=_Yaml12Loader):
+            place = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise UserError(f"{place}: aliases and anchors are not allowed; write the value out")
+            if tag := getattr(event, "tag", None):
+                raise UserError(f"{place}: tags ({tag}) are not allowed; remove it")
+        node = yaml.compose(text, Loader=_Yaml12Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    document = Document(value={}, lines={}, problems=[])
+    value = _construct(node, (), document, name) if node is not None else {}
+    return Document(value=value, lines=document.lines, problems=document.problems)
+
+
+def parse_scalar(text: str) -> Any:
+    """Read the value of a `--set key=value` with the same rules as a recipe's values."""
+    return parse(text, name="--set").value if text.strip() else ""
+
+
+def _construct(node: yaml.Node, path: KeyPath, document: Document, name: str) -> Any:
+    document.lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                document.problems.append(f"{name}:{line}: a key must be plain text")
+                continue
+            if key in mapping:
+                place = ".".join(map(str, (*path, key)))
+                first = document.lines[(*path, key)]
+                document.problems.append(f"{name}:{line}: {place}: duplicate key, first on line {first}; keep one")
+                continue
+            document.lines[(*path, key)] = line
+            mapping[key] = _construct(value_node, (*path, key), document, name)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(item, (*path, index), document, name) for index, item in enumerate(node.value)]
+    return _Yaml12Loader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,76 @@
+"""Classes: the only place that decides what a message weighs and under which condition it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data_pipeline.conversation import Conversation, TaggedConversation
+from data_pipeline.settings import DataSettings, class_weights
+from data_pipeline.sources import RowError
+
+UNCONDITIONED = "unconditioned"  # class name of OpenChat rows whose condition is ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationClass:
+    """A row of the class table. `weight` is None for a class whose weights stand in its rows."""
+
+    name: str
+    condition: str
+    weight: float | None
+
+
+ClassTable = Mapping[str, ConversationClass]
+
+
+def class_table(data: DataSettings) -> ClassTable:
+    """The recipe's classes with their loss weights."""
+    weights = class_weights(data)
+    return {
+        name: ConversationClass(name=name, condition=spec.condition, weight=weights[name])
+        for name, spec in data.classes.items()
+    }
+
+
+def tag(conversation: Conversation, *, class_name: str | None, classes: ClassTable) -> TaggedConversation:
+    """Give a conversation its class, condition and one weight per message.
+
+    `class_name` is the source's class; without it the row's `class_field` counts, and without that the row's own
+    condition and weights (OpenChat's format). In a class from the table an assistant message weighs the class weight
+    times the row's own weight for it (1 where the row has none), and any other message 0. Raises RowError for an
+    unknown class, for a weighted message that is not the assistant's, and for an OpenChat message without a weight.
+    """
+    name = class_name if class_name is not None else conversation.class_value
+    if name is None:
+        return _tag_from_row(conversation)
+    if name not in classes:
+        raise RowError("unknown_class", f"class `{name}` is not in data.classes ({', '.join(classes)})")
+    spec = classes[name]
+    assert spec.weight is not None, "classes of the recipe have weights"
+    weights = []
+    for number, message in enumerate(conversation.messages):
+        if message.role == "assistant":
+            weights.append(spec.weight * (1.0 if message.weight is None else message.weight))
+        elif message.weight:
+            raise RowError("invalid_weight", f"message {number + 1}: only assistant messages can have a weight in a class")
+        else:
+            weights.append(0.0)
+    return TaggedConversation(
+        conversation=conversation, class_name=name, condition=spec.condition, message_weights=tuple(weights)
+    )
+
+
+def _tag_from_row(conversation: Conversation) -> TaggedConversation:
+    assert conversation.condition is not None, "formats.py reads it for sources without a class"
+    weights = []
+    for number, message in enumerate(conversation.messages):
+        if message.weight is None and message.role == "assistant":
+            raise RowError("invalid_weight", f"items[{number}].weight is missing; give it, or give the source a `class`")
+        weights.append(message.weight or 0.0)
+    return TaggedConversation(
+        conversation=conversation,
+        class_name=conversation.condition or UNCONDITIONED,
+        condition=conversation.condition,
+        message_weights=tuple(weights),
+    )

@@ -1,0 +1,214 @@
+"""Segments to ids and weights: the only file that touches a tokenizer while data is prepared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from data_pipeline.conversation import ControlToken, Segment, Text, TokenizedConversation
+from data_pipeline.errors import UserError
+from data_pipeline.formats import RESERVED_CHARACTER
+from data_pipeline.sources import RowError
+from data_pipeline.templates import Template
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec:
+    """A tokenizer made ready for a template: everything that decides the ids, as plain text that can be sent around.
+
+    backend: `tokenizer.json` with the template's control tokens added and the reserved character removed by its normalizer.
+    bos_token: put in front of every conversation, None where the tokenizer has none or the template begins with it.
+    pad_token, unk_token: the base tokenizer's own, None where it has none.
+    added_control_tokens: control tokens that the base tokenizer did not have; the model needs new rows for them.
+    """
+
+    backend: str
+    bos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    added_control_tokens: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that the model's embedding needs: the largest id plus one."""
+        return 1 + max(Tokenizer.from_str(self.backend).get_vocab(with_added_tokens=True).values())
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over everything that decides the ids."""
+        return hashlib.sha256(f"{self.backend}\0{self.bos_token}".encode()).hexdigest()
+
+
+def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:
+    """The tokenizer files of a local folder or a Hub model, by name. Raises UserError where `tokenizer.json` is missing."""
+    folder = Path(name)
+    if folder.is_dir():
+        found = {file: folder / file for file in TOKENIZER_FILES if (folder / file).is_file()}
+    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"model: {name}: no such folder, and not a Hub id (ORG/NAME)")
+    else:
+        found = _download(name, revision)
+    if "tokenizer.json" not in found:
+        raise UserError(
+            f"model: {name}: has no tokenizer.json; load it once with transformers' AutoTokenizer, save it with "
+            "save_pretrained and name that folder as `model.tokenizer`"
+        )
+    return found
+
+
+def _download(name: str, revision: str | None) -> dict[str, Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    found = {}
+    for file in TOKENIZER_FILES:
+        try:
+            found[file] = Path(hf_hub_download(name, file, revision=revision))
+        except EntryNotFoundError:
+            continue
+        except Exception as error:
+            raise UserError(
+                f"model: {name}: {file} cannot be had from the Hub ({type(error).__name__}); name a local folder, "
+                "or log in with `hf auth login` for a gated model"
+            ) from None
+    return found
+
+
+def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> TokenizerSpec:
+    """Read a tokenizer and make it ready for a template."""
+    config: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if file in files:
+            config.update(json.loads(files[file].read_text(encoding="utf-8")))
+    description = json.loads(files["tokenizer.json"].read_text(encoding="utf-8"))
+    for key in ("truncation", "padding"):  # a length limit saved with the tokenizer would cut text silently
+        description[key] = None
+    _remove_reserved_character(description)
+    tokenizer = Tokenizer.from_str(json.dumps(description))
+    added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False, single_word=False) for token in template.control_tokens]
+    )
+    bos_token = _token_text(config.get("bos_token"))
+    if bos_token is not None and tokenizer.token_to_id(bos_token) is None:
+        raise UserError(f"model: {files['tokenizer.json']}: bos_token `{bos_token}` is not in the vocabulary")
+    if bos_token in template.control_tokens:
+        bos_token = None  # chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
+    return TokenizerSpec(
+        backend=tokenizer.to_str(),
+        bos_token=bos_token,
+        pad_token=_token_text(config.get("pad_token")),
+        unk_token=_token_text(config.get("unk_token")),
+        added_control_tokens=added,
+    )
+
+
+def _token_text(value: Any) -> str | None:
+    text = value["content"] if isinstance(value, dict) else value
+    return None if text is None else str(text)
+
+
+def _remove_reserved_character(description: dict[str, Any]) -> None:
+    """Let the normalizer delete U+FDD0, which the chat template puts into control strings that a person typed."""
+    remove = {"type": "Replace", "pattern": {"String": RESERVED_CHARACTER}, "content": ""}
+    old = description.get("normalizer")
+    rest = [] if old is None else old["normalizers"] if old["type"] == "Sequence" else [old]
+    if remove not in rest:
+        description["normalizer"] = {"type": "Sequence", "normalizers": [remove, *rest]}
+
+
+class TemplateTokenizer:
+    """Turns rendered conversations into ids and weights with the tokenizer of a `TokenizerSpec`."""
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self._text = Tokenizer.from_str(_text_backend(spec.backend))
+        self._text.encode_special_tokens = True
+        special = {
+            token.content: token_id
+            for token_id, token in Tokenizer.from_str(spec.backend).get_added_tokens_decoder().items()
+            if token.special
+        }
+        self._control_ids = special
+        # A tokenizer without byte fallback writes its unknown token for ordinary text; that is no control token.
+        self._forbidden = np.array(sorted(i for t, i in special.items() if t != spec.unk_token), dtype=np.int32)
+        self._prefix_ids: dict[str, list[int]] = {}
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Every control token of the tokenizer, in the order of their ids."""
+        return tuple(sorted(self._control_ids, key=self._control_ids.__getitem__))
+
+    def num_text_tokens(self, text: str) -> int:
+        """How many ids a plain text has."""
+        return len(self._text.encode(text, add_special_tokens=False).ids)
+
+    def tokenize(self, conversations: Sequence[Sequence[Segment]]) -> list[TokenizedConversation | RowError]:
+        """Tokenize many conversations at once.
+
+        A conversation whose text would give a control id (a vocabulary that can spell one) comes as a RowError.
+        """
+        texts = [
+            segment.prefix + segment.content for segments in conversations for segment in segments if isinstance(segment, Text)
+        ]
+        encodings = iter(self._text.encode_batch_fast(texts, add_special_tokens=False))
+        return [self._assemble(segments, encodings) for segments in conversations]
+
+    def _assemble(self, segments: Sequence[Segment], encodings: Any) -> TokenizedConversation | RowError:
+        ids: list[int] = []
+        run_weights: list[float] = []
+        run_lengths: list[int] = []
+        num_control = 0
+        for segment in segments:
+            if isinstance(segment, ControlToken):
+                ids.append(self._control_ids[segment.text])
+                run_weights.append(segment.weight)
+                run_lengths.append(1)
+                num_control += 1
+                continue
+            text_ids = next(encodings).ids
+            num_prefix = self._num_prefix_tokens(segment, text_ids)
+            ids += text_ids
+            run_weights += (0.0, segment.weight)
+            run_lengths += (num_prefix, len(text_ids) - num_prefix)
+        input_ids = np.array(ids, dtype=np.int32)
+        loss_weights = np.repeat(np.array(run_weights, dtype=np.float32), run_lengths)
+        loss_weights[:1] = 0.0
+        if np.count_nonzero(np.isin(input_ids, self._forbidden)) != num_control:
+            return RowError("control_token_in_text", "the tokenizer turns its text into a control token; remove that text")
+        return TokenizedConversation(input_ids=input_ids, loss_weights=loss_weights)
+
+    def _num_prefix_tokens(self, segment: Text, text_ids: list[int]) -> int:
+        """How many of the ids hold prefix text. A token that spans prefix and content counts as prefix."""
+        if not segment.content:
+            return len(text_ids)
+        prefix_ids = self._prefix_ids.get(segment.prefix)
+        if prefix_ids is None:
+            prefix_ids = self._text.encode(segment.prefix, add_special_tokens=False).ids if segment.prefix else []
+            self._prefix_ids[segment.prefix] = prefix_ids
+        if text_ids[: len(prefix_ids)] == prefix_ids:
+            return len(prefix_ids)
+        # White space at the start of the content joined the prefix's last token: count by character offsets.
+        offsets = self._text.encode(segment.prefix + segment.content, add_special_tokens=False).offsets
+        return sum(start < len(segment.prefix) for start, _ in offsets)
+
+
+def _text_backend(backend: str) -> str:
+    """The tokenizer for text that follows a control token, tokenized on its own.
+
+    `prepend_scheme: first` puts a space only before the very first text of a prompt, which ours never is.
+    """
+    description = json.loads(backend)
+    pre_tokenizer = description.get("pre_tokenizer") or {}
+    for part in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:
+        if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
+            part["prepend_scheme"] = "never"
+    return json.dumps(description)

@@ -1,0 +1,196 @@
+"""Attention over packs: conversations never see each other. The only file that touches attention kernels.
+
+`transformers` models take their attention from a registry; ours is registered under one name and reads `cu_seqlens`
+from the keyword arguments that the model hands down. Shape letters: B batch (1), H heads, G key/value heads, T tokens
+of a pack, D head dimension.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from data_pipeline.errors import UserError
+
+REGISTERED_NAME = "ochat_packed"
+AttentionKernel = Callable[..., torch.Tensor]
+
+
+def attention_sdpa(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """The reference: torch's scaled dot product, one conversation at a time, on any device and in any precision.
+
+    window: a token sees itself and the `window - 1` tokens before it; None sees all before it.
+    """
+    outputs = []
+    bounds = cu_seqlens.tolist()
+    for start, end in pairwise(bounds):
+        if start == end:
+            continue
+        query, key, value = (x[start:end].transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
+        mask = None
+        if window is not None and end - start > window:
+            distance = torch.arange(end - start, device=query.device)
+            distance = distance[:, None] - distance[None, :]
+            mask = (distance >= 0) & (distance < window)
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout, enable_gqa=True
+        )
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def attention_varlen(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """torch's own variable-length kernel (FlashAttention-2), CUDA, half precision."""
+    varlen_attn, style = _torch_varlen()
+    arguments: dict[str, Any] = {"scale": scale}
+    if style == "is_causal":  # torch 2.10
+        if window is not None and max_seqlen > window:
+            raise UserError("model.attention: this torch's varlen kernel has no sliding window; use torch 2.11 or flash-attn")
+        arguments["is_causal"] = True
+    else:
+        arguments["window_size"] = (-1 if window is None else window - 1, 0)
+        if style == "enable_gqa":
+            arguments["enable_gqa"] = True
+    result: torch.Tensor = varlen_attn(
+        query_THD, key_TGD, value_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **arguments
+    )
+    return result
+
+
+@cache
+def _torch_varlen() -> tuple[Callable[..., Any], str]:
+    """torch's function and which of its three signatures it has."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = inspect.signature(varlen_attn).parameters
+    style = "enable_gqa" if "enable_gqa" in names else "window_size" if "window_size" in names else "is_causal"
+    return varlen_attn, style
+
+
+def attention_flash_2(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """The `flash-attn` package (FlashAttention-2)."""
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
+
+    result: torch.Tensor = flash_attn_varlen_func(
+        query_THD, key_TGD, value_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
+        dropout_p=dropout, softmax_scale=scale, causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+    )  # fmt: skip
+    return result
+
+
+def attention_flash_4(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """The `flash-attn-4` package (CuTe kernels for Hopper and later)."""
+    from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
+
+    result = flash_attn_varlen_func(
+        query_THD, key_TGD, value_TGD, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen, softmax_scale=scale, causal=True,
+        window_size=(None, None) if window is None else (window - 1, 0),
+    )  # fmt: skip
+    output: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return output
+
+
+_KERNELS: dict[str, AttentionKernel] = {
+    "flash_attention_4": attention_flash_4,
+    "flash_attention_2": attention_flash_2,
+    "varlen": attention_varlen,
+    "sdpa": attention_sdpa,
+}
+
+
+def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, dropout: float) -> str:
+    """The kernel to use: `wanted`, or for `auto` the fastest one that is installed and fits.
+
+    dropout: the model's attention dropout; only kernels that have dropout fit a model that uses it.
+    Raises UserError where `wanted` cannot run, with what is missing.
+    """
+    obstacles = {name: _obstacle(name, device, dtype, dropout) for name in _KERNELS}
+    if wanted == "auto":
+        return next(name for name, obstacle in obstacles.items() if obstacle is None)
+    if obstacles[wanted] is not None:
+        usable = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
+        raise UserError(f"model.attention: `{wanted}` cannot be used: {obstacles[wanted]}; usable here: {usable}")
+    return wanted
+
+
+def _obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str | None:
+    """Why a kernel cannot be used here, None where it can."""
+    if name == "sdpa":
+        return None
+    if device.type != "cuda":
+        return "it needs a CUDA GPU"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "it needs bfloat16"
+    if dropout and name in ("varlen", "flash_attention_4"):
+        return f"it has no dropout, and the model's attention_dropout is {dropout}"
+    if name == "flash_attention_4":
+        if torch.cuda.get_device_capability(device)[0] < 9:
+            return "it needs a Hopper GPU or later"
+        return None if _is_installed("flash_attn.cute") else "the package flash-attn-4 is not installed (extra `gpu`)"
+    if name == "flash_attention_2":
+        installed = _is_installed("flash_attn.flash_attn_interface")
+        return None if installed else "the package flash-attn is not installed (extra `flash-attn`)"
+    return None if _is_installed("torch.nn.attention.varlen") else "this torch has no varlen kernel; use 2.10 or later"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def register_attention(kernel_name: str) -> str:
+    """Register the kernel with `transformers` and return the name to give as `attn_implementation`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    kernel = _KERNELS[kernel_name]
+
+    def packed_attention(
+        module: torch.nn.Module,
+        query_BHTD: torch.Tensor,
+        key_BGTD: torch.Tensor,
+        value_BGTD: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        scaling: float,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        **unused: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if unused.get("softcap") is not None:
+            raise UserError("model: attention with logit soft-capping is not supported")
+        query, key, value = (x[0].transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTD))
+        output_THD = kernel(
+            query, key, value,
+            cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, scale=scaling, window=sliding_window, dropout=dropout,
+        )  # fmt: skip
+        return output_THD[None], None
+
+    AttentionInterface.register(REGISTERED_NAME, packed_attention)
+    # No mask is built: the kernel knows the borders from cu_seqlens, and is causal.
+    AttentionMaskInterface.register(REGISTERED_NAME, lambda *args, **kwargs: None)
+    return REGISTERED_NAME

@@ -1,0 +1,198 @@
+"""The `ochat` command: reads arguments, calls one function a verb, prints. No work is done here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from ochat_train import __version__
+
+EXIT_USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 only on success. Problems a user can mend go to stderr as one message."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        if int(os.environ.get("RANK", "0")) == 0:  # every rank finds the same problem; one says it
+            print(f"ochat {options.verb}: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # `ochat inspect ... | head`
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ochat", description="Train chat models on conversations of mixed quality (C-RLFT).")
+    parser.add_argument("--version", action="version", version=f"ochat-train {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", help="show a traceback with an error")
+        return sub
+
+    def recipe_verb(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+        sub = verb(name, run, text, example)
+        sub.add_argument("recipe", type=Path, help="recipe file (YAML)")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+            help="change a value of the recipe; may be given several times",
+        )  # fmt: skip
+        return sub
+
+    prepare = recipe_verb(
+        "prepare", _prepare, "Turn raw conversations into a prepared dataset.", "ochat prepare recipes/quickstart.yaml"
+    )
+    prepare.add_argument("--workers", type=_positive, help="processes; default: one per core")
+    prepare.add_argument("--json", action="store_true", help="print one JSON document")
+
+    inspect = verb(
+        "inspect", _inspect, "Show prepared rows, the class table and lengths.",
+        "ochat inspect data/quickstart/prepared --split train --rows 0:3",
+    )  # fmt: skip
+    inspect.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
+    inspect.add_argument("--split", choices=("train", "validation"), default="train")
+    inspect.add_argument("--rows", type=_row_range, default=slice(0, 3), metavar="A:B", help="rows A to B-1 (default 0:3)")
+    inspect.add_argument("--json", action="store_true", help="print one JSON line per row")
+
+    text = "Say what a recipe would do, without training."
+    plan = recipe_verb("plan", _plan, text, "ochat plan recipes/quickstart.yaml --gpus 8")
+    plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
+    plan.add_argument("--json", action="store_true", help="print one JSON document")
+
+    train = recipe_verb(
+        "train", _train, "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
+        "deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
+    )  # fmt: skip
+    train.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH",
+        help="go on from the newest intact checkpoint (auto, the default), start anew, or go on from a checkpoint folder",
+    )  # fmt: skip
+    train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; LOCAL_RANK counts
+
+    export = verb(
+        "export", _export, "Write a checkpoint as a Hugging Face folder.",
+        "ochat export runs/quickstart --out runs/quickstart/export",
+    )  # fmt: skip
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
+    export.add_argument("--step", type=_positive, help="step of the checkpoint; default: the newest")
+    export.add_argument("--out", type=Path, required=True, help="folder to write")
+
+    generate = verb(
+        "generate", _generate, "Ask an exported model one thing.",
+        'ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
+    )  # fmt: skip
+    generate.add_argument("model", type=Path, help="exported folder")
+    generate.add_argument("--prompt", required=True, help="what the user says")
+    generate.add_argument("--condition", help="condition to answer under; default: the export's own")
+    generate.add_argument("--system", default="", help="system text")
+    generate.add_argument("--max-new-tokens", type=_positive, default=256)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    generate.add_argument("--json", action="store_true", help="print one JSON document")
+
+    schema = verb("schema", _schema, "Print the JSON schema of recipes, for editors.", "ochat schema > recipe.schema.json")
+    schema.set_defaults(verb="schema")
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from ochat_train.prepare_data import prepare_recipe, prepare_report
+    from ochat_train.recipe import load_recipe
+    from ochat_train.report_text import prepare_text
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    with tqdm(desc="prepare", unit="row", disable=not sys.stderr.isatty()) as bar:
+        manifest, reused = prepare_recipe(recipe, num_workers=options.workers, progress=bar.update)
+    if options.json:
+        print(json.dumps(prepare_report(manifest), ensure_ascii=False))
+    else:
+        print(prepare_text(manifest, Path(recipe.data.prepared_dir), reused=reused))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from data_pipeline import show
+
+    if options.json:
+        for row in show.rows(options.dir, options.split, options.rows):
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        print(show.text(options.dir, options.split, options.rows, color=sys.stdout.isatty()))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from ochat_train.plan_report import plan_report
+    from ochat_train.recipe import load_recipe
+    from ochat_train.report_text import plan_text
+
+    report = plan_report(load_recipe(options.recipe, options.overrides), num_gpus=options.gpus)
+    print(json.dumps(report) if options.json else plan_text(report, num_gpus=options.gpus))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ochat_train.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs a second, not a GPU
+    from ochat_train.train import train
+
+    train(recipe, resume=options.resume)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ochat_train.export import export
+
+    print(f"exported and verified: {export(options.run_dir, options.out, step=options.step)}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from ochat_train.generate import Generator
+
+    system = [{"role": "system", "content": options.system}] if options.system else []
+    messages = [*system, {"role": "user", "content": options.prompt}]
+    answer = Generator(options.model).answers(
+        [messages], condition=options.condition, max_new_tokens=options.max_new_tokens, temperature=options.temperature
+    )[0]
+    print(json.dumps({"condition": options.condition, "prompt": options.prompt, "answer": answer}) if options.json else answer)
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from ochat_train.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(by_alias=True), indent=1))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _row_range(text: str) -> slice:
+    start, separator, end = text.partition(":")
+    if not separator or not all(part == "" or part.isdigit() for part in (start, end)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B, for example 0:10")
+    return slice(int(start or 0), int(end) if end else None)
+
+
+def run_as_script() -> Any:
+    """Entry point of the `ochat` script."""
+    sys.exit(main())

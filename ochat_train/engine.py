@@ -1,0 +1,120 @@
+"""DeepSpeed: process group, configuration from the recipe, engine. The only file that configures it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.plan import num_micro_batches
+from ochat_train.model import PackedCausalLM, model_dtype
+from ochat_train.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Who this process is."""
+
+    rank: int
+    num_ranks: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that prints and writes shared files."""
+        return self.rank == 0
+
+
+def start_ranks() -> Ranks:
+    """Join the process group of the launcher (`deepspeed`, `torchrun`), or make one of a single process."""
+    # These two words must be known before deepspeed is imported, or it prints a page of notices.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if "WORLD_SIZE" not in os.environ:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(_free_port())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"rank {local_rank} of this host has no GPU: {torch.cuda.device_count()} are visible; start fewer")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
+    return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe; the recipe's raw `deepspeed.config` is merged over it last."""
+    settings = recipe.deepspeed
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.zero_stage in (1, 2):
+        zero |= {"overlap_comm": device.type == "cuda", "contiguous_gradients": True, "reduce_bucket_size": 200_000_000}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    if settings.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": num_micro_batches(recipe.train.bins_per_step, num_ranks),
+        "gradient_clipping": recipe.optimizer.grad_clip,
+        "zero_optimization": zero,
+        "steps_per_print": 2**31,  # metrics.py reports
+    }
+    if model_dtype(recipe.model, device) == torch.bfloat16:
+        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return _merged(config, settings.config)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks) -> Any:
+    """The DeepSpeed engine with AdamW. The learning rate is set by the training loop before every update."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=_optimizer(model, recipe, ranks.device),
+        config=deepspeed_config(recipe, num_ranks=ranks.num_ranks, device=ranks.device),
+    )
+    if recipe.deepspeed.zero_stage == 3:
+        engine.module.register_for_zero_3()
+    return engine
+
+
+def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    settings = recipe.optimizer
+    arguments: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": tuple(settings.betas),
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if recipe.deepspeed.offload_optimizer:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
+        return optimizer
+    return torch.optim.AdamW(model.parameters(), fused=device.type == "cuda", **arguments)

@@ -1,0 +1,174 @@
+"""From a checkpoint to a Hugging Face folder that is proven to hold the trained model before it gets its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.chat_folder import render_chat_template
+from data_pipeline.dataset import replaced_folder
+from data_pipeline.errors import UserError
+from ochat_train.checkpoint import (
+    STATE,
+    checkpoints_dir,
+    library_versions,
+    list_checkpoints,
+    read_manifest,
+    refuse_unsafe_pickles,
+    verify,
+)
+from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
+
+OCHAT_FILE = "ochat.json"
+_PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
+
+
+def export(run_dir: Path, out: Path, *, step: int | None) -> Path:
+    """Write the model of a checkpoint (the newest, or that of `step`) as a Hugging Face folder.
+
+    The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by
+    its logits, and its tokenizer's ids with the prepared ones; only then it is renamed to `out`.
+    """
+    run = read_run_folder(run_dir)
+    checkpoint = _find(run, step)
+    if (problem := verify(checkpoint)) is not None:
+        raise UserError(f"{checkpoint}: {problem}; export another step")
+    state = load_trained_weights(checkpoint)
+    with replaced_folder(out, owned=(out / OCHAT_FILE).is_file()) as folder:
+        trained = _build(run, state)
+        trained.save_pretrained(folder)
+        for file in (run.path / "tokenizer").iterdir():
+            shutil.copyfile(file, folder / file.name)
+        _write_ochat_json(run, checkpoint, folder)
+        _verify_export(run, trained, folder)
+    return out
+
+
+def _find(run: RunFolder, step: int | None) -> Path:
+    available = list_checkpoints(run.path)
+    if not available:
+        raise UserError(f"{checkpoints_dir(run.path)}: holds no complete checkpoint; train first")
+    if step is None:
+        return available[-1]
+    for folder in available:
+        if read_manifest(folder).step == step:
+            return folder
+    steps = ", ".join(str(read_manifest(folder).step) for folder in available)
+    raise UserError(f"--step {step}: no such checkpoint; steps there: {steps}")
+
+
+def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained causal LM's weights by name, on the CPU, in the dtype of the forward pass."""
+    refuse_unsafe_pickles(checkpoint)
+    model_states = sorted((checkpoint / STATE).glob("*model_states.pt"))
+    # The pickles were just scanned: they hold nothing but tensors, containers and three classes of DeepSpeed's.
+    first = torch.load(model_states[0], map_location="cpu", weights_only=False, mmap=True)
+    if read_manifest(checkpoint).zero_stage < 3:
+        state = first["module"]
+    else:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        # Stage 3 spreads the weights; the float32 master copies, rounded, are the weights of the forward pass.
+        dtype = first["dtype"] if isinstance(first.get("dtype"), torch.dtype) else _forward_dtype(first)
+        masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
+        state = {name: tensor.to(dtype) for name, tensor in masters.items()}
+    trained = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+    empty = [name for name, tensor in trained.items() if not tensor.numel()]
+    assert trained, "the checkpoint holds no weights"
+    assert not empty, f"empty weights in the checkpoint: {empty}"
+    return trained
+
+
+def _forward_dtype(model_states: dict[str, Any]) -> torch.dtype:
+    config = model_states.get("ds_config") or {}
+    return torch.bfloat16 if (config.get("bf16") or {}).get("enabled") else torch.float32
+
+
+def _build(run: RunFolder, state: dict[str, torch.Tensor]) -> Any:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(run.path / MODEL_CONFIG_FOLDER)
+    dtype = next(iter(state.values())).dtype
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict(state, assign=True, strict=False)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not left, f"the checkpoint has no weights for {left}"
+    _restore_buffers(model, config)
+    tokenizer = _tokenizer(run.path / "tokenizer")
+    generation = transformers.GenerationConfig.from_model_config(config)
+    generation.eos_token_id = tokenizer.eos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.bos_token_id = tokenizer.bos_token_id
+    model.generation_config = generation
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.bos_token_id = tokenizer.bos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def _restore_buffers(model: Any, config: Any) -> None:
+    """Recompute what is not saved (rotary frequencies): built on the meta device, they have no values yet."""
+    for module in model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            fresh = type(module)(config=config)
+            for name, buffer in fresh.named_buffers(recurse=False):
+                setattr(module, name, buffer)
+
+
+def _tokenizer(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _write_ochat_json(run: RunFolder, checkpoint: Path, folder: Path) -> None:
+    """What the model was made of, without paths of this machine: recipe values, class table, versions."""
+    recipe = run.recipe.model_dump(mode="json", by_alias=True, exclude={"output_dir": True, "data": {"prepared_dir"}})
+    for source in recipe["data"]["sources"]:
+        source["path"] = Path(source["path"]).name
+    for key in ("path", "tokenizer"):
+        value = recipe["model"][key]
+        if value is not None and (Path(value).is_absolute() or Path(value).exists()):
+            recipe["model"][key] = Path(value).name
+    content = {
+        "step": read_manifest(checkpoint).step,
+        "template": run.prepared.template,
+        "inference_condition": run.prepared.inference_condition,
+        "classes": [vars(row) for row in run.prepared.classes],
+        "recipe": recipe,
+        "versions": library_versions(),
+    }
+    (folder / OCHAT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
+    import transformers
+
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    expected, found = trained.state_dict(), loaded.state_dict()
+    wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
+    if wrong:
+        raise UserError(f"{folder}: weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}; not exported")
+    tokenizer, reference = _tokenizer(folder), _tokenizer(run.path / "tokenizer")
+    template = (run.path / "tokenizer" / "chat_template.jinja").read_text(encoding="utf-8")
+    messages = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
+    for condition in {row.condition for row in run.prepared.classes}:
+        variables = {"condition": condition, "add_generation_prompt": True}
+        prompt = render_chat_template(template, messages, **variables)
+        ids = tokenizer.apply_chat_template(messages, return_dict=False, **variables)
+        if ids != reference.backend_tokenizer.encode(prompt, add_special_tokens=False).ids:
+            raise UserError(f"{folder}: the tokenizer gives other ids after loading (condition {condition!r}); not exported")
+        probe = torch.tensor([ids])
+        if not torch.equal(trained(probe).logits, loaded(probe).logits):
+            raise UserError(f"{folder}: the loaded model gives other logits (condition {condition!r}); not exported")
+
+
+def _same(expected: torch.Tensor | None, found: torch.Tensor | None) -> bool:
+    return expected is not None and found is not None and expected.dtype == found.dtype and torch.equal(expected, found)

@@ -1,0 +1,51 @@
+"""A quick look at an export: one prompt, one condition, greedy or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+
+
+Messages = Sequence[dict[str, str]]
+
+
+class Generator:
+    """An exported model, loaded once."""
+
+    def __init__(self, folder: Path) -> None:
+        import transformers
+
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: not an exported model (config.json is missing)")
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(self._device)
+
+    @torch.inference_mode()
+    def answers(
+        self, conversations: Sequence[Messages], *, condition: str | None, max_new_tokens: int, temperature: float
+    ) -> list[str]:
+        """One answer for each list of messages. condition: None for the export's own. temperature: 0 for greedy."""
+        variables = {} if condition is None else {"condition": condition}
+        prompts = [
+            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **variables)
+            for messages in conversations
+        ]
+        width = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id
+        input_ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        output = self._model.generate(input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **sampling)
+        return [self._text(row[width:].tolist()) for row in output]
+
+    def _text(self, ids: list[int]) -> str:
+        """The answer as a person wrote it: up to the end of turn, without the space that leads every message."""
+        end = self.tokenizer.eos_token_id
+        ids = ids[: ids.index(end)] if end in ids else ids
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).removeprefix(" ")

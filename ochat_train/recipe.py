@@ -1,0 +1,306 @@
+"""The recipe: one YAML file that says everything about a run. Read strictly, all problems reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from data_pipeline.errors import UserError
+from data_pipeline.settings import DataSettings, Ratio, Section
+from data_pipeline.strict_yaml import Document, KeyPath, parse, parse_scalar
+from data_pipeline.templates import TEMPLATES
+
+Positive = Annotated[float, Field(gt=0.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class ModelSettings(Section):
+    """The base model, its tokenizer and prompt format."""
+
+    path: str | None = Field(None, description="Hub id (`ORG/NAME`) or folder of the base model")
+    config: dict[str, Any] | None = Field(
+        None, description="in place of `path`: the `config.json` of a model that starts from random weights"
+    )
+    tokenizer: str | None = Field(None, description="Hub id or folder of the tokenizer; default: `path`")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub, for `path` and `tokenizer`")
+    template: str = Field(description=f"prompt format: {', '.join(TEMPLATES)}")
+    max_length_tokens: PositiveInt = Field(description="longest conversation; longer ones are treated as `data.overlong` says")
+    inference_condition: str | None = Field(
+        None, description="condition that exports are prompted with by default; chosen from the classes if not given"
+    )
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="`auto`: bfloat16 with float32 master weights on a GPU, float32 on a CPU"
+    )
+    attention: Literal["auto", "flash_attention_4", "flash_attention_2", "varlen", "sdpa"] = Field(
+        "auto", description="attention kernel; `auto` takes the fastest that is installed and prints its choice"
+    )
+    activation_checkpointing: Literal["none", "full"] = Field(
+        "none", description="`full`: recompute each layer in the backward pass; slower, much less memory"
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _template_exists(cls, value: str) -> str:
+        if value not in TEMPLATES:
+            raise ValueError(f"unknown template; {_did_you_mean(value, TEMPLATES) or 'templates: ' + ', '.join(TEMPLATES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSettings:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give exactly one of `path` (a trained base) and `config` (random weights)")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("`tokenizer` is missing: a model from `config` brings none")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config.model_type is missing, for example `mistral`")
+        return self
+
+    @property
+    def tokenizer_source(self) -> str:
+        """Where the tokenizer comes from."""
+        source = self.tokenizer or self.path
+        assert source is not None, "checked by _one_origin"
+        return source
+
+
+class TrainSettings(Section):
+    """How much is trained on at once, and how often."""
+
+    epochs: PositiveInt = Field(description="passes over the training split")
+    pack_length_tokens: PositiveInt = Field(description="length of a pack; one pack is one micro-batch of one GPU")
+    tokens_per_step: PositiveInt = Field(
+        description="tokens of one optimizer step over all GPUs, padding included; a multiple of `pack_length_tokens`"
+    )
+    loss_denominator: Literal["epoch", "step"] = Field(
+        "epoch",
+        description="what the weighted loss of a step is divided by. `epoch`: the mean weight of a step, a constant "
+        "(unbiased). `step`: the step's own weight, as OpenChat does (cancels class weights in small steps)",
+    )
+    max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps; default: all epochs")
+    log_every_steps: PositiveInt = Field(1, description="write metrics every so many steps")
+
+    @model_validator(mode="after")
+    def _whole_packs(self) -> TrainSettings:
+        if self.tokens_per_step % self.pack_length_tokens:
+            multiple = max(1, round(self.tokens_per_step / self.pack_length_tokens)) * self.pack_length_tokens
+            raise ValueError(
+                f"tokens_per_step {self.tokens_per_step} is not a multiple of pack_length_tokens "
+                f"{self.pack_length_tokens}; the nearest is {multiple}"
+            )
+        return self
+
+    @property
+    def bins_per_step(self) -> int:
+        """Packs in one optimizer step."""
+        return self.tokens_per_step // self.pack_length_tokens
+
+
+class OptimizerSettings(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: Positive | Literal["auto"] = Field(
+        "auto", description="peak learning rate; `auto`: OpenChat's rule, base * sqrt(supervised tokens per step / 4e6)"
+    )
+    warmup_ratio: Ratio = Field(0.05, description="share of the steps with a rising learning rate")
+    min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
+    weight_decay: float = Field(0.1, ge=0.0, description="AdamW weight decay, on all parameters as in OpenChat")
+    betas: Annotated[list[Ratio], Field(min_length=2, max_length=2)] = Field([0.9, 0.95], description="AdamW betas")
+    eps: Positive = Field(1e-5, description="AdamW epsilon")
+    grad_clip: float = Field(1.0, ge=0.0, description="largest gradient norm; 0 turns clipping off")
+
+
+class DeepSpeedSettings(Section):
+    """How DeepSpeed spreads the model over GPUs."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="what is spread over GPUs: 1 optimizer states, 2 also gradients, 3 also parameters"
+    )
+    offload_optimizer: bool = Field(False, description="keep optimizer states in CPU memory (stages 1 to 3)")
+    offload_parameters: bool = Field(False, description="keep parameters in CPU memory (stage 3)")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="raw DeepSpeed configuration, merged last over what the recipe generates"
+    )
+
+    @model_validator(mode="after")
+    def _offload_fits_stage(self) -> DeepSpeedSettings:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage 3")
+        owned = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "scheduler", "optimizer"}
+        if clash := sorted(owned & set(self.config)):
+            raise ValueError(f"config.{clash[0]} is decided by the recipe (train, optimizer); change it there")
+        return self
+
+
+class CheckpointSettings(Section):
+    """When resume states are written."""
+
+    save_every_steps: PositiveInt | None = Field(
+        None, description="write a resume state every so many steps, and at the end; default: only at the end"
+    )
+    keep_last: PositiveInt = Field(2, description="how many resume states to keep")
+
+
+class TrackingSettings(Section):
+    """Where metrics go, beside `metrics.jsonl` in the run folder."""
+
+    wandb: bool = Field(False, description="log to Weights & Biases")
+    tensorboard: bool = Field(False, description="write TensorBoard files into the run folder")
+
+
+class Recipe(Section):
+    """Everything about one run."""
+
+    name: str = Field(description="name of the run: letters, digits, `.`, `_`, `-`")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides validation split, packing, random weights and dropout")
+    output_dir: str = Field(min_length=1, description="folder of the run: metrics, checkpoints")
+    model: ModelSettings
+    data: DataSettings
+    train: TrainSettings
+    optimizer: OptimizerSettings = OptimizerSettings()
+    deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, value: str) -> str:
+        if not NAME_PATTERN.fullmatch(value):
+            raise ValueError("use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit")
+        return value
+
+    @model_validator(mode="after")
+    def _conversation_fits_pack(self) -> Recipe:
+        problems = []
+        if self.model.max_length_tokens > self.train.pack_length_tokens:
+            problems.append(
+                f"model.max_length_tokens {self.model.max_length_tokens} is larger than train.pack_length_tokens "
+                f"{self.train.pack_length_tokens}: a conversation must fit into a pack; raise the pack length"
+            )
+        if self.data.prepared_dir == self.output_dir:
+            problems.append("output_dir and data.prepared_dir must be two folders")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the recipe's values."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe. `overrides` are `section.key=value` texts (`--set`), checked in the same way.
+
+    Raises UserError with every problem found, each with its place, value, rule and the nearest valid key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    document = parse(text, name=str(path))
+    if not isinstance(document.value, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections (name, model, data, train, ...)")
+    problems = list(document.problems)
+    for override in overrides:
+        problems += _apply_override(document.value, override)
+    try:
+        recipe = Recipe.model_validate(document.value)
+    except ValidationError as error:
+        problems += [_describe(problem, document, path) for problem in error.errors()]
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in problems)]))
+    return recipe
+
+
+def _apply_override(value: dict[str, Any], override: str) -> list[str]:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        return [f"--set {override}: expected section.key=value"]
+    *sections, last = key.split(".")
+    target: Any = value
+    for section in sections:
+        if isinstance(target, list) and section.isdigit() and int(section) < len(target):
+            target = target[int(section)]
+        elif isinstance(target, dict):
+            target = target.setdefault(section, {})
+        else:
+            target = None
+    if isinstance(target, list) and last.isdigit() and int(last) < len(target):
+        target[int(last)] = parse_scalar(text)
+    elif isinstance(target, dict):
+        target[last] = parse_scalar(text)
+    else:
+        return [f"--set {override}: `{key}` is not inside a section"]
+    return []
+
+
+def _describe(problem: Any, document: Document, path: Path) -> str:
+    """One line for one problem: place, key, what is wrong, and the nearest valid key."""
+    # pydantic adds the tried type to the place of a union; those parts are not keys of the recipe
+    types = ("float", "constrained", "literal", "function-")
+    location: KeyPath = tuple(part for part in problem["loc"] if not str(part).startswith(types))
+    known = location
+    while known and known not in document.lines:
+        known = known[:-1]
+    line = document.lines.get(known, 1)
+    place = f"{path}:{line}: {'.'.join(map(str, location)) or 'recipe'}"
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        keys = _keys_of(location[:-1])
+        hint = _did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
+        return f"{place}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{place}: missing; {_description_of(location) or 'add it'}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error" and isinstance(problem["input"], dict | BaseModel):
+        return f"{place}: {message}"
+    shown = repr(problem["input"])
+    return f"{place}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message[0].lower()}{message[1:]}"
+
+
+def _section_at(location: KeyPath) -> type[BaseModel] | None:
+    """The section that a key path leads to; names of classes and numbers of sources are walked over."""
+    section: type[BaseModel] | None = Recipe
+    entries: type[BaseModel] | None = None  # what a list or mapping of sections holds, while its index is next
+    for key in location:
+        if entries is not None:
+            section, entries = entries, None
+            continue
+        fields = section.model_fields.items() if section else ()
+        annotation: Any = next((field.annotation for name, field in fields if key in (name, field.alias)), None)
+        inner = [part for part in get_args(annotation) if _is_section(part)]
+        section = annotation if _is_section(annotation) else None
+        entries = inner[0] if inner else None
+    return section
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _keys_of(location: KeyPath) -> list[str]:
+    section = _section_at(location)
+    return [field.alias or name for name, field in section.model_fields.items()] if section else []
+
+
+def _description_of(location: KeyPath) -> str:
+    section = _section_at(location[:-1])
+    if section is None:
+        return ""
+    return next((f.description or "" for name, f in section.model_fields.items() if location[-1] in (name, f.alias)), "")
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else ""
