@@ -132,6 +132,7 @@ def choose_checkpoint(output_dir: Path, resume: str, ranks: Ranks, *, zero_stage
     Rank 0 decides for all ranks. Raises UserError, on all ranks, where the checkpoint does not fit this run.
     """
     decision: list[Any] = [None, None]
+    folder: Path | None
     if ranks.is_main:
         try:
             folder = _find_checkpoint(output_dir, resume)
@@ -143,7 +144,7 @@ def choose_checkpoint(output_dir: Path, resume: str, ranks: Ranks, *, zero_stage
     torch.distributed.broadcast_object_list(decision, src=0)
     if decision[1] is not None:
         raise UserError(decision[1])
-    folder: Path | None = decision[0]
+    folder = decision[0]
     return folder
 
 

@@ -10,7 +10,6 @@ import torch
 
 from data_pipeline.errors import UserError
 
-
 Messages = Sequence[dict[str, str]]
 
 

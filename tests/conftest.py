@@ -1,0 +1,152 @@
+"""Fixtures that several tests share: tokenizers made on the spot, small recipes, ranks in real processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ochat_train.quickstart.make import write_tokenizer
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A Mistral that trains in seconds: grouped heads, two layers, untied embeddings.
+TINY_MODEL: dict[str, Any] = {
+    "model_type": "mistral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+    "sliding_window": None, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 400 tokens, as SmolLM2's or Llama-3's, but trained here."""
+    folder = tmp_path_factory.mktemp("small_tokenizer")
+    texts = ["Hello there, how are you today?", "GPT4 Correct User: GPT4 Correct Assistant: GPT3", "The answer is 42."] * 20
+    write_tokenizer(folder, texts, vocab_size=400)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mistral_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Mistral-7B-v0.1 tokenizer (32,000 pieces), from the package mistral-common."""
+    import transformers
+
+    spec = importlib.util.find_spec("mistral_common")
+    assert spec is not None
+    assert spec.origin is not None
+    work, folder = tmp_path_factory.mktemp("mistral_source"), tmp_path_factory.mktemp("mistral_tokenizer")
+    shutil.copy(Path(spec.origin).parent / "data" / "tokenizer.model.v1", work / "tokenizer.model")
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True, **tokens}
+    (work / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(work)
+    (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **tokens}))
+    return folder
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    """Rows of format `messages`, one to three turns, of different lengths, with a unique first prompt."""
+    rows = []
+    for number in range(count):
+        messages = []
+        for turn in range(1 + number % 3):
+            messages.append({"role": "user", "content": f"Question {number}.{turn}: how are you?"})
+            messages.append({"role": "assistant", "content": "The answer is " + "42 " * (1 + (number * 7 + turn) % 9) + "."})
+        rows.append({"messages": messages})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    """Write rows, one JSON document a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+RecipeFactory = Callable[..., Path]
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path, small_tokenizer_dir: Path) -> RecipeFactory:
+    """Writes raw data (two classes) and a small recipe; keyword arguments replace values, `section__key=value`."""
+
+    def make(**changes: Any) -> Path:
+        write_jsonl(tmp_path / "expert.jsonl", conversations(24))
+        write_jsonl(tmp_path / "suboptimal.jsonl", conversations(60)[24:])
+        recipe: dict[str, Any] = {
+            "name": "small",
+            "seed": 1,
+            "output_dir": str(tmp_path / "run"),
+            "model": {
+                "config": dict(TINY_MODEL),
+                "tokenizer": str(small_tokenizer_dir),
+                "template": "openchat_3.5",
+                "max_length_tokens": 256,
+            },
+            "data": {
+                "prepared_dir": str(tmp_path / "prepared"),
+                "classes": {
+                    "expert": {"condition": "GPT4 Correct", "reward": 1.0},
+                    "suboptimal": {"condition": "GPT3", "reward": 0.0},
+                },
+                "beta": 0.4342945,
+                "sources": [
+                    {"path": str(tmp_path / "expert.jsonl"), "format": "messages", "class": "expert"},
+                    {"path": str(tmp_path / "suboptimal.jsonl"), "format": "messages", "class": "suboptimal"},
+                ],
+            },
+            "train": {"epochs": 2, "pack_length_tokens": 256, "tokens_per_step": 1024},
+            "optimizer": {"learning_rate": 0.003, "eps": 1.0e-8},
+            "deepspeed": {"zero_stage": 2, "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
+        }
+        for key, value in changes.items():
+            *sections, last = key.split("__")
+            target = recipe
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[last] = value
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        return path
+
+    return make
+
+
+def ochat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the `ochat` command in a process of its own, as a user does."""
+    command = [sys.executable, "-c", "from ochat_train.cli import run_as_script; run_as_script()", *map(str, arguments)]
+    return run(command, **environment)
+
+
+def deepspeed_train(recipe: Path, *arguments: str, num_ranks: int = 2, port: int = 29511) -> subprocess.CompletedProcess[str]:
+    """Train under DeepSpeed's own launcher with real ranks."""
+    command = [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks), "--master_port", str(port),
+        "--module", "ochat_train", str(recipe), *arguments,
+    ]  # fmt: skip
+    return run(command)
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository's root and return it finished; output is kept as text."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
