@@ -32,14 +32,16 @@ def attention_sdpa(
     window: a token sees itself and the `window - 1` tokens before it; None sees all before it.
     """
     outputs = []
-    bounds = cu_seqlens.tolist()
-    for start, end in pairwise(bounds):
-        if start == end:
+    lengths = [end - start for start, end in pairwise(cu_seqlens.tolist())]
+    # `split` and not slices: its backward pass is one concatenation instead of a zero-filled pack per conversation
+    conversations = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query_THD, key_TGD, value_TGD)), strict=True)
+    for length, tensors in zip(lengths, conversations, strict=True):
+        if not length:
             continue
-        query, key, value = (x[start:end].transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
+        query, key, value = (x[None] for x in tensors)
         mask = None
-        if window is not None and end - start > window:
-            distance = torch.arange(end - start, device=query.device)
+        if window is not None and length > window:
+            distance = torch.arange(length, device=query.device)
             distance = distance[:, None] - distance[None, :]
             mask = (distance >= 0) & (distance < window)
         output = F.scaled_dot_product_attention(

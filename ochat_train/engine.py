@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ def start_ranks() -> Ranks:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that newer torch calls deprecated, once a rank and step
+    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
     if "WORLD_SIZE" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())
@@ -102,6 +105,15 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks) -> Any:
     if recipe.deepspeed.zero_stage == 3:
         engine.module.register_for_zero_3()
     return engine
+
+
+def update(engine: Any) -> float:
+    """Take the optimizer step at the end of gradient accumulation; returns the gradient norm before clipping."""
+    reports_norm = engine.zero_optimization() or engine.bfloat16_enabled()
+    if not reports_norm:  # plain float32 without ZeRO: gradients are averaged over ranks already, and in `grad`
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    return float(engine.get_global_grad_norm() if reports_norm else norm)
 
 
 def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

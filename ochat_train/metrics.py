@@ -24,10 +24,12 @@ class StepSums:
     """Sums of one optimizer step over all ranks and micro-batches.
 
     per_class: float64[C, 4], weighted nll, weight, weighted correct, supervised tokens. num_tokens: without padding.
+    grad_norm: 2-norm of the gradient over all parameters, before clipping.
     """
 
     per_class: torch.Tensor
     num_tokens: int
+    grad_norm: float
 
 
 def step_metrics(sums: StepSums, class_names: Sequence[str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _num_parameters(config: Any, vocab_size: int) -> int:
 
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    count: int = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(parameter.numel() for parameter in model.parameters())
     missing_rows = max(0, vocab_size - config.vocab_size)
     tables = 1 if config.tie_word_embeddings else 2
-    return count + missing_rows * int(config.hidden_size) * tables
+    return int(count + missing_rows * config.hidden_size * tables)

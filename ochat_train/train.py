@@ -15,7 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
 from ochat_train.batches import PackedBatch, micro_batches
 from ochat_train.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
-from ochat_train.engine import Ranks, start_engine, start_ranks
+from ochat_train.engine import Ranks, start_engine, start_ranks, update
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
 from ochat_train.metrics import MetricsWriter, ProgressLine, StepSums, step_metrics
 from ochat_train.model import build_model, load_base_config
@@ -46,19 +46,19 @@ def train_step(
         engine.backward(sums.weighted_nll * (num_ranks / denominator), scale_wrt_gas=False)
         per_class = per_class + sums.per_class.double()
         num_tokens += batch.num_tokens
-    step_sums = _sum_over_ranks(per_class, num_tokens)
-    if not torch.isfinite(step_sums.per_class).all():
+    per_class, num_tokens = _sum_over_ranks(per_class, num_tokens)
+    if not torch.isfinite(per_class).all():
         raise FloatingPointError("the loss is not finite")
-    engine.step()
-    return step_sums
+    grad_norm = update(engine)
+    return StepSums(per_class=per_class, num_tokens=num_tokens, grad_norm=grad_norm)
 
 
-def _sum_over_ranks(per_class: torch.Tensor | float, num_tokens: int) -> StepSums:
+def _sum_over_ranks(per_class: torch.Tensor | float, num_tokens: int) -> tuple[torch.Tensor, int]:
     assert isinstance(per_class, torch.Tensor), "a step has at least one micro-batch"
     everything = torch.cat((per_class.flatten(), per_class.new_tensor([num_tokens])))
     torch.distributed.all_reduce(everything)
     everything = everything.cpu()
-    return StepSums(per_class=everything[:-1].reshape(per_class.shape), num_tokens=int(everything[-1]))
+    return everything[:-1].reshape(per_class.shape), int(everything[-1])
 
 
 def train(recipe: Recipe, *, resume: str) -> None:
@@ -119,7 +119,7 @@ def _loop(
                 "epoch": epoch,
                 **metrics,
                 "learning_rate": learning_rate,
-                "grad_norm": float(engine.get_global_grad_norm()),
+                "grad_norm": sums.grad_norm,
                 "tokens_per_second": sums.num_tokens / (time.monotonic() - start),
             }
             writer.write(metrics)
