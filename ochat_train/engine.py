@@ -42,6 +42,7 @@ def start_ranks() -> Ranks:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that newer torch calls deprecated, once a rank and step
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device", category=UserWarning)  # the one we set
     if "WORLD_SIZE" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())
@@ -105,6 +106,13 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks) -> Any:
     if recipe.deepspeed.zero_stage == 3:
         engine.module.register_for_zero_3()
     return engine
+
+
+def stop_ranks() -> None:
+    """Leave the process group; without it NCCL warns of leaked resources at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def update(engine: Any) -> float:

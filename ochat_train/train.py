@@ -15,7 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
 from ochat_train.batches import PackedBatch, micro_batches
 from ochat_train.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
-from ochat_train.engine import Ranks, start_engine, start_ranks, update
+from ochat_train.engine import Ranks, start_engine, start_ranks, stop_ranks, update
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
 from ochat_train.metrics import MetricsWriter, ProgressLine, StepSums, step_metrics
 from ochat_train.model import build_model, load_base_config
@@ -84,6 +84,7 @@ def train(recipe: Recipe, *, resume: str) -> None:
     if ranks.is_main:
         _announce(recipe, plan, split, ranks, kernel, peak, checkpoint)
     _loop(engine, recipe, manifest, plan, split, ranks, peak=peak, first_step=first_step)
+    stop_ranks()
 
 
 def _loop(

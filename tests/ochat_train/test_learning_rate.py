@@ -1,0 +1,127 @@
+"""Learning rates: OpenChat's rule against numbers worked out by hand, and the schedule point by point."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from data_pipeline.errors import UserError
+from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
+
+# Three operations in float64 (a root, a product, a quotient) leave at most a few units in the 16th digit.
+EXACT = 1e-14
+
+
+@pytest.mark.parametrize(
+    ("model_type", "vocab_size", "supervised_tokens", "expected"),
+    [
+        ("mistral", 32_002, 250_289, 1.2507222913181007e-5),  # openchat_3.5: 3e-4 / 6.0 * sqrt(250289 / 4e6)
+        ("llama", 32_000, 200_000, 6.7082039324993691e-5),  # Llama-2: 3e-4 * sqrt(0.05)
+        ("llama", 32_000, 4_000_000, 3e-4),  # the base itself
+        ("llama", 128_256, 250_289, 1.4159120279072838e-5),  # Llama-3: / 5.3
+        ("gemma", 256_000, 250_289, 1.3644243178015642e-5),  # / 5.5
+        ("gemma2", 256_000, 250_289, 1.3644243178015642e-5),
+        ("gemma3_text", 262_208, 250_289, 1.3644243178015642e-5),
+    ],
+)
+def test_openchats_rule(model_type: str, vocab_size: int, supervised_tokens: float, expected: float) -> None:
+    found = auto_learning_rate(model_type=model_type, vocab_size=vocab_size, supervised_tokens_per_step=supervised_tokens)
+    assert found == pytest.approx(expected, rel=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "vocab_size", "supervised_tokens", "published"),
+    [("mistral", 32_002, 250_289, "1.2507e-05"), ("llama", 32_000, 200_000, "6.7082e-05")],
+)
+def test_the_rule_gives_the_published_digits(
+    model_type: str, vocab_size: int, supervised_tokens: float, published: str
+) -> None:
+    found = auto_learning_rate(model_type=model_type, vocab_size=vocab_size, supervised_tokens_per_step=supervised_tokens)
+    assert f"{found:.4e}" == published
+
+
+def test_openchat_3_5_own_number() -> None:
+    # OpenChat's 1.2507232220003032e-05 comes from 250,289.37 tokens a step, a mean. Rounding it to whole tokens moves the
+    # rate by up to 0.5 / 250,289 / 2 = 1e-6 of itself.
+    found = auto_learning_rate(model_type="mistral", vocab_size=32_002, supervised_tokens_per_step=250_289)
+    assert found == pytest.approx(1.2507232220003032e-05, rel=1e-6)
+
+
+def test_four_times_the_tokens_double_the_rate() -> None:
+    once, four_times = (
+        auto_learning_rate(model_type="mistral", vocab_size=32_000, supervised_tokens_per_step=tokens)
+        for tokens in (50_000, 200_000)
+    )
+    assert four_times == pytest.approx(2 * once, rel=EXACT)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "mixtral", "phi3", ""])
+def test_a_model_that_the_rule_does_not_cover_is_refused(model_type: str) -> None:
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate") as caught:
+        auto_learning_rate(model_type=model_type, vocab_size=32_000, supervised_tokens_per_step=1e5)
+    for part in ("Llama, Mistral and Gemma", f"`{model_type}`", "give a number"):
+        assert part in str(caught.value)
+
+
+def schedule(num_steps: int, *, warmup_ratio: float = 0.1, min_lr_ratio: float = 0.1, peak: float = 2e-5) -> list[float]:
+    """Learning rates of steps 1 to num_steps."""
+    return [
+        learning_rate_at(step, peak=peak, num_steps=num_steps, warmup_ratio=warmup_ratio, min_lr_ratio=min_lr_ratio)
+        for step in range(1, num_steps + 1)
+    ]
+
+
+def test_points_of_the_schedule() -> None:
+    rates = schedule(100)  # ten steps up, ninety down
+    points = {
+        1: 2e-6,  # a tenth of the peak
+        5: 1e-5,
+        9: 1.8e-5,
+        10: 2e-5,  # end of the warm-up: the peak
+        40: 1.55e-5,  # a third of the way: 0.1 + 0.9 * 0.5 * (1 + cos(60 degrees)) = 0.775
+        55: 1.1e-5,  # half-way: the middle between peak and end
+        70: 6.5e-6,  # two thirds: 0.1 + 0.9 * 0.25 = 0.325
+        100: 2e-6,  # min_lr_ratio * peak
+    }
+    assert {step: rates[step - 1] for step in points} == pytest.approx(points, rel=1e-12)
+
+
+def test_it_rises_to_the_peak_and_then_only_falls() -> None:
+    rates = schedule(200, warmup_ratio=0.05)
+    top = rates.index(max(rates))
+    assert top == 9
+    assert rates[top] == 2e-5
+    assert all(earlier < later for earlier, later in pairwise(rates[: top + 1]))
+    assert all(earlier > later for earlier, later in pairwise(rates[top:]))
+
+
+def test_without_warm_up_it_falls_from_the_first_step() -> None:
+    rates = schedule(3, warmup_ratio=0.0, min_lr_ratio=0.0, peak=1.0)
+    assert rates == pytest.approx([0.75, 0.25, 0.0], rel=1e-12, abs=1e-15)  # (1 + cos(60, 120, 180 degrees)) / 2
+
+
+def test_a_warm_up_shorter_than_one_step_is_none() -> None:
+    assert schedule(10, warmup_ratio=0.04) == schedule(10, warmup_ratio=0.0)
+
+
+def test_a_constant_schedule() -> None:
+    assert schedule(5, warmup_ratio=0.0, min_lr_ratio=1.0, peak=3e-4) == pytest.approx([3e-4] * 5, rel=1e-12)
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.05, 0.5, 0.99])
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_very_short_runs(num_steps: int, warmup_ratio: float) -> None:
+    rates = schedule(num_steps, warmup_ratio=warmup_ratio, peak=1.0)
+    assert all(math.isfinite(rate) and 0.0 < rate <= 1.0 for rate in rates)
+
+
+def test_a_run_of_one_step() -> None:
+    assert schedule(1, warmup_ratio=0.0, min_lr_ratio=0.1, peak=1.0) == pytest.approx([0.1])  # its only step is the last
+
+
+def test_it_is_a_function_of_the_step_alone() -> None:
+    assert list(reversed(schedule(50))) == [
+        learning_rate_at(step, peak=2e-5, num_steps=50, warmup_ratio=0.1, min_lr_ratio=0.1) for step in range(50, 0, -1)
+    ]
