@@ -29,6 +29,8 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
+# All that a prepared folder holds; one with anything else in it is somebody's, and never replaced.
+PREPARED_NAMES = frozenset((MANIFEST, "dataset_dict.json", *SPLITS, TOKENIZER_FOLDER))
 _DATA_FILE = "data-00000-of-00001.arrow"
 
 SCHEMA = pa.schema(

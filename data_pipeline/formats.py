@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from data_pipeline.conversation import Conversation, Message, Role
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import RowError
+from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem
 
-# U+FDD0 is a Unicode noncharacter, reserved for use inside a program. The exported chat template puts it into control
-# strings that a person typed, and the tokenizer removes it again (see templates.py); so no conversation may hold it.
-RESERVED_CHARACTER = "\ufdd0"
+_LARGEST_WEIGHT = 1_000_000
 
 _SHAREGPT_ROLES: Mapping[str, str] = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
@@ -83,7 +81,10 @@ def _parse_messages(row: Mapping[str, Any]) -> tuple[str, list[Message]]:
 
 def _parse_alpaca(row: Mapping[str, Any]) -> tuple[str, list[Message]]:
     messages = []
-    for number, pair in enumerate(row.get("history") or []):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise RowError("wrong_type", f"history: expected a list, found {_short(history)}")
+    for number, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError("wrong_type", f"history[{number}]: expected [prompt, answer], found {_short(pair)}")
         messages.append(_message("user", pair[0], None, f"history[{number}][0]"))
@@ -107,17 +108,18 @@ _PARSERS: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, list[Message]]]]
 def _split_system(turns: list[tuple[str, Any, Any]], system: Any, key: str, value: str) -> tuple[str, list[Message]]:
     """Take the system message off the front. A second one, or one in the middle, is an error."""
     text = "" if system in (None, "") else _text(system, "system")
+    first = 1
     if turns and turns[0][0] == "system":
         if text:
             raise RowError("misplaced_system", f"a system text stands both in `system` and in {key}[0]; keep one")
         content = turns[0][1]
         text = "" if content == "" else _text(content, f"{key}[0].{value}")
-        turns = turns[1:]
+        turns, first = turns[1:], 2
     messages = []
-    for number, (role, content, weight) in enumerate(turns):
+    for number, (role, content, weight) in enumerate(turns, first):
         if role == "system":
             raise RowError("misplaced_system", f"{key}: a system message may only stand first, as the only one")
-        messages.append(_message(role, content, weight, f"{key}, turn {number + 1}"))
+        messages.append(_message(role, content, weight, f"{key}, turn {number}"))
     return text, messages
 
 
@@ -134,21 +136,16 @@ def _weight(weight: Any, where: str) -> float | None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise RowError("invalid_weight", f"{where}.weight: expected a number, found {_short(weight)}")
-    if not math.isfinite(weight) or weight < 0 or weight > 1e6:
-        raise RowError("invalid_weight", f"{where}.weight: {weight} is not a finite number from 0 to 1e6")
+    if not 0 <= weight <= _LARGEST_WEIGHT:  # false for NaN too; compared before any conversion to float, which can overflow
+        raise RowError("invalid_weight", f"{where}.weight: {_short(weight)} is not a number from 0 to {_LARGEST_WEIGHT}")
     return float(weight)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise RowError("wrong_type", f"{where}: expected text, found {_short(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        message = f"{where}: character {error.start} is half of a surrogate pair; repair the text"
-        raise RowError("lone_surrogate", message) from None
-    if RESERVED_CHARACTER in value:
-        raise RowError("reserved_character", f"{where}: holds U+FDD0, a noncharacter that text may not contain; remove it")
+    if (problem := text_problem(value)) is not None:
+        raise RowError("reserved_character" if RESERVED_CHARACTER in value else "lone_surrogate", f"{where}: {problem}")
     return value
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-# Large enough for packs that are 99.9 % full, small enough that rows which are read together lie near each other.
-WINDOW_CONVERSATIONS = 1 << 17
+# Large enough for packs that are 99.9 % full, small enough that few packs of one epoch come again in the next (5 % at
+# 17,335 ShareGPT-like conversations; with one window over all of them it is 20 %).
+WINDOW_CONVERSATIONS = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)

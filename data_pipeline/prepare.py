@@ -22,6 +22,7 @@ from data_pipeline.conversation import Conversation, TokenizedConversation
 from data_pipeline.dataset import (
     FORMAT_VERSION,
     MANIFEST,
+    PREPARED_NAMES,
     SCHEMA,
     TOKENIZER_FOLDER,
     ClassRow,
@@ -57,6 +58,7 @@ class ChunkResult:
 
     source: int
     rows: pa.RecordBatch  # SCHEMA without class_id
+    places: list[str]
     class_names: list[str]
     conditions: dict[str, str]
     has_own_id: np.ndarray
@@ -147,7 +149,7 @@ def prepare(
     prepared_dir = Path(job.data.prepared_dir)
     inputs = input_fingerprints(job)
     fingerprint = _sha256(json.dumps(inputs, sort_keys=True))
-    owned = (prepared_dir / MANIFEST).is_file()
+    owned = (prepared_dir / MANIFEST).is_file() and {p.name for p in prepared_dir.iterdir()} <= PREPARED_NAMES
     if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
         return old, True
     check_chat_template(job.tokenizer, job.template)
@@ -262,7 +264,7 @@ def _drop_duplicates(result: ChunkResult, seen_ids: set[tuple[int, str]]) -> np.
             kept[row] = False
             result.ledger.num_read += 1
             message = f"id `{identifier}` stands twice in this source; make it unique"
-            result.ledger.drop("duplicate_id", f"data.sources.{result.source}", message, bad=True)
+            result.ledger.drop("duplicate_id", result.places[row], message, bad=True)
         seen_ids.add((result.source, identifier))
     return kept
 
@@ -314,6 +316,7 @@ class ChunkProcessor:
         return ChunkResult(
             source=source_number,
             rows=columns.batch([item.conversation.id for item in kept]),
+            places=[item.conversation.place for item in kept],
             class_names=[item.class_name for item in kept],
             conditions={item.class_name: item.condition for item in tagged},
             has_own_id=np.array(own_ids, dtype=bool),

@@ -7,13 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_pipeline.text_rules import text_problem
+
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+SMALLEST_WEIGHT = 1e-30  # far above float32's smallest number, far below any weight that matters
 
 
 class Section(BaseModel):
     """A recipe section: unknown keys and wrong types are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ClassSettings(Section):
@@ -23,12 +28,16 @@ class ClassSettings(Section):
         description='text that joins every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and `Assistant:`'
     )
     reward: float | None = Field(None, description="reward r; the loss weight is exp((r - largest r) / beta)")
-    weight: float | None = Field(None, ge=0.0, description="the loss weight itself, in place of `reward`")
+    weight: float | None = Field(None, ge=0.0, le=1e6, description="the loss weight itself, in place of `reward`")
 
     @model_validator(mode="after")
     def _one_of_reward_and_weight(self) -> ClassSettings:
         if (self.reward is None) == (self.weight is None):
             raise ValueError("give exactly one of `reward` and `weight`")
+        if self.weight is not None and 0.0 < self.weight < SMALLEST_WEIGHT:
+            raise ValueError(f"weight {self.weight} is next to nothing; give 0 or at least {SMALLEST_WEIGHT}")
+        if (problem := text_problem(self.condition)) is not None:
+            raise ValueError(f"condition {problem}")
         return self
 
 
@@ -66,7 +75,7 @@ class DataSettings(Section):
     beta: float | None = Field(None, gt=0.0, description="temperature of the rewards, needed when a class has a `reward`")
     sources: list[SourceSettings] = Field(min_length=1, description="what to read, in this order")
     validation_ratio: Ratio = Field(
-        0.0, description="share of prompts held out; conversations with the same first prompt stay together"
+        0.0, description="share of prompts held out; conversations with the same system text and first prompt stay together"
     )
     overlong: Literal["truncate", "drop", "error"] = Field(
         "truncate",
@@ -89,9 +98,9 @@ class DataSettings(Section):
                 problems.append(f"sources.{number}.class_field: needs `data.classes`, which is empty")
         if not problems:
             problems += [
-                f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight of 0 in float32; raise beta"
+                f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight of next to nothing; raise beta"
                 for name, spec in self.classes.items()
-                if spec.reward is not None and class_weights(self)[name] < 1e-38
+                if spec.reward is not None and class_weights(self)[name] < SMALLEST_WEIGHT
             ]
         if problems:
             raise ValueError("; ".join(problems))

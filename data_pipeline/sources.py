@@ -216,7 +216,7 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
         place = f"{file}:{text.count(chr(10), 0, position) + 1 if number == 1 else 'row ' + str(number)}"
         try:
             row, position = decoder.raw_decode(text, position)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problem = f"broken off or not JSON in row {number}: {error}"
             raise UserError(f"{file}: {problem}; {number - 1} rows could be read") from None
         except RowError as error:

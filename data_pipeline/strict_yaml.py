@@ -14,6 +14,7 @@ import yaml
 from data_pipeline.errors import UserError
 
 KeyPath = tuple[str | int, ...]
+COMMAND_LINE = 0  # "line" of a value that was given by `--set`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ _Yaml12Loader.yaml_implicit_resolvers = {}
 
 _Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 _Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 _Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[1-9][0-9]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
     list("-+0123456789."),
 )
 
@@ -56,18 +57,25 @@ def parse(text: str, *, name: str) -> Document:
             if tag := getattr(event, "tag", None):
                 raise UserError(f"{place}: tags ({tag}) are not allowed; remove it")
         node = yaml.compose(text, Loader=_Yaml12Loader)
+        document = Document(value={}, lines={}, problems=[])
+        value = _construct(node, (), document, name) if node is not None else {}
+    except RecursionError:
+        raise UserError(f"{name}: nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
         raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    document = Document(value={}, lines={}, problems=[])
-    value = _construct(node, (), document, name) if node is not None else {}
     return Document(value=value, lines=document.lines, problems=document.problems)
 
 
 def parse_scalar(text: str) -> Any:
-    """Read the value of a `--set key=value` with the same rules as a recipe's values."""
-    return parse(text, name="--set").value if text.strip() else ""
+    """Read the value of a `--set key=value` with the same rules as a recipe's values. Raises UserError for bad YAML."""
+    if not text.strip():
+        return ""
+    document = parse(text, name="--set")
+    if document.problems:
+        raise UserError("\n".join(document.problems))
+    return document.value
 
 
 def _construct(node: yaml.Node, path: KeyPath, document: Document, name: str) -> Any:
@@ -89,4 +97,7 @@ def _construct(node: yaml.Node, path: KeyPath, document: Document, name: str) ->
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*path, index), document, name) for index, item in enumerate(node.value)]
-    return _Yaml12Loader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    try:
+        return _Yaml12Loader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    except ValueError:  # a whole number with thousands of digits
+        raise UserError(f"{name}:{node.start_mark.line + 1}: not a number that can be read") from None

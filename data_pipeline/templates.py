@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.conversation import ControlToken, Role, Segment, TaggedConversation, Text
-from data_pipeline.formats import RESERVED_CHARACTER
+from data_pipeline.text_rules import RESERVED_CHARACTER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.conversation import ControlToken, Segment, Text, TokenizedConversation
 from data_pipeline.errors import UserError
-from data_pipeline.formats import RESERVED_CHARACTER
 from data_pipeline.sources import RowError
 from data_pipeline.templates import Template
+from data_pipeline.text_rules import RESERVED_CHARACTER
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 

@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
     export.add_argument("--step", type=_positive, help="step of the checkpoint; default: the newest")
     export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
 
     generate = verb(
         "generate", _generate, "Ask an exported model one thing.",
@@ -159,7 +160,8 @@ def _train(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from ochat_train.export import export
 
-    print(f"exported and verified: {export(options.run_dir, options.out, step=options.step)}")
+    out = export(options.run_dir, options.out, step=options.step, overwrite=options.overwrite)
+    print(f"exported and verified: {out}")
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.plan import num_micro_batches
 from ochat_train.model import PackedCausalLM, model_dtype
+from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe
 
 
@@ -34,15 +34,10 @@ class Ranks:
 
 def start_ranks() -> Ranks:
     """Join the process group of the launcher (`deepspeed`, `torchrun`), or make one of a single process."""
-    # These two words must be known before deepspeed is imported, or it prints a page of notices.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    quiet_libraries()
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that newer torch calls deprecated, once a rank and step
-    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
-    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device", category=UserWarning)  # the one we set
     if "WORLD_SIZE" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -21,24 +23,28 @@ from ochat_train.checkpoint import (
     refuse_unsafe_pickles,
     verify,
 )
+from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 
 OCHAT_FILE = "ochat.json"
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
-def export(run_dir: Path, out: Path, *, step: int | None) -> Path:
+def export(run_dir: Path, out: Path, *, step: int | None, overwrite: bool = False) -> Path:
     """Write the model of a checkpoint (the newest, or that of `step`) as a Hugging Face folder.
 
     The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by
     its logits, and its tokenizer's ids with the prepared ones; only then it is renamed to `out`.
+
+    overwrite: an earlier export in `out` is replaced; without it a folder that holds anything is a UserError.
     """
+    quiet_libraries()
     run = read_run_folder(run_dir)
     checkpoint = _find(run, step)
     if (problem := verify(checkpoint)) is not None:
         raise UserError(f"{checkpoint}: {problem}; export another step")
     state = load_trained_weights(checkpoint)
-    with replaced_folder(out, owned=(out / OCHAT_FILE).is_file()) as folder:
+    with replaced_folder(out, owned=overwrite and (out / OCHAT_FILE).is_file()) as folder:
         trained = _build(run, state)
         trained.save_pretrained(folder)
         for file in (run.path / "tokenizer").iterdir():
@@ -73,19 +79,15 @@ def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         # Stage 3 spreads the weights; the float32 master copies, rounded, are the weights of the forward pass.
-        dtype = first["dtype"] if isinstance(first.get("dtype"), torch.dtype) else _forward_dtype(first)
-        masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
+        dtype = torch.bfloat16 if (first["ds_config"].get("bf16") or {}).get("enabled") else torch.float32
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
         state = {name: tensor.to(dtype) for name, tensor in masters.items()}
     trained = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
     empty = [name for name, tensor in trained.items() if not tensor.numel()]
     assert trained, "the checkpoint holds no weights"
     assert not empty, f"empty weights in the checkpoint: {empty}"
     return trained
-
-
-def _forward_dtype(model_states: dict[str, Any]) -> torch.dtype:
-    config = model_states.get("ds_config") or {}
-    return torch.bfloat16 if (config.get("bf16") or {}).get("enabled") else torch.float32
 
 
 def _build(run: RunFolder, state: dict[str, torch.Tensor]) -> Any:

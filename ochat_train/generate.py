@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.quiet import quiet_libraries
 
 Messages = Sequence[dict[str, str]]
 
@@ -21,6 +22,7 @@ class Generator:
 
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: not an exported model (config.json is missing)")
+        quiet_libraries()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(self._device)

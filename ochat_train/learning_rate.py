@@ -22,8 +22,8 @@ def auto_learning_rate(*, model_type: str, vocab_size: int, supervised_tokens_pe
 
     Raises UserError for a model that the rule does not cover.
     """
-    family = model_type.split("_")[0].rstrip("0123456789")
-    if family == "llama":
+    family = model_type
+    if model_type == "llama":
         family = "llama-3" if vocab_size >= 100_000 else "llama-2"
     if family not in _DIVISORS:
         raise UserError(f"optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `{model_type}`; give a number")

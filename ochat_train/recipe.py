@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.errors import UserError
 from data_pipeline.settings import DataSettings, Ratio, Section
-from data_pipeline.strict_yaml import Document, KeyPath, parse, parse_scalar
+from data_pipeline.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_scalar
 from data_pipeline.templates import TEMPLATES
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -25,7 +25,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class ModelSettings(Section):
     """The base model, its tokenizer and prompt format."""
 
-    path: str | None = Field(None, description="Hub id (`ORG/NAME`) or folder of the base model")
+    path: str | None = Field(None, min_length=1, description="Hub id (`ORG/NAME`) or folder of the base model")
     config: dict[str, Any] | None = Field(
         None, description="in place of `path`: the `config.json` of a model that starts from random weights"
     )
@@ -103,10 +103,23 @@ class TrainSettings(Section):
         return self.tokens_per_step // self.pack_length_tokens
 
 
+def _number_or_auto(value: float | str) -> float | str:
+    if value != "auto" and (isinstance(value, str) or value <= 0):
+        raise ValueError("expected a number above 0, or `auto`")
+    return value
+
+
+LearningRate = Annotated[
+    float | str,
+    AfterValidator(_number_or_auto),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]}),
+]
+
+
 class OptimizerSettings(Section):
     """AdamW with linear warm-up and cosine decay."""
 
-    learning_rate: Positive | Literal["auto"] = Field(
+    learning_rate: LearningRate = Field(
         "auto", description="peak learning rate; `auto`: OpenChat's rule, base * sqrt(supervised tokens per step / 4e6)"
     )
     warmup_ratio: Ratio = Field(0.05, description="share of the steps with a rising learning rate")
@@ -117,11 +130,29 @@ class OptimizerSettings(Section):
     grad_clip: float = Field(1.0, ge=0.0, description="largest gradient norm; 0 turns clipping off")
 
 
+# Keys of DeepSpeed's configuration that a recipe's own settings decide; two answers to one question would be one too many.
+_OWNED_KEYS = {
+    "train_batch_size": "train.tokens_per_step",
+    "train_micro_batch_size_per_gpu": "train.pack_length_tokens",
+    "gradient_accumulation_steps": "train.tokens_per_step",
+    "gradient_clipping": "optimizer.grad_clip",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer.warmup_ratio",
+    "bf16": "model.precision",
+    "fp16": "model.precision",
+}
+_OWNED_ZERO_KEYS = {
+    "stage": "deepspeed.zero_stage",
+    "offload_optimizer": "deepspeed.offload_optimizer",
+    "offload_param": "deepspeed.offload_parameters",
+}
+
+
 class DeepSpeedSettings(Section):
     """How DeepSpeed spreads the model over GPUs."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="what is spread over GPUs: 1 optimizer states, 2 also gradients, 3 also parameters"
+    zero_stage: int = Field(
+        2, ge=0, le=3, description="what is spread over GPUs: 1 optimizer states, 2 also gradients, 3 also parameters"
     )
     offload_optimizer: bool = Field(False, description="keep optimizer states in CPU memory (stages 1 to 3)")
     offload_parameters: bool = Field(False, description="keep parameters in CPU memory (stage 3)")
@@ -135,9 +166,15 @@ class DeepSpeedSettings(Section):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
-        owned = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "scheduler", "optimizer"}
-        if clash := sorted(owned & set(self.config)):
-            raise ValueError(f"config.{clash[0]} is decided by the recipe (train, optimizer); change it there")
+        zero = self.config.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError("config.zero_optimization must be a mapping")
+        clashes = [f"config.{key}: `{home}` decides it" for key, home in _OWNED_KEYS.items() if key in self.config]
+        clashes += [
+            f"config.zero_optimization.{key}: `{home}` decides it" for key, home in _OWNED_ZERO_KEYS.items() if key in zero
+        ]
+        if clashes:
+            raise ValueError("; ".join(clashes))
         return self
 
 
@@ -186,8 +223,8 @@ class Recipe(Section):
                 f"model.max_length_tokens {self.model.max_length_tokens} is larger than train.pack_length_tokens "
                 f"{self.train.pack_length_tokens}: a conversation must fit into a pack; raise the pack length"
             )
-        if self.data.prepared_dir == self.output_dir:
-            problems.append("output_dir and data.prepared_dir must be two folders")
+        if Path(self.output_dir).resolve().is_relative_to(Path(self.data.prepared_dir).resolve()):
+            problems.append("output_dir must not be data.prepared_dir or inside it: `ochat prepare` replaces that folder")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -212,61 +249,87 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: a recipe is a mapping of sections (name, model, data, train, ...)")
     problems = list(document.problems)
     for override in overrides:
-        problems += _apply_override(document.value, override)
+        problems += _apply_override(document, override)
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
-        problems += [_describe(problem, document, path) for problem in error.errors()]
+        problems += dict.fromkeys(_describe(problem, document, path) for problem in error.errors())
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserError("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in problems)]))
     return recipe
 
 
-def _apply_override(value: dict[str, Any], override: str) -> list[str]:
+def _apply_override(document: Document, override: str) -> list[str]:
+    """Put the value of a `--set` into the document, and note that its place is the command line."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         return [f"--set {override}: expected section.key=value"]
-    *sections, last = key.split(".")
-    target: Any = value
-    for section in sections:
-        if isinstance(target, list) and section.isdigit() and int(section) < len(target):
-            target = target[int(section)]
+    parts = key.split(".")
+    path: KeyPath = ()
+    target: Any = document.value
+    for number, part in enumerate(parts):
+        is_last = number == len(parts) - 1
+        if isinstance(target, list) and part.isascii() and part.isdigit() and int(part) < len(target):
+            index: int | str = int(part)
         elif isinstance(target, dict):
-            target = target.setdefault(section, {})
+            index = part
+            if not is_last:
+                target.setdefault(part, {})
         else:
-            target = None
-    if isinstance(target, list) and last.isdigit() and int(last) < len(target):
-        target[int(last)] = parse_scalar(text)
-    elif isinstance(target, dict):
-        target[last] = parse_scalar(text)
-    else:
-        return [f"--set {override}: `{key}` is not inside a section"]
+            return [f"--set {override}: `{key}` is not inside a section"]
+        path = (*path, index)
+        if is_last:
+            target[index] = parse_scalar(text)
+        else:
+            target = target[index]
+    document.lines[path] = COMMAND_LINE
     return []
 
 
 def _describe(problem: Any, document: Document, path: Path) -> str:
     """One line for one problem: place, key, what is wrong, and the nearest valid key."""
-    # pydantic adds the tried type to the place of a union; those parts are not keys of the recipe
-    types = ("float", "constrained", "literal", "function-")
-    location: KeyPath = tuple(part for part in problem["loc"] if not str(part).startswith(types))
+    kind = problem["type"]
+    location: KeyPath = problem["loc"] if kind == "extra_forbidden" else _without_union_parts(problem["loc"])
     known = location
     while known and known not in document.lines:
         known = known[:-1]
     line = document.lines.get(known, 1)
-    place = f"{path}:{line}: {'.'.join(map(str, location)) or 'recipe'}"
-    kind = problem["type"]
+    origin = "--set" if line == COMMAND_LINE else f"{path}:{line}:"
+    place = f"{origin} {'.'.join(map(str, location)) or 'recipe'}"
     if kind == "extra_forbidden":
         keys = _keys_of(location[:-1])
         hint = _did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
         return f"{place}: unknown key; {hint}"
     if kind == "missing":
         return f"{place}: missing; {_description_of(location) or 'add it'}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _PLAIN_MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")
     if kind == "value_error" and isinstance(problem["input"], dict | BaseModel):
         return f"{place}: {message}"
     shown = repr(problem["input"])
     return f"{place}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message[0].lower()}{message[1:]}"
+
+
+_PLAIN_MESSAGES = {
+    "bool_type": "expected `true` or `false`",
+    "float_type": "expected a number",
+    "int_type": "expected a whole number",
+    "string_type": "expected text; put it in quotes",
+    "list_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "model_type": "expected a section (a mapping of keys)",
+    "finite_number": "expected a finite number",
+}
+
+
+def _without_union_parts(location: KeyPath) -> KeyPath:
+    """The place without what pydantic adds after a key of several types (the type that it tried)."""
+    for end in range(1, len(location) + 1):
+        section, key = _section_at(location[: end - 1]), location[end - 1]
+        fields = section.model_fields.items() if section else ()
+        if any(key in (name, field.alias) and field.annotation == float | str for name, field in fields):
+            return location[:end]
+    return location
 
 
 def _section_at(location: KeyPath) -> type[BaseModel] | None:

@@ -150,7 +150,7 @@ def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:
 
 def peak_learning_rate(recipe: Recipe, manifest: Manifest) -> float:
     """The recipe's learning rate, or OpenChat's rule for `auto`."""
-    if recipe.optimizer.learning_rate != "auto":
+    if isinstance(recipe.optimizer.learning_rate, float):
         return recipe.optimizer.learning_rate
     counts = manifest.splits["train"]
     supervised_ratio = counts["supervised_tokens"] / counts["tokens"]

@@ -87,7 +87,8 @@ class Prompter:
         return self.whole.decode(list(ids), skip_special_tokens=False)
 
     def num_control(self, ids: Sequence[int]) -> int:
-        return sum(i in control_ids(self.spec) for i in ids)
+        control = control_ids(self.spec)
+        return sum(i in control for i in ids)
 
 
 PrompterFactory = Callable[[str], Prompter]
@@ -456,11 +457,18 @@ def text_tokens_with_flags(description: dict[str, Any]) -> None:
     description["added_tokens"].append({"id": number, "content": "Hi", **flags})
 
 
-OTHER_KINDS = [legacy_llama, space_before_the_first_text_only, no_space_in_front, composed_unicode, length_limit]
+OTHER_KINDS = [
+    (legacy_llama, "openchat_3.2"),
+    (legacy_llama, "chatml"),
+    (space_before_the_first_text_only, "openchat_3.5"),
+    (space_before_the_first_text_only, "openchat_3.6"),
+    (no_space_in_front, "openchat_3.5"),
+    (composed_unicode, "chatml"),
+    (length_limit, "openchat_3.5"),
+]
 
 
-@pytest.mark.parametrize("template_name", ["openchat_3.2", "chatml"])
-@pytest.mark.parametrize("change", OTHER_KINDS)
+@pytest.mark.parametrize(("change", "template_name"), OTHER_KINDS)
 def test_other_llama_tokenizers_export_the_training_ids(
     change: Callable[[dict[str, Any]], None], template_name: str, tmp_path: Path, llama_tokenizer_dir: Path
 ) -> None:
@@ -522,6 +530,7 @@ def test_missing_control_tokens_are_added_behind_the_vocabulary(template_name: s
     made = prompter(template_name)
     template = TEMPLATES[template_name]
     assert made.spec.added_control_tokens == template.control_tokens
-    base_size = made.spec.vocab_size - len(template.control_tokens)
-    assert [made.whole.token_to_id(token) for token in template.control_tokens] == list(range(base_size, made.spec.vocab_size))
+    vocab_size = made.spec.vocab_size
+    added = [made.whole.token_to_id(token) for token in template.control_tokens]
+    assert added == list(range(vocab_size - len(added), vocab_size))
     assert made.exported.eos_token == template.end_of_turn

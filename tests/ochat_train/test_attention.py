@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.ochat_train.reference import relative_error
 
 from data_pipeline.errors import UserError
 from ochat_train.attention import _KERNELS, attention_sdpa, choose_attention
+from tests.ochat_train.reference import relative_error
 
 LENGTHS = [[1, 2], [5, 1, 17], [64, 200, 3, 33]]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import TINY_MODEL, RecipeFactory, deepspeed_train, metrics, ochat
-from tests.ochat_train.reference import relative_error
 
 from ochat_train.export import load_trained_weights
+from tests.conftest import TINY_MODEL, RecipeFactory, deepspeed_train, metrics, ochat
+from tests.ochat_train.reference import relative_error
 
 TrainFunction = Callable[..., Path]
 

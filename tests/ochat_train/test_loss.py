@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.ochat_train.reference import relative_error
 
 from ochat_train import loss as loss_module
 from ochat_train.loss import weighted_loss_sums
+from tests.ochat_train.reference import relative_error
 
 
 def make_inputs(num_tokens: int, hidden: int, vocab: int, weights: list[float], *, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tests.conftest import TINY_MODEL
-from tests.ochat_train.reference import FakeSplit, random_conversations, reference_loss, relative_error
 
 from ochat_train.attention import register_attention
 from ochat_train.batches import PackedBatch, pack_batch
 from ochat_train.model import PackedCausalLM, add_token_rows
+from tests.conftest import TINY_MODEL
+from tests.ochat_train.reference import FakeSplit, random_conversations, reference_loss, relative_error
 
 VOCAB = 300
 

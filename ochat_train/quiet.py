@@ -1,0 +1,20 @@
+"""Other libraries' progress bars and notices, which would drown ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' loading bars, DeepSpeed's notices and known harmless warnings off the screen."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else DeepSpeed says it guesses
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that newer torch calls deprecated, once a rank and step
+    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device", category=UserWarning)  # the one we set
