@@ -174,17 +174,19 @@ def run(options: argparse.Namespace, kind: str, work: Path) -> dict[str, Any]:
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true"}
+    cpu = CpuClock()
     process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True)
     memory = MemorySampler(process.pid)
     output, _ = process.communicate()
     memory.stop()
+    other_cpu_ratio = cpu.other_ratio()
     shutil.rmtree(prepared_dir, ignore_errors=True)
     if process.returncode != 0:
         sys.exit(f"measurement `{kind}` failed with exit code {process.returncode}")
-    return {**json.loads(output), "peak_mib": memory.peak_bytes / MIB, "peak_processes": memory.num_processes}
+    return {**json.loads(output), "peak_mib": memory.peak_bytes / MIB, "other_cpu_ratio": other_cpu_ratio}
 
 
-# ---- memory ----
+# ---- memory, and how busy the machine is ----
 
 
 class MemorySampler:
@@ -194,15 +196,12 @@ class MemorySampler:
         self._pid = pid
         self._stopped = threading.Event()
         self.peak_bytes = 0
-        self.num_processes = 0  # at the peak
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stopped.wait(SAMPLE_EVERY_SECONDS):
-            sizes = [_pss_bytes(pid) for pid in _family(self._pid)]
-            if sum(sizes) > self.peak_bytes:
-                self.peak_bytes, self.num_processes = sum(sizes), len(sizes)
+            self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(pid) for pid in _family(self._pid)))
 
     def stop(self) -> None:
         """Take no more samples."""
@@ -231,6 +230,23 @@ def _pss_bytes(pid: int) -> int:
     return 0
 
 
+class CpuClock:
+    """Tells how much of the machine's time went to processes that are not ours, since it was made."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        idle = ticks[3] + ticks[4]  # idle, iowait
+        return sum(ticks) / os.sysconf("SC_CLK_TCK"), idle / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+
+    def other_ratio(self) -> float:
+        """From 0 (we are alone) to 1; processes of ours count once they have ended."""
+        total, idle, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
+        return max(0.0, (total - idle - own) / total)
+
+
 # ---- the report ----
 
 
@@ -246,6 +262,7 @@ def summary(options: argparse.Namespace, pairs: list[tuple[dict[str, Any], dict[
             "seconds_of_each": seconds,
             "million_tokens_per_second": num_tokens / middle / 1e6,
             "peak_mib": max(pair[side]["peak_mib"] for pair in pairs),
+            "other_cpu_ratio": max(pair[side]["other_cpu_ratio"] for pair in pairs),
         }
 
     ratios = [raw["seconds"] / prepare["seconds"] for raw, prepare in pairs]
@@ -283,8 +300,10 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{name:<16}{row['seconds']:>10.1f}{row['million_tokens_per_second']:>13.2f}{row['peak_mib']:>11,.0f}   {runs}"
         )
+    busy = max(result[key]["other_cpu_ratio"] for key in ("raw", "prepare"))
+    lines.append(f"\nother processes took up to {100 * busy:.0f} % of the CPU time; measure again if that is much")
     each = " ".join(f"{ratio:.3f}" for ratio in result["ratio_of_each"])
-    lines.append(f"\nprepare / raw speed: {result['ratio']:.3f} (median of {each}; target {result['target_ratio']:.2f})")
+    lines.append(f"prepare / raw speed: {result['ratio']:.3f} (median of {each}; target {result['target_ratio']:.2f})")
     return "\n".join(lines)
 
 

@@ -29,8 +29,6 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
-# All that a prepared folder holds; one with anything else in it is somebody's, and never replaced.
-PREPARED_NAMES = frozenset((MANIFEST, "dataset_dict.json", *SPLITS, TOKENIZER_FOLDER))
 _DATA_FILE = "data-00000-of-00001.arrow"
 
 SCHEMA = pa.schema(
@@ -98,6 +96,16 @@ class Manifest:
     def save(self, prepared_dir: Path) -> None:
         """Write the manifest; the last file to be written, so a folder that has one is complete."""
         write_text(prepared_dir / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def holds_only_prepared_files(folder: Path) -> bool:
+    """Whether a folder is a prepared dataset and nothing else; with anybody's files in it, it is never replaced."""
+    tokenizer_files = {
+        f"{TOKENIZER_FOLDER}/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    }
+    split_files = {f"{split}/{name}" for split in SPLITS for name in (_DATA_FILE, "dataset_info.json", "state.json")}
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return MANIFEST in found and found <= {MANIFEST, "dataset_dict.json", *tokenizer_files, *split_files}
 
 
 class PreparedSplit:

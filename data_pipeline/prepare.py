@@ -21,13 +21,12 @@ from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folde
 from data_pipeline.conversation import Conversation, TokenizedConversation
 from data_pipeline.dataset import (
     FORMAT_VERSION,
-    MANIFEST,
-    PREPARED_NAMES,
     SCHEMA,
     TOKENIZER_FOLDER,
     ClassRow,
     Manifest,
     PreparedWriter,
+    holds_only_prepared_files,
     replaced_folder,
 )
 from data_pipeline.errors import UserError
@@ -149,7 +148,7 @@ def prepare(
     prepared_dir = Path(job.data.prepared_dir)
     inputs = input_fingerprints(job)
     fingerprint = _sha256(json.dumps(inputs, sort_keys=True))
-    owned = (prepared_dir / MANIFEST).is_file() and {p.name for p in prepared_dir.iterdir()} <= PREPARED_NAMES
+    owned = prepared_dir.is_dir() and holds_only_prepared_files(prepared_dir)
     if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
         return old, True
     check_chat_template(job.tokenizer, job.template)

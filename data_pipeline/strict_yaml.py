@@ -68,14 +68,15 @@ def parse(text: str, *, name: str) -> Document:
     return Document(value=value, lines=document.lines, problems=document.problems)
 
 
-def parse_scalar(text: str) -> Any:
-    """Read the value of a `--set key=value` with the same rules as a recipe's values. Raises UserError for bad YAML."""
+def parse_scalar(text: str) -> tuple[Any, list[str]]:
+    """The value of a `--set key=value`, read by the same rules as a recipe's values, and the problems found."""
     if not text.strip():
-        return ""
-    document = parse(text, name="--set")
-    if document.problems:
-        raise UserError("\n".join(document.problems))
-    return document.value
+        return "", []
+    try:
+        document = parse(text, name="--set")
+    except UserError as error:
+        return None, [str(error)]
+    return document.value, document.problems
 
 
 def _construct(node: yaml.Node, path: KeyPath, document: Document, name: str) -> Any:

@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from ochat_train.recipe import Recipe
@@ -52,7 +52,7 @@ The files that `data.sources` may name are described in [data_formats.md](data_f
 ## How a recipe is read
 
 - Problems are reported together, each with its line, its value and the rule, before anything is loaded. Rules over several
-  keys are checked as soon as each of these keys is right.
+  keys are checked as soon as each key of their section is right, and are reported at the line of that section.
 - Unknown keys, missing keys and duplicate keys are errors. So are values of another type: `"5"` is a text, not a number.
 - Values are read as in YAML 1.2: `2e-5` is a number, and only `true` and `false` are true and false (`no` is a text).
 - Aliases (`*name`), anchors (`&name`) and tags (`!!int`) are not allowed.
@@ -60,7 +60,8 @@ The files that `data.sources` may name are described in [data_formats.md](data_f
 
 ## Change a value for one run
 
-`--set SECTION.KEY=VALUE` replaces a value of the recipe. It may be given several times, and it is checked like the recipe.
+`--set SECTION.KEY=VALUE` replaces a value of the recipe. It may be given several times, and it is checked like the recipe;
+a wrong value is reported under `--set`, with no line.
 Numbers reach into lists: `data.sources.0` is the first source.
 
 ```bash
@@ -128,6 +129,8 @@ def _type(annotation: Any, rules: Sequence[Any] = ()) -> str:
     if origin is Annotated:
         inner = [rule for entry in arguments[1:] for rule in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
         return _type(arguments[0], [*inner, *rules])
+    if described := [part for rule in rules if isinstance(rule, WithJsonSchema) for part in (rule.json_schema or {})["anyOf"]]:
+        return " or ".join(f"`{p['const']}`" if "const" in p else f"{p['type']} > {p['exclusiveMinimum']}" for p in described)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part, rules) for part in arguments if part is not type(None))
     if origin is Literal:

@@ -13,10 +13,12 @@ DeepSpeed's own `latest` pointer is not used: it moves before the other ranks ha
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.errors import UserError
 from ochat_train.engine import Ranks
+from ochat_train.recipe import Recipe
 
 MANIFEST = "MANIFEST.json"
 STATE = "state"
@@ -40,12 +43,11 @@ _ALLOWED_GLOBALS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint holds. step: optimizer steps done. files: relative path -> [bytes, sha256]."""
+    """What a checkpoint holds. step: optimizer steps done. recipe: all its values. files: path -> [bytes, sha256]."""
 
     step: int
     num_ranks: int
-    zero_stage: int
-    recipe_fingerprint: str
+    recipe: dict[str, Any]
     data_fingerprint: str
     versions: dict[str, str]
     files: dict[str, tuple[int, str]]
@@ -84,10 +86,7 @@ def verify(folder: Path) -> str | None:
     return None
 
 
-def save_checkpoint(
-    engine: Any, ranks: Ranks, output_dir: Path, *, step: int, zero_stage: int, recipe_fingerprint: str,
-    data_fingerprint: str, keep_last: int,
-) -> Path:  # fmt: skip
+def save_checkpoint(engine: Any, ranks: Ranks, output_dir: Path, *, step: int, recipe: Recipe, data_fingerprint: str) -> Path:
     """Write a resume state after `step` optimizer steps. All ranks call it; all return, or all raise."""
     final = checkpoints_dir(output_dir) / f"step-{step:08d}"
     temporary = final.parent / f".tmp-{final.name}"
@@ -103,8 +102,7 @@ def save_checkpoint(
         manifest = CheckpointManifest(
             step=step,
             num_ranks=ranks.num_ranks,
-            zero_stage=zero_stage,
-            recipe_fingerprint=recipe_fingerprint,
+            recipe=recipe.model_dump(mode="json", by_alias=True),
             data_fingerprint=data_fingerprint,
             versions=library_versions(),
             files={str(p.relative_to(temporary)): (p.stat().st_size, _sha256(p)) for p in files},
@@ -120,32 +118,53 @@ def save_checkpoint(
         latest = final.parent / ".LATEST.tmp"
         latest.write_text(final.name + "\n", encoding="utf-8")
         latest.replace(final.parent / "LATEST")
-        for old in list_checkpoints(output_dir)[:-keep_last]:
+        for old in list_checkpoints(output_dir)[: -recipe.checkpoint.keep_last]:
             shutil.rmtree(old)
     torch.distributed.barrier()
     return final
 
 
-def choose_checkpoint(output_dir: Path, resume: str, ranks: Ranks, *, zero_stage: int, data_fingerprint: str) -> Path | None:
+def choose_checkpoint(output_dir: Path, resume: str, ranks: Ranks, *, recipe: Recipe, data_fingerprint: str) -> Path | None:
     """The checkpoint to go on from: the newest one that verifies (`auto`), none (`never`), or the folder named.
 
-    Rank 0 decides for all ranks. Raises UserError, on all ranks, where the checkpoint does not fit this run.
+    Rank 0 decides for all ranks. What an earlier run left behind beyond that point is moved aside, never deleted and
+    never mixed up with this run. Raises UserError, on all ranks, where the checkpoint does not fit this run.
     """
     decision: list[Any] = [None, None]
-    folder: Path | None
     if ranks.is_main:
         try:
-            folder = _find_checkpoint(output_dir, resume)
-            if folder is not None:
-                _check_fits(folder, ranks, zero_stage=zero_stage, data_fingerprint=data_fingerprint)
-            decision = [folder, None]
+            chosen = _find_checkpoint(output_dir, resume)
+            if chosen is not None:
+                _check_fits(chosen, ranks, recipe=recipe, data_fingerprint=data_fingerprint)
+                _set_later_checkpoints_aside(output_dir, read_manifest(chosen).step)
+            elif resume == "never" and output_dir.is_dir() and any(output_dir.iterdir()):
+                _set_run_aside(output_dir)
+            decision = [chosen, None]
         except UserError as error:
             decision = [None, str(error)]
     torch.distributed.broadcast_object_list(decision, src=0)
     if decision[1] is not None:
         raise UserError(decision[1])
-    folder = decision[0]
+    folder: Path | None = decision[0]
     return folder
+
+
+def _set_run_aside(output_dir: Path) -> None:
+    number = next(n for n in itertools.count(1) if not _previous(output_dir, n).exists())
+    output_dir.rename(_previous(output_dir, number))
+    print(f"the earlier run is kept in {_previous(output_dir, number)}", file=sys.stderr)
+
+
+def _previous(output_dir: Path, number: int) -> Path:
+    return output_dir.with_name(f"{output_dir.name}.previous-{number}")
+
+
+def _set_later_checkpoints_aside(output_dir: Path, step: int) -> None:
+    for folder in list_checkpoints(output_dir):
+        if int(folder.name.removeprefix("step-")) > step:
+            aside = next(p for n in itertools.count(1) if not (p := folder.with_name(f"aside-{n}-{folder.name}")).exists())
+            folder.rename(aside)
+            print(f"{folder.name} is not gone on from; it is kept as {aside}", file=sys.stderr)
 
 
 def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
@@ -168,18 +187,26 @@ def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
     return None
 
 
-def _check_fits(folder: Path, ranks: Ranks, *, zero_stage: int, data_fingerprint: str) -> None:
+def _check_fits(folder: Path, ranks: Ranks, *, recipe: Recipe, data_fingerprint: str) -> None:
     manifest = read_manifest(folder)
-    for what, then, now in (
-        ("number of GPUs", manifest.num_ranks, ranks.num_ranks),
-        ("deepspeed.zero_stage", manifest.zero_stage, zero_stage),
-        ("prepared data", manifest.data_fingerprint[:12], data_fingerprint[:12]),
-    ):
-        if then != now:
-            raise UserError(
-                f"{folder}: was written with another {what} ({then}, now {now}); use that one again, another output_dir, "
-                "or `--resume never` to start anew"
-            )
+    then = {"number of GPUs": manifest.num_ranks, "prepared data": manifest.data_fingerprint[:12]}
+    now = {"number of GPUs": ranks.num_ranks, "prepared data": data_fingerprint[:12]}
+    then |= decisive_settings(manifest.recipe)
+    now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
+    changed = [f"{name} (then {then.get(name)}, now {now.get(name)})" for name in now if then.get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"{folder}: was written with another {', '.join(changed)}; go back to that, use another output_dir, "
+            "or start anew with `--resume never`"
+        )
+
+
+def decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe that decide the steps of a run, by dotted name."""
+    names = {f"{section}.{key}": value for section in ("model", "train", "optimizer") for key, value in recipe[section].items()}
+    names |= {"seed": recipe["seed"], "deepspeed.zero_stage": recipe["deepspeed"]["zero_stage"]}
+    del names["train.log_every_steps"]
+    return names
 
 
 def load_checkpoint(engine: Any, ranks: Ranks, folder: Path) -> int:

@@ -39,12 +39,15 @@ def export(run_dir: Path, out: Path, *, step: int | None, overwrite: bool = Fals
     overwrite: an earlier export in `out` is replaced; without it a folder that holds anything is a UserError.
     """
     quiet_libraries()
+    replaceable = overwrite and (out / OCHAT_FILE).is_file()
+    if out.exists() and any(out.iterdir()) and not replaceable:
+        raise UserError(f"--out {out}: is there already; choose another folder, or `--overwrite` an earlier export")
     run = read_run_folder(run_dir)
     checkpoint = _find(run, step)
     if (problem := verify(checkpoint)) is not None:
         raise UserError(f"{checkpoint}: {problem}; export another step")
     state = load_trained_weights(checkpoint)
-    with replaced_folder(out, owned=overwrite and (out / OCHAT_FILE).is_file()) as folder:
+    with replaced_folder(out, owned=replaceable) as folder:
         trained = _build(run, state)
         trained.save_pretrained(folder)
         for file in (run.path / "tokenizer").iterdir():
@@ -73,14 +76,14 @@ def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     model_states = sorted((checkpoint / STATE).glob("*model_states.pt"))
     # The pickles were just scanned: they hold nothing but tensors, containers and three classes of DeepSpeed's.
     first = torch.load(model_states[0], map_location="cpu", weights_only=False, mmap=True)
-    if read_manifest(checkpoint).zero_stage < 3:
+    if read_manifest(checkpoint).recipe["deepspeed"]["zero_stage"] < 3:
         state = first["module"]
     else:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         # Stage 3 spreads the weights; the float32 master copies, rounded, are the weights of the forward pass.
         dtype = torch.bfloat16 if (first["ds_config"].get("bf16") or {}).get("enabled") else torch.float32
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
         state = {name: tensor.to(dtype) for name, tensor in masters.items()}
     trained = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}

@@ -103,9 +103,12 @@ class TrainSettings(Section):
         return self.tokens_per_step // self.pack_length_tokens
 
 
+_NUMBER_OR_AUTO = "expected a number above 0, or `auto`"
+
+
 def _number_or_auto(value: float | str) -> float | str:
     if value != "auto" and (isinstance(value, str) or value <= 0):
-        raise ValueError("expected a number above 0, or `auto`")
+        raise ValueError(_NUMBER_OR_AUTO)
     return value
 
 
@@ -170,9 +173,8 @@ class DeepSpeedSettings(Section):
         if not isinstance(zero, dict):
             raise ValueError("config.zero_optimization must be a mapping")
         clashes = [f"config.{key}: `{home}` decides it" for key, home in _OWNED_KEYS.items() if key in self.config]
-        clashes += [
-            f"config.zero_optimization.{key}: `{home}` decides it" for key, home in _OWNED_ZERO_KEYS.items() if key in zero
-        ]
+        zero_clashes = [(key, home) for key, home in _OWNED_ZERO_KEYS.items() if key in zero]
+        clashes += [f"config.zero_optimization.{key}: `{home}` decides it" for key, home in zero_clashes]
         if clashes:
             raise ValueError("; ".join(clashes))
         return self
@@ -207,6 +209,13 @@ class Recipe(Section):
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("output_dir")
+    @classmethod
+    def _is_a_path(cls, value: str) -> str:
+        if "\0" in value:
+            raise ValueError("a path cannot hold a null character")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -267,6 +276,7 @@ def _apply_override(document: Document, override: str) -> list[str]:
         return [f"--set {override}: expected section.key=value"]
     parts = key.split(".")
     path: KeyPath = ()
+    problems: list[str] = []
     target: Any = document.value
     for number, part in enumerate(parts):
         is_last = number == len(parts) - 1
@@ -274,17 +284,20 @@ def _apply_override(document: Document, override: str) -> list[str]:
             index: int | str = int(part)
         elif isinstance(target, dict):
             index = part
-            if not is_last:
-                target.setdefault(part, {})
+            if not is_last and part not in target:
+                target[part] = {}
+                document.lines[(*path, part)] = COMMAND_LINE
         else:
             return [f"--set {override}: `{key}` is not inside a section"]
         path = (*path, index)
         if is_last:
-            target[index] = parse_scalar(text)
+            target[index], problems = parse_scalar(text)
+            for inner in [known for known in document.lines if known[: len(path)] == path]:
+                del document.lines[inner]  # what the file said inside
         else:
             target = target[index]
     document.lines[path] = COMMAND_LINE
-    return []
+    return problems
 
 
 def _describe(problem: Any, document: Document, path: Path) -> str:
@@ -304,6 +317,8 @@ def _describe(problem: Any, document: Document, path: Path) -> str:
     if kind == "missing":
         return f"{place}: missing; {_description_of(location) or 'add it'}"
     message = _PLAIN_MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")
+    if location != problem["loc"]:  # each type that was tried reports; as one rule they are one problem
+        message = _NUMBER_OR_AUTO
     if kind == "value_error" and isinstance(problem["input"], dict | BaseModel):
         return f"{place}: {message}"
     shown = repr(problem["input"])

@@ -73,9 +73,7 @@ def train(recipe: Recipe, *, resume: str) -> None:
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
     model, kernel = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
-    checkpoint = choose_checkpoint(
-        output_dir, resume, ranks, zero_stage=recipe.deepspeed.zero_stage, data_fingerprint=manifest.fingerprint
-    )
+    checkpoint = choose_checkpoint(output_dir, resume, ranks, recipe=recipe, data_fingerprint=manifest.fingerprint)
     if ranks.is_main:
         write_run_folder(output_dir, recipe, model.causal_lm)
     engine = start_engine(model, recipe, ranks)
@@ -126,11 +124,7 @@ def _loop(
             writer.write(metrics)
             progress.update(metrics)
         if done % save_every == 0 or done == plan.num_steps:
-            save_checkpoint(
-                engine, ranks, output_dir, step=done, zero_stage=recipe.deepspeed.zero_stage,
-                recipe_fingerprint=recipe.fingerprint, data_fingerprint=manifest.fingerprint,
-                keep_last=recipe.checkpoint.keep_last,
-            )  # fmt: skip
+            save_checkpoint(engine, ranks, output_dir, step=done, recipe=recipe, data_fingerprint=manifest.fingerprint)
     progress.close()
     if writer is not None:
         writer.close()

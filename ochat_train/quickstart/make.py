@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from ochat_train.quickstart.tasks import Problem, draw_problem
 
 SEED = 0
-NUM_EXPERT = 3_000
-NUM_SUBOPTIMAL = 12_000
+NUM_EXPERT = 2_000
+NUM_SUBOPTIMAL = 8_000
 NUM_HELD_OUT = 300
 WRONG_RATIO = 0.75  # of the suboptimal teacher's answers
 VOCAB_SIZE = 512

@@ -1,6 +1,6 @@
 """Small tasks with checkable answers, and two kinds of teachers: an expert who is right, and one who is often wrong.
 
-A wrong answer is not noise but one plausible mistake per task (the neighbour's letter, the other comparison), as in
+A wrong answer is not noise but one plausible mistake per task (the neighbour's letter, the word itself), as in
 real data of lower quality; so the two classes teach two behaviours, and only the condition tells them apart.
 """
 
@@ -20,6 +20,16 @@ _WORDS = """
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+_NAMES = """
+    Ada Ben Cleo Dan Eva Finn Gina Hugo Ines Jack Kira Liam Mona Nico Olga Paul Rosa Sam Tina Uwe Vera Will Yara Zoe
+""".split()  # noqa: SIM905
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_OPPOSITES = (
+    ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("old", "new"), ("dark", "light"), ("high", "low"), ("wet", "dry"),
+    ("full", "empty"), ("hard", "soft"), ("long", "short"), ("rich", "poor"), ("loud", "quiet"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """A question, its right answer, and the mistake that a careless teacher makes."""
@@ -36,9 +46,10 @@ def _first_letters(rng: random.Random) -> Problem:
     return Problem(task="first letters", question=question, right=f"{first[0]} {second[0]}", wrong=f"{second[0]} {first[0]}")
 
 
-def _compare(rng: random.Random) -> Problem:
-    a, b = rng.sample(range(10, 100), 2)
-    return Problem(task="compare", question=f"Which is larger, {a} or {b}?", right=str(max(a, b)), wrong=str(min(a, b)))
+def _opposite(rng: random.Random) -> Problem:
+    pair = rng.choice(_OPPOSITES)
+    word, right = pair if rng.random() < 0.5 else pair[::-1]
+    return Problem(task="opposite", question=f"{rng.choice(_NAMES)} asks: opposite of {word}?", right=right, wrong=word)
 
 
 def _even(rng: random.Random) -> Problem:
@@ -49,22 +60,22 @@ def _even(rng: random.Random) -> Problem:
 
 def _next_letter(rng: random.Random) -> Problem:
     index = rng.randrange(1, 25)
-    word = rng.choice(_WORDS)
-    question = f"After {word} comes a letter: which one follows {_LETTERS[index]}?"
+    question = f"{rng.choice(_NAMES)} asks: which letter follows {_LETTERS[index]}?"
     return Problem(task="next letter", question=question, right=_LETTERS[index + 1], wrong=_LETTERS[index - 1])
 
 
-def _second_word(rng: random.Random) -> Problem:
-    first, second, third = rng.sample(_WORDS, 3)
-    return Problem(task="second word", question=f"Second of {first}, {second}, {third}?", right=second, wrong=first)
+def _next_day(rng: random.Random) -> Problem:
+    index = rng.randrange(7)
+    question = f"{rng.choice(_NAMES)} asks: which day follows {_DAYS[index]}?"
+    return Problem(task="next day", question=question, right=_DAYS[(index + 1) % 7], wrong=_DAYS[index - 1])
 
 
 TASKS: Mapping[str, Callable[[random.Random], Problem]] = {
     "first letters": _first_letters,
-    "compare": _compare,
     "even or odd": _even,
     "next letter": _next_letter,
-    "second word": _second_word,
+    "next day": _next_day,
+    "opposite": _opposite,
 }
 
 

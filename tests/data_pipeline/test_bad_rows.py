@@ -281,6 +281,23 @@ def test_control_text_is_kept_flagged_and_never_becomes_a_control_id(
     assert text in Tokenizer.from_str(job.tokenizer.backend).decode(rows[0].input_ids, skip_special_tokens=False)
 
 
+def test_text_that_a_vocabulary_can_spell_as_a_control_token_is_a_bad_row(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    """With merges that lead to `<s>`, special tokens off is not enough: the row's control ids are counted."""
+    folder = shutil.copytree(small_tokenizer_dir, tmp_path / "tokenizer")
+    description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model = description["model"]
+    model["vocab"]["<s"] = len(model["vocab"])
+    model["merges"] = [["<", "s"], ["<s", ">"], *model["merges"]]
+    description["pre_tokenizer"]["use_regex"] = False  # which would split `<s>` in three
+    (folder / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(good("messages", 1) + b"\n" + chat({"role": "user", "content": "x<s>y"}, ANSWER))
+    manifest, rows = prepare_rows(make_job(tmp_path / "prepared", [source(path)], folder, bad_rows="drop"))
+    assert [row.id for row in rows] == ["good-1"]
+    assert manifest.ledger["dropped"] == {"control_token_in_text": 1}
+    assert manifest.ledger["examples"]["control_token_in_text"][0].startswith(f"{path}:2: ")
+
+
 # ---- rows that are too long ----
 
 LIMIT = 80
@@ -331,9 +348,15 @@ def test_overlong_error_stops_with_the_place(bad_rows: str, tmp_path: Path, smal
 
 
 @pytest.mark.parametrize("overlong", ["truncate", "drop", "error"])
-def test_conversation_of_exactly_the_limit_is_not_overlong(overlong: str, tmp_path: Path, small_tokenizer_dir: Path) -> None:
-    _, whole = prepare_rows(overlong_job(tmp_path / "whole", small_tokenizer_dir, max_length_tokens=4096))
-    job = overlong_job(tmp_path, small_tokenizer_dir, overlong=overlong, max_length_tokens=len(whole[1].input_ids))
+@pytest.mark.parametrize("template", ["openchat_3.5", "openchat_3.6", "chatml"])
+def test_conversation_of_exactly_the_limit_is_not_overlong(
+    template: str, overlong: str, tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
+    """The newline that chatml writes after the last turn is never kept, so it does not count."""
+    job = overlong_job(tmp_path / "whole", small_tokenizer_dir, template=template, max_length_tokens=4096)
+    _, whole = prepare_rows(job)
+    limit = len(whole[1].input_ids)
+    job = overlong_job(tmp_path, small_tokenizer_dir, template=template, overlong=overlong, max_length_tokens=limit)
     manifest, rows = prepare_rows(job)
     assert [row.input_ids for row in rows] == [row.input_ids for row in whole]
     assert (manifest.ledger["truncated"], manifest.ledger["dropped"]) == (0, {})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,22 @@ def test_changed_input_is_prepared_anew(name: str, job: JobFactory, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+def test_pad_token_of_the_tokenizer_reaches_the_prepared_tokenizer(
+    job: JobFactory, tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
+    """It decides no ids, but it stands in the tokenizer folder that exports get."""
+
+    def padded_with(token: str) -> str:
+        folder = shutil.copytree(small_tokenizer_dir, tmp_path / f"tokenizer-{token}")
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": token}), encoding="utf-8")
+        prepare(job(tokenizer_dir=folder), num_workers=1)
+        prepared = tmp_path / "prepared" / "tokenizer" / "tokenizer_config.json"
+        return str(json.loads(prepared.read_text(encoding="utf-8"))["pad_token"])
+
+    assert [padded_with("a"), padded_with("b")] == ["a", "b"]
+
+
 def test_new_file_in_a_folder_and_renamed_files_are_noticed(tmp_path: Path, small_tokenizer_dir: Path) -> None:
     rows = conversations(6)
     for number in range(3):
@@ -186,7 +203,7 @@ def test_progress_adds_up_to_the_rows_read(tmp_path: Path, small_tokenizer_dir: 
 # ---- validation ----
 
 
-def short_rows(count: int, num_prompts: int, **system: str) -> list[dict[str, Any]]:
+def short_rows(count: int, num_prompts: int) -> list[dict[str, Any]]:
     """Rows whose first prompts repeat; the id is `PROMPT/ROW`."""
     return [
         {
@@ -204,7 +221,7 @@ def split_ids(prepared_dir: Path) -> tuple[list[str], list[str]]:
     return [row.id for row in rows_of(prepared_dir)], [row.id for row in rows_of(prepared_dir, "validation")]
 
 
-def prompts_of(ids: list[str]) -> set[str]:
+def prompts_of(ids: Iterable[str]) -> set[str]:
     return {identifier.split("/")[0] for identifier in ids}
 
 
@@ -226,20 +243,23 @@ def test_validation_split_holds_out_whole_prompts_in_about_the_ratio(tmp_path: P
         }
 
 
-def test_same_first_prompt_stays_on_one_side_whatever_the_system_text(tmp_path: Path, small_tokenizer_dir: Path) -> None:
-    """`validation_ratio`: conversations with the same first prompt stay together."""
+def test_system_text_and_first_prompt_together_decide_the_side(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    """`validation_ratio`: conversations with the same system text and first prompt stay together, whatever comes after."""
     rows = short_rows(600, num_prompts=200)
     for number, row in enumerate(rows):
-        row["system"] = ("", "Be brief.", "Be kind.")[number // 200]
+        row["system"] = ("", "Be brief.", "")[number // 200]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, validation_ratio=0.2)
     prepare(job, num_workers=1)
     train, validation = split_ids(tmp_path / "prepared")
-    assert len(validation) > 0
-    assert prompts_of(train) & prompts_of(validation) == set()
+    brief = {row["id"] for row in rows if row["system"]}
+    for ids in (brief, {row["id"] for row in rows} - brief):
+        here, there = ids & set(train), ids & set(validation)
+        assert len(there) > 0
+        assert not prompts_of(here) & prompts_of(there)
 
 
-def test_validation_split_depends_on_prompt_and_seed_alone(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_validation_split_depends_on_the_prompt_and_the_seed_alone(tmp_path: Path, small_tokenizer_dir: Path) -> None:
     """Other rows, their order, the file and the class do not move a prompt to the other side; the seed does."""
     rows = short_rows(400, num_prompts=400)
 
@@ -323,19 +343,24 @@ FOREIGN_FILES = {
     "notes": {"notes.txt": "keep me"},
     "deeper": {"photos/one.jpg": "keep me"},
     "hidden": {".keep": ""},
+    "a_run": {"run/metrics.jsonl": "{}"},
     "a_manifest_of_something_else": {"manifest.json": '{"name": "My web app"}', "notes.txt": "keep me"},
+    "data_of_another_program": {"manifest.json": '{"images": 1}', "train/one.jpg": "keep me", "validation/two.jpg": "keep me"},
 }
 
 
 @pytest.mark.parametrize("name", FOREIGN_FILES)
-def test_foreign_folder_is_refused_and_left_as_it_is(name: str, job: JobFactory, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prepared", [False, True], ids=["alone", "in_a_prepared_folder"])
+def test_foreign_files_are_never_replaced(prepared: bool, name: str, job: JobFactory, tmp_path: Path) -> None:
+    if prepared:
+        prepare(job(), num_workers=1)
     for file, content in FOREIGN_FILES[name].items():
         path = tmp_path / "prepared" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     before = folder_state(tmp_path / "prepared")
     with pytest.raises(UserError, match=r"prepared: is there already and was not made by this command"):
-        prepare(job(), num_workers=1)
+        prepare(job(seed=1), num_workers=1)
     assert folder_state(tmp_path / "prepared") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "rows.jsonl"]
 
@@ -398,6 +423,15 @@ def test_break_in_the_middle_of_writing_leaves_the_older_folder(
     assert sorted(path.name for path in tmp_path.iterdir()) == (["prepared", "rows.jsonl"] if older else ["rows.jsonl"])
     assert prepare(job(), num_workers=1)[1] == older
     assert not prepare(job(seed=1), num_workers=1)[1], "and the work can be done again"
+
+
+def test_link_to_a_folder_on_another_disk_leaves_no_remains(job: JobFactory, tmp_path: Path) -> None:
+    (tmp_path / "large_disk").mkdir()
+    (tmp_path / "prepared").symlink_to(tmp_path / "large_disk")
+    for seed in (0, 1):
+        prepare(job(seed=seed), num_workers=1)
+        assert len(rows_of(tmp_path / "prepared")) == 30
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "prepared", "rows.jsonl"]
 
 
 def test_remains_of_a_killed_preparation_do_no_harm(job: JobFactory, tmp_path: Path) -> None:

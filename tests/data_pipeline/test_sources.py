@@ -99,6 +99,12 @@ def as_dataset_dict(folder: Path) -> dict[str, Any]:
     return source(folder / "saved", split="train")
 
 
+def as_dataset_with_a_format(folder: Path) -> dict[str, Any]:
+    """Somebody used the dataset with numpy before saving it; `datasets` remembers that."""
+    datasets.Dataset.from_list(ROWS).with_format("numpy").save_to_disk(str(folder / "saved"))
+    return source(folder / "saved")
+
+
 def as_two_sources(folder: Path) -> list[dict[str, Any]]:
     first, second = write_jsonl(folder / "z.jsonl", ROWS[:11]), write_jsonl(folder / "a.jsonl", ROWS[11:])
     return [source(first), source(second)]
@@ -106,7 +112,7 @@ def as_two_sources(folder: Path) -> list[dict[str, Any]]:
 
 CONTAINERS = [
     as_jsonl_with_crlf, as_json, as_json_on_one_line, as_parquet, as_folder, as_glob, as_deep_glob,
-    as_file_whose_name_is_a_pattern, as_dataset, as_dataset_dict, as_two_sources,
+    as_file_whose_name_is_a_pattern, as_dataset, as_dataset_dict, as_dataset_with_a_format, as_two_sources,
 ]  # fmt: skip
 
 

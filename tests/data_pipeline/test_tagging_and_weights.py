@@ -75,9 +75,11 @@ IMPOSSIBLE = [
     ("negative weight", {"a": {"condition": "A", "weight": -1.0}}, None, "weight"),
     ("infinite weight", {"a": {"condition": "A", "weight": float("inf")}}, None, "weight"),
     ("NaN reward", rewards(float("nan"), 1.0), BETA, "reward"),
-    ("a reward so low that float32 has no weight for it", rewards(1.0, -100.0), BETA, "float32"),
-    ("a weight so high that float32 has none for it", {"a": {"condition": "A", "weight": 1e300}}, None, "weight"),
+    ("a reward so low that float32 has no weight for it", rewards(1.0, -100.0), BETA, "classes.class_1: reward -100.0"),
     ("a weight so low that float32 has none for it", {"a": {"condition": "A", "weight": 1e-300}}, None, "weight"),
+    ("a lone surrogate in the condition", {"a": {"condition": "\ud800", "weight": 1.0}}, None, "condition"),
+    ("U+FDD0 in the condition", {"a": {"condition": "A\ufdd0", "weight": 1.0}}, None, "condition"),
+    ("a weight so high that float32 has none for it", {"a": {"condition": "A", "weight": 1e300}}, None, "weight"),
 ]
 
 

@@ -495,6 +495,18 @@ def test_tokenizer_that_reads_a_whole_prompt_differently_is_refused_or_safe(
         assert disagreements_on_difficult_texts(made) == {}
 
 
+def test_preparation_refuses_a_tokenizer_that_cannot_be_prompted_as_trained(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
+    def change(description: dict[str, Any]) -> None:
+        legacy_llama(description)
+        specials_matched_after_normalizing(description)
+
+    tokenizer_dir = changed_tokenizer(tmp_path / "changed", llama_tokenizer_dir, change)
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": card_messages(["Hello", "Hi"])}])
+    with pytest.raises(UserError, match=r"model\.tokenizer: with template `openchat_3\.5`"):
+        prepare(make_job(tmp_path / "prepared", [source(path)], tokenizer_dir), num_workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["changed", "rows.jsonl"]
+
+
 # ---- what the exported template refuses ----
 
 

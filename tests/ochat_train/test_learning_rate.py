@@ -22,8 +22,6 @@ EXACT = 1e-14
         ("llama", 32_000, 4_000_000, 3e-4),  # the base itself
         ("llama", 128_256, 250_289, 1.4159120279072838e-5),  # Llama-3: / 5.3
         ("gemma", 256_000, 250_289, 1.3644243178015642e-5),  # / 5.5
-        ("gemma2", 256_000, 250_289, 1.3644243178015642e-5),
-        ("gemma3_text", 262_208, 250_289, 1.3644243178015642e-5),
     ],
 )
 def test_openchats_rule(model_type: str, vocab_size: int, supervised_tokens: float, expected: float) -> None:
@@ -57,7 +55,7 @@ def test_four_times_the_tokens_double_the_rate() -> None:
     assert four_times == pytest.approx(2 * once, rel=EXACT)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "mixtral", "phi3", ""])
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gpt2", "llama4", "mixtral", "phi3", "qwen2", ""])
 def test_a_model_that_the_rule_does_not_cover_is_refused(model_type: str) -> None:
     with pytest.raises(UserError, match=r"optimizer\.learning_rate") as caught:
         auto_learning_rate(model_type=model_type, vocab_size=32_000, supervised_tokens_per_step=1e5)
