@@ -84,14 +84,21 @@ class Manifest:
         path = prepared_dir / MANIFEST
         if not path.is_file():
             return None
-        return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")), where=str(prepared_dir))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            content = None
+        return Manifest.from_json(content, where=str(prepared_dir))
 
     @staticmethod
-    def from_json(content: dict[str, Any], *, where: str) -> Manifest:
-        """A manifest from its JSON. Raises UserError for another format version."""
-        if content.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{where}: was prepared by another version of ochat-train; run `ochat prepare` again")
-        return Manifest(**{**content, "classes": [ClassRow(**row) for row in content["classes"]]})
+    def from_json(content: Any, *, where: str) -> Manifest:
+        """A manifest from its JSON. Raises UserError for another format version, and for what is no manifest at all."""
+        try:
+            if content["format_version"] == FORMAT_VERSION:
+                return Manifest(**{**content, "classes": [ClassRow(**row) for row in content["classes"]]})
+        except (KeyError, TypeError):
+            pass
+        raise UserError(f"{where}: was prepared by another version of ochat-train, or is damaged; run `ochat prepare` again")
 
     def save(self, prepared_dir: Path) -> None:
         """Write the manifest; the last file to be written, so a folder that has one is complete."""
@@ -100,12 +107,11 @@ class Manifest:
 
 def holds_only_prepared_files(folder: Path) -> bool:
     """Whether a folder is a prepared dataset and nothing else; with anybody's files in it, it is never replaced."""
-    tokenizer_files = {
-        f"{TOKENIZER_FOLDER}/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    }
-    split_files = {f"{split}/{name}" for split in SPLITS for name in (_DATA_FILE, "dataset_info.json", "state.json")}
+    tokenizer_files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    ours = {MANIFEST, "dataset_dict.json", *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer_files)}
+    ours |= {f"{split}/{name}" for split in SPLITS for name in (_DATA_FILE, "dataset_info.json", "state.json")}
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-    return MANIFEST in found and found <= {MANIFEST, "dataset_dict.json", *tokenizer_files, *split_files}
+    return MANIFEST in found and found <= ours
 
 
 class PreparedSplit:
@@ -190,11 +196,12 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
 
     owned: `final`, if it is there, may be replaced. Otherwise a folder with anything in it is a UserError.
     """
+    final = final.resolve()  # a link to another disk stays a link
     if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"{final}: is there already and was not made by this command; choose another folder or remove it")
     final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(final)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -209,6 +216,14 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove what a killed process left behind when it was making the same folder."""
+    for leftover in final.parent.glob(f".{final.name}.tmp-*"):
+        process = leftover.name.rpartition("-")[2]
+        if process == str(os.getpid()) or not Path("/proc", process).exists():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

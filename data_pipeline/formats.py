@@ -9,7 +9,7 @@ from typing import Any
 from data_pipeline.conversation import Conversation, Message, Role
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import RowError
-from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem
+from data_pipeline.text_rules import RESERVED_CHARACTER, shown, text_problem
 
 _LARGEST_WEIGHT = 1_000_000
 
@@ -28,7 +28,7 @@ def parse_row(row: Any, *, place: str, source: SourceSettings) -> Conversation:
     if isinstance(row, RowError):
         raise row
     if not isinstance(row, Mapping):
-        raise RowError("not_an_object", f"expected an object, found {_short(row)}")
+        raise RowError("not_an_object", f"expected an object, found {shown(row)}")
     system, messages = _PARSERS[source.format](row)
     weights_in_row = source.format == "openchat" and not source.class_name and not source.class_field
     if source.format == "openchat" and not weights_in_row:
@@ -83,10 +83,10 @@ def _parse_alpaca(row: Mapping[str, Any]) -> tuple[str, list[Message]]:
     messages = []
     history = row.get("history") or []
     if not isinstance(history, list):
-        raise RowError("wrong_type", f"history: expected a list, found {_short(history)}")
+        raise RowError("wrong_type", f"history: expected a list, found {shown(history)}")
     for number, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise RowError("wrong_type", f"history[{number}]: expected [prompt, answer], found {_short(pair)}")
+            raise RowError("wrong_type", f"history[{number}]: expected [prompt, answer], found {shown(pair)}")
         messages.append(_message("user", pair[0], None, f"history[{number}][0]"))
         messages.append(_message("assistant", pair[1], None, f"history[{number}][1]"))
     instruction, extra = _text(row.get("instruction"), "instruction"), row.get("input")
@@ -135,15 +135,15 @@ def _weight(weight: Any, where: str) -> float | None:
     if weight is None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise RowError("invalid_weight", f"{where}.weight: expected a number, found {_short(weight)}")
+        raise RowError("invalid_weight", f"{where}.weight: expected a number, found {shown(weight)}")
     if not 0 <= weight <= _LARGEST_WEIGHT:  # false for NaN too; compared before any conversion to float, which can overflow
-        raise RowError("invalid_weight", f"{where}.weight: {_short(weight)} is not a number from 0 to {_LARGEST_WEIGHT}")
+        raise RowError("invalid_weight", f"{where}.weight: {shown(weight)} is not a number from 0 to {_LARGEST_WEIGHT}")
     return float(weight)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise RowError("wrong_type", f"{where}: expected text, found {_short(value)}")
+        raise RowError("wrong_type", f"{where}: expected text, found {shown(value)}")
     if (problem := text_problem(value)) is not None:
         raise RowError("reserved_character" if RESERVED_CHARACTER in value else "lone_surrogate", f"{where}: {problem}")
     return value
@@ -152,23 +152,23 @@ def _text(value: Any, where: str) -> str:
 def _text_part(part: Any, where: str) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, Mapping) else part
-        raise RowError("unsupported_content", f"{where}.content: only parts of type `text` are supported, found {_short(kind)}")
+        raise RowError("unsupported_content", f"{where}.content: only parts of type `text` are supported, found {shown(kind)}")
     return _text(part.get("text"), f"{where}.content")
 
 
 def _role(role: Any, roles: Mapping[str, str], where: str) -> str:
     if not isinstance(role, str) or role not in roles:
-        raise RowError("unknown_role", f"{where}: unknown role {_short(role)}; known: {', '.join(roles)}")
+        raise RowError("unknown_role", f"{where}: unknown role {shown(role)}; known: {', '.join(roles)}")
     return roles[role]
 
 
 def _list(row: Mapping[str, Any], key: str) -> list[Any]:
     value = row.get(key)
     if key not in row:
-        found = ", ".join(map(str, row)) or "none"
+        found = ", ".join(map(shown, list(row)[:10])) or "none"
         raise RowError("missing_key", f"key `{key}` is missing; found: {found}; is `format` right?")
     if not isinstance(value, list):
-        raise RowError("wrong_type", f"{key}: expected a list, found {_short(value)}")
+        raise RowError("wrong_type", f"{key}: expected a list, found {shown(value)}")
     if not value:
         raise RowError("no_messages", f"{key}: the list is empty")
     return value
@@ -180,7 +180,7 @@ def _objects(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 def _object(item: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(item, Mapping):
-        raise RowError("wrong_type", f"{where}: expected an object, found {_short(item)}")
+        raise RowError("wrong_type", f"{where}: expected an object, found {shown(item)}")
     return item
 
 
@@ -189,7 +189,7 @@ def _identifier(row: Mapping[str, Any], place: str) -> str:
     if value is None:
         return place
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError("wrong_type", f"id: expected text or a whole number, found {_short(value)}")
+        raise RowError("wrong_type", f"id: expected text or a whole number, found {shown(value)}")
     return _text(str(value), "id")
 
 
@@ -206,10 +206,5 @@ def _class_value(row: Mapping[str, Any], field: str) -> str:
             raise RowError("missing_key", f"field `{field}`, which names the class, is missing")
         value = value[key]
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError("wrong_type", f"{field}: expected the name of a class, found {_short(value)}")
+        raise RowError("wrong_type", f"{field}: expected the name of a class, found {shown(value)}")
     return str(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value).encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= 60 else text[:57] + "..."

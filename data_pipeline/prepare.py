@@ -180,6 +180,7 @@ def _write_rows(
     seen_ids: set[tuple[int, str]] = set()
     splits = {split: {"conversations": 0, "tokens": 0, "supervised_tokens": 0} for split in ("train", "validation")}
     for result in _results(job, num_workers):
+        progress(result.rows.num_rows + result.ledger.num_read)
         kept = _drop_duplicates(result, seen_ids)
         ledger.add(result.ledger)
         ledger.add(_kept_counts(result, kept))
@@ -190,7 +191,6 @@ def _write_rows(
             splits[split]["conversations"] += part.num_rows
             splits[split]["tokens"] += int(part.column("num_tokens").to_numpy().sum())
             splits[split]["supervised_tokens"] += int(part.column("num_supervised_tokens").to_numpy().sum())
-        progress(result.rows.num_rows + result.ledger.num_read)
     writer.close(fingerprint=fingerprint)
     _check_outcome(job, ledger, splits)
     return Manifest(
@@ -333,7 +333,7 @@ class ChunkProcessor:
         if isinstance(tokens, RowError):
             ledger.drop(tokens.reason, conversation.place, str(tokens), bad=True)
             return False
-        length, limit = len(tokens.input_ids), self._job.max_length_tokens
+        length, limit = len(tokens.input_ids) - self._template_tail, self._job.max_length_tokens
         if length > limit and self._job.data.overlong != "truncate":
             ledger.drop("overlong", conversation.place, f"{length} tokens, at most {limit} allowed", bad=False)
             return False
@@ -345,7 +345,7 @@ class ChunkProcessor:
         end = int(supervised[-1]) + 1
         columns.add(tokens.input_ids[:end], tokens.loss_weights[:end], len(supervised))
         columns.truncated.append(length > limit)
-        columns.tail_trimmed.append(end < min(length, limit) - self._template_tail)
+        columns.tail_trimmed.append(end < min(length, limit))
         if length > limit:
             ledger.note("truncated", conversation.place, f"{length} tokens, cut to {limit}")
         return True

@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 
 from data_pipeline.errors import UserError
 from data_pipeline.settings import SourceSettings
+from data_pipeline.text_rules import shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _LINES_CHUNK_BYTES = 2 << 20  # large enough to keep a worker busy for a second, small enough to balance
@@ -129,7 +130,10 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
     if isinstance(chunk, RowsChunk):
         yield from chunk.rows
     elif isinstance(chunk, ParquetChunk):
-        rows = parquet.ParquetFile(chunk.path).read_row_group(chunk.row_group).to_pylist()
+        try:
+            rows = parquet.ParquetFile(chunk.path).read_row_group(chunk.row_group).to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{chunk.path}: row group {chunk.row_group} is damaged ({error}); get the file again") from None
         for number, row in enumerate(rows, chunk.first_row):
             yield f"{chunk.path}:row {number}", row
     else:
@@ -179,6 +183,11 @@ def _batched(rows: Iterator[tuple[str, Any]]) -> Iterator[RowsChunk]:
 
 
 def _load_dataset(source: SourceSettings, *, where: str) -> Any:
+    """The dataset, giving plain Python values whatever format it was saved with."""
+    return _find_dataset(source, where=where).with_format(None)
+
+
+def _find_dataset(source: SourceSettings, *, where: str) -> Any:
     import datasets
 
     if source.path.startswith(_HUB_PREFIX):
@@ -213,15 +222,15 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
     position, number = _skip_space(text, position + 1), 0
     while position < len(text) and text[position] != "]":
         number += 1
-        place = f"{file}:{text.count(chr(10), 0, position) + 1 if number == 1 else 'row ' + str(number)}"
+        row: Any
         try:
             row, position = decoder.raw_decode(text, position)
+        except RowError as error:  # readable JSON, but not a row
+            row, position = error, json.JSONDecoder().raw_decode(text, position)[1]
         except (ValueError, RecursionError) as error:
             problem = f"broken off or not JSON in row {number}: {error}"
             raise UserError(f"{file}: {problem}; {number - 1} rows could be read") from None
-        except RowError as error:
-            raise UserError(f"{place}: {error}") from None
-        yield place, row
+        yield f"{file}:row {number}", row
         position = _skip_space(text, position)
         if position < len(text) and text[position] == ",":
             position = _skip_space(text, position + 1)
@@ -229,6 +238,8 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
             raise UserError(f"{file}: expected `,` or `]` after row {number}")
     if position >= len(text):
         raise UserError(f"{file}: the list has no end; {number} rows could be read, the rest is missing: get the file again")
+    if _skip_space(text, position + 1) != len(text):
+        raise UserError(f"{file}: something follows after the list of {number} rows; a .json file holds one list")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -260,5 +271,5 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Mapping[str, Any
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise RowError("duplicate_key", f"key `{twice}` stands twice in one object; keep one")
+        raise RowError("duplicate_key", f"key {shown(twice)} stands twice in one object; keep one")
     return row

@@ -68,12 +68,12 @@ def parse(text: str, *, name: str) -> Document:
     return Document(value=value, lines=document.lines, problems=document.problems)
 
 
-def parse_scalar(text: str) -> tuple[Any, list[str]]:
+def parse_override(text: str, *, key: str) -> tuple[Any, list[str]]:
     """The value of a `--set key=value`, read by the same rules as a recipe's values, and the problems found."""
     if not text.strip():
         return "", []
     try:
-        document = parse(text, name="--set")
+        document = parse(text, name=f"--set {key}")
     except UserError as error:
         return None, [str(error)]
     return document.value, document.problems

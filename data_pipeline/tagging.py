@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.settings import DataSettings, class_weights
 from data_pipeline.sources import RowError
+from data_pipeline.text_rules import shown
 
 UNCONDITIONED = "unconditioned"  # class name of OpenChat rows whose condition is ""
 
@@ -45,7 +46,7 @@ def tag(conversation: Conversation, *, class_name: str | None, classes: ClassTab
     if name is None:
         return _tag_from_row(conversation)
     if name not in classes:
-        raise RowError("unknown_class", f"class `{name}` is not in data.classes ({', '.join(classes)})")
+        raise RowError("unknown_class", f"class {shown(name)} is not in data.classes ({', '.join(classes)})")
     spec = classes[name]
     assert spec.weight is not None, "classes of the recipe have weights"
     weights = []

@@ -1,10 +1,16 @@
-"""What text may hold: one rule for messages and conditions."""
+"""What text may hold, and how a value is shown in a message."""
 
 from __future__ import annotations
 
 # U+FDD0 is a Unicode noncharacter, reserved for use inside a program. The exported chat template puts it into control
 # strings that a person typed, and the tokenizer removes it again (see templates.py); so no text may hold it.
 RESERVED_CHARACTER = "\ufdd0"
+
+
+def shown(value: object) -> str:
+    """A value as it may stand in a message: short, and free of characters that cannot be printed."""
+    text = repr(value).encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def text_problem(text: str) -> str | None:

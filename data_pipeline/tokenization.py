@@ -44,8 +44,9 @@ class TokenizerSpec:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over everything that decides the ids."""
-        return hashlib.sha256(f"{self.backend}\0{self.bos_token}".encode()).hexdigest()
+        """sha256 over everything that decides the ids and the tokenizer folder."""
+        tokens = f"{self.bos_token}\0{self.pad_token}\0{self.unk_token}"
+        return hashlib.sha256(f"{self.backend}\0{tokens}".encode()).hexdigest()
 
 
 def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:
@@ -93,6 +94,9 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> Tokeni
     for key in ("truncation", "padding"):  # a length limit saved with the tokenizer would cut text silently
         description[key] = None
     _remove_reserved_character(description)
+    for token in description["added_tokens"]:
+        if token["special"]:  # looked for in the text as it stands; after normalizing, U+FDD0 would be gone already
+            token["normalized"] = False
     tokenizer = Tokenizer.from_str(json.dumps(description))
     added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)
     tokenizer.add_special_tokens(

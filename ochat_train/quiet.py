@@ -17,4 +17,5 @@ def quiet_libraries() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that newer torch calls deprecated, once a rank and step
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)  # flash-attn-4, while it compiles
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device", category=UserWarning)  # the one we set

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, WithJson
 
 from data_pipeline.errors import UserError
 from data_pipeline.settings import DataSettings, Ratio, Section
-from data_pipeline.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_scalar
+from data_pipeline.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_override
 from data_pipeline.templates import TEMPLATES
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -276,7 +276,6 @@ def _apply_override(document: Document, override: str) -> list[str]:
         return [f"--set {override}: expected section.key=value"]
     parts = key.split(".")
     path: KeyPath = ()
-    problems: list[str] = []
     target: Any = document.value
     for number, part in enumerate(parts):
         is_last = number == len(parts) - 1
@@ -291,13 +290,16 @@ def _apply_override(document: Document, override: str) -> list[str]:
             return [f"--set {override}: `{key}` is not inside a section"]
         path = (*path, index)
         if is_last:
-            target[index], problems = parse_scalar(text)
+            value, problems = parse_override(text, key=key)
+            if problems:
+                return problems
+            target[index] = value
             for inner in [known for known in document.lines if known[: len(path)] == path]:
                 del document.lines[inner]  # what the file said inside
         else:
             target = target[index]
     document.lines[path] = COMMAND_LINE
-    return problems
+    return []
 
 
 def _describe(problem: Any, document: Document, path: Path) -> str:

@@ -497,8 +497,9 @@ def test_tokenizer_that_reads_a_whole_prompt_differently_is_refused_or_safe(
 
 def test_preparation_refuses_a_tokenizer_that_cannot_be_prompted_as_trained(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
     def change(description: dict[str, Any]) -> None:
-        legacy_llama(description)
-        specials_matched_after_normalizing(description)
+        """An end of turn that swallows the white space before it, so `Hi ` loses its space inside a whole prompt."""
+        token = {**description["added_tokens"][0], "id": 32_000, "content": "<|end_of_turn|>", "lstrip": True}
+        description["added_tokens"].append(token)
 
     tokenizer_dir = changed_tokenizer(tmp_path / "changed", llama_tokenizer_dir, change)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": card_messages(["Hello", "Hi"])}])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from data_pipeline.strict_yaml import parse_scalar
+from data_pipeline.strict_yaml import parse_override
 from ochat_train.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 from tests.ochat_train.recipe_texts import GOOD, changed, message_of, problem_of, write
@@ -179,7 +179,8 @@ def test_a_rule_over_several_keys_does_not_repeat_the_whole_section(tmp_path: Pa
 def test_a_wrong_learning_rate_is_one_problem(value: str, tmp_path: Path) -> None:
     path = write(tmp_path, changed(("learning_rate: 2e-5", f"learning_rate: {value}")))
     rule = "expected a number above 0, or `auto`"
-    assert problem_of(path) == f"{path}:21: optimizer.learning_rate: {parse_scalar(value)!r}: {rule}"
+    found = parse_override(value, key="k")[0]
+    assert problem_of(path) == f"{path}:21: optimizer.learning_rate: {found!r}: {rule}"
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,8 @@ def test_the_good_recipe(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
-    found = parse_scalar(text)
+    found, problems = parse_override(text, key="k")
+    assert problems == []
     assert found == value
     assert type(found) is type(value)
 
