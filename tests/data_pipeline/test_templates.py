@@ -497,11 +497,12 @@ def test_tokenizer_that_reads_a_whole_prompt_differently_is_refused_or_safe(
 
 def test_preparation_refuses_a_tokenizer_that_cannot_be_prompted_as_trained(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
     def change(description: dict[str, Any]) -> None:
-        """An end of turn that swallows the white space before it, so `Hi ` loses its space inside a whole prompt."""
-        token = {**description["added_tokens"][0], "id": 32_000, "content": "<|end_of_turn|>", "lstrip": True}
-        description["added_tokens"].append(token)
+        description["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        description["normalizer"] = None
 
     tokenizer_dir = changed_tokenizer(tmp_path / "changed", llama_tokenizer_dir, change)
+    # without a beginning-of-sequence token the first text of a prompt gets a space that no other text gets
+    (tokenizer_dir / "tokenizer_config.json").write_text("{}")
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": card_messages(["Hello", "Hi"])}])
     with pytest.raises(UserError, match=r"model\.tokenizer: with template `openchat_3\.5`"):
         prepare(make_job(tmp_path / "prepared", [source(path)], tokenizer_dir), num_workers=1)
