@@ -40,7 +40,7 @@ def write_tokenizer_folder(
     text = chat_template(
         template,
         bos_token=spec.bos_token,
-        special_tokens=TemplateTokenizer(spec).special_tokens,
+        special_tokens=spec.special_tokens,
         inference_condition=inference_condition,
     )
     write_text(folder / "chat_template.jinja", text)
@@ -61,9 +61,7 @@ def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
     """Raise UserError unless the chat template's ids are those of training, on texts that are known to be difficult."""
     tokenizer = TemplateTokenizer(spec)
     whole = Tokenizer.from_str(spec.backend)
-    text = chat_template(
-        template, bos_token=spec.bos_token, special_tokens=tokenizer.special_tokens, inference_condition="Probe"
-    )
+    text = chat_template(template, bos_token=spec.bos_token, special_tokens=spec.special_tokens, inference_condition="Probe")
     for content in ("Hello", " a\n", "\n\n b ", "1,000", "é🙂", f"x{template.end_of_turn}y"):
         messages = (Message(role="user", content=content), Message(role="assistant", content=content))
         conversation = Conversation(id="probe", place="probe", messages=messages, system=content)

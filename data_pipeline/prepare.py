@@ -186,7 +186,7 @@ def _write_rows(
         ledger.add(_kept_counts(result, kept))
         rows = result.rows.add_column(1, "class_id", pa.array(classes.add(result, kept)))
         for split, mask in (("train", kept & ~result.held_out), ("validation", kept & result.held_out)):
-            part = rows.filter(pa.array(mask))
+            part = rows if mask.all() else rows.filter(pa.array(mask))
             writer.write("train" if split == "train" else "validation", part)
             splits[split]["conversations"] += part.num_rows
             splits[split]["tokens"] += int(part.column("num_tokens").to_numpy().sum())
