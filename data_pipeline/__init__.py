@@ -11,5 +11,6 @@ The path of one conversation, a file a step:
     packing.py       lengths                              -> packs of constant length
     plan.py          prepared dataset                     -> which pack belongs to which optimizer step
 
-`prepare.py` composes the first six; `settings.py` is the `data` section of the recipe.
+`chunk_work.py` does the first five for a piece of a file, `prepare.py` runs it over all of them in parallel and writes;
+`settings.py` is the `data` section of the recipe.
 """

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
+from data_pipeline.files import sync
 
 FORMAT_VERSION = 1
 Split = Literal["train", "validation"]
@@ -214,12 +215,12 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
+            sync(file)
         old = final.parent / f".{final.name}.old-{os.getpid()}"
         if final.exists():
             final.rename(old)
         temporary.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -237,11 +238,3 @@ def _remove_leftovers(final: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small text file."""
     path.write_text(text, encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

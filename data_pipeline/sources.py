@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow.parquet as parquet
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import sha256_of_file
 from data_pipeline.settings import SourceSettings
 from data_pipeline.text_rules import shown
 
@@ -99,16 +100,8 @@ def fingerprint(source: SourceSettings, *, where: str) -> str:
         return digest.hexdigest()
     for file in source_files(source, where=where):
         digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(_sha256(stream))
+        digest.update(sha256_of_file(file).encode())
     return digest.hexdigest()
-
-
-def _sha256(stream: IO[bytes]) -> bytes:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.digest()
 
 
 def chunks(source: SourceSettings, *, where: str) -> Iterator[Chunk]:

@@ -12,10 +12,8 @@ DeepSpeed's own `latest` pointer is not used: it moves before the other ranks ha
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import sys
@@ -27,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import sha256_of_file, sync
 from ochat_train.engine import Ranks
 from ochat_train.recipe import Recipe
 
@@ -81,7 +80,7 @@ def verify(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _sha256(path) != sha256:
+        if sha256_of_file(path) != sha256:
             return f"{name} has changed since it was written (sha256 differs)"
     return None
 
@@ -105,16 +104,16 @@ def save_checkpoint(engine: Any, ranks: Ranks, output_dir: Path, *, step: int, r
             recipe=recipe.model_dump(mode="json", by_alias=True),
             data_fingerprint=data_fingerprint,
             versions=library_versions(),
-            files={str(p.relative_to(temporary)): (p.stat().st_size, _sha256(p)) for p in files},
+            files={str(p.relative_to(temporary)): (p.stat().st_size, sha256_of_file(p)) for p in files},
         )
         for file in files:
-            _sync(file)
+            sync(file)
         (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-        _sync(temporary / MANIFEST)
+        sync(temporary / MANIFEST)
         if final.exists():  # the same step of an earlier attempt
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         latest = final.parent / ".LATEST.tmp"
         latest.write_text(final.name + "\n", encoding="utf-8")
         latest.replace(final.parent / "LATEST")
@@ -250,19 +249,3 @@ def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

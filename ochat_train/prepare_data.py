@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from data_pipeline.chunk_work import PrepareJob
 from data_pipeline.dataset import Manifest
 from data_pipeline.errors import UserError
-from data_pipeline.prepare import PrepareJob, input_fingerprints, prepare
+from data_pipeline.prepare import input_fingerprints, prepare
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.tokenization import find_tokenizer_files, load_tokenizer_spec
 from ochat_train.recipe import Recipe

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 from tokenizers import Tokenizer
 
+from data_pipeline.chunk_work import PrepareJob
 from data_pipeline.errors import UserError
-from data_pipeline.prepare import PrepareJob, prepare
+from data_pipeline.prepare import prepare
 from tests.data_pipeline.helpers import control_ids, folder_state, make_job, prepare_rows, rows_of, source, tokenizer_spec
 
 USER = {"role": "user", "content": "How are you?"}

@@ -28,7 +28,7 @@ from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_to
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import control_ids, make_job, rows_of, source
 
-# /work/shared/reference/openchat_3_5_model_card.txt: the ids that openchat/openchat_3.5 is prompted with
+# The ids that openchat/openchat_3.5 is prompted with
 SINGLE_TURN = [1, 420, 6316, 28781, 3198, 3123, 1247, 28747, 22557, 32000, 420, 6316, 28781, 3198, 3123, 21631, 28747]
 MULTI_TURN = [
     1, 420, 6316, 28781, 3198, 3123, 1247, 28747, 22557, 32000, 420, 6316, 28781, 3198, 3123, 21631, 28747, 15359, 32000, 420,

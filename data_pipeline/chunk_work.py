@@ -1,0 +1,164 @@
+"""What a worker process does with one chunk of raw rows: read, parse, tag, render, tokenize, cut."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline import sources
+from data_pipeline.conversation import Conversation, TokenizedConversation
+from data_pipeline.formats import parse_row
+from data_pipeline.ledger import Ledger
+from data_pipeline.settings import DataSettings
+from data_pipeline.sources import Chunk, RowError
+from data_pipeline.tagging import ClassTable, class_table, tag
+from data_pipeline.templates import Template, render
+from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJob:
+    """Everything that decides the rows of a prepared dataset."""
+
+    data: DataSettings
+    template: Template
+    tokenizer: TokenizerSpec
+    max_length_tokens: int
+    seed: int
+    inference_condition: str | None = None  # None: chosen by `inference_condition` below
+
+
+@dataclass(kw_only=True)
+class ChunkResult:
+    """The rows of one chunk. The arrays are aligned with `rows`; class names are resolved to ids by the main process."""
+
+    source: int
+    rows: pa.RecordBatch  # SCHEMA without class_id
+    places: list[str]
+    class_names: list[str]
+    conditions: dict[str, str]
+    has_own_id: np.ndarray
+    held_out: np.ndarray
+    truncated: np.ndarray
+    tail_trimmed: np.ndarray
+    control_text: np.ndarray
+    ledger: Ledger  # of the rows that were dropped
+
+
+class ChunkProcessor:
+    """Does all of a chunk's work: read, parse, tag, render, tokenize, cut."""
+
+    def __init__(self, job: PrepareJob) -> None:
+        self._job = job
+        self._classes: ClassTable = class_table(job.data)
+        self._tokenizer = TemplateTokenizer(job.tokenizer)
+        # What the template writes after the last end-of-turn is always left out; that is no loss to report.
+        self._template_tail = self._tokenizer.num_text_tokens(job.template.after_turn)
+
+    def __call__(self, source_number: int, chunk: Chunk) -> ChunkResult:
+        """Process one chunk of source `source_number`."""
+        source = self._job.data.sources[source_number]
+        ledger = Ledger()
+        tagged, rendered = [], []
+        for place, row in sources.read_chunk(chunk):
+            ledger.num_read += 1
+            try:
+                conversation = parse_row(row, place=place, source=source)
+                tagged.append(tag(conversation, class_name=source.class_name, classes=self._classes))
+            except RowError as error:
+                ledger.drop(error.reason, place, str(error), bad=True)
+                continue
+            rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
+        kept, columns = [], _Columns()
+        for item, tokens in zip(tagged, self._tokenizer.tokenize(rendered), strict=True):
+            if self._cut_and_collect(item.conversation, tokens, ledger, columns):
+                kept.append(item)
+        ledger.num_read -= len(kept)  # rows handed on are counted by the main process
+        own_ids = [item.conversation.id != item.conversation.place for item in kept]
+        return ChunkResult(
+            source=source_number,
+            rows=columns.batch([item.conversation.id for item in kept]),
+            places=[item.conversation.place for item in kept],
+            class_names=[item.class_name for item in kept],
+            conditions={item.class_name: item.condition for item in tagged},
+            has_own_id=np.array(own_ids, dtype=bool),
+            held_out=np.array([self._is_held_out(item.conversation) for item in kept], dtype=bool),
+            truncated=np.array(columns.truncated, dtype=bool),
+            tail_trimmed=np.array(columns.tail_trimmed, dtype=bool),
+            control_text=np.array([self._holds_control_text(item.conversation) for item in kept], dtype=bool),
+            ledger=ledger,
+        )
+
+    def _cut_and_collect(
+        self, conversation: Conversation, tokens: TokenizedConversation | RowError, ledger: Ledger, columns: _Columns
+    ) -> bool:
+        """Apply the length rule and trim the unsupervised tail. False where nothing is kept."""
+        if isinstance(tokens, RowError):
+            ledger.drop(tokens.reason, conversation.place, str(tokens), bad=True)
+            return False
+        length, limit = len(tokens.input_ids) - self._template_tail, self._job.max_length_tokens
+        if length > limit and self._job.data.overlong != "truncate":
+            ledger.drop("overlong", conversation.place, f"{length} tokens, at most {limit} allowed", bad=False)
+            return False
+        supervised = np.flatnonzero(tokens.loss_weights[:limit])
+        if not len(supervised):
+            message = f"no supervised token in the first {limit} tokens"
+            ledger.drop("no_supervised_token", conversation.place, message, bad=False)
+            return False
+        end = int(supervised[-1]) + 1
+        columns.add(tokens.input_ids[:end], tokens.loss_weights[:end], len(supervised))
+        columns.truncated.append(length > limit)
+        columns.tail_trimmed.append(end < min(length, limit))
+        if length > limit:
+            ledger.note("truncated", conversation.place, f"{length} tokens, cut to {limit}")
+        return True
+
+    def _is_held_out(self, conversation: Conversation) -> bool:
+        """Whether the conversation belongs to the validation split, decided by its first prompt and the seed alone."""
+        if not self._job.data.validation_ratio:
+            return False
+        prompt = next((m.content for m in conversation.messages if m.role == "user"), conversation.id)
+        key = f"{self._job.seed}\0{conversation.system}\0{prompt}"
+        digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self._job.data.validation_ratio * 2.0**64
+
+    def _holds_control_text(self, conversation: Conversation) -> bool:
+        texts = [conversation.system, *(message.content for message in conversation.messages)]
+        return any(token in text for token in self._job.template.control_tokens for text in texts)
+
+
+@dataclass(kw_only=True)
+class _Columns:
+    """The rows of one chunk, column by column."""
+
+    ids: list[np.ndarray] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+    num_supervised: list[int] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
+    tail_trimmed: list[bool] = field(default_factory=list)
+
+    def add(self, ids: np.ndarray, weights: np.ndarray, num_supervised: int) -> None:
+        """Append one row."""
+        self.ids.append(ids)
+        self.weights.append(weights)
+        self.num_supervised.append(num_supervised)
+
+    def batch(self, identifiers: list[str]) -> pa.RecordBatch:
+        """All rows as one record batch, without `class_id`."""
+        lengths = np.array([len(row) for row in self.ids], dtype=np.int32)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        sums = [float(row.sum(dtype=np.float64)) for row in self.weights]
+        ids = np.concatenate(self.ids) if self.ids else np.zeros(0, np.int32)
+        weights = np.concatenate(self.weights) if self.weights else np.zeros(0, np.float32)
+        columns = {
+            "id": pa.array(identifiers, pa.string()),
+            "num_tokens": pa.array(lengths),
+            "num_supervised_tokens": pa.array(self.num_supervised, pa.int32()),
+            "weight_sum": pa.array(sums, pa.float64()),
+            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
+            "loss_weights": pa.ListArray.from_arrays(offsets, pa.array(weights)),
+        }
+        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
