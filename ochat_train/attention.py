@@ -113,10 +113,49 @@ def attention_flash_4(
     return output
 
 
+def attention_flex(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """torch's FlexAttention: Triton code compiled for this mask, CUDA, any precision."""
+    flex_attention, _ = _compiled_flex()
+    query, key, value = (x.transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
+    mask = _flex_mask(cu_seqlens, len(query_THD), window)
+    output: torch.Tensor = flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    return output[0].transpose(0, 1)
+
+
+@cache
+def _compiled_flex() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    return torch.compile(flex_attention, dynamic=False), torch.compile(create_block_mask, dynamic=False)
+
+
+_last_flex_mask: list[Any] = [None, None, None]  # cu_seqlens, window, mask: all layers of a pack share one
+
+
+def _flex_mask(cu_seqlens: torch.Tensor, num_tokens: int, window: int | None) -> Any:
+    if _last_flex_mask[0] is cu_seqlens and _last_flex_mask[1] == window:
+        return _last_flex_mask[2]
+    tokens = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    conversation_T = torch.searchsorted(cu_seqlens[1:], tokens, right=True)
+    reach = num_tokens if window is None else window
+
+    def visible(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (query >= key) & (query - key < reach) & (conversation_T[query] == conversation_T[key])
+
+    _, create_block_mask = _compiled_flex()
+    mask = create_block_mask(visible, None, None, num_tokens, num_tokens, device=cu_seqlens.device)
+    _last_flex_mask[:] = cu_seqlens, window, mask
+    return mask
+
+
 _KERNELS: dict[str, AttentionKernel] = {
     "flash_attention_4": attention_flash_4,
     "flash_attention_2": attention_flash_2,
     "varlen": attention_varlen,
+    "flex": attention_flex,
     "sdpa": attention_sdpa,
 }
 
@@ -142,10 +181,12 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: floa
         return None
     if device.type != "cuda":
         return "it needs a CUDA GPU"
-    if dtype not in (torch.bfloat16, torch.float16):
+    if dtype not in (torch.bfloat16, torch.float16) and name != "flex":
         return "it needs bfloat16"
-    if dropout and name in ("varlen", "flash_attention_4"):
+    if dropout and name in ("varlen", "flash_attention_4", "flex"):
         return f"it has no dropout, and the model's attention_dropout is {dropout}"
+    if name == "flex":
+        return None if _is_installed("triton") else "the package triton is not installed"
     if name == "flash_attention_4":
         if torch.cuda.get_device_capability(device)[0] < 9:
             return "it needs a Hopper GPU or later"

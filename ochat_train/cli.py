@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=_positive, help="step of the checkpoint; default: the newest")
     export.add_argument("--out", type=Path, required=True, help="folder to write")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
+    export.add_argument(
+        "--max-shard-size", type=_file_size, default="5GB", metavar="SIZE",
+        help="write several files of at most this size (default 5GB)",
+    )  # fmt: skip
 
     generate = verb(
         "generate", _generate, "Ask an exported model one thing.",
@@ -160,7 +165,9 @@ def _train(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from ochat_train.export import export
 
-    out = export(options.run_dir, options.out, step=options.step, overwrite=options.overwrite)
+    out = export(
+        options.run_dir, options.out, step=options.step, overwrite=options.overwrite, max_shard_size=options.max_shard_size
+    )
     print(f"exported and verified: {out}")
 
 
@@ -186,6 +193,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
+
+
+def _file_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*(KB|MB|GB)", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, for example 500MB or 5GB")
+    return text
 
 
 def _row_range(text: str) -> slice:

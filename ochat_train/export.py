@@ -27,16 +27,20 @@ from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 
 OCHAT_FILE = "ochat.json"
+MAX_SHARD_SIZE = "5GB"
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
-def export(run_dir: Path, out: Path, *, step: int | None, overwrite: bool = False) -> Path:
+def export(
+    run_dir: Path, out: Path, *, step: int | None, overwrite: bool = False, max_shard_size: str = MAX_SHARD_SIZE
+) -> Path:
     """Write the model of a checkpoint (the newest, or that of `step`) as a Hugging Face folder.
 
     The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by
     its logits, and its tokenizer's ids with the prepared ones; only then it is renamed to `out`.
 
     overwrite: an earlier export in `out` is replaced; without it a folder that holds anything is a UserError.
+    max_shard_size: larger models are written as several files, as `5GB`.
     """
     quiet_libraries()
     replaceable = overwrite and (out / OCHAT_FILE).is_file()
@@ -49,7 +53,7 @@ def export(run_dir: Path, out: Path, *, step: int | None, overwrite: bool = Fals
     state = load_trained_weights(checkpoint)
     with replaced_folder(out, owned=replaceable) as folder:
         trained = _build(run, state)
-        trained.save_pretrained(folder)
+        trained.save_pretrained(folder, max_shard_size=max_shard_size)
         for file in (run.path / "tokenizer").iterdir():
             shutil.copyfile(file, folder / file.name)
         _write_ochat_json(run, checkpoint, folder)

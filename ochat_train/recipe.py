@@ -39,7 +39,7 @@ class ModelSettings(Section):
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`auto`: bfloat16 with float32 master weights on a GPU, float32 on a CPU"
     )
-    attention: Literal["auto", "flash_attention_4", "flash_attention_2", "varlen", "sdpa"] = Field(
+    attention: Literal["auto", "flash_attention_4", "flash_attention_2", "varlen", "flex", "sdpa"] = Field(
         "auto", description="attention kernel; `auto` takes the fastest that is installed and prints its choice"
     )
     activation_checkpointing: Literal["none", "full"] = Field(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 
 ROOT = Path(__file__).resolve().parent.parent
+
+MEASURED = "measured: "  # how the figures of `measured` are told from other properties of a test
+Measured = Callable[[str, float], None]
 
 # A Mistral that trains in seconds: grouped heads, two layers, untied embeddings.
 TINY_MODEL: dict[str, Any] = {
@@ -75,6 +79,30 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
+    """Notes a measured error; the worst of each name is printed when the tests are done (docs/correctness.md shows them)."""
+
+    def note(name: str, error: float) -> None:
+        record_property(f"{MEASURED}{name}", error)
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the tests measured, the worst of each name."""
+    worst: dict[str, float] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name.startswith(MEASURED):
+                name = name.removeprefix(MEASURED)
+                worst[name] = max(value, worst.get(name, value))
+    if worst:
+        terminalreporter.section("worst measured")
+        for name in sorted(worst):
+            terminalreporter.write_line(f"{worst[name]:9.3g}  {name}")
 
 
 RecipeFactory = Callable[..., Path]
@@ -132,13 +160,45 @@ def ochat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     return run(command, **environment)
 
 
-def deepspeed_train(recipe: Path, *arguments: str, num_ranks: int = 2, port: int = 29511) -> subprocess.CompletedProcess[str]:
+def deepspeed_train(recipe: Path, *arguments: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """Train under DeepSpeed's own launcher with real ranks."""
     command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks), "--master_port", str(port),
+        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks), "--master_port", str(free_port()),
         "--module", "ochat_train", str(recipe), *arguments,
     ]  # fmt: skip
     return run(command)
+
+
+def train_on_ranks(*commands: list[Any], num_ranks: int = 2) -> None:
+    """Run `ochat` commands one after the other on ranks that are started once; all must succeed."""
+    texts = [[str(argument) for argument in command] for command in commands]
+    ranks = start_ranks("tests.ochat_train.train_worker", json.dumps(texts), num_ranks=num_ranks)
+    outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * num_ranks, "".join(outputs)[-8000:]
+
+
+def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str) -> list[subprocess.Popen[str]]:
+    """Start a module on ranks without a launcher (which takes longer to start than the ranks do)."""
+    shared = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_ranks)}
+    shared |= {"LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(num_ranks)
+    ]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

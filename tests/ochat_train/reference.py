@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,13 @@ def random_conversations(
 
 def reference_loss(causal_lm: Any, rows: list[TokenizedConversation]) -> torch.Tensor:
     """sum of w_t * -log p(token t | tokens before t) over all conversations, in the model's own precision."""
-    total = torch.zeros((), dtype=next(causal_lm.parameters()).dtype)
+    parameter = next(causal_lm.parameters())
+    total = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
     for row in rows:
-        ids = torch.from_numpy(row.input_ids.astype(np.int64))
+        ids = torch.from_numpy(row.input_ids.astype(np.int64)).to(parameter.device)
         logits = causal_lm(input_ids=ids[None]).logits[0]
-        log_probabilities = torch.log_softmax(logits, dim=-1)
-        weights = torch.from_numpy(row.loss_weights).to(logits.dtype)
-        total = total - (weights[1:] * log_probabilities[torch.arange(len(ids) - 1), ids[1:]]).sum()
+        nll = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+        total = total + (torch.tensor(row.loss_weights[1:], device=logits.device).to(logits.dtype) * nll).sum()
     return total
 
 
@@ -55,3 +56,10 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """||found - expected|| / ||expected|| in float64."""
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     return float((found - expected).norm() / expected.norm())
+
+
+def as_float64(causal_lm: Any) -> Any:
+    """A float64 twin of a causal LM with transformers' plain attention."""
+    twin = copy.deepcopy(causal_lm).double()
+    twin.config._attn_implementation = "eager"
+    return twin

@@ -7,9 +7,11 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.attention import _KERNELS, attention_sdpa, choose_attention
+from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 
 LENGTHS = [[1, 2], [5, 1, 17], [64, 200, 3, 33]]
+EXACT_KERNELS = {"flex": 5e-6, "sdpa": 5e-6}  # kernels that also run in float32
 
 
 def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], window: int | None) -> torch.Tensor:
@@ -54,14 +56,17 @@ def check(
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("window", [None, 16])
-def test_sdpa_equals_float64(lengths: list[int], window: int | None) -> None:
-    assert max(check("sdpa", lengths, window, device="cpu", dtype=torch.float32)) < 2e-6
+def test_sdpa_equals_float64(lengths: list[int], window: int | None, measured: Measured) -> None:
+    errors = check("sdpa", lengths, window, device="cpu", dtype=torch.float32)
+    measured("attention `sdpa`, float32, output and gradients against float64", max(errors))
+    assert max(errors) < 2e-6
 
 
-def test_control_attention_across_borders_would_fail() -> None:
+def test_control_attention_across_borders_would_fail(measured: Measured) -> None:
     query, key, value = (torch.randn(30, 2, 8) for _ in range(3))
     apart = truth(query, key, value, [10, 20], None)
     together = truth(query, key, value, [30], None)
+    measured("control: attention across the borders of conversations", relative_error(together, apart))
     assert relative_error(together, apart) > 0.1
 
 
@@ -81,13 +86,23 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [*LENGTHS, [900, 2_500, 1, 37], [8_192]])
 @pytest.mark.parametrize("window", [None, 128])
-@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_4", "sdpa"])
-def test_gpu_kernels(name: str, lengths: list[int], window: int | None) -> None:
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_4", "flex", "sdpa"])
+def test_gpu_kernels(name: str, lengths: list[int], window: int | None, measured: Measured) -> None:
     """bfloat16 kernels and gradients: within 1 % of float64 (bfloat16 itself rounds by up to 0.4 %)."""
     try:
         choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, dropout=0.0)
     except UserError as error:
         pytest.skip(str(error))  # the package is not installed on this machine
     errors = check(name, lengths, window, device="cuda", dtype=torch.bfloat16, head_dim=128)
-    print(f"{name} window {window} lengths {lengths[:4]}: " + " ".join(f"{error:.1e}" for error in errors))
+    measured(f"attention `{name}`, bfloat16, output and gradients against float64", max(errors))
     assert max(errors) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("name", EXACT_KERNELS)
+def test_gpu_kernels_in_float32(name: str, lengths: list[int], window: int | None, measured: Measured) -> None:
+    errors = check(name, lengths, window, device="cuda", dtype=torch.float32)
+    measured(f"attention `{name}`, float32 on the GPU, output and gradients against float64", max(errors))
+    assert max(errors) < EXACT_KERNELS[name]

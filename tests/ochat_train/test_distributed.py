@@ -11,28 +11,34 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipeline.dataset import PreparedSplit
+from ochat_train.batches import pack_batch
 from ochat_train.export import export, load_trained_weights
-from ochat_train.prepare_data import prepare_recipe
+from ochat_train.model import build_model
+from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import load_recipe
-from tests.conftest import TINY_MODEL, RecipeFactory, deepspeed_train, metrics, ochat
+from ochat_train.train import training_plan
+from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, train_on_ranks
 from tests.ochat_train.reference import relative_error
 
-TrainFunction = Callable[..., Path]
+Runs = dict[str, dict[str, Any]]  # name of a run -> changes of the recipe
+TrainFunction = Callable[..., dict[str, Path]]
 
 
 @pytest.fixture
 def train(tmp_path: Path, make_recipe: RecipeFactory) -> TrainFunction:
-    """Prepares, trains under the launcher and returns the run folder; keyword arguments change the recipe."""
+    """Prepares and trains runs on ranks that are started once; returns their run folders by name."""
 
-    def run(name: str, *arguments: str, num_ranks: int = 2, **changes: Any) -> Path:
-        output_dir = tmp_path / name
-        recipe = make_recipe(output_dir=str(output_dir), **changes)
-        prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
-        finished = deepspeed_train(recipe, *arguments, num_ranks=num_ranks)
-        assert finished.returncode == 0, finished.stderr[-4000:]
-        return output_dir
+    def train_runs(runs: Runs, *, num_ranks: int = 2) -> dict[str, Path]:
+        commands: list[list[Any]] = []
+        for name, changes in runs.items():
+            recipe = make_recipe(output_dir=str(tmp_path / name), **changes)
+            prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
+            commands.append(["train", recipe.rename(tmp_path / f"{name}.yaml")])
+        train_on_ranks(*commands, num_ranks=num_ranks)
+        return {name: tmp_path / name for name in runs}
 
-    return run
+    return train_runs
 
 
 def newest_weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -42,36 +48,75 @@ def newest_weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def export_and_load(run_dir: Path) -> Any:
     import transformers
 
-    out = export(run_dir, run_dir / "export", step=None)
-    return transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    out = export(run_dir, run_dir / "export", step=None, max_shard_size="20KB")
+    assert len(list(out.glob("model-*-of-*.safetensors"))) > 1
+    return transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto", attn_implementation="eager").eval()
 
 
-def test_zero_stages_and_rank_counts_take_the_same_steps(train: TrainFunction) -> None:
+@torch.no_grad()
+def logits_difference(run_dir: Path, exported: Any) -> float:
+    """Largest difference between the training model on a whole pack and the export on each conversation alone."""
+    recipe = load_recipe(run_dir.with_suffix(".yaml"))
+    model, _ = build_model(recipe.model, check_prepared(recipe), device=torch.device("cpu"), seed=99)
+    model.causal_lm.load_state_dict(newest_weights(run_dir), strict=not model.causal_lm.config.tie_word_embeddings)
+    split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
+    rows = training_plan(recipe, split).epoch(0).rows(0)
+    hidden = []
+    model.loss.register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
+    model.eval()(pack_batch(split, rows, pack_length=recipe.train.pack_length_tokens, max_sequences=len(rows)))
+    packed = hidden[0] @ model.loss.head_weight.T
+    alone = torch.cat([exported(torch.tensor(split[int(row)].input_ids.astype(int))[None]).logits[0] for row in rows])
+    assert len(rows) > 1
+    return float((packed[: len(alone)] - alone).abs().max())
+
+
+def test_zero_stages_and_rank_counts_take_the_same_steps(train: TrainFunction, measured: Measured) -> None:
     """Losses, gradient norms and exported weights for ZeRO 0 to 3 on two ranks, and for one rank."""
-    runs = {f"zero {stage}": train(f"zero{stage}", deepspeed__zero_stage=stage) for stage in range(4)}
-    runs["one rank"] = train("one", num_ranks=1)
-    expected = metrics(runs["zero 0"])
+    runs = train({f"zero{stage}": {"deepspeed__zero_stage": stage} for stage in range(4)})
+    runs |= train({"one_rank": {}}, num_ranks=1)
+    expected = metrics(runs["zero0"])
     assert len(expected) >= 12
-    weights = newest_weights(runs["zero 0"])
+    weights = newest_weights(runs["zero0"])
     for name, run_dir in runs.items():
         for found, truth in zip(metrics(run_dir), expected, strict=True):
+            measured("losses of ZeRO 0 to 3 and of one rank, relative", abs(found["loss"] / truth["loss"] - 1))
+            measured("gradient norms of the same, relative", abs(found["grad_norm"] / truth["grad_norm"] - 1))
             assert found["loss"] == pytest.approx(truth["loss"], rel=2e-6), name
             assert found["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-4), name
             assert found["classes"].keys() == {"expert", "suboptimal"}
-        exported = export_and_load(run_dir).state_dict()
+        model = export_and_load(run_dir)
+        difference = logits_difference(run_dir, model)
+        measured("logits of the export (alone) against the training model (packed), float32, absolute", difference)
+        assert difference < 1e-5, name
+        exported = model.state_dict()
         for key, value in newest_weights(run_dir).items():
             assert relative_error(value, weights[key]) < 2e-4, (name, key)
             assert torch.equal(exported[key], value), (name, key)
     assert expected[-1]["loss"] < expected[0]["loss"] - 0.5
 
 
-def test_tied_embeddings_under_zero_3(train: TrainFunction) -> None:
+def test_bfloat16_exports_are_the_weights_of_the_forward_pass(train: TrainFunction) -> None:
+    """ZeRO 2 saves them as they are, ZeRO 3 only as float32 master copies in pieces: the exports are equal bit for bit."""
+    short = {"model__precision": "bfloat16", "train__max_steps": 3}
+    runs = train({f"bfloat16_{stage}": {**short, "deepspeed__zero_stage": stage} for stage in (2, 3)})
+    weights = [export_and_load(run_dir).state_dict() for run_dir in runs.values()]
+    assert all(value.dtype == torch.bfloat16 for value in weights[0].values())
+    assert [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])] == []
+    trained = newest_weights(runs["bfloat16_2"])
+    assert [name for name, value in trained.items() if not torch.equal(value, weights[0][name])] == []
+
+
+def test_tied_embeddings_under_zero_3(train: TrainFunction, measured: Measured) -> None:
     """The loss reads a weight that belongs to the embedding; gradients from both uses must arrive."""
     config = {**TINY_MODEL, "tie_word_embeddings": True}
-    runs = [train(f"tied{stage}", deepspeed__zero_stage=stage, model__config=config) for stage in (0, 3)]
-    for found, truth in zip(metrics(runs[1]), metrics(runs[0]), strict=True):
+    runs = train({f"tied{stage}": {"deepspeed__zero_stage": stage, "model__config": config} for stage in (0, 3)})
+    for found, truth in zip(metrics(runs["tied3"]), metrics(runs["tied0"]), strict=True):
         assert found["loss"] == pytest.approx(truth["loss"], rel=2e-6)
-    model = export_and_load(runs[1])
+    for run_dir in runs.values():
+        model = export_and_load(run_dir)
+        difference = logits_difference(run_dir, model)
+        measured("logits of the export (alone) against the training model (packed), float32, tied, absolute", difference)
+        assert difference < 1e-5
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
@@ -79,9 +124,8 @@ def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction) -> 
     """ZeRO-2 with dropout, so that the random number states count too; the control resumes without them."""
     changes = {"model__config": {**TINY_MODEL, "attention_dropout": 0.1}, "checkpoint__save_every_steps": 5}
     changes |= {"checkpoint__keep_last": 9}
-    straight = train("straight", **changes)
+    straight = train({"straight": changes})["straight"]
     assert metrics(straight)[4]["epoch"] == 0
-    results = {}
     for name in ("resumed", "control"):
         run_dir = straight.parent / name
         shutil.copytree(straight, run_dir)
@@ -90,11 +134,12 @@ def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction) -> 
                 shutil.rmtree(folder)
         if name == "control":
             give_fresh_random_states(run_dir / "checkpoints" / "step-00000005")
-        train(name, **changes)
-        results[name] = metrics(run_dir)
+    train({"resumed": changes, "control": changes})
+    results = {name: metrics(straight.parent / name) for name in ("resumed", "control")}
     expected = metrics(straight)
     assert [line["step"] for line in results["resumed"]] == [line["step"] for line in expected]
-    assert [line["loss"] for line in results["resumed"]] == [line["loss"] for line in expected]
+    for key in ("loss", "learning_rate", "grad_norm", "epoch", "tokens", "classes"):
+        assert [line[key] for line in results["resumed"]] == [line[key] for line in expected], key
     weights = newest_weights(straight)
     assert all(torch.equal(value, weights[key]) for key, value in newest_weights(straight.parent / "resumed").items())
     assert [line["loss"] for line in results["control"][5:]] != [line["loss"] for line in expected[5:]]

@@ -7,6 +7,7 @@ import torch
 
 from ochat_train import loss as loss_module
 from ochat_train.loss import weighted_loss_sums
+from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 
 
@@ -57,12 +58,15 @@ def ours(
         (12, 128_256, [0.1, 1.0]),
     ],
 )
-def test_equals_float64(num_tokens: int, vocab: int, weights: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_float64(
+    num_tokens: int, vocab: int, weights: list[float], monkeypatch: pytest.MonkeyPatch, measured: Measured
+) -> None:
     monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 64)  # several chunks, the last one partly full
     inputs = make_inputs(num_tokens, 64, vocab, weights)
     expected = reference(inputs)
     found = ours(inputs)
     for value, truth in zip(found, expected, strict=False):
+        measured("loss and its gradients, float32, weights 0.001 to 100, vocabulary to 128,256", relative_error(value, truth))
         assert relative_error(value, truth) < 5e-6
 
 
@@ -91,20 +95,21 @@ def test_sums_per_class() -> None:
         torch.testing.assert_close(per_class[index].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_control_gradients_scaled_by_the_first_token_would_fail() -> None:
+def test_control_gradients_scaled_by_the_first_token_would_fail(measured: Measured) -> None:
     """The fault of Liger's fused cross-entropy up to 0.8.1: all gradients times grad_output[0]."""
     inputs = make_inputs(300, 64, 1_000, [0.0, 0.1, 1.0])
     _, hidden, head = reference(inputs)
     unweighted = {**inputs, "target_weights_T": torch.ones_like(inputs["target_weights_T"])}
     _, faulty_hidden, faulty_head = reference(unweighted)
     first = inputs["target_weights_T"][0].double()
+    measured("control: gradients scaled by the first token's weight", relative_error(faulty_hidden * first, hidden))
     assert relative_error(faulty_hidden * first, hidden) > 0.1
     assert relative_error(faulty_head * first, head) > 0.1
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("vocab", [32_002, 128_256])
-def test_bfloat16_is_no_worse_than_eager(vocab: int) -> None:
+def test_bfloat16_is_no_worse_than_eager(vocab: int, measured: Measured) -> None:
     """Error against float64 of the same bfloat16 inputs: at most that of plain eager bfloat16 with autograd."""
     inputs = make_inputs(4_096, 1_024, vocab, [0.0, 0.1, 1.0])
     inputs["hidden_TD"], inputs["head_VD"] = inputs["hidden_TD"].bfloat16(), inputs["head_VD"].bfloat16()
@@ -117,5 +122,6 @@ def test_bfloat16_is_no_worse_than_eager(vocab: int) -> None:
     for name, found, plain, truth in zip(
         ("loss", "hidden", "head"), ours(inputs), (eager, hidden.grad, head.grad), expected, strict=False
     ):
-        print(f"{name}: ours {relative_error(found, truth):.2e}, eager {relative_error(plain, truth):.2e}")
+        measured(f"loss in bfloat16, {name}, against float64", relative_error(found, truth))
+        measured(f"loss in bfloat16, {name}, plain eager bfloat16 against float64", relative_error(plain, truth))
         assert relative_error(found, truth) <= relative_error(plain, truth) * 1.05

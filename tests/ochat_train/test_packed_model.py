@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
-from ochat_train.attention import register_attention
+from data_pipeline.errors import UserError
+from ochat_train.attention import choose_attention, register_attention
 from ochat_train.batches import PackedBatch, pack_batch
 from ochat_train.model import PackedCausalLM, add_token_rows
-from tests.conftest import TINY_MODEL
-from tests.ochat_train.reference import FakeSplit, random_conversations, reference_loss, relative_error
+from tests.conftest import TINY_MODEL, Measured, RecipeFactory, start_ranks
+from tests.ochat_train.reference import FakeSplit, as_float64, random_conversations, reference_loss, relative_error
 
 VOCAB = 300
 
@@ -28,12 +29,6 @@ def tiny_model(**changes: Any) -> Any:
     return model.train()
 
 
-def as_float64(causal_lm: Any) -> Any:
-    twin = copy.deepcopy(causal_lm).double()
-    twin.config._attn_implementation = "eager"
-    return twin
-
-
 def batches(split: Any, packs: list[list[int]], pack_length: int = 128) -> list[PackedBatch]:
     return [pack_batch(split, np.array(rows, dtype=np.int64), pack_length=pack_length, max_sequences=6) for rows in packs]
 
@@ -44,7 +39,7 @@ def gradients(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"sliding_window": 8}, {"model_type": "llama"}])
 @pytest.mark.parametrize("weights", [(0.0, 0.1, 1.0), (0.0, 0.001, 100.0)])
-def test_packed_gradients_equal_float64(changes: dict[str, Any], weights: tuple[float, ...]) -> None:
+def test_packed_gradients_equal_float64(changes: dict[str, Any], weights: tuple[float, ...], measured: Measured) -> None:
     causal_lm = tiny_model(**changes)
     rows = random_conversations(np.random.default_rng(0), [40, 17, 2, 60, 128, 33], vocab_size=VOCAB, weights=weights)
     split = FakeSplit(rows, [0, 1, 0, 1, 0, 1])
@@ -57,6 +52,14 @@ def test_packed_gradients_equal_float64(changes: dict[str, Any], weights: tuple[
         sums = model(batch)
         sums.weighted_nll.backward()
         losses.append(sums.weighted_nll.detach())
+    measured(
+        "loss of packs, float32, against float64 of each conversation alone",
+        relative_error(torch.stack(losses).sum(), expected),
+    )
+    measured(
+        "gradients of packs, float32, against float64 of each conversation alone",
+        relative_error(gradients(causal_lm), gradients(truth)),
+    )
     assert relative_error(torch.stack(losses).sum(), expected) < 1e-6
     assert relative_error(gradients(causal_lm), gradients(truth)) < 5e-6
 
@@ -74,30 +77,16 @@ def test_any_packing_gives_the_same_gradient() -> None:
     assert max(relative_error(result, results[0]) for result in results) < 1e-6
 
 
-def test_a_changed_conversation_leaves_the_other_bit_equal() -> None:
-    rng = np.random.default_rng(2)
-    first, second, other = random_conversations(rng, [40, 50, 50], vocab_size=VOCAB)
-    masked = FakeSplit([first, second], [0, 0])
-    changed = FakeSplit([type(first)(input_ids=other.input_ids[:40], loss_weights=first.loss_weights), second], [0, 0])
-    hidden = []
-    for split in (masked, changed):
-        model = PackedCausalLM(tiny_model(), num_classes=1)
-        states = {}
-        model.loss.register_forward_pre_hook(lambda module, arguments, states=states: states.update(h=arguments[0]))
-        model(batches(split, [[0, 1]])[0])
-        hidden.append(states["h"])
-    assert torch.equal(hidden[0][40:90], hidden[1][40:90])
-    assert not torch.equal(hidden[0][:40], hidden[1][:40])
-
-
-def test_control_one_long_row_leaks() -> None:
+def test_control_one_long_row_leaks(measured: Measured) -> None:
     """Without the borders (one sequence over the whole pack) the second conversation sees the first."""
     rows = random_conversations(np.random.default_rng(3), [40, 50], vocab_size=VOCAB)
     split = FakeSplit(rows, [0, 0])
     batch = batches(split, [[0, 1]])[0]
     unbounded = PackedBatch(**{**vars(batch), "cu_seqlens_S1": torch.tensor([0, 128], dtype=torch.int32)})
     model = PackedCausalLM(tiny_model(), num_classes=1)
-    assert relative_error(model(unbounded).weighted_nll, model(batch).weighted_nll) > 1e-5
+    leak = relative_error(model(unbounded).weighted_nll, model(batch).weighted_nll)
+    measured("control: loss of packs without borders between conversations", leak)
+    assert leak > 1e-5
 
 
 def test_padding_and_weight_zero_have_no_gradient() -> None:
@@ -132,3 +121,102 @@ def test_targets_are_shifted_once_and_inside_conversations() -> None:
     assert batch.cu_seqlens_S1.tolist() == [0, 4, 7, 10, 10, 10, 10, 10]
     assert batch.class_ids_T.tolist()[:7] == [0, 0, 0, 0, 1, 1, 1]
     assert batch.num_tokens == 7
+
+
+# ---- bfloat16 on a GPU ----
+
+GPU_MODEL = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 128}
+GROUPS = ("embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "mlp", "norm", "lm_head")
+
+
+def gpu_model(attention: str, dtype: torch.dtype) -> Any:
+    """The same weights whatever the attention and dtype: rounded to bfloat16 first."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        **{**TINY_MODEL, **GPU_MODEL, "max_position_embeddings": 4096, "vocab_size": 32_002}
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+    return model.to("cuda", dtype).train()
+
+
+def eager_packed_loss(causal_lm: Any, batch: PackedBatch) -> torch.Tensor:
+    """What a user would write without this project: one row, a block mask, transformers' eager attention, plain autograd."""
+    sequence = torch.searchsorted(
+        batch.cu_seqlens_S1[1:].contiguous(), torch.arange(len(batch.input_ids_T), device="cuda"), right=True
+    )
+    visible = (sequence[:, None] == sequence[None, :]).tril()
+    mask = torch.where(visible, 0.0, torch.finfo(torch.bfloat16).min).to(torch.bfloat16)[None, None]
+    logits = causal_lm(batch.input_ids_T[None], attention_mask=mask, position_ids=batch.position_ids_T[None]).logits[0]
+    nll = torch.nn.functional.cross_entropy(logits.float(), batch.target_ids_T, reduction="none")
+    return (nll * batch.target_weights_T).sum()
+
+
+def gradient_errors(model: Any, truth: Any) -> dict[str, float]:
+    """Relative gradient error per parameter group."""
+    errors = {}
+    for group in GROUPS:
+        found, expected = (
+            torch.cat([p.grad.double().flatten() for name, p in causal_lm.named_parameters() if group in name])
+            for causal_lm in (model, truth)
+        )
+        errors[group] = relative_error(found, expected)
+    return errors
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_4", "flex", "sdpa"])
+def test_bfloat16_gradients_are_no_worse_than_eager(name: str, compiled: bool, measured: Measured) -> None:
+    """Every parameter group, forward and backward, against float64 of each conversation alone."""
+    try:
+        choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, dropout=0.0)
+    except UserError as error:
+        pytest.skip(str(error))
+    rows = random_conversations(np.random.default_rng(0), [700, 17, 1, 300, 900], vocab_size=32_002)
+    split = FakeSplit(rows, [0, 1, 0, 1, 0])
+    batch = pack_batch(split, np.arange(5), pack_length=2048, max_sequences=8).to(torch.device("cuda"))
+    truth = gpu_model("eager", torch.float64)
+    expected = reference_loss(truth, rows)
+    expected.backward()
+    eager = gpu_model("eager", torch.bfloat16)
+    eager_loss = eager_packed_loss(eager, batch)
+    eager_loss.backward()
+    ours = gpu_model(register_attention(name), torch.bfloat16)
+    if compiled:
+        for layer in ours.model.layers:
+            layer.compile(dynamic=False)
+    sums = PackedCausalLM(ours, num_classes=2)(batch)
+    sums.weighted_nll.backward()
+    kind = f"{name}{', compiled' if compiled else ''}"
+    measured(f"bfloat16 model, loss, {kind}, against float64", relative_error(sums.weighted_nll, expected))
+    measured("bfloat16 model, loss, plain eager, against float64", relative_error(eager_loss, expected))
+    assert relative_error(sums.weighted_nll, expected) < 1e-4
+    plain = gradient_errors(eager, truth)
+    for group, error in gradient_errors(ours, truth).items():
+        measured(f"bfloat16 model, gradient of {group}, {kind}, against float64", error)
+        measured(f"bfloat16 model, gradient of {group}, plain eager, against float64", plain[group])
+        assert error < plain[group] * 1.05, group
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 5e-6), ("bfloat16", 3e-2)])
+def test_gradients_of_all_gpus_equal_those_of_one(
+    precision: str, bound: float, tmp_path: Any, make_recipe: RecipeFactory, measured: Measured
+) -> None:
+    """NCCL, ZeRO 0 to 3, as many ranks as there are GPUs."""
+    from ochat_train.prepare_data import prepare_recipe
+    from ochat_train.recipe import load_recipe
+
+    path = make_recipe(train__tokens_per_step=2048, model__precision=precision)
+    prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    for num_ranks, cases in ((1, ["2"]), (torch.cuda.device_count(), ["0", "1", "2", "3", "2:reversed"])):
+        ranks = start_ranks("tests.ochat_train.gradient_worker", str(path), str(tmp_path), *cases, num_ranks=num_ranks)
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * num_ranks, outputs
+    found = {file.stem: load_file(file) for file in tmp_path.glob("*ranks*.safetensors")}
+    one = found.pop("1 ranks 2")
+    for case, gradient in found.items():
+        error = relative_error(*(torch.cat([tensors[name].flatten() for name in sorted(one)]) for tensors in (gradient, one)))
+        measured(f"gradient of a step on {torch.cuda.device_count()} GPUs against one, {precision}", error)
+        assert error < bound, case
