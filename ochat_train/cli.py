@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train import __version__
-
-EXIT_USER_ERROR = 2
+from ochat_train import __version__, exits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 only on success. Problems a user can mend go to stderr as one message."""
+    """Run one verb; 0 only on success (exits.py has the codes). Problems a user can mend go to stderr as one message."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -28,7 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if int(os.environ.get("RANK", "0")) == 0:  # every rank finds the same problem; one says it
             print(f"ochat {options.verb}: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return exits.USER_ERROR
+    except exits.StoppedBySignalError as stop:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"ochat {options.verb}: {stop}", file=sys.stderr)
+        return exits.STOPPED
+    except exits.LostRanksError as error:
+        print(f"ochat {options.verb}: {error}", file=sys.stderr)
+        return exits.LOST_RANKS
     except BrokenPipeError:  # `ochat inspect ... | head`
         sys.stdout = None  # type: ignore[assignment]
         return 0
@@ -85,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH",
         help="go on from the newest intact checkpoint (auto, the default), start anew, or go on from a checkpoint folder",
+    )  # fmt: skip
+    train.add_argument(
+        "--accept-changes", action="store_true",
+        help="go on from a checkpoint although data or settings have changed since it was written",
     )  # fmt: skip
     train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; LOCAL_RANK counts
 
@@ -159,7 +168,7 @@ def _train(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs a second, not a GPU
     from ochat_train.train import train
 
-    train(recipe, resume=options.resume)
+    train(recipe, resume=options.resume, accept_changes=options.accept_changes)
 
 
 def _export(options: argparse.Namespace) -> None:

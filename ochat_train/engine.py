@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +19,8 @@ from data_pipeline.plan import num_micro_batches
 from ochat_train.model import PackedCausalLM, model_dtype
 from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +37,11 @@ class Ranks:
         return self.rank == 0
 
 
-def start_ranks() -> Ranks:
-    """Join the process group of the launcher (`deepspeed`, `torchrun`), or make one of a single process."""
+def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
+    """Join the process group of the launcher (`deepspeed`, `torchrun`), or make one of a single process.
+
+    timeout_seconds: how long a collective may wait for the other ranks.
+    """
     quiet_libraries()
     import deepspeed
 
@@ -48,8 +56,28 @@ def start_ranks() -> Ranks:
             raise UserError(f"rank {local_rank} of this host has no GPU: {torch.cuda.device_count()} are visible; start fewer")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
+    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
     return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
+
+
+def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T | None:
+    """Do something on rank 0 only; all ranks wait, and get its result where that can be sent, or its UserError.
+
+    Results that cannot be pickled (an open file) stay on rank 0; the other ranks get None.
+    """
+    result: T | None = None
+    message: list[Any] = [None, None]
+    if ranks.is_main:
+        try:
+            result = work()
+            message[0] = result if isinstance(result, str | Path) else None
+        except UserError as error:
+            message[1] = str(error)
+    torch.distributed.broadcast_object_list(message, src=0)
+    if message[1] is not None:
+        raise UserError(message[1])
+    sent: T | None = message[0]
+    return result if ranks.is_main else sent
 
 
 def _free_port() -> int:
@@ -111,12 +139,22 @@ def stop_ranks() -> None:
 
 
 def update(engine: Any) -> float:
-    """Take the optimizer step at the end of gradient accumulation; returns the gradient norm before clipping."""
-    reports_norm = engine.zero_optimization() or engine.bfloat16_enabled()
-    if not reports_norm:  # plain float32 without ZeRO: gradients are averaged over ranks already, and in `grad`
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    """Take the optimizer step at the end of gradient accumulation; returns the gradient norm before clipping.
+
+    A gradient that is not finite updates nothing, on any rank: the result is not finite then, and only then.
+    """
+    if engine.zero_optimization() or engine.bfloat16_enabled():
+        engine.step()  # DeepSpeed leaves the update out if the norm is not finite
+        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
+    # plain float32 without ZeRO: gradients are averaged over ranks already, and in `grad`
+    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+    if not math.isfinite(norm):
+        for parameter in parameters:
+            parameter.grad = None  # AdamW passes over it: no decay, no moments
+        norm = math.inf
     engine.step()
-    return float(engine.get_global_grad_norm() if reports_norm else norm)
+    return norm
 
 
 def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

@@ -16,15 +16,15 @@ from data_pipeline.dataset import replaced_folder
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint import (
     STATE,
+    CheckpointManifest,
     checkpoints_dir,
-    library_versions,
     list_checkpoints,
-    read_manifest,
     refuse_unsafe_pickles,
     verify,
 )
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
+from ochat_train.versions import library_versions
 
 OCHAT_FILE = "ochat.json"
 MAX_SHARD_SIZE = "5GB"
@@ -68,9 +68,9 @@ def _find(run: RunFolder, step: int | None) -> Path:
     if step is None:
         return available[-1]
     for folder in available:
-        if read_manifest(folder).step == step:
+        if CheckpointManifest.load(folder).step == step:
             return folder
-    steps = ", ".join(str(read_manifest(folder).step) for folder in available)
+    steps = ", ".join(str(CheckpointManifest.load(folder).step) for folder in available)
     raise UserError(f"--step {step}: no such checkpoint; steps there: {steps}")
 
 
@@ -80,7 +80,7 @@ def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     model_states = sorted((checkpoint / STATE).glob("*model_states.pt"))
     # The pickles were just scanned: they hold nothing but tensors, containers and three classes of DeepSpeed's.
     first = torch.load(model_states[0], map_location="cpu", weights_only=False, mmap=True)
-    if read_manifest(checkpoint).recipe["deepspeed"]["zero_stage"] < 3:
+    if CheckpointManifest.load(checkpoint).recipe["deepspeed"]["zero_stage"] < 3:
         state = first["module"]
     else:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -146,7 +146,7 @@ def _write_ochat_json(run: RunFolder, checkpoint: Path, folder: Path) -> None:
         if value is not None and (Path(value).is_absolute() or Path(value).exists()):
             recipe["model"][key] = Path(value).name
     content = {
-        "step": read_manifest(checkpoint).step,
+        "step": CheckpointManifest.load(checkpoint).step,
         "template": run.prepared.template,
         "inference_condition": run.prepared.inference_condition,
         "classes": [vars(row) for row in run.prepared.classes],

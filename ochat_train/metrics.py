@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ochat_train.durable import replace_text
 from ochat_train.recipe import Recipe
 
 METRICS_FILE = "metrics.jsonl"
@@ -24,18 +25,22 @@ class StepSums:
     """Sums of one optimizer step over all ranks and micro-batches.
 
     per_class: float64[C, 4], weighted nll, weight, weighted correct, supervised tokens. num_tokens: without padding.
-    grad_norm: 2-norm of the gradient over all parameters, before clipping.
+    grad_norm: 2-norm of the gradient over all parameters, before clipping; not finite where the update was left out.
+    bad_packs: numbers (from 0) of this rank's micro-batches whose loss is not finite.
+    stop: whether any rank was asked to stop.
     """
 
     per_class: torch.Tensor
     num_tokens: int
     grad_norm: float
+    bad_packs: list[int]
+    stop: bool
 
 
 def step_metrics(sums: StepSums, class_names: Sequence[str]) -> dict[str, Any]:
     """Means of one step. `loss` is the weighted mean nll in nats per token, as `accuracy` is a weighted share.
 
-    A class that has no token in this step has null for loss and accuracy.
+    A class that has no token in this step has null for loss and accuracy, as has a loss that is not finite.
     """
     nll, weight, correct, supervised = sums.per_class.sum(dim=0).tolist()
     classes = {}
@@ -59,7 +64,7 @@ def step_metrics(sums: StepSums, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+    return part / whole if whole and math.isfinite(part) else None
 
 
 class MetricsWriter:
@@ -67,8 +72,8 @@ class MetricsWriter:
 
     def __init__(self, output_dir: Path, recipe: Recipe, *, first_step: int) -> None:
         path = output_dir / METRICS_FILE
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
-        path.write_text("".join(kept), encoding="utf-8")
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
+        replace_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard: Any = None
         self._wandb: Any = None
@@ -102,8 +107,10 @@ class MetricsWriter:
             self._wandb.finish()
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a file; a last line without its end was being written when the process was killed, and is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 def _flatten(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -133,7 +140,8 @@ class ProgressLine:
     def update(self, metrics: dict[str, Any]) -> None:
         """Show a finished step."""
         speed = f"{metrics['tokens_per_second']:,.0f} tok/s"
-        self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {speed}", refresh=False)
+        loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        self._bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
         self._bar.update(metrics["step"] - self._bar.n)
         now = time.monotonic()
         is_last = metrics["step"] == self._num_steps
@@ -141,7 +149,7 @@ class ProgressLine:
             done = metrics["step"] - self._first_step
             left = (now - self._start) / done * (self._num_steps - metrics["step"])
             print(
-                f"step {metrics['step']}/{self._num_steps}  epoch {metrics['epoch']}  loss {metrics['loss']:.4f}  "
+                f"step {metrics['step']}/{self._num_steps}  epoch {metrics['epoch']}  loss {loss}  "
                 f"{speed}  {_duration(left)} left",
                 file=sys.stderr,
                 flush=True,

@@ -86,6 +86,12 @@ class TrainSettings(Section):
     )
     max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps; default: all epochs")
     log_every_steps: PositiveInt = Field(1, description="write metrics every so many steps")
+    max_nonfinite_steps: PositiveInt = Field(
+        3, description="stop after so many steps in a row whose loss or gradient is not finite; such steps update nothing"
+    )
+    hang_timeout_seconds: Positive = Field(
+        1800.0, description="end the run if a rank comes no further for so long: longer than a step and a save can take"
+    )
 
     @model_validator(mode="after")
     def _whole_packs(self) -> TrainSettings:

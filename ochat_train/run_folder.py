@@ -5,11 +5,13 @@ OUTPUT_DIR/
     prepared.json        the manifest of the prepared dataset
     tokenizer/           the tokenizer folder of the prepared dataset
     model_config/        the model's config.json and generation_config.json, with all token rows
-    metrics.jsonl, checkpoints/
+    metrics.jsonl, anomalies.jsonl, checkpoints/
+    .lock                held by the process that trains here
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any
 
 from data_pipeline.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from data_pipeline.errors import UserError
+from ochat_train.durable import replace_text
 from ochat_train.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
@@ -34,13 +37,28 @@ class RunFolder:
     prepared: Manifest
 
 
+def lock_run_folder(output_dir: Path) -> Any:
+    """Keep other runs out of a run folder for as long as the returned file is open, which ends with this process.
+
+    Raises UserError if another process trains there.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = (output_dir / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"output_dir: {output_dir}: another process trains there; wait for it, or use another folder") from None
+    return lock
+
+
 def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:
     """Write everything but metrics and checkpoints. One process calls it, before the first step."""
     output_dir.mkdir(parents=True, exist_ok=True)
     prepared_dir = Path(recipe.data.prepared_dir)
     text = json.dumps(recipe.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
-    (output_dir / RECIPE_FILE).write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(prepared_dir / MANIFEST, output_dir / PREPARED_FILE)
+    replace_text(output_dir / RECIPE_FILE, text + "\n")
+    replace_text(output_dir / PREPARED_FILE, (prepared_dir / MANIFEST).read_text(encoding="utf-8"))
     shutil.copytree(prepared_dir / TOKENIZER_FOLDER, output_dir / TOKENIZER_FOLDER, dirs_exist_ok=True)
     causal_lm.config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
     if causal_lm.generation_config is not None:

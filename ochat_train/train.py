@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,121 +15,193 @@ import torch
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
+from ochat_train.anomalies import progressed, record_anomaly
 from ochat_train.batches import PackedBatch, micro_batches
-from ochat_train.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
-from ochat_train.engine import Ranks, start_engine, start_ranks, stop_ranks, update
+from ochat_train.checkpoint import Progress, load_checkpoint
+from ochat_train.checkpoint_writer import save_checkpoint
+from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
+from ochat_train.exits import LostRanksError, StoppedBySignalError
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
 from ochat_train.metrics import MetricsWriter, ProgressLine, StepSums, step_metrics
 from ochat_train.model import build_model, load_base_config
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
-from ochat_train.run_folder import write_run_folder
+from ochat_train.resume import choose_checkpoint
+from ochat_train.run_folder import lock_run_folder, write_run_folder
+from ochat_train.stop_request import StopRequest
+from ochat_train.watchdog import Watchdog, is_lost_contact
+
+_WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing
 
 
 def train_step(
-    engine: Any, batches: Iterable[PackedBatch], *, denominator: float, learning_rate: float, num_ranks: int
+    engine: Any, batches: Iterable[PackedBatch], *, denominator: float, learning_rate: float, num_ranks: int, stop: bool = False
 ) -> StepSums:
     """One optimizer step over all ranks: gradient of sum(w * nll) / denominator, clip, AdamW update.
 
     batches: this rank's micro-batches, as many as the engine's gradient accumulation steps. denominator: weight by
     which the loss sum of all ranks and micro-batches is divided; DeepSpeed averages gradients over ranks, which the
-    factor num_ranks undoes.
+    factor num_ranks undoes. stop: whether this rank was asked to stop; all ranks learn of it with the sums.
 
-    Returns the sums over all ranks. Raises FloatingPointError, on all ranks and before the update, if the loss is not finite.
+    Returns the sums over all ranks. A loss or gradient that is not finite, on any rank, leaves the update out on all.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     per_class: torch.Tensor | float = 0.0
     num_tokens = 0
+    losses = []
     for index, batch in enumerate(batches):
         if index:
             engine.step()  # not at a boundary: counts the micro-batch
         sums = engine(batch)
-        engine.backward(sums.weighted_nll * (num_ranks / denominator), scale_wrt_gas=False)
+        losses.append(sums.weighted_nll.detach())
+        # a loss that is not finite must not be lost between finite gradients: it makes all of them NaN
+        scale = torch.where(losses[-1].isfinite(), num_ranks / denominator, torch.nan)
+        engine.backward(sums.weighted_nll * scale, scale_wrt_gas=False)
         per_class = per_class + sums.per_class.double()
         num_tokens += batch.num_tokens
-    per_class, num_tokens = _sum_over_ranks(per_class, num_tokens)
-    if not torch.isfinite(per_class).all():
-        raise FloatingPointError("the loss is not finite")
-    grad_norm = update(engine)
-    return StepSums(per_class=per_class, num_tokens=num_tokens, grad_norm=grad_norm)
-
-
-def _sum_over_ranks(per_class: torch.Tensor | float, num_tokens: int) -> tuple[torch.Tensor, int]:
     assert isinstance(per_class, torch.Tensor), "a step has at least one micro-batch"
-    everything = torch.cat((per_class.flatten(), per_class.new_tensor([num_tokens])))
+    per_class, num_tokens, num_stops = _sum_over_ranks(per_class, num_tokens, int(stop))
+    grad_norm = update(engine)
+    is_finite = math.isfinite(grad_norm)
+    bad_packs = [] if is_finite else (~torch.stack(losses).isfinite()).nonzero()[:, 0].tolist()
+    return StepSums(per_class=per_class, num_tokens=num_tokens, grad_norm=grad_norm, bad_packs=bad_packs, stop=num_stops > 0)
+
+
+def _sum_over_ranks(per_class: torch.Tensor, num_tokens: int, num_stops: int) -> tuple[torch.Tensor, int, int]:
+    everything = torch.cat((per_class.flatten(), per_class.new_tensor([num_tokens, num_stops])))
     torch.distributed.all_reduce(everything)
     everything = everything.cpu()
-    return everything[:-1].reshape(per_class.shape), int(everything[-1])
+    return everything[:-2].reshape(per_class.shape), int(everything[-2]), int(everything[-1])
 
 
-def train(recipe: Recipe, *, resume: str) -> None:
+def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     """Train a recipe on a prepared dataset, on all ranks of the launcher.
 
-    resume: `auto`, `never` or the folder of a checkpoint.
+    resume: `auto`, `never` or the folder of a checkpoint. accept_changes: go on from a checkpoint of other data or settings.
+    Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone.
     """
     manifest = check_prepared(recipe)
-    ranks = start_ranks()
+    ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
     output_dir = Path(recipe.output_dir)
+    lock = on_main_rank(ranks, lambda: lock_run_folder(output_dir))
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
     model, kernel = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
-    checkpoint = choose_checkpoint(output_dir, resume, ranks, recipe=recipe, data_fingerprint=manifest.fingerprint)
+    checkpoint = on_main_rank(ranks, lambda: choose_checkpoint(
+        output_dir, resume, num_ranks=ranks.num_ranks, recipe=recipe, data_fingerprint=manifest.fingerprint,
+        accept_changes=accept_changes,
+    ))  # fmt: skip
+    if resume == "never":
+        lock = on_main_rank(ranks, lambda: lock_run_folder(output_dir))  # the old one went aside with the earlier run
     if ranks.is_main:
         write_run_folder(output_dir, recipe, model.causal_lm)
     engine = start_engine(model, recipe, ranks)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
-    first_step = load_checkpoint(engine, ranks, checkpoint) if checkpoint else 0
+    progress = load_checkpoint(engine, checkpoint, rank=ranks.rank, device=ranks.device) if checkpoint else Progress()
     if ranks.is_main:
         _announce(recipe, plan, split, ranks, kernel, peak, checkpoint)
-    _loop(engine, recipe, manifest, plan, split, ranks, peak=peak, first_step=first_step)
+    stop_request = StopRequest()
+    watchdog = Watchdog(ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher)
+    run = Run(recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak)
+    try:
+        _loop(run, progress, stop_request, watchdog)
+    except RuntimeError as error:
+        if not is_lost_contact(error):
+            raise
+        watchdog.wait_for_silence()
+        raise LostRanksError(
+            f"lost contact with another rank ({str(error).splitlines()[0][:200]}): {watchdog.describe()}; "
+            "start again to go on from the newest checkpoint"
+        ) from error
+    finally:
+        watchdog.close()
+        stop_request.close()
     stop_ranks()
+    del lock
 
 
-def _loop(
-    engine: Any, recipe: Recipe, manifest: Manifest, plan: TrainingPlan, split: PreparedSplit, ranks: Ranks, *,
-    peak: float, first_step: int,
-) -> None:  # fmt: skip
-    output_dir = Path(recipe.output_dir)
-    writer = MetricsWriter(output_dir, recipe, first_step=first_step) if ranks.is_main else None
-    progress = ProgressLine(first_step=first_step, num_steps=plan.num_steps, shown=ranks.is_main)
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What stays the same over a run."""
+
+    recipe: Recipe
+    manifest: Manifest
+    split: PreparedSplit
+    plan: TrainingPlan
+    ranks: Ranks
+    engine: Any
+    peak: float
+
+
+def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Watchdog) -> None:
+    recipe, plan, ranks, output_dir = run.recipe, run.plan, run.ranks, Path(run.recipe.output_dir)
+    writer = MetricsWriter(output_dir, recipe, first_step=progress.step) if ranks.is_main else None
+    line = ProgressLine(first_step=progress.step, num_steps=plan.num_steps, shown=ranks.is_main)
     save_every = recipe.checkpoint.save_every_steps or plan.num_steps
-    for step in range(first_step, plan.num_steps):
+    for step in range(progress.step, plan.num_steps):
         start = time.monotonic()
+        watchdog.progress(step + 1, "training")
         epoch, step_in_epoch = plan.locate(step)
         epoch_plan = plan.epoch(epoch)
         packs = deal(epoch_plan, step_in_epoch, num_ranks=ranks.num_ranks)[ranks.rank]
         learning_rate = learning_rate_at(
-            step + 1, peak=peak, num_steps=plan.num_steps,
+            step + 1, peak=run.peak, num_steps=plan.num_steps,
             warmup_ratio=recipe.optimizer.warmup_ratio, min_lr_ratio=recipe.optimizer.min_lr_ratio,
         )  # fmt: skip
-        batches = micro_batches(split, epoch_plan, packs, max_sequences=plan.max_conversations_per_pack, device=ranks.device)
-        try:
-            sums = train_step(
-                engine, batches, denominator=plan.denominator(step, recipe.train.loss_denominator),
-                learning_rate=learning_rate, num_ranks=ranks.num_ranks,
+        sums = train_step(
+            run.engine,
+            micro_batches(run.split, epoch_plan, packs, max_sequences=plan.max_conversations_per_pack, device=ranks.device),
+            denominator=plan.denominator(step, recipe.train.loss_denominator),
+            learning_rate=learning_rate, num_ranks=ranks.num_ranks, stop=stop_request.reason is not None,
+        )  # fmt: skip
+        progress, anomaly = progressed(progress, sums.grad_norm)
+        if anomaly is not None:
+            record_anomaly(
+                anomaly, output_dir, ranks, progress=progress, grad_norm=sums.grad_norm,
+                split=run.split, plan=epoch_plan, packs=packs, bad_packs=sums.bad_packs,
             )  # fmt: skip
-        except FloatingPointError as error:
-            raise UserError(f"step {step + 1}: {error}; the model was not updated. Lower optimizer.learning_rate?") from None
-        done = step + 1
-        if writer is not None and (done % recipe.train.log_every_steps == 0 or done == plan.num_steps):
-            metrics = step_metrics(sums, [row.name for row in manifest.classes])
+        is_last = progress.step == plan.num_steps
+        if writer is not None and (progress.step % recipe.train.log_every_steps == 0 or is_last):
             metrics = {
-                "step": done,
+                "step": progress.step,
                 "epoch": epoch,
-                **metrics,
+                **step_metrics(sums, [row.name for row in run.manifest.classes]),
                 "learning_rate": learning_rate,
-                "grad_norm": sums.grad_norm,
+                "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
+                "nonfinite_steps": progress.nonfinite_steps,
                 "tokens_per_second": sums.num_tokens / (time.monotonic() - start),
             }
             writer.write(metrics)
-            progress.update(metrics)
-        if done % save_every == 0 or done == plan.num_steps:
-            save_checkpoint(engine, ranks, output_dir, step=done, recipe=recipe, data_fingerprint=manifest.fingerprint)
-    progress.close()
+            line.update(metrics)
+        if progress.nonfinite_in_a_row >= recipe.train.max_nonfinite_steps:
+            raise UserError(_too_many_nonfinite(progress))
+        if progress.step % save_every == 0 or is_last or sums.stop:
+            watchdog.progress(progress.step, "writing a checkpoint")
+            save_checkpoint(
+                run.engine, ranks, output_dir, progress=progress, recipe=recipe, data_fingerprint=run.manifest.fingerprint
+            )
+        if sums.stop and not is_last:
+            raise StoppedBySignalError(_stopped(stop_request, progress, plan))
+    line.close()
     if writer is not None:
         writer.close()
+
+
+def _too_many_nonfinite(progress: Progress) -> str:
+    return (
+        f"step {progress.step}: loss or gradient was not finite {progress.nonfinite_in_a_row} times in a row "
+        "(train.max_nonfinite_steps); the model was not updated by these steps, and its checkpoints are finite. "
+        "Lower optimizer.learning_rate, or look at the conversations in anomalies.jsonl"
+    )
+
+
+def _stopped(stop_request: StopRequest, progress: Progress, plan: TrainingPlan) -> str:
+    return (
+        f"stopped by {stop_request.reason or 'a signal to another rank'} after step {progress.step} of {plan.num_steps}; "
+        "its checkpoint is written, start again to go on"
+    )
 
 
 def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:

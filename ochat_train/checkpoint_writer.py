@@ -1,0 +1,192 @@
+"""Writes a resume state: all ranks agree that it is complete, or none of them has one and the older ones are untouched.
+
+Every rank writes and hashes its own files under a temporary name; the ranks exchange what they wrote; rank 0 writes the
+manifest, renames the folder and moves LATEST. A rank that cannot write (a full disk) says so in that exchange, so that all
+ranks stop with the same message instead of waiting for it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from data_pipeline.errors import UserError
+from ochat_train import durable
+from ochat_train.checkpoint import (
+    MANIFEST,
+    STATE,
+    CheckpointManifest,
+    Progress,
+    checkpoint_dir,
+    checkpoints_dir,
+    list_checkpoints,
+    rng_file,
+    verify,
+)
+from ochat_train.engine import Ranks, on_main_rank
+from ochat_train.recipe import Recipe
+from ochat_train.versions import library_versions
+
+_MARGIN_BYTES = 1 << 20  # of every rank: names, settings and random number states beside the tensors
+
+
+class RankFiles:
+    """What this rank has written of a checkpoint; takes the place of DeepSpeed's own writer while one is written.
+
+    DeepSpeed waits for all ranks after its writes, so a failed write must not end this rank: it is kept in `failure`.
+    """
+
+    def __init__(self, folder: Path, original: Any) -> None:
+        self._folder, self._original = folder, original
+        self.records: dict[str, durable.FileRecord] = {}
+        self.failure: str | None = None
+
+    def __getattr__(self, name: str) -> Any:  # what DeepSpeed asks its writer beside the three below
+        return getattr(self._original, name)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing: rank 0 made the folders."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write one of DeepSpeed's files."""
+        self.write(Path(path), lambda stream: torch.save(state_dict, stream))
+
+    def write(self, path: Path, write: Callable[[Any], object]) -> None:
+        """Write a file, and note its hash or why it could not be written."""
+        if self.failure is not None:
+            return
+        try:
+            self.records[str(path.relative_to(self._folder))] = durable.write_file(path, write)
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            self.failure = f"{path.name}: {cause}"
+
+
+def save_checkpoint(
+    engine: Any, ranks: Ranks, output_dir: Path, *, progress: Progress, recipe: Recipe, data_fingerprint: str
+) -> Path:
+    """Write a resume state. All ranks call it; all return, or all raise UserError with the same cause."""
+    final = checkpoint_dir(output_dir, progress.step)
+    temporary = Path(_from_main(ranks, lambda: _start(engine, ranks, final)))
+    files = RankFiles(temporary, engine.checkpoint_engine)
+    engine.checkpoint_engine = files
+    engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
+    try:
+        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
+    finally:
+        engine.checkpoint_engine = files._original
+    files.write(temporary / rng_file(ranks.rank), lambda stream: stream.write(save(_rng_state(ranks.device))))
+    reports: list[Any] = [None] * ranks.num_ranks
+    torch.distributed.all_gather_object(reports, (files.records, files.failure))
+
+    def publish() -> str:
+        failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(reports) if failure]
+        if failures:
+            shutil.rmtree(temporary, ignore_errors=True)
+            free = shutil.disk_usage(final.parent).free
+            raise OSError(f"{'; '.join(failures)} ({free / 2**30:.2f} GiB are free now)")
+        records = {name: record for written, _ in reports for name, record in written.items()}
+        _check_complete(temporary, records, engine, ranks)
+        manifest = CheckpointManifest(
+            progress=progress,
+            num_ranks=ranks.num_ranks,
+            recipe=recipe.model_dump(mode="json", by_alias=True),
+            data_fingerprint=data_fingerprint,
+            versions=library_versions(),
+            files={name: tuple(record) for name, record in sorted(records.items())},
+        )
+        _publish(temporary, final, manifest)
+        _delete_old(output_dir, keep_last=recipe.checkpoint.keep_last)
+        return str(final)
+
+    return Path(_from_main(ranks, publish, what=f"the checkpoint of step {progress.step} could not be written"))
+
+
+def _from_main(ranks: Ranks, work: Callable[[], str], *, what: str = "no checkpoint was begun") -> str:
+    """Let rank 0 do something for all ranks; where it fails, all of them raise UserError."""
+
+    def with_remedy() -> str:
+        try:
+            return work()
+        except OSError as error:
+            remedy = "earlier checkpoints are as they were; make room, and start again to go on from the newest"
+            raise UserError(f"{what}: {error}; {remedy}") from error
+
+    return str(on_main_rank(ranks, with_remedy))
+
+
+def _start(engine: Any, ranks: Ranks, final: Path) -> str:
+    """Check the room and make the temporary folder. Only one run writes here, so what others left half-written can go."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in [*final.parent.glob(".tmp-step-*"), *final.parent.glob(".deleted-*")]:
+        shutil.rmtree(leftover)
+    needed, free = estimated_bytes(engine, ranks.num_ranks), shutil.disk_usage(final.parent).free
+    if free < needed:
+        raise OSError(
+            f"{final.parent} needs about {needed / 2**30:.2f} GiB for a checkpoint and has {free / 2**30:.2f} GiB free; "
+            "nothing was written"
+        )
+    temporary = final.parent / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
+    durable.make_folder(temporary / STATE)
+    return str(temporary)
+
+
+def estimated_bytes(engine: Any, num_ranks: int) -> int:
+    """Size of a checkpoint: AdamW's two float32 moments, a float32 master copy under ZeRO or bfloat16, and the weights."""
+    parameters = list(engine.module.parameters())
+    num_elements: int = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+    stage = engine.zero_optimization_stage()
+    per_element = 12 if stage or engine.bfloat16_enabled() else 8
+    if stage < 3:  # stage 3 has the weights as master copies only
+        per_element += parameters[0].element_size()
+    return num_elements * per_element + num_ranks * _MARGIN_BYTES
+
+
+def _check_complete(temporary: Path, records: dict[str, durable.FileRecord], engine: Any, ranks: Ranks) -> None:
+    """Every rank's files are there, with the sizes that were written, and nothing else is."""
+    sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in temporary.rglob("*") if p.is_file()}
+    wrong = {
+        name for name in sizes.keys() | records.keys() if name not in records or sizes.get(name) != records[name].num_bytes
+    }
+    num_shards = sum(name.endswith("optim_states.pt") for name in records)
+    expected = ranks.num_ranks if engine.zero_optimization_stage() or engine.bfloat16_enabled() else 0
+    if wrong or num_shards != expected:
+        raise OSError(f"{temporary} holds {num_shards} of {expected} shards; wrong or missing: {sorted(wrong) or 'none'}")
+
+
+def _publish(temporary: Path, final: Path, manifest: CheckpointManifest) -> None:
+    durable.write_file(temporary / MANIFEST, lambda stream: stream.write(manifest.to_json().encode("utf-8")))
+    for folder in (temporary / STATE, temporary):
+        durable.sync_folder(folder)
+    if final.exists():  # the same step of an earlier attempt, which was not intact or was not gone on from
+        durable.remove_folder(final)
+    durable.rename(temporary, final)
+    durable.replace_text(final.parent / "LATEST", final.name + "\n")
+
+
+def _delete_old(output_dir: Path, *, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints; one with missing or short files neither counts nor is deleted."""
+    intact = []
+    for folder in list_checkpoints(output_dir):
+        if problem := verify(folder, hashes=False):
+            print(
+                f"{checkpoints_dir(output_dir)}: {folder.name} is not intact ({problem}); it is left as it is", file=sys.stderr
+            )
+        else:
+            intact.append(folder)
+    for old in intact[:-keep_last]:
+        durable.remove_folder(old)
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state

@@ -1,0 +1,17 @@
+"""How `ochat train` ends: exit codes, and the exceptions that lead to them."""
+
+from __future__ import annotations
+
+DONE = 0
+BUG = 1  # Python's own, with a traceback
+USER_ERROR = 2  # something a user can mend: recipe, data, disk, a loss that is not finite
+STOPPED = 75  # stopped by a signal after writing a checkpoint; start again to go on (EX_TEMPFAIL of sysexits.h)
+LOST_RANKS = 76  # another rank died or hangs; start again to go on from the newest checkpoint
+
+
+class StoppedBySignalError(Exception):
+    """The run was asked to stop, and has written a checkpoint."""
+
+
+class LostRanksError(Exception):
+    """Another rank does not answer any more."""

@@ -1,0 +1,101 @@
+"""Where a run goes on: the checkpoint that fits, or a clear refusal. Rank 0 asks, for all ranks."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from ochat_train import durable
+from ochat_train.checkpoint import CheckpointManifest, checkpoints_dir, list_checkpoints, verify
+from ochat_train.recipe import Recipe
+
+
+def choose_checkpoint(
+    output_dir: Path, resume: str, *, num_ranks: int, recipe: Recipe, data_fingerprint: str, accept_changes: bool
+) -> Path | None:
+    """The checkpoint to go on from: the newest one that verifies (`auto`), none (`never`), or the folder named.
+
+    What an earlier run left behind beyond that point is moved aside, never deleted and never mixed up with this run.
+    accept_changes: go on although data or settings are others than the checkpoint's.
+    Raises UserError where the checkpoint does not fit this run.
+    """
+    chosen = _find_checkpoint(output_dir, resume)
+    if chosen is not None:
+        _check_fits(chosen, num_ranks, recipe=recipe, data_fingerprint=data_fingerprint, accept_changes=accept_changes)
+        _set_later_checkpoints_aside(output_dir, CheckpointManifest.load(chosen).step)
+    elif resume == "never" and any(path.name != ".lock" for path in output_dir.iterdir()):
+        _set_run_aside(output_dir)
+    return chosen
+
+
+def _set_run_aside(output_dir: Path) -> None:
+    number = next(n for n in itertools.count(1) if not _previous(output_dir, n).exists())
+    durable.rename(output_dir, _previous(output_dir, number))
+    print(f"the earlier run is kept in {_previous(output_dir, number)}", file=sys.stderr)
+
+
+def _previous(output_dir: Path, number: int) -> Path:
+    return output_dir.with_name(f"{output_dir.name}.previous-{number}")
+
+
+def _set_later_checkpoints_aside(output_dir: Path, step: int) -> None:
+    for folder in list_checkpoints(output_dir):
+        if int(folder.name.removeprefix("step-")) > step:
+            aside = next(p for n in itertools.count(1) if not (p := folder.with_name(f"aside-{n}-{folder.name}")).exists())
+            durable.rename(folder, aside)
+            print(f"{folder.name} is not gone on from; it is kept as {aside}", file=sys.stderr)
+
+
+def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
+    if resume == "never":
+        return None
+    if resume != "auto":
+        problem = verify(Path(resume))
+        if problem is not None:
+            raise UserError(f"--resume {resume}: {problem}")
+        return Path(resume)
+    broken = []
+    for folder in reversed(list_checkpoints(output_dir)):
+        problem = verify(folder)
+        if problem is None:
+            return folder
+        print(f"{folder.name} is not intact: {problem}", file=sys.stderr)
+        broken.append(f"{folder.name}: {problem}")
+    if broken:
+        problems = "; ".join(broken)
+        raise UserError(f"{checkpoints_dir(output_dir)}: no checkpoint is intact ({problems}); `--resume never` starts anew")
+    return None
+
+
+def _check_fits(folder: Path, num_ranks: int, *, recipe: Recipe, data_fingerprint: str, accept_changes: bool) -> None:
+    manifest = CheckpointManifest.load(folder)
+    stage = "deepspeed.zero_stage"
+    fixed_then = {"number of GPUs": manifest.num_ranks, stage: manifest.recipe["deepspeed"]["zero_stage"]}
+    fixed_now = {"number of GPUs": num_ranks, stage: recipe.deepspeed.zero_stage}
+    then = {"prepared data": manifest.data_fingerprint[:12], **decisive_settings(manifest.recipe)}
+    now = {"prepared data": data_fingerprint[:12], **decisive_settings(recipe.model_dump(mode="json", by_alias=True))}
+    fixed = _changes(fixed_then, fixed_now)
+    changed = _changes(then, now)
+    if fixed or (changed and not accept_changes):
+        hint = "" if fixed else "; go on with the change (`--accept-changes`)"
+        raise UserError(
+            f"{folder}: was written with another {', '.join(fixed + changed)}; go back to that, use another output_dir, "
+            f"or start anew with `--resume never`{hint}"
+        )
+    if changed:
+        print(f"goes on with another {', '.join(changed)}, as asked", file=sys.stderr)
+
+
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [f"{name} (then {then.get(name)}, now {now[name]})" for name in now if then.get(name) != now[name]]
+
+
+def decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe that decide the steps of a run, by dotted name."""
+    names = {f"{section}.{key}": value for section in ("model", "train", "optimizer") for key, value in recipe[section].items()}
+    for harmless in ("train.log_every_steps", "train.hang_timeout_seconds", "train.max_nonfinite_steps"):
+        names.pop(harmless, None)
+    return {"seed": recipe["seed"], **names}

@@ -1,0 +1,49 @@
+"""SIGTERM, Ctrl-C and the end of the launcher: finish the step, write a checkpoint, leave. A second signal ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+_RELAY_SECONDS = 2.0  # on Ctrl-C a rank gets SIGINT from the terminal and SIGTERM from its launcher: one request
+
+
+class StopRequest:
+    """Whether this process was asked to stop. Handlers are installed when it is made, in the main thread."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._first: tuple[int, float] | None = None
+        self._launchers = _launchers()
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is not None and (number == self._first[0] or now - self._first[1] > _RELAY_SECONDS):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._first = self._first or (number, now)
+        self.reason = self.reason or signal.Signals(number).name
+
+    def notice_ended_launcher(self) -> None:
+        """Ask to stop if the launcher has ended: the `deepspeed` command dies of SIGTERM without telling its ranks."""
+        if self.reason is None and _launchers() != self._launchers:
+            self.reason = "the end of the launcher"
+
+
+def _launchers() -> tuple[int, ...]:
+    """Process numbers of parent and grandparent; only the parent's where the system does not tell."""
+    parent = os.getppid()
+    try:
+        fields = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return parent, int(fields[1])
+    except (OSError, ValueError, IndexError):
+        return (parent,)
