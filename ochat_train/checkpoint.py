@@ -12,6 +12,7 @@ DeepSpeed's own `latest` pointer is not used: it moves before the other ranks ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from data_pipeline.files import sha256_of_file
 MANIFEST = "MANIFEST.json"
 STATE = "state"
 _NAME = re.compile(r"step-(\d{8})")
+_NO_HASH = '"sha256": ""'
 _HASHING_THREADS = 8
 # What DeepSpeed's files hold beside tensors and plain containers; anything else in a pickle is refused.
 _ALLOWED_GLOBALS = {
@@ -69,17 +71,26 @@ class CheckpointManifest:
         return self.progress.step
 
     def to_json(self) -> str:
-        """The text of MANIFEST.json."""
-        return json.dumps(asdict(self), indent=1)
+        """The text of MANIFEST.json, with its own sha256 (computed with an empty one in its place)."""
+        text = json.dumps({"sha256": "", **asdict(self)}, indent=1)
+        return text.replace(_NO_HASH, f'"sha256": "{_sha256(text)}"', 1)
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointManifest:
         """The manifest of a checkpoint. Raises UserError where it is missing or broken."""
         try:
-            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            text = (folder / MANIFEST).read_text(encoding="utf-8")
+            content = json.loads(text)
+            sha256 = content.pop("sha256")
+            if sha256 != _sha256(text.replace(f'"sha256": "{sha256}"', _NO_HASH, 1)):
+                raise ValueError("it has changed since it was written")
             return cls(**{**content, "progress": Progress(**content["progress"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{folder}: no readable {MANIFEST} ({error}); choose another checkpoint") from None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def checkpoints_dir(output_dir: Path) -> Path:
@@ -146,6 +157,9 @@ def rng_file(rank: int) -> str:
 def refuse_unsafe_pickles(folder: Path) -> None:
     """Raise UserError if a file of DeepSpeed's would run anything but its own three classes when loaded."""
     for path in sorted((folder / STATE).rglob("*.pt")):
-        unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - _ALLOWED_GLOBALS
+        try:
+            unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - _ALLOWED_GLOBALS
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read as a torch file ({error}); choose another checkpoint") from None
         if unknown:
             raise UserError(f"{path}: would run {', '.join(sorted(unknown))} when loaded; it was not written by ochat-train")

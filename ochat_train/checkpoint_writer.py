@@ -7,6 +7,7 @@ ranks stop with the same message instead of waiting for it.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import uuid
@@ -89,7 +90,8 @@ def save_checkpoint(
     def publish() -> str:
         failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(reports) if failure]
         if failures:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                durable.remove_folder(temporary)
             free = shutil.disk_usage(final.parent).free
             raise OSError(f"{'; '.join(failures)} ({free / 2**30:.2f} GiB are free now)")
         records = {name: record for written, _ in reports for name, record in written.items()}
@@ -126,7 +128,7 @@ def _start(engine: Any, ranks: Ranks, final: Path) -> str:
     """Check the room and make the temporary folder. Only one run writes here, so what others left half-written can go."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in [*final.parent.glob(".tmp-step-*"), *final.parent.glob(".deleted-*")]:
-        shutil.rmtree(leftover)
+        durable.remove_folder(leftover)
     needed, free = estimated_bytes(engine, ranks.num_ranks), shutil.disk_usage(final.parent).free
     if free < needed:
         raise OSError(

@@ -147,14 +147,17 @@ def update(engine: Any) -> float:
         engine.step()  # DeepSpeed leaves the update out if the norm is not finite
         return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
     # plain float32 without ZeRO: gradients are averaged over ranks already, and in `grad`
-    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
-    if not math.isfinite(norm):
-        for parameter in parameters:
-            parameter.grad = None  # AdamW passes over it: no decay, no moments
-        norm = math.inf
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm):
+        engine.step()
+        return norm
+    for gradient in gradients:
+        gradient.zero_()
+    engine.optimizer.step = lambda: None  # AdamW would decay the weights even so; DeepSpeed must count the step
     engine.step()
-    return norm
+    del engine.optimizer.step
+    return math.inf
 
 
 def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

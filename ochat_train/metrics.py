@@ -56,7 +56,7 @@ def step_metrics(sums: StepSums, class_names: Sequence[str]) -> dict[str, Any]:
     return {
         "loss": _ratio(nll, weight),
         "accuracy": _ratio(correct, weight),
-        "weight": weight,
+        "weight": weight if math.isfinite(weight) else None,
         "tokens": sums.num_tokens,
         "supervised_tokens": int(supervised),
         "classes": classes,
@@ -64,7 +64,7 @@ def step_metrics(sums: StepSums, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole and math.isfinite(part) else None
+    return part / whole if whole and math.isfinite(part) and math.isfinite(whole) else None
 
 
 class MetricsWriter:

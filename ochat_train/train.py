@@ -29,7 +29,7 @@ from ochat_train.recipe import Recipe
 from ochat_train.resume import choose_checkpoint
 from ochat_train.run_folder import lock_run_folder, write_run_folder
 from ochat_train.stop_request import StopRequest
-from ochat_train.watchdog import Watchdog, is_lost_contact
+from ochat_train.watchdog import REMEDY, Watchdog, is_lost_contact
 
 _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing
 
@@ -103,7 +103,9 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     if ranks.is_main:
         _announce(recipe, plan, split, ranks, kernel, peak, checkpoint)
     stop_request = StopRequest()
-    watchdog = Watchdog(ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher)
+    watchdog = Watchdog(
+        output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
+    )
     run = Run(recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak)
     try:
         _loop(run, progress, stop_request, watchdog)
@@ -112,8 +114,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
             raise
         watchdog.wait_for_silence()
         raise LostRanksError(
-            f"lost contact with another rank ({str(error).splitlines()[0][:200]}): {watchdog.describe()}; "
-            "start again to go on from the newest checkpoint"
+            f"lost contact with another rank: {watchdog.describe()}; {REMEDY} ({str(error).splitlines()[0][:200]})"
         ) from error
     finally:
         watchdog.close()

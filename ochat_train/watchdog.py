@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ochat_train import exits
 from ochat_train.engine import Ranks
 
-_BEAT_SECONDS = 0.5
-_SILENT_SECONDS = 3.0  # a rank that has given no sign of life for so long is stopped or gone
-_STORE_TIMEOUT = timedelta(seconds=5)
+_BEAT_SECONDS = 1.0
+_SILENT_SECONDS = 4.0  # a rank that has given no sign of life for so long is stopped or gone
+REMEDY = "start again to go on from the newest checkpoint"
 
 
 class Watchdog:
-    """A thread of each rank that tells the others twice a second what its rank is doing.
+    """A thread of each rank that writes every second what its rank is doing, into a file of OUTPUT_DIR/.ranks.
 
-    on_beat: called in that thread with every beat.
+    Files and not messages, because they are still there when a rank, or rank 0, is not.
+    on_beat: called in that thread every second.
     """
 
-    def __init__(self, ranks: Ranks, *, timeout_seconds: float, on_beat: Callable[[], None]) -> None:
+    def __init__(self, output_dir: Path, ranks: Ranks, *, timeout_seconds: float, on_beat: Callable[[], None]) -> None:
         self._ranks, self._timeout, self._on_beat = ranks, timeout_seconds, on_beat
+        self._folder = output_dir / ".ranks"
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._doing = (time.monotonic(), 0, "start")
-        self._store = _shared_store(ranks)
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._beat()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -44,61 +44,45 @@ class Watchdog:
 
     def close(self) -> None:
         """End the thread."""
-        self._stopped.set()
+        self._ended.set()
         self._thread.join()
-
-    def describe(self) -> str:
-        """Step and activity of this rank and of each other one, and which of them have fallen silent."""
-        _, step, doing = self._doing
-        lines = [f"rank {self._ranks.rank} was at step {step}, {doing}"]
-        for rank in range(self._ranks.num_ranks):
-            if rank != self._ranks.rank:
-                lines.append(self._describe(rank))
-        return "; ".join(lines)
-
-    def _describe(self, rank: int) -> str:
-        try:
-            with self._lock:
-                beat = json.loads(self._store.get(str(rank)))
-        except Exception:  # the store lives in rank 0
-            return f"rank {rank} gives no answer" if rank else "rank 0 has ended or is stopped"
-        silent = time.time() - beat["at"]
-        state = f"has ended or is stopped, last seen {silent:.0f} s ago at" if silent > _SILENT_SECONDS else "is alive at"
-        return f"rank {rank} {state} step {beat['step']}, {beat['doing']}"
 
     def wait_for_silence(self) -> None:
         """Wait until a rank that has just ended is known to be silent."""
-        time.sleep(_SILENT_SECONDS + 2 * _BEAT_SECONDS)
+        time.sleep(_SILENT_SECONDS + _BEAT_SECONDS)
+
+    def describe(self) -> str:
+        """Step and activity of this rank and of all others, and which of them have fallen silent."""
+        _, step, doing = self._doing
+        others = [self._describe(rank) for rank in range(self._ranks.num_ranks) if rank != self._ranks.rank]
+        return "; ".join([f"rank {self._ranks.rank} is at step {step}, {doing}", *others])
+
+    def _file(self, rank: int) -> Path:
+        return self._folder / f"{rank:05d}.json"
+
+    def _describe(self, rank: int) -> str:
+        try:
+            # times of the files, all from the disk's own clock
+            silent = self._file(self._ranks.rank).stat().st_mtime - self._file(rank).stat().st_mtime
+            beat = json.loads(self._file(rank).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return f"rank {rank} has left no trace"
+        state = f"has ended or is stopped, last seen {silent:.0f} s ago" if silent > _SILENT_SECONDS else "is alive"
+        return f"rank {rank} {state} at step {beat['step']}, {beat['doing']}"
+
+    def _beat(self) -> None:
+        _, step, doing = self._doing
+        with contextlib.suppress(OSError):  # a full disk is the checkpoint's to report
+            self._file(self._ranks.rank).write_text(json.dumps({"step": step, "doing": doing}), encoding="utf-8")
 
     def _run(self) -> None:
-        while not self._stopped.wait(_BEAT_SECONDS):
-            since, step, doing = self._doing
-            try:
-                with self._lock:
-                    self._store.set(str(self._ranks.rank), json.dumps({"at": time.time(), "step": step, "doing": doing}))
-            except Exception:  # rank 0 has ended: the main thread notices, or the time below runs out
-                pass
+        while not self._ended.wait(min(_BEAT_SECONDS, self._timeout / 4)):
+            self._beat()
             self._on_beat()
-            if time.monotonic() - since > self._timeout:
+            if time.monotonic() - self._doing[0] > self._timeout:
                 limit = f"nothing has happened for {self._timeout:g} s (train.hang_timeout_seconds)"
-                remedy = "start again to go on from the newest checkpoint"
-                print(f"ochat train: {limit}: {self.describe()}; {remedy}", file=sys.stderr, flush=True)
+                print(f"ochat train: {limit}: {self.describe()}; {REMEDY}", file=sys.stderr, flush=True)
                 os._exit(exits.LOST_RANKS)  # the main thread is stuck in a collective and cannot be asked
-
-
-def _shared_store(ranks: Ranks) -> Any:
-    """A key-value store of all ranks, beside the one that DeepSpeed uses: a store must not be shared by threads."""
-    address: list[Any] = [None]
-    store = None
-    if ranks.is_main:
-        host = os.environ.get("MASTER_ADDR", socket.gethostname())
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_STORE_TIMEOUT)
-        address = [(host, store.port)]
-    torch.distributed.broadcast_object_list(address, src=0)
-    if store is None:
-        host, port = address[0]
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_STORE_TIMEOUT)
-    return store
 
 
 def is_lost_contact(error: BaseException) -> bool:

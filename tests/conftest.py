@@ -171,10 +171,28 @@ def deepspeed_train(recipe: Path, *arguments: str, num_ranks: int = 2) -> subpro
 
 def train_on_ranks(*commands: list[Any], num_ranks: int = 2) -> None:
     """Run `ochat` commands one after the other on ranks that are started once; all must succeed."""
-    texts = [[str(argument) for argument in command] for command in commands]
-    ranks = start_ranks("tests.ochat_train.train_worker", json.dumps(texts), num_ranks=num_ranks)
-    outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * num_ranks, "".join(outputs)[-8000:]
+    outputs, codes = run_jobs(*({"command": command} for command in commands), num_ranks=num_ranks)
+    exits = [line for output in outputs for line in output.splitlines() if line.startswith("exit code ")]
+    assert codes == [0] * num_ranks, "".join(outputs)[-8000:]
+    assert exits == ["exit code 0"] * num_ranks * len(commands), "".join(outputs)[-8000:]
+
+
+def run_jobs(*jobs: dict[str, Any], num_ranks: int = 2) -> tuple[list[str], list[int]]:
+    """Run jobs (see train_worker.py) on ranks that are started once; what each rank printed, and its exit code."""
+    texts = [{**job, "command": [str(argument) for argument in job["command"]]} for job in jobs]
+    return finish(start_ranks("tests.ochat_train.train_worker", json.dumps(texts), num_ranks=num_ranks))
+
+
+def finish(ranks: list[subprocess.Popen[str]], *, seconds: float = 300.0) -> tuple[list[str], list[int]]:
+    """Wait for ranks; what each of them printed, and its exit code. A rank that is stopped is killed, as launchers do."""
+    outputs = []
+    try:
+        for rank in ranks:
+            outputs.append(rank.communicate(timeout=seconds)[0])
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return outputs, [rank.wait() for rank in ranks]
 
 
 def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str) -> list[subprocess.Popen[str]]:

@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.dataset import PreparedSplit
 from ochat_train.batches import pack_batch
+from ochat_train.checkpoint import CheckpointManifest
 from ochat_train.export import export, load_trained_weights
 from ochat_train.model import build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
@@ -120,29 +121,29 @@ def test_tied_embeddings_under_zero_3(train: TrainFunction, measured: Measured) 
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
-def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction) -> None:
-    """ZeRO-2 with dropout, so that the random number states count too; the control resumes without them."""
+def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction, tmp_path: Path) -> None:
+    """ZeRO 0 to 3 with dropout, so that the random number states count too; the control resumes without them."""
     changes = {"model__config": {**TINY_MODEL, "attention_dropout": 0.1}, "checkpoint__save_every_steps": 5}
-    changes |= {"checkpoint__keep_last": 9}
-    straight = train({"straight": changes})["straight"]
-    assert metrics(straight)[4]["epoch"] == 0
-    for name in ("resumed", "control"):
-        run_dir = straight.parent / name
-        shutil.copytree(straight, run_dir)
-        for folder in (run_dir / "checkpoints").glob("step-*"):
-            if folder.name != "step-00000005":
-                shutil.rmtree(folder)
-        if name == "control":
-            give_fresh_random_states(run_dir / "checkpoints" / "step-00000005")
-    train({"resumed": changes, "control": changes})
-    results = {name: metrics(straight.parent / name) for name in ("resumed", "control")}
-    expected = metrics(straight)
-    assert [line["step"] for line in results["resumed"]] == [line["step"] for line in expected]
-    for key in ("loss", "learning_rate", "grad_norm", "epoch", "tokens", "classes"):
-        assert [line[key] for line in results["resumed"]] == [line[key] for line in expected], key
-    weights = newest_weights(straight)
-    assert all(torch.equal(value, weights[key]) for key, value in newest_weights(straight.parent / "resumed").items())
-    assert [line["loss"] for line in results["control"][5:]] != [line["loss"] for line in expected[5:]]
+    changes |= {"checkpoint__keep_last": 9, "train__max_steps": 8}
+    straight = train({f"straight{stage}": {**changes, "deepspeed__zero_stage": stage} for stage in range(4)})
+    assert metrics(straight["straight0"])[4]["epoch"] == 0
+    for kind in ("resumed", "control"):
+        for stage in range(4):
+            run_dir = shutil.copytree(straight[f"straight{stage}"], tmp_path / f"{kind}{stage}")
+            shutil.rmtree(run_dir / "checkpoints" / "step-00000008")
+            if kind == "control":
+                give_fresh_random_states(run_dir / "checkpoints" / "step-00000005")
+    train(
+        {f"{kind}{stage}": {**changes, "deepspeed__zero_stage": stage} for kind in ("resumed", "control") for stage in range(4)}
+    )
+    for stage in range(4):
+        resumed, control, expected = (metrics(tmp_path / f"{kind}{stage}") for kind in ("resumed", "control", "straight"))
+        assert [line["step"] for line in resumed] == [line["step"] for line in expected] == list(range(1, 9))
+        for key in ("loss", "learning_rate", "grad_norm", "epoch", "tokens", "classes"):
+            assert [line[key] for line in resumed] == [line[key] for line in expected], (key, stage)
+        weights = newest_weights(tmp_path / f"straight{stage}")
+        assert all(torch.equal(value, weights[key]) for key, value in newest_weights(tmp_path / f"resumed{stage}").items())
+        assert [line["loss"] for line in control[5:]] != [line["loss"] for line in expected[5:]], stage
 
 
 def give_fresh_random_states(checkpoint: Path) -> None:
@@ -151,13 +152,13 @@ def give_fresh_random_states(checkpoint: Path) -> None:
 
     from safetensors.torch import save_file
 
-    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    manifest = CheckpointManifest.load(checkpoint)
     for file in checkpoint.glob("rng-*.safetensors"):
         generator = torch.Generator().manual_seed(99)
         save_file({"cpu": generator.get_state()}, str(file))
         content = file.read_bytes()
-        manifest["files"][file.name] = [len(content), hashlib.sha256(content).hexdigest()]
-    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
+        manifest.files[file.name] = (len(content), hashlib.sha256(content).hexdigest())
+    (checkpoint / "MANIFEST.json").write_text(manifest.to_json())
 
 
 def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:
