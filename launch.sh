@@ -65,7 +65,7 @@ case ${1-} in
     echo_and_run ruff check .
     echo_and_run ruff format --check .
     echo_and_run mypy
-    echo_and_run python -m pytest "$@"
+    echo_and_run python -m pytest --numprocesses 2 --dist loadfile "$@"
     ;;
   "")
     set_up "$extras"

@@ -12,6 +12,8 @@ from ochat_train import durable
 from ochat_train.checkpoint import CheckpointManifest, checkpoints_dir, list_checkpoints, verify
 from ochat_train.recipe import Recipe
 
+_FIXED = ("number of GPUs", "deepspeed.zero_stage")  # how the state is cut into files: not to be gone on with as it is
+
 
 def choose_checkpoint(
     output_dir: Path, resume: str, *, num_ranks: int, recipe: Recipe, data_fingerprint: str, accept_changes: bool
@@ -71,25 +73,26 @@ def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
 
 
 def _check_fits(folder: Path, num_ranks: int, *, recipe: Recipe, data_fingerprint: str, accept_changes: bool) -> None:
-    manifest = CheckpointManifest.load(folder)
-    stage = "deepspeed.zero_stage"
-    fixed_then = {"number of GPUs": manifest.num_ranks, stage: manifest.recipe["deepspeed"]["zero_stage"]}
-    fixed_now = {"number of GPUs": num_ranks, stage: recipe.deepspeed.zero_stage}
-    then = {"prepared data": manifest.data_fingerprint[:12], **decisive_settings(manifest.recipe)}
-    now = {"prepared data": data_fingerprint[:12], **decisive_settings(recipe.model_dump(mode="json", by_alias=True))}
-    fixed = _changes(fixed_then, fixed_now)
-    changed = _changes(then, now)
+    changed = differences(
+        CheckpointManifest.load(folder), num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint
+    )
+    fixed = [change for change in changed if change.startswith(_FIXED)]
     if fixed or (changed and not accept_changes):
         hint = "" if fixed else "; go on with the change (`--accept-changes`)"
         raise UserError(
-            f"{folder}: was written with another {', '.join(fixed + changed)}; go back to that, use another output_dir, "
+            f"{folder}: was written with another {', '.join(changed)}; go back to that, use another output_dir, "
             f"or start anew with `--resume never`{hint}"
         )
     if changed:
         print(f"goes on with another {', '.join(changed)}, as asked", file=sys.stderr)
 
 
-def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(manifest: CheckpointManifest, *, num_ranks: int, recipe: Recipe, data_fingerprint: str) -> list[str]:
+    """What this run would do differently from the one that wrote a checkpoint: `name (then x, now y)`."""
+    then = {"number of GPUs": manifest.num_ranks, "prepared data": manifest.data_fingerprint[:12]}
+    now = {"number of GPUs": num_ranks, "prepared data": data_fingerprint[:12]}
+    then |= decisive_settings(manifest.recipe)
+    now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
     return [f"{name} (then {then.get(name)}, now {now[name]})" for name in now if then.get(name) != now[name]]
 
 
@@ -98,4 +101,4 @@ def decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     names = {f"{section}.{key}": value for section in ("model", "train", "optimizer") for key, value in recipe[section].items()}
     for harmless in ("train.log_every_steps", "train.hang_timeout_seconds", "train.max_nonfinite_steps"):
         names.pop(harmless, None)
-    return {"seed": recipe["seed"], **names}
+    return {"seed": recipe["seed"], "deepspeed.zero_stage": recipe["deepspeed"]["zero_stage"], **names}

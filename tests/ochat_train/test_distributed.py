@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 
 from data_pipeline.dataset import PreparedSplit
 from ochat_train.batches import pack_batch
-from ochat_train.checkpoint import CheckpointManifest
+from ochat_train.checkpoint import CheckpointManifest, Progress
+from ochat_train.cli import main
 from ochat_train.export import export, load_trained_weights
 from ochat_train.model import build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.resume import differences
 from ochat_train.train import training_plan
-from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, train_on_ranks
+from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, run_jobs, train_on_ranks
 from tests.ochat_train.reference import relative_error
 
 Runs = dict[str, dict[str, Any]]  # name of a run -> changes of the recipe
@@ -162,34 +165,70 @@ def give_fresh_random_states(checkpoint: Path) -> None:
 
 
 def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:
-    """One rank, without the launcher: `ochat train` alone."""
     changes: dict[str, Any] = {"checkpoint__save_every_steps": 5, "checkpoint__keep_last": 9, "train__max_steps": 10}
     recipe = make_recipe(**changes)
-    assert ochat("prepare", str(recipe)).returncode == 0
-    first = ochat("train", str(recipe))
-    assert first.returncode == 0, first.stderr
+    prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
+    recipe = recipe.rename(tmp_path / "first.yaml")
+    train_on_ranks(["train", recipe], num_ranks=1)
     checkpoints = tmp_path / "run" / "checkpoints"
     shard = next((checkpoints / "step-00000010" / "state").glob("*optim_states.pt"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     before = metrics(tmp_path / "run")
-    again = ochat("train", str(recipe))
-    assert again.returncode == 0, again.stderr
-    assert "resumes from" in again.stderr
-    assert "step-00000005" in again.stderr
-    assert [line["loss"] for line in metrics(tmp_path / "run")] == [line["loss"] for line in before]
-    assert (checkpoints / "aside-1-step-00000010").is_dir()
-    assert (checkpoints / "LATEST").read_text().strip() == "step-00000010"
-
-    refused = ochat("train", str(make_recipe(**{**changes, "optimizer__learning_rate": 0.001})))
-    assert refused.returncode == 2
-    assert "optimizer.learning_rate (then 0.003, now 0.001)" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    anew = ochat("train", str(make_recipe(**{**changes, "optimizer__learning_rate": 0.001})), "--resume", "never")
-    assert anew.returncode == 0, anew.stderr
-    assert (tmp_path / "run.previous-1" / "metrics.jsonl").is_file()
+    other = make_recipe(**{**changes, "optimizer__learning_rate": 0.001})
+    commands = [
+        ["train", recipe],
+        ["train", other],
+        ["train", other, "--accept-changes"],
+        ["train", other, "--resume", "never"],
+    ]
+    [output], _ = run_jobs(*({"command": command} for command in commands), num_ranks=1)
+    assert [line for line in output.splitlines() if line.startswith("exit code")] == [
+        f"exit code {code}" for code in (0, 2, 0, 0)
+    ]
+    again, refused, accepted, anew = output.split("exit code")[:4]
+    assert (
+        "step-00000010 is not intact: state/zero_pp_rank_0_mp_rank_00_optim_states.pt has changed since it was written" in again
+    )
+    assert re.search(r"resumes from \S+step-00000005", again)
+    assert (tmp_path / "run.previous-1" / "checkpoints" / "aside-1-step-00000010").is_dir()
+    assert [line["loss"] for line in metrics(tmp_path / "run.previous-1")] == [line["loss"] for line in before]
+    assert (tmp_path / "run.previous-1" / "checkpoints" / "LATEST").read_text().strip() == "step-00000010"
+    assert "optimizer.learning_rate (then 0.003, now 0.001)" in refused
+    assert "go on with the change (`--accept-changes`)" in refused
+    assert "goes on with another optimizer.learning_rate (then 0.003, now 0.001), as asked" in accepted
+    assert "the earlier run is kept in" in anew
     assert len(metrics(tmp_path / "run")) == 10
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"deepspeed__zero_stage": 1}, "deepspeed.zero_stage (then 2, now 1)"),
+        ({"train__loss_denominator": "step"}, "train.loss_denominator (then epoch, now step)"),
+        ({"train__tokens_per_step": 512}, "train.tokens_per_step (then 1024, now 512)"),
+        ({"seed": 2}, "seed (then 1, now 2)"),
+        ({"model__template": "chatml"}, "model.template (then openchat_3.5, now chatml)"),
+        ({"model__config": {**TINY_MODEL, "hidden_size": 64}}, "model.config"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_has_changed_since_a_checkpoint_is_named(changes: dict[str, Any], named: str, make_recipe: RecipeFactory) -> None:
+    then, now = load_recipe(make_recipe()), load_recipe(make_recipe(**changes))
+    [message] = differences(manifest_of(then), num_ranks=2, recipe=now, data_fingerprint="a")
+    assert message.startswith(named)
+    assert differences(manifest_of(then), num_ranks=2, recipe=then, data_fingerprint="a") == []
+    assert differences(manifest_of(then), num_ranks=2, recipe=then, data_fingerprint="b") == ["prepared data (then a, now b)"]
+    assert differences(manifest_of(then), num_ranks=4, recipe=then, data_fingerprint="a") == ["number of GPUs (then 2, now 4)"]
+
+
+def manifest_of(recipe: Recipe) -> CheckpointManifest:
+    values = recipe.model_dump(mode="json", by_alias=True)
+    return CheckpointManifest(
+        progress=Progress(step=1), num_ranks=2, recipe=values, data_fingerprint="a", versions={}, files={}
+    )
 
 
 def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:
@@ -205,14 +244,13 @@ def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> 
     assert "was prepared from other sources than this recipe names" in changed.stderr
 
 
-def test_export_and_generate(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+def test_export_and_generate(tmp_path: Path, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder holds no path of this machine, loads in transformers, answers, and is never overwritten unasked."""
     import transformers
 
     recipe = make_recipe(train__max_steps=2)
-    for verb in ("prepare", "train"):
-        finished = ochat(verb, str(recipe))
-        assert finished.returncode == 0, finished.stderr
+    prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
+    train_on_ranks(["train", recipe], num_ranks=1)
     out = tmp_path / "export"
     exported = ochat("export", str(tmp_path / "run"), "--out", str(out))
     assert exported.returncode == 0, exported.stderr
@@ -227,7 +265,6 @@ def test_export_and_generate(tmp_path: Path, make_recipe: RecipeFactory) -> None
     assert row["input_ids"][: len(prompt)] == prompt
     answered = ochat("generate", str(out), "--prompt", "Hello", "--condition", "GPT3", "--max-new-tokens", "4", "--json")
     assert json.loads(answered.stdout)["condition"] == "GPT3"
-    refused = ochat("export", str(tmp_path / "run"), "--out", str(out))
-    assert refused.returncode == 2
-    assert "`--overwrite`" in refused.stderr
-    assert ochat("export", str(tmp_path / "run"), "--out", str(out), "--overwrite").returncode == 0
+    assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 2
+    assert "`--overwrite`" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "run"), "--out", str(out), "--overwrite"]) == 0

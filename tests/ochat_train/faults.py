@@ -1,0 +1,78 @@
+"""Faults of whole runs, for the tests and for benchmarks/faults.py: ranks that are killed at random, and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ochat_train.checkpoint import list_checkpoints
+from ochat_train.export import load_trained_weights
+from tests.conftest import finish, metrics, start_ranks
+
+SLOW_STEP_SECONDS = 0.1  # so that a kill finds the run at any of its steps
+
+
+def start_slow_run(recipe: Path, *arguments: str, num_ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """Start `ochat train` on ranks whose steps take a tenth of a second more."""
+    jobs = [{"command": ["train", str(recipe), *arguments], "fault": {"slow": SLOW_STEP_SECONDS}}]
+    return start_ranks("tests.ochat_train.train_worker", json.dumps(jobs), num_ranks=num_ranks)
+
+
+def kill_and_resume(
+    recipe: Path, output_dir: Path, *, kills: int, rng: random.Random, num_ranks: int = 2
+) -> list[dict[str, Any]]:
+    """Train to the end while a random rank is killed `kills` times at random times; each start goes on by itself.
+
+    Returns for each kill: the rank, the last step written before it, and the exit codes of all ranks.
+    """
+    done = []
+    while len(done) < kills:
+        ranks = start_slow_run(recipe, num_ranks=num_ranks)
+        wait_for_a_step(output_dir, ranks)
+        time.sleep(rng.uniform(0.0, 8 * SLOW_STEP_SECONDS))
+        victim = rng.randrange(num_ranks)
+        assert ranks[victim].poll() is None, "the run was over before it was killed; give it more steps"
+        os.kill(ranks[victim].pid, signal.SIGKILL)
+        _, codes = finish(ranks)
+        done.append({"rank": victim, "step": num_steps(output_dir), "exit_codes": codes})
+    outputs, codes = finish(start_slow_run(recipe, num_ranks=num_ranks))
+    assert codes == [0] * num_ranks, outputs[0][-3000:]
+    return done
+
+
+def wait_for_a_step(output_dir: Path, ranks: list[subprocess.Popen[str]]) -> None:
+    """Wait until a run that was just started has done another step, or is over."""
+    before = num_steps(output_dir)
+    wait_for(lambda: num_steps(output_dir) not in (0, before) or ranks[0].poll() is not None, seconds=90)
+
+
+def num_steps(output_dir: Path) -> int:
+    """Steps in a run's metrics."""
+    try:
+        return len((output_dir / "metrics.jsonl").read_text().splitlines())
+    except OSError:
+        return 0
+
+
+def wait_for(condition: Any, *, seconds: float) -> None:
+    """Wait until a condition holds; AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def same_run(found: Path, expected: Path) -> bool:
+    """Whether two finished runs have the same weights, bit for bit, and the same steps in their metrics."""
+    weights, truth = (load_trained_weights(list_checkpoints(run)[-1]) for run in (found, expected))
+    same_weights = weights.keys() == truth.keys() and all(torch.equal(value, truth[key]) for key, value in weights.items())
+    steps = [[(line["step"], line["loss"], line["learning_rate"]) for line in metrics(run)] for run in (found, expected)]
+    return same_weights and steps[0] == steps[1]
