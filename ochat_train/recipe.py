@@ -265,6 +265,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = list(document.problems)
     for override in overrides:
         problems += _apply_override(document, override)
+    problems += [_secret_problem(place, document, path) for place in _secret_places(document.value)]
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
@@ -308,6 +309,27 @@ def _apply_override(document: Document, override: str) -> list[str]:
     return []
 
 
+_SECRET_KEY = re.compile(
+    r"(^|_)(api_?key|access_?key|password|passwd|secret|credentials?|(hf|hub|wandb|auth|access)_token)$", re.I
+)
+
+
+def _secret_places(value: Any, place: KeyPath = ()) -> list[KeyPath]:
+    """Places of keys that look like a secret: recipes are copied into run folders, checkpoints, exports and trackers."""
+    pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    found = [(*place, key) for key, _ in pairs if isinstance(key, str) and _SECRET_KEY.search(key)]
+    return found + [inner for key, item in pairs for inner in _secret_places(item, (*place, key))]
+
+
+def _secret_problem(place: KeyPath, document: Document, path: Path) -> str:
+    line = document.lines.get(place, 1)
+    origin = "--set" if line == COMMAND_LINE else f"{path}:{line}:"
+    return (
+        f"{origin} {'.'.join(map(str, place))}: secrets do not belong into a recipe, which is copied into runs and exports; "
+        "set HF_TOKEN or WANDB_API_KEY in the environment"
+    )
+
+
 def _describe(problem: Any, document: Document, path: Path) -> str:
     """One line for one problem: place, key, what is wrong, and the nearest valid key."""
     kind = problem["type"]
@@ -329,7 +351,7 @@ def _describe(problem: Any, document: Document, path: Path) -> str:
         message = _NUMBER_OR_AUTO
     if kind == "value_error" and isinstance(problem["input"], dict | BaseModel):
         return f"{place}: {message}"
-    shown = repr(problem["input"])
+    shown = "***" if _SECRET_KEY.search(str(location[-1])) else repr(problem["input"])
     return f"{place}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message[0].lower()}{message[1:]}"
 
 

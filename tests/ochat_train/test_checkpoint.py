@@ -16,11 +16,12 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
+from ochat_train import exits
 from ochat_train.checkpoint import MANIFEST, CheckpointManifest, Progress, list_checkpoints, refuse_unsafe_pickles, verify
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.resume import choose_checkpoint
-from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, run_jobs, start_ranks, train_on_ranks
+from tests.conftest import TINY_MODEL, Measured, RecipeFactory, finish, metrics, run_jobs, start_ranks, train_on_ranks
 from tests.ochat_train.failpoints import run_failpoints
 
 NUM_FLIPS = 200
@@ -250,6 +251,24 @@ def test_a_rank_that_cannot_write_stops_all_with_one_message(tmp_path: Path, mak
         assert newest.name == ("step-00000006" if name == "slow" else "step-00000002" if name == "enospc" else newest.name)
         leftovers = [path.name for path in newest.parent.iterdir() if path.name.startswith(".tmp")]
         assert leftovers == [] or name == "manifest"
+
+
+def test_a_rank_that_dies_while_it_writes_leaves_the_older_checkpoint(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """The control: DeepSpeed's own pointer has moved to what is not there."""
+    path = make_recipe(**SHORT)
+    prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    outputs, codes = run_jobs({"command": ["train", path], "fault": {"rank": 1, "call": "write_all", "nth": 60, "do": "kill"}})
+    assert codes == [exits.LOST_RANKS, -9], outputs[0][-3000:]
+    assert "at step 4, writing a checkpoint" in outputs[0]
+    root = tmp_path / "run" / "checkpoints"
+    assert (root / "LATEST").read_text() == "step-00000002\n"
+    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
+    assert verify(root / "step-00000002") is None
+    assert list(root.glob(".tmp-step-00000004-*/state/*.pt")) != []  # what was written; the next save clears it away
+
+    finish(start_ranks("tests.ochat_train.plain_deepspeed", str(path), str(tmp_path / "plain"), num_ranks=2))
+    assert (tmp_path / "plain" / "latest").read_text() == "bad"
+    assert len(list((tmp_path / "plain" / "bad").glob("*optim_states.pt"))) == 1
 
 
 def test_room_is_checked_before_a_byte_is_written(tmp_path: Path, make_recipe: RecipeFactory) -> None:
