@@ -136,17 +136,19 @@ def verify(folder: Path, *, hashes: bool = True) -> str | None:
     return None
 
 
-def load_checkpoint(engine: Any, folder: Path, *, rank: int, device: torch.device) -> Progress:
-    """Load a verified checkpoint into the engine and the random number generators; returns how far it is."""
-    refuse_unsafe_pickles(folder)
+def load_engine_state(engine: Any, folder: Path) -> None:
+    """Load weights and optimizer states of a verified checkpoint into the engine."""
     loaded, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed could not load it; choose another checkpoint")
+
+
+def load_random_states(folder: Path, *, rank: int, device: torch.device) -> None:
+    """Set this rank's random number generators to where they were."""
     state = load_file(str(folder / rng_file(rank)))
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-    return CheckpointManifest.load(folder).progress
 
 
 def rng_file(rank: int) -> str:

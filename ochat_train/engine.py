@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -60,24 +59,19 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
 
 
-def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T | None:
-    """Do something on rank 0 only; all ranks wait, and get its result where that can be sent, or its UserError.
-
-    Results that cannot be pickled (an open file) stay on rank 0; the other ranks get None.
-    """
-    result: T | None = None
+def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do something on rank 0 only; all ranks wait, and all get its result or its UserError."""
     message: list[Any] = [None, None]
     if ranks.is_main:
         try:
-            result = work()
-            message[0] = result if isinstance(result, str | Path) else None
+            message[0] = work()
         except UserError as error:
             message[1] = str(error)
     torch.distributed.broadcast_object_list(message, src=0)
     if message[1] is not None:
         raise UserError(message[1])
-    sent: T | None = message[0]
-    return result if ranks.is_main else sent
+    result: T = message[0]
+    return result
 
 
 def _free_port() -> int:
@@ -86,8 +80,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration for a recipe; the recipe's raw `deepspeed.config` is merged over it last."""
+def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, load_universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe; the recipe's raw `deepspeed.config` is merged over it last.
+
+    load_universal: the engine will load a universal checkpoint (reshard.py).
+    """
     settings = recipe.deepspeed
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.zero_stage in (1, 2):
@@ -102,6 +99,7 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device) ->
         "gradient_clipping": recipe.optimizer.grad_clip,
         "zero_optimization": zero,
         "steps_per_print": 2**31,  # metrics.py reports
+        "checkpoint": {"load_universal": load_universal},
     }
     if model_dtype(recipe.model, device) == torch.bfloat16:
         # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
@@ -117,14 +115,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks) -> Any:
+def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_universal: bool = False) -> Any:
     """The DeepSpeed engine with AdamW. The learning rate is set by the training loop before every update."""
     import deepspeed
 
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(model, recipe, ranks.device),
-        config=deepspeed_config(recipe, num_ranks=ranks.num_ranks, device=ranks.device),
+        config=deepspeed_config(recipe, num_ranks=ranks.num_ranks, device=ranks.device, load_universal=load_universal),
     )
     if recipe.deepspeed.zero_stage == 3:
         engine.module.register_for_zero_3()

@@ -4,20 +4,59 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_pipeline.errors import UserError
 from ochat_train import durable
-from ochat_train.checkpoint import CheckpointManifest, checkpoints_dir, list_checkpoints, verify
+from ochat_train.checkpoint import (
+    CheckpointManifest,
+    Progress,
+    checkpoints_dir,
+    list_checkpoints,
+    load_engine_state,
+    load_random_states,
+    refuse_unsafe_pickles,
+    verify,
+)
+from ochat_train.engine import Ranks
 from ochat_train.recipe import Recipe
+from ochat_train.reshard import CONVERTIBLE_STAGES, resharded
 
-_FIXED = ("number of GPUs", "deepspeed.zero_stage")  # how the state is cut into files: not to be gone on with as it is
+_RESHARDED = ("number of GPUs", "deepspeed.zero_stage")  # how the state is cut into files
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """Where to go on. reshard: the state was cut for another number of GPUs or another ZeRO stage."""
+
+    folder: Path
+    reshard: bool
+
+
+def resume_state(point: ResumePoint, engine: Any, ranks: Ranks, *, seed: int) -> Progress:
+    """Load the state to go on from; returns how far it is. The engine of a resharded state is started for that.
+
+    A resharded run takes the same steps on the same conversations; random numbers (dropout) begin anew.
+    """
+    progress = CheckpointManifest.load(point.folder).progress
+    if point.reshard:
+        with resharded(point.folder, ranks) as folder:
+            load_engine_state(engine, folder)
+        torch.manual_seed(seed + ranks.rank + 1_000_003 * progress.step)
+    else:
+        refuse_unsafe_pickles(point.folder)
+        load_engine_state(engine, point.folder)
+        load_random_states(point.folder, rank=ranks.rank, device=ranks.device)
+    return progress
 
 
 def choose_checkpoint(
     output_dir: Path, resume: str, *, num_ranks: int, recipe: Recipe, data_fingerprint: str, accept_changes: bool
-) -> Path | None:
+) -> ResumePoint | None:
     """The checkpoint to go on from: the newest one that verifies (`auto`), none (`never`), or the folder named.
 
     What an earlier run left behind beyond that point is moved aside, never deleted and never mixed up with this run.
@@ -25,12 +64,24 @@ def choose_checkpoint(
     Raises UserError where the checkpoint does not fit this run.
     """
     chosen = _find_checkpoint(output_dir, resume)
-    if chosen is not None:
-        _check_fits(chosen, num_ranks, recipe=recipe, data_fingerprint=data_fingerprint, accept_changes=accept_changes)
-        _set_later_checkpoints_aside(output_dir, CheckpointManifest.load(chosen).step)
-    elif resume == "never" and any(path.name != ".lock" for path in output_dir.iterdir()):
-        _set_run_aside(output_dir)
-    return chosen
+    if chosen is None:
+        if resume == "never" and any(path.name != ".lock" for path in output_dir.iterdir()):
+            _set_run_aside(output_dir)
+        return None
+    manifest = CheckpointManifest.load(chosen)
+    changed = differences(manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint)
+    reshard = [change for change in changed if change.startswith(_RESHARDED)]
+    _check_fits(chosen, [change for change in changed if change not in reshard], accept_changes=accept_changes)
+    if reshard:
+        stages = (manifest.recipe["deepspeed"]["zero_stage"], recipe.deepspeed.zero_stage)
+        if stages not in CONVERTIBLE_STAGES:
+            raise UserError(
+                f"{chosen}: was written with another {', '.join(reshard)}; a state can be converted between ZeRO 1 and 2 and "
+                "between numbers of GPUs in ZeRO 1 to 3 only: go back to that, or start anew with `--resume never`"
+            )
+        print(f"goes on with another {', '.join(reshard)}: the checkpoint is converted first", file=sys.stderr)
+    _set_later_checkpoints_aside(output_dir, manifest.step)
+    return ResumePoint(folder=chosen, reshard=bool(reshard))
 
 
 def _set_run_aside(output_dir: Path) -> None:
@@ -72,16 +123,11 @@ def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
     return None
 
 
-def _check_fits(folder: Path, num_ranks: int, *, recipe: Recipe, data_fingerprint: str, accept_changes: bool) -> None:
-    changed = differences(
-        CheckpointManifest.load(folder), num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint
-    )
-    fixed = [change for change in changed if change.startswith(_FIXED)]
-    if fixed or (changed and not accept_changes):
-        hint = "" if fixed else "; go on with the change (`--accept-changes`)"
+def _check_fits(folder: Path, changed: list[str], *, accept_changes: bool) -> None:
+    if changed and not accept_changes:
         raise UserError(
-            f"{folder}: was written with another {', '.join(changed)}; go back to that, use another output_dir, "
-            f"or start anew with `--resume never`{hint}"
+            f"{folder}: was written with another {', '.join(changed)}; go back to that, use another output_dir, start anew "
+            "with `--resume never`, or go on with the change (`--accept-changes`)"
         )
     if changed:
         print(f"goes on with another {', '.join(changed)}, as asked", file=sys.stderr)

@@ -37,8 +37,11 @@ class RunFolder:
     prepared: Manifest
 
 
-def lock_run_folder(output_dir: Path) -> Any:
-    """Keep other runs out of a run folder for as long as the returned file is open, which ends with this process.
+_locks: list[Any] = []  # open for as long as this process lives
+
+
+def lock_run_folder(output_dir: Path) -> None:
+    """Keep other runs out of a run folder until this process ends, or `unlock_run_folder`.
 
     Raises UserError if another process trains there.
     """
@@ -49,7 +52,14 @@ def lock_run_folder(output_dir: Path) -> Any:
     except OSError:
         lock.close()
         raise UserError(f"output_dir: {output_dir}: another process trains there; wait for it, or use another folder") from None
-    return lock
+    _locks.append(lock)
+
+
+def unlock_run_folder() -> None:
+    """Let other runs into the folder again."""
+    for lock in _locks:
+        lock.close()
+    _locks.clear()
 
 
 def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:

@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
 from ochat_train.anomalies import progressed, record_anomaly
 from ochat_train.batches import PackedBatch, micro_batches
-from ochat_train.checkpoint import Progress, load_checkpoint
+from ochat_train.checkpoint import Progress
 from ochat_train.checkpoint_writer import save_checkpoint
 from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
 from ochat_train.exits import LostRanksError, StoppedBySignalError
@@ -26,8 +26,8 @@ from ochat_train.metrics import MetricsWriter, ProgressLine, StepSums, step_metr
 from ochat_train.model import build_model, load_base_config
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
-from ochat_train.resume import choose_checkpoint
-from ochat_train.run_folder import lock_run_folder, write_run_folder
+from ochat_train.resume import choose_checkpoint, resume_state
+from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.stop_request import StopRequest
 from ochat_train.watchdog import REMEDY, Watchdog, is_lost_contact
 
@@ -84,24 +84,24 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     manifest = check_prepared(recipe)
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
     output_dir = Path(recipe.output_dir)
-    lock = on_main_rank(ranks, lambda: lock_run_folder(output_dir))
+    on_main_rank(ranks, lambda: lock_run_folder(output_dir))
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
     model, kernel = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
-    checkpoint = on_main_rank(ranks, lambda: choose_checkpoint(
+    resume_point = on_main_rank(ranks, lambda: choose_checkpoint(
         output_dir, resume, num_ranks=ranks.num_ranks, recipe=recipe, data_fingerprint=manifest.fingerprint,
         accept_changes=accept_changes,
     ))  # fmt: skip
     if resume == "never":
-        lock = on_main_rank(ranks, lambda: lock_run_folder(output_dir))  # the old one went aside with the earlier run
+        on_main_rank(ranks, lambda: lock_run_folder(output_dir))  # the locked one went aside with the earlier run
     if ranks.is_main:
         write_run_folder(output_dir, recipe, model.causal_lm)
-    engine = start_engine(model, recipe, ranks)
+    engine = start_engine(model, recipe, ranks, load_universal=resume_point is not None and resume_point.reshard)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
-    progress = load_checkpoint(engine, checkpoint, rank=ranks.rank, device=ranks.device) if checkpoint else Progress()
+    progress = resume_state(resume_point, engine, ranks, seed=recipe.seed) if resume_point else Progress()
     if ranks.is_main:
-        _announce(recipe, plan, split, ranks, kernel, peak, checkpoint)
+        _announce(recipe, plan, split, ranks, kernel, peak, resume_point.folder if resume_point else None)
     stop_request = StopRequest()
     watchdog = Watchdog(
         output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
@@ -120,7 +120,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
         watchdog.close()
         stop_request.close()
     stop_ranks()
-    del lock
+    unlock_run_folder()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ochat_train import checkpoint_writer, durable, train
-from ochat_train.checkpoint import Progress, checkpoints_dir, list_checkpoints, load_checkpoint, verify
+from ochat_train.checkpoint import (
+    CheckpointManifest,
+    Progress,
+    checkpoints_dir,
+    list_checkpoints,
+    load_engine_state,
+    load_random_states,
+    verify,
+)
 
 CHANGES = ("write_all", "sync_file", "sync_folder", "make_folder", "rename", "remove_folder")
 
@@ -112,7 +120,9 @@ def recovers(engine: Any, output_dir: Path, newest: int) -> bool:
     chosen = next((folder for folder in reversed(list_checkpoints(output_dir)) if verify(folder) is None), None)
     if chosen is None:
         return False
-    return load_checkpoint(engine, chosen, rank=0, device=next(engine.module.parameters()).device).step >= newest
+    load_engine_state(engine, chosen)
+    load_random_states(chosen, rank=0, device=next(engine.module.parameters()).device)
+    return CheckpointManifest.load(chosen).step >= newest
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from data_pipeline.files import sha256_of_file
 from ochat_train import exits
 from ochat_train.checkpoint import MANIFEST, CheckpointManifest, Progress, list_checkpoints, refuse_unsafe_pickles, verify
 from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe import load_recipe
 from ochat_train.resume import choose_checkpoint
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, finish, metrics, run_jobs, start_ranks, train_on_ranks
 from tests.ochat_train.failpoints import run_failpoints
@@ -50,25 +50,22 @@ def copy(run_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run_dir, tmp_path / "copy"))
 
 
-def recipe_of(run_dir: Path) -> Recipe:
-    return load_recipe(run_dir.with_suffix(".yaml"))
-
-
-def choose(output_dir: Path, made: Path, resume: str = "auto") -> str:
+def choose(output_dir: Path, made: Path, resume: str = "auto", *, num_ranks: int = 2, stage: int = 2) -> str:
     """The step that a run with this output folder would go on from, or the message of the refusal."""
+    recipe = load_recipe(made.with_suffix(".yaml"), [f"deepspeed.zero_stage={stage}"])
     manifest = CheckpointManifest.load(made / "checkpoints" / "step-00000002")
     try:
         chosen = choose_checkpoint(
             output_dir,
             resume,
-            num_ranks=2,
-            recipe=recipe_of(made),
+            num_ranks=num_ranks,
+            recipe=recipe,
             data_fingerprint=manifest.data_fingerprint,
             accept_changes=False,
         )
     except UserError as error:
         return str(error)
-    return chosen.name if chosen else "none"
+    return chosen.folder.name if chosen else "none"
 
 
 # ---- damage ----
@@ -172,6 +169,14 @@ def test_no_intact_checkpoint_is_an_error_and_never_a_silent_restart(copy: Path,
     message = choose(copy, run_dir)
     assert "no checkpoint is intact" in message
     assert "`--resume never` starts anew" in message
+
+
+@pytest.mark.parametrize(("stage", "goes_on"), [(0, False), (1, True), (3, False)])
+def test_what_cannot_be_converted_is_refused(stage: int, goes_on: bool, copy: Path, run_dir: Path) -> None:
+    assert choose(copy, run_dir, num_ranks=4) == "step-00000006"
+    answer = choose(copy, run_dir, num_ranks=4, stage=stage)
+    refusal = f"another number of GPUs (then 2, now 4), deepspeed.zero_stage (then 2, now {stage}); a state can be converted"
+    assert answer == "step-00000006" if goes_on else refusal in answer
 
 
 # ---- what is planted ----

@@ -149,6 +149,50 @@ def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction, tmp
         assert [line["loss"] for line in control[5:]] != [line["loss"] for line in expected[5:]], stage
 
 
+def test_another_number_of_ranks_or_stage_goes_on_with_the_same_steps(
+    train: TrainFunction, tmp_path: Path, measured: Measured
+) -> None:
+    """2 -> 1 -> 2 ranks in float32 and bfloat16, and ZeRO 1 -> 2: the same conversations in every step, the same losses."""
+    changes = {"checkpoint__save_every_steps": 4, "checkpoint__keep_last": 9}
+    cases = {
+        "ranks2": {"deepspeed__zero_stage": 2}, "ranks3": {"deepspeed__zero_stage": 3}, "stage1": {"deepspeed__zero_stage": 1},
+        "bfloat16": {"deepspeed__zero_stage": 2, "model__precision": "bfloat16"},
+    }  # fmt: skip
+    straight = train({f"straight_{name}": {**changes, **case} for name, case in cases.items()})
+    for name in cases:
+        shutil.copytree(straight[f"straight_{name}"], tmp_path / name)
+        forget_checkpoints(tmp_path / name, 8, 12)
+    train({name: {**changes, **case} for name, case in cases.items()}, num_ranks=1)
+    for name in cases:
+        check_same_steps(tmp_path / name, straight[f"straight_{name}"], measured)
+        forget_checkpoints(tmp_path / name, 12)
+    cases["stage1"]["deepspeed__zero_stage"] = 2
+    train({name: {**changes, **case} for name, case in cases.items()})
+    for name in cases:
+        check_same_steps(tmp_path / name, straight[f"straight_{name}"], measured)
+        assert not list((tmp_path / name / "checkpoints").glob(".universal*"))
+
+
+def forget_checkpoints(run_dir: Path, *steps: int) -> None:
+    for step in steps:
+        shutil.rmtree(run_dir / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
+
+
+def check_same_steps(run_dir: Path, expected_dir: Path, measured: Measured) -> None:
+    bound = 2e-3 if "bfloat16" in run_dir.name else 2e-6
+    for found, expected in zip(metrics(run_dir), metrics(expected_dir), strict=True):
+        for key in ("step", "epoch", "tokens", "supervised_tokens", "weight", "learning_rate"):
+            assert found[key] == expected[key], key
+        error = abs(found["loss"] / expected["loss"] - 1)
+        measured(f"losses on other ranks and stages after resuming, {'bfloat16' if bound > 1e-3 else 'float32'}", error)
+        assert error < bound, (run_dir.name, found["step"])
+    assert relative_error(*(flat(newest_weights(run)) for run in (run_dir, expected_dir))) < bound
+
+
+def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([weights[name].float().flatten() for name in sorted(weights)])
+
+
 def give_fresh_random_states(checkpoint: Path) -> None:
     """Replace the saved random number states by those of a new process, with a manifest that agrees."""
     import hashlib
@@ -206,7 +250,7 @@ def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"deepspeed__zero_stage": 1}, "deepspeed.zero_stage (then 2, now 1)"),
+        ({"deepspeed__zero_stage": 0}, "deepspeed.zero_stage (then 2, now 0)"),
         ({"train__loss_denominator": "step"}, "train.loss_denominator (then epoch, now step)"),
         ({"train__tokens_per_step": 512}, "train.tokens_per_step (then 1024, now 512)"),
         ({"seed": 2}, "seed (then 1, now 2)"),
