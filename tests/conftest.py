@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of processes that tests start
 
 MEASURED = "measured: "  # how the figures of `measured` are told from other properties of a test
 Measured = Callable[[str, float], None]
@@ -37,7 +38,11 @@ TINY_MODEL: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def small_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE of 400 tokens, as SmolLM2's or Llama-3's, but trained here."""
-    folder = tmp_path_factory.mktemp("small_tokenizer")
+    return write_small_tokenizer(tmp_path_factory.mktemp("small_tokenizer"))
+
+
+def write_small_tokenizer(folder: Path) -> Path:
+    """Train the small tokenizer into `folder`."""
     texts = ["Hello there, how are you today?", "GPT4 Correct User: GPT4 Correct Assistant: GPT3", "The answer is 42."] * 20
     write_tokenizer(folder, texts, vocab_size=400)
     return folder
@@ -113,45 +118,52 @@ def make_recipe(tmp_path: Path, small_tokenizer_dir: Path) -> RecipeFactory:
     """Writes raw data (two classes) and a small recipe; keyword arguments replace values, `section__key=value`."""
 
     def make(**changes: Any) -> Path:
-        write_jsonl(tmp_path / "expert.jsonl", conversations(24))
-        write_jsonl(tmp_path / "suboptimal.jsonl", conversations(60)[24:])
-        recipe: dict[str, Any] = {
-            "name": "small",
-            "seed": 1,
-            "output_dir": str(tmp_path / "run"),
-            "model": {
-                "config": dict(TINY_MODEL),
-                "tokenizer": str(small_tokenizer_dir),
-                "template": "openchat_3.5",
-                "max_length_tokens": 256,
-            },
-            "data": {
-                "prepared_dir": str(tmp_path / "prepared"),
-                "classes": {
-                    "expert": {"condition": "GPT4 Correct", "reward": 1.0},
-                    "suboptimal": {"condition": "GPT3", "reward": 0.0},
-                },
-                "beta": 0.4342945,
-                "sources": [
-                    {"path": str(tmp_path / "expert.jsonl"), "format": "messages", "class": "expert"},
-                    {"path": str(tmp_path / "suboptimal.jsonl"), "format": "messages", "class": "suboptimal"},
-                ],
-            },
-            "train": {"epochs": 2, "pack_length_tokens": 256, "tokens_per_step": 1024},
-            "optimizer": {"learning_rate": 0.003, "eps": 1.0e-8},
-            "deepspeed": {"zero_stage": 2, "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
-        }
-        for key, value in changes.items():
-            *sections, last = key.split("__")
-            target = recipe
-            for section in sections:
-                target = target.setdefault(section, {})
-            target[last] = value
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        return path
+        return write_small_recipe(tmp_path, small_tokenizer_dir, **changes)
 
     return make
+
+
+def write_small_recipe(folder: Path, tokenizer_dir: Path, *, num_conversations: int = 60, **changes: Any) -> Path:
+    """Raw data of two classes and a recipe that trains a tiny model on them, written into `folder`."""
+    rows = conversations(num_conversations)
+    num_experts = num_conversations * 2 // 5
+    write_jsonl(folder / "expert.jsonl", rows[:num_experts])
+    write_jsonl(folder / "suboptimal.jsonl", rows[num_experts:])
+    recipe: dict[str, Any] = {
+        "name": "small",
+        "seed": 1,
+        "output_dir": str(folder / "run"),
+        "model": {
+            "config": dict(TINY_MODEL),
+            "tokenizer": str(tokenizer_dir),
+            "template": "openchat_3.5",
+            "max_length_tokens": 256,
+        },
+        "data": {
+            "prepared_dir": str(folder / "prepared"),
+            "classes": {
+                "expert": {"condition": "GPT4 Correct", "reward": 1.0},
+                "suboptimal": {"condition": "GPT3", "reward": 0.0},
+            },
+            "beta": 0.4342945,
+            "sources": [
+                {"path": str(folder / "expert.jsonl"), "format": "messages", "class": "expert"},
+                {"path": str(folder / "suboptimal.jsonl"), "format": "messages", "class": "suboptimal"},
+            ],
+        },
+        "train": {"epochs": 2, "pack_length_tokens": 256, "tokens_per_step": 1024},
+        "optimizer": {"learning_rate": 0.003, "eps": 1.0e-8},
+        "deepspeed": {"zero_stage": 2, "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
+    }
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        target = recipe
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
 
 
 def ochat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -197,7 +209,7 @@ def finish(ranks: list[subprocess.Popen[str]], *, seconds: float = 300.0) -> tup
 
 def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str) -> list[subprocess.Popen[str]]:
     """Start a module on ranks without a launcher (which takes longer to start than the ranks do)."""
-    shared = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_ranks)}
+    shared = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_ranks)}
     shared["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled here, and DeepSpeed would import the compiler: two seconds a rank
     shared |= {"LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
     return [
@@ -222,7 +234,7 @@ def free_port() -> int:
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's root and return it finished; output is kept as text."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 

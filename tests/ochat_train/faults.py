@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import random
@@ -12,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from ochat_train.checkpoint import list_checkpoints
+from ochat_train.checkpoint import CheckpointManifest, list_checkpoints, verify
 from ochat_train.export import load_trained_weights
 from tests.conftest import finish, metrics, start_ranks
 
@@ -76,3 +79,40 @@ def same_run(found: Path, expected: Path) -> bool:
     same_weights = weights.keys() == truth.keys() and all(torch.equal(value, truth[key]) for key, value in weights.items())
     steps = [[(line["step"], line["loss"], line["learning_rate"]) for line in metrics(run)] for run in (found, expected)]
     return same_weights and steps[0] == steps[1]
+
+
+def flip_bits(folder: Path, times: int, rng: random.Random) -> dict[str, int]:
+    """Flip one bit of a checkpoint's files at a time.
+
+    found: how often `verify` named the file. torch_files: how often it was a file of torch's, and silent: how often
+    torch.load read that without a word.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    outcome = {"found": 0, "torch_files": 0, "silent": 0}
+    for number in range(times):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        problem = verify(folder)
+        outcome["found"] += problem is not None and path.name in problem
+        if path.suffix == ".pt":
+            outcome["torch_files"] += 1
+            with contextlib.suppress(Exception):
+                torch.load(path, weights_only=False)
+                outcome["silent"] += 1
+        path.write_bytes(whole)
+    assert verify(folder) is None
+    return outcome
+
+
+def give_fresh_random_states(checkpoint: Path) -> None:
+    """Replace the saved random number states by those of a new process, with a manifest that agrees."""
+    manifest = CheckpointManifest.load(checkpoint)
+    for file in checkpoint.glob("rng-*.safetensors"):
+        generator = torch.Generator().manual_seed(99)
+        save_file({"cpu": generator.get_state()}, str(file))
+        content = file.read_bytes()
+        manifest.files[file.name] = (len(content), hashlib.sha256(content).hexdigest())
+    (checkpoint / "MANIFEST.json").write_text(manifest.to_json())

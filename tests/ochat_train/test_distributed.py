@@ -23,6 +23,7 @@ from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.resume import differences
 from ochat_train.train import training_plan
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, run_jobs, train_on_ranks
+from tests.ochat_train.faults import give_fresh_random_states
 from tests.ochat_train.reference import relative_error
 
 Runs = dict[str, dict[str, Any]]  # name of a run -> changes of the recipe
@@ -191,21 +192,6 @@ def check_same_steps(run_dir: Path, expected_dir: Path, measured: Measured) -> N
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([weights[name].float().flatten() for name in sorted(weights)])
-
-
-def give_fresh_random_states(checkpoint: Path) -> None:
-    """Replace the saved random number states by those of a new process, with a manifest that agrees."""
-    import hashlib
-
-    from safetensors.torch import save_file
-
-    manifest = CheckpointManifest.load(checkpoint)
-    for file in checkpoint.glob("rng-*.safetensors"):
-        generator = torch.Generator().manual_seed(99)
-        save_file({"cpu": generator.get_state()}, str(file))
-        content = file.read_bytes()
-        manifest.files[file.name] = (len(content), hashlib.sha256(content).hexdigest())
-    (checkpoint / "MANIFEST.json").write_text(manifest.to_json())
 
 
 def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:
