@@ -38,7 +38,7 @@ from tests.ochat_train.failpoints import run_failpoints  # noqa: E402
 from tests.ochat_train.faults import flip_bits, give_fresh_random_states, kill_and_resume, same_run  # noqa: E402
 
 LARGE_MODEL = {
-    **TINY_MODEL, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16,
+    **TINY_MODEL, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 2048,
 }  # fmt: skip
 
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--num-ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--large", action="store_true", help="a model of 150 million parameters, without dropout")
+    parser.add_argument("--large", action="store_true", help="a model of 24 million parameters, without dropout")
     parser.add_argument("--only", choices=("kills", "failpoints", "flips", "rows", "latest"), action="append")
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
@@ -68,7 +68,7 @@ def small_recipe(folder: Path, options: Any, **changes: Any) -> Path:
     """A recipe of a run that lasts long enough to be disturbed, prepared; the model has dropout, unless it is large."""
     folder.mkdir()
     model = LARGE_MODEL if options.large else {**TINY_MODEL, "attention_dropout": 0.1}
-    values = {"train__epochs": 60, "train__max_steps": 60, "checkpoint__save_every_steps": 3, "model__config": model, **changes}
+    values = {"train__epochs": 60, "train__max_steps": 60, "checkpoint__save_every_steps": 6, "model__config": model, **changes}
     path = write_small_recipe(folder, write_small_tokenizer(folder / "tokenizer"), **values)
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     return path
@@ -86,6 +86,7 @@ def kills(folder: Path, options: Any) -> dict[str, Any]:
     for left in range(options.kills, 0, -5):
         shutil.rmtree(folder / "run")
         number = min(5, left)
+        print(f"{left} kills left", file=sys.stderr, flush=True)
         kill_and_resume(recipe, folder / "run", kills=number, rng=rng, num_ranks=options.num_ranks)
         difference = loss_difference(folder / "run", undisturbed)
         largest = max(largest, difference)
@@ -157,10 +158,10 @@ def rows(folder: Path, options: Any) -> dict[str, Any]:
 
 def latest(folder: Path, options: Any) -> dict[str, Any]:
     """Rank 1 dies before its shard is written: is the newest checkpoint that the pointer names whole?"""
-    recipe = small_recipe(folder, options, train__max_steps=6)
+    recipe = small_recipe(folder, options, train__max_steps=6, checkpoint__save_every_steps=2)
     jobs = [{"command": ["train", str(recipe)], "fault": {"rank": 1, "call": "write_all", "nth": 60, "do": "kill"}}]
     finish(start_ranks("tests.ochat_train.train_worker", json.dumps(jobs), num_ranks=2))
-    held = int([path.name for path in list_checkpoints(folder / "run")] == ["step-00000003"])
+    held = int([path.name for path in list_checkpoints(folder / "run")] == ["step-00000002"])
     finish(start_ranks("tests.ochat_train.plain_deepspeed", str(recipe), str(folder / "plain"), num_ranks=2))
     pointer = (folder / "plain" / "latest").read_text(encoding="utf-8")
     shards = len(list((folder / "plain" / pointer).glob("*optim_states.pt")))

@@ -17,8 +17,9 @@ from data_pipeline.conversation import Message
 from data_pipeline.formats import parse_row
 from data_pipeline.settings import SourceSettings
 from data_pipeline.strict_yaml import parse
+from ochat_train import exits
 from ochat_train.cli import main
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe import Recipe, TrainSettings, load_recipe
 from tests.conftest import ROOT, RecipeFactory
 
 DOCS = ROOT / "docs"
@@ -223,3 +224,25 @@ def test_the_prepared_folder_and_its_report_look_as_the_page_says(
     assert {entry.name for entry in prepared.iterdir()} == set(re.findall(r"^    ([\w.]+)", tree, flags=re.MULTILINE))
     info = json.loads((prepared / "train" / "dataset_info.json").read_text(encoding="utf-8"))
     assert list(info["features"]) == first_column(tree)
+
+
+# ---- docs/correctness.md and docs/reliability.md ----
+
+
+def test_every_test_that_the_page_on_correctness_names_exists() -> None:
+    page = (DOCS / "correctness.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)`(?:: `(\w+)`)?", page)
+    assert len(named) > 20
+    for file, part in named:
+        [path] = ROOT.glob(f"tests/*/{file}")
+        tests = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert [test for test in tests if part in test], (file, part)
+
+
+def test_the_page_on_reliability_knows_every_exit_code_and_limit() -> None:
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}
+    assert codes == {value for name, value in vars(exits).items() if name.isupper()}
+    defaults = TrainSettings(epochs=1, pack_length_tokens=1, tokens_per_step=1)
+    assert f"`train.hang_timeout_seconds` ({defaults.hang_timeout_seconds:,.0f} unless" in page
+    assert f"`train.max_nonfinite_steps` ({defaults.max_nonfinite_steps})" in page
