@@ -3,7 +3,7 @@
 #
 #   ./launch.sh                                             quickstart: raw data to exported model, 2 CPU ranks or all GPUs
 #   ./launch.sh test                                        lint, types and tests
-#   ./launch.sh RECIPE [--set KEY=VALUE ...] [--resume auto|never|PATH] [-- DEEPSPEED LAUNCHER FLAGS ...]
+#   ./launch.sh RECIPE [--set KEY=VALUE ...] [--resume auto|never|PATH] [--accept-changes] [-- DEEPSPEED LAUNCHER FLAGS ...]
 #                                                           prepare and train a recipe, on all GPUs of this host
 #
 # OCHAT_PYTHON: the python to make .venv with (3.10 to 3.12). OCHAT_CPU_RANKS: processes without a GPU (default 2).
@@ -38,6 +38,7 @@ train() { # train RECIPE [recipe flags] [-- launcher flags]
     case $1 in
       --) shift; launcher_flags=("$@"); break ;;
       --resume) recipe_flags+=("$1" "${2:?--resume needs auto, never or a path}"); shift 2 ;;
+      --accept-changes) recipe_flags+=("$1"); shift ;;
       --set) prepare_flags+=("$1" "${2:?--set needs KEY=VALUE}"); shift 2 ;;
       *) prepare_flags+=("$1"); shift ;;
     esac

@@ -31,7 +31,7 @@ def progressed(progress: Progress, grad_norm: float) -> tuple[Progress, str | No
     """The progress after one more step, and what was wrong with the step: `nonfinite`, `spike` or None.
 
     grad_norm: before clipping; not finite where the update was left out. Such a step never joins the history that spikes
-    are measured against, nor does a spike.
+    are measured against. A spike joins it as the limit: one changes nothing, and a new level is a spike for a while only.
     """
     if not math.isfinite(grad_norm):
         after = dataclasses.replace(
@@ -41,9 +41,10 @@ def progressed(progress: Progress, grad_norm: float) -> tuple[Progress, str | No
             nonfinite_in_a_row=progress.nonfinite_in_a_row + 1,
         )
         return after, "nonfinite"
-    history = list(progress.grad_norms)
-    is_spike = len(history) >= _FEWEST and grad_norm > SPIKE_FACTOR * statistics.median(history)
-    history = history if is_spike else [*history, grad_norm][-_HISTORY:]
+    history = progress.grad_norms
+    limit = SPIKE_FACTOR * statistics.median(history) if len(history) >= _FEWEST else math.inf
+    is_spike = grad_norm > limit
+    history = [*history, min(grad_norm, limit)][-_HISTORY:]
     after = dataclasses.replace(progress, step=progress.step + 1, nonfinite_in_a_row=0, grad_norms=tuple(history))
     return after, "spike" if is_spike else None
 

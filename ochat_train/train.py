@@ -83,8 +83,16 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     """
     manifest = check_prepared(recipe)
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
+    try:
+        on_main_rank(ranks, lambda: lock_run_folder(Path(recipe.output_dir)))
+        _train(recipe, manifest, ranks, resume=resume, accept_changes=accept_changes)
+    finally:
+        unlock_run_folder()
+    stop_ranks()
+
+
+def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, accept_changes: bool) -> None:
     output_dir = Path(recipe.output_dir)
-    on_main_rank(ranks, lambda: lock_run_folder(output_dir))
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
@@ -119,8 +127,6 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     finally:
         watchdog.close()
         stop_request.close()
-    stop_ranks()
-    unlock_run_folder()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from ochat_train.quickstart.make import write_tokenizer
+from tests.rank_processes import Rank, start_rank
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
@@ -195,7 +197,7 @@ def run_jobs(*jobs: dict[str, Any], num_ranks: int = 2) -> tuple[list[str], list
     return finish(start_ranks("tests.ochat_train.train_worker", json.dumps(texts), num_ranks=num_ranks))
 
 
-def finish(ranks: list[subprocess.Popen[str]], *, seconds: float = 300.0) -> tuple[list[str], list[int]]:
+def finish(ranks: list[Rank], *, seconds: float = 300.0) -> tuple[list[str], list[int]]:
     """Wait for ranks; what each of them printed, and its exit code. A rank that is stopped is killed, as launchers do."""
     outputs = []
     try:
@@ -207,20 +209,14 @@ def finish(ranks: list[subprocess.Popen[str]], *, seconds: float = 300.0) -> tup
     return outputs, [rank.wait() for rank in ranks]
 
 
-def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str) -> list[subprocess.Popen[str]]:
+def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str) -> list[Rank]:
     """Start a module on ranks without a launcher (which takes longer to start than the ranks do)."""
     shared = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_ranks)}
     shared["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled here, and DeepSpeed would import the compiler: two seconds a rank
     shared |= {"LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
+    on_gpus = torch.cuda.is_available()
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start_rank(module, [*map(str, arguments)], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, fork=not on_gpus)
         for rank in range(num_ranks)
     ]
 

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from safetensors.torch import save_file
 from ochat_train.checkpoint import CheckpointManifest, list_checkpoints, verify
 from ochat_train.export import load_trained_weights
 from tests.conftest import finish, metrics, start_ranks
+from tests.rank_processes import Rank
 
 SLOW_STEP_SECONDS = 0.1  # so that a kill finds the run at any of its steps
 
 
-def start_slow_run(recipe: Path, *arguments: str, num_ranks: int = 2) -> list[subprocess.Popen[str]]:
+def start_slow_run(recipe: Path, *arguments: str, num_ranks: int = 2) -> list[Rank]:
     """Start `ochat train` on ranks whose steps take a tenth of a second more."""
     jobs = [{"command": ["train", str(recipe), *arguments], "fault": {"slow": SLOW_STEP_SECONDS}}]
     return start_ranks("tests.ochat_train.train_worker", json.dumps(jobs), num_ranks=num_ranks)
@@ -51,7 +51,7 @@ def kill_and_resume(
     return done
 
 
-def wait_for_a_step(output_dir: Path, ranks: list[subprocess.Popen[str]]) -> None:
+def wait_for_a_step(output_dir: Path, ranks: list[Rank]) -> None:
     """Wait until a run that was just started has done another step, or is over."""
     before = num_steps(output_dir)
     wait_for(lambda: num_steps(output_dir) not in (0, before) or ranks[0].poll() is not None, seconds=90)

@@ -261,13 +261,8 @@ def test_a_rank_that_dies_while_it_writes_leaves_the_older_checkpoint(tmp_path: 
 def test_room_is_checked_before_a_byte_is_written(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     path = make_recipe(**SHORT)
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
-    code = (
-        "import shutil, sys; real = shutil.disk_usage; "
-        "shutil.disk_usage = lambda path: real(path)._replace(free=1000); "
-        f"from ochat_train.cli import main; sys.exit(main(['train', {str(path)!r}]))"
-    )
-    [rank] = start_ranks("timeit", "-n1", "-r1", code, num_ranks=1)
-    output = rank.communicate(timeout=120)[0]
+    [output], codes = run_jobs({"command": ["train", path], "fault": {"step": 1, "do": "no_room"}}, num_ranks=1)
+    assert codes == [2]
     assert "needs about 0.00 GiB for a checkpoint and has 0.00 GiB free; nothing was written" in output
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 

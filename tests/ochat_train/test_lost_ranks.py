@@ -41,14 +41,15 @@ def test_a_run_that_is_killed_three_times_ends_like_one_that_is_not(
         ({"do": "kill"}, {exits.LOST_RANKS, -signal.SIGKILL}, "rank 1 has ended or is stopped, last seen"),
         ({"do": "leave"}, {exits.LOST_RANKS, 0}, "rank 1 has ended or is stopped, last seen"),
         ({"do": "fail"}, {exits.LOST_RANKS, exits.BUG}, "rank 1 has ended or is stopped, last seen"),
-        ({"do": "stop"}, {exits.LOST_RANKS, -signal.SIGKILL}, "nothing has happened for 8 s (train.hang_timeout_seconds)"),
+        ({"do": "stop"}, {exits.LOST_RANKS, -signal.SIGKILL}, "nothing has happened for 10 s (train.hang_timeout_seconds)"),
     ],
     ids=lambda value: value.get("do", "") if isinstance(value, dict) else "",
 )
 def test_a_rank_that_is_gone_or_hangs_is_named_and_ends_the_run(
     fault: dict[str, Any], codes: set[int], said: str, tmp_path: Path, make_recipe: RecipeFactory
 ) -> None:
-    recipe = prepared(make_recipe, tmp_path / "run", train__hang_timeout_seconds=8.0, train__max_steps=8)
+    timeout = 10.0 if fault["do"] == "stop" else 120.0
+    recipe = prepared(make_recipe, tmp_path / "run", train__hang_timeout_seconds=timeout, train__max_steps=8)
     jobs = [{"command": ["train", str(recipe)], "fault": {"rank": 1, "step": 5, **fault}}]
     ranks = start_ranks("tests.ochat_train.train_worker", json.dumps(jobs), num_ranks=2)
     output = ranks[0].communicate(timeout=120)[0]

@@ -96,19 +96,23 @@ def test_the_history_of_gradient_norms() -> None:
         assert anomaly is None
     _, at_the_border = progressed(progress, 2.0 * SPIKE_FACTOR)
     assert at_the_border is None
-    after, anomaly = progressed(progress, 2.0 * SPIKE_FACTOR * 1.01)
+    after, anomaly = progressed(progress, 1e9)
     assert anomaly == "spike"
-    assert after.grad_norms == progress.grad_norms
+    assert after.grad_norms == (*progress.grad_norms, 2.0 * SPIKE_FACTOR)
     for bad in (math.nan, math.inf):
-        after, anomaly = progressed(after, bad)
+        before, (after, anomaly) = after, progressed(after, bad)
         assert anomaly == "nonfinite"
+        assert after.grad_norms == before.grad_norms
     assert (after.step, after.nonfinite_steps, after.nonfinite_in_a_row) == (11, 2, 2)
-    assert after.grad_norms == progress.grad_norms
-    after, anomaly = progressed(after, 2.0 * SPIKE_FACTOR * 1.01)  # NaN has not made the test blind
+    after, anomaly = progressed(after, 2.0 * SPIKE_FACTOR * 1.01)  # neither the spike nor NaN has made the test blind
     assert anomaly == "spike"
     assert after.nonfinite_in_a_row == 0
+    kinds = []
     for _ in range(100):
-        after, _ = progressed(after, 5.0)
+        after, anomaly = progressed(after, 50.0)
+        kinds.append(anomaly)
+    assert kinds[0] == "spike"
+    assert kinds[-50:] == [None] * 50, "a level that stays is no spike any more"
     assert len(after.grad_norms) == 64
 
 

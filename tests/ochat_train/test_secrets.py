@@ -18,9 +18,8 @@ ENVIRONMENT = {name: CANARY for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_AP
 def test_no_byte_of_a_run_holds_a_secret(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     recipe = str(make_recipe(train__max_steps=2, tracking__tensorboard=False))
     run, out = str(tmp_path / "run"), str(tmp_path / "export")
-    missing = str(make_recipe(model__path=str(tmp_path / "nowhere"), model__config=None).rename(tmp_path / "missing.yaml"))
-    make_recipe(train__max_steps=2)
-    commands = [["prepare", recipe], ["train", recipe], ["export", run, "--out", out], ["prepare", missing, "--debug"]]
+    crash = ["export", str(tmp_path / "nowhere"), "--out", out, "--debug"]
+    commands = [["prepare", recipe], ["train", recipe], ["export", run, "--out", out], crash]
     said = [ochat(*command, **ENVIRONMENT) for command in commands]
     assert [finished.returncode for finished in said] == [0, 0, 0, 1], said[-1].stderr
     assert "Traceback" in said[-1].stderr

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -102,6 +103,11 @@ def limit_file_size(fault: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
+def no_room(fault: dict[str, Any]) -> None:
+    real = shutil.disk_usage
+    shutil.disk_usage = lambda path: real(path)._replace(free=1000)  # type: ignore[assignment]
+
+
 def weight(value: float) -> Callable[[dict[str, Any]], Any]:
     """A weight of this value in the last micro-batch."""
 
@@ -138,7 +144,7 @@ def gradient_times(factor: float) -> Callable[[dict[str, Any]], Any]:
 
 ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "kill": kill, "stop": stop, "terminate": terminate, "leave": leave, "fail": fail, "wait": wait,
-    "full_disk": full_disk, "limit_file_size": limit_file_size,
+    "full_disk": full_disk, "limit_file_size": limit_file_size, "no_room": no_room,
     "nan_weight": weight(float("nan")), "infinite_weight": weight(float("inf")),
     "nan_gradient": gradient_times(float("nan")), "large_gradient": gradient_times(1e6),
 }  # fmt: skip
