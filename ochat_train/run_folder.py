@@ -43,8 +43,10 @@ _locks: list[Any] = []  # open for as long as this process lives
 def lock_run_folder(output_dir: Path) -> None:
     """Keep other runs out of a run folder until this process ends, or `unlock_run_folder`.
 
-    Raises UserError if another process trains there.
+    A folder that this process has locked before is let go: it may have got another name. Raises UserError if another process
+    trains there.
     """
+    unlock_run_folder()
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = (output_dir / ".lock").open("w")
     try:
