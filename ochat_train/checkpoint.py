@@ -29,6 +29,7 @@ from data_pipeline.files import sha256_of_file
 
 MANIFEST = "MANIFEST.json"
 STATE = "state"
+UNIVERSAL_PREFIX = ".universal-"  # a checkpoint that is being converted for another number of GPUs (reshard.py)
 _NAME = re.compile(r"step-(\d{8})")
 _NO_HASH = '"sha256": ""'
 _HASHING_THREADS = 8
@@ -45,7 +46,8 @@ class Progress:
     """How far a run is: everything that the training loop carries from step to step.
 
     step: optimizer steps done (a step whose update was left out counts). nonfinite_steps: how many were left out because
-    of NaN or infinity; nonfinite_in_a_row: how many since the last update. grad_norms: of the last updates, oldest first.
+    of NaN or infinity; nonfinite_in_a_row: how many since the last update. grad_norms: of the last updates, oldest first, as
+    anomalies.py keeps them.
     """
 
     step: int = 0

@@ -23,6 +23,7 @@ from ochat_train import durable
 from ochat_train.checkpoint import (
     MANIFEST,
     STATE,
+    UNIVERSAL_PREFIX,
     CheckpointManifest,
     Progress,
     checkpoint_dir,
@@ -127,8 +128,9 @@ def _from_main(ranks: Ranks, work: Callable[[], str], *, what: str = "no checkpo
 def _start(engine: Any, ranks: Ranks, final: Path) -> str:
     """Check the room and make the temporary folder. Only one run writes here, so what others left half-written can go."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in [*final.parent.glob(".tmp-step-*"), *final.parent.glob(".deleted-*")]:
-        durable.remove_folder(leftover)
+    for pattern in (".tmp-step-*", ".deleted-*", f"{UNIVERSAL_PREFIX}*"):
+        for leftover in list(final.parent.glob(pattern)):
+            durable.remove_folder(leftover)
     needed, free = estimated_bytes(engine, ranks.num_ranks), shutil.disk_usage(final.parent).free
     if free < needed:
         raise OSError(

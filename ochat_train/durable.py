@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from data_pipeline.files import sync
+
 
 class FileRecord(NamedTuple):
     """Size in bytes and sha256 (hexadecimal) of a file as it was written."""
@@ -68,11 +70,7 @@ def sync_file(file: Any) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the entries of a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder)
 
 
 def make_folder(folder: Path) -> None:

@@ -27,13 +27,10 @@ from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_fold
 from ochat_train.versions import library_versions
 
 OCHAT_FILE = "ochat.json"
-MAX_SHARD_SIZE = "5GB"
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
-def export(
-    run_dir: Path, out: Path, *, step: int | None, overwrite: bool = False, max_shard_size: str = MAX_SHARD_SIZE
-) -> Path:
+def export(run_dir: Path, out: Path, *, step: int | None, max_shard_size: str, overwrite: bool = False) -> Path:
     """Write the model of a checkpoint (the newest, or that of `step`) as a Hugging Face folder.
 
     The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.checkpoint import STATE, CheckpointManifest, refuse_unsafe_pickles
+from ochat_train.checkpoint import STATE, UNIVERSAL_PREFIX, CheckpointManifest, refuse_unsafe_pickles
 from ochat_train.engine import Ranks, on_main_rank
 
 # ZeRO stages between which DeepSpeed's converter works: without ZeRO there are no pieces, and stage 3 names its files otherwise
@@ -25,18 +25,17 @@ CONVERTIBLE_STAGES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3))
 
 @contextlib.contextmanager
 def resharded(folder: Path, ranks: Ranks) -> Iterator[Path]:
-    """The checkpoint `folder` as a universal one, beside it, deleted again at the end. All ranks call it.
+    """The checkpoint `folder` as a universal one, beside it, deleted again when all ranks have loaded it. All ranks call it.
 
-    Raises UserError, on all ranks, if there is no room for it.
+    A process that dies meanwhile leaves the folder; the next checkpoint clears it away. Raises UserError, on all ranks, if
+    there is no room for it.
     """
-    target = folder.with_name(f".universal-{folder.name}")
+    target = folder.with_name(f"{UNIVERSAL_PREFIX}{folder.name}")
     on_main_rank(ranks, lambda: _convert(folder, target))
-    try:
-        yield target
-    finally:
-        torch.distributed.barrier()
-        if ranks.is_main:
-            shutil.rmtree(target)
+    yield target
+    torch.distributed.barrier()
+    if ranks.is_main:
+        shutil.rmtree(target)
 
 
 def _convert(folder: Path, target: Path) -> None:

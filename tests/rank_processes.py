@@ -29,6 +29,7 @@ class ForkedRank:
         context.set_forkserver_preload([PRELOADED])
         self._process: BaseProcess = context.Process(target=_run, args=(module, arguments, environment, str(self._log)))
         self._process.start()
+        self._output: str | None = None
 
     @property
     def pid(self) -> int:
@@ -51,7 +52,10 @@ class ForkedRank:
         self._process.join(timeout)
         if self._process.exitcode is None:
             raise subprocess.TimeoutExpired("rank", timeout or 0.0, output=self._log.read_bytes())
-        return self._log.read_text(encoding="utf-8", errors="replace"), None
+        if self._output is None:
+            self._output = self._log.read_text(encoding="utf-8", errors="replace")
+            self._log.unlink()
+        return self._output, None
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -66,7 +66,7 @@ class Failpoint:
 
 
 def run_failpoints(recipe: Path) -> dict[str, int]:
-    """Run this file on one rank; points, recovered, and how often a folder without manifest lay under a final name."""
+    """Run this file on one rank; points, recovered, and how often shards were left that have no manifest."""
     from tests.conftest import finish, start_ranks
 
     outputs, codes = finish(start_ranks("tests.ochat_train.failpoints", str(recipe), num_ranks=1))

@@ -292,6 +292,7 @@ def test_incomplete_checkpoints_take_no_place_and_good_ones_survive(copy: Path, 
     """Retention of two, after the newest one lost a file: it neither counts nor is deleted."""
     delete(copy / "checkpoints" / "step-00000004")
     (copy / "checkpoints" / ".tmp-step-00000006-deadbeef").mkdir()
+    (copy / "checkpoints" / ".universal-step-00000002").mkdir()
     shutil.rmtree(copy / "checkpoints" / "step-00000006")
     text = run_dir.with_suffix(".yaml").read_text().replace(str(run_dir), str(copy)).replace("keep_last: 9", "keep_last: 2")
     path = copy.parent / "copy.yaml"
