@@ -111,14 +111,14 @@ def deal(plan: EpochPlan, step: int, *, num_ranks: int) -> np.ndarray:
 
 
 class TrainingPlan:
-    """All epochs of a run. Steps are counted from 0 over the whole run; only one epoch is held in memory."""
+    """All epochs of a run. Steps are counted from 0 over the whole run; the last two epochs asked for are held in memory."""
 
     def __init__(
         self, split: PreparedSplit, *, capacity: int, bins_per_step: int, seed: int, epochs: int, max_steps: int | None
     ) -> None:
         self._split = split
         self._arguments: dict[str, int] = {"capacity": capacity, "bins_per_step": bins_per_step, "seed": seed}
-        self._current: tuple[int, EpochPlan] | None = None
+        self._planned: dict[int, EpochPlan] = {}
         self.bins_per_step = bins_per_step
         self.steps_per_epoch = []
         self.max_conversations_per_pack = 0
@@ -132,10 +132,12 @@ class TrainingPlan:
 
     def epoch(self, epoch: int) -> EpochPlan:
         """The plan of one epoch (0-based)."""
-        if self._current is None or self._current[0] != epoch:
+        plan = self._planned.get(epoch)
+        if plan is None:
             plan = plan_epoch(self._split.num_tokens, self._split.weight_sum, epoch=epoch, **self._arguments)
-            self._current = (epoch, plan)
-        return self._current[1]
+            # a new dictionary: data for the next epoch are read in a thread while this one is trained on
+            self._planned = {**dict(list(self._planned.items())[-1:]), epoch: plan}
+        return plan
 
     def locate(self, step: int) -> tuple[int, int]:
         """Epoch and step inside that epoch (both 0-based) of the run's step `step`."""

@@ -130,7 +130,7 @@ def _type(annotation: Any, rules: Sequence[Any] = ()) -> str:
         inner = [rule for entry in arguments[1:] for rule in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
         return _type(arguments[0], [*inner, *rules])
     if described := [part for rule in rules if isinstance(rule, WithJsonSchema) for part in (rule.json_schema or {})["anyOf"]]:
-        return " or ".join(f"`{p['const']}`" if "const" in p else f"{p['type']} > {p['exclusiveMinimum']}" for p in described)
+        return " or ".join(_alternative(part) for part in described)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part, rules) for part in arguments if part is not type(None))
     if origin is Literal:
@@ -143,6 +143,17 @@ def _type(annotation: Any, rules: Sequence[Any] = ()) -> str:
     if _section(annotation):
         return "mapping"
     return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}[annotation] + _limits(rules)
+
+
+def _alternative(part: dict[str, Any]) -> str:
+    """One of several types that a key may have, from its JSON schema."""
+    if "const" in part:
+        return f"`{part['const']}`"
+    if "enum" in part:
+        return ", ".join(f"`{value}`" for value in part["enum"])
+    if part["type"] == "object":
+        return " and ".join(f"`{key}: N`" for key in part["properties"])
+    return f"{part['type']} > {part['exclusiveMinimum']}"
 
 
 def _limits(rules: Sequence[Any]) -> str:

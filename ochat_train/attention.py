@@ -97,20 +97,95 @@ def attention_flash_2(
     return result
 
 
+def attention_flash_3(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """The `flash_attn_3` package (FlashAttention-3, Hopper)."""
+    from flash_attn_interface import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
+
+    result = flash_attn_varlen_func(
+        query_THD, key_TGD, value_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
+        softmax_scale=scale, causal=True, window_size=(-1, -1) if window is None else (window - 1, 0),
+    )  # fmt: skip
+    output: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return output
+
+
 def attention_flash_4(
     query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
     cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
 ) -> torch.Tensor:  # fmt: skip
     """The `flash-attn-4` package (CuTe kernels for Hopper and later)."""
+    reach = None if window is None else window - 1
+    output: torch.Tensor = _flash_4(query_THD, key_TGD, value_TGD, cu_seqlens, max_seqlen, scale, reach)[0]
+    return output
+
+
+# flash-attn-4 builds its kernels in Python, which torch.compile cannot trace; as operators of torch they are single nodes.
+
+
+@torch.library.custom_op("ochat::flash_4", mutates_args=())
+def _flash_4(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, reach: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Output [T, H, D] and the float32 log-sum-exp [H, T]. reach: how many earlier tokens a token sees, None for all."""
     from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
-    result = flash_attn_varlen_func(
+    output_THD, lse_HT = flash_attn_varlen_func(
         query_THD, key_TGD, value_TGD, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
         max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen, softmax_scale=scale, causal=True,
-        window_size=(None, None) if window is None else (window - 1, 0),
-    )  # fmt: skip
-    output: torch.Tensor = result[0] if isinstance(result, tuple) else result
-    return output
+        window_size=(reach, None if reach is None else 0), return_lse=True,
+    )[:2]  # fmt: skip
+    return output_THD, lse_HT
+
+
+@_flash_4.register_fake
+def _flash_4_shapes(
+    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, reach: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    num_tokens, num_heads, _ = query_THD.shape
+    output_THD = query_THD.new_empty(query_THD.shape)
+    return output_THD, query_THD.new_empty((num_heads, num_tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("ochat::flash_4_backward", mutates_args=())
+def _flash_4_backward(
+    upstream_THD: torch.Tensor, query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor,
+    output_THD: torch.Tensor, lse_HT: torch.Tensor,
+    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, reach: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    from flash_attn.cute.interface import _flash_attn_bwd  # type: ignore[import-not-found, unused-ignore]
+
+    query_gradient, key_gradient, value_gradient = _flash_attn_bwd(
+        query_THD, key_TGD, value_TGD, output_THD, upstream_THD.contiguous(), lse_HT, scale, True,
+        window_size_left=reach, window_size_right=None if reach is None else 0,
+        cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen,
+    )[:3]  # fmt: skip
+    return query_gradient, key_gradient, value_gradient
+
+
+@_flash_4_backward.register_fake
+def _flash_4_backward_shapes(
+    upstream_THD: torch.Tensor, query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query_gradient, key_gradient, value_gradient = (x.new_empty(x.shape) for x in (query_THD, key_TGD, value_TGD))
+    return query_gradient, key_gradient, value_gradient
+
+
+def _flash_4_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    query_THD, key_TGD, value_TGD, cu_seqlens, *ctx.settings = inputs
+    ctx.save_for_backward(query_THD, key_TGD, value_TGD, *output, cu_seqlens)
+
+
+def _flash_4_gradients(ctx: Any, upstream_THD: torch.Tensor, upstream_of_lse: torch.Tensor | None) -> tuple[Any, ...]:
+    gradients = _flash_4_backward(upstream_THD, *ctx.saved_tensors, *ctx.settings)
+    return *gradients, None, None, None, None
+
+
+_flash_4.register_autograd(_flash_4_gradients, setup_context=_flash_4_save)
 
 
 def attention_flex(
@@ -153,11 +228,16 @@ def _flex_mask(cu_seqlens: torch.Tensor, num_tokens: int, window: int | None) ->
 
 _KERNELS: dict[str, AttentionKernel] = {
     "flash_attention_4": attention_flash_4,
+    "flash_attention_3": attention_flash_3,
     "flash_attention_2": attention_flash_2,
     "varlen": attention_varlen,
     "flex": attention_flex,
     "sdpa": attention_sdpa,
 }
+
+
+# Kernels inside which torch.compile sees no Python: `flex` compiles itself, `sdpa` asks for lengths.
+COMPILABLE = frozenset(("flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen"))
 
 
 def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, dropout: float) -> str:
@@ -183,7 +263,7 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: floa
         return "it needs a CUDA GPU"
     if dtype not in (torch.bfloat16, torch.float16) and name != "flex":
         return "it needs bfloat16"
-    if dropout and name in ("varlen", "flash_attention_4", "flex"):
+    if dropout and name in ("varlen", "flash_attention_4", "flash_attention_3", "flex"):
         return f"it has no dropout, and the model's attention_dropout is {dropout}"
     if name == "flex":
         return None if _is_installed("triton") else "the package triton is not installed"
@@ -191,6 +271,10 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: floa
         if torch.cuda.get_device_capability(device)[0] < 9:
             return "it needs a Hopper GPU or later"
         return None if _is_installed("flash_attn.cute") else "the package flash-attn-4 is not installed (extra `gpu`)"
+    if name == "flash_attention_3":
+        if torch.cuda.get_device_capability(device)[0] != 9:
+            return "it needs a Hopper GPU"
+        return None if _is_installed("flash_attn_interface") else "the package flash_attn_3 is not installed"
     if name == "flash_attention_2":
         installed = _is_installed("flash_attn.flash_attn_interface")
         return None if installed else "the package flash-attn is not installed (extra `flash-attn`)"
@@ -209,6 +293,8 @@ def register_attention(kernel_name: str) -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     kernel = _KERNELS[kernel_name]
+    if kernel_name == "varlen":
+        _torch_varlen()  # looks at a signature, which compiled code cannot
 
     def packed_attention(
         module: torch.nn.Module,

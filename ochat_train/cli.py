@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if options.debug:
             raise
-        if int(os.environ.get("RANK", "0")) == 0:  # every rank finds the same problem; one says it
+        every_rank_finds_it = not isinstance(error, exits.OneRankError)
+        if int(os.environ.get("RANK", "0")) == 0 or not every_rank_finds_it:
             print(f"ochat {options.verb}: {error}", file=sys.stderr)
         return exits.USER_ERROR
     except exits.StoppedBySignalError as stop:
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "Say what a recipe would do, without training."
     plan = recipe_verb("plan", _plan, text, "ochat plan recipes/quickstart.yaml --gpus 8")
     plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
+    plan.add_argument("--gpu-memory", type=float, default=79.0, metavar="GIB", help="memory of a GPU in GiB (default 79: H100)")
     plan.add_argument("--json", action="store_true", help="print one JSON document")
 
     train = recipe_verb(
@@ -158,7 +160,9 @@ def _plan(options: argparse.Namespace) -> None:
     from ochat_train.recipe import load_recipe
     from ochat_train.report_text import plan_text
 
-    report = plan_report(load_recipe(options.recipe, options.overrides), num_gpus=options.gpus)
+    report = plan_report(
+        load_recipe(options.recipe, options.overrides), num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory
+    )
     print(json.dumps(report) if options.json else plan_text(report, num_gpus=options.gpus))
 
 

@@ -15,6 +15,9 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan import num_micro_batches
+from ochat_train.exits import OneRankError
+from ochat_train.gradient_sum import GradientSum
+from ochat_train.memory_plan import BUCKET_ELEMENTS, GROUP_ELEMENTS
 from ochat_train.model import PackedCausalLM, model_dtype
 from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe
@@ -42,6 +45,8 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     timeout_seconds: how long a collective may wait for the other ranks.
     """
     quiet_libraries()
+    # Blocks that grow: without it a tenth of a full GPU is lost between blocks of different sizes.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -52,7 +57,9 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
-            raise UserError(f"rank {local_rank} of this host has no GPU: {torch.cuda.device_count()} are visible; start fewer")
+            raise OneRankError(
+                f"rank {local_rank} of this host has no GPU: {torch.cuda.device_count()} are visible; start fewer ranks"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
@@ -86,25 +93,37 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, lo
     load_universal: the engine will load a universal checkpoint (reshard.py).
     """
     settings = recipe.deepspeed
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
-    if settings.zero_stage in (1, 2):
-        zero |= {"overlap_comm": device.type == "cuda", "contiguous_gradients": True, "reduce_bucket_size": 200_000_000}
+    zero: dict[str, Any] = {"stage": settings.stage}
+    if settings.stage in (1, 2):
+        alone = num_ranks == 1 and settings.stage == 1  # nothing to reduce, so nothing to copy into buckets
+        zero |= {
+            "overlap_comm": device.type == "cuda" and not alone,
+            "contiguous_gradients": not alone,
+            "reduce_scatter": not alone,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+        }
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     if settings.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": num_micro_batches(recipe.train.bins_per_step, num_ranks),
+        "gradient_accumulation_steps": _num_backwards(recipe, num_ranks),
         "gradient_clipping": recipe.optimizer.grad_clip,
         "zero_optimization": zero,
         "steps_per_print": 2**31,  # metrics.py reports
         "checkpoint": {"load_universal": load_universal},
     }
     if model_dtype(recipe.model, device) == torch.bfloat16:
-        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum. Stage 1: GradientSum.
+        wide = settings.stage != 1 and recipe.train.gradient_dtype == "float32"
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
     return _merged(config, settings.config)
+
+
+def _num_backwards(recipe: Recipe, num_ranks: int) -> int:
+    """Micro-batches that each rank works on in a step."""
+    return num_micro_batches(recipe.train.bins_per_step, num_ranks) // (recipe.train.packs_per_micro_batch or 1)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,12 +138,18 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_un
     """The DeepSpeed engine with AdamW. The learning rate is set by the training loop before every update."""
     import deepspeed
 
+    num_backwards = _num_backwards(recipe, ranks.num_ranks)
+    is_narrow = model_dtype(recipe.model, ranks.device) == torch.bfloat16
+    if is_narrow and recipe.deepspeed.stage == 1 and recipe.train.gradient_dtype == "float32" and num_backwards > 1:
+        GradientSum(model.parameters(), num_backwards=num_backwards)
+    if recipe.deepspeed.stage == 3 and recipe.model.compile:  # gather a layer's weights at once, outside of compiled code
+        deepspeed.utils.set_z3_leaf_modules(model, [type(model.causal_lm.base_model.layers[0])])
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(model, recipe, ranks.device),
         config=deepspeed_config(recipe, num_ranks=ranks.num_ranks, device=ranks.device, load_universal=load_universal),
     )
-    if recipe.deepspeed.zero_stage == 3:
+    if recipe.deepspeed.stage == 3:
         engine.module.register_for_zero_3()
     return engine
 
@@ -171,4 +196,19 @@ def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> 
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
         return optimizer
-    return torch.optim.AdamW(model.parameters(), fused=device.type == "cuda", **arguments)
+    parameters = list(model.parameters())
+    groups = parameter_groups(parameters) if recipe.deepspeed.stage in (1, 2) else [parameters]
+    return torch.optim.AdamW([{"params": group} for group in groups], fused=device.type == "cuda", **arguments)
+
+
+def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Parameters in order, cut where a group would grow too large: DeepSpeed makes a float32 copy of a group's gradients."""
+    groups: list[list[torch.nn.Parameter]] = [[]]
+    size = 0
+    for parameter in parameters:
+        if groups[-1] and size + parameter.numel() > GROUP_ELEMENTS:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += parameter.numel()
+    return groups

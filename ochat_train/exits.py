@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from data_pipeline.errors import UserError
+
 DONE = 0
 BUG = 1  # Python's own, with a traceback
 USER_ERROR = 2  # something a user can mend: recipe, data, disk, a loss that is not finite
@@ -15,3 +17,7 @@ class StoppedBySignalError(Exception):
 
 class LostRanksError(Exception):
     """Another rank does not answer any more."""
+
+
+class OneRankError(UserError):
+    """A problem that a user can mend and that this rank alone has found; every rank prints its own."""

@@ -30,6 +30,7 @@ def weighted_loss_sums(
     hidden_TD: torch.Tensor,
     head_VD: torch.Tensor,
     *,
+    rows_N: torch.Tensor,
     target_ids_T: torch.Tensor,
     target_weights_T: torch.Tensor,
     class_ids_T: torch.Tensor,
@@ -37,12 +38,12 @@ def weighted_loss_sums(
 ) -> LossSums:
     """Weighted negative log-likelihood of the targets under softmax(hidden @ head.T).
 
+    rows_N: int64, the tokens that have a weight; known on the CPU, where finding them does not wait for the GPU.
     hidden_TD and head_VD have the model's dtype; weights are float32 and stay so; logits are made float32 before the
     softmax, and the gradient of the head is accumulated in float32 over chunks.
     A pack without supervised tokens gives zeros that are still connected to the graph, so that every rank runs the
     same backward pass.
     """
-    rows_N = torch.nonzero(target_weights_T, as_tuple=True)[0]
     weighted_nll, per_class = _WeightedLoss.apply(
         hidden_TD.index_select(0, rows_N),
         head_VD,
@@ -65,6 +66,8 @@ class _WeightedLoss(torch.autograd.Function):
         class_ids_N: torch.Tensor,
         num_classes: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        vocab_size = len(head_VD)
+        head_VD = _aligned(head_VD)
         per_class_C4 = torch.zeros(num_classes, 4, dtype=torch.float32, device=hidden_ND.device)
         with_gradients = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         # float32 until the scale is known: a product rounded to bfloat16 twice has a larger error than plain eager code
@@ -74,6 +77,7 @@ class _WeightedLoss(torch.autograd.Function):
             chunk = slice(start, start + CHUNK_TOKENS)
             hidden, targets, weights = hidden_ND[chunk], target_ids_N[chunk, None], weights_N[chunk]
             logits = _matmul_float32(hidden, head_VD.t())
+            logits[:, vocab_size:] = -torch.inf
             correct = (logits.argmax(-1, keepdim=True) == targets)[:, 0]
             log_normalizer = logits.logsumexp(-1, keepdim=True)
             nll = (log_normalizer - logits.gather(-1, targets))[:, 0]
@@ -88,7 +92,8 @@ class _WeightedLoss(torch.autograd.Function):
                 hidden_gradient_ND[chunk] = _matmul_float32(gradient, head_VD)
                 head_gradient_VD.add_(_matmul_float32(gradient.t(), hidden))
         if with_gradients:
-            ctx.save_for_backward(hidden_gradient_ND, head_gradient_VD)
+            assert head_gradient_VD is not None
+            ctx.save_for_backward(hidden_gradient_ND, head_gradient_VD[:vocab_size])
             ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         ctx.mark_non_differentiable(per_class_C4)
         return per_class_C4[:, 0].sum(), per_class_C4
@@ -100,6 +105,12 @@ class _WeightedLoss(torch.autograd.Function):
         hidden_dtype, head_dtype = ctx.dtypes
         hidden_gradient = (hidden_gradient_ND * scale).to(hidden_dtype)
         return hidden_gradient, (head_gradient_VD * scale).to(head_dtype), None, None, None, None
+
+
+def _aligned(head_VD: torch.Tensor) -> torch.Tensor:
+    """The head with rows of zeros up to a multiple of 64: products with 32,002 columns run at a third of the speed (H100)."""
+    missing = -len(head_VD) % 64
+    return torch.nn.functional.pad(head_VD, (0, 0, 0, missing)) if missing else head_VD
 
 
 def _matmul_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

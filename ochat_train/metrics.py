@@ -18,6 +18,7 @@ from ochat_train.durable import replace_text
 from ochat_train.recipe import Recipe
 
 METRICS_FILE = "metrics.jsonl"
+SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,12 @@ class ProgressLine:
     def update(self, metrics: dict[str, Any]) -> None:
         """Show a finished step."""
         speed = f"{metrics['tokens_per_second']:,.0f} tok/s"
+        if metrics["mfu"] is not None:
+            speed += f", MFU {metrics['mfu']:.1%}"
+        if metrics["memory_gib"] is not None:
+            speed += f", {metrics['memory_gib']:.0f} GiB"
+        if metrics["data_wait_ratio"] > SLOW_DATA_RATIO:
+            speed += f", {metrics['data_wait_ratio']:.0%} waiting for data"
         loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         self._bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
         self._bar.update(metrics["step"] - self._bar.n)

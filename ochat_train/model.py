@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 
 from data_pipeline.dataset import TOKENIZER_FOLDER, Manifest
 from data_pipeline.errors import UserError
-from ochat_train.attention import choose_attention, register_attention
+from ochat_train.attention import COMPILABLE, choose_attention, register_attention
 from ochat_train.batches import PackedBatch
+from ochat_train.float8 import use_float8
+from ochat_train.layers import set_layer_forward
 from ochat_train.loss import LossSums, weighted_loss_sums
-from ochat_train.recipe import ModelSettings
+from ochat_train.recipe import ModelSettings, Recipe
 
 # Config entries that change logits after the head; the loss works on hidden states and would not see them.
 _LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
@@ -63,6 +66,7 @@ class _LossHead(torch.nn.Module):
         return weighted_loss_sums(
             hidden_TD,
             self.head_weight,
+            rows_N=batch.supervised_rows_N,
             target_ids_T=batch.target_ids_T,
             target_weights_T=batch.target_weights_T,
             class_ids_T=batch.class_ids_T,
@@ -119,10 +123,27 @@ def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.de
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
         raise UserError("model: a language-model head with a bias is not supported")
-    if settings.activation_checkpointing == "full":
-        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     causal_lm.train()
     return PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel
+
+
+def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -> bool:
+    """Whether decoder layers are compiled. Raises UserError where the recipe wants it and the attention kernel does not fit."""
+    if settings.compile and kernel not in COMPILABLE:
+        raise UserError(
+            f"model.compile: true cannot be used with the attention kernel `{kernel}`; "
+            f"kernels that fit: {', '.join(sorted(COMPILABLE))}"
+        )
+    return device.type == "cuda" and kernel in COMPILABLE if settings.compile is None else settings.compile
+
+
+def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
+    """Float8, compilation and checkpointing of the decoder layers, as a resolved recipe says."""
+    layers = model.causal_lm.base_model.layers
+    compiled = bool(recipe.model.compile)
+    if recipe.model.float8:
+        use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
+    set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
 
 
 def _check_config(config: Any, settings: ModelSettings) -> None:

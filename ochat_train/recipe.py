@@ -22,6 +22,37 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+_CHECKPOINTING_RULE = "expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _checkpointing(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    known = ("auto", "none", "matmuls", "full")
+    if value not in known if isinstance(value, str) else list(value) != ["layers"] or not _is_count(value["layers"]):
+        raise ValueError(_CHECKPOINTING_RULE)
+    return value
+
+
+Checkpointing = Annotated[
+    str | dict[str, Any],
+    AfterValidator(_checkpointing),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["auto", "none", "matmuls", "full"]},
+                {
+                    "type": "object", "properties": {"layers": {"type": "integer", "minimum": 1}},
+                    "required": ["layers"], "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]  # fmt: skip
+
+
 class ModelSettings(Section):
     """The base model, its tokenizer and prompt format."""
 
@@ -39,11 +70,22 @@ class ModelSettings(Section):
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`auto`: bfloat16 with float32 master weights on a GPU, float32 on a CPU"
     )
-    attention: Literal["auto", "flash_attention_4", "flash_attention_2", "varlen", "flex", "sdpa"] = Field(
+    attention: Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "flex", "sdpa"] = Field(
         "auto", description="attention kernel; `auto` takes the fastest that is installed and prints its choice"
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
-        "none", description="`full`: recompute each layer in the backward pass; slower, much less memory"
+    compile: bool | None = Field(
+        None, description="compile the decoder layers with torch.compile; default: on a GPU, with a kernel that allows it"
+    )
+    float8: bool = Field(
+        False,
+        description="matrix products of the decoder layers in float8, one scale per tensor: faster on Hopper GPUs and later, "
+        "less exact; weights, head, embeddings and exports stay as they are",
+    )
+    activation_checkpointing: Checkpointing = Field(
+        "auto",
+        description="what layers recompute in the backward pass to save memory. `none`; `matmuls`: all but matrix products "
+        "and attention; `full`: everything; `layers: N`: N layers as `full`, the others as `matmuls`; "
+        "`auto`: the fastest that fits",
     )
 
     @field_validator("template")
@@ -75,7 +117,15 @@ class TrainSettings(Section):
     """How much is trained on at once, and how often."""
 
     epochs: PositiveInt = Field(description="passes over the training split")
-    pack_length_tokens: PositiveInt = Field(description="length of a pack; one pack is one micro-batch of one GPU")
+    pack_length_tokens: PositiveInt = Field(description="length of a pack")
+    packs_per_micro_batch: PositiveInt | None = Field(
+        None, description="packs that a GPU works on at once; default: as many as help and fit into its memory"
+    )
+    gradient_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="dtype in which a GPU adds up the gradients of a step's packs (bfloat16 models); `bfloat16` takes half the "
+        "memory and rounds at every pack",
+    )
     tokens_per_step: PositiveInt = Field(
         description="tokens of one optimizer step over all GPUs, padding included; a multiple of `pack_length_tokens`"
     )
@@ -160,8 +210,12 @@ _OWNED_ZERO_KEYS = {
 class DeepSpeedSettings(Section):
     """How DeepSpeed spreads the model over GPUs."""
 
-    zero_stage: int = Field(
-        2, ge=0, le=3, description="what is spread over GPUs: 1 optimizer states, 2 also gradients, 3 also parameters"
+    zero_stage: int | None = Field(
+        None,
+        ge=0,
+        le=3,
+        description="what is spread over GPUs: 1 optimizer states, 2 also gradients, 3 also parameters; default: the fastest "
+        "that fits into GPU memory (2 on a CPU)",
     )
     offload_optimizer: bool = Field(False, description="keep optimizer states in CPU memory (stages 1 to 3)")
     offload_parameters: bool = Field(False, description="keep parameters in CPU memory (stage 3)")
@@ -173,7 +227,7 @@ class DeepSpeedSettings(Section):
     def _offload_fits_stage(self) -> DeepSpeedSettings:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
-        if self.offload_parameters and self.zero_stage != 3:
+        if self.offload_parameters and self.zero_stage != 3:  # also where the stage would be chosen: it could be another
             raise ValueError("offload_parameters needs zero_stage 3")
         zero = self.config.get("zero_optimization", {})
         if not isinstance(zero, dict):
@@ -184,6 +238,12 @@ class DeepSpeedSettings(Section):
         if clashes:
             raise ValueError("; ".join(clashes))
         return self
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage of a run, where it is decided (`memory_plan.resolve`)."""
+        assert self.zero_stage is not None, "resolve() decides it before training"
+        return self.zero_stage
 
 
 class CheckpointSettings(Section):
@@ -348,8 +408,9 @@ def _describe(problem: Any, document: Document, path: Path) -> str:
         return f"{place}: missing; {_description_of(location) or 'add it'}"
     message = _PLAIN_MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")
     if location != problem["loc"]:  # each type that was tried reports; as one rule they are one problem
-        message = _NUMBER_OR_AUTO
-    if kind == "value_error" and isinstance(problem["input"], dict | BaseModel):
+        message = _UNION_RULES[_field_at(location).annotation]
+    is_one_value = getattr(_field_at(location) if location else None, "annotation", None) in _UNION_RULES
+    if kind == "value_error" and isinstance(problem["input"], dict | BaseModel) and not is_one_value:
         return f"{place}: {message}"
     shown = "***" if _SECRET_KEY.search(str(location[-1])) else repr(problem["input"])
     return f"{place}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message[0].lower()}{message[1:]}"
@@ -367,14 +428,23 @@ _PLAIN_MESSAGES = {
 }
 
 
+_UNION_RULES: dict[Any, str] = {float | str: _NUMBER_OR_AUTO, str | dict[str, Any]: _CHECKPOINTING_RULE}
+
+
 def _without_union_parts(location: KeyPath) -> KeyPath:
     """The place without what pydantic adds after a key of several types (the type that it tried)."""
     for end in range(1, len(location) + 1):
-        section, key = _section_at(location[: end - 1]), location[end - 1]
-        fields = section.model_fields.items() if section else ()
-        if any(key in (name, field.alias) and field.annotation == float | str for name, field in fields):
+        field = _field_at(location[:end])
+        if field is not None and field.annotation in _UNION_RULES:
             return location[:end]
     return location
+
+
+def _field_at(location: KeyPath) -> Any:
+    """The field that a key path names, None for a place inside a free mapping."""
+    section = _section_at(location[:-1])
+    fields = section.model_fields.items() if section else ()
+    return next((field for name, field in fields if location[-1] in (name, field.alias)), None)
 
 
 def _section_at(location: KeyPath) -> type[BaseModel] | None:

@@ -34,12 +34,13 @@ def plan_text(report: dict[str, Any], *, num_gpus: int) -> str:
     rows = {
         "steps": f"{report['num_steps']:,} ({', '.join(map(str, report['steps_per_epoch']))} per epoch)",
         "tokens per step": f"{report['tokens_per_step']:,} in {report['bins_per_step']} packs",
-        "micro-batches per GPU": f"{report['micro_batches_per_gpu']} on {num_gpus} GPU(s), "
-        f"{report['idle_micro_batches_per_step']} of them empty",
+        "packs per GPU": f"{report['packs_per_gpu']} a step on {num_gpus} GPU(s), {report['empty_packs_per_step']} empty",
         "packing efficiency": f"{report['packing_efficiency']:.2%}",
         "conversations per epoch": f"{report['conversations_per_epoch']:,}",
         "learning rate": f"{report['learning_rate']:.5g}",
         "loss denominator": report["loss_denominator"],
+        "setting": f"ZeRO-{report['zero_stage']}, activation_checkpointing {report['activation_checkpointing']}, "
+        f"{report['packs_per_micro_batch']} pack(s) per micro-batch",
         "memory per GPU (computed)": ", ".join(f"{name} {value} GiB" for name, value in memory.items()),
     }
     width = max(map(len, rows))

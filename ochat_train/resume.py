@@ -26,6 +26,10 @@ from ochat_train.engine import Ranks
 from ochat_train.recipe import Recipe
 from ochat_train.reshard import CONVERTIBLE_STAGES, resharded
 
+_HARMLESS = (
+    "train.log_every_steps", "train.hang_timeout_seconds", "train.max_nonfinite_steps",
+    "train.packs_per_micro_batch", "model.activation_checkpointing", "model.compile",  # decide rounding, as GPUs do
+)  # fmt: skip
 _RESHARDED = ("number of GPUs", "deepspeed.zero_stage")  # how the state is cut into files
 
 
@@ -145,6 +149,6 @@ def differences(manifest: CheckpointManifest, *, num_ranks: int, recipe: Recipe,
 def decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """The values of a recipe that decide the steps of a run, by dotted name."""
     names = {f"{section}.{key}": value for section in ("model", "train", "optimizer") for key, value in recipe[section].items()}
-    for harmless in ("train.log_every_steps", "train.hang_timeout_seconds", "train.max_nonfinite_steps"):
+    for harmless in _HARMLESS:
         names.pop(harmless, None)
     return {"seed": recipe["seed"], "deepspeed.zero_stage": recipe["deepspeed"]["zero_stage"], **names}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,32 @@ from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
 from ochat_train.anomalies import progressed, record_anomaly
-from ochat_train.batches import PackedBatch, micro_batches
+from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
 from ochat_train.checkpoint import Progress
 from ochat_train.checkpoint_writer import save_checkpoint
 from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
-from ochat_train.exits import LostRanksError, StoppedBySignalError
+from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
+from ochat_train.memory_plan import (
+    MemoryPlan,
+    fastest_plan,
+    free_gpu_bytes,
+    memory_text,
+    model_shape,
+    out_of_memory_text,
+    resolve,
+)
 from ochat_train.metrics import MetricsWriter, ProgressLine, StepSums, step_metrics
-from ochat_train.model import build_model, load_base_config
+from ochat_train.model import build_model, is_compiled, load_base_config, set_up_layers
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
 from ochat_train.resume import choose_checkpoint, resume_state
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.stop_request import StopRequest
+from ochat_train.throughput import Meter, work_of
 from ochat_train.watchdog import REMEDY, Watchdog, is_lost_contact
 
+_PREFETCHED = 8  # micro-batches made ahead of the GPU
 _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing
 
 
@@ -45,6 +56,7 @@ def train_step(
 
     Returns the sums over all ranks. A loss or gradient that is not finite, on any rank, leaves the update out on all.
     """
+    device = next(engine.module.parameters()).device
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     per_class: torch.Tensor | float = 0.0
@@ -53,7 +65,7 @@ def train_step(
     for index, batch in enumerate(batches):
         if index:
             engine.step()  # not at a boundary: counts the micro-batch
-        sums = engine(batch)
+        sums = engine(batch.to(device))
         losses.append(sums.weighted_nll.detach())
         # a loss that is not finite must not be lost between finite gradients: it makes all of them NaN
         scale = torch.where(losses[-1].isfinite(), num_ranks / denominator, torch.nan)
@@ -61,18 +73,16 @@ def train_step(
         per_class = per_class + sums.per_class.double()
         num_tokens += batch.num_tokens
     assert isinstance(per_class, torch.Tensor), "a step has at least one micro-batch"
-    per_class, num_tokens, num_stops = _sum_over_ranks(per_class, num_tokens, int(stop))
+    everything = torch.cat((per_class.flatten(), per_class.new_tensor([num_tokens, stop])))
+    torch.distributed.all_reduce(everything)
     grad_norm = update(engine)
+    everything = everything.cpu()  # waits for the GPU, so after the update has been given to it
     is_finite = math.isfinite(grad_norm)
     bad_packs = [] if is_finite else (~torch.stack(losses).isfinite()).nonzero()[:, 0].tolist()
-    return StepSums(per_class=per_class, num_tokens=num_tokens, grad_norm=grad_norm, bad_packs=bad_packs, stop=num_stops > 0)
-
-
-def _sum_over_ranks(per_class: torch.Tensor, num_tokens: int, num_stops: int) -> tuple[torch.Tensor, int, int]:
-    everything = torch.cat((per_class.flatten(), per_class.new_tensor([num_tokens, num_stops])))
-    torch.distributed.all_reduce(everything)
-    everything = everything.cpu()
-    return everything[:-2].reshape(per_class.shape), int(everything[-2]), int(everything[-1])
+    return StepSums(
+        per_class=everything[:-2].reshape(per_class.shape), num_tokens=int(everything[-2]), grad_norm=grad_norm,
+        bad_packs=bad_packs, stop=bool(everything[-1]),
+    )  # fmt: skip
 
 
 def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
@@ -97,6 +107,10 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
     model, kernel = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    work = work_of(model.causal_lm)
+    memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
+    recipe = resolve(recipe, memory, compiled=compiled)
+    set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
     resume_point = on_main_rank(ranks, lambda: choose_checkpoint(
         output_dir, resume, num_ranks=ranks.num_ranks, recipe=recipe, data_fingerprint=manifest.fingerprint,
         accept_changes=accept_changes,
@@ -110,13 +124,27 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     progress = resume_state(resume_point, engine, ranks, seed=recipe.seed) if resume_point else Progress()
     if ranks.is_main:
         _announce(recipe, plan, split, ranks, kernel, peak, resume_point.folder if resume_point else None)
+        if ranks.device.type == "cuda":
+            print(memory_text(memory, recipe), file=sys.stderr, flush=True)
     stop_request = StopRequest()
     watchdog = Watchdog(
         output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
     )
-    run = Run(recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak)
+    batches = Prefetcher(
+        run_micro_batches(
+            split, plan, first_step=progress.step, rank=ranks.rank, num_ranks=ranks.num_ranks,
+            packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1, pin=ranks.device.type == "cuda",
+        ),
+        depth=_PREFETCHED,
+    )  # fmt: skip
+    run = Run(
+        recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak, batches=batches,
+        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks),
+    )  # fmt: skip
     try:
         _loop(run, progress, stop_request, watchdog)
+    except torch.OutOfMemoryError as error:
+        raise OneRankError(out_of_memory_text(memory, recipe, error)) from error
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise
@@ -125,8 +153,24 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
             f"lost contact with another rank: {watchdog.describe()}; {REMEDY} ({str(error).splitlines()[0][:200]})"
         ) from error
     finally:
+        batches.close()
         watchdog.close()
         stop_request.close()
+
+
+def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) -> tuple[MemoryPlan, bool]:
+    """The same memory plan on all ranks, from the one with the least free memory; and whether layers are compiled."""
+    is_gpu = ranks.device.type == "cuda"
+    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device)
+    there = sum(p.numel() * p.element_size() for p in causal_lm.parameters() if p.device == ranks.device)
+    free = torch.tensor(free_gpu_bytes(ranks.device) + there if is_gpu else 0.0, dtype=torch.float64, device=ranks.device)
+    torch.distributed.all_reduce(free, op=torch.distributed.ReduceOp.MIN)
+    shape = model_shape(
+        causal_lm.config, vocab_size=causal_lm.config.vocab_size, compiled=compiled,
+        num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
+    )  # fmt: skip
+    plan = fastest_plan(recipe, shape, num_gpus=ranks.num_ranks, free_bytes=float(free), compiled=compiled, is_gpu=is_gpu)
+    return plan, compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +184,8 @@ class Run:
     ranks: Ranks
     engine: Any
     peak: float
+    batches: Prefetcher[PackedBatch]
+    meter: Meter
 
 
 def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Watchdog) -> None:
@@ -148,7 +194,7 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
     line = ProgressLine(first_step=progress.step, num_steps=plan.num_steps, shown=ranks.is_main)
     save_every = recipe.checkpoint.save_every_steps or plan.num_steps
     for step in range(progress.step, plan.num_steps):
-        start = time.monotonic()
+        run.meter.start(waited_seconds=run.batches.waited_seconds)
         watchdog.progress(step + 1, "training")
         epoch, step_in_epoch = plan.locate(step)
         epoch_plan = plan.epoch(epoch)
@@ -159,10 +205,14 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
         )  # fmt: skip
         sums = train_step(
             run.engine,
-            micro_batches(run.split, epoch_plan, packs, max_sequences=plan.max_conversations_per_pack, device=ranks.device),
+            islice(run.batches, run.engine.gradient_accumulation_steps()),
             denominator=plan.denominator(step, recipe.train.loss_denominator),
             learning_rate=learning_rate, num_ranks=ranks.num_ranks, stop=stop_request.reason is not None,
         )  # fmt: skip
+        squared_lengths = float(epoch_plan.attention_costs[epoch_plan.step_packs(step_in_epoch)].sum())
+        speed = run.meter.stop(
+            num_tokens=sums.num_tokens, squared_lengths=squared_lengths, waited_seconds=run.batches.waited_seconds
+        )
         progress, anomaly = progressed(progress, sums.grad_norm)
         if anomaly is not None:
             record_anomaly(
@@ -178,7 +228,7 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
                 "learning_rate": learning_rate,
                 "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
                 "nonfinite_steps": progress.nonfinite_steps,
-                "tokens_per_second": sums.num_tokens / (time.monotonic() - start),
+                **speed,
             }
             writer.write(metrics)
             line.update(metrics)
@@ -244,7 +294,8 @@ def _announce(
     print(
         f"{recipe.name}: {len(split):,} conversations, {plan.num_steps:,} steps of {recipe.train.tokens_per_step:,} tokens, "
         f"packs {plan.packing_efficiency:.2%} full, learning rate {peak:.4g}\n"
-        f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: {kernel}; {start}",
+        f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: {kernel}"
+        f"{', compiled layers' if recipe.model.compile else ''}{', float8' if recipe.model.float8 else ''}; {start}",
         file=sys.stderr,
         flush=True,
     )

@@ -212,9 +212,10 @@ def finish(ranks: list[Rank], *, seconds: float = 300.0) -> tuple[list[str], lis
 def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str) -> list[Rank]:
     """Start a module on ranks without a launcher (which takes longer to start than the ranks do)."""
     shared = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_ranks)}
-    shared["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled here, and DeepSpeed would import the compiler: two seconds a rank
-    shared |= {"LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
     on_gpus = torch.cuda.is_available()
+    if not on_gpus:  # nothing is compiled on a CPU, and DeepSpeed would import the compiler: two seconds a rank
+        shared["TORCHDYNAMO_DISABLE"] = "1"
+    shared |= {"LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
     return [
         start_rank(module, [*map(str, arguments)], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, fork=not on_gpus)
         for rank in range(num_ranks)

@@ -21,7 +21,8 @@ from data_pipeline.plan import deal
 from ochat_train import train
 from ochat_train.batches import micro_batches
 from ochat_train.engine import start_engine, start_ranks, stop_ranks
-from ochat_train.model import build_model
+from ochat_train.memory_plan import resolve
+from ochat_train.model import build_model, set_up_layers
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import load_recipe
 
@@ -32,11 +33,14 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
     manifest = check_prepared(recipe)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = train.training_plan(recipe, split)
-    model, _ = build_model(recipe.model, manifest, device=RANKS.device, seed=recipe.seed)
+    model, kernel = build_model(recipe.model, manifest, device=RANKS.device, seed=recipe.seed)
+    memory, compiled = train.plan_memory(recipe, model.causal_lm, RANKS, kernel=kernel)
+    recipe = resolve(recipe, memory, compiled=compiled)
+    set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=RANKS.device)
     engine = start_engine(model, recipe, RANKS)
     packs = deal(plan.epoch(0), 0, num_ranks=RANKS.num_ranks)[RANKS.rank]
     packs = packs[::-1] if order else packs
-    batches = micro_batches(split, plan.epoch(0), packs, max_sequences=plan.max_conversations_per_pack, device=RANKS.device)
+    batches = micro_batches(split, plan.epoch(0), packs, max_sequences=plan.max_conversations_per_pack)
     found: dict[str, torch.Tensor] = {}
 
     def keep_gradients(engine: Any) -> float:  # in place of the update

@@ -86,7 +86,7 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [*LENGTHS, [900, 2_500, 1, 37], [8_192]])
 @pytest.mark.parametrize("window", [None, 128])
-@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_4", "flex", "sdpa"])
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex", "sdpa"])
 def test_gpu_kernels(name: str, lengths: list[int], window: int | None, measured: Measured) -> None:
     """bfloat16 kernels and gradients: within 1 % of float64 (bfloat16 itself rounds by up to 0.4 %)."""
     try:

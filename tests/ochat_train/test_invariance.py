@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan import TrainingPlan
-from ochat_train.batches import pack_batch
+from ochat_train.attention import REGISTERED_NAME, register_attention
+from ochat_train.batches import PackedBatch, joined, pack_batch
+from ochat_train.layers import set_layer_forward
 from ochat_train.model import PackedCausalLM, build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import load_recipe
@@ -143,14 +147,81 @@ def test_a_change_in_one_conversation_leaves_the_others_loss_and_gradient_bit_eq
 # ---- compiled ----
 
 
+def dense_attention(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **rest: Any) -> Any:
+    """Attention with the borders as a mask, which the compiler can follow on a CPU."""
+    tokens = torch.arange(query.shape[2])
+    conversation = torch.searchsorted(rest["cu_seqlens"][1:].contiguous(), tokens, right=True)
+    visible = (conversation[:, None] == conversation[None, :]).tril()[None, None]
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=visible, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2), None
+
+
 def test_compiled_layers_give_the_same_gradient(measured: Measured) -> None:
+    """Three layers that recompute nothing, all but products and attention, and everything; each kind is compiled once."""
+    transformers.AttentionInterface.register(REGISTERED_NAME, dense_attention)
+    try:
+        rows = random_conversations(np.random.default_rng(3), [60, 40], vocab_size=VOCAB)
+        split = FakeSplit(rows, [0, 1])
+        plain = step_gradient(tiny_model(num_hidden_layers=4), split, [[0, 1]], 7.0)
+        causal_lm = tiny_model(num_hidden_layers=4)
+        transformers.AttentionInterface.register(REGISTERED_NAME, dense_attention)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        set_layer_forward(causal_lm.model.layers, checkpointing=["full", "matmuls", "none", "none"], compiled=True)
+        compiled = step_gradient(causal_lm, split, [[0, 1]], 7.0)
+        num_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    finally:
+        register_attention("sdpa")
+    measured("layers compiled by torch.compile against eager", relative_error(compiled, plain))
+    assert num_graphs == 3
+    assert relative_error(compiled, plain) < 1e-6
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts matrix products that run under it."""
+
+    num = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_checkpointing_recomputes_what_it_says() -> None:
+    """The same gradient bit for bit; `matmuls` repeats no product, the control `full` those of a layer's forward pass."""
     rows = random_conversations(np.random.default_rng(3), [60, 40], vocab_size=VOCAB)
     split = FakeSplit(rows, [0, 1])
-    plain = step_gradient(tiny_model(), split, [[0, 1]], 7.0)
-    causal_lm = tiny_model()
-    for layer in causal_lm.model.layers:
-        layer.compile(dynamic=False)
-    compiled = step_gradient(causal_lm, split, [[0, 1]], 7.0)
-    measured("layers compiled by torch.compile against eager", relative_error(compiled, plain))
-    assert not torch.equal(compiled, plain), "nothing was compiled"
-    assert relative_error(compiled, plain) < 1e-6
+    gradient, products = {}, {}
+    for kind in ("none", "matmuls", "full"):
+        causal_lm = tiny_model()
+        layers = causal_lm.model.layers
+        set_layer_forward(layers, checkpointing=[kind] * len(layers), compiled=False)
+        with CountProducts() as counted:
+            gradient[kind] = step_gradient(causal_lm, split, [[0, 1]], 7.0)
+        products[kind] = counted.num
+    assert torch.equal(gradient["none"], gradient["matmuls"])
+    assert torch.equal(gradient["none"], gradient["full"])
+    assert products["matmuls"] == products["none"]
+    assert products["full"] == products["none"] + 2 * 6  # two layers; the last of their 7 products is not needed again
+
+
+def test_packs_of_a_micro_batch_can_be_joined() -> None:
+    """Two packs as one micro-batch: the same loss and gradient; the control forgets where the second pack begins."""
+    rows = random_conversations(np.random.default_rng(4), [60, 40, 100, 17], vocab_size=VOCAB)
+    split = FakeSplit(rows, [0, 1, 0, 1])
+    packs = [
+        pack_batch(split, np.array(numbers, dtype=np.int64), pack_length=PACK_LENGTH, max_sequences=6)
+        for numbers in ([0, 1], [2, 3], [])
+    ]
+    expected = step_gradient(tiny_model(), split, [[0, 1], [2, 3], []], 7.0)
+    batch = joined(packs)
+    assert batch.cu_seqlens_S1.diff().sum() == 3 * PACK_LENGTH
+    assert batch.num_tokens == 217
+    for changed, bound in (({}, 1e-6), ({"cu_seqlens_S1": torch.tensor([0, 3 * PACK_LENGTH], dtype=torch.int32)}, None)):
+        causal_lm = tiny_model()
+        model = PackedCausalLM(causal_lm, num_classes=2)
+        (model(PackedBatch(**{**vars(batch), **changed})).weighted_nll / 7.0).backward()
+        error = relative_error(gradients(causal_lm), expected)
+        assert error < bound if bound else error > 1e-3

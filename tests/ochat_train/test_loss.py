@@ -41,7 +41,8 @@ def ours(
     hidden = inputs["hidden_TD"].clone().requires_grad_()
     head = inputs["head_VD"].clone().requires_grad_()
     rest = {key: value for key, value in inputs.items() if key not in ("hidden_TD", "head_VD")}
-    sums = weighted_loss_sums(hidden, head, **rest, num_classes=2)
+    rows_N = torch.nonzero(rest["target_weights_T"])[:, 0]
+    sums = weighted_loss_sums(hidden, head, rows_N=rows_N, **rest, num_classes=2)
     (sums.weighted_nll * scale).backward()
     assert hidden.grad is not None
     assert head.grad is not None

@@ -11,8 +11,9 @@ import transformers
 from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
-from ochat_train.attention import choose_attention, register_attention
+from ochat_train.attention import COMPILABLE, choose_attention, register_attention
 from ochat_train.batches import PackedBatch, pack_batch
+from ochat_train.layers import set_layer_forward
 from ochat_train.model import PackedCausalLM, add_token_rows
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, start_ranks
 from tests.ochat_train.reference import FakeSplit, as_float64, random_conversations, reference_loss, relative_error
@@ -164,10 +165,12 @@ def gradient_errors(model: Any, truth: Any) -> dict[str, float]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_4", "flex", "sdpa"])
-def test_bfloat16_gradients_are_no_worse_than_eager(name: str, compiled: bool, measured: Measured) -> None:
-    """Every parameter group, forward and backward, against float64 of each conversation alone."""
+@pytest.mark.parametrize("layers", ["as they are", "none", "matmuls", "full"])
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex", "sdpa"])
+def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, measured: Measured) -> None:
+    """Every parameter group, forward and backward, compiled with every checkpointing, against float64 of each conversation."""
+    if layers != "as they are" and name not in COMPILABLE:
+        pytest.skip("this kernel is not compiled into layers")
     try:
         choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, dropout=0.0)
     except UserError as error:
@@ -182,12 +185,11 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, compiled: bool, m
     eager_loss = eager_packed_loss(eager, batch)
     eager_loss.backward()
     ours = gpu_model(register_attention(name), torch.bfloat16)
-    if compiled:
-        for layer in ours.model.layers:
-            layer.compile(dynamic=False)
+    if layers != "as they are":
+        set_layer_forward(ours.model.layers, checkpointing=[layers] * len(ours.model.layers), compiled=True)
     sums = PackedCausalLM(ours, num_classes=2)(batch)
     sums.weighted_nll.backward()
-    kind = f"{name}{', compiled' if compiled else ''}"
+    kind = f"{name}, layers {layers}" if layers == "as they are" else f"{name}, compiled, recompute {layers}"
     measured(f"bfloat16 model, loss, {kind}, against float64", relative_error(sums.weighted_nll, expected))
     measured("bfloat16 model, loss, plain eager, against float64", relative_error(eager_loss, expected))
     assert relative_error(sums.weighted_nll, expected) < 1e-4
@@ -208,7 +210,8 @@ def test_gradients_of_all_gpus_equal_those_of_one(
     from ochat_train.prepare_data import prepare_recipe
     from ochat_train.recipe import load_recipe
 
-    path = make_recipe(train__tokens_per_step=2048, model__precision=precision)
+    config = {**TINY_MODEL, "hidden_size": 256, "head_dim": 64}
+    path = make_recipe(train__tokens_per_step=2048, model__precision=precision, model__config=config)
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     for num_ranks, cases in ((1, ["2"]), (torch.cuda.device_count(), ["0", "1", "2", "3", "2:reversed"])):
         ranks = start_ranks("tests.ochat_train.gradient_worker", str(path), str(tmp_path), *cases, num_ranks=num_ranks)

@@ -92,6 +92,27 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "openchat_3.5", "openchat_35", "template:", "model.template", "'openchat_35': ", "did you mean `openchat_3.5`?",
     ),
     "template like no other": ("openchat_3.5", "vicuna", "template:", "model.template", "'vicuna': ", "openchat_3.6, chatml"),
+    "unknown checkpointing": (
+        "path: org/base", "path: org/base\n  activation_checkpointing: some", "some", "model.activation_checkpointing",
+        "'some': expected `auto`, `none`, `matmuls`, `full`, or `layers: N`",
+    ),
+    "checkpointing of no layer": (
+        "path: org/base", "path: org/base\n  activation_checkpointing: {layers: 0}", "layers", "model.activation_checkpointing",
+        "{'layers': 0}: expected `auto`",
+    ),
+    "checkpointing of layers by name": (
+        "path: org/base", "path: org/base\n  activation_checkpointing: {layers: all}", "layers: all",
+        "model.activation_checkpointing", "{'layers': 'all'}: expected `auto`, `none`, `matmuls`, `full`, or `layers: N`",
+    ),
+    "compile as text": (
+        "path: org/base", "path: org/base\n  compile: auto", "compile", "model.compile", "'auto': expected `true` or",
+    ),
+    "no pack in a micro-batch": (
+        "  epochs", "  packs_per_micro_batch: 0\n  epochs", "packs_per", "train.packs_per_micro_batch", "0: ", "greater than 0",
+    ),
+    "gradients in float16": (
+        "  epochs", "  gradient_dtype: float16\n  epochs", "gradient_dtype", "train.gradient_dtype", "'float16'", "bfloat16",
+    ),
     "zero_stage 4": ("zero_stage: 2", "zero_stage: 4", "zero_stage", "deepspeed.zero_stage", "4: ", "less than or equal to 3"),
     "zero_stage -1": (
         "zero_stage: 2", "zero_stage: -1", "zero_st", "deepspeed.zero_stage", "-1: ", "greater than or equal to 0",

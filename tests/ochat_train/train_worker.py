@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ochat_train import checkpoint_writer, durable, train
+from ochat_train import checkpoint_writer, durable, engine, train
 from ochat_train.cli import main
 
 Undo = Callable[[], None]
@@ -54,13 +54,13 @@ def _at_call(name: str, nth: int, action: Callable[[], None]) -> Undo:
 def _at_step(fault: dict[str, Any]) -> Undo:
     original, steps = train.train_step, 0
 
-    def step(engine: Any, batches: Any, **arguments: Any) -> Any:
+    def step(deepspeed_engine: Any, batches: Any, **arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         time.sleep(fault.get("slow", 0.0))
         if fault.get("step", 0) <= steps < fault.get("step", 0) + fault.get("times", 1) and "do" in fault:
-            batches = ACTIONS[fault["do"]]({**fault, "engine": engine, "batches": batches}) or batches
-        return original(engine, batches, **arguments)
+            batches = ACTIONS[fault["do"]]({**fault, "engine": deepspeed_engine, "batches": batches}) or batches
+        return original(deepspeed_engine, batches, **arguments)
 
     train.train_step = step
     return lambda: setattr(train, "train_step", original)
@@ -160,7 +160,9 @@ if __name__ == "__main__":
         return original_estimate(*arguments)
 
     checkpoint_writer.estimated_bytes = printed_estimate
+    usual_group = engine.GROUP_ELEMENTS
     for job in json.loads(sys.argv[1]):
+        engine.GROUP_ELEMENTS = job.get("group_elements", usual_group)
         undo = install(job["fault"]) if job.get("fault") else lambda: None
         status = main(job["command"])
         print(f"exit code {status}", flush=True)

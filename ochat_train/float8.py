@@ -1,0 +1,42 @@
+"""Decoder layers' matrix products in float8 (torchao, one scale per tensor); opt-in, for Hopper GPUs and later.
+
+Weights, optimizer and export stay as they are: a product's operands are scaled and cast each time. The language-model
+head, embeddings and norms keep bfloat16.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+from data_pipeline.errors import UserError
+
+_MULTIPLE = 16  # of both dimensions of a weight, and of the tokens of a pack: the GPU's float8 instructions need it
+
+
+def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_length: int, compiled: bool) -> None:
+    """Turn the linear modules of decoder layers into torchao's float8 ones, in place; their parameters stay the same.
+
+    Raises UserError where GPU, packages or shapes do not fit.
+    """
+    linears = [module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+    odd = next((m for m in linears if m.in_features % _MULTIPLE or m.out_features % _MULTIPLE), None)
+    for is_met, rule in (
+        (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9), "it needs an Ada, Hopper or later GPU"),
+        (importlib.util.find_spec("torchao") is not None, "the package torchao is not installed (extra `gpu`)"),
+        (compiled, "it needs model.compile: uncompiled, casting costs more than float8 saves"),
+        (odd is None, f"weights must be multiples of {_MULTIPLE}; one of the model's is {odd and tuple(odd.weight.shape)}"),
+        (pack_length % _MULTIPLE == 0, f"train.pack_length_tokens must be a multiple of {_MULTIPLE}; it is {pack_length}"),
+    ):
+        if not is_met:
+            raise UserError(f"model.float8: true cannot be used: {rule}")
+    from torchao.float8 import (  # type: ignore[import-not-found, unused-ignore]
+        Float8LinearConfig,
+        convert_to_float8_training,
+    )
+
+    config = Float8LinearConfig.from_recipe_name("tensorwise")
+    for layer in layers:
+        convert_to_float8_training(layer, config=config)

@@ -1,0 +1,258 @@
+"""What fits into GPU memory, decided before a run: ZeRO stage, activation checkpointing, packs per micro-batch.
+
+All from shapes, so that `ochat plan` says the same without a GPU. docs/performance.md compares it with measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.plan import num_micro_batches
+from ochat_train.loss import CHUNK_TOKENS
+from ochat_train.recipe import Recipe
+
+GIB = 2**30
+BUCKET_ELEMENTS = 200_000_000  # what DeepSpeed reduces over GPUs at once
+GROUP_ELEMENTS = 500_000_000  # parameters that the optimizer updates at once
+_USABLE = 0.97  # of the free memory; the rest is lost between blocks of the allocator
+_NCCL_BYTES = 1.0 * GIB  # buffers of the communication library, outside of the allocator
+_MOST_TOKENS = 16_384  # of a micro-batch: larger ones are not faster
+# Cost of a setting as a share of a step, only for comparing settings; docs/performance.md says what was measured.
+_COST_OF_FULL = 0.27  # one layer recomputed, of that layer's time
+_COST_OF_NONE = 0.01  # compiled: writing and reading what `matmuls` recomputes costs as much as recomputing it
+_COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.07, 3: 0.15}  # reducing gradients after every micro-batch; 3: an estimate
+_TOKENS_PER_SUM = 430  # adding up gradients takes as long as computing so many tokens, whatever the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What the memory of a model depends on. layer_bytes: by `activation_checkpointing`, bytes kept per token and layer."""
+
+    num_parameters: int
+    num_layers: int
+    hidden: int
+    intermediate: int
+    vocab_size: int
+    layer_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """A decided setting and what it needs. checkpointing: one of `none`, `matmuls`, `full` per layer; parts: bytes by name."""
+
+    zero_stage: int
+    checkpointing: tuple[str, ...]
+    packs_per_micro_batch: int
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes in the backward pass or in the update, whichever needs more."""
+        return sum(self.parts.values())
+
+    @property
+    def checkpointing_text(self) -> str:
+        """As a recipe writes it."""
+        num_full = self.checkpointing.count("full")
+        return self.checkpointing[-1] if num_full in (0, len(self.checkpointing)) else f"layers: {num_full}"
+
+
+def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: bool) -> ModelShape:
+    """Shapes from a `transformers` config.
+
+    Kept by a compiled layer in 16-bit precision (seen on Mistral shapes: 92 and 136 KiB): the layer's input, queries, keys,
+    values, the attention's output, its projection and the two MLP projections; with `none` also both norms and the
+    MLP's product. Uncompiled layers keep about twice that.
+    """
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    matmuls = 2 * (2 * hidden + 2 * heads * head_dim + 2 * key_heads * head_dim + 2 * intermediate)
+    none = matmuls + 2 * (2 * hidden + intermediate)
+    return ModelShape(
+        num_parameters=num_parameters, num_layers=config.num_hidden_layers, hidden=hidden, intermediate=intermediate,
+        vocab_size=vocab_size,
+        layer_bytes={"full": 2 * hidden, "matmuls": matmuls, "none": none if compiled else 2 * none},
+    )  # fmt: skip
+
+
+def memory_parts(
+    recipe: Recipe,
+    shape: ModelShape,
+    *,
+    num_gpus: int,
+    zero_stage: int,
+    checkpointing: tuple[str, ...],
+    packs_per_micro_batch: int,
+) -> dict[str, float]:
+    """Bytes of GPU memory by part, for a GPU run (bfloat16 unless the recipe says float32).
+
+    DeepSpeed: 2 bytes a parameter for weights, 12 for float32 masters and two AdamW moments; gradients are summed whole
+    on each GPU up to stage 1, in shards from stage 2.
+    """
+    settings = recipe.deepspeed
+    wide = recipe.model.precision == "float32"
+    shard = {
+        name: num_gpus if zero_stage >= least else 1 for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))
+    }
+    num = shape.num_parameters
+    tokens = recipe.train.pack_length_tokens * packs_per_micro_batch
+    gradient_bytes = 2 if recipe.train.gradient_dtype == "bfloat16" and not wide else 4
+    if zero_stage <= 1 and not wide and num_micro_batches(recipe.train.bins_per_step, num_gpus) <= packs_per_micro_batch:
+        gradient_bytes = 2  # one micro-batch: nothing to add up
+    kept = sum(shape.layer_bytes[kind] for kind in checkpointing) * tokens * (2 if wide else 1)
+    recomputed = shape.layer_bytes["none"] * tokens if "full" in checkpointing else 0
+    head = shape.vocab_size * shape.hidden * (4 + 2 + 2) + min(CHUNK_TOKENS, tokens) * shape.vocab_size * 6
+    buckets = BUCKET_ELEMENTS * 2 * 2 if num_gpus > 1 and zero_stage else 0
+    gathered = 2 * num / shape.num_layers * 4 if zero_stage == 3 else 0
+    optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
+    gradients = num * gradient_bytes / shard["gradients"]
+    group = min(num, GROUP_ELEMENTS) / (num_gpus if zero_stage else 1)
+    in_update = 8.0 * group + (2.0 * num if zero_stage <= 1 and not wide else gradients)
+    activations = float(kept + recomputed + head + tokens * (8 * shape.intermediate + 8 * shape.hidden))
+    return {
+        "weights": 0.0 if settings.offload_parameters else num * (4 if wide else 2) / shard["weights"],
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "activations": max(activations, in_update - gradients),
+        "buffers": float(buckets + gathered),
+    }
+
+
+def fastest_plan(
+    recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, compiled: bool, is_gpu: bool
+) -> MemoryPlan:
+    """The fastest setting that needs no more than `free_bytes`; what the recipe decides is kept.
+
+    Raises UserError where nothing fits, with the smallest need.
+    """
+    budget = free_bytes * _USABLE - (_NCCL_BYTES if num_gpus > 1 else 0.0)
+    plans = [
+        MemoryPlan(
+            zero_stage=stage, checkpointing=checkpointing, packs_per_micro_batch=packs,
+            parts=memory_parts(
+                recipe, shape,
+                num_gpus=num_gpus, zero_stage=stage, checkpointing=checkpointing, packs_per_micro_batch=packs,
+            ),
+        )
+        for stage in _stages(recipe, is_gpu, num_gpus)
+        for checkpointing in _checkpointings(recipe, shape.num_layers, is_gpu)
+        for packs in _packs(recipe, num_gpus, is_gpu)
+    ]  # fmt: skip
+    if not is_gpu:
+        return plans[0]
+    decided = len(plans) == 1
+    fitting = plans if decided else [plan for plan in plans if plan.total <= budget]
+    if fitting:
+        return min(fitting, key=lambda plan: _cost(plan, recipe, compiled))
+    least = min(plans, key=lambda plan: plan.total)
+    raise UserError(
+        f"GPU memory: {budget / GIB:.1f} GiB can be used, and the least that this recipe needs on {num_gpus} GPU(s) is "
+        f"{least.total / GIB:.1f} GiB ({parts_text(least.parts)}); use more GPUs, deepspeed.offload_optimizer: true, "
+        "train.gradient_dtype: bfloat16 or a shorter train.pack_length_tokens"
+    )
+
+
+def resolve(recipe: Recipe, plan: MemoryPlan, *, compiled: bool) -> Recipe:
+    """The recipe with everything decided that it left open."""
+    num_full = plan.checkpointing.count("full")
+    checkpointing = {"layers": num_full} if 0 < num_full < len(plan.checkpointing) else plan.checkpointing[-1]
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"activation_checkpointing": checkpointing, "compile": compiled}),
+            "train": recipe.train.model_copy(update={"packs_per_micro_batch": plan.packs_per_micro_batch}),
+            "deepspeed": recipe.deepspeed.model_copy(update={"zero_stage": plan.zero_stage}),
+        }
+    )
+
+
+def parts_text(parts: dict[str, float]) -> str:
+    """Parts in GiB, for a message."""
+    return ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+
+
+def free_gpu_bytes(device: torch.device) -> float:
+    """Bytes that a process could still take on its GPU, those that its allocator holds unused included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
+    settings = recipe.deepspeed
+    if settings.zero_stage is not None:
+        return [settings.zero_stage]
+    if not is_gpu or settings.offload_optimizer:
+        return [2]
+    return [1] if num_gpus == 1 else [1, 2, 3]
+
+
+def _checkpointings(recipe: Recipe, num_layers: int, is_gpu: bool) -> Iterator[tuple[str, ...]]:
+    wanted = recipe.model.activation_checkpointing
+    if isinstance(wanted, dict):
+        num_full = min(wanted["layers"], num_layers)
+        yield ("full",) * num_full + ("matmuls",) * (num_layers - num_full)
+    elif wanted != "auto":
+        yield (wanted,) * num_layers
+    elif not is_gpu:
+        yield ("none",) * num_layers
+    else:
+        yield ("none",) * num_layers
+        for num_full in range(num_layers + 1):
+            yield ("full",) * num_full + ("matmuls",) * (num_layers - num_full)
+
+
+def _packs(recipe: Recipe, num_gpus: int, is_gpu: bool) -> list[int]:
+    per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
+    wanted = recipe.train.packs_per_micro_batch
+    if wanted is not None:
+        if per_gpu % wanted:
+            raise UserError(
+                f"train.packs_per_micro_batch: {wanted} does not divide the {per_gpu} packs that each of {num_gpus} GPU(s) "
+                "works on in a step (train.tokens_per_step / train.pack_length_tokens / GPUs); use a divisor of it"
+            )
+        return [wanted]
+    most = max(1, _MOST_TOKENS // recipe.train.pack_length_tokens) if is_gpu else 1
+    return [packs for packs in range(1, most + 1) if per_gpu % packs == 0]
+
+
+def _cost(plan: MemoryPlan, recipe: Recipe, compiled: bool) -> tuple[float, float]:
+    num = len(plan.checkpointing)
+    cost = _COST_OF_FULL * plan.checkpointing.count("full") / num + _COST_OF_STAGE[plan.zero_stage]
+    cheap = plan.checkpointing.count("none" if compiled else "matmuls")
+    cost += _COST_OF_NONE * cheap / num
+    if plan.zero_stage <= 1:
+        cost += _TOKENS_PER_SUM / (recipe.train.pack_length_tokens * plan.packs_per_micro_batch)
+    return cost, plan.total
+
+
+def memory_text(plan: MemoryPlan, recipe: Recipe) -> str:
+    """One line about the plan, for the start of a run."""
+    return (
+        f"memory per GPU {plan.total / GIB:.1f} GiB ({parts_text(plan.parts)}): activation_checkpointing "
+        f"{plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s) per micro-batch, gradients in "
+        f"{recipe.train.gradient_dtype}"
+    )
+
+
+def out_of_memory_text(plan: MemoryPlan, recipe: Recipe, error: BaseException) -> str:
+    """What was planned, what happened, and the next safer setting."""
+    num, num_full = len(plan.checkpointing), plan.checkpointing.count("full")
+    if plan.packs_per_micro_batch > 1:
+        safer = "train.packs_per_micro_batch: 1"
+    elif num_full < num:
+        more = min(num, num_full + max(1, num // 8))
+        safer = "model.activation_checkpointing: " + ("full" if more == num else f"{{layers: {more}}}")
+    elif plan.zero_stage < 3:
+        safer = f"deepspeed.zero_stage: {plan.zero_stage + 1}"
+    else:
+        safer = "deepspeed.offload_optimizer: true, or more GPUs"
+    return (
+        f"GPU memory: more was needed than the {plan.total / GIB:.1f} GiB planned ({parts_text(plan.parts)}); "
+        f"next safer: {safer}, and start again ({str(error).splitlines()[0][:300]})"
+    )

@@ -1,0 +1,140 @@
+"""The memory plan against peaks measured on GPUs, and the choices it makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from data_pipeline.errors import UserError
+from ochat_train.memory_plan import GIB, MemoryPlan, ModelShape, fastest_plan, model_shape, out_of_memory_text, resolve
+from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.throughput import Meter, Work, work_of
+
+ROOT = Path(__file__).resolve().parents[2]
+MISTRAL_7B: dict[str, Any] = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32_002,
+}  # fmt: skip
+
+
+def recipe_of(num_gpus: int, *changes: str) -> Recipe:
+    settings = ["deepspeed.zero_stage=null", "train.pack_length_tokens=8192", f"train.tokens_per_step={49152 * num_gpus}"]
+    return load_recipe(ROOT / "recipes" / "quickstart.yaml", [*settings, *changes])
+
+
+def mistral_7b(*, compiled: bool = True) -> ModelShape:
+    config = transformers.AutoConfig.for_model("mistral", **MISTRAL_7B)
+    return model_shape(config, vocab_size=32_002, num_parameters=7_241_748_480, compiled=compiled)
+
+
+def plan(num_gpus: int, free_gib: float, *changes: str) -> MemoryPlan:
+    return fastest_plan(
+        recipe_of(num_gpus, *changes), mistral_7b(), num_gpus=num_gpus, free_bytes=free_gib * GIB, compiled=True, is_gpu=True
+    )
+
+
+def test_layers_keep_what_was_measured() -> None:
+    """Memory after the forward pass of 8 compiled layers, per token and layer: 8, 92 and 136 KiB (docs/performance.md)."""
+    assert {kind: size / 1024 for kind, size in mistral_7b().layer_bytes.items()} == {"full": 8, "matmuls": 92, "none": 136}
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "changes", "peak_gib"),
+    [
+        (1, ["model.activation_checkpointing=matmuls", "train.gradient_dtype=bfloat16"], 133.0),
+        (
+            1,
+            ["model.activation_checkpointing={layers: 20}", "train.gradient_dtype=bfloat16", "train.packs_per_micro_batch=1"],
+            119.8,
+        ),
+        (
+            2,
+            ["model.activation_checkpointing=matmuls", "train.gradient_dtype=bfloat16", "train.packs_per_micro_batch=2"],
+            121.4,
+        ),
+    ],
+)
+def test_plan_is_close_to_the_measured_peak(num_gpus: int, changes: list[str], peak_gib: float) -> None:
+    """Whole steps of Mistral-7B shapes on H200, ZeRO-1 (docs/performance.md)."""
+    found = plan(num_gpus, 138.0, *changes)
+    assert found.zero_stage == 1
+    assert found.total / GIB == pytest.approx(peak_gib, rel=0.05)
+
+
+def test_the_fastest_that_fits_is_taken() -> None:
+    narrow = "train.gradient_dtype=bfloat16"
+    one = plan(1, 138.0, narrow)
+    assert (one.zero_stage, one.checkpointing_text, one.packs_per_micro_batch) == (1, "matmuls", 1)
+    less = [plan(1, free, narrow) for free in (136.0, 125.0, 118.0)]
+    assert [found.total < free * GIB for found, free in zip(less, (136.0, 125.0, 118.0), strict=True)] == [True] * 3
+    num_full = [found.checkpointing.count("full") for found in less]
+    assert num_full == sorted(num_full)
+    assert num_full[-1] > 0
+    assert plan(2, 138.0, narrow).packs_per_micro_batch == 2, "adding up gradients costs less per token"
+    eight = plan(8, 77.5, narrow)
+    assert (eight.zero_stage, eight.checkpointing_text) == (1, "matmuls")
+    assert plan(8, 77.5).zero_stage == 2, "float32 sums of all gradients leave no room on 80 GB"
+    assert plan(2, 72.0).zero_stage == 3
+
+
+def test_what_the_recipe_says_is_kept() -> None:
+    found = plan(4, 77.5, "deepspeed.zero_stage=3", "model.activation_checkpointing=full", "train.packs_per_micro_batch=3")
+    assert (found.zero_stage, found.checkpointing_text, found.packs_per_micro_batch) == (3, "full", 3)
+    mixed = plan(4, 77.5, "model.activation_checkpointing={layers: 5}")
+    assert mixed.checkpointing == ("full",) * 5 + ("matmuls",) * 27
+    resolved = resolve(recipe_of(4), mixed, compiled=True)
+    assert resolved.model.activation_checkpointing == {"layers": 5}
+    assert (resolved.deepspeed.stage, resolved.train.packs_per_micro_batch, resolved.model.compile) == (
+        mixed.zero_stage, mixed.packs_per_micro_batch, True,
+    )  # fmt: skip
+
+
+def test_on_a_cpu_nothing_is_recomputed_or_joined() -> None:
+    found = fastest_plan(recipe_of(2), mistral_7b(), num_gpus=2, free_bytes=0.0, compiled=False, is_gpu=False)
+    assert (found.zero_stage, found.checkpointing_text, found.packs_per_micro_batch) == (2, "none", 1)
+
+
+def test_too_little_memory_is_refused_with_the_need() -> None:
+    with pytest.raises(UserError, match=r"GPU memory: 2\d\.\d GiB can be used, and the least .* is \d+\.\d GiB .*offload"):
+        plan(1, 30.0)
+    with pytest.raises(UserError, match="packs_per_micro_batch: 4 does not divide the 6 packs"):
+        plan(1, 138.0, "train.packs_per_micro_batch=4")
+
+
+def test_out_of_memory_names_the_next_safer_setting() -> None:
+    error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    recipe = recipe_of(4)
+    for changes, safer in (
+        (["train.packs_per_micro_batch=2"], "train.packs_per_micro_batch: 1"),
+        (["train.packs_per_micro_batch=1", "model.activation_checkpointing=matmuls"], "checkpointing: {layers: 4}"),
+        (["train.packs_per_micro_batch=1", "model.activation_checkpointing={layers: 30}"], "checkpointing: full"),
+        (["train.packs_per_micro_batch=1", "model.activation_checkpointing=full", "deepspeed.zero_stage=2"], "zero_stage: 3"),
+    ):
+        text = out_of_memory_text(plan(4, 77.5, *changes), recipe, error)
+        assert f"{safer}, and start again" in text
+        assert "Tried to allocate 2.00 GiB" in text
+
+
+def test_operations_of_a_step() -> None:
+    """Mistral-7B: 42.66 GFLOP per token for 7.110e9 matrix parameters, and 0.786 MFLOP per token of T_eff."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("mistral", **MISTRAL_7B))
+    work = work_of(model)
+    assert work == Work(matmul_parameters=7_110_402_048, attention_width=4096, num_layers=32)
+    per_token = work.flops(num_tokens=1.0, squared_lengths=2000.0)
+    assert per_token == pytest.approx(44.2e9, rel=0.002)
+
+
+def test_the_meter_of_a_cpu_has_no_share_of_a_peak() -> None:
+    meter = Meter(Work(matmul_parameters=10, attention_width=4, num_layers=1), torch.device("cpu"), num_ranks=2)
+    meter.start(waited_seconds=1.0)
+    found = meter.stop(num_tokens=100, squared_lengths=50.0, waited_seconds=1.0)
+    assert found["mfu"] is None
+    assert found["memory_gib"] is None
+    assert found["data_wait_ratio"] == 0.0
+    assert found["tokens_per_second"] is not None
+    assert found["tokens_per_second"] > 0
