@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -43,12 +44,16 @@ class ModelShape:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """A decided setting and what it needs. checkpointing: one of `none`, `matmuls`, `full` per layer; parts: bytes by name."""
+    """A decided setting and what it needs.
+
+    checkpointing: one of `none`, `matmuls`, `full` per layer. parts: bytes by name. fits: whether there is so much memory.
+    """
 
     zero_stage: int
     checkpointing: tuple[str, ...]
     packs_per_micro_batch: int
     parts: dict[str, float]
+    fits: bool
 
     @property
     def total(self) -> float:
@@ -128,33 +133,26 @@ def memory_parts(
 def fastest_plan(
     recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, compiled: bool, is_gpu: bool
 ) -> MemoryPlan:
-    """The fastest setting that needs no more than `free_bytes`; what the recipe decides is kept.
-
-    Raises UserError where nothing fits, with the smallest need.
-    """
+    """The fastest setting that needs no more than `free_bytes`, or the smallest; what the recipe decides is kept."""
     budget = free_bytes * _USABLE - (_NCCL_BYTES if num_gpus > 1 else 0.0)
-    plans = [
-        MemoryPlan(
-            zero_stage=stage, checkpointing=checkpointing, packs_per_micro_batch=packs,
-            parts=memory_parts(
-                recipe, shape,
-                num_gpus=num_gpus, zero_stage=stage, checkpointing=checkpointing, packs_per_micro_batch=packs,
-            ),
-        )
-        for stage in _stages(recipe, is_gpu, num_gpus)
-        for checkpointing in _checkpointings(recipe, shape.num_layers, is_gpu)
-        for packs in _packs(recipe, num_gpus, is_gpu)
-    ]  # fmt: skip
-    if not is_gpu:
-        return plans[0]
-    decided = len(plans) == 1
-    fitting = plans if decided else [plan for plan in plans if plan.total <= budget]
+    plans = []
+    for stage, checkpointing, packs in product(
+        _stages(recipe, is_gpu, num_gpus), _checkpointings(recipe, shape.num_layers, is_gpu), _packs(recipe, num_gpus, is_gpu)
+    ):
+        setting: dict[str, Any] = {"zero_stage": stage, "checkpointing": checkpointing, "packs_per_micro_batch": packs}
+        parts = memory_parts(recipe, shape, num_gpus=num_gpus, **setting)
+        plans.append(MemoryPlan(**setting, parts=parts, fits=not is_gpu or sum(parts.values()) <= budget))
+    fitting = [plan for plan in plans if plan.fits]
     if fitting:
         return min(fitting, key=lambda plan: _cost(plan, recipe, compiled))
-    least = min(plans, key=lambda plan: plan.total)
-    raise UserError(
-        f"GPU memory: {budget / GIB:.1f} GiB can be used, and the least that this recipe needs on {num_gpus} GPU(s) is "
-        f"{least.total / GIB:.1f} GiB ({parts_text(least.parts)}); use more GPUs, deepspeed.offload_optimizer: true, "
+    return min(plans, key=lambda plan: plan.total)
+
+
+def too_little_text(plan: MemoryPlan, *, num_gpus: int) -> str:
+    """What to do where not even the smallest setting fits."""
+    return (
+        f"GPU memory: the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
+        f"({parts_text(plan.parts)}), more than is free; use more GPUs, deepspeed.offload_optimizer: true, "
         "train.gradient_dtype: bfloat16 or a shorter train.pack_length_tokens"
     )
 
@@ -236,7 +234,7 @@ def memory_text(plan: MemoryPlan, recipe: Recipe) -> str:
     return (
         f"memory per GPU {plan.total / GIB:.1f} GiB ({parts_text(plan.parts)}): activation_checkpointing "
         f"{plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s) per micro-batch, gradients in "
-        f"{recipe.train.gradient_dtype}"
+        f"{recipe.train.gradient_dtype}{'' if plan.fits else '; computed to be more than is free'}"
     )
 
 

@@ -37,6 +37,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu_memory_gib: float) -> dict
         "max_conversations_per_pack": plan.max_conversations_per_pack,
         "learning_rate": peak_learning_rate(recipe, manifest),
         "loss_denominator": recipe.train.loss_denominator,
+        "fits": memory.fits,
         "zero_stage": memory.zero_stage,
         "activation_checkpointing": memory.checkpointing_text,
         "packs_per_micro_batch": memory.packs_per_micro_batch,

@@ -41,7 +41,8 @@ def plan_text(report: dict[str, Any], *, num_gpus: int) -> str:
         "loss denominator": report["loss_denominator"],
         "setting": f"ZeRO-{report['zero_stage']}, activation_checkpointing {report['activation_checkpointing']}, "
         f"{report['packs_per_micro_batch']} pack(s) per micro-batch",
-        "memory per GPU (computed)": ", ".join(f"{name} {value} GiB" for name, value in memory.items()),
+        "memory per GPU (computed)": ", ".join(f"{name} {value} GiB" for name, value in memory.items())
+        + ("" if report["fits"] else "; more than a GPU has"),
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

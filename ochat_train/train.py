@@ -30,6 +30,7 @@ from ochat_train.memory_plan import (
     model_shape,
     out_of_memory_text,
     resolve,
+    too_little_text,
 )
 from ochat_train.metrics import MetricsWriter, ProgressLine, StepSums, step_metrics
 from ochat_train.model import build_model, is_compiled, load_base_config, set_up_layers
@@ -159,7 +160,10 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
 
 
 def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) -> tuple[MemoryPlan, bool]:
-    """The same memory plan on all ranks, from the one with the least free memory; and whether layers are compiled."""
+    """The same memory plan on all ranks, from the one with the least free memory; and whether layers are compiled.
+
+    Raises UserError where nothing fits.
+    """
     is_gpu = ranks.device.type == "cuda"
     compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device)
     there = sum(p.numel() * p.element_size() for p in causal_lm.parameters() if p.device == ranks.device)
@@ -170,6 +174,8 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
         num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
     )  # fmt: skip
     plan = fastest_plan(recipe, shape, num_gpus=ranks.num_ranks, free_bytes=float(free), compiled=compiled, is_gpu=is_gpu)
+    if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
+        raise UserError(too_little_text(plan, num_gpus=ranks.num_ranks))
     return plan, compiled
 
 

@@ -64,6 +64,19 @@ def test_a_rank_that_is_gone_or_hangs_is_named_and_ends_the_run(
     assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000003"
 
 
+def test_a_rank_without_memory_says_so_itself(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    recipe = prepared(make_recipe, tmp_path / "run", train__max_steps=8)
+    fault = {"rank": 1, "step": 5, "do": "out_of_memory"}
+    jobs = [{"command": ["train", str(recipe)], "fault": fault}]
+    ranks = start_ranks("tests.ochat_train.train_worker", json.dumps(jobs), num_ranks=2)
+    outputs, codes = finish(ranks, seconds=120)
+    assert codes == [exits.LOST_RANKS, exits.USER_ERROR], outputs
+    assert "ochat train: GPU memory: more was needed than the" in outputs[1]
+    assert "next safer: model.activation_checkpointing: {layers: 1}, and start again (CUDA out of memory. Tried" in outputs[1]
+    assert "Traceback" not in outputs[1]
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000003"
+
+
 def test_two_runs_never_share_a_folder(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     recipe = prepared(make_recipe, tmp_path / "run")
     first = start_slow_run(recipe, num_ranks=1)

@@ -10,7 +10,16 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
-from ochat_train.memory_plan import GIB, MemoryPlan, ModelShape, fastest_plan, model_shape, out_of_memory_text, resolve
+from ochat_train.memory_plan import (
+    GIB,
+    MemoryPlan,
+    ModelShape,
+    fastest_plan,
+    model_shape,
+    out_of_memory_text,
+    resolve,
+    too_little_text,
+)
 from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.throughput import Meter, Work, work_of
 
@@ -99,8 +108,11 @@ def test_on_a_cpu_nothing_is_recomputed_or_joined() -> None:
 
 
 def test_too_little_memory_is_refused_with_the_need() -> None:
-    with pytest.raises(UserError, match=r"GPU memory: 2\d\.\d GiB can be used, and the least .* is \d+\.\d GiB .*offload"):
-        plan(1, 30.0)
+    least = plan(1, 30.0)
+    assert not least.fits
+    assert least.checkpointing_text == "full"
+    assert "needs on 1 GPU(s) is 126.9 GiB each (weights 13.5, gradients 27.0" in too_little_text(least, num_gpus=1)
+    assert plan(1, 138.0).fits
     with pytest.raises(UserError, match="packs_per_micro_batch: 4 does not divide the 6 packs"):
         plan(1, 138.0, "train.packs_per_micro_batch=4")
 

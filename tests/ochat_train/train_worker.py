@@ -90,6 +90,10 @@ def fail(fault: dict[str, Any]) -> None:
     raise ZeroDivisionError("a bug on one rank")
 
 
+def out_of_memory(fault: dict[str, Any]) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def wait(fault: dict[str, Any]) -> None:
     time.sleep(3.0)
 
@@ -144,6 +148,7 @@ def gradient_times(factor: float) -> Callable[[dict[str, Any]], Any]:
 
 ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "kill": kill, "stop": stop, "terminate": terminate, "leave": leave, "fail": fail, "wait": wait,
+    "out_of_memory": out_of_memory,
     "full_disk": full_disk, "limit_file_size": limit_file_size, "no_room": no_room,
     "nan_weight": weight(float("nan")), "infinite_weight": weight(float("inf")),
     "nan_gradient": gradient_times(float("nan")), "large_gradient": gradient_times(1e6),
