@@ -139,7 +139,11 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
 
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
     """Float8, compilation and checkpointing of the decoder layers, as a resolved recipe says."""
-    layers = model.causal_lm.base_model.layers
+    layers = getattr(model.causal_lm.base_model, "layers", None)
+    if layers is None:
+        raise UserError(
+            f"model: {model.causal_lm.config.model_type} has no list of decoder layers named `layers`; not supported"
+        )
     compiled = bool(recipe.model.compile)
     if recipe.model.float8:
         use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
