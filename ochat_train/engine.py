@@ -95,7 +95,9 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, lo
     settings = recipe.deepspeed
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.stage in (1, 2):
-        alone = num_ranks == 1 and settings.stage == 1  # nothing to reduce, so nothing to copy into buckets
+        alone = (
+            num_ranks == 1 and settings.stage == 1 and not settings.offload_optimizer
+        )  # nothing to reduce, so nothing to copy into buckets
         zero |= {
             "overlap_comm": device.type == "cuda" and not alone,
             "contiguous_gradients": not alone,
@@ -115,10 +117,16 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, lo
         "checkpoint": {"load_universal": load_universal},
     }
     if model_dtype(recipe.model, device) == torch.bfloat16:
-        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum. Stage 1: GradientSum.
-        wide = settings.stage != 1 and recipe.train.gradient_dtype == "float32"
+        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
+        wide = recipe.train.gradient_dtype == "float32" and not _uses_gradient_sum(recipe)
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
     return _merged(config, settings.config)
+
+
+def _uses_gradient_sum(recipe: Recipe) -> bool:
+    """Whether GradientSum adds up gradients; DeepSpeed does it in the other stages, and where it copies them to the CPU."""
+    settings = recipe.deepspeed
+    return settings.stage == 1 and not settings.offload_optimizer and recipe.train.gradient_dtype == "float32"
 
 
 def _num_backwards(recipe: Recipe, num_ranks: int) -> int:
@@ -140,7 +148,7 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_un
 
     num_backwards = _num_backwards(recipe, ranks.num_ranks)
     is_narrow = model_dtype(recipe.model, ranks.device) == torch.bfloat16
-    if is_narrow and recipe.deepspeed.stage == 1 and recipe.train.gradient_dtype == "float32" and num_backwards > 1:
+    if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
         GradientSum(model.parameters(), num_backwards=num_backwards)
     if recipe.deepspeed.stage == 3 and recipe.model.compile:  # gather a layer's weights at once, outside of compiled code
         deepspeed.utils.set_z3_leaf_modules(model, [type(model.causal_lm.base_model.layers[0])])
