@@ -74,8 +74,8 @@ def write_dataset(folder: Path, num_tokens: int, mean_length: int) -> None:
     for part in np.array_split(lengths, max(1, len(lengths) // 1000)):
         weights = [rng.choice(np.array([0.0, 0.1, 1.0], dtype=np.float32), length) for length in part]
         columns = (
-            [str(number) for number in range(len(part))], [0] * len(part), part, [int((row > 0).sum()) for row in weights],
-            [float(row.sum(dtype=np.float64)) for row in weights],
+            [str(number) for number in range(len(part))], [0] * len(part), [0] * len(part), part,
+            [int((row > 0).sum()) for row in weights], [float(row.sum(dtype=np.float64)) for row in weights],
             [rng.integers(0, 32_000, length, dtype=np.int32) for length in part], weights,
         )  # fmt: skip
         values = dict(zip(SCHEMA.names, columns, strict=True))

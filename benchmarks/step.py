@@ -124,7 +124,7 @@ def write_dataset(options: Options, *, most_gpus: int) -> None:
         weights = np.full(length, 1.0 if rng.random() < 0.1 else 0.1, dtype=np.float32)
         weights[: length * 2 // 5] = 0.0
         values = (
-            str(len(rows["id"])), 0, length, int((weights > 0).sum()), float(weights.sum(dtype=np.float64)),
+            str(len(rows["id"])), 0, 0, length, int((weights > 0).sum()), float(weights.sum(dtype=np.float64)),
             rng.integers(0, _VOCAB, length, dtype=np.int32), weights,
         )  # fmt: skip
         for name, value in zip(rows, values, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline import sources
-from data_pipeline.conversation import Conversation, TokenizedConversation
+from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
 from data_pipeline.settings import DataSettings
@@ -36,10 +36,12 @@ class ChunkResult:
     """The rows of one chunk. The arrays are aligned with `rows`; class names are resolved to ids by the main process."""
 
     source: int
-    rows: pa.RecordBatch  # SCHEMA without class_id
+    rows: pa.RecordBatch  # SCHEMA without class_id and condition_id
     places: list[str]
     class_names: list[str]
-    conditions: dict[str, str]
+    conditions: dict[str, str]  # of each class
+    row_conditions: list[str]
+    held_out_conversations: dict[int, TaggedConversation]  # by row, those that were kept whole
     has_own_id: np.ndarray
     held_out: np.ndarray
     truncated: np.ndarray
@@ -72,20 +74,24 @@ class ChunkProcessor:
                 ledger.drop(error.reason, place, str(error), bad=True)
                 continue
             rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
-        kept, columns = [], _Columns()
+        kept, columns = [], RowColumns()
         for item, tokens in zip(tagged, self._tokenizer.tokenize(rendered), strict=True):
             if self._cut_and_collect(item.conversation, tokens, ledger, columns):
                 kept.append(item)
         ledger.num_read -= len(kept)  # rows handed on are counted by the main process
         own_ids = [item.conversation.id != item.conversation.place for item in kept]
+        held_out = [self._is_held_out(item.conversation) for item in kept]
+        whole = [is_held_out and not cut for is_held_out, cut in zip(held_out, columns.truncated, strict=True)]
         return ChunkResult(
             source=source_number,
             rows=columns.batch([item.conversation.id for item in kept]),
             places=[item.conversation.place for item in kept],
             class_names=[item.class_name for item in kept],
             conditions={item.class_name: item.condition for item in tagged},
+            row_conditions=[item.condition for item in kept],
+            held_out_conversations={row: item for row, item in enumerate(kept) if whole[row]},
             has_own_id=np.array(own_ids, dtype=bool),
-            held_out=np.array([self._is_held_out(item.conversation) for item in kept], dtype=bool),
+            held_out=np.array(held_out, dtype=bool),
             truncated=np.array(columns.truncated, dtype=bool),
             tail_trimmed=np.array(columns.tail_trimmed, dtype=bool),
             control_text=np.array([self._holds_control_text(item.conversation) for item in kept], dtype=bool),
@@ -93,7 +99,7 @@ class ChunkProcessor:
         )
 
     def _cut_and_collect(
-        self, conversation: Conversation, tokens: TokenizedConversation | RowError, ledger: Ledger, columns: _Columns
+        self, conversation: Conversation, tokens: TokenizedConversation | RowError, ledger: Ledger, columns: RowColumns
     ) -> bool:
         """Apply the length rule and trim the unsupervised tail. False where nothing is kept."""
         if isinstance(tokens, RowError):
@@ -131,8 +137,8 @@ class ChunkProcessor:
 
 
 @dataclass(kw_only=True)
-class _Columns:
-    """The rows of one chunk, column by column."""
+class RowColumns:
+    """Prepared rows, column by column."""
 
     ids: list[np.ndarray] = field(default_factory=list)
     weights: list[np.ndarray] = field(default_factory=list)
@@ -147,7 +153,7 @@ class _Columns:
         self.num_supervised.append(num_supervised)
 
     def batch(self, identifiers: list[str]) -> pa.RecordBatch:
-        """All rows as one record batch, without `class_id`."""
+        """All rows as one record batch, without `class_id` and `condition_id`."""
         lengths = np.array([len(row) for row in self.ids], dtype=np.int32)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
         sums = [float(row.sum(dtype=np.float64)) for row in self.weights]

@@ -4,6 +4,7 @@ prepared_dir/
     manifest.json            what it was made from, class table, ledger (`Manifest`)
     dataset_dict.json        so that `datasets.load_from_disk(prepared_dir)` works
     train/, validation/      one memory-mapped Arrow file each
+    conditions/              held-out conversations again, under every condition but their own: for the condition matrix
     tokenizer/               the tokenizer folder that exports get: same ids, chat template inside
 """
 
@@ -25,9 +26,9 @@ from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.files import sync
 
-FORMAT_VERSION = 1
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
+FORMAT_VERSION = 2
+Split = Literal["train", "validation", "conditions"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "conditions")
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 _DATA_FILE = "data-00000-of-00001.arrow"
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("class_id", pa.int32()),
+        ("condition_id", pa.int32()),  # of the condition that the row is prompted with, in the manifest's `conditions`
         ("num_tokens", pa.int32()),
         ("num_supervised_tokens", pa.int32()),
         ("weight_sum", pa.float64()),  # of the row's float32 loss weights
@@ -43,6 +45,12 @@ SCHEMA = pa.schema(
         ("loss_weights", pa.list_(pa.float32())),
     ]
 )
+# A row of `conditions` is row `validation_row` of `validation` with another condition: the same supervised text.
+SCHEMAS: dict[Split, pa.Schema] = {
+    "train": SCHEMA,
+    "validation": SCHEMA,
+    "conditions": SCHEMA.append(pa.field("validation_row", pa.int32())),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,7 @@ class Manifest:
 
     fingerprint: sha256 over everything below that decides the rows; equal fingerprints mean equal rows.
     inputs: sha256 by name (`sources`, `tokenizer`, `template`, `settings`), to say which of them changed.
+    conditions: every condition that a row is prompted with, by `condition_id`; those of the classes first.
     """
 
     format_version: int
@@ -76,6 +85,7 @@ class Manifest:
     max_length_tokens: int
     vocab_size: int
     classes: list[ClassRow]
+    conditions: list[str]
     splits: dict[str, dict[str, int]]
     ledger: dict[str, Any]
 
@@ -118,7 +128,8 @@ def holds_only_prepared_files(folder: Path) -> bool:
 class PreparedSplit:
     """The rows of one split, memory-mapped: nothing is read before it is asked for.
 
-    num_tokens, num_supervised_tokens: int32[rows]; weight_sum: float64[rows]; class_id: int32[rows].
+    num_tokens, num_supervised_tokens, class_id, condition_id: int32[rows]; weight_sum: float64[rows].
+    validation_row: int32[rows], of split `conditions` only; empty in the others.
     """
 
     def __init__(self, prepared_dir: Path, split: Split) -> None:
@@ -129,6 +140,8 @@ class PreparedSplit:
         self.num_supervised_tokens = self._column("num_supervised_tokens")
         self.weight_sum = self._column("weight_sum")
         self.class_id = self._column("class_id")
+        self.condition_id = self._column("condition_id")
+        self.validation_row = self._column("validation_row") if split == "conditions" else np.zeros(0, np.int32)
         ids, weights = self._table.column("input_ids").chunks, self._table.column("loss_weights").chunks
         self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in ids])
         self._ids = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in ids]
@@ -156,14 +169,14 @@ class PreparedSplit:
 
 
 class PreparedWriter:
-    """Writes the rows of both splits into a folder that is not visible under its final name yet."""
+    """Writes the rows of all splits into a folder that is not visible under its final name yet."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers = {}
         for split in SPLITS:
             (folder / split).mkdir(parents=True)
-            self._writers[split] = pa.ipc.new_stream(str(folder / split / _DATA_FILE), SCHEMA)
+            self._writers[split] = pa.ipc.new_stream(str(folder / split / _DATA_FILE), SCHEMAS[split])
 
     def write(self, split: Split, batch: pa.RecordBatch) -> None:
         """Append rows."""
@@ -174,7 +187,7 @@ class PreparedWriter:
         """Finish the files and describe them in the way that `datasets.load_from_disk` reads."""
         for split, writer in self._writers.items():
             writer.close()
-            write_text(self._folder / split / "dataset_info.json", json.dumps({"features": _hugging_face_features()}))
+            write_text(self._folder / split / "dataset_info.json", json.dumps({"features": _hugging_face_features(split)}))
             state: dict[str, Any] = {
                 "_data_files": [{"filename": _DATA_FILE}],
                 "_fingerprint": f"{fingerprint[:16]}-{split}",
@@ -188,15 +201,15 @@ class PreparedWriter:
         write_text(self._folder / "dataset_dict.json", json.dumps({"splits": list(SPLITS)}))
 
 
-def _hugging_face_features() -> dict[str, Any]:
-    """SCHEMA in the words of `datasets`, whose import alone would take longer than a small preparation."""
+def _hugging_face_features(split: Split) -> dict[str, Any]:
+    """A split's schema in the words of `datasets`, whose import alone would take longer than a small preparation."""
 
     def feature(kind: pa.DataType) -> dict[str, Any]:
         if pa.types.is_list(kind):
             return {"feature": feature(kind.value_type), "_type": "List"}
         return {"dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}
 
-    return {column.name: feature(column.type) for column in SCHEMA}
+    return {column.name: feature(column.type) for column in SCHEMAS[split]}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import pyarrow as pa
 from data_pipeline import sources
 from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.chunk_work import ChunkProcessor, ChunkResult, PrepareJob
+from data_pipeline.condition_rows import HeldOut, condition_rows
 from data_pipeline.dataset import (
     FORMAT_VERSION,
     TOKENIZER_FOLDER,
@@ -37,10 +38,11 @@ from data_pipeline.tagging import ConversationClass, class_table
 
 @dataclass(kw_only=True)
 class _ClassCounts:
-    """Class ids in order of appearance (the recipe's classes first), and what each class holds."""
+    """Ids of classes and of conditions in order of appearance (the recipe's first), and what each class holds."""
 
     table: dict[str, ConversationClass]
     ids: dict[str, int] = field(default_factory=dict)
+    condition_ids: dict[str, int] = field(default_factory=dict)
     counts: dict[str, np.ndarray] = field(default_factory=dict)  # conversations, tokens, supervised tokens, weight
 
     def __post_init__(self) -> None:
@@ -50,9 +52,13 @@ class _ClassCounts:
     def _register(self, name: str) -> None:
         self.ids[name] = len(self.ids)
         self.counts[name] = np.zeros(4)
+        self._condition_id(self.table[name].condition)
 
-    def add(self, result: ChunkResult, kept: np.ndarray) -> np.ndarray:
-        """Count the kept rows and return class ids, int32, for all rows."""
+    def _condition_id(self, condition: str) -> int:
+        return self.condition_ids.setdefault(condition, len(self.condition_ids))
+
+    def add(self, result: ChunkResult, kept: np.ndarray) -> pa.RecordBatch:
+        """Count the kept rows and return all rows with their class and condition ids."""
         for name, condition in result.conditions.items():
             known = self.table.setdefault(name, ConversationClass(name=name, condition=condition, weight=None))
             if known.condition != condition:
@@ -67,7 +73,9 @@ class _ClassCounts:
         for name in set(result.class_names):
             mask = (class_ids == self.ids[name]) & kept
             self.counts[name] += [np.count_nonzero(mask), *(column[mask].sum() for column in numbers)]
-        return class_ids
+        condition_ids = [self._condition_id(condition) for condition in result.row_conditions]
+        rows = result.rows.add_column(1, "class_id", pa.array(class_ids))
+        return rows.add_column(2, "condition_id", pa.array(condition_ids, pa.int32()))
 
     def rows(self) -> list[ClassRow]:
         """The class table with counts. Classes without a conversation stay in it, so that they are seen."""
@@ -145,19 +153,23 @@ def _write_rows(
     ledger, classes = Ledger(), _ClassCounts(table=dict(class_table(job.data)))
     writer = PreparedWriter(folder)
     seen_ids: set[tuple[int, str]] = set()
+    held_out: list[HeldOut] = []
     splits = {split: {"conversations": 0, "tokens": 0, "supervised_tokens": 0} for split in ("train", "validation")}
     for result in _results(job, num_workers):
         progress(result.rows.num_rows + result.ledger.num_read)
         kept = _drop_duplicates(result, seen_ids)
         ledger.add(result.ledger)
         ledger.add(_kept_counts(result, kept))
-        rows = result.rows.add_column(1, "class_id", pa.array(classes.add(result, kept)))
+        rows = classes.add(result, kept)
+        held_out += _held_out(result, kept, first_row=splits["validation"]["conversations"])
         for split, mask in (("train", kept & ~result.held_out), ("validation", kept & result.held_out)):
             part = rows if mask.all() else rows.filter(pa.array(mask))
             writer.write("train" if split == "train" else "validation", part)
             splits[split]["conversations"] += part.num_rows
             splits[split]["tokens"] += int(part.column("num_tokens").to_numpy().sum())
             splits[split]["supervised_tokens"] += int(part.column("num_supervised_tokens").to_numpy().sum())
+    for batch in condition_rows(held_out, classes.condition_ids, classes.ids, job):
+        writer.write("conditions", batch)
     writer.close(fingerprint=fingerprint)
     _check_outcome(job, ledger, splits)
     return Manifest(
@@ -171,6 +183,7 @@ def _write_rows(
         max_length_tokens=job.max_length_tokens,
         vocab_size=job.tokenizer.vocab_size,
         classes=classes.rows(),
+        conditions=list(classes.condition_ids),
         splits=splits,
         ledger=ledger.as_json(),
     )
@@ -233,6 +246,17 @@ def _drop_duplicates(result: ChunkResult, seen_ids: set[tuple[int, str]]) -> np.
             result.ledger.drop("duplicate_id", result.places[row], message, bad=True)
         seen_ids.add((result.source, identifier))
     return kept
+
+
+def _held_out(result: ChunkResult, kept: np.ndarray, *, first_row: int) -> list[HeldOut]:
+    """The chunk's held-out conversations with their rows in the validation split; first_row: rows that it has so far."""
+    rows = first_row + np.cumsum(kept & result.held_out) - 1
+    supervised = result.rows.column("num_supervised_tokens")
+    return [
+        HeldOut(validation_row=int(rows[row]), tagged=tagged, num_supervised_tokens=supervised[row].as_py())
+        for row, tagged in result.held_out_conversations.items()
+        if kept[row]
+    ]
 
 
 def _kept_counts(result: ChunkResult, kept: np.ndarray) -> Ledger:

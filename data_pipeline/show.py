@@ -25,7 +25,7 @@ def rows(prepared_dir: Path, split: Split, selected: slice) -> Iterator[dict[str
             "row": row,
             "id": data.conversation_id(row),
             "class": info.name,
-            "condition": info.condition,
+            "condition": manifest.conditions[int(data.condition_id[row])],
             "input_ids": tokens.input_ids.tolist(),
             "loss_weights": tokens.loss_weights.tolist(),
             "text": tokenizer.decode(tokens.input_ids.tolist(), skip_special_tokens=False),
@@ -67,10 +67,11 @@ def _open(prepared_dir: Path, split: Split) -> tuple[Manifest, PreparedSplit, To
     manifest = Manifest.load(prepared_dir)
     if manifest is None:
         raise UserError(f"{prepared_dir}: holds no prepared dataset; name the recipe's `data.prepared_dir`")
-    if not manifest.splits[split]["conversations"]:
+    data = PreparedSplit(prepared_dir, split)
+    if not len(data):
         raise UserError(f"{prepared_dir}: split `{split}` is empty")
     tokenizer = Tokenizer.from_file(str(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"))
-    return manifest, PreparedSplit(prepared_dir, split), tokenizer
+    return manifest, data, tokenizer
 
 
 def _histogram(lengths: np.ndarray, width: int = 40) -> str:

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "ochat inspect data/quickstart/prepared --split train --rows 0:3",
     )  # fmt: skip
     inspect.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
-    inspect.add_argument("--split", choices=("train", "validation"), default="train")
+    inspect.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
     inspect.add_argument("--rows", type=_row_range, default=slice(0, 3), metavar="A:B", help="rows A to B-1 (default 0:3)")
     inspect.add_argument("--json", action="store_true", help="print one JSON line per row")
 

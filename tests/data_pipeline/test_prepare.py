@@ -303,7 +303,8 @@ def test_datasets_library_reads_the_same_rows(
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, validation_ratio=0.3)
     manifest, _ = prepare(job, num_workers=1)
     loaded = datasets.load_from_disk(str(tmp_path / "prepared"))
-    assert sorted(loaded) == ["train", "validation"]
+    assert sorted(loaded) == ["conditions", "train", "validation"]
+    assert len(loaded["conditions"]) == 0, "one class, so no other condition"
     for split in ("train", "validation"):
         data = PreparedSplit(tmp_path / "prepared", "train" if split == "train" else "validation")
         assert len(loaded[split]) == len(data) == manifest.splits[split]["conversations"] > 0

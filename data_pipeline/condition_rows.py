@@ -1,0 +1,94 @@
+"""Held-out conversations under the other conditions: what a model's condition matrix is measured on.
+
+A class has learnt its condition if its answers are more likely after its own condition than after another class's. So a
+held-out conversation is prepared once under its own condition (split `validation`) and once under each of the others
+(split `conditions`), with the same supervised text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.chunk_work import PrepareJob, RowColumns
+from data_pipeline.conversation import TaggedConversation
+from data_pipeline.sources import RowError
+from data_pipeline.templates import render
+from data_pipeline.tokenization import TemplateTokenizer
+
+CONVERSATIONS_PER_CLASS = 1000  # enough for the interval of a mean; keeps the matrix cheap beside training
+_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A held-out conversation that was kept whole: its row in the validation split and its supervised tokens."""
+
+    validation_row: int
+    tagged: TaggedConversation
+    num_supervised_tokens: int
+
+
+def condition_rows(
+    held_out: Sequence[HeldOut], condition_ids: Mapping[str, int], class_ids: Mapping[str, int], job: PrepareJob
+) -> Iterator[pa.RecordBatch]:
+    """Rows of the split `conditions`, for at most CONVERSATIONS_PER_CLASS conversations of each class.
+
+    A conversation that is too long under one of the conditions, or that gets other supervised tokens there, is left out
+    under all of them: the matrix compares the same text in every column.
+    """
+    chosen = _sample(held_out, job.seed)
+    tokenizer = TemplateTokenizer(job.tokenizer)
+    tail = tokenizer.num_text_tokens(job.template.after_turn)
+    for start in range(0, len(chosen), _BATCH):
+        batch = chosen[start : start + _BATCH]
+        pairs = [(item, name) for item in batch for name in condition_ids if name != item.tagged.condition]
+        rendered = [
+            render(replace(item.tagged, condition=name), job.template, bos_token=job.tokenizer.bos_token)
+            for item, name in pairs
+        ]
+        rows = list(zip(pairs, tokenizer.tokenize(rendered), strict=True))
+        unfit = {
+            item.validation_row
+            for (item, _), tokens in rows
+            if isinstance(tokens, RowError)
+            or len(tokens.input_ids) - tail > job.max_length_tokens
+            or np.count_nonzero(tokens.loss_weights) != item.num_supervised_tokens
+        }
+        columns, kept = RowColumns(), []
+        for (item, name), tokens in rows:
+            if item.validation_row not in unfit:
+                assert not isinstance(tokens, RowError), "left out above"
+                end = int(np.flatnonzero(tokens.loss_weights)[-1]) + 1
+                columns.add(tokens.input_ids[:end], tokens.loss_weights[:end], item.num_supervised_tokens)
+                kept.append((item, name))
+        if kept:
+            yield _with_ids(columns, kept, condition_ids, class_ids)
+
+
+def _sample(held_out: Sequence[HeldOut], seed: int) -> list[HeldOut]:
+    """The first of each class in an order that has nothing to do with the order of the sources."""
+
+    def key(item: HeldOut) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{item.validation_row}".encode(), digest_size=8).digest()
+
+    taken: dict[str, int] = {}
+    chosen = []
+    for item in sorted(held_out, key=key):
+        taken[item.tagged.class_name] = taken.get(item.tagged.class_name, 0) + 1
+        if taken[item.tagged.class_name] <= CONVERSATIONS_PER_CLASS:
+            chosen.append(item)
+    return sorted(chosen, key=lambda item: item.validation_row)
+
+
+def _with_ids(
+    columns: RowColumns, kept: Sequence[tuple[HeldOut, str]], condition_ids: Mapping[str, int], class_ids: Mapping[str, int]
+) -> pa.RecordBatch:
+    rows = columns.batch([item.tagged.conversation.id for item, _ in kept])
+    rows = rows.add_column(1, "class_id", pa.array([class_ids[item.tagged.class_name] for item, _ in kept], pa.int32()))
+    rows = rows.add_column(2, "condition_id", pa.array([condition_ids[name] for _, name in kept], pa.int32()))
+    return rows.append_column("validation_row", pa.array([item.validation_row for item, _ in kept], pa.int32()))
