@@ -45,6 +45,11 @@ class EpochPlan:
             return np.zeros(0, dtype=np.int64)
         return self.packs.rows[self.packs.offsets[pack_number] : self.packs.offsets[pack_number + 1]]
 
+    def step_rows(self, step: int) -> np.ndarray:
+        """Rows of all packs of step `step` (0-based) of this epoch, int64."""
+        packs = self.step_packs(step)
+        return self.packs.rows[self.packs.offsets[packs[0]] : self.packs.offsets[packs[-1] + 1]]
+
     @cached_property
     def attention_costs(self) -> np.ndarray:
         """float64[packs]: sum of squared lengths, to which the cost of attention is proportional."""

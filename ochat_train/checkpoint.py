@@ -58,12 +58,16 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint holds. recipe: all its values. files: path -> (bytes, sha256)."""
+    """What a checkpoint holds. recipe: all its values. files: path -> (bytes, sha256).
+
+    validation_loss: at this step, None where there was no validation or its loss was not finite.
+    """
 
     progress: Progress
     num_ranks: int
     recipe: dict[str, Any]
     data_fingerprint: str
+    validation_loss: float | None
     versions: dict[str, str]
     files: dict[str, tuple[int, str]] = field(repr=False)
 
@@ -110,6 +114,13 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     root = checkpoints_dir(output_dir)
     folders = [p for p in root.iterdir() if _NAME.fullmatch(p.name)] if root.is_dir() else []
     return sorted(folder for folder in folders if (folder / MANIFEST).is_file())
+
+
+def best_checkpoint(folders: Sequence[Path]) -> Path | None:
+    """The one with the lowest validation loss, of equal ones the newest; None where none has been validated."""
+    losses = [(folder, CheckpointManifest.load(folder).validation_loss) for folder in folders]
+    validated = [(loss, folder) for folder, loss in losses if loss is not None]
+    return min(reversed(validated), key=lambda pair: pair[0])[1] if validated else None
 
 
 def verify(folder: Path, *, hashes: bool = True) -> str | None:

@@ -26,6 +26,7 @@ from ochat_train.checkpoint import (
     UNIVERSAL_PREFIX,
     CheckpointManifest,
     Progress,
+    best_checkpoint,
     checkpoint_dir,
     checkpoints_dir,
     list_checkpoints,
@@ -72,8 +73,9 @@ class RankFiles:
 
 
 def save_checkpoint(
-    engine: Any, ranks: Ranks, output_dir: Path, *, progress: Progress, recipe: Recipe, data_fingerprint: str
-) -> Path:
+    engine: Any, ranks: Ranks, output_dir: Path, *, progress: Progress, recipe: Recipe, data_fingerprint: str,
+    validation_loss: float | None = None,
+) -> Path:  # fmt: skip
     """Write a resume state. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
     temporary = Path(_from_main(ranks, lambda: _start(engine, ranks, final)))
@@ -102,6 +104,7 @@ def save_checkpoint(
             num_ranks=ranks.num_ranks,
             recipe=recipe.model_dump(mode="json", by_alias=True),
             data_fingerprint=data_fingerprint,
+            validation_loss=validation_loss,
             versions=library_versions(),
             files={name: tuple(record) for name, record in sorted(records.items())},
         )
@@ -176,7 +179,9 @@ def _publish(temporary: Path, final: Path, manifest: CheckpointManifest) -> None
 
 
 def _delete_old(output_dir: Path, *, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; one with missing or short files neither counts nor is deleted."""
+    """Delete all but the newest `keep_last` checkpoints and the best; one with missing or short files neither counts nor is
+    deleted.
+    """
     intact = []
     for folder in list_checkpoints(output_dir):
         if problem := verify(folder, hashes=False):
@@ -185,8 +190,10 @@ def _delete_old(output_dir: Path, *, keep_last: int) -> None:
             )
         else:
             intact.append(folder)
+    best = best_checkpoint(intact)
     for old in intact[:-keep_last]:
-        durable.remove_folder(old)
+        if old != best:
+            durable.remove_folder(old)
 
 
 def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -104,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "ochat export runs/quickstart --out runs/quickstart/export",
     )  # fmt: skip
     export.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
-    export.add_argument("--step", type=_positive, help="step of the checkpoint; default: the newest")
+    export.add_argument(
+        "--step", type=_step, metavar="N|best", help="step of the checkpoint, or the one with the lowest validation loss; "
+        "default: the newest",
+    )  # fmt: skip
     export.add_argument("--out", type=Path, required=True, help="folder to write")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
     export.add_argument(
@@ -206,6 +209,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else _positive(text)
 
 
 def _file_size(text: str) -> str:

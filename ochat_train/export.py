@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from data_pipeline.errors import UserError
 from ochat_train.checkpoint import (
     STATE,
     CheckpointManifest,
+    best_checkpoint,
     checkpoints_dir,
     list_checkpoints,
     refuse_unsafe_pickles,
@@ -30,8 +31,10 @@ OCHAT_FILE = "ochat.json"
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
-def export(run_dir: Path, out: Path, *, step: int | None, max_shard_size: str, overwrite: bool = False) -> Path:
-    """Write the model of a checkpoint (the newest, or that of `step`) as a Hugging Face folder.
+def export(
+    run_dir: Path, out: Path, *, step: int | Literal["best"] | None, max_shard_size: str, overwrite: bool = False
+) -> Path:
+    """Write the model of a checkpoint (the newest, that of `step`, or the `best` validated one) as a Hugging Face folder.
 
     The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by
     its logits, and its tokenizer's ids with the prepared ones; only then it is renamed to `out`.
@@ -58,12 +61,19 @@ def export(run_dir: Path, out: Path, *, step: int | None, max_shard_size: str, o
     return out
 
 
-def _find(run: RunFolder, step: int | None) -> Path:
+def _find(run: RunFolder, step: int | Literal["best"] | None) -> Path:
     available = list_checkpoints(run.path)
     if not available:
         raise UserError(f"{checkpoints_dir(run.path)}: holds no complete checkpoint; train first")
     if step is None:
         return available[-1]
+    if step == "best":
+        best = best_checkpoint(available)
+        if best is None:
+            raise UserError(
+                f"--step best: no checkpoint of {run.path} was validated; set data.validation_ratio, or name a step"
+            )
+        return best
     for folder in available:
         if CheckpointManifest.load(folder).step == step:
             return folder

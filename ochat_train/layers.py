@@ -20,10 +20,16 @@ def set_layer_forward(layers: Sequence[torch.nn.Module], *, checkpointing: Seque
     """Give every layer its way to run.
 
     checkpointing: for each layer `none` (keep what autograd keeps), `matmuls` (keep the results of matrix products and
-    of attention, recompute what is cheap) or `full` (keep the layer's input, recompute the layer).
+    of attention, recompute what is cheap) or `full` (keep the layer's input, recompute the layer). Without gradients
+    there is nothing to keep, and all layers run as `none`.
     """
     for layer, kind in zip(layers, checkpointing, strict=True):
-        layer.forward = partial(layer_forward(kind, compiled=compiled), layer)
+        training, evaluation = (layer_forward(name, compiled=compiled) for name in (kind, "none"))
+        layer.forward = partial(_forward, training, evaluation, layer)
+
+
+def _forward(training: LayerForward, evaluation: LayerForward, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return (training if torch.is_grad_enabled() else evaluation)(*args, **kwargs)
 
 
 @cache

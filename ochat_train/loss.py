@@ -19,11 +19,39 @@ class LossSums(NamedTuple):  # a tuple, because DeepSpeed's hooks look for tenso
     """Sums over the supervised tokens of one pack; means are made once, after sums from all ranks are added.
 
     weighted_nll: float32 scalar, sum of w * -log p(target) in nats, differentiable.
-    per_class: float32[C, 4], detached: weighted nll, weight, weighted correct (argmax is the target), supervised tokens.
+    per_class: float32[C, 5], detached: weighted nll, weight, weighted correct (argmax is the target), supervised tokens,
+    squared weight.
     """
 
     weighted_nll: torch.Tensor
     per_class: torch.Tensor
+
+
+class TokenScores(NamedTuple):
+    """How a model does on the supervised tokens of a pack, without gradients.
+
+    nll_N: float32, -log p(target) in nats. predicted_N: int64, the most likely next token.
+    """
+
+    nll_N: torch.Tensor
+    predicted_N: torch.Tensor
+
+
+@torch.no_grad()
+def token_scores(
+    hidden_TD: torch.Tensor, head_VD: torch.Tensor, *, rows_N: torch.Tensor, target_ids_T: torch.Tensor
+) -> TokenScores:
+    """Score the predictions from tokens `rows_N` (int64) under softmax(hidden @ head.T), a chunk at a time, in float32."""
+    hidden_ND, target_ids_N = hidden_TD.index_select(0, rows_N), target_ids_T.index_select(0, rows_N)
+    vocab_size = len(head_VD)
+    head_VD = _aligned(head_VD)
+    nll = [hidden_ND.new_zeros(0, dtype=torch.float32)]
+    predicted = [target_ids_N.new_zeros(0)]
+    for hidden, targets in zip(hidden_ND.split(CHUNK_TOKENS), target_ids_N.split(CHUNK_TOKENS), strict=True):
+        logits = _matmul_float32(hidden, head_VD.t())[:, :vocab_size]
+        nll.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+        predicted.append(logits.argmax(-1))
+    return TokenScores(nll_N=torch.cat(nll), predicted_N=torch.cat(predicted))
 
 
 def weighted_loss_sums(
@@ -68,7 +96,7 @@ class _WeightedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         vocab_size = len(head_VD)
         head_VD = _aligned(head_VD)
-        per_class_C4 = torch.zeros(num_classes, 4, dtype=torch.float32, device=hidden_ND.device)
+        per_class_C5 = torch.zeros(num_classes, 5, dtype=torch.float32, device=hidden_ND.device)
         with_gradients = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         # float32 until the scale is known: a product rounded to bfloat16 twice has a larger error than plain eager code
         hidden_gradient_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if with_gradients else None
@@ -81,8 +109,8 @@ class _WeightedLoss(torch.autograd.Function):
             correct = (logits.argmax(-1, keepdim=True) == targets)[:, 0]
             log_normalizer = logits.logsumexp(-1, keepdim=True)
             nll = (log_normalizer - logits.gather(-1, targets))[:, 0]
-            columns = torch.stack((nll * weights, weights, correct * weights, torch.ones_like(weights)), dim=1)
-            per_class_C4.index_add_(0, class_ids_N[chunk], columns)
+            columns = torch.stack((nll * weights, weights, correct * weights, torch.ones_like(weights), weights**2), dim=1)
+            per_class_C5.index_add_(0, class_ids_N[chunk], columns)
             if hidden_gradient_ND is not None and head_gradient_VD is not None:
                 # d(w * nll)/d(logits) = w * (softmax - onehot), in the buffer of the logits
                 logits.sub_(log_normalizer).exp_()
@@ -95,8 +123,8 @@ class _WeightedLoss(torch.autograd.Function):
             assert head_gradient_VD is not None
             ctx.save_for_backward(hidden_gradient_ND, head_gradient_VD[:vocab_size])
             ctx.dtypes = hidden_ND.dtype, head_VD.dtype
-        ctx.mark_non_differentiable(per_class_C4)
-        return per_class_C4[:, 0].sum(), per_class_C4
+        ctx.mark_non_differentiable(per_class_C5)
+        return per_class_C5[:, 0].sum(), per_class_C5
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -9,15 +9,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
 
 from ochat_train.durable import replace_text
 from ochat_train.recipe import Recipe
+from ochat_train.validation import ValidationResult
 
 METRICS_FILE = "metrics.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 
 
@@ -25,7 +28,7 @@ SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 class StepSums:
     """Sums of one optimizer step over all ranks and micro-batches.
 
-    per_class: float64[C, 4], weighted nll, weight, weighted correct, supervised tokens. num_tokens: without padding.
+    per_class: float64[C, 5], as in loss.LossSums. num_tokens: without padding.
     grad_norm: 2-norm of the gradient over all parameters, before clipping; not finite where the update was left out.
     bad_packs: numbers (from 0) of this rank's micro-batches whose loss is not finite.
     stop: whether any rank was asked to stop.
@@ -38,29 +41,31 @@ class StepSums:
     stop: bool
 
 
-def step_metrics(sums: StepSums, class_names: Sequence[str]) -> dict[str, Any]:
-    """Means of one step. `loss` is the weighted mean nll in nats per token, as `accuracy` is a weighted share.
+def step_metrics(per_class: torch.Tensor, class_names: Sequence[str], *, tokens_per_class: Sequence[int]) -> dict[str, Any]:
+    """Means of one or several steps. `loss` is the weighted mean nll in nats per token, as `accuracy` is a weighted share.
 
-    A class that has no token in this step has null for loss and accuracy, as has a loss that is not finite.
+    per_class: float64[C, 5], sums as in loss.LossSums. tokens_per_class: all tokens of each class, prompts included.
+    effective_tokens: (sum w)^2 / sum w^2 over supervised tokens (Kish's effective sample size): how many tokens of one
+    weight would give a mean as certain.
+    A class that has no token has null for its means, as has a loss that is not finite.
     """
-    nll, weight, correct, supervised = sums.per_class.sum(dim=0).tolist()
-    classes = {}
-    for name, (class_nll, class_weight, class_correct, class_supervised) in zip(
-        class_names, sums.per_class.tolist(), strict=True
-    ):
-        classes[name] = {
-            "loss": _ratio(class_nll, class_weight),
-            "accuracy": _ratio(class_correct, class_weight),
-            "weight_share": _ratio(class_weight, weight),
-            "supervised_tokens": int(class_supervised),
-        }
+    total_weight = float(per_class[:, 1].sum())
+    rows = zip(class_names, per_class, tokens_per_class, strict=True)
+    classes = {name: _means(row, total_weight, num_tokens) for name, row, num_tokens in rows}
+    whole = _means(per_class.sum(dim=0), total_weight, sum(tokens_per_class))
+    del whole["weight_share"]
+    return {**whole, "weight": total_weight if math.isfinite(total_weight) else None, "classes": classes}
+
+
+def _means(sums: torch.Tensor, total_weight: float, num_tokens: int) -> dict[str, Any]:
+    nll, weight, correct, supervised, squared = sums.tolist()
     return {
         "loss": _ratio(nll, weight),
         "accuracy": _ratio(correct, weight),
-        "weight": weight if math.isfinite(weight) else None,
-        "tokens": sums.num_tokens,
+        "tokens": int(num_tokens),
         "supervised_tokens": int(supervised),
-        "classes": classes,
+        "weight_share": _ratio(weight, total_weight),
+        "effective_tokens": _ratio(weight * weight, squared),
     }
 
 
@@ -68,14 +73,33 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole and math.isfinite(part) and math.isfinite(whole) else None
 
 
+class EpochSums:
+    """Adds up the steps of an epoch, for its summary."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        self._empty = torch.zeros(num_classes, 5, dtype=torch.float64), [0] * num_classes
+        self._epoch, (self._per_class, self._tokens) = 0, self._empty
+
+    def add(self, epoch: int, per_class: torch.Tensor, tokens_per_class: np.ndarray) -> None:
+        """Add a step; steps whose loss is not finite are left out, as they are of the model."""
+        if epoch != self._epoch:
+            self._epoch, (self._per_class, self._tokens) = epoch, self._empty
+        if bool(per_class.isfinite().all()):
+            self._per_class, self._tokens = self._per_class + per_class, self._tokens + tokens_per_class
+
+    def metrics(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The means of the epoch so far."""
+        return {"epoch": self._epoch, **step_metrics(self._per_class, class_names, tokens_per_class=self._tokens)}
+
+
 class MetricsWriter:
-    """Writes every logged step; the file is only ever appended to, and a resumed run goes on after its last step."""
+    """Writes logged steps and validations; files are only ever appended to, and a resumed run goes on after its last step."""
 
     def __init__(self, output_dir: Path, recipe: Recipe, *, first_step: int) -> None:
-        path = output_dir / METRICS_FILE
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
-        replace_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._files = {
+            name: _open_after(output_dir / name, first_step=first_step)
+            for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE)
+        }
         self._tensorboard: Any = None
         self._wandb: Any = None
         if recipe.tracking.tensorboard:
@@ -90,22 +114,59 @@ class MetricsWriter:
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Write the metrics of one step to all places."""
-        self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
-        self._file.flush()
-        flat = dict(_flatten(metrics))
+        self._append(METRICS_FILE, metrics)
+        self._track(dict(_flatten(metrics)), metrics["step"])
+
+    def write_validation(self, result: ValidationResult) -> None:
+        """Write a validation and its samples to all places."""
+        if result.line is not None:
+            self._append(VALIDATION_FILE, result.line)
+            matrix = {
+                name: dict(zip((condition or "no condition" for condition in result.line["conditions"]), row, strict=True))
+                for name, row in result.line["matrix"].items()
+            }
+            margins = {name: entry["margin"] for name, entry in result.line["learnt"].items()}
+            shown = {"loss": result.line["loss"], "classes": result.line["classes"], "matrix": matrix, "margin": margins}
+            self._track(dict(_flatten(shown, "validation/")), result.line["step"])
+        for number, sample in enumerate(result.samples):
+            self._append(SAMPLES_FILE, sample)
+            if self._tensorboard is not None:
+                self._tensorboard.add_text(
+                    f"samples/{number}", json.dumps(sample, ensure_ascii=False, indent=1), sample["step"]
+                )
+        if self._wandb is not None and result.samples:
+            import wandb
+
+            rows = [[s["step"], s["prompt"], a["condition"], a["text"]] for s in result.samples for a in s["answers"]]
+            columns = ["step", "prompt", "condition", "answer"]
+            self._wandb.log({"samples": wandb.Table(columns=columns, data=rows)}, step=result.samples[0]["step"])
+
+    def _append(self, name: str, document: dict[str, Any]) -> None:
+        self._files[name].write(json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n")
+        self._files[name].flush()
+
+    def _track(self, scalars: dict[str, float], step: int) -> None:
         if self._tensorboard is not None:
-            for key, value in flat.items():
-                self._tensorboard.add_scalar(key, value, metrics["step"])
+            for key, value in scalars.items():
+                self._tensorboard.add_scalar(key, value, step)
         if self._wandb is not None:
-            self._wandb.log(flat, step=metrics["step"])
+            self._wandb.log(scalars, step=step)
 
     def close(self) -> None:
         """Finish all files."""
-        self._file.close()
+        for file in self._files.values():
+            file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _open_after(path: Path, *, first_step: int) -> TextIO:
+    """A file of JSON lines to go on with after a step: what an earlier run wrote of later steps is taken out."""
+    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
+    replace_text(path, "".join(kept))
+    return path.open("a", encoding="utf-8")
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -162,6 +223,11 @@ class ProgressLine:
                 flush=True,
             )
             self._last_line = now
+
+    def print(self, text: str) -> None:
+        """Print lines above the bar."""
+        if self._shown:
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the bar as it is."""

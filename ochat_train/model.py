@@ -14,7 +14,7 @@ from ochat_train.attention import COMPILABLE, choose_attention, register_attenti
 from ochat_train.batches import PackedBatch
 from ochat_train.float8 import use_float8
 from ochat_train.layers import set_layer_forward
-from ochat_train.loss import LossSums, weighted_loss_sums
+from ochat_train.loss import LossSums, TokenScores, token_scores, weighted_loss_sums
 from ochat_train.recipe import ModelSettings, Recipe
 
 # Config entries that change logits after the head; the loss works on hidden states and would not see them.
@@ -29,8 +29,8 @@ class PackedCausalLM(torch.nn.Module):
         self.causal_lm = causal_lm
         self.loss = _LossHead(causal_lm.get_output_embeddings(), num_classes=num_classes)
 
-    def forward(self, batch: PackedBatch) -> LossSums:
-        """Loss sums of a pack. Attention stays inside `batch.cu_seqlens_S1`."""
+    def forward(self, batch: PackedBatch, *, score: bool = False) -> LossSums | TokenScores:
+        """Loss sums of a pack, or with `score` how it does token by token. Attention stays inside `batch.cu_seqlens_S1`."""
         hidden_1TD = self.causal_lm.base_model(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
@@ -38,8 +38,8 @@ class PackedCausalLM(torch.nn.Module):
             cu_seqlens=batch.cu_seqlens_S1,
             max_seqlen=len(batch.input_ids_T),
         ).last_hidden_state
-        loss_sums: LossSums = self.loss(hidden_1TD[0], batch)
-        return loss_sums
+        result: LossSums | TokenScores = self.loss(hidden_1TD[0], batch, score=score)
+        return result
 
     def register_for_zero_3(self) -> None:
         """Tell DeepSpeed that the loss reads the head's weight, so that stage 3 gathers it. After `initialize`."""
@@ -61,8 +61,10 @@ class _LossHead(torch.nn.Module):
         """The weight of the language-model head, [V, D]."""
         return self._head[0].weight
 
-    def forward(self, hidden_TD: torch.Tensor, batch: PackedBatch) -> LossSums:
-        """Loss sums of a pack from its hidden states."""
+    def forward(self, hidden_TD: torch.Tensor, batch: PackedBatch, *, score: bool) -> LossSums | TokenScores:
+        """Loss sums of a pack from its hidden states, or the scores of its supervised tokens."""
+        if score:
+            return token_scores(hidden_TD, self.head_weight, rows_N=batch.supervised_rows_N, target_ids_T=batch.target_ids_T)
         return weighted_loss_sums(
             hidden_TD,
             self.head_weight,

@@ -246,13 +246,30 @@ class DeepSpeedSettings(Section):
         return self.zero_stage
 
 
+class ValidationSettings(Section):
+    """A look at the held-out conversations (`data.validation_ratio`) while training."""
+
+    every_steps: PositiveInt | None = Field(
+        None,
+        description="validate every so many steps, before every checkpoint and at the end; default: ten times a run, or less "
+        "often where that would take more than 4 % of the time",
+    )
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="what users say, answered under every condition at each validation; default: three held-out conversations",
+    )
+    sample_tokens: Annotated[int, Field(ge=0)] = Field(64, description="longest answer to a prompt, in tokens; 0: no answers")
+
+
 class CheckpointSettings(Section):
     """When resume states are written."""
 
     save_every_steps: PositiveInt | None = Field(
         None, description="write a resume state every so many steps, and at the end; default: only at the end"
     )
-    keep_last: PositiveInt = Field(2, description="how many resume states to keep")
+    keep_last: PositiveInt = Field(
+        2, description="how many resume states to keep, beside the one with the lowest validation loss"
+    )
 
 
 class TrackingSettings(Section):
@@ -273,6 +290,7 @@ class Recipe(Section):
     train: TrainSettings
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+    validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.dataset import Manifest
 from data_pipeline.show import class_table
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
+    from ochat_train.validation import ValidationResult
+
+_ANSWER_CHARACTERS = 100
 
 
 def prepare_text(manifest: Manifest, prepared_dir: Path, *, reused: bool) -> str:
@@ -46,3 +52,75 @@ def plan_text(report: dict[str, Any], *, num_gpus: int) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def class_sums_text(metrics: dict[str, Any]) -> str:
+    """What each class weighed and how well it was predicted, over an epoch of training."""
+    head = ("class", "loss", "accuracy", "tokens", "supervised", "weight share", "effective tokens")
+    rows = [
+        (
+            name,
+            _number(row["loss"], ".4f"),
+            _number(row["accuracy"], ".1%"),
+            f"{row['tokens']:,}",
+            f"{row['supervised_tokens']:,}",
+            _number(row["weight_share"], ".1%"),
+            _number(row["effective_tokens"], ",.0f"),
+        )
+        for name, row in metrics["classes"].items()
+    ]
+    return f"\ntraining, epoch {metrics['epoch']}\n{_table(head, rows)}"
+
+
+def validation_text(result: ValidationResult) -> str:
+    """A validation: nll of each class under each condition, whether the condition was learnt, and samples."""
+    parts = []
+    if (line := result.line) is not None:
+        conditions = line["conditions"]
+        head = ("class", "nll", "accuracy", *(f"under {shown_condition(condition)}" for condition in conditions), "learnt")
+        rows = [
+            (
+                name,
+                _number(row["nll"], ".4f"),
+                _number(row["accuracy"], ".1%"),
+                *(_number(value, ".4f") for value in line["matrix"].get(name, [None] * len(conditions))),
+                learnt_text(line["learnt"].get(name)),
+            )
+            for name, row in line["classes"].items()
+        ]
+        parts.append(f"\nvalidation after step {line['step']}: loss {_number(line['loss'], '.4f')}\n{_table(head, rows)}")
+    for sample in result.samples:
+        parts.append(f"sample: {_one_line(sample['prompt'])}")
+        parts += [
+            f"  {shown_condition(answer['condition'])}: {_one_line(answer['text'])}{'' if answer['finished'] else ' ...'}"
+            for answer in sample["answers"]
+        ]
+    return "\n".join(parts)
+
+
+def learnt_text(learnt: dict[str, Any] | None) -> str:
+    """Whether a class's condition was learnt, in words: the margin over the nearest other condition, in nats per token."""
+    if learnt is None:
+        return "not measured"
+    interval = f"{learnt['margin']:.4f} [{learnt['low']:.4f}, {learnt['high']:.4f}] nats/token"
+    return f"{'yes' if learnt['learnt'] else 'no'}: {interval} over {shown_condition(learnt['nearest'])}"
+
+
+def shown_condition(condition: str) -> str:
+    """A condition as it is named to people."""
+    return condition or "no condition"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _ANSWER_CHARACTERS else line[: _ANSWER_CHARACTERS - 3] + "..."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (head, *rows))
+    return "\n".join(lines)

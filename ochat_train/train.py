@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline.dataset import Manifest, PreparedSplit
@@ -32,14 +33,16 @@ from ochat_train.memory_plan import (
     resolve,
     too_little_text,
 )
-from ochat_train.metrics import MetricsWriter, ProgressLine, StepSums, step_metrics
+from ochat_train.metrics import EpochSums, MetricsWriter, ProgressLine, StepSums, step_metrics
 from ochat_train.model import build_model, is_compiled, load_base_config, set_up_layers
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
+from ochat_train.report_text import class_sums_text, validation_text
 from ochat_train.resume import choose_checkpoint, resume_state
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.stop_request import StopRequest
 from ochat_train.throughput import Meter, work_of
+from ochat_train.validation import Validator
 from ochat_train.watchdog import REMEDY, Watchdog, is_lost_contact
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
@@ -127,6 +130,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
         _announce(recipe, plan, split, ranks, kernel, peak, resume_point.folder if resume_point else None)
         if ranks.device.type == "cuda":
             print(memory_text(memory, recipe), file=sys.stderr, flush=True)
+    validator = Validator(recipe, manifest, ranks, num_steps=plan.num_steps)
     stop_request = StopRequest()
     watchdog = Watchdog(
         output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
@@ -140,7 +144,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     )  # fmt: skip
     run = Run(
         recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak, batches=batches,
-        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks),
+        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator,
     )  # fmt: skip
     try:
         _loop(run, progress, stop_request, watchdog)
@@ -192,6 +196,7 @@ class Run:
     peak: float
     batches: Prefetcher[PackedBatch]
     meter: Meter
+    validator: Validator
 
 
 def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Watchdog) -> None:
@@ -199,6 +204,8 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
     writer = MetricsWriter(output_dir, recipe, first_step=progress.step) if ranks.is_main else None
     line = ProgressLine(first_step=progress.step, num_steps=plan.num_steps, shown=ranks.is_main)
     save_every = recipe.checkpoint.save_every_steps or plan.num_steps
+    class_names = [row.name for row in run.manifest.classes]
+    epoch_sums = EpochSums(num_classes=len(class_names))
     for step in range(progress.step, plan.num_steps):
         run.meter.start(waited_seconds=run.batches.waited_seconds)
         watchdog.progress(step + 1, "training")
@@ -219,6 +226,8 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
         speed = run.meter.stop(
             num_tokens=sums.num_tokens, squared_lengths=squared_lengths, waited_seconds=run.batches.waited_seconds
         )
+        tokens_per_class = _tokens_per_class(run.split, epoch_plan.step_rows(step_in_epoch), num_classes=len(class_names))
+        epoch_sums.add(epoch, sums.per_class, tokens_per_class)
         progress, anomaly = progressed(progress, sums.grad_norm)
         if anomaly is not None:
             record_anomaly(
@@ -230,7 +239,7 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
             metrics = {
                 "step": progress.step,
                 "epoch": epoch,
-                **step_metrics(sums, [row.name for row in run.manifest.classes]),
+                **step_metrics(sums.per_class, class_names, tokens_per_class=tokens_per_class),
                 "learning_rate": learning_rate,
                 "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
                 "nonfinite_steps": progress.nonfinite_steps,
@@ -240,16 +249,33 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
             line.update(metrics)
         if progress.nonfinite_in_a_row >= recipe.train.max_nonfinite_steps:
             raise UserError(_too_many_nonfinite(progress))
-        if progress.step % save_every == 0 or is_last or sums.stop:
+        saves = progress.step % save_every == 0 or is_last
+        validation_loss = None
+        if run.validator.is_due(progress.step, saves=saves) and not sums.stop:  # a stopped run has no time for it
+            watchdog.progress(progress.step, "validating")
+            result = run.validator.run(run.engine, progress.step)
+            validation_loss = result.loss
+            if writer is not None:
+                writer.write_validation(result)
+                line.print(validation_text(result))
+        if saves or sums.stop:
             watchdog.progress(progress.step, "writing a checkpoint")
             save_checkpoint(
-                run.engine, ranks, output_dir, progress=progress, recipe=recipe, data_fingerprint=run.manifest.fingerprint
-            )
+                run.engine, ranks, output_dir, progress=progress, recipe=recipe, data_fingerprint=run.manifest.fingerprint,
+                validation_loss=validation_loss,
+            )  # fmt: skip
         if sums.stop and not is_last:
             raise StoppedBySignalError(_stopped(stop_request, progress, plan))
+    line.print(class_sums_text(epoch_sums.metrics(class_names)))
     line.close()
     if writer is not None:
         writer.close()
+
+
+def _tokens_per_class(split: PreparedSplit, rows: np.ndarray, *, num_classes: int) -> list[int]:
+    """All tokens of rows (int64) of each class, prompts included."""
+    tokens = np.bincount(split.class_id[rows], weights=split.num_tokens[rows], minlength=num_classes)
+    return [int(count) for count in tokens]
 
 
 def _too_many_nonfinite(progress: Progress) -> str:

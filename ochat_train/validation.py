@@ -1,0 +1,87 @@
+"""When a run looks at its held-out conversations, and what it says of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.dataset import Manifest
+from ochat_train.engine import Ranks
+from ochat_train.evaluation import Evaluation, evaluate, held_out_data
+from ochat_train.recipe import Recipe
+from ochat_train.samples import Sampler
+
+_VALIDATIONS = 10  # a run, by default
+_LARGEST_TIME_RATIO = 0.04  # of the training time, by default
+_COST_RATIO = 3  # a forward and backward pass takes as long as three forward passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    """line: the row of validation.jsonl. samples: the rows of samples.jsonl. loss: None where it is not finite."""
+
+    line: dict[str, Any] | None
+    samples: list[dict[str, Any]]
+    loss: float | None
+
+
+class Validator:
+    """Validates a run, or never where the recipe holds nothing out and asks nothing."""
+
+    def __init__(self, recipe: Recipe, manifest: Manifest, ranks: Ranks, *, num_steps: int) -> None:
+        prepared_dir, settings = Path(recipe.data.prepared_dir), recipe.validation
+        pack_length = recipe.train.pack_length_tokens
+        has_held_out = manifest.splits["validation"]["conversations"] > 0
+        self._data = held_out_data(prepared_dir, manifest, pack_length=pack_length) if has_held_out else None
+        self._sampler = Sampler(
+            prepared_dir, manifest, self._data, prompts=settings.prompts, max_new_tokens=settings.sample_tokens,
+            pack_length=pack_length, compiled=bool(recipe.model.compile),
+        )  # fmt: skip
+        self._ranks, self._seed, self._num_steps = ranks, recipe.seed, num_steps
+        tokens = (self._data.num_tokens if self._data else 0) + self._sampler.num_tokens * ranks.num_ranks
+        self.every_steps = settings.every_steps or default_interval(
+            tokens, tokens_per_step=recipe.train.tokens_per_step, num_steps=num_steps
+        )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to look at."""
+        return self._data is not None or bool(self._sampler.prompts)
+
+    def is_due(self, step: int, *, saves: bool) -> bool:
+        """Whether to validate after step `step` (from 1); saves: a checkpoint follows, which is to know its loss."""
+        return self.is_on and (step % self.every_steps == 0 or step == self._num_steps or (saves and self._data is not None))
+
+    def run(self, engine: Any, step: int) -> ValidationResult:
+        """Validate; all ranks call it and get the same."""
+        start = time.monotonic()
+        line, loss = None, None
+        if self._data is not None:
+            found = evaluate(engine, self._data, self._ranks, seed=self._seed)
+            loss = found.loss if math.isfinite(found.loss) else None
+            line = {"step": step, **validation_line(found), "seconds": round(time.monotonic() - start, 3)}
+        samples = [{"step": step, **row} for row in self._sampler.answers(engine, self._ranks)]
+        return ValidationResult(line=line, samples=samples, loss=loss)
+
+
+def default_interval(tokens: int, *, tokens_per_step: int, num_steps: int) -> int:
+    """Steps between validations that read so many tokens each: ten in a run, or as many as 4 % of the time allow."""
+    affordable = tokens / (_COST_RATIO * _LARGEST_TIME_RATIO * tokens_per_step)
+    return max(1, math.ceil(max(num_steps / _VALIDATIONS, affordable)))
+
+
+def validation_line(found: Evaluation) -> dict[str, Any]:
+    """An evaluation as a JSON document; numbers that are not finite become null."""
+    document: dict[str, Any] = _finite({"loss": found.loss, "classes": found.classes, **found.matrix.as_json()})
+    return document
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
