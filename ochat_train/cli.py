@@ -99,6 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; LOCAL_RANK counts
 
+    text = "Train and score the arms of C-RLFT's ablation: is conditioning, is weighting, worth it on these data?"
+    ablate = recipe_verb(
+        "ablate", _ablate, text, "ochat ablate recipes/quickstart.yaml --seeds 3 --out runs/quickstart-ablation"
+    )
+    ablate.add_argument("--out", type=Path, required=True, help="folder of the ablation; started again, it goes on there")
+    ablate.add_argument("--seeds", type=_positive, default=1, help="trainings of each arm (default 1; a spread needs 2)")
+    ablate.add_argument("--arms", default="", metavar="A,B", help="only these arms")
+    ablate.add_argument("--gpus", type=_positive, default=1, help="GPUs (or CPU processes) of one training (default 1)")
+    ablate.add_argument("--parallel", type=_positive, default=1, help="trainings at the same time (default 1)")
+    ablate.add_argument("--keep-checkpoints", action="store_true", help="keep the checkpoints of arms that are scored")
+    ablate.add_argument("--json", action="store_true", help="print one JSON document")
+
     export = verb(
         "export", _export, "Write a checkpoint as a Hugging Face folder.",
         "ochat export runs/quickstart --out runs/quickstart/export",
@@ -178,6 +190,22 @@ def _train(options: argparse.Namespace) -> None:
     train(recipe, resume=options.resume, accept_changes=options.accept_changes)
 
 
+def _ablate(options: argparse.Namespace) -> None:
+    from ochat_train.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    from ochat_train.ablation.run import Options, ablate
+    from ochat_train.ablation.table import results_text
+
+    arms = [name for name in options.arms.split(",") if name]
+    choices = Options(
+        folder=options.out, num_seeds=options.seeds, gpus=options.gpus, parallel=options.parallel, only=arms,
+        keep_checkpoints=options.keep_checkpoints,
+    )  # fmt: skip
+    results = ablate(recipe, choices, say=lambda text: print(text, file=sys.stderr, flush=True))
+    print(json.dumps(results) if options.json else results_text(results))
+
+
 def _export(options: argparse.Namespace) -> None:
     from ochat_train.export import export
 
@@ -188,11 +216,11 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from ochat_train.generate import Generator
+    from ochat_train.generate import load_generator
 
     system = [{"role": "system", "content": options.system}] if options.system else []
     messages = [*system, {"role": "user", "content": options.prompt}]
-    answer = Generator(options.model).answers(
+    answer = load_generator(options.model).answers(
         [messages], condition=options.condition, max_new_tokens=options.max_new_tokens, temperature=options.temperature
     )[0]
     print(json.dumps({"condition": options.condition, "prompt": options.prompt, "answer": answer}) if options.json else answer)

@@ -47,12 +47,11 @@ def export(
     if out.exists() and any(out.iterdir()) and not replaceable:
         raise UserError(f"--out {out}: is there already; choose another folder, or `--overwrite` an earlier export")
     run = read_run_folder(run_dir)
-    checkpoint = _find(run, step)
+    checkpoint = find_checkpoint(run, step)
     if (problem := verify(checkpoint)) is not None:
         raise UserError(f"{checkpoint}: {problem}; export another step")
-    state = load_trained_weights(checkpoint)
+    trained = load_model(run, checkpoint)
     with replaced_folder(out, owned=replaceable) as folder:
-        trained = _build(run, state)
         trained.save_pretrained(folder, max_shard_size=max_shard_size)
         for file in (run.path / "tokenizer").iterdir():
             shutil.copyfile(file, folder / file.name)
@@ -61,7 +60,8 @@ def export(
     return out
 
 
-def _find(run: RunFolder, step: int | Literal["best"] | None) -> Path:
+def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
+    """The newest checkpoint of a run, that of `step`, or the `best` validated one. Raises UserError where there is none."""
     available = list_checkpoints(run.path)
     if not available:
         raise UserError(f"{checkpoints_dir(run.path)}: holds no complete checkpoint; train first")
@@ -104,9 +104,11 @@ def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return trained
 
 
-def _build(run: RunFolder, state: dict[str, torch.Tensor]) -> Any:
+def load_model(run: RunFolder, checkpoint: Path) -> Any:
+    """The trained causal LM of a checkpoint, on the CPU, in evaluation mode."""
     import transformers
 
+    state = load_trained_weights(checkpoint)
     config = transformers.AutoConfig.from_pretrained(run.path / MODEL_CONFIG_FOLDER)
     dtype = next(iter(state.values())).dtype
     with torch.device("meta"):

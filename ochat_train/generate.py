@@ -14,18 +14,26 @@ from ochat_train.quiet import quiet_libraries
 Messages = Sequence[dict[str, str]]
 
 
-class Generator:
-    """An exported model, loaded once."""
+def load_generator(folder: Path) -> Generator:
+    """An exported model, ready to answer, on a GPU if there is one."""
+    import transformers
 
-    def __init__(self, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not an exported model (config.json is missing)")
+    quiet_libraries()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
+    return Generator(model, folder)
+
+
+class Generator:
+    """A causal LM of `transformers` with the tokenizer of an export or a run."""
+
+    def __init__(self, model: Any, tokenizer_dir: Path) -> None:
         import transformers
 
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder}: not an exported model (config.json is missing)")
-        quiet_libraries()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(self._device)
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+        self._model, self._device = model, model.device
 
     @torch.inference_mode()
     def answers(

@@ -80,12 +80,13 @@ class EpochSums:
         self._empty = torch.zeros(num_classes, 5, dtype=torch.float64), [0] * num_classes
         self._epoch, (self._per_class, self._tokens) = 0, self._empty
 
-    def add(self, epoch: int, per_class: torch.Tensor, tokens_per_class: np.ndarray) -> None:
+    def add(self, epoch: int, per_class: torch.Tensor, tokens_per_class: Sequence[int]) -> None:
         """Add a step; steps whose loss is not finite are left out, as they are of the model."""
         if epoch != self._epoch:
             self._epoch, (self._per_class, self._tokens) = epoch, self._empty
         if bool(per_class.isfinite().all()):
-            self._per_class, self._tokens = self._per_class + per_class, self._tokens + tokens_per_class
+            self._per_class = self._per_class + per_class
+            self._tokens = [sum(pair) for pair in zip(self._tokens, tokens_per_class, strict=True)]
 
     def metrics(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The means of the epoch so far."""

@@ -259,6 +259,28 @@ class ValidationSettings(Section):
         description="what users say, answered under every condition at each validation; default: three held-out conversations",
     )
     sample_tokens: Annotated[int, Field(ge=0)] = Field(64, description="longest answer to a prompt, in tokens; 0: no answers")
+    questions: str | None = Field(
+        None,
+        min_length=1,
+        description="file of questions with checkable answers, which `ochat ablate` asks: JSON lines with `question`, `answer` "
+        "and, if there are several, `task`",
+    )
+    answer_pattern: str | None = Field(
+        None,
+        min_length=1,
+        description="regular expression for what of an answer is compared: its last match, or that match's first group; "
+        "default: the whole answer",
+    )
+    answer_tokens: PositiveInt = Field(256, description="longest answer to a question, in tokens")
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern_compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
 
 
 class CheckpointSettings(Section):

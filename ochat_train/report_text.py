@@ -69,7 +69,7 @@ def class_sums_text(metrics: dict[str, Any]) -> str:
         )
         for name, row in metrics["classes"].items()
     ]
-    return f"\ntraining, epoch {metrics['epoch']}\n{_table(head, rows)}"
+    return f"\ntraining, epoch {metrics['epoch']}\n{table(head, rows)}"
 
 
 def validation_text(result: ValidationResult) -> str:
@@ -88,7 +88,7 @@ def validation_text(result: ValidationResult) -> str:
             )
             for name, row in line["classes"].items()
         ]
-        parts.append(f"\nvalidation after step {line['step']}: loss {_number(line['loss'], '.4f')}\n{_table(head, rows)}")
+        parts.append(f"\nvalidation after step {line['step']}: loss {_number(line['loss'], '.4f')}\n{table(head, rows)}")
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample['prompt'])}")
         parts += [
@@ -120,7 +120,8 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _ANSWER_CHARACTERS else line[: _ANSWER_CHARACTERS - 3] + "..."
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a head, columns aligned."""
     widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (head, *rows))
     return "\n".join(lines)

@@ -42,7 +42,7 @@ def main() -> None:
     suboptimal = [_conversation(rng, wrong_ratio=WRONG_RATIO) for _ in range(NUM_SUBOPTIMAL)]
     _write(folder / "expert.jsonl", [_as_messages(*c) for c in experts])
     _write(folder / "suboptimal.jsonl", [_as_sharegpt(*c) for c in suboptimal])
-    _write(folder / "held_out.jsonl", [vars(problem) for problem in _held_out(rng)])
+    _write(folder / "held_out.jsonl", [_as_question(problem) for problem in _held_out(rng)])
     texts = [text for system, turns in experts + suboptimal for text in (system, *(t for turn in turns for t in turn))]
     write_tokenizer(folder / "tokenizer", texts + list(_ROLE_PREFIXES) * len(experts))
     print(f"{folder}: {NUM_EXPERT:,} expert and {NUM_SUBOPTIMAL:,} suboptimal conversations, {NUM_HELD_OUT} held-out questions")
@@ -74,6 +74,10 @@ def _held_out(rng: random.Random) -> Iterator[Problem]:
         if is_held_out(problem.question) and problem.question not in seen:
             seen.add(problem.question)
             yield problem
+
+
+def _as_question(problem: Problem) -> dict[str, object]:
+    return {"task": problem.task, "question": problem.question, "answer": problem.right}
 
 
 def _as_messages(system: str, turns: list[tuple[str, str]]) -> dict[str, object]:

@@ -1,0 +1,84 @@
+"""The arms of the ablation: what is left out of C-RLFT in each, as recipes that differ in nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from ochat_train.recipe import Recipe
+
+REFERENCE = "c-rlft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """An arm. data: the `data` section of its recipe, without `prepared_dir`."""
+
+    name: str
+    title: str
+    data: Mapping[str, Any]
+
+
+def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
+    """All arms of a recipe, C-RLFT first (arXiv 2309.11235, section 4.3, and one arm for each class alone).
+
+    Arms without conditions prompt every class with `inference_condition`, and so do the arms of a single class. Arms
+    without weights give every class weight 1.
+    Raises UserError for a recipe whose classes stand in the rows.
+    """
+    data = recipe.data.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if not recipe.data.classes:
+        raise UserError(
+            "data.classes: the ablation changes conditions and weights of classes, so the recipe must name them; "
+            "for OpenChat's own rows give the classes, and `class_field: condition` to the source"
+        )
+
+    def classes(*, conditions: bool, weights: bool) -> dict[str, dict[str, Any]]:
+        table = {}
+        for name, spec in data["classes"].items():
+            changed = dict(spec)
+            if not conditions:
+                changed["condition"] = inference_condition
+            if not weights:
+                changed = {"condition": changed["condition"], "weight": 1.0}
+            table[name] = changed
+        return table
+
+    def arm(name: str, title: str, *, conditions: bool, weights: bool, **more: Any) -> Arm:
+        return Arm(name=name, title=title, data={**data, "classes": classes(conditions=conditions, weights=weights), **more})
+
+    both = [
+        arm(REFERENCE, "C-RLFT", conditions=True, weights=True),
+        arm("condition-only", "conditions only (all weights 1)", conditions=True, weights=False),
+        arm("weights-only", "weights only (one condition)", conditions=False, weights=True),
+        arm("sft", "plain SFT", conditions=False, weights=False),
+    ]
+    alone = [
+        arm(f"{name}-only", f"{name} only", conditions=False, weights=False, only_classes=[name])
+        for name in recipe.data.classes
+    ]
+    return both + alone
+
+
+def arm_recipe(
+    recipe: Recipe, arm: Arm, *, folder: Path, seed: int, max_steps: int, epochs: int, learning_rate: float
+) -> Recipe:
+    """The recipe of one training run of an arm: same model, steps, learning rate and held-out prompts as all others."""
+    values = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+    held_out_by = recipe.data.validation_seed if recipe.data.validation_seed is not None else recipe.seed
+    values["data"] = {**arm.data, "prepared_dir": str(folder / arm.name / "prepared"), "validation_seed": held_out_by}
+    values["name"] = f"{recipe.name[:40]}-{arm.name[:20]}-{seed}"
+    values["output_dir"] = str(run_dir(folder, arm.name, seed))
+    values["seed"] = seed
+    values["train"] |= {"max_steps": max_steps, "epochs": epochs}
+    values["optimizer"]["learning_rate"] = learning_rate
+    values["model"].pop("inference_condition", None)  # an arm may not have it
+    return Recipe.model_validate(values)
+
+
+def run_dir(folder: Path, arm_name: str, seed: int) -> Path:
+    """The run folder of an arm and seed."""
+    return folder / arm_name / f"seed-{seed}"

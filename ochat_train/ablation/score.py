@@ -1,0 +1,75 @@
+"""Scores one trained arm on the conversations that C-RLFT's own preparation held out: every arm answers the same exam.
+
+python -m ochat_train.ablation.score RUN PREPARED_DIR RESULT.json [QUESTIONS.jsonl]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.dataset import Manifest
+from data_pipeline.errors import UserError
+from ochat_train.attention import choose_attention, register_attention
+from ochat_train.checkpoint import CheckpointManifest
+from ochat_train.durable import replace_text
+from ochat_train.engine import Ranks
+from ochat_train.evaluation import evaluate, held_out_data
+from ochat_train.export import find_checkpoint, load_model
+from ochat_train.generate import Generator
+from ochat_train.model import PackedCausalLM
+from ochat_train.questions import load_questions, right_ratios
+from ochat_train.quiet import quiet_libraries
+from ochat_train.run_folder import read_run_folder
+from ochat_train.validation import validation_line
+
+
+def main() -> None:
+    """Score a run and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("prepared_dir", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("questions", type=Path, nargs="?")
+    options = parser.parse_args()
+    quiet_libraries()
+    result = score(options.run_dir, options.prepared_dir, questions=options.questions)
+    replace_text(options.result, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> dict[str, Any]:
+    """The newest checkpoint of a run on the held-out conversations of a prepared dataset.
+
+    Returns the document of a validation (validation.jsonl) with `step` and `accuracy`: per condition, per task the share of
+    questions answered rightly ({} without questions).
+    """
+    run = read_run_folder(run_dir)
+    manifest = Manifest.load(prepared_dir)
+    if manifest is None or not manifest.splits["validation"]["conversations"]:
+        raise UserError(f"{prepared_dir}: holds no held-out conversations; set data.validation_ratio")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = find_checkpoint(run, None)
+    causal_lm = load_model(run, checkpoint).to(device)
+    asked = load_questions(questions) if questions else []
+    settings = run.recipe.validation
+    generator = Generator(causal_lm, run.path / "tokenizer")
+    accuracy = {
+        condition: right_ratios(
+            generator, asked, condition, max_new_tokens=settings.answer_tokens, pattern=settings.answer_pattern
+        )
+        for condition in (manifest.conditions if asked else [])
+    }
+    kernel = choose_attention(run.recipe.model.attention, device=device, dtype=causal_lm.dtype, dropout=0.0)
+    causal_lm.set_attn_implementation(register_attention(kernel))
+    data = held_out_data(prepared_dir, manifest, pack_length=run.recipe.train.pack_length_tokens)
+    model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes))
+    found = evaluate(model, data, Ranks(rank=0, num_ranks=1, device=device), seed=0)
+    return {"step": CheckpointManifest.load(checkpoint).step, **validation_line(found), "accuracy": accuracy}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The results of an ablation as a table: mean and spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from ochat_train.report_text import table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure over seeds. spread: standard deviation, None for a single seed."""
+
+    values: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return mean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over seeds (n - 1), None for a single one."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    def text(self, form: str) -> str:
+        """Mean and spread, for example `61.2% ± 1.1%`."""
+        spread = "" if self.spread is None else f" ± {format(self.spread, form)}"
+        return format(self.mean, form) + spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFigures:
+    """What is compared of an arm. accuracy: under the inference condition, None without questions.
+
+    nll: of the held-out answers of the inference class under the inference condition, nats per token. margin: how much likelier
+    they are than under the nearest other condition; None where it was not measured.
+    """
+
+    name: str
+    title: str
+    conversations: int
+    epochs: float
+    accuracy: Figure | None
+    nll: Figure | None
+    margin: Figure | None
+
+
+def arm_figures(results: dict[str, Any]) -> list[ArmFigures]:
+    """The figures of all arms, in their order."""
+    condition, name = results["inference_condition"], results["inference_class"]
+
+    def figure(scores: Sequence[Any], pick: Callable[[Any], float | None]) -> Figure | None:
+        values = [pick(score) for score in scores]
+        found = [value for value in values if value is not None]
+        return Figure(values=found) if values and len(found) == len(values) else None
+
+    rows = []
+    for arm, entry in results["arms"].items():
+        scores = list(entry["scores"].values())
+        rows.append(
+            ArmFigures(
+                name=arm,
+                title=entry["title"],
+                conversations=entry["conversations"],
+                epochs=entry["epochs"],
+                accuracy=figure(scores, lambda score: score["accuracy"].get(condition, {}).get("all")),
+                nll=figure(scores, lambda score: score["classes"][name]["nll"]),
+                margin=figure(scores, lambda score: score["learnt"].get(name, {}).get("margin")),
+            )
+        )
+    return rows
+
+
+HEAD = ("arm", "conversations", "epochs", "right answers", "held-out nll", "condition margin")
+
+
+def cells(row: ArmFigures) -> tuple[str, ...]:
+    """A row of the table, under HEAD."""
+    return (
+        row.title,
+        f"{row.conversations:,}",
+        f"{row.epochs:.1f}",
+        row.accuracy.text(".1%") if row.accuracy else "-",
+        row.nll.text(".4f") if row.nll else "-",
+        row.margin.text(".4f") if row.margin else "-",
+    )
+
+
+def results_text(results: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    head = (
+        f"{results['recipe']}: {results['steps']:,} steps, {results['seeds']} seed(s); answers under "
+        f"{results['inference_condition']!r}, nll and margin of held-out {results['inference_class']} answers in nats per token"
+    )
+    return head + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])
