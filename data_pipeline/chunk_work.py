@@ -27,7 +27,7 @@ class PrepareJob:
     template: Template
     tokenizer: TokenizerSpec
     max_length_tokens: int
-    seed: int
+    seed: int  # decides which prompts are held out
     inference_condition: str | None = None  # None: chosen by `inference_condition` below
 
 
@@ -69,10 +69,14 @@ class ChunkProcessor:
             ledger.num_read += 1
             try:
                 conversation = parse_row(row, place=place, source=source)
-                tagged.append(tag(conversation, class_name=source.class_name, classes=self._classes))
+                item = tag(conversation, class_name=source.class_name, classes=self._classes)
             except RowError as error:
                 ledger.drop(error.reason, place, str(error), bad=True)
                 continue
+            if self._job.data.only_classes is not None and item.class_name not in self._job.data.only_classes:
+                ledger.drop("other_class", place, f"class {item.class_name} is not in data.only_classes", bad=False)
+                continue
+            tagged.append(item)
             rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
         kept, columns = [], RowColumns()
         for item, tokens in zip(tagged, self._tokenizer.tokenize(rendered), strict=True):

@@ -77,6 +77,10 @@ class DataSettings(Section):
     validation_ratio: Ratio = Field(
         0.0, description="share of prompts held out; conversations with the same system text and first prompt stay together"
     )
+    validation_seed: int | None = Field(None, ge=0, lt=2**32, description="decides which prompts are held out; default: `seed`")
+    only_classes: list[str] | None = Field(
+        None, min_length=1, description="keep conversations of these classes alone; the others are left out and counted"
+    )
     overlong: Literal["truncate", "drop", "error"] = Field(
         "truncate",
         description="a conversation longer than `model.max_length_tokens`: keep its beginning, leave it out, or stop",
@@ -96,6 +100,11 @@ class DataSettings(Section):
                 problems.append(f"sources.{number}.class: unknown class `{source.class_name}`; classes: {known}")
             if source.class_field is not None and not self.classes:
                 problems.append(f"sources.{number}.class_field: needs `data.classes`, which is empty")
+        problems += [
+            f"only_classes: unknown class `{name}`; classes: {', '.join(self.classes) or 'none'}"
+            for name in self.only_classes or ()
+            if name not in self.classes
+        ]
         if not problems:
             problems += [
                 f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight of next to nothing; raise beta"

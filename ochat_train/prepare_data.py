@@ -23,7 +23,7 @@ def prepare_job(recipe: Recipe) -> PrepareJob:
         template=template,
         tokenizer=load_tokenizer_spec(files, template),
         max_length_tokens=recipe.model.max_length_tokens,
-        seed=recipe.seed,
+        seed=recipe.seed if recipe.data.validation_seed is None else recipe.data.validation_seed,
         inference_condition=recipe.model.inference_condition,
     )
 
