@@ -40,7 +40,7 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory() as folder:
         started = []
-        for number, (name, values) in enumerate(variants.items()):
+        for number, values in enumerate(variants.values()):
             command = [
                 sys.executable, "-m", "ochat_train", arguments.recipe, "--resume", "never", *settings,
                 *(part for value in values for part in ("--set", value)), "--set", f"output_dir={folder}/{number}",
@@ -62,8 +62,8 @@ def main() -> int:
     for name, values in losses.items():
         shown = ", ".join(f"{value:.3f}" for value in values[:: max(1, len(values) // 10)])
         print(
-            f"{name}: {finals[name]:.4f} over the last {_LAST_STEPS} of {len(values)} steps, {finals[name] / finals['bfloat16']:.5f} "
-            f"of bfloat16; every tenth of the run: {shown}"
+            f"{name}: {finals[name]:.4f} over the last {_LAST_STEPS} of {len(values)} steps, "
+            f"{finals[name] / finals['bfloat16']:.5f} of bfloat16; every tenth of the run: {shown}"
         )
     return int(abs(finals["float8"] / finals["bfloat16"] - 1) > _LARGEST_DIFFERENCE)
 
