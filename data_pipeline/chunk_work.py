@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +12,10 @@ from data_pipeline import sources
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
+from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import DataSettings
 from data_pipeline.sources import Chunk, RowError
-from data_pipeline.tagging import ClassTable, class_table, tag
+from data_pipeline.tagging import Tagger
 from data_pipeline.templates import Template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 
@@ -28,7 +29,8 @@ class PrepareJob:
     tokenizer: TokenizerSpec
     max_length_tokens: int
     seed: int  # decides which prompts are held out
-    inference_condition: str | None = None  # None: chosen by `inference_condition` below
+    inference_condition: str | None = None  # None: chosen by prepare.py
+    rewards: RewardFacts = field(default_factory=lambda: RewardFacts(baselines={}))  # found by prepare.py
 
 
 @dataclass(kw_only=True)
@@ -47,6 +49,7 @@ class ChunkResult:
     truncated: np.ndarray
     tail_trimmed: np.ndarray
     control_text: np.ndarray
+    condition_left_out: np.ndarray
     ledger: Ledger  # of the rows that were dropped
 
 
@@ -55,7 +58,8 @@ class ChunkProcessor:
 
     def __init__(self, job: PrepareJob) -> None:
         self._job = job
-        self._classes: ClassTable = class_table(job.data)
+        self._tag = Tagger(job.data, job.rewards)
+        self._scored_by = job.data.classes_from.field if job.data.classes_from else None
         self._tokenizer = TemplateTokenizer(job.tokenizer)
         # What the template writes after the last end-of-turn is always left out; that is no loss to report.
         self._template_tail = self._tokenizer.num_text_tokens(job.template.after_turn)
@@ -64,19 +68,20 @@ class ChunkProcessor:
         """Process one chunk of source `source_number`."""
         source = self._job.data.sources[source_number]
         ledger = Ledger()
-        tagged, rendered = [], []
+        tagged, rendered, conditions = [], [], {}
         for place, row in sources.read_chunk(chunk):
             ledger.num_read += 1
             try:
-                conversation = parse_row(row, place=place, source=source)
-                item = tag(conversation, class_name=source.class_name, classes=self._classes)
+                conversation = parse_row(row, place=place, source=source, scored_by=self._scored_by)
+                item = self._tag(conversation, class_name=source.class_name)
             except RowError as error:
                 ledger.drop(error.reason, place, str(error), bad=True)
                 continue
             if self._job.data.only_classes is not None and item.class_name not in self._job.data.only_classes:
                 ledger.drop("other_class", place, f"class {item.class_name} is not in data.only_classes", bad=False)
                 continue
-            tagged.append(item)
+            conditions[item.class_name] = item.condition
+            tagged.append(self._maybe_without_condition(item))
             rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
         kept, columns = [], RowColumns()
         for item, tokens in zip(tagged, self._tokenizer.tokenize(rendered), strict=True):
@@ -91,7 +96,7 @@ class ChunkProcessor:
             rows=columns.batch([item.conversation.id for item in kept]),
             places=[item.conversation.place for item in kept],
             class_names=[item.class_name for item in kept],
-            conditions={item.class_name: item.condition for item in tagged},
+            conditions=conditions,
             row_conditions=[item.condition for item in kept],
             held_out_conversations={row: item for row, item in enumerate(kept) if whole[row]},
             has_own_id=np.array(own_ids, dtype=bool),
@@ -99,6 +104,7 @@ class ChunkProcessor:
             truncated=np.array(columns.truncated, dtype=bool),
             tail_trimmed=np.array(columns.tail_trimmed, dtype=bool),
             control_text=np.array([self._holds_control_text(item.conversation) for item in kept], dtype=bool),
+            condition_left_out=np.array([item.condition != conditions[item.class_name] for item in kept], dtype=bool),
             ledger=ledger,
         )
 
@@ -134,6 +140,16 @@ class ChunkProcessor:
         key = f"{self._job.seed}\0{conversation.system}\0{prompt}"
         digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
         return int.from_bytes(digest, "big") < self._job.data.validation_ratio * 2.0**64
+
+    def _maybe_without_condition(self, tagged: TaggedConversation) -> TaggedConversation:
+        """Condition dropout: decided by the text of the conversation and the seed alone, never for a held-out one."""
+        ratio = self._job.data.condition_dropout
+        if not ratio or self._is_held_out(tagged.conversation):
+            return tagged
+        messages = [(message.role, message.content) for message in tagged.conversation.messages]
+        key = f"{self._job.seed}\0condition dropout\0{tagged.conversation.system}\0{messages}"
+        digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
+        return replace(tagged, condition="") if int.from_bytes(digest, "big") < ratio * 2.0**64 else tagged
 
     def _holds_control_text(self, conversation: Conversation) -> bool:
         texts = [conversation.system, *(message.content for message in conversation.messages)]

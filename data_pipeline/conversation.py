@@ -27,6 +27,7 @@ class Conversation:
     place: `file:line` (or row number), for messages to people.
     class_value: what the source's `class_field` holds in this row, None where the source has no `class_field`.
     condition: the condition written in the row (format `openchat` only), None where there is none.
+    score: the number in the row that decides its weight (`reward_field`) or its class (`classes_from`), None without.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Conversation:
     system: str = ""
     class_value: str | None = None
     condition: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

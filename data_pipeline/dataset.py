@@ -55,7 +55,11 @@ SCHEMAS: dict[Split, pa.Schema] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """A class of a prepared dataset. `weight` is None where the weights stand in the rows; counts cover both splits."""
+    """A class of a prepared dataset. `weight` is None where weights or rewards stand in the rows; counts cover both splits.
+
+    smallest_weight, largest_weight: of its conversations, each the mean over its supervised tokens; None where there is none.
+    effective_conversations: (sum w)^2 / sum w^2 over these (Kish's effective sample size).
+    """
 
     name: str
     condition: str
@@ -64,6 +68,9 @@ class ClassRow:
     tokens: int
     supervised_tokens: int
     weight_share: float
+    smallest_weight: float | None
+    largest_weight: float | None
+    effective_conversations: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ _SHAREGPT_ROLES: Mapping[str, str] = {
 _OPENAI_ROLES: Mapping[str, str] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
-def parse_row(row: Any, *, place: str, source: SourceSettings) -> Conversation:
-    """Read one raw row in the source's format.
+def parse_row(row: Any, *, place: str, source: SourceSettings, scored_by: str | None = None) -> Conversation:
+    """Read one raw row in the source's format. scored_by: the field that decides the row's class, by quantiles.
 
     Raises RowError for everything that is not a conversation with at least one assistant message.
     """
@@ -30,7 +30,8 @@ def parse_row(row: Any, *, place: str, source: SourceSettings) -> Conversation:
     if not isinstance(row, Mapping):
         raise RowError("not_an_object", f"expected an object, found {shown(row)}")
     system, messages = _PARSERS[source.format](row)
-    weights_in_row = source.format == "openchat" and not source.class_name and not source.class_field
+    weights_in_row = source.format == "openchat" and not (source.class_name or source.class_field or scored_by)
+    score_field = scored_by or source.reward_field
     if source.format == "openchat" and not weights_in_row:
         # OpenChat's rows hold the class weight itself; where the class table rules, only "masked" (0) is left of it.
         messages = [replace(message, weight=0.0 if message.weight == 0 else None) for message in messages]
@@ -43,6 +44,7 @@ def parse_row(row: Any, *, place: str, source: SourceSettings) -> Conversation:
         system=system,
         class_value=_class_value(row, source.class_field) if source.class_field else None,
         condition=_condition(row) if weights_in_row else None,
+        score=_score(row, score_field) if score_field else None,
     )
 
 
@@ -199,12 +201,27 @@ def _condition(row: Mapping[str, Any]) -> str:
     return _text(row["condition"], "condition")
 
 
-def _class_value(row: Mapping[str, Any], field: str) -> str:
+def _field(row: Mapping[str, Any], field: str, meaning: str) -> Any:
     value: Any = row
     for key in field.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            raise RowError("missing_key", f"field `{field}`, which names the class, is missing")
+            raise RowError("missing_key", f"field `{field}`, which {meaning}, is missing")
         value = value[key]
+    return value
+
+
+def _score(row: Mapping[str, Any], field: str) -> float:
+    value = _field(row, field, "holds the reward")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -_LARGEST_WEIGHT <= value <= _LARGEST_WEIGHT:  # false for NaN, too
+        raise RowError(
+            "invalid_reward", f"{field}: {shown(value)} is not a number from -{_LARGEST_WEIGHT} to {_LARGEST_WEIGHT}"
+        )
+    return float(value)
+
+
+def _class_value(row: Mapping[str, Any], field: str) -> str:
+    value = _field(row, field, "names the class")
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise RowError("wrong_type", f"{field}: expected the name of a class, found {shown(value)}")
     return str(value)

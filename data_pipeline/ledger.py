@@ -14,6 +14,7 @@ class Ledger:
     """Counts of conversations. `num_read == num_kept + sum(dropped.values())` always holds.
 
     truncated: kept, cut to `max_length_tokens`. tail_trimmed: kept, without the tokens after the last supervised one.
+    condition_left_out: kept, prompted without its condition (`data.condition_dropout`).
     bad: the part of `dropped` that could not be read as conversations (the rest was dropped by a rule of the recipe).
     examples: reason -> `place: message` of the first few.
     """
@@ -23,6 +24,7 @@ class Ledger:
     num_truncated: int = 0
     num_tail_trimmed: int = 0
     num_control_text_kept_plain: int = 0
+    num_condition_left_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Ledger:
         self.num_truncated += other.num_truncated
         self.num_tail_trimmed += other.num_tail_trimmed
         self.num_control_text_kept_plain += other.num_control_text_kept_plain
+        self.num_condition_left_out += other.num_condition_left_out
         self.dropped += other.dropped
         self.bad += other.bad
         for reason, examples in other.examples.items():
@@ -63,6 +66,7 @@ class Ledger:
             "truncated": self.num_truncated,
             "tail_trimmed": self.num_tail_trimmed,
             "control_text_kept_plain": self.num_control_text_kept_plain,
+            "condition_left_out": self.num_condition_left_out,
             "dropped": dict(sorted(self.dropped.items())),
             "examples": {reason: list(examples) for reason, examples in sorted(self.examples.items())},
         }

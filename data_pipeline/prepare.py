@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,32 @@ from data_pipeline.dataset import (
 )
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import Ledger
+from data_pipeline.rewards import survey
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import Chunk
 from data_pipeline.tagging import ConversationClass, class_table
+
+
+@dataclass(kw_only=True)
+class WeightSums:
+    """Weights of conversations: their range, and how many equal ones would be worth as much."""
+
+    smallest: float | None = None
+    largest: float | None = None
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, weights: np.ndarray) -> None:
+        """Add float64[conversations]."""
+        if len(weights):
+            self.smallest = float(min(weights.min(), np.inf if self.smallest is None else self.smallest))
+            self.largest = float(max(weights.max(), -np.inf if self.largest is None else self.largest))
+            self.total, self.squares = self.total + float(weights.sum()), self.squares + float((weights**2).sum())
+
+    @property
+    def effective(self) -> float:
+        """(sum w)^2 / sum w^2."""
+        return self.total**2 / self.squares if self.squares else 0.0
 
 
 @dataclass(kw_only=True)
@@ -44,6 +67,7 @@ class _ClassCounts:
     ids: dict[str, int] = field(default_factory=dict)
     condition_ids: dict[str, int] = field(default_factory=dict)
     counts: dict[str, np.ndarray] = field(default_factory=dict)  # conversations, tokens, supervised tokens, weight
+    weights: dict[str, WeightSums] = field(default_factory=dict)  # of conversations
 
     def __post_init__(self) -> None:
         for name in self.table:
@@ -52,9 +76,11 @@ class _ClassCounts:
     def _register(self, name: str) -> None:
         self.ids[name] = len(self.ids)
         self.counts[name] = np.zeros(4)
-        self._condition_id(self.table[name].condition)
+        self.weights[name] = WeightSums()
+        self.condition_id(self.table[name].condition)
 
-    def _condition_id(self, condition: str) -> int:
+    def condition_id(self, condition: str) -> int:
+        """The id of a condition, a new one where it has none."""
         return self.condition_ids.setdefault(condition, len(self.condition_ids))
 
     def add(self, result: ChunkResult, kept: np.ndarray) -> pa.RecordBatch:
@@ -73,7 +99,8 @@ class _ClassCounts:
         for name in set(result.class_names):
             mask = (class_ids == self.ids[name]) & kept
             self.counts[name] += [np.count_nonzero(mask), *(column[mask].sum() for column in numbers)]
-        condition_ids = [self._condition_id(condition) for condition in result.row_conditions]
+            self.weights[name].add(numbers[2][mask] / numbers[1][mask])
+        condition_ids = [self.condition_id(condition) for condition in result.row_conditions]
         rows = result.rows.add_column(1, "class_id", pa.array(class_ids))
         return rows.add_column(2, "condition_id", pa.array(condition_ids, pa.int32()))
 
@@ -89,6 +116,9 @@ class _ClassCounts:
                 tokens=int(counts[1]),
                 supervised_tokens=int(counts[2]),
                 weight_share=float(counts[3] / total_weight) if total_weight else 0.0,
+                smallest_weight=self.weights[name].smallest,
+                largest_weight=self.weights[name].largest,
+                effective_conversations=self.weights[name].effective,
             )
             for name, counts in self.counts.items()
         ]
@@ -127,6 +157,7 @@ def prepare(
     if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
         return old, True
     check_chat_template(job.tokenizer, job.template)
+    job = replace(job, rewards=survey(job.data))
     with replaced_folder(prepared_dir, owned=owned) as folder:
         manifest = _write_rows(job, folder, inputs, fingerprint, num_workers or os.cpu_count() or 1, progress)
         write_tokenizer_folder(
@@ -150,7 +181,9 @@ def _current_manifest(prepared_dir: Path) -> Manifest | None:
 def _write_rows(
     job: PrepareJob, folder: Path, inputs: dict[str, str], fingerprint: str, num_workers: int, progress: Callable[[int], None]
 ) -> Manifest:
-    ledger, classes = Ledger(), _ClassCounts(table=dict(class_table(job.data)))
+    ledger, classes = Ledger(), _ClassCounts(table=dict(class_table(job.data, job.rewards)))
+    if job.data.condition_dropout:
+        classes.condition_id("")  # so that the condition matrix has it
     writer = PreparedWriter(folder)
     seen_ids: set[tuple[int, str]] = set()
     held_out: list[HeldOut] = []
@@ -267,6 +300,7 @@ def _kept_counts(result: ChunkResult, kept: np.ndarray) -> Ledger:
         num_truncated=int(np.count_nonzero(result.truncated & kept)),
         num_tail_trimmed=int(np.count_nonzero(result.tail_trimmed & kept)),
         num_control_text_kept_plain=int(np.count_nonzero(result.control_text & kept)),
+        num_condition_left_out=int(np.count_nonzero(result.condition_left_out & kept)),
     )
 
 

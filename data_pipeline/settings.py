@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from data_pipeline.text_rules import text_problem
 
@@ -21,6 +21,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+BASELINE_RULE = "expected a number, or `mean`"
+
+
+def _number_or_mean(value: float | str | None) -> float | str | None:
+    if isinstance(value, str) and value != "mean":
+        raise ValueError(BASELINE_RULE)
+    return value
+
+
+Baseline = Annotated[
+    float | str | None,
+    AfterValidator(_number_or_mean),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "mean"}, {"type": "null"}]}),
+]
+
+
 class ClassSettings(Section):
     """A class of conversations: the condition that joins its role prefixes, and how much its tokens count."""
 
@@ -29,11 +45,18 @@ class ClassSettings(Section):
     )
     reward: float | None = Field(None, description="reward r; the loss weight is exp((r - largest r) / beta)")
     weight: float | None = Field(None, ge=0.0, le=1e6, description="the loss weight itself, in place of `reward`")
+    baseline: Baseline = Field(
+        None,
+        description="taken off the rewards in the rows of this class (`reward_field`): a number, or `mean`, the mean reward of "
+        "its conversations",
+    )
 
     @model_validator(mode="after")
     def _one_of_reward_and_weight(self) -> ClassSettings:
-        if (self.reward is None) == (self.weight is None):
-            raise ValueError("give exactly one of `reward` and `weight`")
+        if self.reward is not None and self.weight is not None:
+            raise ValueError("give one of `reward` and `weight`, not both")
+        if self.baseline is not None and (self.reward is not None or self.weight is not None):
+            raise ValueError("`baseline` is for classes whose rewards stand in the rows, without `reward` or `weight` here")
         if self.weight is not None and 0.0 < self.weight < SMALLEST_WEIGHT:
             raise ValueError(f"weight {self.weight} is next to nothing; give 0 or at least {SMALLEST_WEIGHT}")
         if (problem := text_problem(self.condition)) is not None:
@@ -54,15 +77,50 @@ class SourceSettings(Section):
     class_field: str | None = Field(
         None, description="in place of `class`: the field of a row (dots go deeper, `meta.quality`) that names its class"
     )
+    reward_field: str | None = Field(
+        None,
+        description="the field of a row (dots go deeper, `meta.score`) that holds the reward of this conversation, a number; "
+        "its class has no `reward` or `weight` then",
+    )
     split: str | None = Field(None, description="split of a Hub dataset or of a folder made by `datasets`")
 
     @model_validator(mode="after")
     def _class_is_known(self) -> SourceSettings:
         if self.class_name is not None and self.class_field is not None:
             raise ValueError("give one of `class` and `class_field`, not both")
-        if self.class_name is None and self.class_field is None and self.format != "openchat":
-            raise ValueError("give `class` or `class_field` (only format `openchat` carries its class in the row)")
+        if self.reward_field is not None and self.class_name is None and self.class_field is None:
+            raise ValueError("`reward_field` needs `class` or `class_field`")
         return self
+
+
+class ClassesFrom(Section):
+    """Classes made from a score: equally many conversations in each, from the lowest scores (`q1`) to the highest."""
+
+    field: str = Field(
+        min_length=1, description="the field of a row (dots go deeper, `meta.score`) that holds the score, a number"
+    )
+    quantiles: int = Field(ge=2, le=100, description="how many classes")
+    conditions: list[str] = Field(description="condition of each class, from the lowest scores to the highest")
+    rewards: list[float] | None = Field(
+        None, description="reward of each class, from the lowest scores to the highest; default: evenly from 0 to 1"
+    )
+
+    @model_validator(mode="after")
+    def _one_for_each_quantile(self) -> ClassesFrom:
+        for name, values in (("conditions", self.conditions), ("rewards", self.rewards)):
+            if values is not None and len(values) != self.quantiles:
+                raise ValueError(f"`{name}` has {len(values)} entries for {self.quantiles} quantiles; give one for each")
+        if len(set(self.conditions)) != len(self.conditions):
+            raise ValueError("`conditions` holds the same text twice; every class needs its own")
+        for condition in self.conditions:
+            if (problem := text_problem(condition)) is not None:
+                raise ValueError(f"conditions: {condition!r} {problem}")
+        return self
+
+
+def quantile_class(number: int) -> str:
+    """Name of the class of quantile `number`, from 0."""
+    return f"q{number + 1}"
 
 
 class DataSettings(Section):
@@ -72,7 +130,16 @@ class DataSettings(Section):
     classes: dict[str, ClassSettings] = Field(
         default_factory=dict, description="class name -> condition and reward; optional only for OpenChat's own rows"
     )
-    beta: float | None = Field(None, gt=0.0, description="temperature of the rewards, needed when a class has a `reward`")
+    classes_from: ClassesFrom | None = Field(None, description="in place of `classes`: classes made from a score in the rows")
+    beta: float | None = Field(None, gt=0.0, description="temperature of the rewards, needed where there are rewards")
+    reward_clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="[low, high]: rewards in the rows (`reward_field`) are brought inside"
+    )
+    condition_dropout: Ratio = Field(
+        0.0,
+        description="share of the training conversations that are prompted without their condition, so that the model can also "
+        "be used without one; class and weight stay",
+    )
     sources: list[SourceSettings] = Field(min_length=1, description="what to read, in this order")
     validation_ratio: Ratio = Field(
         0.0, description="share of prompts held out; conversations with the same system text and first prompt stay together"
@@ -89,12 +156,45 @@ class DataSettings(Section):
         "error", description="a row that cannot be read as a conversation: stop and list them, or leave it out and count it"
     )
 
+    def _problems_of_rewards(self) -> list[str]:
+        """Whether every class gets its weight in one way, and beta and clip are there where they are needed."""
+        problems = []
+        in_rows = any(source.reward_field is not None for source in self.sources)
+        if self.beta is None and (in_rows or self.classes_from or any(c.reward is not None for c in self.classes.values())):
+            problems.append("`beta` is missing: rewards need it (OpenChat's weights 1.0 and 0.1 are beta 0.4342945)")
+        if self.reward_clip is not None and not self.reward_clip[0] < self.reward_clip[1]:
+            problems.append(f"reward_clip: {self.reward_clip} is not [low, high] with low < high")
+        if self.reward_clip is not None and not in_rows:
+            problems.append("reward_clip: no source has a `reward_field`")
+        for name, spec in self.classes.items():
+            fed = [s for s in self.sources if s.class_name == name or s.class_field is not None]
+            scored = [source.reward_field is not None for source in fed]
+            has_own = spec.reward is not None or spec.weight is not None
+            if has_own and any(s.reward_field is not None and s.class_name == name for s in fed):
+                problems.append(f"classes.{name}: has its own `reward` or `weight`, and a source with `reward_field`; keep one")
+            if not has_own and not (scored and all(scored)):
+                problems.append(f"classes.{name}: give `reward` or `weight`, or a `reward_field` to each of its sources")
+        return problems
+
+    def _problems_of_quantiles(self) -> list[str]:
+        if self.classes_from is None:
+            return []
+        problems = ["classes_from: stands in place of `classes`; remove one of them"] if self.classes else []
+        return problems + [
+            f"sources.{number}: `classes_from` decides class and reward; remove `class`, `class_field` and `reward_field`"
+            for number, source in enumerate(self.sources)
+            if source.class_name is not None or source.class_field is not None or source.reward_field is not None
+        ]
+
     @model_validator(mode="after")
     def _classes_fit_sources(self) -> DataSettings:
-        problems = []
-        if self.beta is None and any(spec.reward is not None for spec in self.classes.values()):
-            problems.append("`beta` is missing: classes with a `reward` need it (OpenChat's 1.0 and 0.1 are beta 0.4342945)")
+        problems = [*self._problems_of_rewards(), *self._problems_of_quantiles()]
         for number, source in enumerate(self.sources):
+            has_class = source.class_name is not None or source.class_field is not None
+            if not has_class and source.format != "openchat" and self.classes_from is None:
+                problems.append(
+                    f"sources.{number}: give `class` or `class_field` (only format `openchat` carries its class in the row)"
+                )
             if source.class_name is not None and source.class_name not in self.classes:
                 known = ", ".join(self.classes) or "none"
                 problems.append(f"sources.{number}.class: unknown class `{source.class_name}`; classes: {known}")
@@ -103,28 +203,42 @@ class DataSettings(Section):
         problems += [
             f"only_classes: unknown class `{name}`; classes: {', '.join(self.classes) or 'none'}"
             for name in self.only_classes or ()
-            if name not in self.classes
+            if name not in class_specs(self)
         ]
         if not problems:
+            weights = class_weights(self)
             problems += [
                 f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight of next to nothing; raise beta"
-                for name, spec in self.classes.items()
-                if spec.reward is not None and class_weights(self)[name] < SMALLEST_WEIGHT
+                for name, spec in class_specs(self).items()
+                if spec.reward is not None and (weights[name] or 0.0) < SMALLEST_WEIGHT
             ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
 
-def class_weights(data: DataSettings) -> dict[str, float]:
-    """Loss weight of each class: w = exp((r - r_max) / beta) (C-RLFT, arXiv 2309.11235), or `weight` as given."""
-    rewards = [spec.reward for spec in data.classes.values() if spec.reward is not None]
+def class_specs(data: DataSettings) -> dict[str, ClassSettings]:
+    """The classes, as they stand in the recipe or as `classes_from` makes them."""
+    rule = data.classes_from
+    if rule is None:
+        return dict(data.classes)
+    rewards = rule.rewards or [number / (rule.quantiles - 1) for number in range(rule.quantiles)]
+    pairs = enumerate(zip(rule.conditions, rewards, strict=True))
+    return {quantile_class(number): ClassSettings(condition=text, reward=reward) for number, (text, reward) in pairs}
+
+
+def class_weights(data: DataSettings, *, largest_reward: float | None = None) -> dict[str, float | None]:
+    """Loss weight of each class: w = exp((r - r_max) / beta) (C-RLFT, arXiv 2309.11235), or `weight` as given.
+
+    None for a class whose rewards stand in its rows. largest_reward: r_max, where rows have rewards too.
+    """
+    specs = class_specs(data)
+    rewards = [spec.reward for spec in specs.values() if spec.reward is not None]
+    largest = max(rewards, default=0.0) if largest_reward is None else largest_reward
     weights = {}
-    for name, spec in data.classes.items():
-        if spec.weight is not None:
-            weights[name] = spec.weight
-        else:
-            assert spec.reward is not None, "checked by ClassSettings"
+    for name, spec in specs.items():
+        weights[name] = spec.weight
+        if spec.reward is not None:
             assert data.beta is not None, "checked by DataSettings"
-            weights[name] = math.exp((spec.reward - max(rewards)) / data.beta)
+            weights[name] = math.exp((spec.reward - largest) / data.beta)
     return weights

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_pipeline.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
+from data_pipeline.dataset import SPLITS, TOKENIZER_FOLDER, ClassRow, Manifest, PreparedSplit, Split
 from data_pipeline.errors import UserError
 
 _RESET, _PLAIN, _CONTROL = "\033[0m", "\033[2m", "\033[35m"
@@ -35,7 +36,7 @@ def rows(prepared_dir: Path, split: Split, selected: slice) -> Iterator[dict[str
 def text(prepared_dir: Path, split: Split, selected: slice, *, color: bool) -> str:
     """Class table, histogram of lengths, and rows with their tokens coloured by weight."""
     manifest, data, tokenizer = _open(prepared_dir, split)
-    parts = [class_table(manifest), _histogram(data.num_tokens), _legend(color)]
+    parts = [class_table(manifest.classes), _histogram(data.num_tokens), _legend(color)]
     for row in range(*selected.indices(len(data))):
         tokens, info = data[row], manifest.classes[int(data.class_id[row])]
         parts.append(f"\nrow {row}  id {data.conversation_id(row)}  class {info.name}  {len(tokens.input_ids)} tokens")
@@ -43,23 +44,33 @@ def text(prepared_dir: Path, split: Split, selected: slice, *, color: bool) -> s
     return "\n".join(parts)
 
 
-def class_table(manifest: Manifest) -> str:
-    """The classes of a prepared dataset as a table."""
-    head = ("class", "condition", "weight", "conversations", "tokens", "supervised", "weight share")
+def class_table(classes: Sequence[ClassRow]) -> str:
+    """The classes of a prepared dataset as a table; `effective`: ClassRow.effective_conversations."""
+    head = ("class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share")
     lines = [
         (
             row.name,
             repr(row.condition),
-            "in rows" if row.weight is None else f"{row.weight:.4g}",
+            _weight_text(row),
             f"{row.conversations:,}",
+            f"{row.effective_conversations:,.0f}",
             f"{row.tokens:,}",
             f"{row.supervised_tokens:,}",
             f"{row.weight_share:.1%}",
         )
-        for row in manifest.classes
+        for row in classes
     ]
     widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *lines))
+
+
+def _weight_text(row: ClassRow) -> str:
+    if row.weight is not None:
+        return f"{row.weight:.4g}"
+    if row.smallest_weight is None or row.largest_weight is None:
+        return "in rows"
+    same = math.isclose(row.smallest_weight, row.largest_weight, rel_tol=1e-6)
+    return f"{row.smallest_weight:.4g}" + ("" if same else f" to {row.largest_weight:.4g}")
 
 
 def _open(prepared_dir: Path, split: Split) -> tuple[Manifest, PreparedSplit, Tokenizer]:

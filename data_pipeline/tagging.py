@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data_pipeline.conversation import Conversation, TaggedConversation
-from data_pipeline.settings import DataSettings, class_weights
+from data_pipeline.rewards import RewardFacts
+from data_pipeline.settings import DataSettings, class_specs, class_weights
 from data_pipeline.sources import RowError
 from data_pipeline.text_rules import shown
 
@@ -15,7 +16,7 @@ UNCONDITIONED = "unconditioned"  # class name of OpenChat rows whose condition i
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationClass:
-    """A row of the class table. `weight` is None for a class whose weights stand in its rows."""
+    """A row of the class table. `weight` is None for a class whose weights or rewards stand in its rows."""
 
     name: str
     condition: str
@@ -25,13 +26,37 @@ class ConversationClass:
 ClassTable = Mapping[str, ConversationClass]
 
 
-def class_table(data: DataSettings) -> ClassTable:
+def class_table(data: DataSettings, rewards: RewardFacts) -> ClassTable:
     """The recipe's classes with their loss weights."""
-    weights = class_weights(data)
+    weights = class_weights(data, largest_reward=rewards.largest)
     return {
         name: ConversationClass(name=name, condition=spec.condition, weight=weights[name])
-        for name, spec in data.classes.items()
+        for name, spec in class_specs(data).items()
     }
+
+
+class Tagger:
+    """Gives conversations their classes, conditions and weights."""
+
+    def __init__(self, data: DataSettings, rewards: RewardFacts) -> None:
+        self._data, self._rewards, self._classes = data, rewards, class_table(data, rewards)
+
+    def __call__(self, conversation: Conversation, *, class_name: str | None) -> TaggedConversation:
+        """Tag one conversation; class_name: of its source. Raises RowError as `tag` does."""
+        if self._data.classes_from is not None:
+            assert conversation.score is not None, "parse_row reads it"
+            return tag(conversation, class_name=self._rewards.quantile_class(conversation.score), classes=self._classes)
+        name = class_name if class_name is not None else conversation.class_value
+        if conversation.score is None or name is None or name not in self._classes:
+            return tag(conversation, class_name=class_name, classes=self._classes)
+        spec = self._classes[name]
+        if spec.weight is not None:
+            raise RowError(
+                "ambiguous_reward",
+                f"class {name} has its own weight, and the row a reward; use a source without `reward_field`",
+            )
+        weight = self._rewards.weight(conversation.score, class_name=name, data=self._data)
+        return tag(conversation, class_name=name, classes={**self._classes, name: replace(spec, weight=weight)})
 
 
 def tag(conversation: Conversation, *, class_name: str | None, classes: ClassTable) -> TaggedConversation:
@@ -48,7 +73,8 @@ def tag(conversation: Conversation, *, class_name: str | None, classes: ClassTab
     if name not in classes:
         raise RowError("unknown_class", f"class {shown(name)} is not in data.classes ({', '.join(classes)})")
     spec = classes[name]
-    assert spec.weight is not None, "classes of the recipe have weights"
+    if spec.weight is None:
+        raise RowError("missing_reward", f"class {name} takes its rewards from the rows, but this source has no `reward_field`")
     weights = []
     for number, message in enumerate(conversation.messages):
         if message.role == "assistant":

@@ -26,6 +26,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu_memory_gib: float) -> dict
     per_rank = num_micro_batches(recipe.train.bins_per_step, num_gpus)
     memory = memory_plan(recipe, vocab_size=manifest.vocab_size, num_gpus=num_gpus, gpu_memory_gib=gpu_memory_gib)
     return {
+        "classes": [vars(row) for row in manifest.classes],
         "steps_per_epoch": plan.steps_per_epoch,
         "num_steps": plan.num_steps,
         "tokens_per_step": recipe.train.tokens_per_step,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.errors import UserError
-from data_pipeline.settings import DataSettings, Ratio, Section
+from data_pipeline.settings import BASELINE_RULE, DataSettings, Ratio, Section
 from data_pipeline.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_override
 from data_pipeline.templates import TEMPLATES
 
@@ -468,7 +468,11 @@ _PLAIN_MESSAGES = {
 }
 
 
-_UNION_RULES: dict[Any, str] = {float | str: _NUMBER_OR_AUTO, str | dict[str, Any]: _CHECKPOINTING_RULE}
+_UNION_RULES: dict[Any, str] = {
+    float | str: _NUMBER_OR_AUTO,
+    float | str | None: BASELINE_RULE,
+    str | dict[str, Any]: _CHECKPOINTING_RULE,
+}
 
 
 def _without_union_parts(location: KeyPath) -> KeyPath:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.dataset import Manifest
+from data_pipeline.dataset import ClassRow, Manifest
 from data_pipeline.show import class_table
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
@@ -21,10 +21,11 @@ def prepare_text(manifest: Manifest, prepared_dir: Path, *, reused: bool) -> str
     dropped = sum(ledger["dropped"].values())
     lines = [
         f"{prepared_dir}: {'unchanged, used as it is' if reused else 'prepared'}",
-        class_table(manifest),
+        class_table(manifest.classes),
         f"read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}; "
         f"truncated {ledger['truncated']:,}, unsupervised tail trimmed {ledger['tail_trimmed']:,}, "
-        f"control strings kept as text {ledger['control_text_kept_plain']:,}",
+        f"control strings kept as text {ledger['control_text_kept_plain']:,}, "
+        f"condition left out {ledger['condition_left_out']:,}",
     ]
     for reason, count in ledger["dropped"].items():
         lines.append(f"  dropped, {reason}: {count:,}")
@@ -50,8 +51,9 @@ def plan_text(report: dict[str, Any], *, num_gpus: int) -> str:
         "memory per GPU (computed)": ", ".join(f"{name} {value} GiB" for name, value in memory.items())
         + ("" if report["fits"] else "; more than a GPU has"),
     }
+    classes = [ClassRow(**row) for row in report["classes"]]
     width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    return "\n".join([class_table(classes), "", *(f"{name:<{width}}  {value}" for name, value in rows.items())])
 
 
 def class_sums_text(metrics: dict[str, Any]) -> str:

@@ -32,8 +32,8 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
     data = recipe.data.model_dump(mode="json", by_alias=True, exclude_none=True)
     if not recipe.data.classes:
         raise UserError(
-            "data.classes: the ablation changes conditions and weights of classes, so the recipe must name them; "
-            "for OpenChat's own rows give the classes, and `class_field: condition` to the source"
+            "data.classes: the ablation changes conditions and weights of classes, so the recipe must name them (not "
+            "`classes_from`); for OpenChat's own rows give the classes, and `class_field: condition` to the source"
         )
 
     def classes(*, conditions: bool, weights: bool) -> dict[str, dict[str, Any]]:
@@ -48,7 +48,13 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
         return table
 
     def arm(name: str, title: str, *, conditions: bool, weights: bool, **more: Any) -> Arm:
-        return Arm(name=name, title=title, data={**data, "classes": classes(conditions=conditions, weights=weights), **more})
+        changed = {**data, "classes": classes(conditions=conditions, weights=weights), **more}
+        if not weights:
+            changed["sources"] = [{k: v for k, v in source.items() if k != "reward_field"} for source in data["sources"]]
+            changed = {key: value for key, value in changed.items() if key not in ("beta", "reward_clip")}
+        if not conditions:
+            changed["condition_dropout"] = 0.0
+        return Arm(name=name, title=title, data=changed)
 
     both = [
         arm(REFERENCE, "C-RLFT", conditions=True, weights=True),

@@ -15,6 +15,7 @@ from data_pipeline.conversation import Conversation, Message
 from data_pipeline.dataset import PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
+from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import DataSettings, class_weights
 from data_pipeline.sources import RowError
 from data_pipeline.tagging import UNCONDITIONED, class_table, tag
@@ -60,15 +61,15 @@ def test_reward_becomes_weight(name: str, classes: dict[str, Any], beta: float |
     weights = class_weights(data)
     assert list(weights) == list(classes)
     assert list(weights.values()) == pytest.approx(expected, abs=1e-6)
-    table = class_table(data)
+    table = class_table(data, RewardFacts(baselines={}))
     assert [(row.name, row.condition, row.weight) for row in table.values()] == [
         (name, spec["condition"], weights[name]) for name, spec in classes.items()
     ]
 
 
 IMPOSSIBLE = [
-    ("reward and weight", {"a": {"condition": "A", "reward": 1.0, "weight": 1.0}}, BETA, "exactly one"),
-    ("neither reward nor weight", {"a": {"condition": "A"}}, BETA, "exactly one"),
+    ("reward and weight", {"a": {"condition": "A", "reward": 1.0, "weight": 1.0}}, BETA, "not both"),
+    ("neither reward nor weight", {"a": {"condition": "A"}}, BETA, "give `reward` or `weight`"),
     ("no condition", {"a": {"reward": 1.0}}, BETA, "condition"),
     ("reward without beta", rewards(1.0), None, "beta"),
     ("beta of zero", rewards(1.0), 0.0, "beta"),
@@ -100,7 +101,9 @@ def conversation(*weights: float | None, **changes: Any) -> Conversation:
     return Conversation(id="1", place="file:1", messages=messages, **changes)
 
 
-TABLE = class_table(data_settings({**rewards(1.0, 0.0), "plain": {"condition": "", "weight": 2.0}}, beta=BETA))
+TABLE = class_table(
+    data_settings({**rewards(1.0, 0.0), "plain": {"condition": "", "weight": 2.0}}, beta=BETA), RewardFacts(baselines={})
+)
 
 
 def test_class_of_the_source_gives_condition_and_weights() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ochat_train import loss as loss_module
-from ochat_train.loss import weighted_loss_sums
+from ochat_train.loss import token_scores, weighted_loss_sums
 from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 
@@ -84,6 +84,20 @@ def test_no_supervised_token_gives_zeros_with_a_graph() -> None:
     assert all(torch.count_nonzero(tensor) == 0 for tensor in found)
 
 
+@pytest.mark.parametrize("num_supervised", [0, 5, 5000])
+def test_scores_are_the_loss_token_by_token(num_supervised: int) -> None:
+    """nll and most likely token of each supervised token, against float64, over several chunks."""
+    inputs = make_inputs(6000, 16, 50, [1.0])
+    rows = torch.randperm(6000, generator=torch.Generator().manual_seed(1))[:num_supervised].sort().values
+    scores = token_scores(
+        inputs["hidden_TD"], inputs["head_VD"], rows_N=rows, target_ids_T=inputs["target_ids_T"]
+    )  # fmt: skip
+    logits = (inputs["hidden_TD"].double() @ inputs["head_VD"].double().T)[rows]
+    expected = torch.nn.functional.cross_entropy(logits, inputs["target_ids_T"][rows], reduction="none")
+    torch.testing.assert_close(scores.nll_N.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scores.predicted_N, logits.argmax(-1))
+
+
 def test_sums_per_class() -> None:
     inputs = make_inputs(200, 32, 100, [0.0, 0.1, 1.0])
     per_class = ours(inputs)[3]
@@ -92,7 +106,8 @@ def test_sums_per_class() -> None:
     correct = (logits.argmax(-1) == inputs["target_ids_T"]).double()
     for index in range(2):
         weights = inputs["target_weights_T"].double() * (inputs["class_ids_T"] == index)
-        expected = torch.stack([(nll * weights).sum(), weights.sum(), (correct * weights).sum(), (weights > 0).double().sum()])
+        sums = [nll * weights, weights, correct * weights, (weights > 0).double(), weights**2]
+        expected = torch.stack([column.sum() for column in sums])
         torch.testing.assert_close(per_class[index].double(), expected, rtol=1e-5, atol=1e-5)
 
 

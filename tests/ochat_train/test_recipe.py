@@ -129,10 +129,10 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
     # rules over several keys
     "reward and weight": (
         "reward: 1.0", "reward: 1.0, weight: 1.0", "expert:", "data.classes.expert",
-        "give exactly one of `reward` and `weight`",
+        "give one of `reward` and `weight`, not both",
     ),
-    "neither reward nor weight": (", reward: 1.0", "", "expert:", "data.classes.expert", "give exactly one of `reward` and"),
-    "missing beta": ("  beta: 0.4342945\n", "", "data:", "data", "`beta` is missing", "`reward`", "0.4342945"),
+    "neither reward nor weight": (", reward: 1.0", "", "data:", "data", "classes.expert: give `reward` or `weight`, or"),
+    "missing beta": ("  beta: 0.4342945\n", "", "data:", "data", "`beta` is missing: rewards need it", "0.4342945"),
     "beta too small": (
         "beta: 0.4342945", "beta: 0.001", "data:", "data", "classes.suboptimal: reward 0", "0.001", "raise beta",
     ),
@@ -142,7 +142,10 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
     "class and class_field": (
         "class: expert", "class: expert, class_field: x", "a.jsonl", "data.sources.0", "give one of `class` and `class_field`",
     ),
-    "source without class": (", class: expert", "", "a.jsonl", "data.sources.0", "give `class` or `class_field`"),
+    "source without class": (", class: expert", "", "data:", "data", "sources.0: give `class` or `class_field`"),
+    "baseline of another type": (
+        "reward: 1.0", "baseline: median", "expert:", "data.classes.expert.baseline", "'median': expected a number, or `mean`",
+    ),
     "path and config": (
         "path: org/base", "path: org/base\n  config: {model_type: llama}", "model:", "model",
         "give exactly one of `path`", "`config`",

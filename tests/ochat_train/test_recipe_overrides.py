@@ -79,7 +79,11 @@ WRONG_OVERRIDES = [
     ("name=../x", "--set name: '../x': ", "letters, digits"),
     # whole sections: nothing is left of what the file said there
     ("tracking={wandb: 5}", "--set tracking.wandb: 5: expected `true` or `false`"),
-    ("data.classes.expert={condition: x}", "--set data.classes.expert: give exactly one of `reward` and `weight`"),
+    ("data.classes.expert={condition: x}", "{path}:8: data: classes.expert: give `reward` or `weight`, or"),
+    (
+        "data.classes.expert={condition: x, weight: 1, reward: 1}",
+        "--set data.classes.expert: give one of `reward` and `weight`",
+    ),
     ("train={epochs: 1, tokens_per_step: 8192}", "--set train.pack_length_tokens: missing; length of a pack"),
     ("data.sources=[{path: a, class: expert}]", "--set data.sources.0.format: missing; how a row is laid out"),
     # a rule over several keys stands at their section, whoever gave the values
