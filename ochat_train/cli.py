@@ -111,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--keep-checkpoints", action="store_true", help="keep the checkpoints of arms that are scored")
     ablate.add_argument("--json", action="store_true", help="print one JSON document")
 
+    report = verb("report", _report, "Write a run as one HTML page.", "ochat report runs/quickstart")
+    report.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
+    report.add_argument("--out", type=Path, help="file to write; default: report.html in the run folder")
+
     export = verb(
         "export", _export, "Write a checkpoint as a Hugging Face folder.",
         "ochat export runs/quickstart --out runs/quickstart/export",
@@ -203,7 +207,15 @@ def _ablate(options: argparse.Namespace) -> None:
         keep_checkpoints=options.keep_checkpoints,
     )  # fmt: skip
     results = ablate(recipe, choices, say=lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(results) if options.json else results_text(results))
+    print(json.dumps(results) if options.json else f"{results_text(results)}\n{options.out / 'results.html'}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ochat_train.run_page import write_run_page
+
+    out = options.out or options.run_dir / "report.html"
+    write_run_page(options.run_dir, out)
+    print(out)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -165,13 +165,16 @@ class MetricsWriter:
 
 def _open_after(path: Path, *, first_step: int) -> TextIO:
     """A file of JSON lines to go on with after a step: what an earlier run wrote of later steps is taken out."""
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
+    kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
     replace_text(path, "".join(kept))
     return path.open("a", encoding="utf-8")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of a file; a last line without its end was being written when the process was killed, and is left out."""
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file, none where there is no file.
+
+    A last line without its end was being written when the process was killed, and is left out.
+    """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [line for line in lines if line.endswith("\n")]
 

@@ -62,12 +62,12 @@ def class_sums_text(metrics: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            _number(row["loss"], ".4f"),
-            _number(row["accuracy"], ".1%"),
+            number_text(row["loss"], ".4f"),
+            number_text(row["accuracy"], ".1%"),
             f"{row['tokens']:,}",
             f"{row['supervised_tokens']:,}",
-            _number(row["weight_share"], ".1%"),
-            _number(row["effective_tokens"], ",.0f"),
+            number_text(row["weight_share"], ".1%"),
+            number_text(row["effective_tokens"], ",.0f"),
         )
         for name, row in metrics["classes"].items()
     ]
@@ -83,14 +83,14 @@ def validation_text(result: ValidationResult) -> str:
         rows = [
             (
                 name,
-                _number(row["nll"], ".4f"),
-                _number(row["accuracy"], ".1%"),
-                *(_number(value, ".4f") for value in line["matrix"].get(name, [None] * len(conditions))),
+                number_text(row["nll"], ".4f"),
+                number_text(row["accuracy"], ".1%"),
+                *(number_text(value, ".4f") for value in line["matrix"].get(name, [None] * len(conditions))),
                 learnt_text(line["learnt"].get(name)),
             )
             for name, row in line["classes"].items()
         ]
-        parts.append(f"\nvalidation after step {line['step']}: loss {_number(line['loss'], '.4f')}\n{table(head, rows)}")
+        parts.append(f"\nvalidation after step {line['step']}: loss {number_text(line['loss'], '.4f')}\n{table(head, rows)}")
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample['prompt'])}")
         parts += [
@@ -113,7 +113,8 @@ def shown_condition(condition: str) -> str:
     return condition or "no condition"
 
 
-def _number(value: float | None, form: str) -> str:
+def number_text(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
     return "-" if value is None else format(value, form)
 
 

@@ -1,0 +1,61 @@
+"""The results of an ablation as one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ochat_train.ablation.table import HEAD, ArmFigures, Figure, arm_figures, cells
+from ochat_train.page import Section, render_page, text_cells
+from ochat_train.pictures import bar_chart
+
+_HOW_TO_READ = (
+    "Every arm takes the same steps from the same base with the same seeds; an arm with fewer conversations goes over them "
+    "more often. All are asked the same held-out questions under the inference condition and scored on the same held-out "
+    "conversations. Mean ± standard deviation over seeds. Condition margin: how much likelier the answers of the inference "
+    "class are under its own condition than under the nearest other one, in nats per token."
+)
+
+
+def ablation_page(results: dict[str, Any]) -> str:
+    """The page of results.json, as text."""
+    subtitle = f"{len(results['arms'])} arms, {results['seeds']} seed(s), {results['steps']:,} steps each"
+    return render_page(f"Ablation: {results['recipe']}", subtitle, list(_sections(results)))
+
+
+def _sections(results: dict[str, Any]) -> Iterator[Section]:
+    rows = arm_figures(results)
+    yield Section(heading="Arms", paragraphs=[_HOW_TO_READ], head=HEAD, rows=[text_cells(cells(row)) for row in rows])
+    condition = results["inference_condition"]
+    accuracy = _bars(rows, lambda row: row.accuracy, unit=f"share of right answers under {condition!r}")
+    if accuracy:
+        yield Section(heading="Right answers", svg=accuracy)
+        yield from _tasks(results)
+    nll = _bars(rows, lambda row: row.nll, unit=f"nats per token of held-out {results['inference_class']} answers")
+    if nll:
+        yield Section(heading="Held-out nll", svg=nll)
+    yield Section(heading="All figures", preformatted=json.dumps(results, indent=1, ensure_ascii=False), folded=True)
+
+
+def _bars(rows: Sequence[ArmFigures], pick: Callable[[ArmFigures], Figure | None], *, unit: str) -> str:
+    known = [(row.title, figure) for row in rows if (figure := pick(row)) is not None]
+    if not known:
+        return ""
+    figures = [figure for _, figure in known]
+    return bar_chart([title for title, _ in known], [f.mean for f in figures], [f.spread for f in figures], unit=unit)
+
+
+def _tasks(results: dict[str, Any]) -> Iterator[Section]:
+    """Right answers task by task, where there is more than one."""
+    condition = results["inference_condition"]
+    tables = {
+        arm["title"]: [score["accuracy"][condition] for score in arm["scores"].values()] for arm in results["arms"].values()
+    }
+    tasks = [task for task in next(iter(tables.values()))[0] if task != "all"]
+    if len(tasks) > 1:
+        rows = [
+            text_cells([title, *(Figure(values=[score[task] for score in scores]).text(".1%") for task in tasks)])
+            for title, scores in tables.items()
+        ]
+        yield Section(heading="Right answers by task", head=["arm", *tasks], rows=rows)

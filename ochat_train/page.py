@@ -1,0 +1,49 @@
+"""One self-contained HTML page of sections: text, tables, pictures. Everything that comes from data is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of a table. shade: 0 to 1, colour of a heat map. outlined: with a frame."""
+
+    text: str
+    shade: float | None = None
+    outlined: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page, in this order: text, picture, table, preformatted text.
+
+    svg: made by pictures.py, the only markup that is taken as it is. folded: preformatted text is shown on a click.
+    """
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    svg: str = ""
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[Cell]] = field(default_factory=tuple)
+    preformatted: str = ""
+    folded: bool = False
+
+
+def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """The page as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    template = environment.get_template("page.html.jinja")
+    return template.render(title=title, subtitle=subtitle, sections=sections) + "\n"
+
+
+def text_cells(values: Sequence[str]) -> list[Cell]:
+    """Plain cells."""
+    return [Cell(text=value) for value in values]

@@ -1,0 +1,104 @@
+"""Charts as SVG text for pages: no network, no script, colours that follow the page's scheme."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Okabe and Ito's palette, told apart with any colour vision; black and yellow are left out for dark and light pages.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MOST_POINTS = 400
+_INK = "#010203"  # stands for the page's text colour until the picture is done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A curve. x, y: numbers, None in y where there is none. number: its colour. points: dots in place of a line."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    number: int = 0
+    points: bool = False
+
+
+def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> str:
+    """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
+    with _figure(7.2, 2.7) as (figure, axes):
+        for entry in series:
+            color = COLORS[entry.number % len(COLORS)]
+            if entry.points:
+                axes.plot(entry.x, _numbers(entry.y), "o--", color=color, label=entry.label, markersize=5, linewidth=0.8)
+                continue
+            x, low, mean, high = _bins(np.asarray(entry.x, dtype=float), _numbers(entry.y))
+            if len(entry.x) > _MOST_POINTS:
+                axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(x, mean, color=color, label=entry.label, linewidth=1.5)
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        if logarithmic:
+            axes.set_yscale("log")
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[float | None], *, unit: str) -> str:
+    """A bar for each label, with its spread where there is one."""
+    with _figure(7.2, 0.6 + 0.36 * len(labels)) as (figure, axes):
+        places = np.arange(len(labels))[::-1]
+        axes.barh(places, means, xerr=[spread or 0.0 for spread in spreads], color=COLORS[0], ecolor=_INK, height=0.6)
+        axes.set_yticks(places, labels)
+        axes.set_xlabel(unit)
+        return _svg(figure)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colors = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none", "svg.hashsalt": "ochat-train", "font.family": "sans-serif", "font.size": 9,
+        "text.parse_math": False, **colors,
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        yield figure, axes
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # no names that clash between the pictures of a page, and no link to anywhere
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=0)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    return text.replace("xlink:href", "href").replace(_INK, "currentColor")
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _bins(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Place, lowest, mean and highest of at most _MOST_POINTS bins; values that are missing are passed over."""
+    there = ~np.isnan(y)
+    x, y = x[there], y[there]
+    if not len(x):
+        return x, y, y, y
+    starts = np.unique(np.linspace(0, len(x), min(_MOST_POINTS, len(x)), endpoint=False).astype(int))
+    sizes = np.diff([*starts, len(x)])
+    sums = np.add.reduceat(y, starts)
+    return x[starts], np.minimum.reduceat(y, starts), sums / sizes, np.maximum.reduceat(y, starts)

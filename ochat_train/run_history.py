@@ -1,0 +1,35 @@
+"""What a run has written of itself, read back: steps, validations, samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from ochat_train.metrics import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, whole_lines
+from ochat_train.run_folder import RunFolder, read_run_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHistory:
+    """A run so far. steps, validations, samples: the rows of metrics.jsonl, validation.jsonl and samples.jsonl."""
+
+    run: RunFolder
+    steps: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+def read_run_history(run_dir: Path) -> RunHistory:
+    """Read a run, also one that still goes on or was killed. Raises UserError where it has no step."""
+    run = read_run_folder(run_dir)
+    steps, validations, samples = (_rows(run_dir / name) for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE))
+    if not steps:
+        raise UserError(f"{run_dir}: no step is written yet ({METRICS_FILE} is empty or missing); train first")
+    return RunHistory(run=run, steps=steps, validations=validations, samples=samples)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in whole_lines(path)]
