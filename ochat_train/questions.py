@@ -43,8 +43,8 @@ def load_questions(path: Path) -> list[Question]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            fields = {key: row.get(key, "") for key in ("question", "answer", "task")}
-        except (ValueError, AttributeError):
+            fields = {"question": row["question"], "answer": row["answer"], "task": row.get("task", "")}
+        except (ValueError, AttributeError, KeyError, TypeError):
             fields = {}
         if not fields or not all(isinstance(value, str) for value in fields.values()) or not fields["question"]:
             raise UserError(
