@@ -30,7 +30,7 @@ class Series:
 
 def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> str:
     """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
-    with _figure(7.2, 2.7) as (figure, axes):
+    with _figure(9.6, 2.9) as (figure, axes):
         for entry in series:
             color = COLORS[entry.number % len(COLORS)]
             if entry.points:
@@ -43,7 +43,11 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         if logarithmic:
+            from matplotlib.ticker import FuncFormatter, NullFormatter
+
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8)
         return _svg(figure)
@@ -51,7 +55,7 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
 
 def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[float | None], *, unit: str) -> str:
     """A bar for each label, with its spread where there is one."""
-    with _figure(7.2, 0.6 + 0.36 * len(labels)) as (figure, axes):
+    with _figure(9.6, 0.6 + 0.36 * len(labels)) as (figure, axes):
         places = np.arange(len(labels))[::-1]
         axes.barh(places, means, xerr=[spread or 0.0 for spread in spreads], color=COLORS[0], ecolor=_INK, height=0.6)
         axes.set_yticks(places, labels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,15 @@ class Sampler:
             if max(map(len, ids.values())) > longest or taken == _HELD_OUT_PROMPTS:
                 continue
             taken += 1
-            special = set(self._tokenizer.all_special_ids)
-            own = next(iter(ids.values()))
-            start = next((number for number, token in enumerate(own) if token not in special), 0)
-            yield SamplePrompt(text=self._tokenizer.decode(own[start:]), input_ids={c: ids[c] for c in conditions if c in ids})
+            own = next(iter(ids))
+            yield SamplePrompt(text=self._plain_text(ids[own], own), input_ids={c: ids[c] for c in conditions if c in ids})
+
+    def _plain_text(self, ids: list[int], condition: str) -> str:
+        """A prompt as people read it: a line for each stretch between control tokens, without the condition."""
+        special = set(self._tokenizer.all_special_ids)
+        parts = [list(part) for is_special, part in groupby(ids, key=lambda token: token in special) if not is_special]
+        text = "\n".join(self._tokenizer.decode(part).strip() for part in parts)
+        return text.replace(f"{condition} ", "") if condition else text
 
     def answers(self, model: Any, ranks: Ranks) -> list[dict[str, Any]]:
         """Rows of samples.jsonl, without the step; all ranks call it. `answers`: `condition`, `text` and `finished` of each."""

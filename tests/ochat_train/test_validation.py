@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,7 @@ def test_held_out_prompts_stop_before_the_answer(train: Any) -> None:
     samples = lines(run, "samples.jsonl")
     assert len(samples) == 3
     for sample in samples:
-        assert "how are you?" in sample["prompt"]
-        assert sample["prompt"].endswith("Assistant:")
+        assert re.fullmatch(r"User: Question [0-9.]+: how are you\?\nAssistant:", sample["prompt"])
         assert [answer["condition"] for answer in sample["answers"]] == ["GPT4 Correct", "GPT3"]
 
 
