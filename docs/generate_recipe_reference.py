@@ -104,7 +104,9 @@ def _section_pages(path: str, section: type[BaseModel]) -> Iterator[str]:
 
 
 def _entry_path(path: str, key: str, field: FieldInfo) -> str:
-    """What the entries of a mapping or list of sections are called, such as `data.sources.N`."""
+    """What the entries of a mapping or list of sections are called (`data.sources.N`), or a section that may be left out."""
+    if type(None) in get_args(field.annotation):
+        return f"{path}.{key}"
     return f"{path}.{key}.{'NAME' if get_origin(field.annotation) is dict else 'N'}"
 
 
@@ -130,7 +132,7 @@ def _type(annotation: Any, rules: Sequence[Any] = ()) -> str:
         inner = [rule for entry in arguments[1:] for rule in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
         return _type(arguments[0], [*inner, *rules])
     if described := [part for rule in rules if isinstance(rule, WithJsonSchema) for part in (rule.json_schema or {})["anyOf"]]:
-        return " or ".join(_alternative(part) for part in described)
+        return " or ".join(_alternative(part) for part in described if part.get("type") != "null")
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part, rules) for part in arguments if part is not type(None))
     if origin is Literal:
@@ -153,7 +155,7 @@ def _alternative(part: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in part["enum"])
     if part["type"] == "object":
         return " and ".join(f"`{key}: N`" for key in part["properties"])
-    return f"{part['type']} > {part['exclusiveMinimum']}"
+    return f"{part['type']} > {part['exclusiveMinimum']}" if "exclusiveMinimum" in part else str(part["type"])
 
 
 def _limits(rules: Sequence[Any]) -> str:

@@ -502,8 +502,9 @@ def _section_at(location: KeyPath) -> type[BaseModel] | None:
         fields = section.model_fields.items() if section else ()
         annotation: Any = next((field.annotation for name, field in fields if key in (name, field.alias)), None)
         inner = [part for part in get_args(annotation) if _is_section(part)]
-        section = annotation if _is_section(annotation) else None
-        entries = inner[0] if inner else None
+        is_optional = type(None) in get_args(annotation)
+        section = annotation if _is_section(annotation) else inner[0] if inner and is_optional else None
+        entries = inner[0] if inner and not is_optional else None
     return section
 
 

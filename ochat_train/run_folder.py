@@ -5,7 +5,7 @@ OUTPUT_DIR/
     prepared.json        the manifest of the prepared dataset
     tokenizer/           the tokenizer folder of the prepared dataset
     model_config/        the model's config.json and generation_config.json, with all token rows
-    metrics.jsonl, anomalies.jsonl, checkpoints/
+    metrics.jsonl, validation.jsonl, samples.jsonl, anomalies.jsonl, checkpoints/
     .lock                held by the process that trains here
 """
 

@@ -216,7 +216,7 @@ def test_a_rank_that_cannot_write_stops_all_with_one_message(tmp_path: Path, mak
     """Rank 1 has no room, by an error and by the system's own limit; a slow rank is waited for; the older one stays."""
     jobs, faults = [], {
         "enospc": {"rank": 1, "call": "write_all", "nth": 60, "do": "full_disk"},
-        "manifest": {"rank": 0, "call": "rename", "nth": 6, "do": "full_disk"},
+        "manifest": {"rank": 0, "call": "rename", "nth": 8, "do": "full_disk"},
         "limit": {"rank": 1, "step": 4, "do": "limit_file_size"},
         "slow": {"rank": 1, "call": "sync_file", "nth": 4, "do": "wait"},
     }  # fmt: skip

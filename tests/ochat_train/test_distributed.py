@@ -282,8 +282,9 @@ def test_what_has_changed_since_a_checkpoint_is_named(changes: dict[str, Any], n
 def manifest_of(recipe: Recipe) -> CheckpointManifest:
     values = recipe.model_dump(mode="json", by_alias=True)
     return CheckpointManifest(
-        progress=Progress(step=1), num_ranks=2, recipe=values, data_fingerprint="a", versions={}, files={}
-    )
+        progress=Progress(step=1), num_ranks=2, recipe=values, data_fingerprint="a", validation_loss=None, versions={},
+        files={},
+    )  # fmt: skip
 
 
 def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:

@@ -65,6 +65,8 @@ def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, l
         yield path, list(node["properties"])
         for key, inner in node["properties"].items():
             for place, suffix in ((inner, ""), (inner.get("items"), ".N"), (inner.get("additionalProperties"), ".NAME")):
+                if isinstance(place, dict) and "anyOf" in place:  # a section that may be left out
+                    place = place["anyOf"][0]
                 if isinstance(place, dict) and "$ref" in place:
                     target = schema["$defs"][place["$ref"].split("/")[-1]]
                     yield from walk(target, f"{path}.{key}{suffix}".lstrip("."))
@@ -74,7 +76,7 @@ def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, l
 
 def test_the_reference_has_every_key_of_the_schema() -> None:
     sections = dict(sections_of(Recipe))
-    assert {"", "data", "data.classes.NAME", "data.sources.N", "tracking"} <= set(sections)
+    assert {"", "data", "data.classes.NAME", "data.sources.N", "data.classes_from", "tracking"} <= set(sections)
     for path, keys in sections.items():
         assert first_column(section(RECIPE_PAGE, f"`{path}`" if path else "Top level")) == keys
         if path:
@@ -184,16 +186,20 @@ def reasons_in(code: str) -> Iterator[str]:
 
 def test_the_page_lists_every_reason_for_a_bad_row() -> None:
     reasons = {reason for path in (ROOT / "data_pipeline").glob("*.py") for reason in reasons_in(path.read_text("utf-8"))}
-    dropped_by_rule = {"overlong", "no_supervised_token"}
+    dropped_by_rule = {"overlong", "no_supervised_token", "other_class"}
     assert dropped_by_rule < reasons
     assert set(first_column(section(FORMATS_PAGE, "Bad rows"))) == reasons - dropped_by_rule
     for reason in dropped_by_rule:
-        assert f"`{reason}`" in section(FORMATS_PAGE, "Long conversations")
+        assert f"`{reason}`" in section(FORMATS_PAGE, "Classes" if reason == "other_class" else "Long conversations")
 
 
 def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
-    sources, classes = (parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml"))
+    sources, classes, rewards, quantiles = (parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml"))
     recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
+    for replaced in (rewards, quantiles):
+        path = tmp_path / "scored.yaml"
+        path.write_text(json.dumps({**recipe, "data": {"prepared_dir": "data/scored", **replaced}}), encoding="utf-8")
+        load_recipe(path)
     recipe["data"] |= {**sources, **classes}
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")

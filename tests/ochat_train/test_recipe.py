@@ -143,6 +143,10 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "class: expert", "class: expert, class_field: x", "a.jsonl", "data.sources.0", "give one of `class` and `class_field`",
     ),
     "source without class": (", class: expert", "", "data:", "data", "sources.0: give `class` or `class_field`"),
+    "unknown key of classes_from": (
+        "  beta: 0.4342945\n", "  beta: 0.4342945\n  classes_from: {fields: s, field: s, quantiles: 2, conditions: [a, b]}\n",
+        "classes_from", "data.classes_from.fields", "unknown key; did you mean `field`?",
+    ),
     "baseline of another type": (
         "reward: 1.0", "baseline: median", "expert:", "data.classes.expert.baseline", "'median': expected a number, or `mean`",
     ),
