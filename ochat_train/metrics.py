@@ -175,8 +175,9 @@ def whole_lines(path: Path) -> list[str]:
 
     A last line without its end was being written when the process was killed, and is left out.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [line for line in lines if line.endswith("\n")]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # not splitlines(), which also ends a line at characters that may stand in an answer (U+2028)
+    return [f"{line}\n" for line in text.split("\n")[:-1]]
 
 
 def _flatten(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,11 +84,13 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
 
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that matplotlib's own font lacks: the browser has them
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # no names that clash between the pictures of a page, and no link to anywhere
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=0)
+    # HTML needs no namespaces, and the page names no address
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     return text.replace("xlink:href", "href").replace(_INK, "currentColor")
 

@@ -36,7 +36,7 @@ def load_questions(path: Path) -> list[Question]:
     Raises UserError for a file or a line that is not so.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"validation.questions: {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     questions = []

@@ -19,7 +19,7 @@ from ochat_train.recipe import load_recipe
 from ochat_train.run_page import write_run_page
 from tests.conftest import RecipeFactory
 
-NASTY = "<script>alert(1)</script>&\"'$x$"
+NASTY = "<script>alert(1)</script>&\"'$x$\u2028\x85"  # the last two end a line for str.splitlines
 
 
 class Page(HTMLParser):
@@ -78,7 +78,7 @@ def run_dir(tmp_path: Path, make_recipe: RecipeFactory) -> Path:
 
 
 def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, end: str = "") -> None:
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + end)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + end)
 
 
 VALIDATION: dict[str, Any] = {
