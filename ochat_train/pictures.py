@@ -64,6 +64,11 @@ def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[f
         return _svg(figure)
 
 
+def as_file(svg: str) -> str:
+    """A picture of a page as the text of a file of its own."""
+    return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
     import matplotlib

@@ -21,7 +21,10 @@ _COST_RATIO = 3  # a forward and backward pass takes as long as three forward pa
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationResult:
-    """line: the row of validation.jsonl. samples: the rows of samples.jsonl. loss: None where it is not finite."""
+    """line: the row of validation.jsonl (`seconds`: with the samples). samples: the rows of samples.jsonl.
+
+    loss: None where it is not finite.
+    """
 
     line: dict[str, Any] | None
     samples: list[dict[str, Any]]
@@ -62,8 +65,10 @@ class Validator:
         if self._data is not None:
             found = evaluate(engine, self._data, self._ranks, seed=self._seed)
             loss = found.loss if math.isfinite(found.loss) else None
-            line = {"step": step, **validation_line(found), "seconds": round(time.monotonic() - start, 3)}
+            line = {"step": step, **validation_line(found)}
         samples = [{"step": step, **row} for row in self._sampler.answers(engine, self._ranks)]
+        if line is not None:
+            line["seconds"] = round(time.monotonic() - start, 3)
         return ValidationResult(line=line, samples=samples, loss=loss)
 
 

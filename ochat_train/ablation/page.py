@@ -24,6 +24,14 @@ def ablation_page(results: dict[str, Any]) -> str:
     return render_page(f"Ablation: {results['recipe']}", subtitle, list(_sections(results)))
 
 
+def results_picture(results: dict[str, Any]) -> str:
+    """Right answers of all arms as SVG for a page, or where there are no questions the held-out nll."""
+    rows = arm_figures(results)
+    condition, name = results["inference_condition"], results["inference_class"]
+    accuracy = _bars(rows, lambda row: row.accuracy, unit=f"share of right answers under {condition!r}")
+    return accuracy or _bars(rows, lambda row: row.nll, unit=f"nats per token of held-out {name} answers")
+
+
 def _sections(results: dict[str, Any]) -> Iterator[Section]:
     rows = arm_figures(results)
     yield Section(heading="Arms", paragraphs=[_HOW_TO_READ], head=HEAD, rows=[text_cells(cells(row)) for row in rows])

@@ -22,9 +22,11 @@ import yaml
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import REFERENCE, Arm, arm_recipe, arms_of, run_dir
-from ochat_train.ablation.page import ablation_page
+from ochat_train.ablation.page import ablation_page, results_picture
+from ochat_train.ablation.table import results_text
 from ochat_train.checkpoint import checkpoints_dir
 from ochat_train.durable import replace_text
+from ochat_train.pictures import as_file
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.questions import load_questions
 from ochat_train.recipe import Recipe
@@ -79,6 +81,8 @@ def ablate(recipe: Recipe, options: Options, *, say: Callable[[str], None]) -> d
     _run_jobs(jobs, Path(recipe.data.prepared_dir), questions, options, say)
     results = _results(recipe, manifest, arms, jobs, options)
     replace_text(options.folder / "results.json", json.dumps(results, indent=1) + "\n")
+    replace_text(options.folder / "results.txt", results_text(results) + "\n")
+    replace_text(options.folder / "results.svg", as_file(results_picture(results)))
     replace_text(options.folder / "results.html", ablation_page(results))
     return results
 

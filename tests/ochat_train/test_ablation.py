@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
     results = json.loads(first.stdout)
     assert results == json.loads((out / "results.json").read_text())
     assert "</html>" in (out / "results.html").read_text()
+    assert "expert only" in (out / "results.txt").read_text()
+    assert xml.etree.ElementTree.parse(out / "results.svg").getroot().tag.endswith("svg")
     figures = {row.name: row for row in arm_figures(results)}
     assert list(figures) == ["c-rlft", "expert-only"]
     assert figures["c-rlft"].conversations > figures["expert-only"].conversations
