@@ -26,6 +26,7 @@ from ochat_train.ablation.page import ablation_page, results_picture
 from ochat_train.ablation.table import results_text
 from ochat_train.checkpoint import checkpoints_dir
 from ochat_train.durable import replace_text
+from ochat_train.exits import STOPPED, StoppedBySignalError
 from ochat_train.pictures import as_file
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.questions import load_questions
@@ -34,6 +35,7 @@ from ochat_train.train import peak_learning_rate, training_plan
 
 SCORE_FILE = "score.json"
 _TAIL_CHARACTERS = 2000
+_STOPPED = "stopped by a signal; finished trainings are kept, start again to go on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def ablate(recipe: Recipe, options: Options, *, say: Callable[[str], None]) -> d
     """Run what is missing; returns the document of results.json.
 
     Raises UserError for a recipe that cannot be ablated, for a folder with another recipe's ablation, and if a training or
-    scoring fails (the others are finished first, and kept).
+    scoring fails (the others are finished first, and kept); StoppedBySignalError after Ctrl-C or SIGTERM to a training.
     """
     if not recipe.data.validation_ratio:
         raise UserError("data.validation_ratio: 0 holds nothing out to score the arms on; set it, for example to 0.02")
@@ -147,7 +149,10 @@ def _run_jobs(
             places.put(place)
 
     with ThreadPoolExecutor(options.parallel) as pool:
-        problems = [problem for problem in pool.map(work, missing) if problem]
+        try:  # an error here leaves out what has not begun; what is running has got the signal, too, and is waited for
+            problems = [problem for problem in pool.map(work, missing) if problem]
+        except KeyboardInterrupt:
+            raise StoppedBySignalError(_STOPPED) from None
     if problems:
         raise UserError(
             f"{len(problems)} of {len(missing)} trainings failed; mend the cause and start again, the others are kept"
@@ -167,6 +172,8 @@ def _train_and_score(job: TrainingJob, place: int, reference: Path, questions: P
     with log.open("w", encoding="utf-8") as output:
         for command in commands:
             code = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+            if code == STOPPED:
+                raise StoppedBySignalError(_STOPPED)
             if code:
                 output.flush()
                 tail = log.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:]
