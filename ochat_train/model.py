@@ -36,7 +36,7 @@ class PackedCausalLM(torch.nn.Module):
             position_ids=batch.position_ids_T[None],
             use_cache=False,
             cu_seqlens=batch.cu_seqlens_S1,
-            max_seqlen=len(batch.input_ids_T),
+            max_seqlen=batch.max_seqlen,
         ).last_hidden_state
         result: LossSums | TokenScores = self.loss(hidden_1TD[0], batch, score=score)
         return result

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data_pipeline.dataset import PreparedSplit
-from ochat_train.batches import pack_batch
+from ochat_train.batches import pack_batch, run_shape
 from ochat_train.checkpoint import CheckpointManifest, Progress
 from ochat_train.cli import main
 from ochat_train.export import export, load_trained_weights
@@ -68,7 +68,7 @@ def logits_difference(run_dir: Path, exported: Any) -> float:
     rows = training_plan(recipe, split).epoch(0).rows(0)
     hidden = []
     model.loss.register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
-    model.eval()(pack_batch(split, rows, pack_length=recipe.train.pack_length_tokens, max_sequences=len(rows)))
+    model.eval()(pack_batch(split, rows, run_shape(split, training_plan(recipe, split))))
     packed = hidden[0] @ model.loss.head_weight.T
     alone = torch.cat([exported(torch.tensor(split[int(row)].input_ids.astype(int))[None]).logits[0] for row in rows])
     assert len(rows) > 1
