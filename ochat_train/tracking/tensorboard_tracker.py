@@ -41,7 +41,10 @@ class TensorBoardTracker:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
         texts = {
             "recipe": _code(yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True)),
-            "classes": _table(list(facts.classes[0]), [row.values() for row in facts.classes]),
+            "classes": _table(
+                ["", *(row["name"] for row in facts.classes)],
+                [[key, *(row[key] for row in facts.classes)] for key in facts.classes[0] if key != "name"],
+            ),
             "ledger": _code(json.dumps(facts.ledger, indent=1, ensure_ascii=False)),
             "hardware": _table(["", ""], facts.hardware.items()),
             "versions": _table(["", ""], facts.versions.items()),
@@ -75,7 +78,7 @@ class TensorBoardTracker:
 
     def _add(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step, double_precision=True)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
 
     def _add_matrix(self, line: Mapping[str, Any]) -> None:
         from ochat_train.pictures import heat_map
@@ -108,7 +111,13 @@ def _code(text: str) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_plain('' if cell is None else str(cell)) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
 
 
 def _plain(text: str) -> str:

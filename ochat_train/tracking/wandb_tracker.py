@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -98,11 +100,8 @@ class WandbTracker:
         self._note(max(self._step, self._logged_step))
 
     def abandon(self) -> None:
-        """See Tracker. The library waits for its service process at exit, without a limit."""
-        for child in _children(os.getpid()):
-            with contextlib.suppress(OSError):
-                if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(child, signal.SIGKILL)
+        """See Tracker."""
+        threading.Thread(target=_end_service_at_exit, name="end of wandb", daemon=True).start()
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         if step <= self._logged_step:
@@ -125,6 +124,16 @@ def _earlier_part(file: Path) -> tuple[str, int]:
         return uuid.uuid4().hex, 0
     noted = json.loads(file.read_text(encoding="utf-8"))
     return noted["id"], noted["logged_step"]
+
+
+def _end_service_at_exit() -> None:
+    """When the process ends, wandb tells its service process to end and waits for it, without a limit: give it a second."""
+    threading.main_thread().join()
+    time.sleep(1.0)
+    for child in _children(os.getpid()):
+        with contextlib.suppress(OSError):
+            if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGKILL)
 
 
 def _children(process: int) -> list[int]:
