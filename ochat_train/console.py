@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ochat_train.report_text import number_text
+
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 _FEWEST_BAR_CHARACTERS = 8
 _MOST_BAR_CHARACTERS = 30
@@ -50,13 +52,14 @@ class Part:
 
 def progress_parts(metrics: dict[str, Any], *, num_steps: int, seconds_left: float) -> list[Part]:
     """What is worth showing of a step, in the order in which it is read."""
-    losses = ", ".join(f"{name} {_loss(row['loss'])}" for name, row in metrics["classes"].items())
+    losses = ", ".join(f"{name} {number_text(row['loss'], '.3f')}" for name, row in metrics["classes"].items())
+    loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
     parts = [
         Part(text=f"step {metrics['step']}/{num_steps}", rank=0),
         Part(text=f"epoch {metrics['epoch']}", rank=8),
-        Part(text=f"loss {_loss(metrics['loss'])}", rank=1),
-        Part(text=f"({losses})", rank=4),
-        Part(text=f"{metrics['tokens_per_second']:,.0f} tok/s", rank=3),
+        Part(text=f"loss {loss}", rank=1),
+        Part(text=f"({losses})", rank=3),
+        Part(text=f"{metrics['tokens_per_second'] / 1000:,.1f}k tok/s", rank=4),
     ]
     if metrics["mfu"] is not None:
         parts.append(Part(text=f"MFU {metrics['mfu']:.1%}", rank=6))
@@ -93,10 +96,6 @@ def duration_text(seconds: float) -> str:
     if days:
         return f"{days}d {hours:02d}:{minutes:02d}:{seconds:02d}"
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 class ProgressLine:

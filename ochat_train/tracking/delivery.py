@@ -73,6 +73,7 @@ class Delivery:
             if not self._is_off:
                 self._is_off = True
                 self._say(f"{self._tracker.name}: {_one_line(error)}; it is switched off, training goes on")
+                self._tracker.abandon()
 
 
 class Trackers:

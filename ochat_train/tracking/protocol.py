@@ -49,5 +49,5 @@ class Tracker(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Called from another thread while one of the others does not return: let the process end all the same."""
+        """Nothing more will be called, because something raised or does not return: let the process end all the same."""
         ...

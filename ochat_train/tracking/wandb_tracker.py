@@ -17,6 +17,7 @@ from ochat_train.report_text import learnt_text, shown_condition
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
+EXIT_SECONDS = 5.0  # what wandb may take of the end of the process after it has failed or been left behind
 RUN_FILE = "wandb.json"  # which run it is, and up to which step it has been given everything
 
 
@@ -127,9 +128,9 @@ def _earlier_part(file: Path) -> tuple[str, int]:
 
 
 def _end_service_at_exit() -> None:
-    """When the process ends, wandb tells its service process to end and waits for it, without a limit: give it a second."""
+    """When the process ends, wandb tells its service process to end and waits for it, without a limit: give it one."""
     threading.main_thread().join()
-    time.sleep(1.0)
+    time.sleep(EXIT_SECONDS)
     for child in _children(os.getpid()):
         with contextlib.suppress(OSError):
             if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():

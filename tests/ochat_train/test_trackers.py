@@ -59,7 +59,7 @@ def test_a_tracker_that_raises_is_named_once_and_what_it_lacks_is_counted(
     assert said.count("fake: SystemExit: no such project; it is switched off, training goes on") == 1
     rest = "7 of 7 steps and validations were not delivered; runs/x has everything in metrics.jsonl, validation.jsonl and"
     assert said.count(rest) == 1
-    assert (tracker.steps, tracker.closed) == ([], None)
+    assert (tracker.steps, tracker.closed, tracker.is_abandoned) == ([], None, True)
 
 
 @pytest.mark.parametrize(("at_start", "at_log"), [(hang, int), (int, hang)], ids=["at start", "at log"])
@@ -246,13 +246,14 @@ from pathlib import Path
 from ochat_train.recipe import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
-from ochat_train.tracking.wandb_tracker import WandbTracker
+from ochat_train.tracking import wandb_tracker
+wandb_tracker.EXIT_SECONDS = 0.5
 server = socket.create_server(("127.0.0.1", 0))
 os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "WANDB_API_KEY": "a" * 40}
 facts = RunFacts(
     name="x", output_dir=Path(sys.argv[1]), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
 )
-trackers = Trackers([WandbTracker(TrackingSettings(wandb="online"))], facts, say=print)
+trackers = Trackers([wandb_tracker.WandbTracker(TrackingSettings(wandb="online"))], facts, say=print)
 trackers.log_step({"step": 1, "loss": 1.0, "classes": {}})
 server.accept()  # it asks, so it waits for an answer from now on
 trackers.close(done=True, most_seconds=0.0)
