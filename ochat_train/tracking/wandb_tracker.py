@@ -12,26 +12,29 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from ochat_train.durable import replace_text
 from ochat_train.recipe import TrackingSettings
 from ochat_train.report_text import learnt_text, shown_condition
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
 EXIT_SECONDS = 5.0  # what wandb may take of the end of the process after it has failed or been left behind
-RUN_FILE = "wandb.json"  # which run it is, and up to which step it has been given everything
+RUN_FILE = "wandb.json"  # which run it is, and up to which step it surely has everything
 
 
 class WandbTracker:
     """One run of Weights & Biases for one run folder, over all of its restarts.
 
-    A step can be logged there only once and in order: what a resumed run does again stays as it was logged first.
+    A step can be logged there only once and in order: what a resumed run does again stays as it was logged first. After the
+    process was killed nobody knows what was written of the last steps, so those that are done again are logged again: online
+    the library leaves out what the server has, offline the later part of the run may repeat some.
     """
 
     name = "Weights & Biases"
 
     def __init__(self, settings: TrackingSettings) -> None:
         self._settings = settings
-        self._step = 0  # the last one that was given, perhaps not yet its validation
+        self._step = 0  # the last one that was logged
 
     def start(self, facts: RunFacts) -> str:
         """See Tracker."""
@@ -98,29 +101,23 @@ class WandbTracker:
     def close(self, *, done: bool) -> None:
         """See Tracker."""
         self._run.finish(exit_code=0 if done else 1)
-        self._note(max(self._step, self._logged_step))
+        self._note(max(self._step, self._logged_step))  # not earlier: wandb keeps the newest rows in memory for a while
 
     def abandon(self) -> None:
         """See Tracker."""
         threading.Thread(target=_end_service_at_exit, name="end of wandb", daemon=True).start()
 
     def _log(self, values: dict[str, Any], step: int) -> None:
-        if step <= self._logged_step:
-            return
-        if step > self._step > self._logged_step:
-            self._note(self._step)  # a later step has begun, so this one is complete
-        self._step = step
-        self._run.log(values, step=step)
+        if step > self._logged_step:
+            self._step = step
+            self._run.log(values, step=step)
 
     def _note(self, step: int) -> None:
-        self._logged_step = step
-        part = self._file.with_suffix(".part")
-        part.write_text(json.dumps({"id": self._id, "logged_step": step}) + "\n", encoding="utf-8")
-        part.replace(self._file)
+        replace_text(self._file, json.dumps({"id": self._id, "logged_step": step}) + "\n")
 
 
 def _earlier_part(file: Path) -> tuple[str, int]:
-    """Id and last complete step of the run as it was before; a new id where it was not tracked."""
+    """Id of the run as it was before, and the last step that it surely has; a new id where it was not tracked."""
     if not file.is_file():
         return uuid.uuid4().hex, 0
     noted = json.loads(file.read_text(encoding="utf-8"))

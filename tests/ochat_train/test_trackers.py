@@ -8,7 +8,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from ochat_train.tracking import choice, delivery
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
+from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.conftest import PYTHONPATH, ROOT, RecipeFactory, metrics, run_jobs
 from tests.ochat_train import wandb_file
 from tests.ochat_train.fake_trackers import KINDS, FakeTracker, fail, hang
@@ -266,6 +269,74 @@ trackers.close(done=True, most_seconds=0.0)
     )  # fmt: skip
     assert "Weights & Biases: does not answer and was left behind; 1 of 1 steps" in done.stdout
     assert done.stderr == ""
+
+
+class FakeWandb(ModuleType):
+    """The library without a server: keeps what it is given."""
+
+    Settings = dict
+
+    def __init__(self, *, has_key: bool = True) -> None:
+        super().__init__("wandb")
+        self._has_key = has_key
+        self.runs: list[dict[str, Any]] = []
+        self.steps: list[int] = []
+        self.url, self.dir, self.exit_codes = "https://server/run", "runs/x/wandb/offline-run-1/files", list[int]()
+
+    def setup(self, settings: Any) -> None: ...
+
+    def login(self, *, prompt: bool, verify: bool) -> bool:
+        assert not prompt
+        return self._has_key
+
+    def init(self, **arguments: Any) -> FakeWandb:
+        self.runs.append(arguments)
+        return self
+
+    def log(self, values: dict[str, Any], *, step: int) -> None:
+        self.steps.append(step)
+
+    def finish(self, *, exit_code: int) -> None:
+        self.exit_codes.append(exit_code)
+
+
+def part_of_run(
+    library: FakeWandb, folder: Path, steps: range, monkeypatch: pytest.MonkeyPatch, *, closed: bool, mode: str = "online"
+) -> str:
+    """A part of a run that goes on after the step before `steps`; what is said at its start."""
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    tracker = WandbTracker(TrackingSettings.model_validate({"wandb": mode, "wandb_entity": "team"}))
+    said = tracker.start(replace(FACTS, output_dir=folder, first_step=steps.start - 1))
+    for step in steps:
+        tracker.log_step({"step": step, "loss": 1.0, "classes": {}})
+    if closed:
+        tracker.close(done=False)
+    return said
+
+
+def test_wandb_gets_steps_again_only_where_they_may_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeWandb()
+    part_of_run(library, tmp_path, range(1, 6), monkeypatch, closed=True)
+    part_of_run(library, tmp_path, range(4, 8), monkeypatch, closed=False)  # killed
+    part_of_run(library, tmp_path, range(7, 10), monkeypatch, closed=True)
+    assert library.steps == [1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
+    assert library.exit_codes == [1, 1]
+    assert len({run["id"] for run in library.runs}) == 1
+    part_of_run(library, tmp_path, range(1, 3), monkeypatch, closed=True)  # from the beginning: a run of its own
+    assert len({run["id"] for run in library.runs}) == 2
+    assert library.steps[-2:] == [1, 2]
+
+
+def test_wandb_online_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeWandb()
+    assert part_of_run(library, tmp_path, range(1, 2), monkeypatch, closed=True) == "https://server/run"
+    said = part_of_run(FakeWandb(has_key=False), tmp_path, range(1, 2), monkeypatch, closed=True, mode="offline")
+    assert said == "offline, upload with `wandb sync runs/x/wandb/offline-run-1`"
+    assert {key: library.runs[0][key] for key in ("mode", "resume", "entity", "project", "name")} == {
+        "mode": "online", "resume": "allow", "entity": "team", "project": "ochat-train", "name": "x",
+    }  # fmt: skip
+    with pytest.raises(PermissionError, match="no API key: run `wandb login`, or set WANDB_API_KEY"):
+        part_of_run(FakeWandb(has_key=False), tmp_path, range(1, 2), monkeypatch, closed=True)
 
 
 # ---- choosing ----
