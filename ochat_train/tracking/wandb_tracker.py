@@ -57,8 +57,8 @@ class WandbTracker:
             project=self._settings.wandb_project, entity=self._settings.wandb_entity, group=self._settings.wandb_group,
             tags=self._settings.wandb_tags, name=facts.name, dir=str(facts.output_dir), allow_val_change=True,
             config={
-                **facts.recipe, "classes": facts.classes, "ledger": facts.ledger, "hardware": facts.hardware,
-                "versions": facts.versions,
+                **facts.recipe, "classes": {row["name"]: row for row in facts.classes}, "ledger": facts.ledger,
+                "hardware": facts.hardware, "versions": facts.versions,
             },
             settings=settings,
         )  # fmt: skip

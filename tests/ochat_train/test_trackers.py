@@ -223,7 +223,10 @@ def test_wandb_has_every_number_of_the_files_once(tracked: dict[str, Any]) -> No
         key: recipe[key] for key in ("data", "optimizer", "seed")
     }
     assert config["ledger"]["read"] == 60
-    assert [row["name"] for row in config["classes"]] == ["expert", "suboptimal"]
+    assert {name: row["condition"] for name, row in config["classes"].items()} == {
+        "expert": "GPT4 Correct",
+        "suboptimal": "GPT3",
+    }
     assert config["hardware"]["ranks"] == 1
     assert {"torch", "ochat-train", "python"} <= set(config["versions"])
 
