@@ -52,10 +52,10 @@ train() { # train RECIPE [recipe flags] [-- launcher flags]
 }
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-extras=gpu
+extras=gpu,tracking
 if [ "$gpus" -eq 0 ]; then
   export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  extras=cpu
+  extras=cpu,tracking
 fi
 
 case ${1-} in
