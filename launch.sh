@@ -62,7 +62,7 @@ case ${1-} in
     echo_and_run ruff check .
     echo_and_run ruff format --check .
     echo_and_run mypy
-    echo_and_run python -m pytest --numprocesses 2 --dist loadfile "$@"
+    echo_and_run python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
     ;;
   "")
     set_up "$extras"
