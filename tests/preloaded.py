@@ -1,5 +1,6 @@
 """What every rank imports, for the server that ranks are forked from. No thread may be started here."""
 
+import gc
 import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -21,3 +22,4 @@ import ochat_train.train  # noqa: F401
 from data_pipeline.packing import pack
 
 pack(np.array([1]), capacity=1, rng=np.random.default_rng(0))  # loads what numba has compiled
+gc.freeze()  # ranks collect garbage among their own objects only
