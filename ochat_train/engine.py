@@ -50,6 +50,8 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Known, and empty: it would try a compiler on every rank, and on a CPU build collectives that only inference uses.
+    deepspeed.ops.__compatible_ops__ = {}
     if "WORLD_SIZE" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())

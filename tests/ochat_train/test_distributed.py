@@ -300,6 +300,17 @@ def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> 
     assert "was prepared from other sources than this recipe names" in changed.stderr
 
 
+def test_training_on_a_cpu_needs_no_compiler(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """DeepSpeed would build an extension for a minute, and fail where there is no compiler or no ninja."""
+    recipe = make_recipe(train__max_steps=1)
+    prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
+    extensions = tmp_path / "extensions"
+    found = ochat("train", str(recipe), PATH="", CUDA_VISIBLE_DEVICES="", TORCH_EXTENSIONS_DIR=str(extensions))
+    assert found.returncode == 0, found.stderr
+    assert len(metrics(tmp_path / "run")) == 1
+    assert not extensions.exists()
+
+
 def test_export_and_generate(tmp_path: Path, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder holds no path of this machine, loads in transformers, answers, and is never overwritten unasked."""
     import transformers
