@@ -138,6 +138,17 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
                 yield f"{chunk.path}:{number}", _parse_line(line)
 
 
+def count_rows(chunk: Chunk) -> int:
+    """How many rows a chunk has, without decoding them."""
+    if isinstance(chunk, RowsChunk):
+        return len(chunk.rows)
+    if isinstance(chunk, ParquetChunk):
+        return int(parquet.ParquetFile(chunk.path).metadata.row_group(chunk.row_group).num_rows)
+    with open(chunk.path, "rb") as stream:
+        stream.seek(chunk.start)
+        return sum(1 for line in stream.read(chunk.end - chunk.start).split(b"\n") if line.strip())
+
+
 def _lines_chunks(file: Path) -> Iterator[LinesChunk]:
     start, line = 0, 1
     with file.open("rb") as stream:
