@@ -90,7 +90,8 @@ class SourceLook:
 
     ledger: of the sampled rows; its `bad` counts those that cannot be read, by reason. roles: messages of each role.
     conversations: the sampled rows that can be read. carries_classes: OpenChat's rows, each with its condition and weights.
-    fields: by name, those that could name a class or hold a score. num_prompts: different beginnings in the sample.
+    fields: by name, those that could name a class or hold a score. prompts: system texts with first prompts, which the
+    validation split keeps together.
     """
 
     path: str
@@ -101,7 +102,7 @@ class SourceLook:
     carries_classes: bool
     roles: Mapping[str, int]
     fields: Mapping[str, FieldLook]
-    num_prompts: int
+    prompts: frozenset[tuple[str, str]]
 
     @property
     def num_sampled(self) -> int:
@@ -149,7 +150,7 @@ def look_at(path: str, *, format: Format | None = None, most_rows: int = SAMPLED
     probe = SourceSettings.model_validate({"path": path, "format": format or FORMATS[0], "class": "probe"})
     if sources.is_dataset(probe):
         raise UserError(f"{path}: only files are looked at; write a source for a Hub dataset or a saved one by hand")
-    sample = sample_rows(probe, where="files", most_rows=most_rows)
+    sample = sample_rows(probe, where="FILE", most_rows=most_rows)
     if not sample.rows:
         raise UserError(f"{path}: holds no rows")
     found: dict[Format, dict[int, Conversation]] = {}
@@ -182,7 +183,7 @@ def look_at(path: str, *, format: Format | None = None, most_rows: int = SAMPLED
         carries_classes=chosen == "openchat" and all(map(_carries_class, readable_rows)),
         roles=_roles(conversations),
         fields=_fields(readable_rows),
-        num_prompts=len(prompts),
+        prompts=frozenset(prompts),
     )
 
 

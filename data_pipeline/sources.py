@@ -22,6 +22,7 @@ from data_pipeline.settings import SourceSettings
 from data_pipeline.text_rules import shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _LINES_CHUNK_BYTES = 2 << 20  # large enough to keep a worker busy for a second, small enough to balance
 _ROWS_PER_CHUNK = 1024
 _HUB_PREFIX = "hf://"
@@ -81,7 +82,8 @@ def source_files(source: SourceSettings, *, where: str) -> list[Path]:
         raise UserError(f"{where}: {source.path}: {rule}; relative paths start at the current folder ({Path.cwd().name}/)")
     for file in files:
         if file.suffix not in SUFFIXES:
-            raise UserError(f"{where}: {file}: unknown kind of file; expected {', '.join(SUFFIXES)}")
+            remedy = "; unpack it first" if file.suffix in _PACKED_SUFFIXES else ""
+            raise UserError(f"{where}: {file}: unknown kind of file; expected {', '.join(SUFFIXES)}{remedy}")
     return files
 
 

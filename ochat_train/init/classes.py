@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from data_pipeline.errors import UserError
 from data_pipeline.look import SourceLook
 from data_pipeline.settings import ClassSettings
@@ -141,5 +143,5 @@ def class_settings(condition: str, reward: str, *, where: str) -> ClassSettings:
         raise UserError(f"{where}: {reward!r} is not a number")
     try:
         return ClassSettings(condition=condition, reward=value)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

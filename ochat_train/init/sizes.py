@@ -5,6 +5,7 @@ None of these numbers is right for everybody; each comes with the reason that th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,17 +37,22 @@ def estimated_tokens(characters: np.ndarray) -> np.ndarray:
     return np.ceil(characters / CHARACTERS_PER_TOKEN).astype(np.int64)
 
 
-def choose_max_length(lengths: np.ndarray, *, max_positions: int | None, exact: bool) -> Decision[int]:
-    """`model.max_length_tokens`: a power of two that nearly all conversations fit into. lengths: tokens of sampled ones."""
-    about = "" if exact else "estimated "
-    wanted = _SHORTEST_LENGTH
-    while wanted < np.quantile(lengths, _COVERED):
-        wanted *= 2
-    value = min(wanted, _LONGEST_LENGTH, max_positions or _LONGEST_LENGTH)
+def choose_max_length(by_source: Sequence[np.ndarray], *, max_positions: int | None, exact: bool) -> Decision[int]:
+    """`model.max_length_tokens`: a power of two that nearly all conversations of every source fit into.
+
+    by_source: tokens of those looked at. max_positions: the most that the base takes, None where it is not known.
+    """
+    needed = max(float(np.quantile(lengths, _COVERED)) for lengths in by_source)
+    value = _SHORTEST_LENGTH
+    while value < needed:
+        value *= 2
+    value = min(value, _LONGEST_LENGTH, max_positions or _LONGEST_LENGTH)
+    lengths = np.concatenate(by_source)
     num_longer = int(np.count_nonzero(lengths > value))
-    fits = "all looked at fit" if not num_longer else f"{num_longer / len(lengths):.1%} of those looked at are longer"
+    fits = f"{num_longer:,} of {len(lengths):,} are longer" if num_longer else "all fit"
     limit = "; the base takes no more" if value == max_positions else ""
-    return Decision(value=value, reason=f"{about}longest {int(lengths.max()):,} tokens, {fits}{limit}")
+    measured = "tokens" if exact else "tokens by an estimate"
+    return Decision(value=value, reason=f"of those looked at, the longest has {int(lengths.max()):,} {measured}, {fits}{limit}")
 
 
 def choose_pack_length(*, max_length: int, total_tokens: int, gpus: int) -> Decision[int]:
@@ -65,7 +71,7 @@ def choose_tokens_per_step(*, pack_length: int, total_tokens: int, gpus: int) ->
     wanted = min(total_tokens // _STEPS_PER_EPOCH, _LARGEST_STEP)
     value = max(1, wanted // smallest) * smallest
     steps = -(-total_tokens // value)
-    return Decision(value=value, reason=f"{value // pack_length} packs, about {steps:,} steps an epoch")
+    return Decision(value=value, reason=f"{value // pack_length} pack(s), about {steps:,} steps an epoch")
 
 
 def choose_epochs(num_conversations: int) -> Decision[int]:
