@@ -39,7 +39,7 @@ class Draft:
     sources: Sequence[ClassedSource]
     classes: Mapping[str, ClassSettings]
     prepared_dir: str
-    bad_rows: str
+    bad_rows: Decision[str]
     gpus: int
     max_length: Decision[int]
     pack_length: Decision[int]
@@ -61,7 +61,7 @@ def measure(looks: Sequence[SourceLook], base: Base | None, template: str) -> Le
 
 def make_draft(
     *, name: str, base: Base, template: Decision[str], sources: Sequence[ClassedSource], classes: Mapping[str, ClassSettings],
-    lengths: Lengths, gpus: int, bad_rows: str, max_length: int | None, epochs: int | None,
+    lengths: Lengths, gpus: int, bad_rows: Decision[str], max_length: int | None, epochs: int | None,
 ) -> Draft:  # fmt: skip
     """Decide the rest. max_length, epochs: what the user said, or None."""
     num_rows = sum(source.look.num_rows for source in sources)

@@ -82,7 +82,7 @@ def _data(draft: Draft) -> Iterator[str]:
                 yield f"    # `{_one_line(name)}` could be its reward (`reward_field`): docs/data_formats.md"
     yield _line(f"  validation_ratio: {draft.validation_ratio.value}", f"held out; {draft.validation_ratio.reason}")
     yield _line("  overlong: truncate", "a conversation above max_length_tokens keeps its beginning; or drop, or error")
-    yield _line(f"  bad_rows: {draft.bad_rows}", "a row that cannot be read: `error` stops, `drop` leaves it out and counts it")
+    yield _line(f"  bad_rows: {draft.bad_rows.value}", f"error: stop at bad rows, drop: count them; {draft.bad_rows.reason}")
 
 
 def _source(source: ClassedSource) -> str:

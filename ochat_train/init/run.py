@@ -85,7 +85,7 @@ def init(options: Options, *, ask: Ask | None, say: Callable[[str], None]) -> Pa
     draft = make_draft(
         name=name, base=base, template=template, sources=sources, lengths=lengths,
         classes={name: classes[name] for name in class_names(sources)},
-        gpus=options.gpus or _answer(ask, "GPUs of a run", "1", _count), bad_rows=options.bad_rows or _bad_rows(looks, ask),
+        gpus=options.gpus or _answer(ask, "GPUs of a run", "1", _count), bad_rows=_bad_rows(options, looks, ask),
         max_length=options.max_length, epochs=options.epochs,
     )  # fmt: skip
     say("\n" + draft_text(draft))
@@ -138,9 +138,10 @@ def _template(options: Options, base: Base | None) -> Decision[str]:
         return Decision(value=options.template, reason="as --template says")
     if base is None:
         return Decision(value=next(iter(TEMPLATES)), reason="")  # only for a message about what is missing
-    kind = base.family if base.model_type is None or base.family != "other" else base.model_type
-    known = f"the base is of the family {kind}" if base.model_type else f"the base is `{kind}` by its name"
-    return Decision(value=base.template, reason=known)
+    how = "by its name" if base.model_type is None else f"model_type {base.model_type}, {base.vocab_size:,} tokens"
+    if base.family == "other":
+        return Decision(value=base.template, reason=f"the base is none that OpenChat has a format for ({how})")
+    return Decision(value=base.template, reason=f"OpenChat's for {base.family}, which the base is ({how})")
 
 
 def _classify(options: Options, looks: Sequence[SourceLook], ask: Ask | None) -> list[ClassedSource]:
@@ -198,25 +199,31 @@ def _quoted(text: str) -> str:
 def _ask_classes(ask: Ask, names: Sequence[str], *, num_classes: int) -> dict[str, ClassSettings]:
     """Condition and reward of each class. One class alone needs no condition to be told from others."""
     classes = {}
-    for number, name in enumerate(names):
+    for name in names:
         default = "-" if num_classes == 1 else name
         condition = _answer(ask, f"Condition of class {name} (- for none)", default, lambda text: "" if text == "-" else text)
         read = partial(class_settings, condition, where=f"class {name}")
-        classes[name] = _answer(ask, f"Reward of class {name} (1 lower counts a tenth)", "0.0" if number else "1.0", read)
+        worth = "1.0" if num_classes == 1 else None  # which class is the better one, only a person knows
+        classes[name] = _answer(ask, f"Reward of class {name}, for example 1.0; 1 lower counts a tenth", worth, read)
     return classes
 
 
-def _bad_rows(looks: Sequence[SourceLook], ask: Ask | None) -> str:
+def _bad_rows(options: Options, looks: Sequence[SourceLook], ask: Ask | None) -> Decision[str]:
+    if options.bad_rows is not None:
+        return Decision(value=options.bad_rows, reason="as --bad-rows says")
     num_bad = sum(look.num_bad for look in looks)
-    if not num_bad or ask is None:
-        return "error"
+    if not num_bad:
+        return Decision(value="error", reason="every row looked at can be read")
+    question = f"{num_bad:,} rows cannot be read: stop at them (error), or leave them out (drop)"
+    answer = _answer(ask, question, "error", _error_or_drop)
+    remedy = "; repair them, or leave them out with `drop`" if answer == "error" else ""
+    return Decision(value=answer, reason=f"{num_bad:,} rows looked at cannot be read{remedy}")
 
-    def read(text: str) -> str:
-        if text not in ("error", "drop"):
-            raise UserError(f"{text}: answer error or drop")
-        return text
 
-    return _answer(ask, f"{num_bad:,} rows cannot be read: stop at them (error), or leave them out (drop)", "error", read)
+def _error_or_drop(text: str) -> str:
+    if text not in ("error", "drop"):
+        raise UserError(f"{text}: answer error or drop")
+    return text
 
 
 def _count(text: str) -> int:

@@ -68,6 +68,7 @@ def draft_text(draft: Draft) -> str:
         ("train.epochs", str(draft.epochs.value), draft.epochs.reason),
         ("optimizer.learning_rate", draft.learning_rate.value, draft.learning_rate.reason),
         ("data.validation_ratio", str(draft.validation_ratio.value), draft.validation_ratio.reason),
+        ("data.bad_rows", draft.bad_rows.value, draft.bad_rows.reason),
         ("checkpoint.save_every_steps", str(draft.save_every.value), draft.save_every.reason),
     ]
     return table(("decided", "value", "because"), rows)
