@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu-memory", type=float, default=79.0, metavar="GIB", help="memory of a GPU in GiB (default 79: H100)")
     plan.add_argument("--json", action="store_true", help="print one JSON document")
 
+    text = "Say everything about a recipe that can be known before a GPU is held: ok, warning or problem."
+    check = recipe_verb("check", _check, text, "ochat check recipes/quickstart.yaml --gpus 8")
+    check.add_argument("--gpus", type=_positive, help="number of GPUs; default: those of this machine, or 1")
+    check.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU; default: as here, or 79 GiB (H100)")
+    check.add_argument("--json", action="store_true", help="print one JSON document")
+
     train = recipe_verb(
         "train", _train, "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
         "deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
@@ -234,6 +240,16 @@ def _plan(options: argparse.Namespace) -> None:
         load_recipe(options.recipe, options.overrides), num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory
     )
     print(json.dumps(report) if options.json else plan_text(report, num_gpus=options.gpus))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from ochat_train.check.run import check, check_report, check_text
+
+    findings = check(options.recipe, options.overrides, num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory)
+    print(json.dumps(check_report(options.recipe, findings)) if options.json else check_text(findings))
+    num_problems = sum(finding.level == "problem" for finding in findings)
+    if num_problems:
+        raise UserError(f"{options.recipe}: {num_problems} problem{'s' if num_problems > 1 else ''}")
 
 
 def _train(options: argparse.Namespace) -> None:
