@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -171,9 +172,11 @@ class Facts:
         return SourceSample(source=source, num_rows=sample.num_rows, ledger=ledger, classes=classes)
 
     def local_source_bytes(self) -> int:
-        """Bytes of all source files that are here."""
+        """Bytes of all source files that are here; what is missing has a problem of its own."""
         total = 0
         for number, source in self._readable_sources():
-            if not is_dataset(source):
+            if is_dataset(source):
+                continue
+            with contextlib.suppress(UserError):
                 total += sum(file.stat().st_size for file in source_files(source, where=f"data.sources.{number}"))
         return total

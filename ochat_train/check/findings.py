@@ -49,7 +49,8 @@ def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Finding]:
     areas_of: dict[str, str] = {}
     for area, check in checks:
         try:
-            findings += check()
+            for finding in check():
+                findings.append(finding)  # one by one: what was found before an exception counts
         except UserError as error:
             text = str(error)
             if text in areas_of:

@@ -13,6 +13,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from data_pipeline.errors import UserError
 from ochat_train.attention import attention_obstacles, choose_attention, missing_packages
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
@@ -116,7 +117,13 @@ def _float8(facts: Facts, capability: tuple[int, int]) -> Iterator[Finding]:
 
 def check_disk(facts: Facts) -> Iterator[Finding]:
     """Whether prepared data, checkpoints, an export and a base that is not here yet have room; disk by disk."""
-    needs = [need for find in (_prepared_need, _run_need, _download_need) for need in find(facts)]
+    needs: list[tuple[Path, str, float]] = []
+    unknown: UserError | None = None
+    for find in (_prepared_need, _run_need, _download_need):
+        try:
+            needs += find(facts)
+        except UserError as error:
+            unknown = error
     disks: dict[int, list[tuple[Path, str, float]]] = {}
     for folder, what, size in needs:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -125,11 +132,14 @@ def check_disk(facts: Facts) -> Iterator[Finding]:
         disks.setdefault(existing.stat().st_dev, []).append((existing, what, size))
     for entries in disks.values():
         free, needed = shutil.disk_usage(entries[0][0]).free, sum(size for _, _, size in entries)
-        text = f"about {_size(needed)} needed ({', '.join(f'{what} {_size(size)}' for _, what, size in entries)}), {_size(free)} free"
+        parts = ", ".join(f"{what} {_size(size)}" for _, what, size in entries)
+        text = f"about {_size(needed)} needed ({parts}), {_size(free)} free"
         if free < needed:
             yield problem("disk", text, "make room, choose another output_dir, or lower checkpoint.keep_last")
         else:
             yield ok("disk", text)
+    if unknown is not None:
+        raise unknown
 
 
 def _prepared_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:

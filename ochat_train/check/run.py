@@ -38,7 +38,7 @@ def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_mem
         recipe = load_recipe(path, overrides)
     except UserError as error:
         without_recipe: list[tuple[str, Check]] = [("versions", check_versions), ("gpu", lambda: check_gpus(None))]
-        return [_schema_problem(error), *run_checks(without_recipe)]
+        return [*_recipe_problems(error), *run_checks(without_recipe)]
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     memory = torch.cuda.get_device_properties(0).total_memory / GIB if here else _H100_GIB
     facts = Facts(recipe=recipe, num_gpus=num_gpus or max(here, 1), gpu_memory_gib=gpu_memory_gib or memory)
@@ -63,8 +63,12 @@ def _checks(facts: Facts, recipe: Recipe) -> list[tuple[str, Check]]:
     ]
 
 
-def _schema_problem(error: UserError) -> Finding:
-    return problem("recipe", str(error), "mend these keys; docs/recipe.md explains each")
+def _recipe_problems(error: UserError) -> list[Finding]:
+    """A finding for each of the problems that `load_recipe` lists below its first line."""
+    first, *problems = str(error).split("\n")
+    return [problem("recipe", text.strip(), "docs/recipe.md explains each key") for text in problems] or [
+        problem("recipe", first)
+    ]
 
 
 def check_report(path: Path, findings: Sequence[Finding]) -> dict[str, Any]:
