@@ -45,7 +45,7 @@ def check_base(facts: Facts) -> Iterator[Finding]:
         yield problem("base", f"{settings.path}: has no safetensors files, the only kind that is loaded", "convert its weights")
         return
     origin = "random weights" if settings.path is None else settings.path
-    yield ok("base", f"{name}, {len(layers)} layers, {facts.num_parameters / 1e9:.3g} billion parameters, from {origin}")
+    yield ok("base", f"{name}, {len(layers)} layers, {facts.num_parameters:,} parameters, from {origin}")
 
 
 def check_learning_rate(facts: Facts) -> Iterator[Finding]:

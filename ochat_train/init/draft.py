@@ -65,12 +65,10 @@ def make_draft(
 ) -> Draft:  # fmt: skip
     """Decide the rest. max_length, epochs: what the user said, or None."""
     num_rows = sum(source.look.num_rows for source in sources)
-    total_tokens = int(
-        sum(tokens.mean() * source.look.num_rows for tokens, source in zip(lengths.by_source, sources, strict=True))
-    )
     length = sizes.choose_max_length(lengths.by_source, max_positions=base.max_positions, exact=lengths.exact)
     if max_length is not None:
         length = Decision(value=max_length, reason=f"as you said; {length.reason}")
+    total_tokens = _total_tokens(lengths, [source.look for source in sources], max_length=length.value)
     pack = sizes.choose_pack_length(max_length=length.value, total_tokens=total_tokens, gpus=gpus)
     step = sizes.choose_tokens_per_step(pack_length=pack.value, total_tokens=total_tokens, gpus=gpus)
     return Draft(
@@ -82,6 +80,12 @@ def make_draft(
         learning_rate=_learning_rate(base),
         save_every=sizes.choose_save_every(total_tokens=total_tokens, tokens_per_step=step.value),
     )  # fmt: skip
+
+
+def _total_tokens(lengths: Lengths, looks: Sequence[SourceLook], *, max_length: int) -> int:
+    """Tokens of an epoch, from the mean of those looked at; longer ones are cut."""
+    means = (float(np.minimum(tokens, max_length).mean()) for tokens in lengths.by_source)
+    return int(sum(mean * look.num_rows for mean, look in zip(means, looks, strict=True)))
 
 
 def _learning_rate(base: Base) -> Decision[str]:
