@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -249,15 +249,17 @@ def _answer(ask: Ask | None, question: str, default: str | None, read: Callable[
 
 
 def _write(draft: Draft, out: Path) -> None:
-    """Write the recipe under another name, prove that it loads, and give it its name."""
+    """Prove that the recipe loads, and write it. Raises UserError, with nothing written."""
+    text = recipe_text(draft, out=str(out))
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder, out.name)
+        trial.write_text(text, encoding="utf-8")
+        try:
+            load_recipe(trial)
+        except UserError as error:
+            raise UserError(f"these choices make no valid recipe:\n{str(error).replace(str(trial), str(out))}") from None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(recipe_text(draft, out=str(out)), encoding="utf-8")
-            load_recipe(temporary)
-            durable.rename(temporary, out)
-        finally:
-            temporary.unlink(missing_ok=True)
+        durable.replace_text(out, text)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None

@@ -54,9 +54,7 @@ def test_a_format_is_found_in_every_kind_of_file(layout: str, tmp_path: Path) ->
     assert (whole.format, whole.num_rows, whole.ledger.bad) == (layout, 30, {"duplicate_id": 20})
 
 
-def test_rows_that_cannot_be_read_are_counted_as_the_preparation_counts_them(
-    tmp_path: Path, small_tokenizer_dir: Path
-) -> None:
+def test_rows_that_cannot_be_read_are_counted_as_the_preparation_counts_them(tmp_path: Path, small_tokenizer_dir: Path) -> None:
     good = many("messages", 20)
     bad = [{"messages": []}, {"id": "x"}, 7, good[3], {"messages": [{"role": "user", "content": "Hello"}]}]
     path = write_jsonl(tmp_path / "a.jsonl", [*good[:10], *bad, *good[10:]])
