@@ -157,8 +157,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_init(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    from data_pipeline.templates import TEMPLATES
-
     init = verb(
         "init", _init, "Write a commented recipe for a base and data files, after a look at the files. On a terminal it asks.",
         'ochat init data/gpt4.jsonl data/gpt35.jsonl --base mistralai/Mistral-7B-v0.1 --out recipes/mine.yaml '
@@ -168,7 +166,7 @@ def _add_init(verb: Callable[..., argparse.ArgumentParser]) -> None:
     init.add_argument("--base", metavar="HUB_ID|FOLDER", help="base model")
     init.add_argument("--out", type=Path, metavar="RECIPE", help="recipe to write")
     init.add_argument("--name", help="name of the run; default: the recipe's, without suffix")
-    init.add_argument("--template", choices=tuple(TEMPLATES), help="prompt format; default: by the base")
+    init.add_argument("--template", help="prompt format, for example openchat_3.5; default: by the base")
     init.add_argument(
         "--class", action="append", default=[], dest="classes", metavar="NAME=CONDITION:REWARD",
         help="condition and reward of a class; a file's class has the file's name, unless a field of its rows names classes",
@@ -182,9 +180,7 @@ def _add_init(verb: Callable[..., argparse.ArgumentParser]) -> None:
     init.add_argument("--epochs", type=_positive, help="default: by the amount of data")
     init.add_argument("--gpus", type=_positive, help="GPUs of a run, so that a step has packs for all (default 1)")
     init.add_argument("--bad-rows", choices=("error", "drop"), help="what `ochat prepare` does with rows that it cannot read")
-    init.add_argument(
-        "--sample-rows", type=_positive, default=20_000, metavar="N", help="rows of a file to look at (default 20000)"
-    )
+    init.add_argument("--sample-rows", type=_positive, metavar="N", help="rows of a file to look at (default 20000)")
     init.add_argument("--overwrite", action="store_true", help="replace the recipe if it is there")
 
 

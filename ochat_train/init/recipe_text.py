@@ -45,10 +45,9 @@ def _body(draft: Draft) -> Iterator[str]:
     yield from _data(draft)
     yield "train:"
     yield _line(f"  epochs: {draft.epochs.value}", f"passes over the data; {draft.epochs.reason}")
-    yield _line(
-        f"  pack_length_tokens: {draft.pack_length.value}", f"conversations are packed into rows; {draft.pack_length.reason}"
-    )
+    yield _line(f"  pack_length_tokens: {draft.pack_length.value}", f"rows of whole conversations; {draft.pack_length.reason}")
     yield _line(f"  tokens_per_step: {draft.tokens_per_step.value}", f"of an update, all GPUs; {draft.tokens_per_step.reason}")
+    yield "  # packs at a time, activation checkpointing and ZeRO stage are chosen from the memory of the GPUs"
     yield "optimizer:"
     yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)
     yield "checkpoint:"

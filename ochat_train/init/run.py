@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_pipeline.errors import UserError
-from data_pipeline.look import FORMATS, SourceLook, look_at
+from data_pipeline.look import FORMATS, SAMPLED_ROWS, SourceLook, look_at
 from data_pipeline.settings import ClassSettings, Format
 from data_pipeline.templates import TEMPLATES
 from ochat_train import durable
@@ -53,7 +53,7 @@ class Options:
     epochs: int | None
     gpus: int | None
     bad_rows: str | None
-    sample_rows: int
+    sample_rows: int | None
     overwrite: bool
 
 
@@ -103,6 +103,8 @@ def _check_flags(options: Options) -> None:
         raise UserError(
             f"--name {options.name}: use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
         )
+    if options.template is not None and options.template not in TEMPLATES:
+        raise UserError(f"--template {options.template}: unknown template; templates: {', '.join(TEMPLATES)}")
     twice = next((path for path in options.files if options.files.count(path) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: is named twice")
@@ -125,7 +127,7 @@ def _look_at_all(options: Options) -> list[SourceLook]:
     looks, problems = [], []
     for path in options.files:
         try:
-            looks.append(look_at(path, format=formats.get(path), most_rows=options.sample_rows))
+            looks.append(look_at(path, format=formats.get(path), most_rows=options.sample_rows or SAMPLED_ROWS))
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -140,8 +142,8 @@ def _template(options: Options, base: Base | None) -> Decision[str]:
         return Decision(value=next(iter(TEMPLATES)), reason="")  # only for a message about what is missing
     how = "by its name" if base.model_type is None else f"model_type {base.model_type}, {base.vocab_size:,} tokens"
     if base.family == "other":
-        return Decision(value=base.template, reason=f"the base is none that OpenChat has a format for ({how})")
-    return Decision(value=base.template, reason=f"OpenChat's for {base.family}, which the base is ({how})")
+        return Decision(value=base.template, reason=f"OpenChat has no format for this base ({how})")
+    return Decision(value=base.template, reason=f"OpenChat's for {base.family} ({how})")
 
 
 def _classify(options: Options, looks: Sequence[SourceLook], ask: Ask | None) -> list[ClassedSource]:
@@ -211,13 +213,14 @@ def _ask_classes(ask: Ask, names: Sequence[str], *, num_classes: int) -> dict[st
 def _bad_rows(options: Options, looks: Sequence[SourceLook], ask: Ask | None) -> Decision[str]:
     if options.bad_rows is not None:
         return Decision(value=options.bad_rows, reason="as --bad-rows says")
-    num_bad = sum(look.num_bad for look in looks)
+    num_bad, num_rows = sum(look.num_bad for look in looks), sum(look.num_sampled for look in looks)
     if not num_bad:
         return Decision(value="error", reason="every row looked at can be read")
-    question = f"{num_bad:,} rows cannot be read: stop at them (error), or leave them out (drop)"
+    counts = f"{num_bad:,} of {num_rows:,} rows looked at cannot be read"
+    question = f"{counts}: stop at such rows (error), or leave them out (drop)"
     answer = _answer(ask, question, "error", _error_or_drop)
     remedy = "; repair them, or leave them out with `drop`" if answer == "error" else ""
-    return Decision(value=answer, reason=f"{num_bad:,} rows looked at cannot be read{remedy}")
+    return Decision(value=answer, reason=f"{counts}{remedy}")
 
 
 def _error_or_drop(text: str) -> str:

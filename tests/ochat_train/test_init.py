@@ -157,6 +157,7 @@ def test_the_problems_of_all_files_come_together(here: Path) -> None:
         ({"base": "nowhere"}, "not a Hub id"),
         ({"base": "data"}, "holds no config.json"),
         ({"name": "a b"}, "--name a b"),
+        ({"template": "openchat"}, "templates: openchat_3.2, openchat_3.5"),
         ({"out": Path("data")}, "is there already"),
         ({"out": Path("data"), "overwrite": True}, "is a folder"),
         ({"out": Path("data/gpt4.jsonl/mine.yaml")}, "cannot be written"),
@@ -251,7 +252,7 @@ def test_bad_rows_are_said_and_left_out_only_when_told(here: Path) -> None:
     shown: list[str] = []
     init(options(), ask=None, say=shown.append)
     assert "no_messages: 1" in shown[0]
-    assert "1 rows looked at cannot be read; repair them" in shown[1]
+    assert "1 of 301 rows looked at cannot be read; repair them" in shown[1]
     assert load_recipe(Path("recipes/mine.yaml")).data.bad_rows == "error"
     assert load_recipe(written(bad_rows="drop", overwrite=True)).data.bad_rows == "drop"
 
