@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from ochat_train.cli import main
 from ochat_train.memory_plan import GIB
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
-from tests.conftest import TINY_MODEL, RecipeFactory, conversations, write_jsonl
+from tests.conftest import ROOT, TINY_MODEL, RecipeFactory, conversations, write_jsonl
 from tests.data_pipeline.helpers import folder_state
 from tests.ochat_train.recipe_texts import changed, write
 
@@ -109,6 +110,14 @@ def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_there_i
     lines = captured.out.splitlines()
     assert any(line.startswith("problem  memory") for line in lines)
     assert all(line.split()[0] in ("ok", "warning", "problem", "->") for line in lines)
+
+
+def test_the_page_lists_every_area(make_recipe: RecipeFactory) -> None:
+    page = (ROOT / "docs" / "init-and-check.md").read_text(encoding="utf-8")
+    recipe = load_recipe(make_recipe())
+    facts = facts_module.Facts(recipe=recipe, num_gpus=1, gpu_memory_gib=79.0)
+    areas = ["recipe", *(name for name, _ in run_module._checks(facts, recipe))]
+    assert re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE) == areas
 
 
 def test_every_wrong_key_is_a_line_and_the_machine_is_looked_at_all_the_same(tmp_path: Path) -> None:
