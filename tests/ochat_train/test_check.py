@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -350,6 +351,10 @@ class FakeHub(BaseHTTPRequestHandler):
         if path.startswith("/api/models/org/open"):
             files = ["config.json", "tokenizer.json", *([] if "open-bin" in path else ["model.safetensors"])]
             return self._answer(200, {"id": "org/open", "gated": False, "siblings": [{"rfilename": name} for name in files]})
+        if path == "/api/whoami-v2":
+            role = {"Bearer hf_read": "read", "Bearer hf_write": "write"}.get(self.headers.get("Authorization", ""))
+            user = {"name": "somebody", "auth": {"accessToken": {"role": role}}}
+            return self._answer(200, user) if role else self._answer(401, {"error": "Invalid token"})
         if path.endswith("/auth-check"):
             return self._answer(403, {"error": "gated"}, code="GatedRepo")
         if path.startswith("/api/models/org/gated"):
@@ -433,6 +438,20 @@ def test_a_hub_that_does_not_answer_is_one_problem(
 
 def test_a_recipe_without_the_key_pushes_nothing(make_recipe: RecipeFactory) -> None:
     assert list(hub.check_push(load_recipe(make_recipe()))) == []
+
+
+def test_the_login_is_looked_at_where_a_recipe_pushes(fake_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(push_to_hub="org/mine"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert [f.finding for f in hub.check_push(recipe)] == ["the recipe pushes to the Hub, and there is no login"]
+    for token, level in (("hf_read", "problem"), ("hf_write", "ok"), ("hf_wrong", "problem")):
+        monkeypatch.setattr("huggingface_hub.get_token", lambda token=token: token)
+        monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda token=token: token)
+        monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda token=token: token)
+        [finding] = hub.check_push(recipe)
+        assert (token, finding.level) == (token, level)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in next(iter(hub.check_push(recipe))).finding
 
 
 def test_a_gpu_of_this_machine_is_the_default(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
