@@ -125,7 +125,7 @@ def test_fields_are_seen_with_their_values_and_counts(tmp_path: Path) -> None:
         {
             **ROWS["messages"], "id": number, "source": ["gpt4", "gpt35"][number % 2], "level": number % 3,
             "meta": {"score": number / 10, "checked": number % 2 == 0, "row": number, "deep": {"deeper": {"too_deep": "x"}}},
-            "url": f"page {number}", **({"language": "en"} if number < 40 else {}), "a.b": "x",
+            "url": f"page {number}", "origin": "web", **({"language": "en"} if number < 40 else {}), "a.b": "x",
         }
         for number in range(60)
     ]  # fmt: skip
@@ -133,10 +133,10 @@ def test_fields_are_seen_with_their_values_and_counts(tmp_path: Path) -> None:
     values = {name: dict(field.values) for name, field in seen.fields.items() if field.values is not None}
     assert values == {
         "source": {"gpt4": 30, "gpt35": 30}, "level": {"0": 20, "1": 20, "2": 20},
-        "meta.checked": {"True": 30, "False": 30}, "language": {"en": 40},
+        "meta.checked": {"True": 30, "False": 30}, "language": {"en": 40}, "origin": {"web": 60},
     }  # fmt: skip
     assert {name: field.numbers for name, field in seen.fields.items() if field.numbers} == {"meta.score": (0.0, 5.9)}
-    # a truth value is no name, `language` is not in every row, and too many values name no classes
+    # a truth value is no name, `language` is not in every row, one value tells nothing apart, too many name no classes
     assert seen.class_fields() == ["source", "level"]
 
 

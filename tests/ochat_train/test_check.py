@@ -150,6 +150,12 @@ def test_bad_rows_are_a_problem_or_a_warning_as_the_recipe_treats_them(make_reci
     assert not problems(findings_of(path, "data.bad_rows=drop"))
 
 
+def test_ids_that_stand_twice_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    write_jsonl(path.parent / "expert.jsonl", [{**row, "id": number // 2} for number, row in enumerate(conversations(6))])
+    assert "duplicate_id 3" in only(findings_of(path), "sources", "problem").finding
+
+
 @pytest.mark.parametrize(
     ("content", "rule"),
     [(None, "no such file"), (b"", "holds no rows"), (b'{"text": "x"}\n', "cannot be read (missing_key 1)")],
@@ -285,6 +291,19 @@ def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monk
     monkeypatch.setattr(machine.shutil, "disk_usage", disk(needed + prepared - 1))
     finding = only(findings_of(path, gpus=2), "disk", "problem")
     assert "4 checkpoint(s)" in finding.finding
+
+
+def test_checkpoints_that_are_there_take_no_more_room(make_recipe: RecipeFactory) -> None:
+    path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3})
+    before = only(findings_of(path), "disk", "ok").finding
+    parameters = facts_module.Facts(recipe=load_recipe(path), num_gpus=1, gpu_memory_gib=79.0).num_parameters
+    size = machine.checkpoint_bytes(parameters, zero_stage=2, bfloat16=True, num_ranks=1)
+    folder = path.parent / "run" / "checkpoints" / "step-2"
+    folder.mkdir(parents=True)
+    (folder / "state").write_bytes(bytes(size))
+    after = only(findings_of(path), "disk", "ok").finding
+    assert f"4 checkpoint(s) {4 * size / 2**20:.1f} MiB" in before
+    assert f"4 checkpoint(s) {3 * size / 2**20:.1f} MiB" in after
 
 
 def test_a_run_has_no_more_checkpoints_than_it_saves(make_recipe: RecipeFactory) -> None:

@@ -223,7 +223,7 @@ def test_openchat_rows_keep_their_own_conditions_and_weights(here: Path) -> None
 
 
 def test_names_conditions_and_paths_of_any_characters_come_back(here: Path) -> None:
-    values = ('x: #"y"\n', "a=b", "1", "é🙂")
+    values = ('x: #"y"\n', "a", "a=b", "1", "é🙂")
     path = labelled("we ird: #'\"é.jsonl", "tag", values)
     classes = [f'{name}=the "{n}": {n}:{n}' for n, name in enumerate(values)]
     recipe = load_recipe(written(path, classes=classes, class_field=[f"{path}=tag"]))
