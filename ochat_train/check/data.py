@@ -26,7 +26,14 @@ def check_sources(facts: Facts) -> Iterator[Finding]:
         else:
             yield from_error("sources", sample)
     if (questions := facts.recipe.validation.questions) is not None:
-        yield ok("sources", f"{questions}: {len(load_questions(Path(questions))):,} questions")
+        yield _questions_finding(Path(questions))
+
+
+def _questions_finding(path: Path) -> Finding:
+    try:
+        return ok("sources", f"{path}: {len(load_questions(path)):,} questions")
+    except UserError as error:
+        return warning("sources", str(error), "only `ochat ablate` needs it")
 
 
 def _source_finding(facts: Facts, sample: SourceSample) -> Finding:
@@ -75,7 +82,7 @@ def check_classes(facts: Facts) -> Iterator[Finding]:
             yield warning("classes", f"{name}: no source has this class", "remove it, or name it in a source")
         elif counts and not counts[name]:
             yield warning("classes", f"{name}: no conversation in {where}", "is its name spelled as in the data?")
-    if len(counts) == 1:
+    if len(counts) == 1 and not any(source.reward_field for source in data.sources):
         yield warning("classes", "there is one class: nothing can be learnt from a difference", "fine for plain fine-tuning")
 
 

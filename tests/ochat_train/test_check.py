@@ -150,6 +150,16 @@ def test_bad_rows_are_a_problem_or_a_warning_as_the_recipe_treats_them(make_reci
     assert not problems(findings_of(path, "data.bad_rows=drop"))
 
 
+def test_questions_are_for_the_ablation_alone(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    questions = path.parent / "questions.jsonl"
+    findings = findings_of(path, f"validation.questions={questions}")
+    assert not problems(findings)
+    assert "cannot be read" in only(findings, "sources", "warning").finding
+    questions.write_text('{"question": "1+1?", "answer": "2"}\n', encoding="utf-8")
+    assert f"{questions}: 1 questions" in [f.finding for f in findings_of(path, f"validation.questions={questions}")]
+
+
 def test_ids_that_stand_twice_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
     write_jsonl(path.parent / "expert.jsonl", [{**row, "id": number // 2} for number, row in enumerate(conversations(6))])
