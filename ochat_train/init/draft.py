@@ -52,11 +52,13 @@ class Draft:
 
 def measure(looks: Sequence[SourceLook], base: Base | None, template: str) -> Lengths:
     """Lengths by the base's tokenizer where it is on this machine. Raises UserError for a tokenizer that cannot be used."""
+    estimated = Lengths(by_source=[sizes.estimated_tokens(look.characters()) for look in looks], exact=False)
     if base is None or "tokenizer.json" not in base.tokenizer_files:
-        return Lengths(by_source=[sizes.estimated_tokens(look.characters()) for look in looks], exact=False)
+        return estimated
     tokenizer = load_tokenizer_spec(base.tokenizer_files, TEMPLATES[template])
     counted = [token_lengths(look.conversations, TEMPLATES[template], tokenizer) for look in looks]
-    return Lengths(by_source=counted, exact=True)
+    all_counted = all(len(tokens) for tokens in counted)  # none where the vocabulary spells control tokens in every text
+    return Lengths(by_source=counted, exact=True) if all_counted else estimated
 
 
 def make_draft(

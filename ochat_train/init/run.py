@@ -78,9 +78,8 @@ def init(options: Options, *, ask: Ask | None, say: Callable[[str], None]) -> Pa
     else:
         classes |= _ask_classes(ask, missing, num_classes=len(class_names(sources)))
     assert base is not None, "asked for or required"
-    out = options.out or _answer(
-        ask, "Recipe to write", f"recipes/{options.name or 'mine'}.yaml", lambda t: _free_path(Path(t))
-    )
+    read_path = partial(_writable_path, overwrite=options.overwrite)
+    out = options.out or _answer(ask, "Recipe to write", f"recipes/{options.name or 'mine'}.yaml", read_path)
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", out.stem).lstrip("._-")[:64] or "mine"
     draft = make_draft(
         name=name, base=base, template=template, sources=sources, lengths=lengths,
@@ -95,10 +94,8 @@ def init(options: Options, *, ask: Ask | None, say: Callable[[str], None]) -> Pa
 
 def _check_flags(options: Options) -> None:
     """Raise UserError for flags that are wrong whatever the files hold."""
-    if options.out is not None and not options.overwrite:
-        _free_path(options.out)
-    if options.out is not None and options.out.is_dir():
-        raise UserError(f"--out {options.out}: is a folder; name a file, for example {options.out / 'mine.yaml'}")
+    if options.out is not None:
+        _writable_path(str(options.out), overwrite=options.overwrite)
     if options.name is not None and not NAME_PATTERN.fullmatch(options.name):
         raise UserError(
             f"--name {options.name}: use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
@@ -110,8 +107,11 @@ def _check_flags(options: Options) -> None:
         raise UserError(f"{twice}: is named twice")
 
 
-def _free_path(out: Path) -> Path:
-    if out.exists():
+def _writable_path(text: str, *, overwrite: bool) -> Path:
+    out = Path(text)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file, for example {out / 'mine.yaml'}")
+    if out.exists() and not overwrite:
         raise UserError(f"--out {out}: is there already; choose another name, or give --overwrite")
     return out
 
@@ -140,7 +140,8 @@ def _template(options: Options, base: Base | None) -> Decision[str]:
         return Decision(value=options.template, reason="as --template says")
     if base is None:
         return Decision(value=next(iter(TEMPLATES)), reason="")  # only for a message about what is missing
-    how = "by its name" if base.model_type is None else f"model_type {base.model_type}, {base.vocab_size:,} tokens"
+    tokens = "" if base.vocab_size is None else f", {base.vocab_size:,} tokens"
+    how = "by its name" if base.model_type is None else f"model_type {base.model_type}{tokens}"
     if base.family == "other":
         return Decision(value=base.template, reason=f"OpenChat has no format for this base ({how})")
     return Decision(value=base.template, reason=f"OpenChat's for {base.family} ({how})")

@@ -158,7 +158,7 @@ def test_the_problems_of_all_files_come_together(here: Path) -> None:
         ({"base": "data"}, "holds no config.json"),
         ({"name": "a b"}, "--name a b"),
         ({"template": "openchat"}, "templates: openchat_3.2, openchat_3.5"),
-        ({"out": Path("data")}, "is there already"),
+        ({"out": Path("data/gpt4.jsonl")}, "is there already"),
         ({"out": Path("data"), "overwrite": True}, "is a folder"),
         ({"out": Path("data/gpt4.jsonl/mine.yaml")}, "cannot be written"),
         ({"classes": ["gpt4=a:9999", "gpt35=b:0"]}, "next to nothing"),
@@ -308,6 +308,11 @@ def write_base(folder: Path, **config: Any) -> str:
 def test_the_template_is_chosen_by_the_configuration(tmp_path: Path, config: dict[str, Any], template: str, auto: bool) -> None:
     base = find_base(write_base(tmp_path / "mistral-like", **config))
     assert (base.template, base.has_learning_rate_rule) == (template, auto)
+
+
+def test_a_base_whose_configuration_names_no_vocabulary(here: Path) -> None:
+    base = write_base(Path("nested"), model_type="gemma3", text_config={})
+    assert load_recipe(written(base=base)).model.template == "chatml"
 
 
 @pytest.mark.parametrize(
