@@ -48,13 +48,11 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         if logarithmic:
-            from matplotlib.ticker import FuncFormatter, NullFormatter
-
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_minor_formatter("")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         if len(series) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            figure.legend(frameon=False, fontsize=8, loc="outside right upper")  # inside it would lie on the curves
         return _svg(figure)
 
 

@@ -9,15 +9,11 @@ from typing import Any
 import yaml
 
 from ochat_train.durable import replace_text
-from ochat_train.page import Cell, Section, render_page, text_cells
-from ochat_train.pictures import Series, line_chart, row_shades
+from ochat_train.matrix_section import matrix_section
+from ochat_train.page import Section, render_page, text_cells
+from ochat_train.pictures import Series, line_chart
 from ochat_train.report_text import learnt_text, number_text, shown_condition
 from ochat_train.run_history import RunHistory, read_run_history
-
-_HOW_TO_READ = (
-    "Nats per token of each class's held-out answers under each condition; lower (lighter) is likelier. A class has learnt its "
-    "condition where its own (outlined) is the lowest of its row."
-)
 
 
 def write_run_page(run_dir: Path, out: Path) -> None:
@@ -100,19 +96,12 @@ def _gradients(history: RunHistory) -> Section:
 
 
 def _matrix(validation: dict[str, Any], history: RunHistory) -> Iterator[Section]:
-    if not validation["matrix"]:
-        return
-    own = {row.name: row.condition for row in history.run.prepared.classes}
-    conditions = validation["conditions"]
-    head = ["answers of class", *(f"under {shown_condition(condition)}" for condition in conditions), "learnt"]
-    rows = []
-    for name, values in validation["matrix"].items():
-        cells = [
-            Cell(text=number_text(value, ".4f"), shade=shade, outlined=condition == own[name])
-            for condition, value, shade in zip(conditions, values, row_shades(values), strict=True)
-        ]
-        rows.append([Cell(text=name), *cells, Cell(text=learnt_text(validation["learnt"].get(name)))])
-    yield Section(heading=f"Condition matrix, step {validation['step']}", paragraphs=[_HOW_TO_READ], head=head, rows=rows)
+    if validation["matrix"]:
+        own = {row.name: row.condition for row in history.run.prepared.classes}
+        yield matrix_section(
+            f"Condition matrix, step {validation['step']}", validation["matrix"],
+            conditions=validation["conditions"], own_conditions=own, learnt=validation["learnt"],
+        )  # fmt: skip
 
 
 def _classes(history: RunHistory) -> Section:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ochat_train.ablation.table import HEAD, ArmFigures, Figure, arm_figures, cells
+from ochat_train.matrix_section import matrix_section
 from ochat_train.page import Section, render_page, text_cells
 from ochat_train.pictures import bar_chart
 
@@ -43,7 +44,19 @@ def _sections(results: dict[str, Any]) -> Iterator[Section]:
     nll = _bars(rows, lambda row: row.nll, unit=f"nats per token of held-out {results['inference_class']} answers")
     if nll:
         yield Section(heading="Held-out nll", svg=nll)
+    yield from _matrices(results)
     yield Section(heading="All figures", preformatted=json.dumps(results, indent=1, ensure_ascii=False), folded=True)
+
+
+def _matrices(results: dict[str, Any]) -> Iterator[Section]:
+    """The condition matrix of every arm, after the training with the first seed."""
+    for arm in results["arms"].values():
+        seed, score = min(arm["scores"].items(), key=lambda entry: int(entry[0]))
+        own = {name: entry["condition"] for name, entry in score["learnt"].items()}
+        yield matrix_section(
+            f"Condition matrix: {arm['title']}, seed {seed}", score["matrix"],
+            conditions=score["conditions"], own_conditions=own, learnt=score["learnt"],
+        )  # fmt: skip
 
 
 def _bars(rows: Sequence[ArmFigures], pick: Callable[[ArmFigures], Figure | None], *, unit: str) -> str:

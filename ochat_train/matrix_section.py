@@ -1,0 +1,35 @@
+"""A condition matrix as a section of a page: a heat map, and for each class whether its condition was learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ochat_train.page import Cell, Section
+from ochat_train.pictures import row_shades
+from ochat_train.report_text import learnt_text, number_text, shown_condition
+
+_HOW_TO_READ = (
+    "Nats per token of each class's held-out answers under each condition; lower (lighter) is likelier. A class has learnt its "
+    "condition where its own (outlined) is the lowest of its row."
+)
+
+
+def matrix_section(
+    heading: str,
+    matrix: Mapping[str, Sequence[float | None]],
+    *,
+    conditions: Sequence[str],
+    own_conditions: Mapping[str, str],
+    learnt: Mapping[str, dict[str, Any]],
+) -> Section:
+    """matrix: a row for each class, a column for each of `conditions`. learnt: as in validation.jsonl."""
+    head = ["answers of class", *(f"under {shown_condition(condition)}" for condition in conditions), "learnt"]
+    rows = []
+    for name, values in matrix.items():
+        cells = [
+            Cell(text=number_text(value, ".4f"), shade=shade, outlined=condition == own_conditions.get(name))
+            for condition, value, shade in zip(conditions, values, row_shades(values), strict=True)
+        ]
+        rows.append([Cell(text=name), *cells, Cell(text=learnt_text(learnt.get(name)))])
+    return Section(heading=heading, paragraphs=[_HOW_TO_READ], head=head, rows=rows)
