@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.dataset import ClassRow, Manifest
-from data_pipeline.show import class_table
+from data_pipeline.show import class_table, ledger_text
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
     from ochat_train.validation import ValidationResult
@@ -17,19 +17,11 @@ _ANSWER_CHARACTERS = 100
 
 def prepare_text(manifest: Manifest, prepared_dir: Path, *, reused: bool) -> str:
     """Class table and ledger of a preparation."""
-    ledger = manifest.ledger
-    dropped = sum(ledger["dropped"].values())
     lines = [
         f"{prepared_dir}: {'unchanged, used as it is' if reused else 'prepared'}",
         class_table(manifest.classes),
-        f"read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}; "
-        f"truncated {ledger['truncated']:,}, unsupervised tail trimmed {ledger['tail_trimmed']:,}, "
-        f"control strings kept as text {ledger['control_text_kept_plain']:,}, "
-        f"condition left out {ledger['condition_left_out']:,}",
+        ledger_text(manifest.ledger),
     ]
-    for reason, count in ledger["dropped"].items():
-        lines.append(f"  dropped, {reason}: {count:,}")
-        lines += [f"    {example}" for example in ledger["examples"].get(reason, [])]
     splits = ", ".join(f"{name} {counts['conversations']:,}" for name, counts in manifest.splits.items())
     lines.append(f"splits: {splits}; inference condition: {manifest.inference_condition!r}")
     return "\n".join(lines)
