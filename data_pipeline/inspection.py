@@ -87,15 +87,15 @@ class Inspection:
         if not len(rows):
             raise UserError(f"{self._described(selection)}: no row matches")
         if selection.start >= len(rows):
-            raise UserError(
-                f"--rows {selection.start}:{'' if selection.stop is None else selection.stop}: {self._described(selection)} has "
-                f"{len(rows):,} rows; give 0:{len(rows)} or a part of it"
-            )
+            asked = f"--rows {selection.start}:{'' if selection.stop is None else selection.stop}"
+            raise UserError(f"{asked}: {self._described(selection)} has {len(rows):,} rows; give 0:{len(rows)} or a part of it")
         return [int(row) for row in rows[selection.start : selection.stop]]
 
     def row(self, number: int) -> ShownRow:
         """One row with its tokens."""
-        return ShownRow(number=number, tokens=self._read(self.data[number], condition=self._condition(number)), **self._names(number))
+        return ShownRow(
+            number=number, tokens=self._read(self.data[number], condition=self._condition(number)), **self._names(number)
+        )
 
     def document(self, number: int) -> dict[str, Any]:
         """One row as `ochat inspect --json` prints it."""
@@ -133,7 +133,9 @@ class Inspection:
         if selection.class_name is not None:
             names = [row.name for row in self.manifest.classes]
             if selection.class_name not in names:
-                raise UserError(f"--class {shown(selection.class_name)}: no such class; classes: {', '.join(map(shown, names))}")
+                raise UserError(
+                    f"--class {shown(selection.class_name)}: no such class; classes: {', '.join(map(shown, names))}"
+                )
             rows = np.flatnonzero(self.data.class_id == names.index(selection.class_name))
         if selection.conversation_id is not None:
             rows = np.intersect1d(rows, self.data.rows_with_id(selection.conversation_id))

@@ -111,7 +111,7 @@ def lengths_text(class_lengths: Mapping[str, np.ndarray], *, split: str) -> str:
     """Lengths of a split's rows: their middle and ends, and a histogram, of all and of each class."""
     everything = np.concatenate(list(class_lengths.values()))
     shown = {visible(name, kept=""): lengths for name, lengths in class_lengths.items()}
-    facts = [(f"lengths in {split}", "rows", "mean", "median", "longest")]
+    facts: list[tuple[str, ...]] = [(f"lengths in {split}", "rows", "mean", "median", "longest")]
     for name, lengths in {"all classes": everything, **(shown if len(shown) > 1 else {})}.items():
         numbers = (len(lengths), lengths.mean(), np.median(lengths), lengths.max())
         facts.append((name, *(f"{number:,.0f}" for number in numbers)))
@@ -120,7 +120,7 @@ def lengths_text(class_lengths: Mapping[str, np.ndarray], *, split: str) -> str:
     if 1 < len(shown) <= MOST_COLUMNS:
         columns |= {name: count_in(lengths, bins) for name, lengths in shown.items()}
     most = max(columns["all"])
-    histogram = [("length in tokens", "", *columns)]
+    histogram: list[tuple[str, ...]] = [("length in tokens", "", *columns)]
     for index, (low, high) in enumerate(bins):
         counts = [column[index] for column in columns.values()]
         bar = "#" * math.ceil(_BAR * counts[0] / most)

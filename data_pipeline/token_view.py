@@ -65,7 +65,8 @@ class TokenReader:
                 found = list(self._texts(part))
                 num_prefix = self._num_prefix_tokens(found, last_control, condition)
                 texts += found
-                kinds += ["prefix"] * num_prefix + ["content"] * (len(part) - num_prefix)
+                kinds += ["prefix"] * num_prefix
+                kinds += ["content"] * (len(part) - num_prefix)
         columns = zip(ids, row.loss_weights.tolist(), kinds, texts, strict=True)
         return [ShownToken(id=number, weight=weight, kind=kind, text=text) for number, weight, kind, text in columns]
 

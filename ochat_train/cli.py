@@ -94,9 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page instead, readable without network")
 
     text = "Say what a recipe would do, without training."
-    plan = recipe_verb("plan", _plan, text, "ochat plan recipes/quickstart.yaml --gpus 8")
+    plan = recipe_verb("plan", _plan, text, "ochat plan recipes/openchat_3_5.yaml --gpus 8 --gpu h100")
     plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
-    plan.add_argument("--gpu-memory", type=float, default=79.0, metavar="GIB", help="memory of a GPU in GiB (default 79: H100)")
+    plan.add_argument(
+        "--gpu", default="h100", metavar="h100|h200|a100|TFLOPS",
+        help="kind of GPU, or its dense bfloat16 peak in TFLOP/s (default h100)",
+    )  # fmt: skip
+    plan.add_argument("--gpu-memory", type=_positive_number, metavar="GIB", help="memory of a GPU in GiB (default: the kind's)")
+    plan.add_argument(
+        "--mfu", type=_share, metavar="SHARE",
+        help="share of the peak to reckon the time with, for example 0.5; default: what was measured",
+    )  # fmt: skip
     plan.add_argument("--json", action="store_true", help="print one JSON document")
 
     train = recipe_verb(
@@ -208,14 +216,16 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from ochat_train.plan_report import plan_report
     from ochat_train.recipe import load_recipe
-    from ochat_train.report_text import plan_text
 
-    report = plan_report(
-        load_recipe(options.recipe, options.overrides), num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory
-    )
-    print(json.dumps(report) if options.json else plan_text(report, num_gpus=options.gpus))
+    recipe = load_recipe(options.recipe, options.overrides)  # before torch
+    from ochat_train.plan_report import plan_report
+    from ochat_train.report_text import plan_text
+    from ochat_train.time_plan import find_gpu
+
+    gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
+    report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu)
+    print(json.dumps(report) if options.json else plan_text(report))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -281,6 +291,20 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, for example 0.5 for 50 %")
     return value
 
 

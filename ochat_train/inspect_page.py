@@ -58,7 +58,7 @@ def _classes(classes: Sequence[ClassRow]) -> Section:
         ]
         for row in classes
     ]  # fmt: skip
-    text = "All splits together. Weight share: the class's part of the loss. Effective: (sum of weights)² / sum of squared weights."
+    text = "All splits together. Weight share: the class's part of the loss. Effective: (sum of weights)² / sum of squares."
     return Section(heading="Classes", paragraphs=[text], head=head, rows=rows)
 
 
@@ -83,9 +83,10 @@ def _shares(lengths: np.ndarray, bins: Sequence[tuple[int, int]]) -> list[Cell]:
 
 
 def _ledger(ledger: Mapping[str, Any]) -> Section:
+    dropped = sum(ledger["dropped"].values())
     text = (
-        f"Read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {sum(ledger['dropped'].values()):,}. Control strings kept as "
-        f"text: {ledger['control_text_kept_plain']:,}. Condition left out: {ledger['condition_left_out']:,}."
+        f"Read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}. Control strings kept as text: "
+        f"{ledger['control_text_kept_plain']:,}. Condition left out: {ledger['condition_left_out']:,}."
     )
     rows = [
         text_cells([
