@@ -95,7 +95,7 @@ def ledger_reasons(ledger: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
 
 def length_bins(lengths: np.ndarray) -> list[tuple[int, int]]:
     """Ranges of lengths (both ends included) that double, from the shortest to the longest that holds a row."""
-    edges = [0] + [2**i for i in range(4, int(lengths.max()).bit_length() + 1)]
+    edges = [0] + [2**i for i in range(4, max(4, int(lengths.max()).bit_length()) + 1)]
     counts, _ = np.histogram(lengths, bins=edges)
     holding = np.flatnonzero(counts)
     bins = list(zip(edges, (edge - 1 for edge in edges[1:]), strict=False))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.dataset import ClassRow
+from data_pipeline.errors import UserError
 from data_pipeline.inspection import Inspection, Selection, ShownRow
 from data_pipeline.show import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
 from data_pipeline.text_rules import visible
@@ -30,7 +31,9 @@ _HOW_TO_READ_TOKENS = (
 
 
 def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, *, with_tokens: bool) -> None:
-    """Write the page. Raises UserError where the selection matches no row."""
+    """Write the page. Raises UserError where the selection matches no row, or the page cannot be written."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--html {out}: is a folder, or stands in one that is not there; name a file")
     rows = [inspection.row(number) for number in inspection.select(selection)]
     manifest = inspection.manifest
     subtitle = (
@@ -43,7 +46,10 @@ def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, 
         _ledger(manifest.ledger),
         _rows(rows, heaviest=inspection.heaviest_weight, with_tokens=with_tokens),
     ]
-    replace_text(out, render_page("Prepared dataset", visible(subtitle), sections))
+    try:
+        replace_text(out, render_page("Prepared dataset", visible(subtitle), sections))
+    except OSError as error:
+        raise UserError(f"--html {out}: cannot be written: {error.strerror}") from None
 
 
 def _classes(classes: Sequence[ClassRow]) -> Section:

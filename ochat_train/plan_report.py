@@ -136,7 +136,7 @@ def _of_data(recipe: Recipe, manifest: Manifest, work: Work, *, gpu: Gpu, num_gp
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     lengths = split.num_tokens.astype(np.float64)
-    flops_per_epoch = work.flops(num_tokens=lengths.sum(), squared_lengths=(lengths**2).sum())
+    flops_per_epoch = work.flops(num_tokens=float(lengths.sum()), squared_lengths=float((lengths**2).sum()))
     pack_flops = flops_per_epoch / len(plan.epoch(recipe.train.epochs - 1).packs)
     per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
     seconds = None if mfu is None else step_seconds(pack_flops=pack_flops, packs_per_gpu=per_gpu, gpu=gpu, mfu=mfu)
