@@ -35,7 +35,7 @@ def plan_text(report: dict[str, Any]) -> str:
     else:
         parts.append("Nothing is prepared yet: steps, learning rate and time are known after `ochat prepare RECIPE`.")
     rows = {
-        "model": f"{report['num_parameters'] / 1e9:,.3g} billion parameters",
+        "model": _parameters(report["num_parameters"]),
         **(_plan_steps(report) if report["prepared"] else {}),
         "tokens per step": f"{report['tokens_per_step']:,} in {report['bins_per_step']:,} packs",
         "packs per GPU": f"{report['packs_per_gpu']} a step on {report['num_gpus']} GPU(s), "
@@ -58,7 +58,7 @@ def plan_text(report: dict[str, Any]) -> str:
             f"{row['memory_gib']:.1f}",
             "yes" if row["fits"] else "no",
             f"{row['relative_seconds']:.2f}",
-            "<- this one" if row["chosen"] else "",
+            ("<- this one" if row["fits"] else "<- the least") if row["chosen"] else "",
         )
         for row in report["settings"]
     ]
@@ -88,16 +88,24 @@ def _plan_time(report: dict[str, Any]) -> dict[str, str]:
         more += f"; {report['num_validations']:,} validations, about {report['validation_time_ratio']:.1%} more"
     return {
         "time (estimate)": f"{_duration(report['hours'])} on {report['num_gpus']} {report['gpu']}, "
-        f"{report['gpu_hours']:,.3g} GPU-hours; {report['seconds_per_step']:.3g} s a step, "
+        f"{_hours(report['gpu_hours'])} GPU-hours; {report['seconds_per_step']:.3g} s a step, "
         f"{report['tokens_per_second']:,.0f} tokens/s",
         "  if the GPUs reach": f"{report['mfu_assumed']:.1%} of {report['peak_tflops']:,.0f} TFLOP/s: {report['mfu_basis']}",
         "  not in it": more,
     }
 
 
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.3g} billion parameters" if count >= 1e9 else f"{count / 1e6:.3g} million parameters"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
 def _duration(hours: float) -> str:
     if hours >= 1:
-        return f"{hours:,.1f} hours"
+        return f"{_hours(hours)} hours"
     return f"{hours * 60:.0f} min" if hours * 60 >= 1 else "less than a minute"
 
 

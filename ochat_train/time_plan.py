@@ -9,7 +9,9 @@ from ochat_train.memory_plan import MemoryPlan, relative_seconds
 from ochat_train.recipe import Recipe
 from ochat_train.throughput import PEAK_FLOPS
 
-SMALL_MODEL_PARAMETERS = 1_000_000_000  # between the two sizes that were measured
+# Two sizes were measured, 7.24 billion and 134 million parameters: which of them is nearer, and what is like neither.
+_SMALL_MODEL_PARAMETERS = 1_000_000_000
+_TINY_MODEL_PARAMETERS = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,11 @@ def assumed_speed(recipe: Recipe, plan: MemoryPlan, *, num_parameters: int, own:
         (recipe.model.compile is False, "model.compile: false"),
         (recipe.model.precision == "float32", "model.precision: float32"),
         (recipe.deepspeed.offload_optimizer or recipe.deepspeed.offload_parameters, "offload to CPU memory"),
+        (num_parameters < _TINY_MODEL_PARAMETERS, "so small a model (launching kernels, not the GPU's peak, is its limit)"),
     ):
         if is_unlike:
             return AssumedSpeed(mfu=None, basis=f"no speed was measured with {what}; give one with --mfu")
-    if num_parameters < SMALL_MODEL_PARAMETERS:
+    if num_parameters < _SMALL_MODEL_PARAMETERS:
         return AssumedSpeed(mfu=_SMALL_MODEL_MFU, basis=_SMALL_MODEL_SOURCE)
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
     then = relative_seconds(seen.setting, pack_length_tokens=seen.pack_length_tokens, compiled=True)

@@ -69,6 +69,7 @@ def test_what_was_not_measured_is_not_guessed(make_recipe: RecipeFactory) -> Non
         assert speed.mfu is None
         assert "--mfu" in speed.basis
         assert assumed_speed(recipe, setting(stage=2), num_parameters=7_000_000_000, own=0.3).mfu == 0.3
+    assert assumed_speed(recipe_of(make_recipe), setting(), num_parameters=575_000, own=None).mfu is None
     small = assumed_speed(recipe_of(make_recipe), setting(), num_parameters=134_000_000, own=None)
     assert small.mfu == 0.05
     assert "134 million parameters" in small.basis
@@ -120,7 +121,7 @@ def test_validations_are_counted(prepared: Recipe) -> None:
 
 def test_settings_hold_the_chosen_one_and_it_is_the_fastest_that_fits(prepared: Recipe) -> None:
     for memory_gib in (79.0, 3.6, 2.0):
-        report = plan_report(prepared, num_gpus=2, gpu=find_gpu("h100", memory_gib=memory_gib))
+        report = plan_report(prepared, num_gpus=2, gpu=find_gpu("h100", memory_gib=memory_gib), mfu=0.5)
         settings = report["settings"]
         [chosen] = [row for row in settings if row["chosen"]]
         fitting = [row["relative_seconds"] for row in settings if row["fits"]]
@@ -132,7 +133,7 @@ def test_settings_hold_the_chosen_one_and_it_is_the_fastest_that_fits(prepared: 
         assert {row["zero_stage"] for row in settings} == {1, 2, 3}
         assert (report["hours"] is None) == (not report["fits"])
         text = plan_text(report)
-        assert text.count("<- this one") == 1
+        assert text.count("<- this one" if report["fits"] else "<- the least") == text.count("<-") == 1
         assert ("the least that this recipe needs" in text) == (not report["fits"])
 
 
@@ -150,7 +151,10 @@ def test_command(prepared: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
     assert report["gpu_memory_gib"] == 139.0
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert "5.0% of 989 TFLOP/s: seen with 134 million parameters" in text
+    assert "not known: no speed was measured with so small a model" in text
+    assert main([*command, "--mfu", "0.4"]) == 0
+    text = capsys.readouterr().out
+    assert "40.0% of 989 TFLOP/s: given by --mfu" in text
     assert "not in it" in text
     assert main([*command, "--set", "data.beta=0.5"]) == 2
     assert "run `ochat prepare RECIPE` again" in capsys.readouterr().err
@@ -164,12 +168,13 @@ def test_command(prepared: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = make_recipe(deepspeed={})
-    assert main(["plan", str(recipe), "--gpus", "2", "--json"]) == 0
+    command = ["plan", str(recipe), "--gpus", "2", "--mfu", "0.4"]
+    assert main([*command, "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
-    assert main(["plan", str(recipe), "--gpus", "2"]) == 0
+    assert main(command) == 0
     assert "known after `ochat prepare RECIPE`" in capsys.readouterr().out
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
-    assert main(["plan", str(recipe), "--gpus", "2", "--json"]) == 0
+    assert main([*command, "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
     assert before.keys() == after.keys()
     assert {key for key in after if before[key] != after[key]} == {
