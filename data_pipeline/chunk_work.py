@@ -126,10 +126,13 @@ class ChunkProcessor:
             return False
         end = int(supervised[-1]) + 1
         columns.add(tokens.input_ids[:end], tokens.loss_weights[:end], len(supervised))
+        num_trimmed = min(length, limit) - end
         columns.truncated.append(length > limit)
-        columns.tail_trimmed.append(end < min(length, limit))
+        columns.tail_trimmed.append(num_trimmed > 0)
         if length > limit:
             ledger.note("truncated", conversation.place, f"{length} tokens, cut to {limit}")
+        if num_trimmed > 0:
+            ledger.note("tail_trimmed", conversation.place, f"{num_trimmed} tokens after the last supervised one left out")
         return True
 
     def _is_held_out(self, conversation: Conversation) -> bool:

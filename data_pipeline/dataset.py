@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
@@ -173,6 +174,10 @@ class PreparedSplit:
     def conversation_id(self, row: int) -> str:
         """The conversation's own id, or the place it was read from."""
         return str(self._table.column("id")[row])
+
+    def rows_with_id(self, identifier: str) -> np.ndarray:
+        """int64[n]: the rows of a conversation; several in split `conditions`, or where sources use the same ids."""
+        return np.flatnonzero(pc.equal(self._table.column("id"), identifier).to_numpy())
 
 
 class PreparedWriter:

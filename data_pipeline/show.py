@@ -1,47 +1,46 @@
-"""`ochat inspect`: what is in a prepared dataset, as a person wants to see it."""
+"""`ochat inspect` as text for a terminal, a pipe or a file. Nothing from data reaches it raw (`text_rules.visible`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from data_pipeline.dataset import SPLITS, TOKENIZER_FOLDER, ClassRow, Manifest, PreparedSplit, Split
-from data_pipeline.errors import UserError
+from data_pipeline.dataset import ClassRow
+from data_pipeline.inspection import Inspection, Selection, ShownRow
+from data_pipeline.text_rules import visible
+from data_pipeline.token_view import ShownToken, runs
 
-_RESET, _PLAIN, _CONTROL = "\033[0m", "\033[2m", "\033[35m"
+_RESET, _PLAIN, _CONTROL, _PREFIX = "\033[0m", "\033[2m", "\033[35m", "\033[36m"
+_SUPERVISED_CONTROL = "\033[1;4;35m"
 _GREENS = (22, 28, 34, 40, 46)  # darker to brighter: lighter to heavier weight
+_BAR = 40  # characters of the longest bar of a histogram
+MOST_COLUMNS = 6  # classes that lengths are shown for side by side
 
 
-def rows(prepared_dir: Path, split: Split, selected: slice) -> Iterator[dict[str, Any]]:
-    """One document per row: row, id, class, condition, input_ids, loss_weights, text."""
-    manifest, data, tokenizer = _open(prepared_dir, split)
-    for row in range(*selected.indices(len(data))):
-        tokens, info = data[row], manifest.classes[int(data.class_id[row])]
-        yield {
-            "row": row,
-            "id": data.conversation_id(row),
-            "class": info.name,
-            "condition": manifest.conditions[int(data.condition_id[row])],
-            "input_ids": tokens.input_ids.tolist(),
-            "loss_weights": tokens.loss_weights.tolist(),
-            "text": tokenizer.decode(tokens.input_ids.tolist(), skip_special_tokens=False),
-        }
-
-
-def text(prepared_dir: Path, split: Split, selected: slice, *, color: bool) -> str:
-    """Class table, histogram of lengths, and rows with their tokens coloured by weight."""
-    manifest, data, tokenizer = _open(prepared_dir, split)
-    parts = [class_table(manifest.classes), _histogram(data.num_tokens), _legend(color)]
-    for row in range(*selected.indices(len(data))):
-        tokens, info = data[row], manifest.classes[int(data.class_id[row])]
-        parts.append(f"\nrow {row}  id {data.conversation_id(row)}  class {info.name}  {len(tokens.input_ids)} tokens")
-        parts.append(_colored(tokens.input_ids, tokens.loss_weights, tokenizer, color))
-    return "\n".join(parts)
+def report(inspection: Inspection, selection: Selection, *, color: bool, with_tokens: bool) -> Iterator[str]:
+    """Lines of the whole report: class table, lengths, ledger, and the selected rows with their tokens."""
+    rows = inspection.select(selection)
+    manifest = inspection.manifest
+    yield f"{inspection.prepared_dir}: template {manifest.template}, inference condition {manifest.inference_condition!r}"
+    yield ""
+    yield class_table(manifest.classes)
+    yield ""
+    yield lengths_text(inspection.class_lengths(), split=inspection.split)
+    yield ""
+    yield ledger_text(manifest.ledger)
+    yield ""
+    yield _token_table_legend() if with_tokens else _legend(color)
+    for number in rows:
+        row = inspection.row(number)
+        yield ""
+        yield _row_head(row)
+        if with_tokens:
+            yield from _token_table(row.tokens)
+        else:
+            yield _marked(row.tokens, heaviest=inspection.heaviest_weight, color=color)
 
 
 def class_table(classes: Sequence[ClassRow]) -> str:
@@ -49,9 +48,9 @@ def class_table(classes: Sequence[ClassRow]) -> str:
     head = ("class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share")
     lines = [
         (
-            row.name,
+            visible(row.name, kept=""),
             repr(row.condition),
-            _weight_text(row),
+            weight_text(row),
             f"{row.conversations:,}",
             f"{row.effective_conversations:,.0f}",
             f"{row.tokens:,}",
@@ -60,11 +59,11 @@ def class_table(classes: Sequence[ClassRow]) -> str:
         )
         for row in classes
     ]
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *lines))
+    return "\n".join(_columns((head, *lines)))
 
 
-def _weight_text(row: ClassRow) -> str:
+def weight_text(row: ClassRow) -> str:
+    """A class's weight, or the range of its conversations' weights."""
     if row.weight is not None:
         return f"{row.weight:.4g}"
     if row.smallest_weight is None or row.largest_weight is None:
@@ -73,54 +72,114 @@ def _weight_text(row: ClassRow) -> str:
     return f"{row.smallest_weight:.4g}" + ("" if same else f" to {row.largest_weight:.4g}")
 
 
-def _open(prepared_dir: Path, split: Split) -> tuple[Manifest, PreparedSplit, Tokenizer]:
-    assert split in SPLITS
-    manifest = Manifest.load(prepared_dir)
-    if manifest is None:
-        raise UserError(f"{prepared_dir}: holds no prepared dataset; name the recipe's `data.prepared_dir`")
-    data = PreparedSplit(prepared_dir, split)
-    if not len(data):
-        raise UserError(f"{prepared_dir}: split `{split}` is empty")
-    tokenizer = Tokenizer.from_file(str(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"))
-    return manifest, data, tokenizer
-
-
-def _histogram(lengths: np.ndarray, width: int = 40) -> str:
-    edges = [0] + [2**i for i in range(4, int(lengths.max()).bit_length() + 1)]
-    counts, _ = np.histogram(lengths, bins=edges)
-    lines = [f"lengths: mean {lengths.mean():.0f}, median {np.median(lengths):.0f}, longest {lengths.max()} tokens"]
-    for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        if count:
-            bar = "#" * max(1, round(width * count / counts.max()))
-            lines.append(f"  {low:>7,} to {high - 1:>7,}  {bar:<{width}}  {count:,}")
+def ledger_text(ledger: Mapping[str, Any]) -> str:
+    """What a preparation read, kept, cut and left out, with the first examples of each."""
+    dropped = ledger["dropped"]
+    lines = [
+        f"read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {sum(dropped.values()):,}; "
+        f"truncated {ledger['truncated']:,}, unsupervised tail trimmed {ledger['tail_trimmed']:,}, "
+        f"control strings kept as text {ledger['control_text_kept_plain']:,}, "
+        f"condition left out {ledger['condition_left_out']:,}",
+    ]
+    for reason, (count, is_dropped) in ledger_reasons(ledger).items():
+        lines.append(f"  {'dropped' if is_dropped else 'kept'}, {reason}: {count:,}")
+        lines += [f"    {visible(example, kept='')}" for example in ledger["examples"].get(reason, [])]
     return "\n".join(lines)
+
+
+def ledger_reasons(ledger: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
+    """Reason -> how many conversations, and whether they were dropped (or kept, but cut). Reasons without any are left out."""
+    cut = {reason: (ledger[reason], False) for reason in ("truncated", "tail_trimmed") if ledger[reason]}
+    return {reason: (count, True) for reason, count in ledger["dropped"].items()} | cut
+
+
+def length_bins(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges of lengths (both ends included) that double, from the shortest to the longest that holds a row."""
+    edges = [0] + [2**i for i in range(4, max(4, int(lengths.max()).bit_length()) + 1)]
+    counts, _ = np.histogram(lengths, bins=edges)
+    holding = np.flatnonzero(counts)
+    bins = list(zip(edges, (edge - 1 for edge in edges[1:]), strict=False))
+    return bins[int(holding[0]) : int(holding[-1]) + 1]
+
+
+def count_in(lengths: np.ndarray, bins: Sequence[tuple[int, int]]) -> list[int]:
+    """How many lengths fall into each range."""
+    return [int(np.count_nonzero((lengths >= low) & (lengths <= high))) for low, high in bins]
+
+
+def lengths_text(class_lengths: Mapping[str, np.ndarray], *, split: str) -> str:
+    """Lengths of a split's rows: their middle and ends, and a histogram, of all and of each class."""
+    everything = np.concatenate(list(class_lengths.values()))
+    shown = {visible(name, kept=""): lengths for name, lengths in class_lengths.items()}
+    facts: list[tuple[str, ...]] = [(f"lengths in {split}", "rows", "mean", "median", "longest")]
+    for name, lengths in {"all classes": everything, **(shown if len(shown) > 1 else {})}.items():
+        numbers = (len(lengths), lengths.mean(), np.median(lengths), lengths.max())
+        facts.append((name, *(f"{number:,.0f}" for number in numbers)))
+    bins = length_bins(everything)
+    columns = {"all": count_in(everything, bins)}
+    if 1 < len(shown) <= MOST_COLUMNS:
+        columns |= {name: count_in(lengths, bins) for name, lengths in shown.items()}
+    most = max(columns["all"])
+    histogram: list[tuple[str, ...]] = [("length in tokens", "", *columns)]
+    for index, (low, high) in enumerate(bins):
+        counts = [column[index] for column in columns.values()]
+        bar = "#" * math.ceil(_BAR * counts[0] / most)
+        histogram.append((f"{low:,} to {high:,}", bar, *(f"{count:,}" for count in counts)))
+    return "\n".join([*_columns(facts), "", *_columns(histogram)])
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _row_head(row: ShownRow) -> str:
+    return (
+        f"row {row.number}  class {visible(row.class_name, kept='')}  condition {row.condition!r}  "
+        f"{len(row.tokens):,} tokens, {row.num_supervised:,} supervised, weight {row.weight_sum:.4g}  "
+        f"id {visible(row.conversation_id, kept='')}"
+    )
 
 
 def _legend(color: bool) -> str:
     if not color:
-        return "tokens: supervised text is written as [weight|text]"
+        return "tokens: {role prefix}, «control token», [weight|supervised text], the rest is not supervised"
     names = ("light", ".", ".", ".", "heavy")
     scale = "".join(f"\033[38;5;{green}m{name}{_RESET} " for green, name in zip(_GREENS, names, strict=True))
-    return f"tokens: {_PLAIN}not supervised{_RESET}, {_CONTROL}control token{_RESET}, supervised: {scale}"
+    return (
+        f"tokens: {_PREFIX}role prefix{_RESET}, {_CONTROL}control token{_RESET} "
+        f"({_SUPERVISED_CONTROL}supervised{_RESET}), {_PLAIN}not supervised{_RESET}, supervised: {scale}"
+    )
 
 
-def _colored(ids: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer, color: bool) -> str:
-    """Runs of tokens with equal weight, decoded together (a character may take several tokens)."""
-    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    heaviest = float(weights.max()) or 1.0
+def _marked(tokens: Sequence[ShownToken], *, heaviest: float, color: bool) -> str:
+    """A row's text with its tokens told apart; the plain form shows every weight as a number."""
+    if color:
+        return "".join(_style(run.kind, run.weight / heaviest) + visible(run.text) + _RESET for run in runs(tokens))
     pieces = []
-    start = 0
-    for end in range(1, len(ids) + 1):
-        if end < len(ids) and weights[end] == weights[start] and ids[end] not in special and ids[start] not in special:
-            continue
-        piece = tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False)
-        weight = float(weights[start])
-        if not color:
-            pieces.append(f"[{weight:.4g}|{piece}]" if weight else piece)
-        elif weight:
-            green = _GREENS[min(len(_GREENS) - 1, int(weight / heaviest * len(_GREENS)))]
-            pieces.append(f"\033[38;5;{green}m{piece}{_RESET}")
-        else:
-            pieces.append(f"{_CONTROL if ids[start] in special else _PLAIN}{piece}{_RESET}")
-        start = end
-    return "".join(pieces)
+    open_weight = 0.0
+    for run in runs(tokens):
+        if run.weight != open_weight:
+            pieces.append(("]" if open_weight else "") + (f"[{run.weight:.4g}|" if run.weight else ""))
+            open_weight = run.weight
+        text = visible(run.text)
+        pieces.append({"control": f"«{text}»", "prefix": f"{{{text}}}", "content": text}[run.kind])
+    return "".join(pieces) + ("]" if open_weight else "")
+
+
+def _style(kind: str, share: float) -> str:
+    if kind == "control":
+        return _SUPERVISED_CONTROL if share else _CONTROL
+    if not share:
+        return _PREFIX if kind == "prefix" else _PLAIN
+    return f"\033[38;5;{_GREENS[min(len(_GREENS) - 1, int(share * len(_GREENS)))]}m"
+
+
+def _token_table_legend() -> str:
+    return 'tokens: one a line; `""`: the beginning of a character of several tokens, which stands with its last one'
+
+
+def _token_table(tokens: Sequence[ShownToken]) -> Iterator[str]:
+    yield f"{'place':>6} {'id':>7} {'weight':>7}  kind     text"
+    for place, token in enumerate(tokens):
+        yield f'{place:>6} {token.id:>7} {token.weight:>7.4g}  {token.kind:<7}  "{visible(token.text, kept="")}"'

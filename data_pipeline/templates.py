@@ -115,6 +115,19 @@ def _segments(tagged: TaggedConversation, template: Template, bos_token: str | N
         yield from _end(template, weight)
 
 
+def texts_after(control_token: str | None, template: Template, condition: str) -> tuple[str, ...]:
+    """What the template itself may write right after a control token, before any content (None: where nothing stands before).
+
+    The counterpart of `render` for showing rows: ids do not say where a role prefix ends.
+    """
+    roles = [_with_condition(condition, name) for name in template.role_names.values()]
+    roles += [template.system_name] if template.system_name else []
+    if template.header_open and control_token != template.header_open:
+        between = template.header_suffix if control_token == template.header_close else template.after_turn
+        return (between,) if between else ()
+    return tuple(roles) if template.header_close else tuple(role + template.header_suffix for role in roles)
+
+
 def _with_condition(condition: str, role: str) -> str:
     return f"{condition} {role}" if condition else role
 

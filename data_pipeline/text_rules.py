@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+
 # U+FDD0 is a Unicode noncharacter, reserved for use inside a program. The exported chat template puts it into control
 # strings that a person typed, and the tokenizer removes it again (see templates.py); so no text may hold it.
 RESERVED_CHARACTER = "\ufdd0"
@@ -11,6 +14,22 @@ def shown(value: object) -> str:
     """A value as it may stand in a message: short, and free of characters that cannot be printed."""
     text = repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def visible(text: str, *, kept: str = "\n\t") -> str:
+    """A text as it may be shown to people: control, formatting and unassigned characters as JSON writes them (`\\u001b`).
+
+    So no text can move the cursor, colour a terminal, turn the direction of its surroundings or hide between letters.
+    kept: characters that stay. Joiners stay too (emoji and several scripts need them), and spaces of any width.
+    A JSON document stays the same document.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) or c in kept else json.dumps(c)[1:-1] for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) in ("Zs", "Co")
 
 
 def text_problem(text: str) -> str | None:

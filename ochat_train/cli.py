@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -74,17 +75,38 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = verb(
         "inspect", _inspect, "Show prepared rows, the class table and lengths.",
-        "ochat inspect data/quickstart/prepared --split train --rows 0:3",
+        "ochat inspect data/quickstart/prepared --split train --rows 0:3 --class expert",
     )  # fmt: skip
     inspect.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
     inspect.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
-    inspect.add_argument("--rows", type=_row_range, default=slice(0, 3), metavar="A:B", help="rows A to B-1 (default 0:3)")
-    inspect.add_argument("--json", action="store_true", help="print one JSON line per row")
+    inspect.add_argument(
+        "--rows", type=_row_range, metavar="A:B",
+        help="rows A to B-1, of those that match the options below (default 0:3; 0:20 with --html; 0:0 shows no row)",
+    )  # fmt: skip
+    inspect.add_argument("--class", dest="class_name", metavar="NAME", help="only rows of this class")
+    inspect.add_argument("--id", dest="conversation_id", metavar="ID", help="only the conversation with this id")
+    inspect.add_argument("--find", metavar="TEXT", help="only rows that hold this text")
+    inspect.add_argument("--tokens", action="store_true", help="show every token with its id and weight")
+    inspect.add_argument(
+        "--color", choices=("auto", "always", "never"), default="auto",
+        help="auto (the default): on a terminal, unless NO_COLOR is set",
+    )  # fmt: skip
+    form = inspect.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON line per row")
+    form.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page instead, readable without network")
 
     text = "Say what a recipe would do, without training."
-    plan = recipe_verb("plan", _plan, text, "ochat plan recipes/quickstart.yaml --gpus 8")
+    plan = recipe_verb("plan", _plan, text, "ochat plan recipes/openchat_3_5.yaml --gpus 8 --gpu h100")
     plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
-    plan.add_argument("--gpu-memory", type=float, default=79.0, metavar="GIB", help="memory of a GPU in GiB (default 79: H100)")
+    plan.add_argument(
+        "--gpu", default="h100", metavar="h100|h200|a100|TFLOPS",
+        help="kind of GPU, or its dense bfloat16 peak in TFLOP/s (default h100)",
+    )  # fmt: skip
+    plan.add_argument("--gpu-memory", type=_positive_number, metavar="GIB", help="memory of a GPU in GiB (default: the kind's)")
+    plan.add_argument(
+        "--mfu", type=_share, metavar="SHARE",
+        help="share of the peak to reckon the time with, for example 0.5; default: what was measured",
+    )  # fmt: skip
     plan.add_argument("--json", action="store_true", help="print one JSON document")
 
     text = "Say everything about a recipe that can be known before a GPU is held: ok, warning or problem."
@@ -218,24 +240,45 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from data_pipeline import show
+    from data_pipeline.inspection import Inspection, Selection
+    from data_pipeline.text_rules import visible
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character of the data gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")
+    rows = options.rows or slice(0, 20 if options.html else 3)
+    selection = Selection(
+        start=rows.start, stop=rows.stop, class_name=options.class_name, conversation_id=options.conversation_id,
+        find=options.find,
+    )  # fmt: skip
+    inspection = Inspection(options.dir, options.split)
     if options.json:
-        for row in show.rows(options.dir, options.split, options.rows):
-            print(json.dumps(row, ensure_ascii=False))
+        for number in inspection.select(selection):
+            print(visible(json.dumps(inspection.document(number), ensure_ascii=False)))
+    elif options.html:
+        from ochat_train.inspect_page import write_inspect_page
+
+        write_inspect_page(inspection, selection, options.html, with_tokens=options.tokens)
+        print(options.html)
     else:
-        print(show.text(options.dir, options.split, options.rows, color=sys.stdout.isatty()))
+        from data_pipeline.show import report
+
+        is_for_people = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        color = options.color == "always" or (options.color == "auto" and is_for_people)
+        for line in report(inspection, selection, color=color, with_tokens=options.tokens):
+            print(line)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from ochat_train.plan_report import plan_report
     from ochat_train.recipe import load_recipe
-    from ochat_train.report_text import plan_text
 
-    report = plan_report(
-        load_recipe(options.recipe, options.overrides), num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory
-    )
-    print(json.dumps(report) if options.json else plan_text(report, num_gpus=options.gpus))
+    recipe = load_recipe(options.recipe, options.overrides)  # before torch
+    from ochat_train.plan_report import plan_report
+    from ochat_train.report_text import plan_text
+    from ochat_train.time_plan import find_gpu
+
+    gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
+    report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu)
+    print(json.dumps(report) if options.json else plan_text(report))
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -314,6 +357,20 @@ def _positive(text: str) -> int:
     return value
 
 
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, for example 0.5 for 50 %")
+    return value
+
+
 def _step(text: str) -> int | str:
     return text if text == "best" else _positive(text)
 
@@ -328,6 +385,8 @@ def _row_range(text: str) -> slice:
     start, separator, end = text.partition(":")
     if not separator or not all(part == "" or part.isdigit() for part in (start, end)):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B, for example 0:10")
+    if end and int(end) < int(start or 0):
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
     return slice(int(start or 0), int(end) if end else None)
 
 

@@ -5,7 +5,7 @@ All from shapes, so that `ochat plan` says the same without a GPU. docs/performa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -134,6 +134,12 @@ def fastest_plan(
     recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, compiled: bool, is_gpu: bool
 ) -> MemoryPlan:
     """The fastest setting that needs no more than `free_bytes`, or the smallest; what the recipe decides is kept."""
+    plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=is_gpu)
+    return fastest_of(plans, pack_length_tokens=recipe.train.pack_length_tokens, compiled=compiled)
+
+
+def possible_plans(recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, is_gpu: bool) -> list[MemoryPlan]:
+    """Every setting that the recipe leaves open, with what it needs."""
     budget = free_bytes * _USABLE - (_NCCL_BYTES if num_gpus > 1 else 0.0)
     plans = []
     for stage, checkpointing, packs in product(
@@ -142,10 +148,19 @@ def fastest_plan(
         setting: dict[str, Any] = {"zero_stage": stage, "checkpointing": checkpointing, "packs_per_micro_batch": packs}
         parts = memory_parts(recipe, shape, num_gpus=num_gpus, **setting)
         plans.append(MemoryPlan(**setting, parts=parts, fits=not is_gpu or sum(parts.values()) <= budget))
+    return plans
+
+
+def fastest_of(plans: Sequence[MemoryPlan], *, pack_length_tokens: int, compiled: bool) -> MemoryPlan:
+    """The fastest that fits (of equally fast ones the smallest), or the smallest where none does."""
     fitting = [plan for plan in plans if plan.fits]
-    if fitting:
-        return min(fitting, key=lambda plan: _cost(plan, recipe, compiled))
-    return min(plans, key=lambda plan: plan.total)
+    if not fitting:
+        return min(plans, key=lambda plan: plan.total)
+
+    def cost(plan: MemoryPlan) -> tuple[float, float]:
+        return relative_seconds(plan, pack_length_tokens=pack_length_tokens, compiled=compiled), plan.total
+
+    return min(fitting, key=cost)
 
 
 def too_little_text(plan: MemoryPlan, *, num_gpus: int) -> str:
@@ -219,14 +234,15 @@ def _packs(recipe: Recipe, num_gpus: int, is_gpu: bool) -> list[int]:
     return [packs for packs in range(1, most + 1) if per_gpu % packs == 0]
 
 
-def _cost(plan: MemoryPlan, recipe: Recipe, compiled: bool) -> tuple[float, float]:
+def relative_seconds(plan: MemoryPlan, *, pack_length_tokens: int, compiled: bool) -> float:
+    """Time of a step under a setting, as a multiple of a step that recomputes, reduces and adds up nothing."""
     num = len(plan.checkpointing)
     cost = _COST_OF_FULL * plan.checkpointing.count("full") / num + _COST_OF_STAGE[plan.zero_stage]
     cheap = plan.checkpointing.count("none" if compiled else "matmuls")
     cost += _COST_OF_NONE * cheap / num
     if plan.zero_stage <= 1:
-        cost += _TOKENS_PER_SUM / (recipe.train.pack_length_tokens * plan.packs_per_micro_batch)
-    return cost, plan.total
+        cost += _TOKENS_PER_SUM / (pack_length_tokens * plan.packs_per_micro_batch)
+    return 1.0 + cost
 
 
 def memory_text(plan: MemoryPlan, recipe: Recipe) -> str:

@@ -17,8 +17,31 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A piece of a marked text.
+
+    kind: `control`, `prefix` or `content`. shade: 0 to 1, None for a piece that is not marked. label: stands small before it.
+    note: stands small under it, which also puts it into a box of its own.
+    """
+
+    text: str
+    kind: str
+    shade: float | None = None
+    label: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A text with marked pieces under a heading of its own; a long one gets a window to scroll in."""
+
+    heading: str
+    pieces: Sequence[Piece]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page, in this order: text, picture, table, preformatted text.
+    """A part of a page, in this order: text, picture, table, passages, preformatted text.
 
     svg: made by pictures.py, the only markup that is taken as it is. folded: preformatted text is shown on a click.
     """
@@ -28,6 +51,7 @@ class Section:
     svg: str = ""
     head: Sequence[str] = ()
     rows: Sequence[Sequence[Cell]] = field(default_factory=tuple)
+    passages: Sequence[Passage] = ()
     preformatted: str = ""
     folded: bool = False
 

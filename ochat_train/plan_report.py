@@ -2,62 +2,198 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from data_pipeline.dataset import PreparedSplit
+from data_pipeline.dataset import Manifest, PreparedSplit
+from data_pipeline.errors import UserError
 from data_pipeline.plan import num_micro_batches
-from ochat_train.memory_plan import GIB, MemoryPlan, fastest_plan, model_shape
+from ochat_train.evaluation import held_out_data
+from ochat_train.memory_plan import (
+    GIB,
+    MemoryPlan,
+    ModelShape,
+    fastest_of,
+    fastest_plan,
+    model_shape,
+    possible_plans,
+    relative_seconds,
+    too_little_text,
+)
 from ochat_train.model import load_base_config
-from ochat_train.prepare_data import check_prepared
+from ochat_train.prepare_data import check_prepared, prepare_job
 from ochat_train.recipe import Recipe
+from ochat_train.throughput import Work, work_of
+from ochat_train.time_plan import Gpu, assumed_speed, step_seconds
 from ochat_train.train import peak_learning_rate, training_plan
+from ochat_train.validation import default_interval, time_ratio, validates_after
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 
 
-def plan_report(recipe: Recipe, *, num_gpus: int, gpu_memory_gib: float) -> dict[str, Any]:
-    """The document of `ochat plan --json`, from the prepared dataset and the base's configuration alone."""
-    manifest = check_prepared(recipe)
-    split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
-    plan = training_plan(recipe, split)
-    per_rank = num_micro_batches(recipe.train.bins_per_step, num_gpus)
-    model = model_without_weights(load_base_config(recipe.model, manifest.vocab_size))
-    memory = memory_plan(recipe, model, vocab_size=manifest.vocab_size, num_gpus=num_gpus, gpu_memory_gib=gpu_memory_gib)
+def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = None) -> dict[str, Any]:
+    """The document of `ochat plan --json`, from the prepared dataset and the base's configuration alone.
+
+    mfu: share of the peak to reckon with, None for what was measured. What depends on the data is None where nothing is
+    prepared yet. Raises UserError where the prepared dataset is another recipe's.
+    """
+    if recipe.model.float8 and gpu.name == "A100":
+        raise UserError("model.float8: true cannot be used on an A100: it needs an Ada, Hopper or later GPU")
+    is_prepared = Manifest.load(Path(recipe.data.prepared_dir)) is not None
+    manifest = check_prepared(recipe) if is_prepared else None
+    model = _model_facts(recipe, vocab_size=manifest.vocab_size if manifest else prepare_job(recipe).tokenizer.vocab_size)
+    compiled = recipe.model.compile is not False
+    pack_length = recipe.train.pack_length_tokens
+    plans = possible_plans(
+        recipe, model.shape, num_gpus=num_gpus, free_bytes=(gpu.memory_gib - _CONTEXT_GIB) * GIB, is_gpu=True
+    )
+    chosen = fastest_of(plans, pack_length_tokens=pack_length, compiled=compiled)
+    per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
+    speed = assumed_speed(recipe, chosen, num_parameters=model.shape.num_parameters, own=mfu)
+    usual = relative_seconds(chosen, pack_length_tokens=pack_length, compiled=compiled)
     return {
-        "classes": [vars(row) for row in manifest.classes],
-        "steps_per_epoch": plan.steps_per_epoch,
-        "num_steps": plan.num_steps,
+        "prepared": is_prepared,
+        "gpu": gpu.name,
+        "num_gpus": num_gpus,
+        "gpu_memory_gib": gpu.memory_gib,
+        "num_parameters": model.shape.num_parameters,
+        "classes": [vars(row) for row in manifest.classes] if manifest else [],
+        **(
+            _of_data(recipe, manifest, model.work, gpu=gpu, num_gpus=num_gpus, mfu=speed.mfu if chosen.fits else None)
+            if manifest
+            else dict.fromkeys(_UNKNOWN_WITHOUT_DATA)
+        ),
         "tokens_per_step": recipe.train.tokens_per_step,
         "bins_per_step": recipe.train.bins_per_step,
-        "packs_per_gpu": per_rank,
-        "empty_packs_per_step": per_rank * num_gpus - recipe.train.bins_per_step,
+        "packs_per_gpu": per_gpu,
+        "empty_packs_per_step": per_gpu * num_gpus - recipe.train.bins_per_step,
+        "loss_denominator": recipe.train.loss_denominator,
+        "mfu_assumed": speed.mfu,
+        "mfu_basis": speed.basis,
+        "peak_tflops": gpu.peak_flops / 1e12,
+        "fits": chosen.fits,
+        "problem": None if chosen.fits else too_little_text(chosen, num_gpus=num_gpus),
+        "zero_stage": chosen.zero_stage,
+        "activation_checkpointing": chosen.checkpointing_text,
+        "packs_per_micro_batch": chosen.packs_per_micro_batch,
+        "memory_gib_per_gpu": {**{name: _gib(size) for name, size in chosen.parts.items()}, "total": _gib(chosen.total)},
+        "settings": [
+            {
+                "zero_stage": plan.zero_stage,
+                "activation_checkpointing": plan.checkpointing_text,
+                "packs_per_micro_batch": plan.packs_per_micro_batch,
+                "memory_gib": _gib(plan.total),
+                "fits": plan.fits,
+                "relative_seconds": round(relative_seconds(plan, pack_length_tokens=pack_length, compiled=compiled) / usual, 3),
+                "chosen": plan is chosen,
+            }
+            for plan in sorted(_shown(plans, chosen), key=lambda plan: (plan.zero_stage, plan.packs_per_micro_batch))
+        ],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelFacts:
+    """What a plan needs to know of the model."""
+
+    shape: ModelShape
+    work: Work
+
+
+def _model_facts(recipe: Recipe, *, vocab_size: int) -> _ModelFacts:
+    model = model_without_weights(load_base_config(recipe.model, vocab_size))
+    work = work_of(model)
+    added = num_added_rows(model, vocab_size) * model.config.hidden_size
+    return _ModelFacts(
+        shape=_shape(recipe, model, vocab_size),
+        work=Work(
+            matmul_parameters=work.matmul_parameters + added, attention_width=work.attention_width, num_layers=work.num_layers
+        ),
+    )
+
+
+def _shape(recipe: Recipe, model: Any, vocab_size: int) -> ModelShape:
+    compiled = recipe.model.compile is not False
+    parameters = num_parameters(model, vocab_size)
+    return model_shape(model.config, vocab_size=vocab_size, num_parameters=parameters, compiled=compiled)
+
+
+_UNKNOWN_WITHOUT_DATA = (
+    "steps_per_epoch", "num_steps", "tokens_per_epoch", "packing_efficiency", "conversations_per_epoch",
+    "max_conversations_per_pack", "learning_rate", "num_validations", "validation_time_ratio", "seconds_per_step",
+    "tokens_per_second", "hours", "gpu_hours",
+)  # fmt: skip
+
+
+def _of_data(recipe: Recipe, manifest: Manifest, work: Work, *, gpu: Gpu, num_gpus: int, mfu: float | None) -> dict[str, Any]:
+    """What depends on the prepared data. mfu: None where there is no telling; then times are None, too."""
+    split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
+    plan = training_plan(recipe, split)
+    lengths = split.num_tokens.astype(np.float64)
+    flops_per_epoch = work.flops(num_tokens=float(lengths.sum()), squared_lengths=float((lengths**2).sum()))
+    pack_flops = flops_per_epoch / len(plan.epoch(recipe.train.epochs - 1).packs)
+    per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
+    seconds = None if mfu is None else step_seconds(pack_flops=pack_flops, packs_per_gpu=per_gpu, gpu=gpu, mfu=mfu)
+    tokens_of_a_step = float(lengths.sum() / np.mean(plan.steps_per_epoch))
+    hours = None if seconds is None else seconds * plan.num_steps / 3600
+    return {
+        "steps_per_epoch": plan.steps_per_epoch,
+        "num_steps": plan.num_steps,
+        "tokens_per_epoch": int(lengths.sum()),
         "packing_efficiency": plan.packing_efficiency,
         "conversations_per_epoch": len(split),
         "max_conversations_per_pack": plan.max_conversations_per_pack,
         "learning_rate": peak_learning_rate(recipe, manifest),
-        "loss_denominator": recipe.train.loss_denominator,
-        "fits": memory.fits,
-        "zero_stage": memory.zero_stage,
-        "activation_checkpointing": memory.checkpointing_text,
-        "packs_per_micro_batch": memory.packs_per_micro_batch,
-        "memory_gib_per_gpu": {**{name: _gib(size) for name, size in memory.parts.items()}, "total": _gib(memory.total)},
+        **_validations(recipe, manifest, num_steps=plan.num_steps),
+        "seconds_per_step": seconds,
+        "tokens_per_second": None if seconds is None else tokens_of_a_step / seconds,
+        "hours": hours,
+        "gpu_hours": None if hours is None else hours * num_gpus,
     }
+
+
+def _validations(recipe: Recipe, manifest: Manifest, *, num_steps: int) -> dict[str, Any]:
+    """How often the run validates, and which share of the steps' time that takes (without the answers to prompts)."""
+    if not manifest.splits["validation"]["conversations"]:
+        return {"num_validations": 0, "validation_time_ratio": 0.0}
+    held_out = held_out_data(
+        Path(recipe.data.prepared_dir), manifest, pack_length=recipe.train.pack_length_tokens
+    )  # fmt: skip
+    sizes = {"tokens_per_step": recipe.train.tokens_per_step, "num_steps": num_steps}
+    every = recipe.validation.every_steps or default_interval(held_out.num_tokens, **sizes)
+    save_every = recipe.checkpoint.save_every_steps or num_steps
+    count = sum(
+        validates_after(step, every_steps=every, num_steps=num_steps, saves=step % save_every == 0)
+        for step in range(1, num_steps + 1)
+    )
+    return {"num_validations": count, "validation_time_ratio": time_ratio(count, held_out.num_tokens, **sizes)}
+
+
+def _shown(plans: Sequence[MemoryPlan], chosen: MemoryPlan) -> Iterator[MemoryPlan]:
+    """Of each ZeRO stage and number of packs: what recomputes nothing, little or all, and the least of it that fits."""
+    seen: set[tuple[int, int]] = set()
+    for plan in plans:
+        num_full = plan.checkpointing.count("full")
+        is_end = num_full in (0, len(plan.checkpointing))
+        key = (plan.zero_stage, plan.packs_per_micro_batch)
+        is_first_that_fits = plan.fits and "none" not in plan.checkpointing and key not in seen
+        if is_first_that_fits:
+            seen.add(key)
+        if is_end or is_first_that_fits or plan is chosen:
+            yield plan
 
 
 def memory_plan(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int, gpu_memory_gib: float) -> MemoryPlan:
     """What a run on such GPUs would decide, with compiled layers. model: the base, without weights."""
-    compiled = recipe.model.compile is not False
-    parameters = num_parameters(model, vocab_size)
-    shape = model_shape(model.config, vocab_size=vocab_size, num_parameters=parameters, compiled=compiled)
-    free = (gpu_memory_gib - _CONTEXT_GIB) * GIB
-    return fastest_plan(recipe, shape, num_gpus=num_gpus, free_bytes=free, compiled=compiled, is_gpu=True)
-
-
-def _gib(size: float) -> float:
-    return round(size / GIB, 2)
+    return fastest_plan(
+        recipe, _shape(recipe, model, vocab_size), num_gpus=num_gpus, free_bytes=(gpu_memory_gib - _CONTEXT_GIB) * GIB,
+        compiled=recipe.model.compile is not False, is_gpu=True,
+    )  # fmt: skip
 
 
 def model_without_weights(config: Any) -> Any:
@@ -70,8 +206,15 @@ def model_without_weights(config: Any) -> Any:
 
 def num_parameters(model: Any, vocab_size: int) -> int:
     """Parameters of a model with rows for `vocab_size` tokens."""
-    config = model.config
+    tables = 1 if model.config.tie_word_embeddings else 2
     count = sum(parameter.numel() for parameter in model.parameters())
-    missing_rows = max(0, vocab_size - config.vocab_size)
-    tables = 1 if config.tie_word_embeddings else 2
-    return int(count + missing_rows * config.hidden_size * tables)
+    return int(count + num_added_rows(model, vocab_size) * model.config.hidden_size * tables)
+
+
+def num_added_rows(model: Any, vocab_size: int) -> int:
+    """Tokens that the base has no row for."""
+    return max(0, vocab_size - model.config.vocab_size)
+
+
+def _gib(size: float) -> float:
+    return round(size / GIB, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 # Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets; the first that fits counts.
-_PEAK_FLOPS = {
+PEAK_FLOPS = {
     "GB200": 2.5e15, "B300": 2.25e15, "B200": 2.25e15, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
     "GH200": 989e12, "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "RTX 4090": 165e12,
 }  # fmt: skip
@@ -48,7 +48,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 class Meter:

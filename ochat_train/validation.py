@@ -56,7 +56,8 @@ class Validator:
 
     def is_due(self, step: int, *, saves: bool) -> bool:
         """Whether to validate after step `step` (from 1); saves: a checkpoint follows, which is to know its loss."""
-        return self.is_on and (step % self.every_steps == 0 or step == self._num_steps or (saves and self._data is not None))
+        saves = saves and self._data is not None
+        return self.is_on and validates_after(step, every_steps=self.every_steps, num_steps=self._num_steps, saves=saves)
 
     def run(self, engine: Any, step: int) -> ValidationResult:
         """Validate; all ranks call it and get the same."""
@@ -70,6 +71,16 @@ class Validator:
         if line is not None:
             line["seconds"] = round(time.monotonic() - start, 3)
         return ValidationResult(line=line, samples=samples, loss=loss)
+
+
+def validates_after(step: int, *, every_steps: int, num_steps: int, saves: bool) -> bool:
+    """Whether a run with held-out conversations validates after step `step` (from 1); saves: a checkpoint follows."""
+    return step % every_steps == 0 or step == num_steps or saves
+
+
+def time_ratio(num_validations: int, tokens: int, *, tokens_per_step: int, num_steps: int) -> float:
+    """Time of validations that read so many tokens each, as a share of the time of the steps; answers are not counted."""
+    return num_validations * tokens / (_COST_RATIO * tokens_per_step * num_steps)
 
 
 def default_interval(tokens: int, *, tokens_per_step: int, num_steps: int) -> int:

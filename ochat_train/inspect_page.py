@@ -1,0 +1,140 @@
+"""`ochat inspect --html`: a prepared dataset and some of its rows as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.dataset import ClassRow
+from data_pipeline.errors import UserError
+from data_pipeline.inspection import Inspection, Selection, ShownRow
+from data_pipeline.show import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
+from data_pipeline.text_rules import visible
+from data_pipeline.token_view import ShownToken, runs
+from ochat_train.durable import replace_text
+from ochat_train.page import Cell, Passage, Piece, Section, render_page, text_cells
+from ochat_train.pictures import bar_chart
+from ochat_train.report_text import shown_condition
+
+_LIGHTEST_SHADE, _HEAVIEST_SHADE = 0.06, 0.4
+_HOW_TO_READ = (
+    "Boxed: control tokens. Italic: role prefixes with the condition, written by the template. Underlined: supervised text, "
+    "darker where its weight is larger; the small number before it is the weight of each of its tokens. Plain: not supervised. "
+    "Control characters are written as \\u001b."
+)
+_HOW_TO_READ_TOKENS = (
+    " Every token has a box, with its id below. A character of several tokens stands in the last of them, and ⋯ in the others."
+)
+
+
+def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, *, with_tokens: bool) -> None:
+    """Write the page. Raises UserError where the selection matches no row, or the page cannot be written."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--html {out}: is a folder, or stands in one that is not there; name a file")
+    rows = [inspection.row(number) for number in inspection.select(selection)]
+    manifest = inspection.manifest
+    subtitle = (
+        f"{inspection.prepared_dir}: split {inspection.split}, {len(inspection.data):,} rows; template {manifest.template}, "
+        f"inference condition {shown_condition(manifest.inference_condition)}"
+    )
+    sections = [
+        _classes(manifest.classes),
+        *_lengths(inspection.class_lengths()),
+        _ledger(manifest.ledger),
+        _rows(rows, heaviest=inspection.heaviest_weight, with_tokens=with_tokens),
+    ]
+    try:
+        replace_text(out, render_page("Prepared dataset", visible(subtitle), sections))
+    except OSError as error:
+        raise UserError(f"--html {out}: cannot be written: {error.strerror}") from None
+
+
+def _classes(classes: Sequence[ClassRow]) -> Section:
+    head = ["class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share"]
+    rows = [
+        [
+            *text_cells([
+                visible(row.name), visible(shown_condition(row.condition)), weight_text(row), f"{row.conversations:,}",
+                f"{row.effective_conversations:,.0f}", f"{row.tokens:,}", f"{row.supervised_tokens:,}",
+            ]),
+            Cell(text=f"{row.weight_share:.1%}", shade=_HEAVIEST_SHADE * row.weight_share),
+        ]
+        for row in classes
+    ]  # fmt: skip
+    text = "All splits together. Weight share: the class's part of the loss. Effective: (sum of weights)² / sum of squares."
+    return Section(heading="Classes", paragraphs=[text], head=head, rows=rows)
+
+
+def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
+    everything = np.concatenate(list(class_lengths.values()))
+    bins = length_bins(everything)
+    names = [f"{low:,} to {high:,}" for low, high in bins]
+    text = f"Mean {everything.mean():,.0f}, median {np.median(everything):,.0f}, longest {everything.max():,} tokens."
+    chart = bar_chart(names, count_in(everything, bins), [None] * len(bins), unit="rows of so many tokens")
+    yield Section(heading="Lengths", paragraphs=[text], svg=chart)
+    if not 1 < len(class_lengths) <= MOST_COLUMNS:
+        return
+    columns = [_shares(lengths, bins) for lengths in class_lengths.values()]
+    rows = [[Cell(text=name), *cells] for name, *cells in zip(names, *columns, strict=True)]
+    head = ["tokens", *(visible(name) for name in class_lengths)]
+    yield Section(heading="Lengths of each class", paragraphs=["Rows, and their share of the class."], head=head, rows=rows)
+
+
+def _shares(lengths: np.ndarray, bins: Sequence[tuple[int, int]]) -> list[Cell]:
+    counts = count_in(lengths, bins)
+    return [Cell(text=f"{n:,} ({n / len(lengths):.0%})", shade=_HEAVIEST_SHADE * n / len(lengths)) for n in counts]
+
+
+def _ledger(ledger: Mapping[str, Any]) -> Section:
+    dropped = sum(ledger["dropped"].values())
+    text = (
+        f"Read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}. Control strings kept as text: "
+        f"{ledger['control_text_kept_plain']:,}. Condition left out: {ledger['condition_left_out']:,}."
+    )
+    rows = [
+        text_cells([
+            visible(reason), "dropped" if is_dropped else "kept, cut", f"{count:,}",
+            "\n".join(visible(example, kept="") for example in ledger["examples"].get(reason, ["no example was kept"])),
+        ])
+        for reason, (count, is_dropped) in ledger_reasons(ledger).items()
+    ]  # fmt: skip
+    return Section(heading="Ledger", paragraphs=[text], head=["reason", "what", "conversations", "first examples"], rows=rows)
+
+
+def _rows(rows: Sequence[ShownRow], *, heaviest: float, with_tokens: bool) -> Section:
+    pieces = _token_pieces if with_tokens else _run_pieces
+    passages = [Passage(heading=_heading(row), pieces=list(pieces(row.tokens, heaviest))) for row in rows]
+    return Section(heading="Rows", paragraphs=[_HOW_TO_READ + (_HOW_TO_READ_TOKENS if with_tokens else "")], passages=passages)
+
+
+def _heading(row: ShownRow) -> str:
+    return visible(
+        f"Row {row.number}: {row.class_name}, under {shown_condition(row.condition)}; {len(row.tokens):,} tokens, "
+        f"{row.num_supervised:,} supervised, weight {row.weight_sum:.4g}; {row.conversation_id}",
+        kept="",
+    )
+
+
+def _run_pieces(tokens: Sequence[ShownToken], heaviest: float) -> Iterator[Piece]:
+    last_weight = 0.0
+    for run in runs(tokens):
+        label = f"{run.weight:.4g}" if run.weight not in (0.0, last_weight) else ""
+        last_weight = run.weight
+        yield Piece(text=visible(run.text), kind=run.kind, shade=_shade(run.weight, heaviest), label=label)
+
+
+def _token_pieces(tokens: Sequence[ShownToken], heaviest: float) -> Iterator[Piece]:
+    last_weight = 0.0
+    for token in tokens:
+        label = f"{token.weight:.4g}" if token.weight not in (0.0, last_weight) else ""
+        last_weight = token.weight
+        text = visible(token.text, kept="") or "⋯"
+        yield Piece(text=text, kind=token.kind, shade=_shade(token.weight, heaviest), label=label, note=str(token.id))
+
+
+def _shade(weight: float, heaviest: float) -> float | None:
+    """Weights above the heaviest conversation's mean (single messages of it) get its shade."""
+    return _LIGHTEST_SHADE + (_HEAVIEST_SHADE - _LIGHTEST_SHADE) * min(1.0, weight / heaviest) if weight else None

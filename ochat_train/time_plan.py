@@ -1,0 +1,112 @@
+"""How long a run would take: an estimate from the speeds that were measured, and what it assumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data_pipeline.errors import UserError
+from ochat_train.memory_plan import MemoryPlan, relative_seconds
+from ochat_train.recipe import Recipe
+from ochat_train.throughput import PEAK_FLOPS
+
+# Two sizes were measured, 7.24 billion and 134 million parameters: which of them is nearer, and what is like neither.
+_SMALL_MODEL_PARAMETERS = 1_000_000_000
+_TINY_MODEL_PARAMETERS = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU to plan for. peak_flops: dense bfloat16 FLOP/s. memory_gib: as the driver reports it."""
+
+    name: str
+    peak_flops: float
+    memory_gib: float
+
+
+_GPUS = {
+    name.lower(): Gpu(name=name, peak_flops=PEAK_FLOPS[name], memory_gib=memory_gib)
+    for name, memory_gib in (("H100", 79.0), ("H200", 139.0), ("A100", 79.0))
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A speed of the trainer, as a share of the dense bfloat16 peak (`throughput.Meter`), and the setting it was seen with."""
+
+    mfu: float
+    setting: MemoryPlan
+    pack_length_tokens: int
+    source: str
+
+
+def _seen(mfu: float, *, num_full: int, text: str) -> Measurement:
+    layers = ("full",) * num_full + ("matmuls",) * (32 - num_full)
+    return Measurement(
+        mfu=mfu, pack_length_tokens=8192, source=f"{text}, Mistral-7B shapes on 1 x H200",
+        setting=MemoryPlan(zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, parts={}, fits=True),
+    )  # fmt: skip
+
+
+# By (model.float8, train.gradient_dtype); docs/performance.md, "Whole steps".
+MEASURED = {
+    (False, "float32"): _seen(0.487, num_full=20, text="bfloat16"),
+    (False, "bfloat16"): _seen(0.564, num_full=0, text="bfloat16, bfloat16 gradients"),
+    (True, "float32"): _seen(0.635, num_full=20, text="float8"),
+    (True, "bfloat16"): _seen(0.751, num_full=0, text="float8, bfloat16 gradients"),
+}
+# docs/performance.md, "Failures": 4 to 6 %, kernels are launched too slowly.
+_SMALL_MODEL_MFU = 0.05
+_SMALL_MODEL_SOURCE = "seen with 134 million parameters and 4,096 tokens a micro-batch, where launching kernels is the limit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssumedSpeed:
+    """mfu: None where nothing like it was measured. basis: where it comes from, or why there is none."""
+
+    mfu: float | None
+    basis: str
+
+
+def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
+    """A GPU by name, or by its peak in TFLOP/s; memory_gib: in place of the named GPU's. Raises UserError for others."""
+    known = _GPUS.get(text.lower())
+    if known is not None:
+        return Gpu(name=known.name, peak_flops=known.peak_flops, memory_gib=memory_gib or known.memory_gib)
+    try:
+        peak = float(text) * 1e12
+    except ValueError:
+        peak = 0.0
+    if not 0.0 < peak < float("inf"):
+        raise UserError(f"--gpu {text}: give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250")
+    if memory_gib is None:
+        raise UserError(f"--gpu {text}: how much memory such a GPU has is not known; add --gpu-memory GIB")
+    return Gpu(name=f"GPU of {text} TFLOP/s", peak_flops=peak, memory_gib=memory_gib)
+
+
+def assumed_speed(recipe: Recipe, plan: MemoryPlan, *, num_parameters: int, own: float | None) -> AssumedSpeed:
+    """The MFU to reckon with. own: the user's, which is taken as it is.
+
+    A measured one is scaled by the costs of the two settings (`memory_plan.relative_seconds`).
+    """
+    if own is not None:
+        return AssumedSpeed(mfu=own, basis="given by --mfu")
+    for is_unlike, what in (
+        (recipe.model.compile is False, "model.compile: false"),
+        (recipe.model.precision == "float32", "model.precision: float32"),
+        (recipe.deepspeed.offload_optimizer or recipe.deepspeed.offload_parameters, "offload to CPU memory"),
+        (num_parameters < _TINY_MODEL_PARAMETERS, "so small a model (launching kernels, not the GPU's peak, is its limit)"),
+    ):
+        if is_unlike:
+            return AssumedSpeed(mfu=None, basis=f"no speed was measured with {what}; give one with --mfu")
+    if num_parameters < _SMALL_MODEL_PARAMETERS:
+        return AssumedSpeed(mfu=_SMALL_MODEL_MFU, basis=_SMALL_MODEL_SOURCE)
+    seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
+    then = relative_seconds(seen.setting, pack_length_tokens=seen.pack_length_tokens, compiled=True)
+    now = relative_seconds(plan, pack_length_tokens=recipe.train.pack_length_tokens, compiled=True)
+    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this setting; smaller models are slower"
+    return AssumedSpeed(mfu=seen.mfu * then / now, basis=basis)
+
+
+def step_seconds(*, pack_flops: float, packs_per_gpu: int, gpu: Gpu, mfu: float) -> float:
+    """Seconds of an optimizer step. Empty packs, which even out the GPUs' work, take as long as full ones."""
+    return packs_per_gpu * pack_flops / (gpu.peak_flops * mfu)
