@@ -213,7 +213,7 @@ def num_parameters(model: Any, vocab_size: int) -> int:
 
 def num_added_rows(model: Any, vocab_size: int) -> int:
     """Tokens that the base has no row for."""
-    return max(0, vocab_size - model.config.vocab_size)
+    return int(max(0, vocab_size - model.config.vocab_size))
 
 
 def _gib(size: float) -> float:

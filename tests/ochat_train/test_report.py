@@ -169,9 +169,10 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_page_of_an_ablation() -> None:
     def score(accuracy: float) -> dict[str, Any]:
-        found = {"nll": 1.25, "loss": 1.0}
+        learnt = {"condition": "A", "nearest": "", "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
         return {
-            "classes": {NASTY: found}, "learnt": {NASTY: {"margin": 0.5}},
+            "classes": {NASTY: {"nll": 1.25, "loss": 1.0}}, "learnt": {NASTY: learnt},
+            "conditions": ["A", ""], "matrix": {NASTY: [1.25, 1.75]},
             "accuracy": {"A": {"sums": accuracy, "words": 0.0, "all": accuracy / 2}},
         }  # fmt: skip
 
@@ -185,6 +186,8 @@ def test_page_of_an_ablation() -> None:
     }  # fmt: skip
     page = Page(ablation_page(results))
     assert "script" not in page.tags
-    assert page.headings == ["Arms", "Right answers", "Right answers by task", "Held-out nll", "All figures"]
+    matrices = [f"Condition matrix: {name} {NASTY}, seed 0" for name in ("c-rlft", "sft")]
+    assert page.headings == ["Arms", "Right answers", "Right answers by task", "Held-out nll", *matrices, "All figures"]
+    assert page.texts.count("yes: 0.5000 [0.2500, 0.7500] nats/token over no condition") == 2
     for text in ("31.2% ± 8.8%", "62.5% ± 17.7%", "12.5% ± 0.0%", "1.2500 ± 0.0000", "0.5000 ± 0.0000"):
         assert text in page.texts
