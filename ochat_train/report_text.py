@@ -27,6 +27,9 @@ def prepare_text(manifest: Manifest, prepared_dir: Path, *, reused: bool) -> str
         f"control strings kept as text {ledger['control_text_kept_plain']:,}, "
         f"condition left out {ledger['condition_left_out']:,}",
     ]
+    if not_recovered := ledger.get("text_not_recovered", 0):  # a key that older prepared datasets lack
+        lines.append(f"held out, but not under other conditions, text not recovered from tokens: {not_recovered:,}")
+        lines += [f"    {example}" for example in ledger["examples"]["text_not_recovered"]]
     for reason, count in ledger["dropped"].items():
         lines.append(f"  dropped, {reason}: {count:,}")
         lines += [f"    {example}" for example in ledger["examples"].get(reason, [])]
