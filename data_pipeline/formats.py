@@ -1,4 +1,4 @@
-"""The four input formats that hold text: the only file that knows how a row is laid out. Row in, Conversation out, or RowError."""
+"""The four formats of rows with text: the only file that knows how one is laid out. Row in, Conversation out, or RowError."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python -m tests.ochat_train.train_worker '[{"command": ["train", "a.yaml"], "fault": {"rank": 1, "step": 3, "do": "kill"}}]'
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
-`ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. Exit code: that of the
-last command.
+`ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `folders`: in which folder each
+rank runs the command. Exit code: that of the last command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ochat_train import checkpoint_writer, durable, engine, train
+from ochat_train import agreement, checkpoint_writer, durable, engine, train
 from ochat_train.cli import main
 
 Undo = Callable[[], None]
@@ -165,9 +165,12 @@ if __name__ == "__main__":
         return original_estimate(*arguments)
 
     checkpoint_writer.estimated_bytes = printed_estimate
+    agreement.SIGHT_SECONDS = 0.3
     usual_group = engine.GROUP_ELEMENTS
     for job in json.loads(sys.argv[1]):
         engine.GROUP_ELEMENTS = job.get("group_elements", usual_group)
+        if "folders" in job:
+            os.chdir(job["folders"][int(os.environ["RANK"])])
         undo = install(job["fault"]) if job.get("fault") else lambda: None
         status = main(job["command"])
         print(f"exit code {status}", flush=True)
