@@ -6,12 +6,13 @@ Every rank calls these functions together. All of them return, or all raise the 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,26 +50,35 @@ def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
 
 
 def facts_of(recipe: Recipe, *, data_fingerprint: str) -> dict[str, str]:
-    """What decides the steps of a run, and must be the same on every rank; what of it is not a hash stands in messages."""
+    """What must be the same on every rank: values of the recipe by dotted name, prepared data, versions."""
     versions = {**library_versions(), "python": platform.python_version()}
     return {
-        "recipe (with --set)": recipe.fingerprint[:12],
-        "prepared data": data_fingerprint[:12],
-        **{f"version of {name}": version for name, version in versions.items()},
+        **dict(_flat(recipe.model_dump(mode="json", by_alias=True))),
+        "the fingerprint of the prepared data": data_fingerprint[:12],
+        **{f"the version of {name}": version for name, version in versions.items()},
     }
+
+
+def _flat(section: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{lead}{key}.")
+        else:
+            yield f"{lead}{key}", json.dumps(value)
 
 
 def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
     """Raise UserError on all ranks if a fact of one differs from rank 0's."""
     found = _gathered(ranks, dict(facts))
-    (main_host, expected), problems = found[0], []
-    for name in expected:
+    main_host, expected = found[0]
+    problems = []
+    for name in dict.fromkeys(name for _, there in found for name in there):
         others: dict[str, list[int]] = {}
         for rank, (_, there) in enumerate(found):
-            if there.get(name) != expected[name]:
-                others.setdefault(str(there.get(name)), []).append(rank)
+            if there.get(name) != expected.get(name):
+                others.setdefault(there.get(name, "not there"), []).append(rank)
         problems += [
-            f"{name} is {value} on {_ranks_text(numbers, found)}, and {expected[name]} on rank 0 ({main_host})"
+            f"{name} is {value} on {_ranks_text(numbers, found)}, and {expected.get(name, 'not there')} on rank 0 ({main_host})"
             for value, numbers in others.items()
         ]
     if problems:
