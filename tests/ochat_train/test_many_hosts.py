@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ochat_train import exits
+from data_pipeline.errors import UserError
+from ochat_train import exits, meeting
 from ochat_train.cli import main
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
-from tests.conftest import metrics, run_jobs, write_small_recipe
+from tests.conftest import free_port, metrics, run_jobs, write_small_recipe
 
 HOST = socket.gethostname()
 Spoil = Callable[[Path], None]
@@ -114,3 +115,30 @@ def test_a_recipe_that_one_host_lacks_is_told_by_that_host(
         said.append(capsys.readouterr().err)
     assert said[0].startswith(f"ochat train: {HOST}: {tmp_path}/recipe.yaml: cannot be read")
     assert said[1] == ""
+
+
+# ---- roll call ----
+
+
+def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -> UserError:
+    """What a rank says that meets nobody."""
+    monkeypatch.setattr(meeting, "MEETING_SECONDS", 0.5)
+    for name, value in {
+        "RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 4, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError) as caught:
+        meeting.meet()
+    return caught.value
+
+
+def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = met_alone(monkeypatch, rank=0)
+    assert str(error).startswith("3 of 4 ranks have not come within 0.5 s: 1, 2, 3; look at what their hosts say")
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_a_first_rank_that_cannot_be_reached_is_told_once_a_host(local_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = met_alone(monkeypatch, rank=2 + local_rank, local_rank=local_rank)
+    assert f"rank {2 + local_rank} ({HOST}) cannot reach rank 0 at 127.0.0.1:" in str(error)
+    assert isinstance(error, exits.OneRankError) == (local_rank == 0), "only such are printed by ranks other than 0"
