@@ -1,4 +1,4 @@
-"""docs/from-openchat.md: its recipes load, every key it names is one, every flag of OpenChat's has a row, every test exists."""
+"""docs/from-openchat.md and docs/multi-node.md: recipes load; every key, flag, trial and test they name is one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 
 from data_pipeline.openchat_parquet import TEMPLATE_OF_MODEL_TYPE
+from ochat_train import meeting
 from ochat_train.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "from-openchat.md").read_text(encoding="utf-8")
+MANY_HOSTS = (ROOT / "docs" / "multi-node.md").read_text(encoding="utf-8")
 FLAGS_OF_GENERATE_DATASET = {"--model-type", "--model-path", "--in-prefix", "--out-prefix", "--per-sequence-loss", "--seed"}
 FLAGS_OF_TRAIN = {
     "--local_rank", "--model_path", "--data_prefix", "--save_path", "--save_every", "--push_to_hub",
@@ -49,7 +51,8 @@ def rows() -> list[list[str]]:
 
 def test_every_recipe_key_on_the_page_is_one() -> None:
     sections = "|".join(sorted(key for key in KEYS if "." not in key))
-    named = {name for name in re.findall(rf"`((?:{sections})\.[\w.]+)(?::[^`]*)?`", PAGE) if not name.endswith(".py")}
+    text = PAGE + MANY_HOSTS
+    named = {name for name in re.findall(rf"`((?:{sections})\.[\w.]+)(?:[: ][^`]*)?`", text) if not name.endswith(".py")}
     assert len(named) > 30
     assert named <= KEYS
     in_tables = {key for row in rows() for key in re.findall(r"`([^`]+)`", row[1])}
@@ -76,6 +79,15 @@ def test_the_recipes_on_the_page_load(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.yaml"
         path.write_text(json.dumps(recipe), encoding="utf-8")
         assert load_recipe(path).train.bins_per_step == 80
+
+
+def test_every_trial_of_two_hosts_is_on_its_page() -> None:
+    code = (ROOT / "benchmarks" / "two_hosts.py").read_text(encoding="utf-8")
+    trials = re.findall(r'^    "([\w-]+)": ', code.split("\nTRIALS = {\n")[1].split("\n}\n")[0], flags=re.MULTILINE)
+    table = MANY_HOSTS.split("\n## What was tried\n")[1]
+    assert len(trials) > 10
+    assert [trial for trial in trials if f"`{trial}`" not in table] == []
+    assert f"within {meeting.MEETING_SECONDS:g} s" in MANY_HOSTS
 
 
 def test_every_test_on_the_page_exists() -> None:
