@@ -1,4 +1,7 @@
-"""What a worker process does with one chunk of raw rows: read, parse, tag, render, tokenize, cut."""
+"""What a worker process does with one chunk of raw rows: read, parse, tag, render, tokenize, cut.
+
+Rows that hold tokens already are read, checked and cut; their class and text are recovered from the tokens (turns.py).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,16 @@ from data_pipeline import sources
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
+from data_pipeline.openchat_parquet import BatchChunk, read_tokenized
 from data_pipeline.rewards import RewardFacts
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings import DataSettings, SourceSettings
 from data_pipeline.sources import Chunk, RowError
-from data_pipeline.tagging import Tagger
+from data_pipeline.tagging import Tagger, class_table
 from data_pipeline.templates import Template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
+from data_pipeline.turns import TurnReader
+
+Items = list[tuple[TaggedConversation, TokenizedConversation | RowError]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,36 +68,29 @@ class ChunkProcessor:
         self._tag = Tagger(job.data, job.rewards)
         self._scored_by = job.data.classes_from.field if job.data.classes_from else None
         self._tokenizer = TemplateTokenizer(job.tokenizer)
+        classes = class_table(job.data, job.rewards)
+        self._read_turns = TurnReader(self._tokenizer, job.template, classes, bos_token=job.tokenizer.bos_token)
         # What the template writes after the last end-of-turn is always left out; that is no loss to report.
         self._template_tail = self._tokenizer.num_text_tokens(job.template.after_turn)
 
-    def __call__(self, source_number: int, chunk: Chunk) -> ChunkResult:
+    def __call__(self, source_number: int, chunk: Chunk | BatchChunk) -> ChunkResult:
         """Process one chunk of source `source_number`."""
-        source = self._job.data.sources[source_number]
-        ledger = Ledger()
-        tagged, rendered, conditions = [], [], {}
-        for place, row in sources.read_chunk(chunk):
-            ledger.num_read += 1
-            try:
-                conversation = parse_row(row, place=place, source=source, scored_by=self._scored_by)
-                item = self._tag(conversation, class_name=source.class_name)
-            except RowError as error:
-                ledger.drop(error.reason, place, str(error), bad=True)
-                continue
-            if self._job.data.only_classes is not None and item.class_name not in self._job.data.only_classes:
-                ledger.drop("other_class", place, f"class {item.class_name} is not in data.only_classes", bad=False)
-                continue
-            conditions[item.class_name] = item.condition
-            tagged.append(self._maybe_without_condition(item))
-            rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
+        source, ledger = self._job.data.sources[source_number], Ledger()
+        conditions: dict[str, str] = {}
+        if isinstance(chunk, BatchChunk):
+            items = self._from_tokens(source, chunk, ledger, conditions)
+        else:
+            items = self._from_text(source, chunk, ledger, conditions)
         kept, columns = [], RowColumns()
-        for item, tokens in zip(tagged, self._tokenizer.tokenize(rendered), strict=True):
+        for item, tokens in items:
             if self._cut_and_collect(item.conversation, tokens, ledger, columns):
                 kept.append(item)
         ledger.num_read -= len(kept)  # rows handed on are counted by the main process
         own_ids = [item.conversation.id != item.conversation.place for item in kept]
         held_out = [self._is_held_out(item.conversation) for item in kept]
-        whole = [is_held_out and not cut for is_held_out, cut in zip(held_out, columns.truncated, strict=True)]
+        whole = {row: item for row, item in enumerate(kept) if held_out[row] and not columns.truncated[row]}
+        if isinstance(chunk, BatchChunk):
+            whole = self._rendered_exactly(whole, columns, ledger)
         return ChunkResult(
             source=source_number,
             rows=columns.batch([item.conversation.id for item in kept]),
@@ -98,7 +98,7 @@ class ChunkProcessor:
             class_names=[item.class_name for item in kept],
             conditions=conditions,
             row_conditions=[item.condition for item in kept],
-            held_out_conversations={row: item for row, item in enumerate(kept) if whole[row]},
+            held_out_conversations=whole,
             has_own_id=np.array(own_ids, dtype=bool),
             held_out=np.array(held_out, dtype=bool),
             truncated=np.array(columns.truncated, dtype=bool),
@@ -107,6 +107,66 @@ class ChunkProcessor:
             condition_left_out=np.array([item.condition != conditions[item.class_name] for item in kept], dtype=bool),
             ledger=ledger,
         )
+
+    def _from_text(self, source: SourceSettings, chunk: Chunk, ledger: Ledger, conditions: dict[str, str]) -> Items:
+        tagged, rendered = [], []
+        for place, row in sources.read_chunk(chunk):
+            ledger.num_read += 1
+            try:
+                conversation = parse_row(row, place=place, source=source, scored_by=self._scored_by)
+                item = self._tag(conversation, class_name=source.class_name)
+            except RowError as error:
+                ledger.drop(error.reason, place, str(error), bad=True)
+                continue
+            if self._is_wanted(item, ledger):
+                conditions[item.class_name] = item.condition
+                tagged.append(self._maybe_without_condition(item))
+                rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
+        return list(zip(tagged, self._tokenizer.tokenize(rendered), strict=True))
+
+    def _from_tokens(self, source: SourceSettings, chunk: BatchChunk, ledger: Ledger, conditions: dict[str, str]) -> Items:
+        items: Items = []
+        for place, tokens in read_tokenized(chunk):
+            ledger.num_read += 1
+            try:
+                if isinstance(tokens, RowError):
+                    raise tokens
+                item = self._read_turns(tokens, place=place, class_name=source.class_name)
+            except RowError as error:
+                ledger.drop(error.reason, place, str(error), bad=True)
+                continue
+            if self._is_wanted(item, ledger):
+                conditions[item.class_name] = item.condition
+                items.append((item, tokens))
+        return items
+
+    def _is_wanted(self, item: TaggedConversation, ledger: Ledger) -> bool:
+        wanted = self._job.data.only_classes
+        if wanted is None or item.class_name in wanted:
+            return True
+        place = item.conversation.place
+        ledger.drop("other_class", place, f"class {item.class_name} is not in data.only_classes", bad=False)
+        return False
+
+    def _rendered_exactly(
+        self, held_out: dict[int, TaggedConversation], columns: RowColumns, ledger: Ledger
+    ) -> dict[int, TaggedConversation]:
+        """Those whose recovered text gives their own tokens and weights again, so that it can stand under other conditions."""
+        rendered = [render(item, self._job.template, bos_token=self._job.tokenizer.bos_token) for item in held_out.values()]
+        exact = {}
+        for (row, item), tokens in zip(held_out.items(), self._tokenizer.tokenize(rendered), strict=True):
+            end = len(columns.ids[row])
+            if (
+                not isinstance(tokens, RowError)
+                and np.array_equal(tokens.input_ids[:end], columns.ids[row])
+                and np.array_equal(tokens.loss_weights[:end], columns.weights[row])
+            ):
+                exact[row] = item
+            else:
+                message = "its text, rendered again, gives other tokens; it is validated, but not under other conditions"
+                ledger.note("text_not_recovered", item.conversation.place, message)
+        ledger.num_text_not_recovered += len(held_out) - len(exact)
+        return exact
 
     def _cut_and_collect(
         self, conversation: Conversation, tokens: TokenizedConversation | RowError, ledger: Ledger, columns: RowColumns

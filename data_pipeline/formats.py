@@ -1,4 +1,4 @@
-"""The four input formats: the only file that knows how a row is laid out. Row in, Conversation out, or RowError."""
+"""The four formats of rows with text: the only file that knows how one is laid out. Row in, Conversation out, or RowError."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import RowError
 from data_pipeline.text_rules import RESERVED_CHARACTER, shown, text_problem
 
-_LARGEST_WEIGHT = 1_000_000
+LARGEST_WEIGHT = 1_000_000
 
 _SHAREGPT_ROLES: Mapping[str, str] = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
@@ -138,8 +138,8 @@ def _weight(weight: Any, where: str) -> float | None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise RowError("invalid_weight", f"{where}.weight: expected a number, found {shown(weight)}")
-    if not 0 <= weight <= _LARGEST_WEIGHT:  # false for NaN too; compared before any conversion to float, which can overflow
-        raise RowError("invalid_weight", f"{where}.weight: {shown(weight)} is not a number from 0 to {_LARGEST_WEIGHT}")
+    if not 0 <= weight <= LARGEST_WEIGHT:  # false for NaN too; compared before any conversion to float, which can overflow
+        raise RowError("invalid_weight", f"{where}.weight: {shown(weight)} is not a number from 0 to {LARGEST_WEIGHT}")
     return float(weight)
 
 
@@ -213,10 +213,8 @@ def _field(row: Mapping[str, Any], field: str, meaning: str) -> Any:
 def _score(row: Mapping[str, Any], field: str) -> float:
     value = _field(row, field, "holds the reward")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not -_LARGEST_WEIGHT <= value <= _LARGEST_WEIGHT:  # false for NaN, too
-        raise RowError(
-            "invalid_reward", f"{field}: {shown(value)} is not a number from -{_LARGEST_WEIGHT} to {_LARGEST_WEIGHT}"
-        )
+    if not is_number or not -LARGEST_WEIGHT <= value <= LARGEST_WEIGHT:  # false for NaN, too
+        raise RowError("invalid_reward", f"{field}: {shown(value)} is not a number from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}")
     return float(value)
 
 

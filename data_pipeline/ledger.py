@@ -15,6 +15,7 @@ class Ledger:
 
     truncated: kept, cut to `max_length_tokens`. tail_trimmed: kept, without the tokens after the last supervised one.
     condition_left_out: kept, prompted without its condition (`data.condition_dropout`).
+    text_not_recovered: held out, but not in the condition matrix: of its tokens alone the text cannot be had back exactly.
     bad: the part of `dropped` that could not be read as conversations (the rest was dropped by a rule of the recipe).
     examples: reason -> `place: message` of the first few.
     """
@@ -25,6 +26,7 @@ class Ledger:
     num_tail_trimmed: int = 0
     num_control_text_kept_plain: int = 0
     num_condition_left_out: int = 0
+    num_text_not_recovered: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Ledger:
         self.num_tail_trimmed += other.num_tail_trimmed
         self.num_control_text_kept_plain += other.num_control_text_kept_plain
         self.num_condition_left_out += other.num_condition_left_out
+        self.num_text_not_recovered += other.num_text_not_recovered
         self.dropped += other.dropped
         self.bad += other.bad
         for reason, examples in other.examples.items():
@@ -67,6 +70,7 @@ class Ledger:
             "tail_trimmed": self.num_tail_trimmed,
             "control_text_kept_plain": self.num_control_text_kept_plain,
             "condition_left_out": self.num_condition_left_out,
+            "text_not_recovered": self.num_text_not_recovered,
             "dropped": dict(sorted(self.dropped.items())),
             "examples": {reason: list(examples) for reason, examples in sorted(self.examples.items())},
         }

@@ -16,13 +16,14 @@ from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
-from data_pipeline.settings import Format, SourceSettings
+from data_pipeline.openchat_parquet import is_tokenized
+from data_pipeline.settings import SourceSettings, TextFormat
 from data_pipeline.sources import Chunk, RowError
 from data_pipeline.tagging import tag
 from data_pipeline.templates import Template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 
-FORMATS: tuple[Format, ...] = get_args(Format)
+FORMATS: tuple[TextFormat, ...] = get_args(TextFormat)
 SAMPLED_ROWS = 20_000
 MOST_CLASSES = 12  # a field with more values than that does not name classes
 _MOST_CHUNKS = 32  # that a sample comes from, up to twice as many
@@ -95,7 +96,7 @@ class SourceLook:
     """
 
     path: str
-    format: Format
+    format: TextFormat
     num_rows: int
     ledger: Ledger
     conversations: Sequence[Conversation]
@@ -142,7 +143,7 @@ def sample_rows(source: SourceSettings, *, where: str, most_rows: int = SAMPLED_
     return RowSample(rows=[row for chunk in kept for row in islice(sources.read_chunk(chunk), per_chunk)], num_rows=num_rows)
 
 
-def look_at(path: str, *, format: Format | None = None, most_rows: int = SAMPLED_ROWS) -> SourceLook:
+def look_at(path: str, *, format: TextFormat | None = None, most_rows: int = SAMPLED_ROWS) -> SourceLook:
     """Look at a file, a folder or a pattern. format: None to find it by trying each parser on the sampled rows.
 
     Raises UserError for a source that is empty, and where the format is unknown, mixed or ambiguous.
@@ -150,11 +151,16 @@ def look_at(path: str, *, format: Format | None = None, most_rows: int = SAMPLED
     probe = SourceSettings.model_validate({"path": path, "format": format or FORMATS[0], "class": "probe"})
     if sources.is_dataset(probe):
         raise UserError(f"{path}: only files are looked at; write a source for a Hub dataset or a saved one by hand")
+    if tokenized := [file for file in sources.source_files(probe, where="FILE") if is_tokenized(file)]:
+        raise UserError(
+            f"{path}: {tokenized[0].name} holds conversations that OpenChat has tokenized, without their text; write the "
+            "source by hand, with `format: openchat_tokenized` (docs/from-openchat.md)"
+        )
     sample = sample_rows(probe, where="FILE", most_rows=most_rows)
     if not sample.rows:
         raise UserError(f"{path}: holds no rows")
-    found: dict[Format, dict[int, Conversation]] = {}
-    errors: dict[Format, dict[int, RowError]] = {}
+    found: dict[TextFormat, dict[int, Conversation]] = {}
+    errors: dict[TextFormat, dict[int, RowError]] = {}
     for candidate in FORMATS if format is None else (format,):
         found[candidate], errors[candidate] = _parse_all(sample, probe.model_copy(update={"format": candidate}))
     chosen = _one_format(path, sample, found, errors)
@@ -231,9 +237,9 @@ def _parse_all(sample: RowSample, source: SourceSettings) -> tuple[dict[int, Con
 def _one_format(
     path: str,
     sample: RowSample,
-    found: Mapping[Format, Mapping[int, Conversation]],
-    errors: Mapping[Format, Mapping[int, RowError]],
-) -> Format:
+    found: Mapping[TextFormat, Mapping[int, Conversation]],
+    errors: Mapping[TextFormat, Mapping[int, RowError]],
+) -> TextFormat:
     """The format that reads the most rows, where no other one reads a row that it does not, or all that it does."""
     best = max(found, key=lambda name: len(found[name]))
     if not found[best]:

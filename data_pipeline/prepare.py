@@ -31,8 +31,8 @@ from data_pipeline.dataset import (
 )
 from data_pipeline.errors import UserError
 from data_pipeline.ledger import Ledger
+from data_pipeline.openchat_parquet import BatchChunk, tokenized_chunks, tokenized_files
 from data_pipeline.rewards import survey
-from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import Chunk
 from data_pipeline.tagging import ConversationClass, class_table
 
@@ -157,6 +157,9 @@ def prepare(
     if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
         return old, True
     check_chat_template(job.tokenizer, job.template)
+    for number, source in enumerate(job.data.sources):
+        if source.is_tokenized:  # now, and not after an hour of work on the sources before it
+            tokenized_files(source, job.template, where=f"data.sources.{number}")
     job = replace(job, rewards=survey(job.data))
     with replaced_folder(prepared_dir, owned=owned) as folder:
         manifest = _write_rows(job, folder, inputs, fingerprint, num_workers or os.cpu_count() or 1, progress)
@@ -313,20 +316,25 @@ def _start_worker(job: PrepareJob) -> None:
     _processor = ChunkProcessor(job)
 
 
-def _process_in_worker(source_number: int, chunk: Chunk) -> ChunkResult:
+def _process_in_worker(source_number: int, chunk: Chunk | BatchChunk) -> ChunkResult:
     assert _processor is not None, "the pool's initializer ran"
     return _processor(source_number, chunk)
 
 
-def _all_chunks(data_sources: Sequence[SourceSettings]) -> Iterator[tuple[int, Chunk]]:
-    for number, source in enumerate(data_sources):
-        for chunk in sources.chunks(source, where=f"data.sources.{number}"):
+def _all_chunks(job: PrepareJob) -> Iterator[tuple[int, Chunk | BatchChunk]]:
+    for number, source in enumerate(job.data.sources):
+        where = f"data.sources.{number}"
+        if source.is_tokenized:
+            for batch in tokenized_chunks(source, job.template, where=where):
+                yield number, batch
+            continue
+        for chunk in sources.chunks(source, where=where):
             yield number, chunk
 
 
 def _results(job: PrepareJob, num_workers: int) -> Iterator[ChunkResult]:
     """Results of all chunks, in the order of the chunks whatever the number of workers."""
-    chunks = _all_chunks(job.data.sources)
+    chunks = _all_chunks(job)
     first = [chunk for _, chunk in zip(range(2), chunks, strict=False)]
     if num_workers == 1 or len(first) < 2:  # a small source is done before a process could start
         processor = ChunkProcessor(job)

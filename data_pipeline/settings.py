@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from data_pipeline.text_rules import text_problem
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
-Format = Literal["openchat", "sharegpt", "messages", "alpaca"]
+TextFormat = Literal["openchat", "sharegpt", "messages", "alpaca"]
+Format = Literal[TextFormat, "openchat_tokenized"]
 
 
 SMALLEST_WEIGHT = 1e-30  # far above float32's smallest number, far below any weight that matters
@@ -73,7 +74,9 @@ class SourceSettings(Section):
         description="a .jsonl, .json or .parquet file, a folder or glob of them, a folder made by "
         "`datasets.save_to_disk`, or `hf://ORG/NAME` for a dataset on the Hub",
     )
-    format: Format = Field(description="how a row is laid out")
+    format: Format = Field(
+        description="how a row is laid out; `openchat_tokenized`: what OpenChat's own `generate_dataset` has written"
+    )
     class_name: str | None = Field(None, alias="class", description="the class of every row of this source")
     class_field: str | None = Field(
         None, description="in place of `class`: the field of a row (dots go deeper, `meta.quality`) that names its class"
@@ -85,12 +88,21 @@ class SourceSettings(Section):
     )
     split: str | None = Field(None, description="split of a Hub dataset or of a folder made by `datasets`")
 
+    @property
+    def is_tokenized(self) -> bool:
+        """Whether the rows hold tokens and their weights, and no text."""
+        return self.format == "openchat_tokenized"
+
     @model_validator(mode="after")
     def _class_is_known(self) -> SourceSettings:
         if self.class_name is not None and self.class_field is not None:
             raise ValueError("give one of `class` and `class_field`, not both")
         if self.reward_field is not None and self.class_name is None and self.class_field is None:
             raise ValueError("`reward_field` needs `class` or `class_field`")
+        if self.is_tokenized and (self.class_field is not None or self.reward_field is not None):
+            raise ValueError("tokenized rows have no `class_field` and no `reward_field`; their weights stand in them")
+        if self.is_tokenized and (self.split is not None or self.path.startswith("hf://")):
+            raise ValueError("tokenized rows are read from .parquet files; download them and name the files")
         return self
 
 
@@ -169,12 +181,37 @@ class DataSettings(Section):
             problems.append("reward_clip: no source has a `reward_field`")
         for name, spec in self.classes.items():
             fed = [s for s in self.sources if s.class_name == name or s.class_field is not None]
-            scored = [source.reward_field is not None for source in fed]
+            fed += [s for s in self.sources if s.class_name is None and s.is_tokenized]
+            in_row = [source.reward_field is not None or source.is_tokenized for source in fed]
             has_own = spec.reward is not None or spec.weight is not None
             if has_own and any(s.reward_field is not None and s.class_name == name for s in fed):
                 problems.append(f"classes.{name}: has its own `reward` or `weight`, and a source with `reward_field`; keep one")
-            if not has_own and not (scored and all(scored)):
+            if not has_own and not (in_row and all(in_row)):
                 problems.append(f"classes.{name}: give `reward` or `weight`, or a `reward_field` to each of its sources")
+        return problems
+
+    def _problems_of_tokenized(self) -> list[str]:
+        """What cannot be done with rows that hold tokens in place of text."""
+        numbers = [number for number, source in enumerate(self.sources) if source.is_tokenized]
+        if not numbers:
+            return []
+        problems = []
+        if self.classes_from is not None:
+            problems.append(f"sources.{numbers[0]}: tokenized rows have no score; `classes_from` cannot be used with them")
+        if self.condition_dropout:
+            problems.append("condition_dropout: tokenized rows cannot be written without their condition; set it to 0")
+        for number in numbers:
+            if self.sources[number].class_name is not None or self.classes_from is not None:
+                continue
+            if not self.classes:
+                problems.append(f"sources.{number}: tokenized rows need `data.classes`: a row has the class of its condition")
+            conditions = [spec.condition for spec in self.classes.values()]
+            twice = sorted({condition for condition in conditions if conditions.count(condition) > 1})
+            if twice:
+                problems.append(
+                    f"sources.{number}: classes with the same condition ({', '.join(map(repr, twice))}) cannot be told apart "
+                    "in tokenized rows; name one as `class` of the source"
+                )
         return problems
 
     def _problems_of_quantiles(self) -> list[str]:
@@ -189,10 +226,11 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _classes_fit_sources(self) -> DataSettings:
-        problems = [*self._problems_of_rewards(), *self._problems_of_quantiles()]
+        problems = [*self._problems_of_rewards(), *self._problems_of_quantiles(), *self._problems_of_tokenized()]
         for number, source in enumerate(self.sources):
             has_class = source.class_name is not None or source.class_field is not None
-            if not has_class and source.format != "openchat" and self.classes_from is None:
+            carries_class = source.format == "openchat" or source.is_tokenized
+            if not has_class and not carries_class and self.classes_from is None:
                 problems.append(
                     f"sources.{number}: give `class` or `class_field` (only format `openchat` carries its class in the row)"
                 )

@@ -88,8 +88,12 @@ def ledger_text(ledger: Mapping[str, Any]) -> str:
 
 
 def ledger_reasons(ledger: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-    """Reason -> how many conversations, and whether they were dropped (or kept, but cut). Reasons without any are left out."""
-    cut = {reason: (ledger[reason], False) for reason in ("truncated", "tail_trimmed") if ledger[reason]}
+    """Reason -> how many conversations, and whether they were dropped (or kept, with something missing).
+
+    Reasons without any are left out.
+    """
+    noted = ("truncated", "tail_trimmed", "text_not_recovered")  # older prepared datasets lack the last
+    cut = {reason: (ledger[reason], False) for reason in noted if ledger.get(reason)}
     return {reason: (count, True) for reason, count in ledger["dropped"].items()} | cut
 
 

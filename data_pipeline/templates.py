@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from data_pipeline.conversation import ControlToken, Role, Segment, TaggedConversation, Text
 from data_pipeline.text_rules import RESERVED_CHARACTER
@@ -101,6 +102,13 @@ TEMPLATES: Mapping[str, Template] = {
 def render(tagged: TaggedConversation, template: Template, *, bos_token: str | None) -> tuple[Segment, ...]:
     """The segments of a whole conversation. Weights stand on content and end-of-turn; everything else weighs 0."""
     return tuple(_segments(tagged, template, bos_token))
+
+
+def header_segments(template: Template, role: Role | Literal["system"], condition: str) -> tuple[Segment, ...]:
+    """What stands before the content of a message: nothing before a system text that stands alone."""
+    if role == "system":
+        return tuple(_header(template, template.system_name, "", 0.0))
+    return tuple(_header(template, _with_condition(condition, template.role_names[role]), "", 0.0))
 
 
 def _segments(tagged: TaggedConversation, template: Template, bos_token: str | None) -> Iterator[Segment]:

@@ -145,13 +145,21 @@ class TemplateTokenizer:
         self._control_ids = _control_ids(spec.backend)
         # A tokenizer without byte fallback writes its unknown token for ordinary text; that is no control token.
         forbidden = [token_id for token, token_id in self._control_ids.items() if token != spec.unk_token]
-        self._is_forbidden = np.zeros(spec.vocab_size, dtype=bool)
-        self._is_forbidden[forbidden] = True
+        self.is_control = np.zeros(spec.vocab_size, dtype=bool)  # by id; the unknown token is none
+        self.is_control[forbidden] = True
         self._prefix_ids: dict[str, list[int]] = {}
 
     def num_text_tokens(self, text: str) -> int:
         """How many ids a plain text has."""
         return len(self._text.encode(text, add_special_tokens=False).ids)
+
+    def control_id(self, token: str) -> int:
+        """The id of a control token."""
+        return self._control_ids[token]
+
+    def text_of(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of many lists of ids, control tokens included."""
+        return list(self._text.decode_batch(ids, skip_special_tokens=False))
 
     def tokenize(self, conversations: Sequence[Sequence[Segment]]) -> list[TokenizedConversation | RowError]:
         """Tokenize many conversations at once.
@@ -184,7 +192,7 @@ class TemplateTokenizer:
         input_ids = np.array(ids, dtype=np.int32)
         loss_weights = np.repeat(np.array(run_weights, dtype=np.float32), run_lengths)
         loss_weights[:1] = 0.0
-        if np.count_nonzero(self._is_forbidden[input_ids]) != num_control:
+        if np.count_nonzero(self.is_control[input_ids]) != num_control:
             return RowError("control_token_in_text", "the tokenizer turns its text into a control token; remove that text")
         return TokenizedConversation(input_ids=input_ids, loss_weights=loss_weights)
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -294,7 +295,12 @@ def _check(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from ochat_train.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs a second, not a GPU
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs a second, not a GPU
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) > 0 and os.environ.get("LOCAL_RANK") == "0":  # of another host
+            raise exits.OneRankError(f"{socket.gethostname()}: {error}") from None
+        raise
     from ochat_train.train import train
 
     train(recipe, resume=options.resume, accept_changes=options.accept_changes)

@@ -16,6 +16,7 @@ import torch
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
+from ochat_train.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
 from ochat_train.anomalies import progressed, record_anomaly
 from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
 from ochat_train.checkpoint import Progress
@@ -97,12 +98,15 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     """Train a recipe on a prepared dataset, on all ranks of the launcher.
 
     resume: `auto`, `never` or the folder of a checkpoint. accept_changes: go on from a checkpoint of other data or settings.
-    Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone.
+    Recipe, prepared data and library versions must be the same on all hosts, and the run folder one that all of them see:
+    agreement.py. Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone.
     """
-    manifest = check_prepared(recipe)
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
     try:
+        manifest = on_every_rank(ranks, lambda: check_prepared(recipe))
+        require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
         on_main_rank(ranks, lambda: _check_and_lock(recipe))
+        require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir")
         _train(recipe, manifest, ranks, resume=resume, accept_changes=accept_changes)
     finally:
         unlock_run_folder()
@@ -120,6 +124,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
     model, kernel = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    require_agreement(ranks, {"attention kernel": kernel})
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)

@@ -14,12 +14,14 @@ from data_pipeline.errors import UserError
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
 from data_pipeline.look import sample_rows
+from data_pipeline.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import RowError, is_dataset, source_files
-from data_pipeline.tagging import Tagger
+from data_pipeline.tagging import Tagger, class_table
 from data_pipeline.templates import TEMPLATES
-from data_pipeline.tokenization import TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
+from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
+from data_pipeline.turns import TurnReader
 from ochat_train.check import hub
 from ochat_train.memory_plan import MemoryPlan
 from ochat_train.model import load_base_config
@@ -152,6 +154,8 @@ class Facts:
         source = data.sources[number]
         scored_by = data.classes_from.field if data.classes_from else None
         tagger = Tagger(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
+        if source.is_tokenized:
+            return self._sample_tokens(source, where=f"data.sources.{number}")
         ledger, classes, seen_ids = Ledger(), Counter[str](), set()
         try:
             sample = sample_rows(source, where=f"data.sources.{number}", most_rows=_SAMPLED_ROWS)
@@ -170,6 +174,30 @@ class Facts:
             except RowError as error:
                 ledger.drop(error.reason, place, str(error), bad=True)
         return SourceSample(source=source, num_rows=sample.num_rows, ledger=ledger, classes=classes)
+
+    def _sample_tokens(self, source: SourceSettings, *, where: str) -> SourceSample | UserError:
+        """A sample of what OpenChat has tokenized, read as `ochat prepare` reads it."""
+        data, template = self.recipe.data, TEMPLATES[self.recipe.model.template]
+        ledger, classes, num_rows = Ledger(), Counter[str](), 0
+        try:
+            table = class_table(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
+            reader = TurnReader(TemplateTokenizer(self.tokenizer), template, table, bos_token=self.tokenizer.bos_token)
+            for chunk in tokenized_chunks(source, template, where=where):
+                num_rows += chunk.batch.num_rows
+                if ledger.num_read >= _SAMPLED_ROWS:
+                    continue  # the others are only counted
+                for place, tokens in read_tokenized(chunk):
+                    ledger.num_read += 1
+                    try:
+                        if isinstance(tokens, RowError):
+                            raise tokens
+                        classes[reader(tokens, place=place, class_name=source.class_name).class_name] += 1
+                        ledger.num_kept += 1
+                    except RowError as error:
+                        ledger.drop(error.reason, place, str(error), bad=True)
+        except UserError as error:
+            return error
+        return SourceSample(source=source, num_rows=max(num_rows, ledger.num_read), ledger=ledger, classes=classes)
 
     def local_source_bytes(self) -> int:
         """Bytes of all source files that are here; what is missing has a problem of its own."""

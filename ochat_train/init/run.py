@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.look import FORMATS, SAMPLED_ROWS, SourceLook, look_at
-from data_pipeline.settings import ClassSettings, Format
+from data_pipeline.settings import ClassSettings, TextFormat
 from data_pipeline.templates import TEMPLATES
 from ochat_train import durable
 from ochat_train.init.base import Base, find_base
@@ -118,7 +118,7 @@ def _writable_path(text: str, *, overwrite: bool) -> Path:
 
 def _look_at_all(options: Options) -> list[SourceLook]:
     """Look at every file; the problems of all files come as one UserError."""
-    formats: dict[str, Format] = {}
+    formats: dict[str, TextFormat] = {}
     for path, name in pairs(options.format, flag="--format", paths=options.files).items():
         known = next((known for known in FORMATS if known == name), None)
         if known is None:

@@ -193,11 +193,11 @@ class Parrot:
 
 
 def test_right_answers_are_counted_by_task() -> None:
-    questions = [Question(question=f"q{n}", answer=str(n), task="even" if n % 2 == 0 else "odd") for n in range(250)]
-    parrot = Parrot({f"q{n}": str(n if n < 100 else -1) for n in range(250)})
+    questions = [Question(question=f"q{n}", answer=str(n), task="even" if n % 2 == 0 else "odd") for n in range(300)]
+    parrot = Parrot({f"q{n}": str(n if n < 100 else -1) for n in range(300)})
     found = right_ratios(parrot, questions, "C", max_new_tokens=7)
-    assert found == {"even": 50 / 125, "odd": 50 / 125, "all": 100 / 250}
-    assert parrot.batches == [(100, "C", 7, 0.0), (100, "C", 7, 0.0), (50, "C", 7, 0.0)]
+    assert found == {"even": 50 / 150, "odd": 50 / 150, "all": 100 / 300}
+    assert parrot.batches == [(250, "C", 7, 0.0), (50, "C", 7, 0.0)]
 
 
 @pytest.mark.parametrize(

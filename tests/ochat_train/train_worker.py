@@ -4,7 +4,8 @@
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
 `ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of those:
-one of fake_trackers.py tracks the run. Exit code: that of the last command.
+one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. Exit code: that of the last
+command.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ochat_train import checkpoint_writer, durable, engine, train
+from ochat_train import agreement, checkpoint_writer, durable, engine, train
 from ochat_train.cli import main
 from tests.ochat_train import fake_trackers
 
@@ -168,9 +169,12 @@ if __name__ == "__main__":
         return original_estimate(*arguments)
 
     checkpoint_writer.estimated_bytes = printed_estimate
+    agreement.SIGHT_SECONDS = 0.3
     usual_group = engine.GROUP_ELEMENTS
     for job in json.loads(sys.argv[1]):
         engine.GROUP_ELEMENTS = job.get("group_elements", usual_group)
+        if "folders" in job:
+            os.chdir(job["folders"][int(os.environ["RANK"])])
         undo = install(job["fault"]) if job.get("fault") else lambda: None
         status = main(job["command"])
         print(f"exit code {status}", flush=True)

@@ -1,0 +1,138 @@
+"""What all hosts must have in common, checked before the first step: a run must not find out at its first checkpoint.
+
+Every rank calls these functions together. All of them return, or all raise the same UserError, which names rank and host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from data_pipeline.errors import UserError
+from ochat_train.engine import Ranks, on_main_rank
+from ochat_train.recipe import Recipe
+from ochat_train.versions import library_versions
+
+T = TypeVar("T")
+
+SIGHT_SECONDS = 5.0  # how long a disk may take to show a new file on another host; NFS and Lustre show a new name at once
+_POLL_SECONDS = 0.1
+
+
+def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do something on every rank; each gets its own result. A UserError of any of them becomes one of all."""
+    result, problem = None, None
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    found = _gathered(ranks, problem)
+    problems: dict[str, list[int]] = {}
+    for rank, (_, text) in enumerate(found):
+        if text is not None:
+            problems.setdefault(text, []).append(rank)
+    if problems:
+        everywhere = sum(map(len, problems.values())) == ranks.num_ranks and len(problems) == 1
+        raise UserError(
+            "\n".join(text if everywhere else f"{_ranks_text(numbers, found)}: {text}" for text, numbers in problems.items())
+        )
+    return result  # type: ignore[return-value]
+
+
+def facts_of(recipe: Recipe, *, data_fingerprint: str) -> dict[str, str]:
+    """What must be the same on every rank: values of the recipe by dotted name, prepared data, versions."""
+    versions = {**library_versions(), "python": platform.python_version()}
+    return {
+        **dict(_flat(recipe.model_dump(mode="json", by_alias=True))),
+        "the fingerprint of the prepared data": data_fingerprint[:12],
+        **{f"the version of {name}": version for name, version in versions.items()},
+    }
+
+
+def _flat(section: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{lead}{key}.")
+        else:
+            yield f"{lead}{key}", json.dumps(value)
+
+
+def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
+    """Raise UserError on all ranks if a fact of one differs from rank 0's."""
+    found = _gathered(ranks, dict(facts))
+    main_host, expected = found[0]
+    problems = []
+    for name in dict.fromkeys(name for _, there in found for name in there):
+        others: dict[str, list[int]] = {}
+        for rank, (_, there) in enumerate(found):
+            if there.get(name) != expected.get(name):
+                others.setdefault(there.get(name, "not there"), []).append(rank)
+        problems += [
+            f"{name} is {value} on {_ranks_text(numbers, found)}, and {expected.get(name, 'not there')} on rank 0 ({main_host})"
+            for value, numbers in others.items()
+        ]
+    if problems:
+        raise UserError(f"not all hosts run the same: {'; '.join(problems)}; give all of them the same")
+
+
+def require_shared_folder(ranks: Ranks, folder: Path, *, name: str) -> None:
+    """Raise UserError on all ranks if one of them does not see in `folder`, which rank 0 has, what rank 0 writes there.
+
+    name: what the folder is called in the recipe.
+    """
+    token = on_main_rank(ranks, lambda: _write_token(folder))
+    try:
+        found = _gathered(ranks, (os.path.abspath(folder), _sees(folder / token)))
+    finally:
+        if ranks.is_main:
+            with contextlib.suppress(OSError):
+                (folder / token).unlink()
+    blind = [rank for rank, (_, (_, is_seen)) in enumerate(found) if not is_seen]
+    if blind:
+        (host, (written, _)), (_, (looked, _)) = found[0], found[blind[0]]
+        raise UserError(
+            f"{name}: {_ranks_text(blind, found)} looked into {looked} and did not find what rank 0 ({host}) has just written "
+            f"into {written}. All ranks write checkpoints, so this must be one folder on a disk that all hosts share (NFS, "
+            "Lustre, ...), under the same path"
+        )
+
+
+def _write_token(folder: Path) -> str:
+    token = f".seen-by-all-{uuid.uuid4().hex}"  # a new name each time, which no host can have cached
+    try:
+        (folder / token).touch()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+    return token
+
+
+def _sees(path: Path) -> bool:
+    end = time.monotonic() + SIGHT_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _gathered(ranks: Ranks, value: Any) -> list[Any]:
+    """(host, value) of every rank."""
+    found: list[Any] = [None] * ranks.num_ranks
+    torch.distributed.all_gather_object(found, (socket.gethostname(), value))
+    return found
+
+
+def _ranks_text(numbers: Sequence[int], found: Sequence[tuple[str, Any]]) -> str:
+    """`rank 1 (host-b)`, or the first of many."""
+    first = f"rank {numbers[0]} ({found[numbers[0]][0]})"
+    return first if len(numbers) == 1 else f"{first} and {len(numbers) - 1} more rank{'s' if len(numbers) > 2 else ''}"
