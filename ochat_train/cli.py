@@ -250,7 +250,7 @@ def _push(options: argparse.Namespace) -> None:
     try:
         pushed = push(
             options.dir, options.repo, private=not options.public, revision=options.revision, message=options.message,
-            overwrite=options.overwrite,
+            overwrite=options.overwrite, progress=sys.stderr.isatty(),
         )  # fmt: skip
     except KeyboardInterrupt:
         raise exits.StoppedBySignalError("stopped by SIGINT; the same command goes on with what is missing") from None

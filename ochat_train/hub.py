@@ -6,7 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
@@ -17,6 +17,7 @@ T = TypeVar("T")
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 _PLACEHOLDERS = {".gitattributes", "README.md"}  # what the Hub puts into a new repository
 _TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # 409 and 412: somebody else has just committed
+_TRIES_AT_FIRST = 4  # nothing is lost yet, and a host without a network should say so soon
 _TIMEOUT_SECONDS = 300.0  # without a byte in either direction; a large commit takes the Hub a minute
 _NEW_TOKEN = "make one with write access at https://huggingface.co/settings/tokens, and set HF_TOKEN"
 
@@ -78,7 +79,7 @@ def persevere(work: Callable[[], T], patience: Patience, *, repo: str) -> T:
             if number == patience.tries or (asked or 0.0) > patience.longest_retry_after_seconds:
                 wish = f"; it asks for a pause of {asked:.0f} s" if asked else ""
                 raise UserError(
-                    f"{repo}: the Hub failed {number} times{wish}; last: {_short(found)}. "
+                    f"{repo}: {_short(found)}; gave up after {number} tries{wish}. "
                     "Run the same command later: what has been uploaded is not sent again"
                 ) from error
             doubled = min(patience.longest_wait_seconds, patience.first_wait_seconds * 2 ** (number - 1))
@@ -95,7 +96,8 @@ def check_rights(repo: str, *, private: bool, revision: str | None, overwrite: b
     """
     if (problem := hub_name_problem(repo)) is not None:
         raise UserError(f"{repo!r}: {problem}")
-    return persevere(lambda: _check_rights(repo, private, revision, overwrite), patience, repo=repo)
+    first_contact = replace(patience, tries=min(patience.tries, _TRIES_AT_FIRST))
+    return persevere(lambda: _check_rights(repo, private, revision, overwrite), first_contact, repo=repo)
 
 
 def _check_rights(repo: str, private: bool, revision: str | None, overwrite: bool) -> RemoteRepo | None:
@@ -162,7 +164,7 @@ def hub_findings(recipe: Recipe, *, patience: Patience | None = None) -> list[st
     if recipe.train.push_to_hub is None:
         return []
     try:
-        check_recipe_rights(recipe, patience=patience or Patience(tries=3))
+        check_recipe_rights(recipe, patience=patience or Patience())
     except UserError as error:
         return [f"train.push_to_hub: {error}"]
     return []
@@ -172,15 +174,17 @@ def check_recipe_rights(recipe: Recipe, *, patience: Patience) -> None:
     """Raise UserError where `train.push_to_hub` could not be done."""
     repo = recipe.train.push_to_hub
     assert repo is not None, "asked for recipes that push"
-    quiet_hub()
+    quiet_hub(progress=False)
     check_rights(repo, private=recipe.train.hub_private, revision=None, overwrite=False, patience=patience)
 
 
-def quiet_hub() -> None:
-    """Keep huggingface_hub's notices off the screen: they hold signed addresses of uploads."""
+def quiet_hub(*, progress: bool) -> None:
+    """Keep huggingface_hub's notices off the screen (they hold signed addresses of uploads), and its bars if asked."""
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[attr-defined]
+    if not progress:
+        huggingface_hub.utils.disable_progress_bars()
 
 
 def namespace_problem(account: Mapping[str, Any], repo: str) -> str | None:
@@ -266,10 +270,13 @@ def _retry_after_seconds(error: BaseException) -> float | None:
 
 
 def _short(error: BaseException) -> str:
+    from huggingface_hub import constants
+
     if (status := _status(error)) is not None:
         said = getattr(error, "server_message", None)
         return without_token(f"HTTP {status}" + (f" ({said})" if said else ""))
-    return without_token(f"{type(error).__name__}: {str(error).strip() or 'no answer'}".splitlines()[0][:200])
+    said = without_token(f"{type(error).__name__}: {str(error).strip() or 'no answer'}".splitlines()[0][:200])
+    return f"no connection to {constants.ENDPOINT} ({said})" if _is_connection(error) else said
 
 
 def _message(error: BaseException, repo: str) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline.chat_folder import render_chat_template
+from data_pipeline.dataset import TOKENIZER_FOLDER
 from ochat_train.base_model import BaseModel
 from ochat_train.report_text import number_text
 from ochat_train.run_folder import RunFolder
@@ -55,11 +57,14 @@ def last_row(rows: Sequence[Mapping[str, Any]], step: int) -> Mapping[str, Any] 
     return next((row for row in reversed(rows) if row["step"] <= step), None)
 
 
-def json_code(text: str) -> str:
-    """A text as a JSON string that stays one line, one table cell and inside its code span, whatever it holds."""
-    unsafe = "|`"
-    shown = "".join(c if c.isprintable() and c not in unsafe else _escaped(c) for c in json.dumps(text, ensure_ascii=False))
-    return f"`{shown}`"
+def json_code(text: str, *, in_table: bool = True) -> str:
+    """A text as a JSON string in a code span. Whatever it holds, it stays one line, one table cell and inside its span."""
+    return f"`{_literal(text, '|`' if in_table else '`')}`"
+
+
+def _literal(text: str, unsafe: str = "`") -> str:
+    """A text as a JSON string, which Python reads as the same text; what is unsafe or cannot be printed becomes \\uXXXX."""
+    return "".join(c if c.isprintable() and c not in unsafe else _escaped(c) for c in json.dumps(text, ensure_ascii=False))
 
 
 def _escaped(character: str) -> str:
@@ -107,29 +112,37 @@ def _introduction(facts: CardFacts) -> str:
 
 def _prompting(facts: CardFacts) -> str:
     prepared = facts.run.prepared
-    conditions = list(dict.fromkeys(row.condition for row in prepared.classes))
-    code = "\n".join(
-        [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            'name = "..."  # this repository, or its folder',
-            "tokenizer = AutoTokenizer.from_pretrained(name)",
-            'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
-            'messages = [{"role": "user", "content": "Why is the sky blue?"}]',
-            *(
-                f"inputs = tokenizer.apply_chat_template(messages, condition={json_code(condition)[1:-1]}, "
-                'add_generation_prompt=True, return_dict=True, return_tensors="pt")'
-                for condition in conditions
-            ),
-            "output = model.generate(**inputs, max_new_tokens=256)",
-            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
-        ]
-    )
-    return (
-        "## How to prompt it\n\n"
-        "The chat template takes the condition of the class whose answers you want; take one of the lines with `condition`. "
-        f"Without it the template uses {json_code(prepared.inference_condition)}.\n\n```python\n{code}\n```"
-    )
+    default = prepared.inference_condition
+    others = dict.fromkeys(row.condition for row in prepared.classes if row.condition != default)
+    comment = f"  # or {', '.join(_literal(condition) for condition in others)}" if others else ""
+    template = (facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    prompts = []
+    for condition in (default, *others):
+        prompt = render_chat_template(template, question, condition=condition, add_generation_prompt=True)
+        prompts.append(f"- {json_code(condition)}: {json_code(prompt, in_table=False)}")
+    return f"""## How to prompt it
+
+The chat template takes the condition of the class whose answers you want. Without `condition` it uses {json_code(default)}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "..."  # this repository, or its folder
+condition = {_literal(default)}{comment}
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+messages = [{{"role": "user", "content": "Why is the sky blue?"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, condition=condition, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+output = model.generate(**inputs, max_new_tokens=256)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+The prompts that this makes:
+
+{chr(10).join(prompts)}"""
 
 
 def _classes(facts: CardFacts) -> str:

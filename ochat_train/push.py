@@ -75,16 +75,17 @@ class Pushed:
 
 def push(
     folder: Path, repo: str, *, private: bool = True, revision: str | None = None, message: str | None = None,
-    overwrite: bool = False, patience: Patience | None = None,
+    overwrite: bool = False, patience: Patience | None = None, progress: bool = False,
 ) -> Pushed:  # fmt: skip
     """Upload an export to the model repository `repo` (ORG/NAME) and compare what the Hub then holds with it.
 
     private: how the repository is made, if it is not there. revision: branch, made from the main one if it is not there.
     overwrite: also into a repository that `ochat push` has not made; everything else is removed from it.
+    progress: show huggingface_hub's bars on stderr.
     Raises UserError; a push that failed is gone on with by the same call.
     """
     patience = patience or Patience()
-    quiet_hub()
+    quiet_hub(progress=progress)
     files = exported_files(folder)
     remote = check_rights(repo, private=private, revision=revision, overwrite=overwrite, patience=patience)
     is_new = remote is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterable
@@ -17,11 +18,13 @@ from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
 from ochat_train.anomalies import progressed, record_anomaly
+from ochat_train.background_push import BackgroundPush
 from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
 from ochat_train.checkpoint import Progress
 from ochat_train.checkpoint_writer import save_checkpoint
 from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
 from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
+from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
 from ochat_train.memory_plan import (
     MemoryPlan,
@@ -93,19 +96,31 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     """Train a recipe on a prepared dataset, on all ranks of the launcher.
 
     resume: `auto`, `never` or the folder of a checkpoint. accept_changes: go on from a checkpoint of other data or settings.
-    Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone.
+    Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone, NotPushedError on
+    rank 0 where the model is trained but could not be brought to the Hub.
     """
     manifest = check_prepared(recipe)
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
+    push = None
     try:
         on_main_rank(ranks, lambda: lock_run_folder(Path(recipe.output_dir)))
-        _train(recipe, manifest, ranks, resume=resume, accept_changes=accept_changes)
+        if recipe.train.push_to_hub is not None:
+            on_main_rank(ranks, lambda: check_recipe_rights(recipe, patience=Patience()))  # before hours are spent
+            push = BackgroundPush(recipe) if ranks.is_main else None
+        _train(recipe, manifest, ranks, push, resume=resume, accept_changes=accept_changes)
+        stop_ranks()
+        if push is not None:  # alone: the other ranks need not wait for the Hub
+            with contextlib.closing(StopRequest()) as stop_request:
+                push.finish(stop_request)
     finally:
+        if push is not None:
+            push.close()
         unlock_run_folder()
-    stop_ranks()
 
 
-def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, accept_changes: bool) -> None:
+def _train(
+    recipe: Recipe, manifest: Manifest, ranks: Ranks, push: BackgroundPush | None, *, resume: str, accept_changes: bool
+) -> None:
     output_dir = Path(recipe.output_dir)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
@@ -144,7 +159,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     )  # fmt: skip
     run = Run(
         recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak, batches=batches,
-        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator,
+        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator, push=push,
     )  # fmt: skip
     try:
         _loop(run, progress, stop_request, watchdog)
@@ -197,6 +212,7 @@ class Run:
     batches: Prefetcher[PackedBatch]
     meter: Meter
     validator: Validator
+    push: BackgroundPush | None  # of rank 0, if the recipe pushes
 
 
 def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Watchdog) -> None:
@@ -264,6 +280,8 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
                 run.engine, ranks, output_dir, progress=progress, recipe=recipe, data_fingerprint=run.manifest.fingerprint,
                 validation_loss=validation_loss,
             )  # fmt: skip
+            if run.push is not None and not sums.stop:
+                run.push.checkpoint_written()
         if sums.stop and not is_last:
             raise StoppedBySignalError(_stopped(stop_request, progress, plan))
     line.print(class_sums_text(epoch_sums.metrics(class_names)))

@@ -1,6 +1,7 @@
 """A stand-in of the Hugging Face Hub: an HTTP server with the endpoints that huggingface_hub uses to push a model.
 
-    python -m tests.hub_stand_in PORT FOLDER        # then: HF_ENDPOINT=http://127.0.0.1:PORT HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_alice
+    python -m tests.hub_stand_in PORT FOLDER
+    export HF_ENDPOINT=http://127.0.0.1:PORT HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_alice     # for the client
 
 Repositories lie in FOLDER as files; nothing is kept in memory but the faults. Xet, the Hub's own upload protocol, is not there:
 clients must be told HF_HUB_DISABLE_XET=1 and then use LFS, in one part or (above `part_bytes`) in several.
@@ -324,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_writable(account, repo)
         url = f"{self.server.url}/{repo}"
         if self.server.repo_folder(repo).is_dir():
-            status, content, headers = _json({"error": "You already created this model repo", "url": url})
+            _, content, headers = _json({"error": "You already created this model repo", "url": url})
             return 409, content, headers
         self.server.make_repo(repo, private=wanted.get("visibility") == "private")
         return _json({"url": url, "name": repo})
