@@ -28,6 +28,7 @@ from data_pipeline.errors import UserError
 from ochat_train.checkpoint import MANIFEST, CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.durable import replace_text
 from ochat_train.exits import NotPushedError, StoppedBySignalError
+from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.recipe import Recipe
 from ochat_train.run_folder import read_run_folder
 from ochat_train.stop_request import StopRequest
@@ -145,6 +146,7 @@ class BackgroundPush:
         hub_folder(self._output_dir).mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        environment["TQDM_POSITION"] = "-1"  # huggingface_hub: show bars also in a file, for `last_shown`
         purpose = "while-training" if while_training else "at-the-end"
         command = [sys.executable, "-m", "ochat_train.background_push", str(self._output_dir), str(os.getpid()), purpose]
         with self._log_file().open("ab") as log:
@@ -222,6 +224,7 @@ def _push(recipe: Recipe, output_dir: Path, checkpoint: Path, repo: str, *, whil
 
     if while_training:
         _leave_room(checkpoint)
+    check_recipe_rights(recipe, patience=Patience())  # before the work of an export
     _state(output_dir, checkpoint, repo, "exporting")
     step, out = CheckpointManifest.load(checkpoint).step, export_folder(output_dir)
     export(output_dir, out, step=step, max_shard_size=_SHARD_SIZE, overwrite=True)

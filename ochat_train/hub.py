@@ -183,7 +183,9 @@ def quiet_hub(*, progress: bool) -> None:
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[attr-defined]
-    if not progress:
+    if progress:
+        huggingface_hub.utils.enable_progress_bars()  # transformers' setting turns these off, too
+    else:
         huggingface_hub.utils.disable_progress_bars()
 
 

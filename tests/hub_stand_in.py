@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 from data_pipeline.files import sha256_of_file
 
 _BLOCK = 1 << 16
@@ -51,7 +53,7 @@ class Fault:
     """What becomes of the next `times` requests whose method and path match `request` (`PUT /objects/*`).
 
     status: this answer, with `headers`. cut_after: the connection ends after so many bytes of the request's body.
-    hold_after: after so many bytes of the body `reached` is set, and nothing more is read until `go_on` is set.
+    hold_after: after so many bytes of the body `reached` is set, and the connection ends when `go_on` is set.
     lose_answer: the request is carried out, and the connection ends before the answer.
     """
 
@@ -190,6 +192,13 @@ class HubStandIn(ThreadingHTTPServer):
                 del tree[value["path"]]
         return self._add_commit(folder, branch, tree, title)
 
+    def card_data(self, repo: str, revision: str) -> dict[str, Any] | None:
+        """The metadata at the top of README.md."""
+        if "README.md" not in self.tree(repo, revision):
+            return None
+        data: dict[str, Any] = yaml.safe_load(self.read(repo, "README.md", revision).decode().split("---\n")[1])
+        return data
+
     def describe(self, repo: str, name: str, entry: dict[str, str]) -> dict[str, Any]:
         """An entry of the tree endpoint, computed from the bytes that lie there."""
         if "blob" in entry:
@@ -211,6 +220,7 @@ class _HttpError(Exception):
 class _Handler(BaseHTTPRequestHandler):
     server: HubStandIn
     protocol_version = "HTTP/1.1"
+    wbufsize = _BLOCK  # an answer in one packet: in two, each request would wait 40 ms for TCP
     fault: Fault | None
 
     def do_GET(self) -> None:
@@ -267,6 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is not None and fault.hold_after is not None and seen >= fault.hold_after:
                 fault.reached.set()
                 fault.go_on.wait()
+                raise ConnectionResetError
 
     def _length(self) -> Iterator[int]:
         """Sizes of the blocks to read: of a body with a length, or sent in chunks."""
@@ -356,7 +367,8 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             raise _HttpError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if not rest or rest[0] == "revision":
-            return _json({"id": repo, "modelId": repo, "sha": commit, "private": content["private"], "siblings": []})
+            info = {"id": repo, "modelId": repo, "sha": commit, "private": content["private"], "siblings": []}
+            return _json({**info, "cardData": server.card_data(repo, commit) if kind == "models" else None})
         tree = server.tree(repo, commit)
         if rest[0] == "tree":
             return _json([server.describe(repo, name, entry) for name, entry in sorted(tree.items())])
@@ -371,8 +383,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _upload_mode(self, repo: str, tree: dict[str, dict[str, str]], file: dict[str, Any]) -> dict[str, Any]:
         is_large = file["path"].endswith(".safetensors") or file["size"] > 10_000_000
-        entry = tree.get(file["path"])
-        oid = (entry.get("sha256") or entry.get("blob")) if entry else None
+        entry = self.server.describe(repo, file["path"], tree[file["path"]]) if file["path"] in tree else None
+        oid = entry["lfs"]["oid"] if entry and "lfs" in entry else entry["oid"] if entry else None
         return {"path": file["path"], "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False, "oid": oid}
 
     def _batch(self) -> dict[str, Any]:
