@@ -28,7 +28,6 @@ from data_pipeline.errors import UserError
 from ochat_train.checkpoint import MANIFEST, CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.durable import replace_text
 from ochat_train.exits import NotPushedError, StoppedBySignalError
-from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.recipe import Recipe
 from ochat_train.run_folder import read_run_folder
 from ochat_train.stop_request import StopRequest
@@ -84,8 +83,16 @@ def _state_file(output_dir: Path) -> Path:
 
 def checkpoint_to_push(output_dir: Path) -> Path | None:
     """The one with the lowest validation loss, the newest where nothing is validated, None where there is none."""
-    folders = list_checkpoints(output_dir)
+    folders = [folder for folder in list_checkpoints(output_dir) if _is_readable(folder)]
     return best_checkpoint(folders) or (folders[-1] if folders else None)
+
+
+def _is_readable(checkpoint: Path) -> bool:
+    try:
+        CheckpointManifest.load(checkpoint)
+    except UserError:  # deleted while we look, or damaged
+        return False
+    return True
 
 
 def is_pushed(output_dir: Path, repo: str) -> bool:
@@ -206,15 +213,14 @@ def main(arguments: list[str]) -> int:
     while (checkpoint := checkpoint_to_push(output_dir)) is not None and not is_pushed(output_dir, repo):
         try:
             _push(run.recipe, output_dir, checkpoint, repo, while_training=while_training)
-        except FileNotFoundError:
-            if checkpoint.exists():
+        except Exception as error:
+            if not checkpoint.exists():
+                continue  # the run has deleted it meanwhile, for newer ones
+            if not isinstance(error, UserError):
                 raise
-            # the run has deleted it meanwhile, for newer ones
-        except UserError as error:
-            if checkpoint.exists():
-                _state(output_dir, checkpoint, repo, "failed", error=str(error))
-                print(error, file=sys.stderr)
-                return 1
+            _state(output_dir, checkpoint, repo, "failed", error=str(error))
+            print(error, file=sys.stderr)
+            return 1
     return 0
 
 
@@ -224,7 +230,6 @@ def _push(recipe: Recipe, output_dir: Path, checkpoint: Path, repo: str, *, whil
 
     if while_training:
         _leave_room(checkpoint)
-    check_recipe_rights(recipe, patience=Patience())  # before the work of an export
     _state(output_dir, checkpoint, repo, "exporting")
     step, out = CheckpointManifest.load(checkpoint).step, export_folder(output_dir)
     export(output_dir, out, step=step, max_shard_size=_SHARD_SIZE, overwrite=True)

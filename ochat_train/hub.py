@@ -18,6 +18,7 @@ EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 _PLACEHOLDERS = {".gitattributes", "README.md"}  # what the Hub puts into a new repository
 _TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # 409 and 412: somebody else has just committed
 _TRIES_AT_FIRST = 4  # nothing is lost yet, and a host without a network should say so soon
+_LONGEST_PAUSE_AT_FIRST = 300.0  # seconds; the other ranks of a run wait meanwhile
 _TIMEOUT_SECONDS = 300.0  # without a byte in either direction; a large commit takes the Hub a minute
 _NEW_TOKEN = "make one with write access at https://huggingface.co/settings/tokens, and set HF_TOKEN"
 
@@ -96,7 +97,8 @@ def check_rights(repo: str, *, private: bool, revision: str | None, overwrite: b
     """
     if (problem := hub_name_problem(repo)) is not None:
         raise UserError(f"{repo!r}: {problem}")
-    first_contact = replace(patience, tries=min(patience.tries, _TRIES_AT_FIRST))
+    pause = min(patience.longest_retry_after_seconds, _LONGEST_PAUSE_AT_FIRST)
+    first_contact = replace(patience, tries=min(patience.tries, _TRIES_AT_FIRST), longest_retry_after_seconds=pause)
     return persevere(lambda: _check_rights(repo, private, revision, overwrite), first_contact, repo=repo)
 
 
@@ -277,7 +279,8 @@ def _short(error: BaseException) -> str:
     if (status := _status(error)) is not None:
         said = getattr(error, "server_message", None)
         return without_token(f"HTTP {status}" + (f" ({said})" if said else ""))
-    said = without_token(f"{type(error).__name__}: {str(error).strip() or 'no answer'}".splitlines()[0][:200])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no answer"]
+    said = without_token(f"{type(error).__name__}: {' '.join(lines)[:300]}")
     return f"no connection to {constants.ENDPOINT} ({said})" if _is_connection(error) else said
 
 
