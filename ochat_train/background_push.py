@@ -3,7 +3,7 @@
     OUTPUT_DIR/
         hub/export/      the model that is pushed, a folder for `ochat push`
         hub/state.json   what the process is doing or has done (`PushState`)
-        hub/log.txt      what it printed
+        hub/log.txt      what the last of these processes printed
 
 The process looks for the checkpoint to push itself: the one with the lowest validation loss, or the newest. When it has pushed
 one it looks again, so of several checkpoints written meanwhile only the last one counts. It works at the lowest priority, on
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ _POLL_SECONDS = 0.5
 _SAY_SECONDS = 15.0
 _END_SECONDS = 5.0
 _SHARD_SIZE = "5GB"  # what `ochat export` takes by default
+_CURSOR_MOVE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -151,12 +153,14 @@ class BackgroundPush:
 
     def _start(self, *, while_training: bool) -> None:
         hub_folder(self._output_dir).mkdir(exist_ok=True)
+        if (state := PushState.load(self._output_dir)) is not None and state.doing != "pushed":
+            _state_file(self._output_dir).unlink()  # what an earlier process was doing
         environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         environment["TQDM_POSITION"] = "-1"  # huggingface_hub: show bars also in a file, for `last_shown`
         purpose = "while-training" if while_training else "at-the-end"
         command = [sys.executable, "-m", "ochat_train.background_push", str(self._output_dir), str(os.getpid()), purpose]
-        with self._log_file().open("ab") as log:
+        with self._log_file().open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
@@ -195,7 +199,7 @@ def last_shown(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         text = file.read().decode("utf-8", "replace")
-    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    lines = [line.strip() for line in _CURSOR_MOVE.sub("", text).replace("\r", "\n").split("\n")]
     return next((line for line in reversed(lines) if line), "")
 
 

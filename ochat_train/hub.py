@@ -256,8 +256,13 @@ def _is_connection(error: BaseException) -> bool:
 
 
 def _is_transient(error: BaseException) -> bool:
-    # hf_xet, which uploads large files in Rust, raises RuntimeError for whatever its own tries did not mend
-    return _is_connection(error) or _status(error) in _TRANSIENT or type(error) is RuntimeError
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    # hf_xet, which uploads large files, raises Python's own errors for what its own tries did not mend
+    is_xet = type(error) is RuntimeError or isinstance(error, ConnectionError | TimeoutError)
+    return is_xet or _is_connection(error) or _status(error) in _TRANSIENT
 
 
 def _retry_after_seconds(error: BaseException) -> float | None:
@@ -294,7 +299,7 @@ def _message(error: BaseException, repo: str) -> str:
     status = _status(error)
     if status == 401:
         return f"{repo}: the Hub does not accept the token (HTTP 401); {_NEW_TOKEN}"
-    if status == 403:
+    if status == 403 or type(error).__name__ == "XetAuthenticationError":
         return (
             f"{repo}: this token may not write there ({_short(error)}); in HF_TOKEN, set a token with write access to "
             f"{repo.split('/')[0]} (fine-grained tokens: `repo.write`)"

@@ -74,6 +74,9 @@ def test_every_byte_arrives_in_a_private_repository_in_one_commit(hub: HubStandI
         "bytes": sum(map(len, content_of(folder).values())), "files_changed": 4, "verified": True,
     }  # fmt: skip
     assert clock.waits == clock.library_waits == []
+    stored = b"".join(path.read_bytes() for path in hub.folder.rglob("*") if path.is_file())
+    assert b"hf_alice" not in stored
+    assert REPO.encode() not in stored
 
 
 def test_a_second_push_sends_nothing(hub: HubStandIn, folder: Path, clock: Clock) -> None:
@@ -151,6 +154,24 @@ def test_faults_that_pass_are_outlived(name: str, hub: HubStandIn, folder: Path,
     assert content_on_hub(hub, REPO) == content_of(folder)
     assert len(hub.repo(REPO)["commits"]) == 2  # whatever was tried twice, was done once
     assert len(clock.waits) + len(clock.library_waits) >= 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CAS service error"), ConnectionResetError(), TimeoutError()], ids=repr)
+def test_what_xet_raises_is_tried_again(
+    error: Exception, hub: HubStandIn, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in has no Xet; its errors are raised where they come up."""
+    real, failures = huggingface_hub.HfApi.create_commit, [error]
+
+    def failing_once(*arguments: object, **options: object) -> object:
+        if failures:
+            raise failures.pop()
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", failing_once)
+    push(folder, REPO, patience=clock.patience)
+    assert len(clock.waits) == 1
+    assert content_on_hub(hub, REPO) == content_of(folder)
 
 
 @pytest.mark.parametrize("header", [{"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=7'}], ids=["Retry-After", "RateLimit"])
@@ -271,6 +292,13 @@ def test_a_repository_that_is_there_and_not_ours_to_write(hub: HubStandIn, folde
     said = refusal(folder, clock, "bob/model")
     assert "may not write there" in said
     assert "write access to bob" in said
+
+
+def test_a_token_that_comes_back_in_an_error_is_not_shown(hub: HubStandIn, folder: Path, clock: Clock) -> None:
+    hub.add(Fault(request=COMMIT, status=400, headers={"X-Error-Message": "bad token hf_alice"}))
+    said = refusal(folder, clock)
+    assert "bad token ***" in said
+    assert "hf_alice" not in said
 
 
 def test_rights_lost_in_the_middle(hub: HubStandIn, folder: Path, clock: Clock) -> None:
