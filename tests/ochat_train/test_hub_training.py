@@ -254,7 +254,8 @@ def test_the_exit_code(monkeypatch: pytest.MonkeyPatch, make_recipe: RecipeFacto
 def test_what_a_terminal_would_show(tmp_path: Path) -> None:
     log = tmp_path / "log"
     shown: dict[bytes, str] = {
-        b"": "", b"a\n": "a", b"a\rb\rc": "c", b"a: 7%\x1b[A\r": "a: 7%", b"x" * 9000 + b"\n  b: 45%\r\n\n": "b: 45%", b"\xff\xfe\n": "\ufffd\ufffd",
+        b"": "", b"a\n": "a", b"a\rb\rc": "c", b"a: 7%\x1b[A\r": "a: 7%", b"x" * 9000 + b"\n  b: 45%\r\n\n": "b: 45%",
+        b"\xff\xfe\n": "\ufffd\ufffd",
     }  # fmt: skip
     for content, expected in shown.items():
         log.write_bytes(content)
