@@ -407,28 +407,27 @@ class _Handler(BaseHTTPRequestHandler):
         """A PUT of a large file or of a part of one, or the request that joins its parts."""
         folder = self.server.folder / "objects"
         if "complete" in query:
-            parts = [part["partNumber"] for part in json.loads(self._body())["parts"]]
-            content = b"".join((folder / f".{sha256}.{number}").read_bytes() for number in parts)
-            self._finish(folder / f".{sha256}.joined", content, sha256)
+            joined = folder / f".{sha256}.joined"
+            with joined.open("wb") as file:
+                for part in json.loads(self._body())["parts"]:
+                    file.write((folder / f".{sha256}.{part['partNumber']}").read_bytes())
+            self._finish(joined, sha256)
             return _json({})
         number = query.get("part", ["whole"])[0]
-        temporary = folder / f".{sha256}.{number}"
-        received = b""
-        for block in self._blocks():
-            with self.server.lock:
-                self.server.uploaded += len(block)
-            received += block
+        received = folder / f".{sha256}.{number}"
+        with received.open("wb") as file:
+            for block in self._blocks():
+                with self.server.lock:
+                    self.server.uploaded += len(block)
+                file.write(block)
         if number == "whole":
-            self._finish(temporary, received, sha256)
-        else:
-            temporary.write_bytes(received)
-        return 200, b"", {"ETag": f'"{hashlib.md5(received).hexdigest()}"'}
+            self._finish(received, sha256)
+        return 200, b"", {"ETag": f'"{number}"'}
 
-    def _finish(self, temporary: Path, content: bytes, sha256: str) -> None:
-        if hashlib.sha256(content).hexdigest() != sha256:
+    def _finish(self, received: Path, sha256: str) -> None:
+        if sha256_of_file(received) != sha256:
             raise _HttpError(400, "", "the uploaded bytes have another sha256")
-        temporary.write_bytes(content)
-        os.replace(temporary, self.server.folder / "objects" / sha256)
+        os.replace(received, self.server.folder / "objects" / sha256)
 
 
 def git_id(content: bytes) -> str:
