@@ -30,6 +30,7 @@ from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.conftest import prepared
 from tests.ochat_train.faults import wait_for
 from tests.ochat_train.hub import client_of, content_of, content_on_hub, environment_of
+from tests.rank_processes import Rank
 
 REPO = "alice/run"
 SHORT: dict[str, Any] = {
@@ -45,36 +46,43 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]
         yield server
 
 
-def train_commands(recipe: Path, *options: list[str]) -> str:
-    return json.dumps([{"command": ["train", str(recipe), *more]} for more in options])
+def start_training(recipe: Path, hub: HubStandIn, *options: str, num_ranks: int) -> list[Rank]:
+    jobs = json.dumps([{"command": ["train", str(recipe), *options]}])
+    return start_ranks("tests.ochat_train.hub_train_worker", jobs, num_ranks=num_ranks, **environment_of(hub))
 
 
 # ---- whole runs, with the process beside them ----
 
 
-def test_refused_at_once_killed_in_the_middle_of_an_upload_and_finished_by_the_next_start(
+def test_a_run_that_may_not_push_ends_at_once_on_all_ranks(hub: HubStandIn, tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    recipe = prepared(make_recipe, tmp_path / "run", **SHORT)
+    ranks = start_training(recipe, hub, "--set", "train.push_to_hub=bob/run", num_ranks=2)
+    outputs, codes = finish(ranks)
+    assert codes == [exits.USER_ERROR] * 2, outputs
+    assert "bob/run: the token in HF_TOKEN belongs to alice, who cannot write to bob" in outputs[0]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert {request.split()[0] for request in hub.requests} == {"GET"}
+
+
+def test_killed_in_the_middle_of_an_upload_and_finished_by_the_next_start(
     hub: HubStandIn, tmp_path: Path, make_recipe: RecipeFactory
 ) -> None:
     run_dir = tmp_path / "run"
     recipe = prepared(make_recipe, run_dir, **SHORT, train__push_to_hub=REPO, checkpoint__keep_last=1)
     held = hub.add(Fault(request="PUT /objects/*", hold_after=1000))
-    commands = train_commands(recipe, ["--set", "train.push_to_hub=bob/run"], [])
-    ranks = start_ranks("tests.ochat_train.hub_train_worker", commands, num_ranks=2, **environment_of(hub))
+    [rank] = start_training(recipe, hub, num_ranks=1)
     assert held.reached.wait(120)
-    [child] = psutil.Process(ranks[0].pid).children()
+    [child] = psutil.Process(rank.pid).children()
     wait_for(lambda: len(metrics(run_dir)) == 4 and len(list_checkpoints(run_dir)) >= 1, seconds=60)  # the Hub stops nothing
-    ranks[0].kill()
+    rank.kill()
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=20)
     held.go_on.set()
-    outputs, _ = finish(ranks)
-    assert [output.count(f"exit code {exits.USER_ERROR}\n") for output in outputs] == [1, 1], outputs
-    assert "bob/run: the token in HF_TOKEN belongs to alice" in outputs[0]
+    finish([rank])
     assert content_on_hub(hub, REPO) == {}
 
     steps = metrics(run_dir)
-    ranks = start_ranks("tests.ochat_train.hub_train_worker", train_commands(recipe, []), num_ranks=2, **environment_of(hub))
-    outputs, codes = finish(ranks)
-    assert codes == [0, 0], outputs
+    outputs, codes = finish(start_training(recipe, hub, num_ranks=1))
+    assert codes == [0], outputs
     assert metrics(run_dir) == steps  # nothing was trained again
     state = PushState.load(run_dir)
     assert state is not None
