@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except exits.LostRanksError as error:
         print(f"ochat {options.verb}: {error}", file=sys.stderr)
         return exits.LOST_RANKS
+    except exits.NotPushedError as error:
+        print(f"ochat {options.verb}: {error}", file=sys.stderr)
+        return exits.NOT_PUSHED
     except BrokenPipeError:  # `ochat inspect ... | head`
         sys.stdout = None  # type: ignore[assignment]
         return 0
@@ -161,6 +164,20 @@ def _parser() -> argparse.ArgumentParser:
         "--max-shard-size", type=_file_size, default="5GB", metavar="SIZE",
         help="write several files of at most this size (default 5GB)",
     )  # fmt: skip
+
+    push = verb(
+        "push", _push, "Upload an exported folder to the Hugging Face Hub, and compare what arrived.",
+        "HF_TOKEN=... ochat push runs/quickstart/export --repo ORG/NAME",
+    )  # fmt: skip
+    push.add_argument("dir", type=Path, help="folder that `ochat export` wrote")
+    push.add_argument("--repo", required=True, metavar="ORG/NAME", help="model repository; made if it is not there, private")
+    push.add_argument("--public", action="store_true", help="make a public repository, or push to one")
+    push.add_argument("--revision", help="branch to push to, made if it is not there; default: main")
+    push.add_argument("--message", help="message of the commit")
+    push.add_argument(
+        "--overwrite", action="store_true", help="replace all files of a repository that `ochat push` did not make"
+    )
+    push.add_argument("--json", action="store_true", help="print one JSON document")
 
     generate = verb(
         "generate", _generate, "Ask an exported model one thing.",
@@ -337,6 +354,22 @@ def _export(options: argparse.Namespace) -> None:
         options.run_dir, options.out, step=options.step, overwrite=options.overwrite, max_shard_size=options.max_shard_size
     )
     print(f"exported and verified: {out}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from ochat_train.push import push
+
+    try:
+        pushed = push(
+            options.dir, options.repo, private=not options.public, revision=options.revision, message=options.message,
+            overwrite=options.overwrite, progress=sys.stderr.isatty(),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise exits.StoppedBySignalError("stopped by SIGINT; the same command goes on with what is missing") from None
+    if options.json:
+        print(json.dumps(pushed.as_json()))
+    else:
+        print(f"pushed and verified: {pushed.url}\ncommit {pushed.commit}\n{pushed.what_changed}")
 
 
 def _generate(options: argparse.Namespace) -> None:

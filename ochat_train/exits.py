@@ -9,6 +9,7 @@ BUG = 1  # Python's own, with a traceback
 USER_ERROR = 2  # something a user can mend: recipe, data, disk, a loss that is not finite
 STOPPED = 75  # stopped by a signal after writing a checkpoint; start again to go on (EX_TEMPFAIL of sysexits.h)
 LOST_RANKS = 76  # another rank died or hangs; start again to go on from the newest checkpoint
+NOT_PUSHED = 77  # trained to the end, but the model is not on the Hub; start again, or `ochat push`
 
 
 class StoppedBySignalError(Exception):
@@ -17,6 +18,10 @@ class StoppedBySignalError(Exception):
 
 class LostRanksError(Exception):
     """Another rank does not answer any more."""
+
+
+class NotPushedError(Exception):
+    """The training is done and on the disk, and its model is not on the Hub."""
 
 
 class OneRankError(UserError):

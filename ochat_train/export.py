@@ -14,6 +14,8 @@ import torch
 from data_pipeline.chat_folder import render_chat_template
 from data_pipeline.dataset import replaced_folder
 from data_pipeline.errors import UserError
+from data_pipeline.files import sha256_of_file
+from ochat_train.base_model import find_base_model
 from ochat_train.checkpoint import (
     STATE,
     CheckpointManifest,
@@ -23,11 +25,17 @@ from ochat_train.checkpoint import (
     refuse_unsafe_pickles,
     verify,
 )
+from ochat_train.hub import EXPORT_MARK
+from ochat_train.metrics import METRICS_FILE, VALIDATION_FILE
+from ochat_train.model_card import CardFacts, last_row, model_card
+from ochat_train.push import CARD
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
+from ochat_train.run_history import rows_of
 from ochat_train.versions import library_versions
 
-OCHAT_FILE = "ochat.json"
+OCHAT_FILE = EXPORT_MARK
+_HUB_DATASET = "hf://"
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
@@ -37,7 +45,7 @@ def export(
     """Write the model of a checkpoint (the newest, that of `step`, or the `best` validated one) as a Hugging Face folder.
 
     The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by
-    its logits, and its tokenizer's ids with the prepared ones; only then it is renamed to `out`.
+    its logits, and its tokenizer's ids with the prepared ones; then it gets its model card, and is renamed to `out`.
 
     overwrite: an earlier export in `out` is replaced; without it a folder that holds anything is a UserError.
     max_shard_size: larger models are written as several files, as `5GB`.
@@ -55,8 +63,8 @@ def export(
         trained.save_pretrained(folder, max_shard_size=max_shard_size)
         for file in (run.path / "tokenizer").iterdir():
             shutil.copyfile(file, folder / file.name)
-        _write_ochat_json(run, checkpoint, folder)
         _verify_export(run, trained, folder)
+        _describe(run, CheckpointManifest.load(checkpoint).step, folder)
     return out
 
 
@@ -145,24 +153,42 @@ def _tokenizer(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def _write_ochat_json(run: RunFolder, checkpoint: Path, folder: Path) -> None:
-    """What the model was made of, without paths of this machine: recipe values, class table, versions."""
-    recipe = run.recipe.model_dump(mode="json", by_alias=True, exclude={"output_dir": True, "data": {"prepared_dir"}})
+def _describe(run: RunFolder, step: int, folder: Path) -> None:
+    """Write the model card, and ochat.json: what the model was made of, and the sha256 of every file of the export."""
+    recipe = _without_paths(
+        run.recipe.model_dump(mode="json", by_alias=True, exclude={"output_dir": True, "data": {"prepared_dir"}})
+    )
     for source in recipe["data"]["sources"]:
-        source["path"] = Path(source["path"]).name
+        if not source["path"].startswith(_HUB_DATASET):
+            source["path"] = Path(source["path"]).name
     for key in ("path", "tokenizer"):
-        value = recipe["model"][key]
-        if value is not None and (Path(value).is_absolute() or Path(value).exists()):
-            recipe["model"][key] = Path(value).name
+        if recipe["model"][key] is not None and Path(recipe["model"][key]).exists():
+            recipe["model"][key] = Path(recipe["model"][key]).name
+    facts = CardFacts(
+        run=run, base=find_base_model(run.recipe.model), step=step, recipe=recipe, versions=library_versions(),
+        metrics=last_row(rows_of(run.path / METRICS_FILE), step),
+        validation=last_row(rows_of(run.path / VALIDATION_FILE), step),
+    )  # fmt: skip
+    (folder / CARD).write_text(model_card(facts), encoding="utf-8")
     content = {
-        "step": CheckpointManifest.load(checkpoint).step,
+        "step": step,
         "template": run.prepared.template,
         "inference_condition": run.prepared.inference_condition,
         "classes": [vars(row) for row in run.prepared.classes],
         "recipe": recipe,
-        "versions": library_versions(),
+        "versions": facts.versions,
+        "files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
     }
     (folder / OCHAT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_paths(value: Any) -> Any:
+    """Values of a recipe whose paths of this machine are cut to the last name."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from data_pipeline.templates import TEMPLATES
 Positive = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HUB_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 
 
 _CHECKPOINTING_RULE = "expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"
@@ -113,6 +114,13 @@ class ModelSettings(Section):
         return source
 
 
+def hub_name_problem(name: str) -> str | None:
+    """Why a text is not the name of a repository on the Hub (`ORG/NAME`); None if it is."""
+    if re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", name) and "--" not in name and ".." not in name and not name.endswith(".git"):
+        return None
+    return "not the name of a repository on the Hub; write ORG/NAME, with letters, digits, `-`, `_` and `.`"
+
+
 class TrainSettings(Section):
     """How much is trained on at once, and how often."""
 
@@ -142,6 +150,19 @@ class TrainSettings(Section):
     hang_timeout_seconds: Positive = Field(
         1800.0, description="end the run if a rank comes no further for so long: longer than a step and a save can take"
     )
+    push_to_hub: str | None = Field(
+        None,
+        description="repository on the Hugging Face Hub (`ORG/NAME`) that gets the model in the background: the one with the "
+        "lowest validation loss, or the newest where nothing is validated. Needs `HF_TOKEN` in the environment",
+    )
+    hub_private: bool = Field(True, description="whether that repository is made private; one that is there keeps what it is")
+
+    @field_validator("push_to_hub")
+    @classmethod
+    def _is_a_repository(cls, value: str | None) -> str | None:
+        if value is not None and (problem := hub_name_problem(value)) is not None:
+            raise ValueError(problem)
+        return value
 
     @model_validator(mode="after")
     def _whole_packs(self) -> TrainSettings:

@@ -27,7 +27,8 @@ from ochat_train.recipe import Recipe
 from ochat_train.reshard import CONVERTIBLE_STAGES, resharded
 
 _HARMLESS = (
-    "train.log_every_steps", "train.hang_timeout_seconds", "train.max_nonfinite_steps",
+    "train.log_every_steps", "train.hang_timeout_seconds", "train.max_nonfinite_steps", "train.push_to_hub",
+    "train.hub_private",
     "train.packs_per_micro_batch", "model.activation_checkpointing", "model.compile",  # decide rounding, as GPUs do
 )  # fmt: skip
 _RESHARDED = ("number of GPUs", "deepspeed.zero_stage")  # how the state is cut into files

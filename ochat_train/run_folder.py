@@ -6,6 +6,7 @@ OUTPUT_DIR/
     tokenizer/           the tokenizer folder of the prepared dataset
     model_config/        the model's config.json and generation_config.json, with all token rows
     metrics.jsonl, validation.jsonl, samples.jsonl, anomalies.jsonl, checkpoints/
+    hub/                 what background_push.py brings to the Hub
     .lock                held by the process that trains here
 """
 

@@ -25,11 +25,12 @@ class RunHistory:
 def read_run_history(run_dir: Path) -> RunHistory:
     """Read a run, also one that still goes on or was killed. Raises UserError where it has no step."""
     run = read_run_folder(run_dir)
-    steps, validations, samples = (_rows(run_dir / name) for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE))
+    steps, validations, samples = (rows_of(run_dir / name) for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE))
     if not steps:
         raise UserError(f"{run_dir}: no step is written yet ({METRICS_FILE} is empty or missing); train first")
     return RunHistory(run=run, steps=steps, validations=validations, samples=samples)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines, none where there is no file."""
     return [json.loads(line) for line in whole_lines(path)]

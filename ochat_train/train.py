@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterable
@@ -18,12 +19,14 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan import TrainingPlan, deal
 from ochat_train.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
 from ochat_train.anomalies import progressed, record_anomaly
+from ochat_train.background_push import BackgroundPush
 from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
 from ochat_train.checkpoint import Progress
 from ochat_train.checkpoint_writer import save_checkpoint
 from ochat_train.console import ProgressLine, say
 from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
 from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
+from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
 from ochat_train.memory_plan import (
     MemoryPlan,
@@ -99,18 +102,28 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
 
     resume: `auto`, `never` or the folder of a checkpoint. accept_changes: go on from a checkpoint of other data or settings.
     Recipe, prepared data and library versions must be the same on all hosts, and the run folder one that all of them see:
-    agreement.py. Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone.
+    agreement.py. Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone,
+    NotPushedError on rank 0 where the model is trained but could not be brought to the Hub.
     """
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
+    push = None
     try:
         manifest = on_every_rank(ranks, lambda: check_prepared(recipe))
         require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
         on_main_rank(ranks, lambda: _check_and_lock(recipe))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir")
-        _train(recipe, manifest, ranks, resume=resume, accept_changes=accept_changes)
+        if recipe.train.push_to_hub is not None:
+            on_main_rank(ranks, lambda: check_recipe_rights(recipe, patience=Patience()))  # before hours are spent
+            push = BackgroundPush(recipe) if ranks.is_main else None
+        _train(recipe, manifest, ranks, push, resume=resume, accept_changes=accept_changes)
+        stop_ranks()
+        if push is not None:  # alone: the other ranks need not wait for the Hub
+            with contextlib.closing(StopRequest()) as stop_request:
+                push.finish(stop_request)
     finally:
+        if push is not None:
+            push.close()
         unlock_run_folder()
-    stop_ranks()
 
 
 def _check_and_lock(recipe: Recipe) -> None:
@@ -118,7 +131,9 @@ def _check_and_lock(recipe: Recipe) -> None:
     lock_run_folder(Path(recipe.output_dir))
 
 
-def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, accept_changes: bool) -> None:
+def _train(
+    recipe: Recipe, manifest: Manifest, ranks: Ranks, push: BackgroundPush | None, *, resume: str, accept_changes: bool
+) -> None:
     output_dir = Path(recipe.output_dir)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
@@ -162,7 +177,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     )  # fmt: skip
     run = Run(
         recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak, batches=batches,
-        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator, trackers=trackers,
+        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator, trackers=trackers, push=push,
     )  # fmt: skip
     try:
         _loop(run, progress, stop_request, watchdog)
@@ -219,6 +234,7 @@ class Run:
     meter: Meter
     validator: Validator
     trackers: Trackers
+    push: BackgroundPush | None  # of rank 0, if the recipe pushes
 
 
 def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Watchdog) -> None:
@@ -286,6 +302,8 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
                 run.engine, ranks, output_dir, progress=progress, recipe=recipe, data_fingerprint=run.manifest.fingerprint,
                 validation_loss=validation_loss,
             )  # fmt: skip
+            if run.push is not None and not sums.stop:
+                run.push.checkpoint_written()
         if sums.stop and not is_last:
             raise StoppedBySignalError(_stopped(stop_request, progress, plan))
     line.print(class_sums_text(epoch_sums.metrics(class_names)))

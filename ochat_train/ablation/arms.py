@@ -79,7 +79,7 @@ def arm_recipe(
     values["name"] = f"{recipe.name[:40]}-{arm.name[:20]}-{seed}"
     values["output_dir"] = str(run_dir(folder, arm.name, seed))
     values["seed"] = seed
-    values["train"] |= {"max_steps": max_steps, "epochs": epochs}
+    values["train"] |= {"max_steps": max_steps, "epochs": epochs, "push_to_hub": None}
     values["optimizer"]["learning_rate"] = learning_rate
     values["model"].pop("inference_condition", None)  # an arm may not have it
     return Recipe.model_validate(values)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -146,30 +147,15 @@ def _check_dataset(name: str) -> Finding:
 
 
 def check_push(recipe: Recipe) -> Iterator[Finding]:
-    """The right to push, where the recipe has `train.push_to_hub`; nothing where it has not."""
-    target: Any = getattr(recipe.train, "push_to_hub", None)
-    if not target:
+    """The right to push, where the recipe has `train.push_to_hub`; nothing where it has not. Raises UserError without it."""
+    if recipe.train.push_to_hub is None:
         return
-    from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         yield problem(
             "push", "the recipe pushes to the Hub, and HF_HUB_OFFLINE is set", "unset it, or remove train.push_to_hub"
         )
-    elif get_token() is None:
-        yield problem("push", "the recipe pushes to the Hub, and there is no login", _LOG_IN)
-    else:
-        try:
-            user = HfApi().whoami()
-        except HfHubHTTPError:
-            yield problem("push", "the Hub does not accept the login", _LOG_IN)
-            return
-        except Exception as error:
-            yield warning("push", f"the Hub cannot be reached ({type(error).__name__})", "the run could not push now")
-            return
-        role = user.get("auth", {}).get("accessToken", {}).get("role")
-        if role == "read":
-            yield problem("push", f"the token of {user['name']} may only read", "use a token that may write")
-        else:
-            yield ok("push", f"logged in as {user['name']}, token role {role}")
+        return
+    check_recipe_rights(recipe, patience=Patience(tries=1))
+    yield ok("push", f"{recipe.train.push_to_hub}: this login may write there")

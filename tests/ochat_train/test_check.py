@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -463,24 +462,6 @@ def test_a_hub_that_does_not_answer_is_one_problem(
     hidden = {f.area for f in findings if f.finding == "not checked: see the problem of hub"}
     assert hidden == {"template", "base", "prepared", "memory", "disk"}
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
-
-
-def test_a_recipe_without_the_key_pushes_nothing(make_recipe: RecipeFactory) -> None:
-    assert list(hub.check_push(load_recipe(make_recipe()))) == []
-
-
-def test_the_login_is_looked_at_where_a_recipe_pushes(fake_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe: Any = SimpleNamespace(train=SimpleNamespace(push_to_hub="org/mine"))
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert [f.finding for f in hub.check_push(recipe)] == ["the recipe pushes to the Hub, and there is no login"]
-    for token, level in (("hf_read", "problem"), ("hf_write", "ok"), ("hf_wrong", "problem")):
-        monkeypatch.setattr("huggingface_hub.get_token", lambda token=token: token)
-        monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda token=token: token)
-        monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda token=token: token)
-        [finding] = hub.check_push(recipe)
-        assert (token, finding.level) == (token, level)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in next(iter(hub.check_push(recipe))).finding
 
 
 def test_a_gpu_of_this_machine_is_the_default(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:

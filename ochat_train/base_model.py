@@ -1,0 +1,80 @@
+"""Where a run's weights came from, and under which licence: what the base's own card says, or that it is not known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ochat_train.recipe import ModelSettings, hub_name_problem
+
+_TIMEOUT_SECONDS = 10.0  # an export does not wait longer for the Hub
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """name: as people know it, without folders; None for random weights. hub_id: only where the Hub or its cache knows it.
+
+    license, license_name, license_link: as in its card's metadata; None where that does not say. why_unknown: why there is no
+    licence; None where there is one.
+    """
+
+    name: str | None
+    hub_id: str | None = None
+    revision: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    why_unknown: str | None = None
+
+
+def find_base_model(settings: ModelSettings) -> BaseModel:
+    """The base of a run. Asks the Hub about a base that is there, for ten seconds at most; never fails."""
+    if settings.path is None:
+        return BaseModel(name=None, why_unknown="the model was trained from random weights, and whoever trained it chooses one")
+    folder = Path(settings.path)
+    if folder.is_dir():
+        return _from_metadata(folder.resolve().name, None, None, _card_metadata(folder / "README.md"), "in its folder")
+    if hub_name_problem(settings.path) is not None:
+        return BaseModel(name=folder.name, why_unknown="the folder of the base model is not there any more")
+    metadata = _hub_metadata(settings.path, settings.revision)
+    if metadata is None:
+        return BaseModel(name=settings.path, why_unknown="the base model's card could not be read from the Hub")
+    return _from_metadata(settings.path, settings.path, settings.revision, metadata, "on the Hub")
+
+
+def _from_metadata(name: str, hub_id: str | None, revision: str | None, metadata: dict[str, Any], place: str) -> BaseModel:
+    license, license_name, license_link = (_text(metadata.get(key)) for key in ("license", "license_name", "license_link"))
+    return BaseModel(
+        name=name, hub_id=hub_id, revision=revision, license=license, license_name=license_name, license_link=license_link,
+        why_unknown=None if license else f"the base model's card {place} names none",
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _hub_metadata(name: str, revision: str | None) -> dict[str, Any] | None:
+    """The metadata of a model's card on the Hub, or in the Hub's cache; None where neither has the model."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        card = HfApi().model_info(name, revision=revision, timeout=_TIMEOUT_SECONDS).card_data
+        return card.to_dict() if card is not None else {}
+    except Exception:  # no network, no token for it, no such model
+        pass
+    cached = {file: try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "README.md")}
+    if isinstance(cached["README.md"], str):
+        return _card_metadata(Path(cached["README.md"]))
+    return {} if isinstance(cached["config.json"], str) else None
+
+
+def _card_metadata(path: Path) -> dict[str, Any]:
+    from huggingface_hub import ModelCard
+
+    try:
+        metadata: dict[str, Any] = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        return metadata
+    except Exception:  # no card, or one that is no YAML
+        return {}

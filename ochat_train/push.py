@@ -1,0 +1,222 @@
+"""From an exported folder to the Hub: only what `ochat export` made, only what is not there yet, compared afterwards.
+
+One commit holds the whole model, so that no revision mixes two of them. Large files are uploaded before it; a push that is
+killed and started again sends only what the Hub does not hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from data_pipeline.files import sha256_of_file
+from ochat_train.hub import EXPORT_MARK, Patience, RemoteFile, RemoteRepo, check_rights, persevere, quiet_hub, read_repo, refuse
+
+CARD = "README.md"
+_ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people lay beside a model
+_WEIGHTS = "model*.safetensors*"  # of an earlier push, these would be mixed up with the new ones
+_HASHING_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """A file to push. name: in the folder and in the repository."""
+
+    path: Path
+    name: str
+    num_bytes: int
+    sha256: str
+
+    @cached_property
+    def git_id(self) -> str:
+        """What git calls a file with this content; small files are stored under it."""
+        content = self.path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+    def is_same(self, remote: RemoteFile | None) -> bool:
+        """Whether the Hub holds this very content."""
+        if remote is None or remote.num_bytes != self.num_bytes:
+            return False
+        return remote.sha256 == self.sha256 if remote.sha256 is not None else remote.git_id == self.git_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """A finished push. num_new: files that this push has changed; 0 where the Hub had all of them."""
+
+    repo: str
+    url: str
+    commit: str
+    private: bool
+    num_files: int
+    num_bytes: int
+    num_new: int
+
+    @property
+    def what_changed(self) -> str:
+        """The numbers of this push, in words."""
+        visibility = "private" if self.private else "public"
+        return f"{self.num_files} files, {self.num_bytes / 1e9:.3f} GB, {self.num_new} of them new or changed; {visibility}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `ochat push --json`."""
+        counts = {"files": self.num_files, "bytes": self.num_bytes, "files_changed": self.num_new}
+        place = {"repo": self.repo, "url": self.url, "commit": self.commit, "private": self.private}
+        return {**place, **counts, "verified": True}
+
+
+def push(
+    folder: Path, repo: str, *, private: bool = True, revision: str | None = None, message: str | None = None,
+    overwrite: bool = False, patience: Patience | None = None, progress: bool = False,
+) -> Pushed:  # fmt: skip
+    """Upload an export to the model repository `repo` (ORG/NAME) and compare what the Hub then holds with it.
+
+    private: how the repository is made, if it is not there. revision: branch, made from the main one if it is not there.
+    overwrite: also into a repository that `ochat push` has not made; everything else is removed from it.
+    progress: show huggingface_hub's bars on stderr.
+    Raises UserError; a push that failed is gone on with by the same call.
+    """
+    patience = patience or Patience()
+    quiet_hub(progress=progress)
+    files = exported_files(folder)
+    remote = check_rights(repo, private=private, revision=revision, overwrite=overwrite, patience=patience)
+    is_new = remote is None
+    persevere(lambda: _make_repo(repo, private=private, revision=revision, is_new=is_new), patience, repo=repo)
+    changed: set[str] = set()
+
+    def upload() -> str:
+        # from what the Hub holds now: an earlier try may have come through although its answer was lost
+        now = read_repo(repo, revision=revision)
+        refuse(repo, now, private=private, overwrite=overwrite)
+        return _commit(
+            files, repo, now, changed, revision=revision, message=message or f"Upload {folder.name}", overwrite=overwrite
+        )
+
+    commit = persevere(upload, patience, repo=repo)
+    verify_push(files, repo, persevere(lambda: read_repo(repo, revision=commit), patience, repo=repo))
+    from huggingface_hub import HfApi
+
+    return Pushed(
+        repo=repo, url=f"{HfApi().endpoint}/{repo}" + (f"/tree/{revision}" if revision else ""), commit=commit,
+        private=private if remote is None else remote.private, num_files=len(files),
+        num_bytes=sum(file.num_bytes for file in files), num_new=len(changed),
+    )  # fmt: skip
+
+
+def exported_files(folder: Path) -> list[LocalFile]:
+    """The files of an export. Raises UserError where the folder is none, or not as `ochat export` left it.
+
+    The model card may have been edited, and licences and notes been added.
+    """
+    written = _files_of_export(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if missing := sorted(written.keys() - names):
+        raise UserError(f"{folder}: {missing[0]} is missing since the export; export again with --overwrite")
+    for name in sorted(set(names) - written.keys() - {EXPORT_MARK}):
+        if not any(fnmatch(name, pattern) for pattern in _ADDABLE):
+            raise UserError(
+                f"{folder}: {name} was not written by `ochat export` and is not pushed; move it away "
+                f"(beside an export may lie: {', '.join(_ADDABLE)})"
+            )
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        hashes = list(pool.map(sha256_of_file, paths))
+    for name, sha256 in zip(names, hashes, strict=True):
+        if name in written and name != CARD and sha256 != written[name]:
+            raise UserError(f"{folder}: {name} has changed since the export verified it; export again with --overwrite")
+    _check_card(folder / CARD)
+    return [
+        LocalFile(path=path, name=name, num_bytes=path.stat().st_size, sha256=sha256)
+        for path, name, sha256 in zip(paths, names, hashes, strict=True)
+    ]
+
+
+def _files_of_export(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; export a run first: `ochat export RUN --out {folder}`")
+    try:
+        content = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+        return {str(name): str(sha256) for name, sha256 in content["files"].items()}
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: {EXPORT_MARK} is missing, so it was not made by `ochat export`, which comes first"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{folder}: {EXPORT_MARK} lists no files: it is damaged, or of an older version; export again with --overwrite"
+        ) from None
+
+
+def _check_card(path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    try:
+        metadata = ModelCard(path.read_text(encoding="utf-8")).data.to_dict()
+    except Exception as error:
+        raise UserError(f"{path}: the metadata between the `---` lines cannot be read: {str(error).splitlines()[0]}") from None
+    if not metadata:
+        raise UserError(f"{path}: has no metadata between `---` lines at its top; export again with --overwrite")
+
+
+def _make_repo(repo: str, *, private: bool, revision: str | None, is_new: bool) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    if is_new:
+        api.create_repo(repo, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+
+
+def _commit(
+    files: list[LocalFile],
+    repo: str,
+    remote: RemoteRepo,
+    changed: set[str],
+    *,
+    revision: str | None,
+    message: str,
+    overwrite: bool,
+) -> str:
+    """Bring the Hub from what it holds to the local files; returns the commit. `changed` collects the names of new content."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    new = [file for file in files if not file.is_same(remote.files.get(file.name))]
+    gone = stale_files(remote.files, {file.name for file in files}, all_others=overwrite and remote.is_foreign)
+    if not new and not gone:
+        return remote.head
+    changed.update(file.name for file in new)
+    operations: list[Any] = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in new]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in gone]
+    info = HfApi().create_commit(
+        repo, operations, commit_message=message, revision=revision, parent_commit=remote.head
+    )  # a commit in between fails with 412: then what the Hub holds is looked at anew
+    return str(info.oid)
+
+
+def stale_files(remote: Mapping[str, RemoteFile], local: set[str], *, all_others: bool) -> list[str]:
+    """Files of the repository that must go with this push: an earlier model's weights, or all others but .gitattributes."""
+    others = sorted(remote.keys() - local - {".gitattributes"})
+    return others if all_others else [name for name in others if fnmatch(name, _WEIGHTS)]
+
+
+def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:
+    """Raise UserError unless the Hub holds every file with its size and its sha256 (large files) or git id (small ones)."""
+    wrong = [file.name for file in files if not file.is_same(remote.files.get(file.name))]
+    if wrong:
+        first = next(file for file in files if file.name == wrong[0])
+        found = remote.files.get(first.name)
+        held = f"{found.num_bytes:,} bytes, {found.sha256 or found.git_id}" if found else "nothing"
+        raise UserError(
+            f"{repo} at {remote.head[:12]}: {len(wrong)} of {len(files)} files differ from the folder: {', '.join(wrong[:5])} "
+            f"({first.name}: the Hub holds {held}; here {first.num_bytes:,} bytes, "
+            f"{first.sha256 if found is None or found.sha256 else first.git_id}); push again"
+        )
