@@ -1,0 +1,45 @@
+"""The pages of the documentation and the examples on them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)(?P<info>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced example. title: the file that it shows (```yaml title="recipes/mine.yaml"), if it says so; line: from 1."""
+
+    language: str
+    title: str | None
+    text: str
+    line: int
+
+
+def page_name(page: Path) -> str:
+    """A page as it is called in lists and names of tests: `README.md`, `tutorial.md`."""
+    return page.name if page.parent == ROOT else str(page.relative_to(ROOT / "docs"))
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced examples that name their language, in their order; those inside of lists are dedented."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            language=match["language"],
+            title=title[1] if (title := re.search(r'title="([^"]+)"', match["info"])) else None,
+            text=textwrap.dedent(match["text"]),
+            line=text.count("\n", 0, match.start()) + 1,
+        )
+        for match in _FENCE.finditer(text)
+    ]
