@@ -65,8 +65,8 @@ a wrong value is reported under `--set`, with no line.
 Numbers reach into lists: `data.sources.0` is the first source.
 
 ```bash
-ochat train recipe.yaml --set train.epochs=1 --set optimizer.learning_rate=2e-5 --set data.sources.0.path=data/other.jsonl
-ochat train recipe.yaml --set 'optimizer.betas=[0.9, 0.98]'
+./launch.sh recipes/mine.yaml --set train.epochs=1 --set optimizer.learning_rate=2e-5 --set data.sources.0.path=data/other.jsonl
+./launch.sh recipes/mine.yaml --set 'optimizer.betas=[0.9, 0.98]'
 ```
 
 ## Let an editor check a recipe

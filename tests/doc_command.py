@@ -1,6 +1,6 @@
 """Runs one command or script of the documentation in a process of its own, forked by tests/rank_processes.py.
 
-    python -m tests.doc_command '{"folder": F, "stdout": FILE, "constants": {MODULE: {NAME: VALUE}}, "words": [...], "module": M}'
+    python -m tests.doc_command '{"folder": F, "stdout": FILE, "constants": {M: {NAME: VALUE}}, "module": M, "words": [...]}'
 
 `script` (a file) or `code` (Python, as on a page) may stand in place of `module`. What goes to standard output is written to
 the file; the rest stays where it is. constants: module variables that are set first, to make an example smaller.

@@ -43,3 +43,13 @@ def blocks(page: Path) -> list[Block]:
         )
         for match in _FENCE.finditer(text)
     ]
+
+
+def section(text: str, heading: str) -> str:
+    """The text under a heading of a page, up to the next one."""
+    return re.split(r"^#+ ", text.split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def first_column(text: str) -> list[str]:
+    """The code in the first column of a Markdown table."""
+    return re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)

@@ -31,14 +31,14 @@ from data_pipeline.strict_yaml import parse
 from ochat_train.cli import build_parser
 from ochat_train.recipe import Recipe, load_recipe
 from tests.conftest import PYTHONPATH, ROOT, finish
-from tests.doc_pages import PAGES, blocks, page_name
+from tests.doc_pages import PAGES, blocks, first_column, page_name, section
 from tests.doc_shell import Answer, Call, shell
 from tests.rank_processes import start_rank
 
 # Commands (regular expressions, from their beginning) that are checked but not run, and why.
 ONLY_CHECKED = {
     r"(deepspeed|torchrun) .*recipes/(openchat|smollm2)": "loads a base model from the Hub and trains 7B parameters",
-    r"ochat (prepare|plan) recipes/(openchat|smollm2)": "needs the Hub and conversations of the reader's own",
+    r"ochat prepare recipes/(openchat|smollm2)": "needs a tokenizer from the Hub and conversations of the reader's own",
     r"ochat ablate": "trains six models",
     r"(ochat|deepspeed) .*--resume runs/": "names a checkpoint of a long run",
     r"python benchmarks/": "measures for minutes, some on GPUs",
@@ -52,7 +52,11 @@ NOT_THERE_YET = {"init", "check", "push"}
 FROM_NOTHING = {"tutorial.md"}
 
 # Added to commands. A training begins anew unless its page says `--resume`; the same one is not run twice.
-ADDED = {"train": ["--set", "train.max_steps=2"], "export": ["--overwrite"], "prepare": ["--workers", "1"]}
+ADDED = {
+    "train": ["--set", "train.max_steps=1", "--set", "validation.sample_tokens=2"],
+    "export": ["--overwrite"],
+    "prepare": ["--workers", "1"],
+}
 FEW_CONVERSATIONS = {"NUM_EXPERT": 120, "NUM_SUBOPTIMAL": 240, "NUM_HELD_OUT": 4}
 CONSTANTS = {"ochat_train.quickstart.make": FEW_CONVERSATIONS}
 
@@ -68,6 +72,9 @@ PROGRAMS = sorted({"ochat", "deepspeed", "torchrun", "python", "nvidia-smi", "ru
                    "tensorboard", "wandb", "ssh", "srun", "sbatch", "scp", "rsync"})  # fmt: skip
 
 
+Bash = Callable[[str, Path], str]  # runs a text in a folder; what it printed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """A command whose arguments are right. job: how to run it (tests/doc_command.py); recipe: what it trains, if it does."""
@@ -80,7 +87,7 @@ class Reader:
     """Somebody who does what the pages say."""
 
     def __init__(self) -> None:
-        self.trained: set[str] = set()  # fingerprints of recipes
+        self.trained: dict[str, Path] = {}  # fingerprint of a recipe -> run folder
 
     def handle(self, call: Call) -> Answer:
         """Check a command, and run it unless it is in ONLY_CHECKED."""
@@ -93,14 +100,17 @@ class Reader:
             command = checked(call)
         except (UserError, ValueError) as error:
             return 2, "", f"{text}: {error}"
-        if any(re.match(pattern, text) for pattern in ONLY_CHECKED) or self._is_trained(command.recipe, call.folder):
+        if any(re.match(pattern, text) for pattern in ONLY_CHECKED):
             return 0, "", ""
-        if command.recipe is not None:
-            self.trained.add(command.recipe.fingerprint)
+        if command.recipe is None:
+            return run_in_process(command.job, call)
+        run_dir = call.folder / command.recipe.output_dir
+        if (earlier := self.trained.get(command.recipe.fingerprint)) is not None:
+            if not run_dir.exists():
+                shutil.copytree(earlier, run_dir)
+            return 0, "", ""
+        self.trained[command.recipe.fingerprint] = run_dir
         return run_in_process(command.job, call)
-
-    def _is_trained(self, recipe: Recipe | None, folder: Path) -> bool:
-        return recipe is not None and recipe.fingerprint in self.trained and (folder / recipe.output_dir).is_dir()
 
 
 def checked(call: Call) -> Checked:
@@ -152,9 +162,11 @@ def parsed(parse_arguments: Callable[[list[str]], argparse.Namespace], arguments
     """Arguments read by a parser of argparse. Raises ValueError with its message."""
     message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(message):
+        with contextlib.redirect_stderr(message), contextlib.redirect_stdout(message):
             return parse_arguments(arguments)
-    except SystemExit:
+    except SystemExit as stop:
+        if not stop.code:  # --help, --version
+            return argparse.Namespace(verb=None)
         raise ValueError(message.getvalue()) from None
 
 
@@ -177,7 +189,7 @@ def reader() -> Reader:
 
 
 @pytest.fixture(scope="module")
-def bash(reader: Reader) -> Iterator[Callable[[str, Path], str]]:
+def bash(reader: Reader) -> Iterator[Bash]:
     with shell(PROGRAMS, reader.handle) as run:
         yield run
 
@@ -201,9 +213,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workspace(
-    project: Path, reader: Reader, bash: Callable[[str, Path], str], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def workspace(project: Path, reader: Reader, bash: Bash, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project with what most pages speak of: the quickstart as data, run and export, and the same called `mine`."""
     folder = tmp_path_factory.mktemp("workspace") / "project"
     shutil.copytree(project, folder)
@@ -219,9 +229,10 @@ def workspace(
     recipe = (folder / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
     mine = recipe.replace("name: quickstart", "name: mine").replace("runs/quickstart", "runs/mine")
     (folder / "recipes" / "mine.yaml").write_text(mine, encoding="utf-8")
-    reader.trained.add(load_recipe(folder / "recipes" / "mine.yaml").fingerprint)
     shutil.copytree(folder / "runs" / "quickstart", folder / "runs" / "mine")
+    reader.trained[load_recipe(folder / "recipes" / "mine.yaml").fingerprint] = folder / "runs" / "mine"
     shutil.copytree(folder / "data" / "quickstart" / "prepared", folder / "data" / "mine")
+    shutil.copy(folder / "data" / "quickstart" / "expert.jsonl", folder / "data" / "other.jsonl")
     return folder
 
 
@@ -232,7 +243,7 @@ def with_examples(*languages: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("page", with_examples("bash"))
-def test_commands(page: Path, bash: Callable[[str, Path], str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_commands(page: Path, bash: Bash, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     origin = request.getfixturevalue("project" if page_name(page) in FROM_NOTHING else "workspace")
     folder = tmp_path / "project"
     shutil.copytree(origin, folder)
@@ -246,6 +257,7 @@ def test_commands(page: Path, bash: Callable[[str, Path], str], tmp_path: Path, 
 
 def test_the_list_of_commands_that_are_not_run_holds_nothing_else() -> None:
     lines = [line for page in PAGES for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()]
+    lines += [line.replace("./launch.sh", "ochat prepare") for line in lines if line.startswith("./launch.sh recipes")]
     lines += re.findall(r"echo_and_run (.*)", (ROOT / "launch.sh").read_text(encoding="utf-8"))
     assert [pattern for pattern in ONLY_CHECKED if not any(re.match(pattern, line.strip()) for line in lines)] == []
 
@@ -271,9 +283,54 @@ def test_verbs_that_are_not_there_yet() -> None:
         ("unknown-program", "command not found"),
     ],
 )
-def test_a_wrong_command_is_found(line: str, message: str, bash: Callable[[str, Path], str], project: Path) -> None:
+def test_a_wrong_command_is_found(line: str, message: str, bash: Bash, project: Path) -> None:
     with pytest.raises(AssertionError, match=re.escape(message)):
         bash(line, project)
+
+
+# ---- what the reference says of files and outputs ----
+
+
+def keys_on(page: str, heading: str) -> list[str]:
+    """The first column of the table under a heading."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return first_column(section(text, heading))
+
+
+def line_of(path: Path) -> dict[str, Any]:
+    """The first line of a file of JSON lines."""
+    return dict(json.loads(path.read_text(encoding="utf-8").splitlines()[0]))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "validation.jsonl", "samples.jsonl"])
+def test_the_page_lists_the_keys_of_a_run_s_files(name: str, workspace: Path) -> None:
+    found = line_of(workspace / "runs" / "quickstart" / name)
+    assert sorted(keys_on("run-files.md", name)) == sorted(found)
+    text = section((ROOT / "docs" / "run-files.md").read_text(encoding="utf-8"), name)
+    for key in {"metrics.jsonl": ["classes"], "validation.jsonl": ["classes", "learnt"], "samples.jsonl": ["answers"]}[name]:
+        inner = found[key]["expert"] if isinstance(found[key], dict) else found[key][0]
+        [row] = [line for line in text.splitlines() if line.startswith(f"| `{key}`")]
+        assert set(inner) <= set(re.findall(r"`([a-z_]+)`", row))
+
+
+def test_the_page_lists_what_is_in_a_run_folder(workspace: Path) -> None:
+    text = section((ROOT / "docs" / "run-files.md").read_text(encoding="utf-8"), "Run folder and metrics")
+    named = set(re.findall(r"^    ([\w.]+)", text, flags=re.MULTILINE))
+    there = {entry.name for entry in (workspace / "runs" / "quickstart").iterdir() if not entry.name.startswith(".")}
+    assert there - {"export"} <= named
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ochat inspect data/quickstart/prepared --rows 0:1 --json",
+        "ochat plan recipes/quickstart.yaml --json",
+        "ochat generate runs/quickstart/export --prompt Hello --json",
+    ],
+)
+def test_the_page_lists_the_keys_of_json_outputs(command: str, bash: Bash, workspace: Path) -> None:
+    bash(f"{command} > found.jsonl", workspace)
+    assert keys_on("json-outputs.md", f"`ochat {command.split()[1]} --json`") == list(line_of(workspace / "found.jsonl"))
 
 
 # ---- other languages ----
@@ -301,11 +358,11 @@ def completed(part: dict[str, Any]) -> dict[str, Any]:
         for block in blocks(ROOT / "docs" / "recipe.md")
         if block.text.startswith("name:")
     ]
-    for section, values in part.items():
+    for name, values in part.items():
         for key, instead in {"classes_from": "classes", "config": "path"}.items():
             if key in values:
-                del whole[section][instead]
-        whole[section] = {**whole.get(section, {}), **values}
+                del whole[name][instead]
+        whole[name] = {**whole.get(name, {}), **values}
     return whole
 
 
