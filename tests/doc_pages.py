@@ -18,12 +18,12 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced example. title: the file that it shows (```yaml title="recipes/mine.yaml"), if it says so; line: from 1."""
+    """A fenced example. file: the one that it shows (```yaml title="recipes/mine.yaml"; a title with a space names none)."""
 
     language: str
-    title: str | None
+    file: str | None
     text: str
-    line: int
+    line: int  # from 1
 
 
 def page_name(page: Path) -> str:
@@ -37,7 +37,7 @@ def blocks(page: Path) -> list[Block]:
     return [
         Block(
             language=match["language"],
-            title=title[1] if (title := re.search(r'title="([^"]+)"', match["info"])) else None,
+            file=title[1] if (title := re.search(r'title="([^" ]+)"', match["info"])) else None,
             text=textwrap.dedent(match["text"]),
             line=text.count("\n", 0, match.start()) + 1,
         )

@@ -248,9 +248,9 @@ def test_commands(page: Path, bash: Bash, tmp_path: Path, request: pytest.Fixtur
     folder = tmp_path / "project"
     shutil.copytree(origin, folder)
     for block in blocks(page):
-        if block.title:
-            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
-            (folder / block.title).write_text(block.text, encoding="utf-8")
+        if block.file:
+            (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.file).write_text(block.text, encoding="utf-8")
         if block.language == "bash":
             bash(block.text, folder)
 
