@@ -39,6 +39,7 @@ from tests.rank_processes import start_rank
 ONLY_CHECKED = {
     r"(deepspeed|torchrun) .*recipes/(openchat|smollm2)": "loads a base model from the Hub and trains 7B parameters",
     r"ochat prepare recipes/(openchat|smollm2)": "needs a tokenizer from the Hub and conversations of the reader's own",
+    r"ochat push": "writes to the Hub",
     r"ochat ablate": "trains six models",
     r"(ochat|deepspeed) .*--resume runs/": "names a checkpoint of a long run",
     r"python benchmarks/": "measures for minutes, some on GPUs",
