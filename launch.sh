@@ -24,10 +24,6 @@ set_up() { # set_up EXTRAS: install the project with these extras, unless that w
   source .venv/bin/activate
   if ! cat pyproject.toml constraints.txt | cmp -s - "$stamp"; then
     echo_and_run python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$1]"
-    # Without a GPU, DeepSpeed compiles its shared-memory collectives when it first starts: do it now, once.
-    if [ "$gpus" -eq 0 ]; then
-      echo_and_run python -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)' >/dev/null
-    fi
     cat pyproject.toml constraints.txt > "$stamp"
   fi
 }
@@ -52,10 +48,10 @@ train() { # train RECIPE [recipe flags] [-- launcher flags]
 }
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-extras=gpu
+extras=gpu,tracking
 if [ "$gpus" -eq 0 ]; then
   export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  extras=cpu
+  extras=cpu,tracking
 fi
 
 case ${1-} in
@@ -66,7 +62,7 @@ case ${1-} in
     echo_and_run ruff check .
     echo_and_run ruff format --check .
     echo_and_run mypy
-    echo_and_run python -m pytest --numprocesses 2 --dist loadfile "$@"
+    echo_and_run python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
     ;;
   "")
     set_up "$extras"

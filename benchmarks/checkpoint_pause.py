@@ -109,7 +109,7 @@ def one_pack(device: torch.device) -> PackedBatch:
     return PackedBatch(
         input_ids_T=ids, position_ids_T=torch.arange(1024), target_ids_T=ids.roll(-1), target_weights_T=torch.ones(1024),
         class_ids_T=torch.zeros(1024, dtype=torch.int64), cu_seqlens_S1=torch.tensor([0, 1024, 1024], dtype=torch.int32),
-        num_tokens=1024,
+        supervised_rows_N=torch.arange(1024), max_seqlen=1024, num_tokens=1024,
     ).to(device)  # fmt: skip
 
 

@@ -124,6 +124,7 @@ class TrainingPlan:
         self._split = split
         self._arguments: dict[str, int] = {"capacity": capacity, "bins_per_step": bins_per_step, "seed": seed}
         self._planned: dict[int, EpochPlan] = {}
+        self.capacity = capacity
         self.bins_per_step = bins_per_step
         self.steps_per_epoch = []
         self.max_conversations_per_pack = 0

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from data_pipeline.text_rules import text_problem
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+Format = Literal["openchat", "sharegpt", "messages", "alpaca"]
 
 
 SMALLEST_WEIGHT = 1e-30  # far above float32's smallest number, far below any weight that matters
@@ -72,7 +73,7 @@ class SourceSettings(Section):
         description="a .jsonl, .json or .parquet file, a folder or glob of them, a folder made by "
         "`datasets.save_to_disk`, or `hf://ORG/NAME` for a dataset on the Hub",
     )
-    format: Literal["openchat", "sharegpt", "messages", "alpaca"] = Field(description="how a row is laid out")
+    format: Format = Field(description="how a row is laid out")
     class_name: str | None = Field(None, alias="class", description="the class of every row of this source")
     class_field: str | None = Field(
         None, description="in place of `class`: the field of a row (dots go deeper, `meta.quality`) that names its class"

@@ -22,6 +22,7 @@ from data_pipeline.settings import SourceSettings
 from data_pipeline.text_rules import shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _LINES_CHUNK_BYTES = 2 << 20  # large enough to keep a worker busy for a second, small enough to balance
 _ROWS_PER_CHUNK = 1024
 _HUB_PREFIX = "hf://"
@@ -81,7 +82,8 @@ def source_files(source: SourceSettings, *, where: str) -> list[Path]:
         raise UserError(f"{where}: {source.path}: {rule}; relative paths start at the current folder ({Path.cwd().name}/)")
     for file in files:
         if file.suffix not in SUFFIXES:
-            raise UserError(f"{where}: {file}: unknown kind of file; expected {', '.join(SUFFIXES)}")
+            remedy = "; unpack it first" if file.suffix in _PACKED_SUFFIXES else ""
+            raise UserError(f"{where}: {file}: unknown kind of file; expected {', '.join(SUFFIXES)}{remedy}")
     return files
 
 
@@ -136,6 +138,17 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(block.split(b"\n"), chunk.first_line):
             if line.strip():
                 yield f"{chunk.path}:{number}", _parse_line(line)
+
+
+def count_rows(chunk: Chunk) -> int:
+    """How many rows a chunk has, without decoding them."""
+    if isinstance(chunk, RowsChunk):
+        return len(chunk.rows)
+    if isinstance(chunk, ParquetChunk):
+        return int(parquet.ParquetFile(chunk.path).metadata.row_group(chunk.row_group).num_rows)
+    with open(chunk.path, "rb") as stream:
+        stream.seek(chunk.start)
+        return sum(1 for line in stream.read(chunk.end - chunk.start).split(b"\n") if line.strip())
 
 
 def _lines_chunks(file: Path) -> Iterator[LinesChunk]:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan import EpochPlan
 from ochat_train.checkpoint import Progress
+from ochat_train.console import say
 from ochat_train.engine import Ranks
 
 ANOMALIES_FILE = "anomalies.jsonl"
@@ -91,7 +91,7 @@ def record_anomaly(
         ]
         what = f"the loss is not finite on {'; '.join(guilty)}" if guilty else "the gradient is not finite, every loss is"
         text = f"{what}; the model was not updated ({progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all)"
-    print(f"step {progress.step}: {text}; {where}", file=sys.stderr, flush=True)
+    say(f"step {progress.step}: {text}; {where}")
 
 
 def _few(names: list[str]) -> str:

@@ -246,13 +246,23 @@ def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, d
     dropout: the model's attention dropout; only kernels that have dropout fit a model that uses it.
     Raises UserError where `wanted` cannot run, with what is missing.
     """
-    obstacles = {name: _obstacle(name, device, dtype, dropout) for name in _KERNELS}
+    obstacles = attention_obstacles(device=device, dtype=dtype, dropout=dropout)
     if wanted == "auto":
         return next(name for name, obstacle in obstacles.items() if obstacle is None)
     if obstacles[wanted] is not None:
         usable = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
         raise UserError(f"model.attention: `{wanted}` cannot be used: {obstacles[wanted]}; usable here: {usable}")
     return wanted
+
+
+def attention_obstacles(*, device: torch.device, dtype: torch.dtype, dropout: float) -> dict[str, str | None]:
+    """Every kernel, the fastest first, with what keeps it from being used here, or None."""
+    return {name: _obstacle(name, device, dtype, dropout) for name in _KERNELS}
+
+
+def missing_packages() -> dict[str, str | None]:
+    """Every kernel, the fastest first, with the package that it lacks on this machine, or None; whatever GPU is there."""
+    return {name: _missing_package(name) for name in _KERNELS}
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str | None:
@@ -265,15 +275,21 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: floa
         return "it needs bfloat16"
     if dropout and name in ("varlen", "flash_attention_4", "flash_attention_3", "flex"):
         return f"it has no dropout, and the model's attention_dropout is {dropout}"
+    if name == "flash_attention_4" and torch.cuda.get_device_capability(device)[0] < 9:
+        return "it needs a Hopper GPU or later"
+    if name == "flash_attention_3" and torch.cuda.get_device_capability(device)[0] != 9:
+        return "it needs a Hopper GPU"
+    return _missing_package(name)
+
+
+def _missing_package(name: str) -> str | None:
+    if name == "sdpa":
+        return None
     if name == "flex":
         return None if _is_installed("triton") else "the package triton is not installed"
     if name == "flash_attention_4":
-        if torch.cuda.get_device_capability(device)[0] < 9:
-            return "it needs a Hopper GPU or later"
         return None if _is_installed("flash_attn.cute") else "the package flash-attn-4 is not installed (extra `gpu`)"
     if name == "flash_attention_3":
-        if torch.cuda.get_device_capability(device)[0] != 9:
-            return "it needs a Hopper GPU"
         return None if _is_installed("flash_attn_interface") else "the package flash_attn_3 is not installed"
     if name == "flash_attention_2":
         installed = _is_installed("flash_attn.flash_attn_interface")

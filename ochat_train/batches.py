@@ -9,8 +9,8 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,28 @@ from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan import EpochPlan, TrainingPlan, deal
 
 T = TypeVar("T")
+_SEQLEN_MULTIPLE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackShape:
+    """Sizes that all packs of a run share, so that compiled code sees static shapes.
+
+    max_seqlen: no sequence is longer. FlashAttention-2 starts a block for every 64 to 128 tokens of it in every sequence, so
+    that a bound of the whole pack would cost more than the attention itself where conversations are short.
+    max_sequences: of a pack, padding included.
+    """
+
+    pack_length: int
+    max_seqlen: int
+    max_sequences: int
+
+    @classmethod
+    def holding(cls, *, pack_length: int, longest: int, max_conversations: int) -> PackShape:
+        """For packs of at most `max_conversations` conversations of at most `longest` tokens, then padding."""
+        max_seqlen = min(pack_length, -(-longest // _SEQLEN_MULTIPLE) * _SEQLEN_MULTIPLE)
+        padding = -(-pack_length // max_seqlen)  # a pack may be empty
+        return cls(pack_length=pack_length, max_seqlen=max_seqlen, max_sequences=max_conversations + padding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +52,9 @@ class PackedBatch:
     target_ids_T: int64, the next token of the same conversation. target_weights_T: float32, 0 where there is no target.
     class_ids_T: int64, class of the conversation.
     supervised_rows_N: int64, the tokens whose target has a weight.
-    cu_seqlens_S1: int32[S + 1], where sequences begin and end; the padding is a sequence of its own, and unused entries
+    cu_seqlens_S1: int32[S + 1], where sequences begin and end; the padding is in sequences of its own, and unused entries
     repeat T (empty sequences).
-    num_tokens: tokens that are not padding.
+    max_seqlen: no sequence is longer, constant over a run. num_tokens: tokens that are not padding.
     """
 
     input_ids_T: torch.Tensor
@@ -42,33 +64,36 @@ class PackedBatch:
     class_ids_T: torch.Tensor
     supervised_rows_N: torch.Tensor
     cu_seqlens_S1: torch.Tensor
+    max_seqlen: int
     num_tokens: int
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on another device; from pinned memory the copy does not wait."""
-        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return PackedBatch(**tensors, num_tokens=self.num_tokens)
+        tensors: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors)
 
     def pinned(self) -> PackedBatch:
         """The same batch in memory that a GPU can copy from by itself."""
-        tensors = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return PackedBatch(**tensors, num_tokens=self.num_tokens)
+        tensors: dict[str, Any] = {
+            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors)
 
 
-def pack_batch(split: PreparedSplit, rows: np.ndarray, *, pack_length: int, max_sequences: int) -> PackedBatch:
-    """Lay the conversations `rows` into one pack. Targets are shifted here, and nowhere else.
-
-    max_sequences: conversations of the fullest pack; the padding takes one sequence more.
-    """
+def pack_batch(split: PreparedSplit, rows: np.ndarray, shape: PackShape) -> PackedBatch:
+    """Lay the conversations `rows` into one pack. Targets are shifted here, and nowhere else."""
+    pack_length = shape.pack_length
     input_ids = np.zeros(pack_length, dtype=np.int64)
     position_ids = np.zeros(pack_length, dtype=np.int64)
     target_ids = np.zeros(pack_length, dtype=np.int64)
     target_weights = np.zeros(pack_length, dtype=np.float32)
     class_ids = np.zeros(pack_length, dtype=np.int64)
-    cu_seqlens = np.full(max_sequences + 2, pack_length, dtype=np.int32)
+    cu_seqlens = np.full(shape.max_sequences + 1, pack_length, dtype=np.int32)
     cu_seqlens[0] = 0
     end = 0
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         tokens = split[int(row)]
         start, end = end, end + len(tokens.input_ids)
         input_ids[start:end] = tokens.input_ids
@@ -76,8 +101,10 @@ def pack_batch(split: PreparedSplit, rows: np.ndarray, *, pack_length: int, max_
         target_ids[start : end - 1] = tokens.input_ids[1:]
         target_weights[start : end - 1] = tokens.loss_weights[1:]
         class_ids[start:end] = split.class_id[row]
-        cu_seqlens[number + 1] = end
-    position_ids[end:] = np.arange(pack_length - end)
+        cu_seqlens[number] = end
+    padding = np.arange(end, pack_length, shape.max_seqlen)
+    cu_seqlens[len(rows) : len(rows) + len(padding)] = padding
+    position_ids[end:] = np.arange(pack_length - end) % shape.max_seqlen
     return PackedBatch(
         input_ids_T=torch.from_numpy(input_ids),
         position_ids_T=torch.from_numpy(position_ids),
@@ -86,6 +113,7 @@ def pack_batch(split: PreparedSplit, rows: np.ndarray, *, pack_length: int, max_
         class_ids_T=torch.from_numpy(class_ids),
         supervised_rows_N=torch.from_numpy(np.flatnonzero(target_weights)),
         cu_seqlens_S1=torch.from_numpy(cu_seqlens),
+        max_seqlen=shape.max_seqlen,
         num_tokens=end,
     )
 
@@ -102,12 +130,20 @@ def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
         **{name: torch.cat([getattr(pack, name) for pack in packs]) for name in same},
         supervised_rows_N=torch.cat([pack.supervised_rows_N + start for pack, start in zip(packs, starts, strict=True)]),
         cu_seqlens_S1=torch.cat((*borders, packs[-1].cu_seqlens_S1[-1:] + starts[-1])),
+        max_seqlen=packs[0].max_seqlen,
         num_tokens=sum(pack.num_tokens for pack in packs),
     )
 
 
+def run_shape(split: PreparedSplit, plan: TrainingPlan) -> PackShape:
+    """The shape of all packs of a run."""
+    return PackShape.holding(
+        pack_length=plan.capacity, longest=int(split.num_tokens.max()), max_conversations=plan.max_conversations_per_pack
+    )
+
+
 def micro_batches(
-    split: PreparedSplit, plan: EpochPlan, packs: np.ndarray, *, max_sequences: int, packs_per_micro_batch: int = 1
+    split: PreparedSplit, plan: EpochPlan, packs: np.ndarray, *, shape: PackShape, packs_per_micro_batch: int = 1
 ) -> Iterator[PackedBatch]:
     """The micro-batches of `packs` (int64, EMPTY_PACK for a pack of nothing but padding), one at a time, on the CPU.
 
@@ -115,7 +151,7 @@ def micro_batches(
     """
     for numbers in packs.reshape(-1, packs_per_micro_batch):
         rows = [plan.rows(int(number)) for number in numbers]
-        yield joined([pack_batch(split, row, pack_length=plan.capacity, max_sequences=max_sequences) for row in rows])
+        yield joined([pack_batch(split, row, shape) for row in rows])
 
 
 def run_micro_batches(
@@ -129,14 +165,12 @@ def run_micro_batches(
     pin: bool,
 ) -> Iterator[PackedBatch]:
     """All micro-batches of one rank from a step (0-based) to the end of the run; pin: in pinned memory."""
+    shape = run_shape(split, plan)
     for step in range(first_step, plan.num_steps):
         epoch, step_in_epoch = plan.locate(step)
         epoch_plan = plan.epoch(epoch)
         packs = deal(epoch_plan, step_in_epoch, num_ranks=num_ranks)[rank]
-        for batch in micro_batches(
-            split, epoch_plan, packs,
-            max_sequences=plan.max_conversations_per_pack, packs_per_micro_batch=packs_per_micro_batch,
-        ):  # fmt: skip
+        for batch in micro_batches(split, epoch_plan, packs, shape=shape, packs_per_micro_batch=packs_per_micro_batch):
             yield batch.pinned() if pin else batch
 
 

@@ -146,14 +146,20 @@ def _start(engine: Any, ranks: Ranks, final: Path) -> str:
 
 
 def estimated_bytes(engine: Any, num_ranks: int) -> int:
-    """Size of a checkpoint: AdamW's two float32 moments, a float32 master copy under ZeRO or bfloat16, and the weights."""
+    """Size of a checkpoint of this engine."""
     parameters = list(engine.module.parameters())
     num_elements: int = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
-    stage = engine.zero_optimization_stage()
-    per_element = 12 if stage or engine.bfloat16_enabled() else 8
-    if stage < 3:  # stage 3 has the weights as master copies only
-        per_element += parameters[0].element_size()
-    return num_elements * per_element + num_ranks * _MARGIN_BYTES
+    return checkpoint_bytes(
+        num_elements, zero_stage=engine.zero_optimization_stage(), bfloat16=engine.bfloat16_enabled(), num_ranks=num_ranks
+    )
+
+
+def checkpoint_bytes(num_parameters: int, *, zero_stage: int, bfloat16: bool, num_ranks: int) -> int:
+    """Size of a checkpoint: AdamW's two float32 moments, a float32 master copy under ZeRO or bfloat16, and the weights."""
+    per_parameter = 12 if zero_stage or bfloat16 else 8
+    if zero_stage < 3:  # stage 3 has the weights as master copies only
+        per_parameter += 2 if bfloat16 else 4
+    return num_parameters * per_parameter + num_ranks * _MARGIN_BYTES
 
 
 def _check_complete(temporary: Path, records: dict[str, durable.FileRecord], engine: Any, ranks: Ranks) -> None:

@@ -65,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         return sub
 
+    _add_init(verb)
+
     prepare = recipe_verb(
         "prepare", _prepare, "Turn raw conversations into a prepared dataset.", "ochat prepare recipes/quickstart.yaml"
     )
@@ -85,6 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
     plan.add_argument("--gpu-memory", type=float, default=79.0, metavar="GIB", help="memory of a GPU in GiB (default 79: H100)")
     plan.add_argument("--json", action="store_true", help="print one JSON document")
+
+    text = "Say everything about a recipe that can be known before a GPU is held: ok, warning or problem."
+    check = recipe_verb("check", _check, text, "ochat check recipes/quickstart.yaml --gpus 8")
+    check.add_argument("--gpus", type=_positive, help="number of GPUs; default: those of this machine, or 1")
+    check.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU; default: as here, or 79 GiB (H100)")
+    check.add_argument("--json", action="store_true", help="print one JSON document")
 
     train = recipe_verb(
         "train", _train, "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
@@ -149,6 +157,51 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_init(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    init = verb(
+        "init", _init, "Write a commented recipe for a base and data files, after a look at the files. On a terminal it asks.",
+        'ochat init data/gpt4.jsonl data/gpt35.jsonl --base mistralai/Mistral-7B-v0.1 --out recipes/mine.yaml '
+        '--class "gpt4=GPT4 Correct:1.0" --class gpt35=GPT3:0.0',
+    )  # fmt: skip
+    init.add_argument("files", nargs="+", metavar="FILE", help="a .jsonl, .json or .parquet file, a folder or a pattern")
+    init.add_argument("--base", metavar="HUB_ID|FOLDER", help="base model")
+    init.add_argument("--out", type=Path, metavar="RECIPE", help="recipe to write")
+    init.add_argument("--name", help="name of the run; default: the recipe's, without suffix")
+    init.add_argument("--template", help="prompt format, for example openchat_3.5; default: by the base")
+    init.add_argument(
+        "--class", action="append", default=[], dest="classes", metavar="NAME=CONDITION:REWARD",
+        help="condition and reward of a class; a file's class has the file's name, unless a field of its rows names classes",
+    )  # fmt: skip
+    init.add_argument("--class-of", action="append", default=[], metavar="FILE=NAME", help="class of all rows of a file")
+    init.add_argument(
+        "--class-field", action="append", default=[], metavar="FILE=FIELD", help="field that names each row's class"
+    )
+    init.add_argument("--format", action="append", default=[], metavar="FILE=FORMAT", help="format of a file; default: found")
+    init.add_argument("--max-length", type=_positive, metavar="TOKENS", help="longest conversation; default: by the data")
+    init.add_argument("--epochs", type=_positive, help="default: by the amount of data")
+    init.add_argument("--gpus", type=_positive, help="GPUs of a run, so that a step has packs for all (default 1)")
+    init.add_argument("--bad-rows", choices=("error", "drop"), help="what `ochat prepare` does with rows that it cannot read")
+    init.add_argument("--sample-rows", type=_positive, metavar="N", help="rows of a file to look at (default 20000)")
+    init.add_argument("--overwrite", action="store_true", help="replace the recipe if it is there")
+
+
+def _init(options: argparse.Namespace) -> None:
+    from ochat_train.init.run import Options, init
+
+    values = {name: value for name, value in vars(options).items() if name in Options.__dataclass_fields__}
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    out = init(Options(**values), ask=_ask if is_terminal else None, say=print)
+    print(f"\nwritten: {out}\nnext: ochat check {out}")
+
+
+def _ask(question: str) -> str:
+    try:
+        return input(question)
+    except (EOFError, KeyboardInterrupt):
+        print()
+        raise UserError("stopped; nothing was written") from None
+
+
 def _prepare(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
@@ -184,6 +237,16 @@ def _plan(options: argparse.Namespace) -> None:
         load_recipe(options.recipe, options.overrides), num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory
     )
     print(json.dumps(report) if options.json else plan_text(report, num_gpus=options.gpus))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from ochat_train.check.run import check, check_report, check_text
+
+    findings = check(options.recipe, options.overrides, num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory)
+    print(json.dumps(check_report(options.recipe, findings)) if options.json else check_text(findings))
+    num_problems = sum(finding.level == "problem" for finding in findings)
+    if num_problems:
+        raise UserError(f"{options.recipe}: {num_problems} problem{'s' if num_problems > 1 else ''}")
 
 
 def _train(options: argparse.Namespace) -> None:

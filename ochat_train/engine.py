@@ -19,7 +19,7 @@ from ochat_train.exits import OneRankError
 from ochat_train.gradient_sum import GradientSum
 from ochat_train.memory_plan import BUCKET_ELEMENTS, GROUP_ELEMENTS
 from ochat_train.model import PackedCausalLM, model_dtype
-from ochat_train.quiet import quiet_libraries
+from ochat_train.quiet import quiet_libraries, without_build_notices
 from ochat_train.recipe import Recipe
 
 T = TypeVar("T")
@@ -50,6 +50,8 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Known, and empty: it would try a compiler on every rank, and on a CPU build collectives that only inference uses.
+    deepspeed.ops.__compatible_ops__ = {}
     if "WORLD_SIZE" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())
@@ -62,7 +64,8 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
+    with without_build_notices():
+        deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
     return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
 
 

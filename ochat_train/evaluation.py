@@ -11,7 +11,7 @@ import torch
 
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.packing import Packs, pack
-from ochat_train.batches import pack_batch
+from ochat_train.batches import PackShape, pack_batch
 from ochat_train.condition_matrix import ConditionMatrix, condition_matrix
 from ochat_train.engine import Ranks
 
@@ -20,34 +20,33 @@ NLL, WEIGHTED_NLL, CORRECT, WEIGHTED_CORRECT = range(4)
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutData:
-    """The held-out splits of a prepared dataset, packed.
-
-    max_sequences: conversations of the fullest pack of both splits.
-    """
+    """The held-out splits of a prepared dataset, packed. shape: of the packs of both."""
 
     manifest: Manifest
     validation: PreparedSplit
     others: PreparedSplit
     validation_packs: Packs
     others_packs: Packs
-    pack_length: int
-    max_sequences: int
+    shape: PackShape
 
     @property
     def num_tokens(self) -> int:
         """Tokens that one validation reads, padding included."""
-        return self.pack_length * (len(self.validation_packs) + len(self.others_packs))
+        return self.shape.pack_length * (len(self.validation_packs) + len(self.others_packs))
 
 
 def held_out_data(prepared_dir: Any, manifest: Manifest, *, pack_length: int) -> HeldOutData:
     """The held-out splits of a prepared dataset. The packing is the same at every validation, and on any number of ranks."""
     validation, others = PreparedSplit(prepared_dir, "validation"), PreparedSplit(prepared_dir, "conditions")
     packs = [_packs(split, pack_length) for split in (validation, others)]
-    fullest = [int(np.diff(found.offsets).max(initial=0)) for found in packs]
+    shape = PackShape.holding(
+        pack_length=pack_length,
+        longest=max(int(split.num_tokens.max(initial=1)) for split in (validation, others)),
+        max_conversations=max(int(np.diff(found.offsets).max(initial=0)) for found in packs),
+    )
     return HeldOutData(
-        manifest=manifest, validation=validation, others=others, validation_packs=packs[0], others_packs=packs[1],
-        pack_length=pack_length, max_sequences=max(fullest),
-    )  # fmt: skip
+        manifest=manifest, validation=validation, others=others, validation_packs=packs[0], others_packs=packs[1], shape=shape
+    )
 
 
 def _packs(split: PreparedSplit, pack_length: int) -> Packs:
@@ -92,7 +91,7 @@ def _score(model: Any, split: PreparedSplit, packs: Packs, data: HeldOutData, ra
         # every rank runs as many packs: in ZeRO-3 they gather weights together
         in_use = number < len(packs)
         rows = packs.rows[packs.offsets[number] : packs.offsets[number + 1]] if in_use else packs.rows[:0]
-        batch = pack_batch(split, rows, pack_length=data.pack_length, max_sequences=data.max_sequences)
+        batch = pack_batch(split, rows, data.shape)
         sequences = np.searchsorted(batch.cu_seqlens_S1.numpy(), batch.supervised_rows_N.numpy(), side="right") - 1
         rows_N = torch.from_numpy(rows[sequences]).to(ranks.device)
         batch = batch.to(ranks.device)

@@ -21,17 +21,9 @@ def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_
 
     Raises UserError where GPU, packages or shapes do not fit.
     """
-    linears = [module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]
-    odd = next((m for m in linears if m.in_features % _MULTIPLE or m.out_features % _MULTIPLE), None)
-    for is_met, rule in (
-        (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9), "it needs an Ada, Hopper or later GPU"),
-        (importlib.util.find_spec("torchao") is not None, "the package torchao is not installed (extra `gpu`)"),
-        (compiled, "it needs model.compile: uncompiled, casting costs more than float8 saves"),
-        (odd is None, f"weights must be multiples of {_MULTIPLE}; one of the model's is {odd and tuple(odd.weight.shape)}"),
-        (pack_length % _MULTIPLE == 0, f"train.pack_length_tokens must be a multiple of {_MULTIPLE}; it is {pack_length}"),
-    ):
-        if not is_met:
-            raise UserError(f"model.float8: true cannot be used: {rule}")
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if problems := float8_obstacles(layers, capability=capability, pack_length=pack_length, compiled=compiled):
+        raise UserError(f"model.float8: true cannot be used: {problems[0]}")
     from torchao.float8 import (  # type: ignore[import-not-found, unused-ignore]
         Float8LinearConfig,
         convert_to_float8_training,
@@ -40,3 +32,19 @@ def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_
     config = Float8LinearConfig.from_recipe_name("tensorwise")
     for layer in layers:
         convert_to_float8_training(layer, config=config)
+
+
+def float8_obstacles(
+    layers: Sequence[torch.nn.Module], *, capability: tuple[int, int], pack_length: int, compiled: bool
+) -> list[str]:
+    """What keeps these layers from float8; empty where nothing does. capability: of the GPU, (0, 0) for none."""
+    linears = [module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+    odd = next((m for m in linears if m.in_features % _MULTIPLE or m.out_features % _MULTIPLE), None)
+    rules = (
+        (capability >= (8, 9), "it needs an Ada, Hopper or later GPU"),
+        (importlib.util.find_spec("torchao") is not None, "the package torchao is not installed (extra `gpu`)"),
+        (compiled, "it needs model.compile: uncompiled, casting costs more than float8 saves"),
+        (odd is None, f"weights must be multiples of {_MULTIPLE}; one of the model's is {odd and tuple(odd.weight.shape)}"),
+        (pack_length % _MULTIPLE == 0, f"train.pack_length_tokens must be a multiple of {_MULTIPLE}; it is {pack_length}"),
+    )
+    return [rule for is_met, rule in rules if not is_met]

@@ -36,7 +36,7 @@ class PackedCausalLM(torch.nn.Module):
             position_ids=batch.position_ids_T[None],
             use_cache=False,
             cu_seqlens=batch.cu_seqlens_S1,
-            max_seqlen=len(batch.input_ids_T),
+            max_seqlen=batch.max_seqlen,
         ).last_hidden_state
         result: LossSums | TokenScores = self.loss(hidden_1TD[0], batch, score=score)
         return result
@@ -108,7 +108,7 @@ def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.de
     import transformers
 
     config = load_base_config(settings, manifest.vocab_size)
-    _check_config(config, settings)
+    check_config(config, settings)
     dtype = model_dtype(settings, device)
     kernel = choose_attention(
         settings.attention, device=device, dtype=dtype, dropout=getattr(config, "attention_dropout", 0.0) or 0.0
@@ -123,8 +123,7 @@ def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.de
             use_safetensors=True,
         )  # fmt: skip
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
-    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("model: a language-model head with a bias is not supported")
+    check_head(causal_lm)
     causal_lm.train()
     return PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel
 
@@ -139,20 +138,31 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
     return device.type == "cuda" and kernel in COMPILABLE if settings.compile is None else settings.compile
 
 
+def check_head(causal_lm: Any) -> None:
+    """Raise UserError for a language-model head that the loss would compute wrongly."""
+    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
+        raise UserError("model: a language-model head with a bias is not supported")
+
+
+def decoder_layers(causal_lm: Any) -> Any:
+    """The list of decoder layers. Raises UserError where a model has none by that name."""
+    layers = getattr(causal_lm.base_model, "layers", None)
+    if layers is None:
+        raise UserError(f"model: {causal_lm.config.model_type} has no list of decoder layers named `layers`; not supported")
+    return layers
+
+
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
     """Float8, compilation and checkpointing of the decoder layers, as a resolved recipe says."""
-    layers = getattr(model.causal_lm.base_model, "layers", None)
-    if layers is None:
-        raise UserError(
-            f"model: {model.causal_lm.config.model_type} has no list of decoder layers named `layers`; not supported"
-        )
+    layers = decoder_layers(model.causal_lm)
     compiled = bool(recipe.model.compile)
     if recipe.model.float8:
         use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
     set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
 
 
-def _check_config(config: Any, settings: ModelSettings) -> None:
+def check_config(config: Any, settings: ModelSettings) -> None:
+    """Raise UserError for a base whose logits this trainer would compute wrongly, or that is too short for the recipe."""
     for key, neutral in _LOGIT_TRANSFORMS.items():
         if getattr(config, key, neutral) not in (neutral, None):
             raise UserError(f"model: {config.model_type} scales its logits ({key}), which is not supported")

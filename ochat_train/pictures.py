@@ -1,11 +1,12 @@
-"""Charts as SVG text for pages: no network, no script, colours that follow the page's scheme."""
+"""Charts as SVG text for pages: no network, no script, colours that follow the page's scheme; and pixels for trackers."""
 
 from __future__ import annotations
 
 import io
 import re
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,10 @@ import numpy as np
 # Okabe and Ito's palette, told apart with any colour vision; black and yellow are left out for dark and light pages.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MOST_POINTS = 400
+_MOST_LABEL_CHARACTERS = 24
 _INK = "#010203"  # stands for the page's text colour until the picture is done
+_SHARPEST_SHADE = 0.55
+_DRAWING = threading.Lock()  # matplotlib's settings are the process's, and trackers draw in threads of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,47 @@ def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[f
         return _svg(figure)
 
 
+def heat_map(
+    rows: Mapping[str, Sequence[float | None]], conditions: Sequence[str], own_conditions: Mapping[str, str]
+) -> np.ndarray:
+    """A condition matrix as uint8[height, width, 3]: each row shaded from its lowest value, each class's own outlined.
+
+    rows: values of each class, one for each of `conditions`. own_conditions: of each class.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.patches import Rectangle
+
+    with _figure(2.4 + 1.6 * len(conditions), 1.0 + 0.5 * len(rows)) as (figure, axes):
+        axes.grid(False)
+        axes.imshow([row_shades(values) for values in rows.values()], cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+        axes.set_xticks(range(len(conditions)), [_short(condition or "no condition") for condition in conditions])
+        axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
+        axes.set_xlabel("nats per token of each class's answers, under each condition")
+        for y, (name, values) in enumerate(rows.items()):
+            for x, (value, condition) in enumerate(zip(values, conditions, strict=True)):
+                axes.text(x, y, "-" if value is None else f"{value:.4f}", ha="center", va="center")
+                if condition == own_conditions[name]:
+                    axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor=_INK, linewidth=1.5))
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(120)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")
+            canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def row_shades(values: Sequence[float | None]) -> list[float]:
+    """Shades of one row, from its lowest to its highest value: rows differ in level, and only columns are compared."""
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    span = high - low or 1.0
+    return [0.0 if value is None else _SHARPEST_SHADE * (value - low) / span for value in values]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_LABEL_CHARACTERS else text[: _MOST_LABEL_CHARACTERS - 3] + "..."
+
+
 def as_file(svg: str) -> str:
     """A picture of a page as the text of a file of its own."""
     return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
@@ -79,7 +124,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
         "svg.fonttype": "none", "svg.hashsalt": "ochat-train", "font.family": "sans-serif", "font.size": 9,
         "text.parse_math": False, **colors,
     }  # fmt: skip
-    with matplotlib.rc_context(settings):
+    with _DRAWING, matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,8 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu_memory_gib: float) -> dict
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     per_rank = num_micro_batches(recipe.train.bins_per_step, num_gpus)
-    memory = memory_plan(recipe, vocab_size=manifest.vocab_size, num_gpus=num_gpus, gpu_memory_gib=gpu_memory_gib)
+    model = model_without_weights(load_base_config(recipe.model, manifest.vocab_size))
+    memory = memory_plan(recipe, model, vocab_size=manifest.vocab_size, num_gpus=num_gpus, gpu_memory_gib=gpu_memory_gib)
     return {
         "classes": [vars(row) for row in manifest.classes],
         "steps_per_epoch": plan.steps_per_epoch,
@@ -46,11 +47,11 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu_memory_gib: float) -> dict
     }
 
 
-def memory_plan(recipe: Recipe, *, vocab_size: int, num_gpus: int, gpu_memory_gib: float) -> MemoryPlan:
-    """What a run on such GPUs would decide, with compiled layers."""
-    config = load_base_config(recipe.model, vocab_size)
+def memory_plan(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int, gpu_memory_gib: float) -> MemoryPlan:
+    """What a run on such GPUs would decide, with compiled layers. model: the base, without weights."""
     compiled = recipe.model.compile is not False
-    shape = model_shape(config, vocab_size=vocab_size, num_parameters=_num_parameters(config, vocab_size), compiled=compiled)
+    parameters = num_parameters(model, vocab_size)
+    shape = model_shape(model.config, vocab_size=vocab_size, num_parameters=parameters, compiled=compiled)
     free = (gpu_memory_gib - _CONTEXT_GIB) * GIB
     return fastest_plan(recipe, shape, num_gpus=num_gpus, free_bytes=free, compiled=compiled, is_gpu=True)
 
@@ -59,11 +60,17 @@ def _gib(size: float) -> float:
     return round(size / GIB, 2)
 
 
-def _num_parameters(config: Any, vocab_size: int) -> int:
+def model_without_weights(config: Any) -> Any:
+    """The causal LM of a `transformers` config on the meta device: shapes alone."""
     import transformers
 
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def num_parameters(model: Any, vocab_size: int) -> int:
+    """Parameters of a model with rows for `vocab_size` tokens."""
+    config = model.config
     count = sum(parameter.numel() for parameter in model.parameters())
     missing_rows = max(0, vocab_size - config.vocab_size)
     tables = 1 if config.tie_word_embeddings else 2

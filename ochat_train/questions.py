@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from data_pipeline.errors import UserError
 
-_BATCH = 100
+_BATCH = 250
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -297,7 +297,13 @@ class CheckpointSettings(Section):
 class TrackingSettings(Section):
     """Where metrics go, beside `metrics.jsonl` in the run folder."""
 
-    wandb: bool = Field(False, description="log to Weights & Biases")
+    wandb: bool | Literal["online", "offline"] = Field(
+        False, description="log to Weights & Biases; `true` is `online`, `offline` writes into the run folder for `wandb sync`"
+    )
+    wandb_project: str = Field("ochat-train", min_length=1, description="project of the run there")
+    wandb_entity: str | None = Field(None, min_length=1, description="team or user; default: your own default there")
+    wandb_group: str | None = Field(None, min_length=1, description="group of runs that belong together")
+    wandb_tags: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, description="tags of the run")
     tensorboard: bool = Field(False, description="write TensorBoard files into the run folder")
 
 
@@ -472,6 +478,7 @@ _UNION_RULES: dict[Any, str] = {
     float | str: _NUMBER_OR_AUTO,
     float | str | None: BASELINE_RULE,
     str | dict[str, Any]: _CHECKPOINTING_RULE,
+    bool | Literal["online", "offline"]: "expected `true`, `false`, `online` or `offline`",
 }
 
 

@@ -10,11 +10,10 @@ import yaml
 
 from ochat_train.durable import replace_text
 from ochat_train.page import Cell, Section, render_page, text_cells
-from ochat_train.pictures import Series, line_chart
+from ochat_train.pictures import Series, line_chart, row_shades
 from ochat_train.report_text import learnt_text, number_text, shown_condition
 from ochat_train.run_history import RunHistory, read_run_history
 
-_SHARPEST_SHADE = 0.55
 _HOW_TO_READ = (
     "Nats per token of each class's held-out answers under each condition; lower (lighter) is likelier. A class has learnt its "
     "condition where its own (outlined) is the lowest of its row."
@@ -110,18 +109,10 @@ def _matrix(validation: dict[str, Any], history: RunHistory) -> Iterator[Section
     for name, values in validation["matrix"].items():
         cells = [
             Cell(text=number_text(value, ".4f"), shade=shade, outlined=condition == own[name])
-            for condition, value, shade in zip(conditions, values, _shades(values), strict=True)
+            for condition, value, shade in zip(conditions, values, row_shades(values), strict=True)
         ]
         rows.append([Cell(text=name), *cells, Cell(text=learnt_text(validation["learnt"].get(name)))])
     yield Section(heading=f"Condition matrix, step {validation['step']}", paragraphs=[_HOW_TO_READ], head=head, rows=rows)
-
-
-def _shades(values: Sequence[float | None]) -> list[float]:
-    """Shades of one row, from its lowest to its highest value: rows differ in level, and only columns are compared."""
-    known = [value for value in values if value is not None]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    span = high - low or 1.0
-    return [0.0 if value is None else _SHARPEST_SHADE * (value - low) / span for value in values]
 
 
 def _classes(history: RunHistory) -> Section:

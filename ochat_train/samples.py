@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -181,10 +181,10 @@ def _layout(prompts: Sequence[list[int]], room: int, device: torch.device) -> tu
         input_ids_T=input_ids, position_ids_T=position_ids, target_ids_T=torch.zeros_like(input_ids),
         target_weights_T=torch.zeros(length), class_ids_T=torch.zeros_like(input_ids),
         supervised_rows_N=torch.zeros(0, dtype=torch.int64),
-        cu_seqlens_S1=torch.tensor([*starts, length], dtype=torch.int32), num_tokens=starts[-1],
+        cu_seqlens_S1=torch.tensor([*starts, length], dtype=torch.int32), max_seqlen=length, num_tokens=starts[-1],
     )  # fmt: skip
     return batch.to(device), starts
 
 
 def _asking(batch: PackedBatch, rows_N: torch.Tensor) -> PackedBatch:
-    return PackedBatch(**{**vars(batch), "supervised_rows_N": rows_N})
+    return replace(batch, supervised_rows_N=rows_N)

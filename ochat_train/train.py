@@ -20,6 +20,7 @@ from ochat_train.anomalies import progressed, record_anomaly
 from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
 from ochat_train.checkpoint import Progress
 from ochat_train.checkpoint_writer import save_checkpoint
+from ochat_train.console import ProgressLine, say
 from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
 from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
@@ -33,7 +34,7 @@ from ochat_train.memory_plan import (
     resolve,
     too_little_text,
 )
-from ochat_train.metrics import EpochSums, MetricsWriter, ProgressLine, StepSums, step_metrics
+from ochat_train.metrics import EpochSums, MetricsWriter, StepSums, step_metrics
 from ochat_train.model import build_model, is_compiled, load_base_config, set_up_layers
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
@@ -42,6 +43,9 @@ from ochat_train.resume import choose_checkpoint, resume_state
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.stop_request import StopRequest
 from ochat_train.throughput import Meter, work_of
+from ochat_train.tracking.choice import chosen_trackers
+from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers
+from ochat_train.tracking.facts import run_facts
 from ochat_train.validation import Validator
 from ochat_train.watchdog import REMEDY, Watchdog, is_lost_contact
 
@@ -98,11 +102,16 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     manifest = check_prepared(recipe)
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
     try:
-        on_main_rank(ranks, lambda: lock_run_folder(Path(recipe.output_dir)))
+        on_main_rank(ranks, lambda: _check_and_lock(recipe))
         _train(recipe, manifest, ranks, resume=resume, accept_changes=accept_changes)
     finally:
         unlock_run_folder()
     stop_ranks()
+
+
+def _check_and_lock(recipe: Recipe) -> None:
+    chosen_trackers(recipe.tracking)
+    lock_run_folder(Path(recipe.output_dir))
 
 
 def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, accept_changes: bool) -> None:
@@ -135,6 +144,10 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     watchdog = Watchdog(
         output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
     )
+    trackers = Trackers(
+        chosen_trackers(recipe.tracking) if ranks.is_main else [],
+        run_facts(recipe, manifest, ranks, first_step=progress.step), say=say,
+    )  # fmt: skip
     batches = Prefetcher(
         run_micro_batches(
             split, plan, first_step=progress.step, rank=ranks.rank, num_ranks=ranks.num_ranks,
@@ -144,10 +157,12 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
     )  # fmt: skip
     run = Run(
         recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak, batches=batches,
-        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator,
+        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator, trackers=trackers,
     )  # fmt: skip
     try:
         _loop(run, progress, stop_request, watchdog)
+        watchdog.progress(plan.num_steps, "closing trackers")
+        trackers.close(done=True, most_seconds=min(CLOSE_SECONDS, recipe.train.hang_timeout_seconds / 2))
     except torch.OutOfMemoryError as error:
         raise OneRankError(out_of_memory_text(memory, recipe, error)) from error
     except RuntimeError as error:
@@ -158,6 +173,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, resume: str, acc
             f"lost contact with another rank: {watchdog.describe()}; {REMEDY} ({str(error).splitlines()[0][:200]})"
         ) from error
     finally:
+        trackers.close(done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not come to its end
         batches.close()
         watchdog.close()
         stop_request.close()
@@ -197,11 +213,12 @@ class Run:
     batches: Prefetcher[PackedBatch]
     meter: Meter
     validator: Validator
+    trackers: Trackers
 
 
 def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Watchdog) -> None:
     recipe, plan, ranks, output_dir = run.recipe, run.plan, run.ranks, Path(run.recipe.output_dir)
-    writer = MetricsWriter(output_dir, recipe, first_step=progress.step) if ranks.is_main else None
+    writer = MetricsWriter(output_dir, run.trackers, first_step=progress.step) if ranks.is_main else None
     line = ProgressLine(first_step=progress.step, num_steps=plan.num_steps, shown=ranks.is_main)
     save_every = recipe.checkpoint.save_every_steps or plan.num_steps
     class_names = [row.name for row in run.manifest.classes]

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from ochat_train.quickstart.make import write_tokenizer
-from tests.rank_processes import Rank, start_rank
+from tests.rank_processes import ForkedRank, Rank, start_rank
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
@@ -98,6 +98,11 @@ def measured(record_property: Callable[[str, object], None]) -> Measured:
     return note
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start ranks first: with two workers, short ones fill the time at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/ochat_train/"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what the tests measured, the worst of each name."""
     worst: dict[str, float] = {}
@@ -169,9 +174,16 @@ def write_small_recipe(folder: Path, tokenizer_dir: Path, *, num_conversations: 
 
 
 def ochat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the `ochat` command in a process of its own, as a user does."""
-    command = [sys.executable, "-c", "from ochat_train.cli import run_as_script; run_as_script()", *map(str, arguments)]
-    return run(command, **environment)
+    """Run the `ochat` command in a process of its own, as a user does; it is forked where ranks are."""
+    module, texts = "tests.ochat_command", [*map(str, arguments)]
+    if torch.cuda.is_available():
+        return run([sys.executable, "-m", module, *texts], **environment)
+    process = ForkedRank(module, texts, process_environment(environment), errors=True)
+    try:
+        output, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(["ochat", *texts], process.wait(), output, errors)
 
 
 def deepspeed_train(recipe: Path, *arguments: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
@@ -211,15 +223,21 @@ def finish(ranks: list[Rank], *, seconds: float = 300.0) -> tuple[list[str], lis
 
 def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str) -> list[Rank]:
     """Start a module on ranks without a launcher (which takes longer to start than the ranks do)."""
-    shared = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_ranks)}
-    on_gpus = torch.cuda.is_available()
-    if not on_gpus:  # nothing is compiled on a CPU, and DeepSpeed would import the compiler: two seconds a rank
-        shared["TORCHDYNAMO_DISABLE"] = "1"
-    shared |= {"LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
+    world = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1"}
+    shared = process_environment({**world, "MASTER_PORT": str(free_port()), **environment})
+    fork = not torch.cuda.is_available()
     return [
-        start_rank(module, [*map(str, arguments)], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, fork=not on_gpus)
+        start_rank(module, [*map(str, arguments)], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, fork=fork)
         for rank in range(num_ranks)
     ]
+
+
+def process_environment(changes: dict[str, str]) -> dict[str, str]:
+    """The environment of processes that tests start."""
+    common = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    if not torch.cuda.is_available():  # nothing is compiled on a CPU, and DeepSpeed would import the compiler: two seconds
+        common["TORCHDYNAMO_DISABLE"] = "1"
+    return {**common, **changes}
 
 
 def free_port() -> int:
@@ -231,7 +249,7 @@ def free_port() -> int:
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's root and return it finished; output is kept as text."""
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **environment}
+    env = process_environment(environment)
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 

@@ -1,20 +1,25 @@
 """What every rank imports, for the server that ranks are forked from. No thread may be started here."""
 
+import gc
 import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
-# What training, exporting and preparing import late: more than two seconds a process.
+# Named one by one, because these libraries, and `ochat` too, import most of their parts when they are first used.
 import datasets  # noqa: F401
-import deepspeed  # noqa: F401
-import torch._dynamo  # noqa: F401
-import transformers.conversion_mapping
-import transformers.integrations.flash_attention
+import deepspeed.runtime.zero.stage3
+import deepspeed.runtime.zero.stage_1_and_2  # noqa: F401
+import numpy as np
+import transformers.generation.utils
+import transformers.modeling_utils
 import transformers.models.mistral.modeling_mistral  # noqa: F401
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
 
 import ochat_train.cli
 import ochat_train.export
 import ochat_train.train  # noqa: F401
+from data_pipeline.packing import pack
+
+pack(np.array([1]), capacity=1, rng=np.random.default_rng(0))  # loads what numba has compiled
+gc.freeze()  # ranks collect garbage among their own objects only

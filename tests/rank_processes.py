@@ -20,16 +20,16 @@ PRELOADED = "tests.preloaded"  # imported once by the server
 
 
 class ForkedRank:
-    """A rank that was forked, with the part of subprocess.Popen that tests use."""
+    """A rank that was forked, with the part of subprocess.Popen that tests use. errors: keep stderr apart from stdout."""
 
-    def __init__(self, module: str, arguments: list[str], environment: dict[str, str]) -> None:
-        with tempfile.NamedTemporaryFile(prefix="rank-", suffix=".log", delete=False) as file:
-            self._log = Path(file.name)
+    def __init__(self, module: str, arguments: list[str], environment: dict[str, str], *, errors: bool = False) -> None:
+        self._logs = [_empty_file() for _ in range(1 + errors)]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([PRELOADED])
-        self._process: BaseProcess = context.Process(target=_run, args=(module, arguments, environment, str(self._log)))
+        logs = [str(log) for log in self._logs]
+        self._process: BaseProcess = context.Process(target=_run, args=(module, arguments, environment, logs))
         self._process.start()
-        self._output: str | None = None
+        self._outputs: list[str] | None = None
 
     @property
     def pid(self) -> int:
@@ -48,14 +48,15 @@ class ForkedRank:
         assert self._process.exitcode is not None
         return self._process.exitcode
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+    def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("rank", timeout or 0.0, output=self._log.read_bytes())
-        if self._output is None:
-            self._output = self._log.read_text(encoding="utf-8", errors="replace")
-            self._log.unlink()
-        return self._output, None
+            raise subprocess.TimeoutExpired("rank", timeout or 0.0, output=self._logs[0].read_bytes())
+        if self._outputs is None:
+            self._outputs = [log.read_text(encoding="utf-8", errors="replace") for log in self._logs]
+            for log in self._logs:
+                log.unlink()
+        return self._outputs[0], self._outputs[1] if self._outputs[1:] else None
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -84,12 +85,16 @@ def start_rank(module: str, arguments: list[str], environment: dict[str, str], *
     )
 
 
-def _run(module: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _empty_file() -> Path:
+    with tempfile.NamedTemporaryFile(prefix="rank-", suffix=".log", delete=False) as file:
+        return Path(file.name)
+
+
+def _run(module: str, arguments: list[str], environment: dict[str, str], logs: list[str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    os.dup2(os.open(logs[0], os.O_WRONLY | os.O_APPEND), 1)
+    os.dup2(os.open(logs[-1], os.O_WRONLY | os.O_APPEND), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

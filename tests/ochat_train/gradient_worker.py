@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan import deal
 from ochat_train import train
-from ochat_train.batches import micro_batches
+from ochat_train.batches import micro_batches, run_shape
 from ochat_train.engine import start_engine, start_ranks, stop_ranks
 from ochat_train.memory_plan import resolve
 from ochat_train.model import build_model, set_up_layers
@@ -40,7 +40,7 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
     engine = start_engine(model, recipe, RANKS)
     packs = deal(plan.epoch(0), 0, num_ranks=RANKS.num_ranks)[RANKS.rank]
     packs = packs[::-1] if order else packs
-    batches = micro_batches(split, plan.epoch(0), packs, max_sequences=plan.max_conversations_per_pack)
+    batches = micro_batches(split, plan.epoch(0), packs, shape=run_shape(split, plan))
     found: dict[str, torch.Tensor] = {}
 
     def keep_gradients(engine: Any) -> float:  # in place of the update

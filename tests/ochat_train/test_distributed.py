@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data_pipeline.dataset import PreparedSplit
-from ochat_train.batches import pack_batch
+from ochat_train.batches import pack_batch, run_shape
 from ochat_train.checkpoint import CheckpointManifest, Progress
 from ochat_train.cli import main
 from ochat_train.export import export, load_trained_weights
@@ -68,7 +68,7 @@ def logits_difference(run_dir: Path, exported: Any) -> float:
     rows = training_plan(recipe, split).epoch(0).rows(0)
     hidden = []
     model.loss.register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
-    model.eval()(pack_batch(split, rows, pack_length=recipe.train.pack_length_tokens, max_sequences=len(rows)))
+    model.eval()(pack_batch(split, rows, run_shape(split, training_plan(recipe, split))))
     packed = hidden[0] @ model.loss.head_weight.T
     alone = torch.cat([exported(torch.tensor(split[int(row)].input_ids.astype(int))[None]).logits[0] for row in rows])
     assert len(rows) > 1
@@ -298,6 +298,17 @@ def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> 
     changed = ochat("train", str(recipe))
     assert changed.returncode == 2
     assert "was prepared from other sources than this recipe names" in changed.stderr
+
+
+def test_training_on_a_cpu_needs_no_compiler(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """DeepSpeed would build an extension for a minute, and fail where there is no compiler or no ninja."""
+    recipe = make_recipe(train__max_steps=1)
+    prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
+    extensions = tmp_path / "extensions"
+    found = ochat("train", str(recipe), PATH="", CUDA_VISIBLE_DEVICES="", TORCH_EXTENSIONS_DIR=str(extensions))
+    assert found.returncode == 0, found.stderr
+    assert len(metrics(tmp_path / "run")) == 1
+    assert not extensions.exists()
 
 
 def test_export_and_generate(tmp_path: Path, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan import TrainingPlan
 from ochat_train.attention import REGISTERED_NAME, register_attention
-from ochat_train.batches import PackedBatch, joined, pack_batch
+from ochat_train.batches import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.layers import set_layer_forward
 from ochat_train.model import PackedCausalLM, build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
@@ -26,6 +26,7 @@ from tests.ochat_train.reference import FakeSplit, as_float64, random_conversati
 from tests.ochat_train.test_packed_model import VOCAB, gradients, tiny_model
 
 PACK_LENGTH = 128
+SHAPE = PackShape(pack_length=PACK_LENGTH, max_seqlen=PACK_LENGTH, max_sequences=7)
 
 
 def step_gradient(causal_lm: Any, split: Any, packs: list[list[int]], denominator: float) -> torch.Tensor:
@@ -33,7 +34,7 @@ def step_gradient(causal_lm: Any, split: Any, packs: list[list[int]], denominato
     model = PackedCausalLM(causal_lm, num_classes=2)
     causal_lm.zero_grad()
     for rows in packs:
-        batch = pack_batch(split, np.array(rows, dtype=np.int64), pack_length=PACK_LENGTH, max_sequences=6)
+        batch = pack_batch(split, np.array(rows, dtype=np.int64), SHAPE)
         (model(batch).weighted_nll * (1 / denominator)).backward()
     return gradients(causal_lm)
 
@@ -133,7 +134,7 @@ def test_a_change_in_one_conversation_leaves_the_others_loss_and_gradient_bit_eq
         found = []
         for changed in (first, other):
             split = FakeSplit([reweighted(changed, 0.0), second], [0, 1])
-            batch = pack_batch(split, np.array([0, 1]), pack_length=PACK_LENGTH, max_sequences=2)
+            batch = pack_batch(split, np.array([0, 1]), SHAPE)
             if whole_pack_is_one_sequence:
                 batch.cu_seqlens_S1[1:-1] = PACK_LENGTH
             causal_lm = tiny_model()
@@ -211,10 +212,7 @@ def test_packs_of_a_micro_batch_can_be_joined() -> None:
     """Two packs as one micro-batch: the same loss and gradient; the control forgets where the second pack begins."""
     rows = random_conversations(np.random.default_rng(4), [60, 40, 100, 17], vocab_size=VOCAB)
     split = FakeSplit(rows, [0, 1, 0, 1])
-    packs = [
-        pack_batch(split, np.array(numbers, dtype=np.int64), pack_length=PACK_LENGTH, max_sequences=6)
-        for numbers in ([0, 1], [2, 3], [])
-    ]
+    packs = [pack_batch(split, np.array(numbers, dtype=np.int64), SHAPE) for numbers in ([0, 1], [2, 3], [])]
     expected = step_gradient(tiny_model(), split, [[0, 1], [2, 3], []], 7.0)
     batch = joined(packs)
     assert batch.cu_seqlens_S1.diff().sum() == 3 * PACK_LENGTH

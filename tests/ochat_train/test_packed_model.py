@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
 from ochat_train.attention import COMPILABLE, choose_attention, register_attention
-from ochat_train.batches import PackedBatch, pack_batch
+from ochat_train.batches import PackedBatch, PackShape, pack_batch
 from ochat_train.layers import set_layer_forward
 from ochat_train.model import PackedCausalLM, add_token_rows
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, start_ranks
@@ -31,7 +31,8 @@ def tiny_model(**changes: Any) -> Any:
 
 
 def batches(split: Any, packs: list[list[int]], pack_length: int = 128) -> list[PackedBatch]:
-    return [pack_batch(split, np.array(rows, dtype=np.int64), pack_length=pack_length, max_sequences=6) for rows in packs]
+    shape = PackShape(pack_length=pack_length, max_seqlen=pack_length, max_sequences=7)
+    return [pack_batch(split, np.array(rows, dtype=np.int64), shape) for rows in packs]
 
 
 def gradients(model: Any) -> torch.Tensor:
@@ -124,6 +125,26 @@ def test_targets_are_shifted_once_and_inside_conversations() -> None:
     assert batch.num_tokens == 7
 
 
+def test_no_sequence_is_longer_than_the_bound_padding_included() -> None:
+    """A bound of 128 for conversations of at most 40 tokens: padding is cut into sequences; loss and gradient stay."""
+    rows = random_conversations(np.random.default_rng(6), [40, 17, 2], vocab_size=VOCAB)
+    split = FakeSplit(rows, [0, 1, 0])
+    tight = PackShape.holding(pack_length=320, longest=40, max_conversations=3)
+    assert tight == PackShape(pack_length=320, max_seqlen=128, max_sequences=6)
+    found = []
+    for shape in (tight, PackShape(pack_length=320, max_seqlen=320, max_sequences=4)):
+        packs = [pack_batch(split, np.array(numbers, dtype=np.int64), shape) for numbers in ([0, 1, 2], [])]
+        assert all(batch.cu_seqlens_S1.diff().max() <= batch.max_seqlen for batch in packs)
+        causal_lm = tiny_model()
+        for batch in packs:
+            PackedCausalLM(causal_lm, num_classes=2)(batch).weighted_nll.backward()
+        found.append((packs, gradients(causal_lm)))
+    (packs, gradient), (_, expected) = found
+    assert packs[0].cu_seqlens_S1.tolist() == [0, 40, 57, 59, 187, 315, 320]
+    assert packs[1].cu_seqlens_S1.tolist() == [0, 128, 256, 320, 320, 320, 320]
+    assert torch.equal(gradient, expected)
+
+
 # ---- bfloat16 on a GPU ----
 
 GPU_MODEL = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 128}
@@ -178,7 +199,8 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
         pytest.skip(str(error))
     rows = random_conversations(np.random.default_rng(0), [700, 17, 1, 300, 900], vocab_size=32_002)
     split = FakeSplit(rows, [0, 1, 0, 1, 0])
-    batch = pack_batch(split, np.arange(5), pack_length=2048, max_sequences=8).to(torch.device("cuda"))
+    shape = PackShape.holding(pack_length=2048, longest=900, max_conversations=5)
+    batch = pack_batch(split, np.arange(5), shape).to(torch.device("cuda"))
     truth = gpu_model("eager", torch.float64)
     expected = reference_loss(truth, rows)
     expected.backward()

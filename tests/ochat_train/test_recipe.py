@@ -63,7 +63,7 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
     "text for a number": ("4342945", "4x", "beta:", "data.beta", "'0.4x': expected a number"),
     "number for a list": ("learning_rate: 2e-5", "betas: 5", "betas", "optimizer.betas", "5: expected a list"),
     "number for a mapping": ("zero_stage: 2", "config: 5", "config", "deepspeed.config", "5: expected a mapping"),
-    "no for false": ("wandb: false", "wandb: no", "wandb", "tracking.wandb", "'no': expected `true` or `false`"),
+    "no for false": ("wandb: false", "wandb: no", "wandb", "tracking.wandb", "'no': expected `true`, `false`, `online` or"),
     "a section that is a text": ("{wandb: false}", "hello", "tracking", "tracking", "'hello': expected a section (a mapping"),
     "a source that is a text": (
         "{path: a.jsonl, format: sharegpt, class: expert}", "a.jsonl", "a.jsonl", "data.sources.0", "'a.jsonl': expected a sec",

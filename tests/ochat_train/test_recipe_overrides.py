@@ -73,12 +73,12 @@ WRONG_OVERRIDES = [
     ("train.epochs=x", "--set train.epochs: 'x': expected a whole number"),
     ("train.epochs=", "--set train.epochs: '': expected a whole number"),
     ('train.epochs="7"', "--set train.epochs: '7': expected a whole number"),
-    ("tracking.wandb=no", "--set tracking.wandb: 'no': expected `true` or `false`"),
+    ("tracking.wandb=no", "--set tracking.wandb: 'no': expected `true`, `false`, `online` or `offline`"),
     ("optimizer.warmup_ratio=1.5", "--set optimizer.warmup_ratio: 1.5: ", "less than 1"),
     ("optimizer.learning_rate=fast", "--set optimizer.learning_rate: 'fast': expected a number above 0, or `auto`"),
     ("name=../x", "--set name: '../x': ", "letters, digits"),
     # whole sections: nothing is left of what the file said there
-    ("tracking={wandb: 5}", "--set tracking.wandb: 5: expected `true` or `false`"),
+    ("tracking={wandb: 5}", "--set tracking.wandb: 5: expected `true`, `false`, `online` or `offline`"),
     ("data.classes.expert={condition: x}", "{path}:8: data: classes.expert: give `reward` or `weight`, or"),
     (
         "data.classes.expert={condition: x, weight: 1, reward: 1}",

@@ -16,7 +16,7 @@ ENVIRONMENT = {name: CANARY for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_AP
 
 
 def test_no_byte_of_a_run_holds_a_secret(tmp_path: Path, make_recipe: RecipeFactory) -> None:
-    recipe = str(make_recipe(train__max_steps=2, tracking__tensorboard=False))
+    recipe = str(make_recipe(train__max_steps=2, tracking__tensorboard=True, tracking__wandb="offline"))
     run, out = str(tmp_path / "run"), str(tmp_path / "export")
     crash = ["export", str(tmp_path / "nowhere"), "--out", out, "--debug"]
     commands = [["prepare", recipe], ["train", recipe], ["export", run, "--out", out], crash]

@@ -15,7 +15,7 @@ import pytest
 
 from ochat_train import exits
 from ochat_train.checkpoint import list_checkpoints, verify
-from tests.conftest import PYTHONPATH, ROOT, RecipeFactory, finish, free_port, metrics, start_ranks, train_on_ranks
+from tests.conftest import ROOT, RecipeFactory, finish, free_port, metrics, process_environment, start_ranks, train_on_ranks
 from tests.ochat_train.conftest import prepared
 from tests.ochat_train.faults import num_steps, same_run, start_slow_run, wait_for
 
@@ -68,7 +68,7 @@ def test_signals_to_the_launcher(whom: str, tmp_path: Path, make_recipe: RecipeF
             sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()),
             "--module", "tests.ochat_train.slow_ochat", str(recipe),
         ],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, env=process_environment({}),
         stdout=subprocess.DEVNULL, stderr=(tmp_path / "errors.txt").open("w"), start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=90)

@@ -28,14 +28,28 @@ DROPOUT = {"model__config": {**TINY_MODEL, "attention_dropout": 0.1}}
 
 
 @pytest.fixture
-def train(tmp_path: Path, make_recipe: RecipeFactory) -> Callable[..., Path]:
+def train_all(tmp_path: Path, make_recipe: RecipeFactory) -> Callable[..., list[Path]]:
+    """Prepares and trains recipes (name -> changes) on ranks that are started once; returns their run folders."""
+
+    def run(runs: dict[str, dict[str, Any]], *arguments: str, num_ranks: int = 2) -> list[Path]:
+        commands: list[list[Any]] = []
+        for name, changes in runs.items():
+            own = {"output_dir": str(tmp_path / name), "data__prepared_dir": str(tmp_path / f"{name}-prepared")}
+            recipe = make_recipe(**{**own, **HELD_OUT, "train__max_steps": STEPS, **changes})
+            prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
+            commands.append(["train", recipe.rename(tmp_path / f"{name}.yaml"), *arguments])
+        train_on_ranks(*commands, num_ranks=num_ranks)
+        return [tmp_path / name for name in runs]
+
+    return run
+
+
+@pytest.fixture
+def train(train_all: Callable[..., list[Path]]) -> Callable[..., Path]:
     """Prepares and trains one recipe; returns its run folder."""
 
     def run(name: str, *arguments: str, num_ranks: int = 2, **changes: Any) -> Path:
-        recipe = make_recipe(output_dir=str(tmp_path / name), **{**HELD_OUT, "train__max_steps": STEPS, **changes})
-        prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
-        train_on_ranks(["train", recipe.rename(tmp_path / f"{name}.yaml"), *arguments], num_ranks=num_ranks)
-        return tmp_path / name
+        return train_all({name: changes}, *arguments, num_ranks=num_ranks)[0]
 
     return run
 
@@ -100,11 +114,15 @@ def test_figures_are_those_of_each_conversation_alone(train: Any, num_ranks: int
     assert found["matrix"]["expert"][0] != found["matrix"]["expert"][1], "control: conditions change the figures"
 
 
-def test_validation_and_samples_leave_training_as_it_is(train: Any) -> None:
+def test_validation_and_samples_leave_training_as_it_is(train_all: Any) -> None:
     """With dropout on, bit for bit; the control with another seed differs."""
-    often = train("often", validation__every_steps=1, **DROPOUT)
-    never = train("never", data__validation_ratio=0.4, validation__every_steps=100, validation__sample_tokens=0, **DROPOUT)
-    other = train("other", seed=2, **DROPOUT)
+    often, never, other = train_all(
+        {
+            "often": {"validation__every_steps": 1, **DROPOUT},
+            "never": {"validation__every_steps": 100, "validation__sample_tokens": 0, **DROPOUT},
+            "other": {"seed": 2, **DROPOUT},
+        }
+    )
     weights = [load_trained_weights(list_checkpoints(run)[-1]) for run in (often, never, other)]
     assert len(lines(often)) == STEPS
     assert len(lines(never)) == 1, "at the end, before the checkpoint"

@@ -3,8 +3,8 @@
     python -m tests.ochat_train.train_worker '[{"command": ["train", "a.yaml"], "fault": {"rank": 1, "step": 3, "do": "kill"}}]'
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
-`ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. Exit code: that of the
-last command.
+`ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of those:
+one of fake_trackers.py tracks the run. Exit code: that of the last command.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 from ochat_train import checkpoint_writer, durable, engine, train
 from ochat_train.cli import main
+from tests.ochat_train import fake_trackers
 
 Undo = Callable[[], None]
 
@@ -32,6 +33,8 @@ def install(fault: dict[str, Any]) -> Undo:
     """Prepare a fault in this process; returns what takes it out again."""
     if fault.get("rank", 0) != int(os.environ["RANK"]):
         return lambda: None
+    if "tracker" in fault:
+        return fake_trackers.install(fault["tracker"])
     if "call" in fault:
         return _at_call(fault["call"], fault["nth"], lambda: ACTIONS[fault["do"]](fault))
     return _at_step(fault)

@@ -1,0 +1,182 @@
+"""What several checks need to know, found once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_pipeline.dataset import Manifest, PreparedSplit
+from data_pipeline.errors import UserError
+from data_pipeline.formats import parse_row
+from data_pipeline.ledger import Ledger
+from data_pipeline.look import sample_rows
+from data_pipeline.rewards import RewardFacts
+from data_pipeline.settings import SourceSettings
+from data_pipeline.sources import RowError, is_dataset, source_files
+from data_pipeline.tagging import Tagger
+from data_pipeline.templates import TEMPLATES
+from data_pipeline.tokenization import TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
+from ochat_train.check import hub
+from ochat_train.memory_plan import MemoryPlan
+from ochat_train.model import load_base_config
+from ochat_train.plan_report import memory_plan, model_without_weights, num_parameters
+from ochat_train.prepare_data import check_prepared
+from ochat_train.recipe import Recipe
+from ochat_train.train import training_plan
+
+T = TypeVar("T")
+_SAMPLED_ROWS = 5_000
+_ANY_REWARD = 1e6  # decides weights, and only whether a row can be used is asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSample:
+    """Some rows of a source: how many there are, what became of those read, and how many each class has."""
+
+    source: SourceSettings
+    num_rows: int
+    ledger: Ledger
+    classes: Counter[str]
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """Facts about a recipe. One that cannot be found raises the same UserError whenever it is asked for."""
+
+    recipe: Recipe
+    num_gpus: int
+    gpu_memory_gib: float
+    _known: dict[str, Any] = field(default_factory=dict)
+
+    def _once(self, name: str, find: Callable[[], T]) -> T:
+        if name not in self._known:
+            try:
+                self._known[name] = find()
+            except UserError as error:
+                self._known[name] = error
+        fact = self._known[name]
+        if isinstance(fact, UserError):
+            raise fact
+        return fact  # type: ignore[no-any-return]
+
+    def hub_model(self, name: str) -> hub.Repository:
+        """A base or tokenizer on the Hub. Raises UserError where it can be had neither from there nor from the cache."""
+        revision = self.recipe.model.revision
+        return self._once(f"hub {name}", lambda: hub.find_model(name, revision, with_weights=name == self.recipe.model.path))
+
+    @property
+    def tokenizer(self) -> TokenizerSpec:
+        """The tokenizer, made ready for the template."""
+        return self._once("tokenizer", self._find_tokenizer)
+
+    def _find_tokenizer(self) -> TokenizerSpec:
+        model = self.recipe.model
+        if hub.is_hub_id(model.tokenizer_source):
+            self.hub_model(model.tokenizer_source)
+        files = find_tokenizer_files(model.tokenizer_source, revision=model.revision)
+        return load_tokenizer_spec(files, TEMPLATES[model.template])
+
+    @property
+    def config(self) -> Any:
+        """The base's `transformers` config."""
+        return self._once("config", self._find_config)
+
+    def _find_config(self) -> Any:
+        model = self.recipe.model
+        if model.path is not None and hub.is_hub_id(model.path):
+            self.hub_model(model.path)
+        return load_base_config(model, 0 if model.path is not None else self.tokenizer.vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: by the tokenizer, or by the base where there is no tokenizer."""
+        try:
+            return self.tokenizer.vocab_size
+        except UserError:
+            return int(self.config.vocab_size)
+
+    @property
+    def model(self) -> Any:
+        """The model without weights."""
+        return self._once("model", lambda: model_without_weights(self.config))
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, rows of added tokens included."""
+        return num_parameters(self.model, self.vocab_size)
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What a run on such GPUs would decide. Raises UserError for packs that the GPUs cannot share."""
+        return self._once("memory", self._find_memory)
+
+    def _find_memory(self) -> MemoryPlan:
+        return memory_plan(
+            self.recipe, self.model, vocab_size=self.vocab_size, num_gpus=self.num_gpus, gpu_memory_gib=self.gpu_memory_gib
+        )
+
+    @property
+    def prepared(self) -> Manifest | None:
+        """The manifest of the prepared dataset, None where there is none; UserError where it is of another recipe."""
+        return self._once("prepared", self._find_prepared)
+
+    def _find_prepared(self) -> Manifest | None:
+        if Manifest.load(Path(self.recipe.data.prepared_dir)) is None:
+            return None
+        return check_prepared(self.recipe)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of the run; None where there is no prepared dataset of this recipe, which decides them."""
+        try:
+            if self.prepared is None:
+                return self.recipe.train.max_steps
+        except UserError:
+            return self.recipe.train.max_steps
+        split = PreparedSplit(Path(self.recipe.data.prepared_dir), "train")
+        return self._once("steps", lambda: training_plan(self.recipe, split).num_steps)
+
+    def samples(self) -> Sequence[tuple[SourceSettings, SourceSample | UserError]]:
+        """What was seen in each source, or why nothing could be. Datasets on the Hub are left out: they come whole."""
+        return self._once("samples", lambda: [(source, self._sample(number)) for number, source in self._readable_sources()])
+
+    def _readable_sources(self) -> list[tuple[int, SourceSettings]]:
+        return [(n, source) for n, source in enumerate(self.recipe.data.sources) if not source.path.startswith("hf://")]
+
+    def _sample(self, number: int) -> SourceSample | UserError:
+        data = self.recipe.data
+        source = data.sources[number]
+        scored_by = data.classes_from.field if data.classes_from else None
+        tagger = Tagger(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
+        ledger, classes, seen_ids = Ledger(), Counter[str](), set()
+        try:
+            sample = sample_rows(source, where=f"data.sources.{number}", most_rows=_SAMPLED_ROWS)
+        except UserError as error:
+            return error
+        for place, row in sample.rows:
+            ledger.num_read += 1
+            try:
+                conversation = parse_row(row, place=place, source=source, scored_by=scored_by)
+                if conversation.id in seen_ids:
+                    raise RowError("duplicate_id", f"id `{conversation.id}` stands twice in this source; make it unique")
+                seen_ids.add(conversation.id)
+                if scored_by is None:  # else all rows together decide the classes
+                    classes[tagger(conversation, class_name=source.class_name).class_name] += 1
+                ledger.num_kept += 1
+            except RowError as error:
+                ledger.drop(error.reason, place, str(error), bad=True)
+        return SourceSample(source=source, num_rows=sample.num_rows, ledger=ledger, classes=classes)
+
+    def local_source_bytes(self) -> int:
+        """Bytes of all source files that are here; what is missing has a problem of its own."""
+        total = 0
+        for number, source in self._readable_sources():
+            if is_dataset(source):
+                continue
+            with contextlib.suppress(UserError):
+                total += sum(file.stat().st_size for file in source_files(source, where=f"data.sources.{number}"))
+        return total

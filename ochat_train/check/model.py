@@ -1,0 +1,82 @@
+"""Tokenizer and template, the base, and whether it fits into GPU memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.chat_folder import check_chat_template
+from data_pipeline.plan import num_micro_batches
+from data_pipeline.templates import TEMPLATES
+from ochat_train.check.facts import Facts
+from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.learning_rate import auto_learning_rate
+from ochat_train.memory_plan import GIB, parts_text, too_little_text
+from ochat_train.model import check_config, check_head, decoder_layers
+
+
+def check_template(facts: Facts) -> Iterator[Finding]:
+    """Control tokens, beginning of sequence, and whether a prompt has the ids of training."""
+    spec, template = facts.tokenizer, TEMPLATES[facts.recipe.model.template]
+    check_chat_template(spec, template)
+    added = ", ".join(spec.added_control_tokens)
+    tokens = (
+        f"{added} will be added to tokenizer and model"
+        if added
+        else f"control tokens {', '.join(template.control_tokens)} are there"
+    )
+    start = f"conversations begin with {spec.bos_token}" if spec.bos_token else "no beginning-of-sequence token is put in front"
+    yield ok("template", f"{template.name}: {tokens}; {start}; prompts get the ids of training")
+
+
+def check_base(facts: Facts) -> Iterator[Finding]:
+    """Whether the base's architecture is one that this trainer computes rightly, and its weights can be loaded."""
+    config, settings = facts.config, facts.recipe.model
+    check_config(config, settings)
+    model = facts.model
+    name = type(model).__name__
+    if not getattr(model, "_supports_attention_backend", False):
+        remedy = "use a base whose layers are all softmax attention, such as Mistral, Llama, Qwen2 or Qwen3"
+        yield problem("base", f"{name} does not take its attention from transformers' registry: packs would mix", remedy)
+        return
+    check_head(model)
+    layers = decoder_layers(model)
+    if settings.path is not None and Path(settings.path).is_dir() and not list(Path(settings.path).glob("*.safetensors")):
+        yield problem("base", f"{settings.path}: has no safetensors files, the only kind that is loaded", "convert its weights")
+        return
+    origin = "random weights" if settings.path is None else settings.path
+    yield ok("base", f"{name}, {len(layers)} layers, {facts.num_parameters:,} parameters, from {origin}")
+
+
+def check_learning_rate(facts: Facts) -> Iterator[Finding]:
+    """Whether `auto` knows the base."""
+    wanted = facts.recipe.optimizer.learning_rate
+    if wanted != "auto":
+        yield ok("learning rate", f"{wanted:g}")
+        return
+    config = facts.config
+    most = auto_learning_rate(
+        model_type=config.model_type, vocab_size=config.vocab_size,
+        supervised_tokens_per_step=facts.recipe.train.tokens_per_step,
+    )  # fmt: skip
+    yield ok("learning rate", f"auto: at most {most:.3g}, less by the share of tokens that are not learned from")
+
+
+def check_memory(facts: Facts) -> Iterator[Finding]:
+    """Whether a run fits, on the GPUs asked about."""
+    plan, train = facts.memory, facts.recipe.train
+    gpus = f"{facts.num_gpus} GPU(s) of {facts.gpu_memory_gib:g} GiB"
+    setting = (
+        f"ZeRO-{plan.zero_stage}, activation_checkpointing {plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s)"
+    )
+    if plan.fits:
+        yield ok("memory", f"{gpus}: {plan.total / GIB:.1f} GiB each with {setting} ({parts_text(plan.parts)})")
+    else:
+        finding, _, remedy = too_little_text(plan, num_gpus=facts.num_gpus).removeprefix("GPU memory: ").partition("; ")
+        yield problem("memory", f"{finding} (GPUs of {facts.gpu_memory_gib:g} GiB)", remedy)
+    empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
+    if empty:
+        multiple = train.pack_length_tokens * facts.num_gpus
+        better = -(-train.tokens_per_step // multiple) * multiple
+        text = f"{train.bins_per_step} packs a step on {facts.num_gpus} GPU(s): {empty} packs of every step stay empty"
+        yield warning("memory", text, f"for example train.tokens_per_step: {better}")

@@ -1,0 +1,137 @@
+"""What a training shows while it runs: one line on a terminal, plain lines now and then in a log file."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from ochat_train.report_text import number_text
+
+SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
+_FEWEST_BAR_CHARACTERS = 8
+_MOST_BAR_CHARACTERS = 30
+
+
+def say(text: str) -> None:
+    """Print lines to stderr, above the progress line if there is one. Any thread may call it."""
+    tqdm.write(text, file=sys.stderr)
+
+
+class TimeLeft:
+    """How long the remaining steps take, if they go on at the pace so far: validations and checkpoints included.
+
+    The pace is taken from the end of the first step that is seen, whose time holds what happens once (compiling).
+    """
+
+    def __init__(self, *, first_step: int, now: float) -> None:
+        self._from, self._is_warm = (first_step, now), False
+
+    def seconds(self, step: int, *, num_steps: int, now: float) -> float:
+        """Seconds left after `step`, which has just ended."""
+        start_step, start = self._from
+        left = (now - start) / (step - start_step) * (num_steps - step)
+        if not self._is_warm:
+            self._from, self._is_warm = (step, now), True
+        return left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of the progress line. rank: the smaller, the longer it stays where the line is too long."""
+
+    text: str
+    rank: int
+
+
+def progress_parts(metrics: dict[str, Any], *, num_steps: int, seconds_left: float) -> list[Part]:
+    """What is worth showing of a step, in the order in which it is read."""
+    losses = ", ".join(f"{name} {number_text(row['loss'], '.3f')}" for name, row in metrics["classes"].items())
+    loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+    parts = [
+        Part(text=f"step {metrics['step']}/{num_steps}", rank=0),
+        Part(text=f"epoch {metrics['epoch']}", rank=8),
+        Part(text=f"loss {loss}", rank=1),
+        Part(text=f"({losses})", rank=3),
+        Part(text=f"{metrics['tokens_per_second'] / 1000:,.1f}k tok/s", rank=4),
+    ]
+    if metrics["mfu"] is not None:
+        parts.append(Part(text=f"MFU {metrics['mfu']:.1%}", rank=6))
+    if metrics["memory_gib"] is not None:
+        parts.append(Part(text=f"{metrics['memory_gib']:.0f} GiB", rank=7))
+    if metrics["data_wait_ratio"] > SLOW_DATA_RATIO:
+        parts.append(Part(text=f"{metrics['data_wait_ratio']:.0%} waiting for data", rank=5))
+    return [*parts, Part(text=f"{duration_text(seconds_left)} left", rank=2)]
+
+
+def fitted(parts: Sequence[Part], *, width: int) -> str:
+    """The parts as one line of at most `width` characters; the least important are left out where it is too long."""
+    kept = list(parts)
+    while len(text := "  ".join(part.text for part in kept)) > width and len(kept) > 1:
+        kept.remove(max(kept, key=lambda part: part.rank))
+    return text[:width]
+
+
+def terminal_line(parts: Sequence[Part], *, done_ratio: float, width: int) -> str:
+    """The parts, with a bar before them where there is room for one."""
+    text = fitted(parts, width=width)
+    room = min(_MOST_BAR_CHARACTERS, width - len(text) - len("100% ||  "))
+    if room < _FEWEST_BAR_CHARACTERS:
+        return text
+    full = int(done_ratio * room)
+    return f"{int(100 * done_ratio):3d}% |{'█' * full}{' ' * (room - full)}|  {text}"
+
+
+def duration_text(seconds: float) -> str:
+    """Minutes and seconds, with hours and days where there are any."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}:{minutes:02d}:{seconds:02d}"
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class ProgressLine:
+    """One line on a terminal; without a terminal a plain line now and then, so that log files stay readable.
+
+    shown: whether this rank shows anything. clock: seconds.
+    """
+
+    LINE_EVERY_SECONDS = 10.0
+
+    def __init__(self, *, first_step: int, num_steps: int, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shown, self._num_steps, self._clock = shown, num_steps, clock
+        self._terminal = sys.stderr.isatty()
+        self._last_line = -math.inf
+        self._time_left = TimeLeft(first_step=first_step, now=clock())
+        self._bar = tqdm(bar_format="{desc}", disable=not (shown and self._terminal))
+
+    def update(self, metrics: dict[str, Any]) -> None:
+        """Show a finished step."""
+        if not self._shown:
+            return
+        now, step = self._clock(), metrics["step"]
+        left = self._time_left.seconds(step, num_steps=self._num_steps, now=now)
+        parts = progress_parts(metrics, num_steps=self._num_steps, seconds_left=left)
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1  # a full line would wrap
+            self._bar.set_description_str(terminal_line(parts, done_ratio=step / self._num_steps, width=width))
+        elif step == self._num_steps or now - self._last_line >= self.LINE_EVERY_SECONDS:
+            print("  ".join(part.text for part in parts), file=sys.stderr, flush=True)
+            self._last_line = now
+
+    def print(self, text: str) -> None:
+        """Print lines above the progress line."""
+        if self._shown:
+            say(text)
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self._bar.close()

@@ -1,0 +1,100 @@
+"""What this machine knows of a base model without asking the network: its configuration and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from data_pipeline.tokenization import TOKENIZER_FILES
+from ochat_train.learning_rate import auto_learning_rate
+
+CONFIG_FILE = "config.json"
+_LLAMA_2_VOCABULARY, _LLAMA_3_VOCABULARY = 32_000, 128_256
+# Only for bases that are not here; the order matters: `llama-3` before `llama-2`, and a fine-tuned Mistral is a Mistral.
+_FAMILY_NAMES = (("mistral", r"mistral|zephyr"), ("llama-3", r"llama-?3"), ("llama-2", r"llama-?2"))
+_TEMPLATES = {"mistral": "openchat_3.5", "llama-3": "openchat_3.6", "llama-2": "openchat_3.2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base model. Everything but the name is None, or empty, where its files are not on this machine.
+
+    family: `mistral`, `llama-2`, `llama-3`, or `other`. max_positions: the longest text it was made for, in tokens.
+    """
+
+    name: str
+    family: str
+    model_type: str | None
+    vocab_size: int | None
+    max_positions: int | None
+    tokenizer_files: Mapping[str, Path]
+
+    @property
+    def template(self) -> str:
+        """The prompt format of OpenChat's models on this family, `chatml` for others."""
+        return _TEMPLATES.get(self.family, "chatml")
+
+    @property
+    def has_learning_rate_rule(self) -> bool:
+        """Whether `learning_rate: auto` covers it."""
+        if self.model_type is None:
+            return self.family in _TEMPLATES
+        try:
+            auto_learning_rate(model_type=self.model_type, vocab_size=self.vocab_size or 0, supervised_tokens_per_step=1.0)
+        except UserError:
+            return False
+        return True
+
+
+def find_base(name: str) -> Base:
+    """Look for a base in a folder or in the Hub cache. Raises UserError for what is neither a folder nor a Hub id."""
+    files = _local_files(name)
+    config = {}
+    if CONFIG_FILE in files:
+        try:
+            config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"--base {name}: {CONFIG_FILE} is not JSON: {error}") from None
+    model_type, vocab_size = config.get("model_type"), config.get("vocab_size")
+    return Base(
+        name=name,
+        family=_family_by_name(name) if model_type is None else _family(model_type, vocab_size),
+        model_type=model_type,
+        vocab_size=vocab_size,
+        max_positions=config.get("max_position_embeddings"),
+        tokenizer_files={file: path for file, path in files.items() if file in TOKENIZER_FILES},
+    )
+
+
+def _local_files(name: str) -> dict[str, Path]:
+    wanted = (CONFIG_FILE, *TOKENIZER_FILES)
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / CONFIG_FILE).is_file():
+            raise UserError(f"--base {name}: the folder holds no {CONFIG_FILE}; name a Hugging Face model folder or a Hub id")
+        return {file: folder / file for file in wanted if (folder / file).is_file()}
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"--base {name}: no such folder, and not a Hub id (ORG/NAME)")
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = {file: try_to_load_from_cache(name, file) for file in wanted}
+    except HFValidationError as error:
+        raise UserError(f"--base {name}: not a Hub id: {error}") from None
+    return {file: Path(path) for file, path in cached.items() if isinstance(path, str)}
+
+
+def _family(model_type: str, vocab_size: int | None) -> str:
+    if model_type == "llama":
+        return {_LLAMA_2_VOCABULARY: "llama-2", _LLAMA_3_VOCABULARY: "llama-3"}.get(vocab_size or 0, "other")
+    return model_type if model_type == "mistral" else "other"
+
+
+def _family_by_name(name: str) -> str:
+    plain = name.rpartition("/")[2].lower()
+    return next((family for family, pattern in _FAMILY_NAMES if re.search(pattern, plain)), "other")

@@ -1,0 +1,147 @@
+"""Which class the rows of each file have, and what is still to be said about the classes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from data_pipeline.errors import UserError
+from data_pipeline.look import SourceLook
+from data_pipeline.settings import ClassSettings
+
+# Last part of a field's name, the most telling first: fields of other names with few values (`language`) name no classes.
+_CLASS_FIELD_NAMES = ("class", "quality", "source", "condition", "generator", "model", "label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassedSource:
+    """A file and its class: `class_name` for all rows, or `class_field`, or neither where OpenChat's rows carry it.
+
+    names: the classes of its sampled rows. reason: why.
+    """
+
+    look: SourceLook
+    class_name: str | None = None
+    class_field: str | None = None
+    names: Sequence[str]
+    reason: str
+
+
+def pairs(texts: Sequence[str], *, flag: str, paths: Sequence[str]) -> dict[str, str]:
+    """`FILE=VALUE` flags by file. Raises UserError for a text of another form and for a file that was not named."""
+    result = {}
+    for text in texts:
+        path, separator, value = text.rpartition("=")
+        if not separator or not path or not value:
+            raise UserError(f"{flag} {text}: expected FILE={flag.removeprefix('--').upper()}")
+        if path not in paths:
+            raise UserError(f"{flag} {text}: {path} is not one of the files: {', '.join(paths)}")
+        result[path] = value
+    return result
+
+
+def default_names(paths: Sequence[str]) -> dict[str, str]:
+    """A class name for every path: its last part without suffix; more of the path where that would be the same twice."""
+    stems = {path: Path(path).name.partition(".")[0].replace("*", "") or "data" for path in paths}
+    count = Counter(stems.values())
+    return {path: "-".join(Path(path).with_suffix("").parts) if count[stem] > 1 else stem for path, stem in stems.items()}
+
+
+def classify(
+    looks: Sequence[SourceLook], *, class_of: Mapping[str, str], class_field: Mapping[str, str], named: Sequence[str]
+) -> list[ClassedSource]:
+    """Decide the class of each file. class_of, class_field: by path, what flags say. named: classes that flags describe.
+
+    Raises UserError for a field that cannot name classes.
+    """
+    defaults = default_names([look.path for look in looks])
+    return [
+        _classify(
+            look, default=defaults[look.path], wanted=class_of.get(look.path), field=class_field.get(look.path), named=named
+        )
+        for look in looks
+    ]
+
+
+def _classify(look: SourceLook, *, default: str, wanted: str | None, field: str | None, named: Sequence[str]) -> ClassedSource:
+    if wanted is not None and field is not None:
+        raise UserError(f"{look.path}: give one of --class-of and --class-field, not both")
+    if wanted is not None:
+        return ClassedSource(look=look, class_name=wanted, names=[wanted], reason="as --class-of says")
+    if field is not None:
+        return ClassedSource(look=look, class_field=field, names=_names(look, field), reason="as --class-field says")
+    if default in named:
+        return ClassedSource(look=look, class_name=default, names=[default], reason="named like the file")
+    if look.carries_classes:
+        names = list(look.fields["condition"].values or ()) if "condition" in look.fields else []
+        return ClassedSource(look=look, names=names, reason="every row carries its condition and weights")
+    fields = {field.rpartition(".")[2]: field for field in reversed(look.class_fields())}
+    best = next((fields[name] for name in _CLASS_FIELD_NAMES if name in fields), None)
+    if best is not None:
+        names = _names(look, best)
+        return ClassedSource(look=look, class_field=best, names=names, reason=f"field `{best}` has {len(names)} values")
+    return ClassedSource(look=look, class_name=default, names=[default], reason="one class for the file, named like it")
+
+
+def _names(look: SourceLook, field: str) -> list[str]:
+    seen = look.fields.get(field)
+    if seen is None:
+        known = ", ".join(look.class_fields()) or "none"
+        raise UserError(f"--class-field {look.path}={field}: no row has such a field with few values; fields: {known}")
+    if seen.values is None or not seen.is_name:
+        raise UserError(f"--class-field {look.path}={field}: its values are not names of a few classes")
+    if seen.num_rows < len(look.conversations):
+        raise UserError(
+            f"--class-field {look.path}={field}: {len(look.conversations) - seen.num_rows:,} of the "
+            f"{len(look.conversations):,} rows looked at do not have it"
+        )
+    return [name for name, _ in seen.values.most_common()]
+
+
+def class_names(sources: Sequence[ClassedSource]) -> list[str]:
+    """Every class that needs a condition and a reward, in the order in which they come up."""
+    needing = (source for source in sources if source.class_name is not None or source.class_field is not None)
+    return list(dict.fromkeys(name for source in needing for name in source.names))
+
+
+def named_classes(texts: Sequence[str]) -> list[str]:
+    """The names that `--class` flags begin with, as far as they can be told from the text alone."""
+    return [text.partition("=")[0] for text in texts]
+
+
+def read_classes(texts: Sequence[str], *, known: Sequence[str]) -> dict[str, ClassSettings]:
+    """`NAME=CONDITION:REWARD` flags. Names may hold `=` and conditions `:`. Raises UserError for an unknown class."""
+    classes = {}
+    for text in texts:
+        fitting = [name for name in known if text.startswith(f"{name}=")]
+        if not fitting:
+            raise UserError(
+                f"--class {text}: expected NAME=CONDITION:REWARD with one of the classes: {', '.join(known) or 'none'}"
+            )
+        name = max(fitting, key=len)
+        condition, separator, reward = text[len(name) + 1 :].rpartition(":")
+        if not separator:
+            raise UserError(
+                f"--class {text}: the reward is missing; expected {name}=CONDITION:REWARD, for example {name}=GPT4:1.0"
+            )
+        classes[name] = class_settings(condition, reward, where=f"--class {text}")
+    return classes
+
+
+def class_settings(condition: str, reward: str, *, where: str) -> ClassSettings:
+    """A class from texts. Raises UserError for a reward that is no number, and for a condition that cannot be used."""
+    try:
+        value = float(reward)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: {reward!r} is not a number")
+    try:
+        return ClassSettings(condition=condition, reward=value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,114 @@
+"""The recipe as text: every line with a comment that a newcomer understands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import yaml
+
+from ochat_train.init.classes import ClassedSource
+from ochat_train.init.draft import BETA, Draft
+
+_COMMENT_COLUMN = 44
+_LINE_LENGTH = 128
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+
+
+def recipe_text(draft: Draft, *, out: str) -> str:
+    """The YAML text; out: the file that it goes into, for the commands at its head."""
+    return "\n".join([*_head(draft, out), *_body(draft)]) + "\n"
+
+
+def _head(draft: Draft, out: str) -> Iterator[str]:
+    yield f"# {draft.name}: {draft.base.name} on conversations of {len(draft.sources)} file(s). Written by `ochat init` after a"
+    yield "# look at the data; every value may be changed. All keys: docs/recipe.md"
+    yield "#"
+    for command, meaning in (
+        (f"ochat check {out} --gpus {draft.gpus}", "can this be trained here? nothing is trained"),
+        (f"ochat prepare {out}", "the files become a prepared dataset"),
+        (f"ochat plan {out} --gpus {draft.gpus}", "steps, learning rate, memory"),
+        (f"./launch.sh {out}", "prepare if need be, and train on all GPUs"),
+    ):
+        yield f"#   {command:<60}  {meaning}"
+
+
+def _body(draft: Draft) -> Iterator[str]:
+    yield _line(f"name: {_value(draft.name)}", "of the run, in logs and trackers")
+    yield _line("seed: 0", "decides validation split and packing; the same seed gives the same run")
+    yield _line(f"output_dir: {_value(f'runs/{draft.name}')}", "metrics, checkpoints and samples of the run")
+    yield "model:"
+    yield _line(f"  path: {_value(draft.base.name)}", "the base model: a Hub id or a folder")
+    yield _line(f"  template: {draft.template.value}", f"prompt format; {draft.template.reason}")
+    yield _line(f"  max_length_tokens: {draft.max_length.value}", draft.max_length.reason)
+    yield from _data(draft)
+    yield "train:"
+    yield _line(f"  epochs: {draft.epochs.value}", f"passes over the data; {draft.epochs.reason}")
+    yield _line(f"  pack_length_tokens: {draft.pack_length.value}", f"rows of whole conversations; {draft.pack_length.reason}")
+    yield _line(f"  tokens_per_step: {draft.tokens_per_step.value}", f"of an update, all GPUs; {draft.tokens_per_step.reason}")
+    yield "  # packs at a time, activation checkpointing and ZeRO stage are chosen from the memory of the GPUs"
+    yield "optimizer:"
+    yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)
+    yield "checkpoint:"
+    yield _line(f"  save_every_steps: {draft.save_every.value}", draft.save_every.reason)
+    yield _line("  keep_last: 2", "older checkpoints are deleted; the best validated one is kept too")
+    yield "tracking:"
+    yield _line("  tensorboard: true", "files for TensorBoard in the run folder; `wandb: true` for Weights & Biases")
+
+
+def _data(draft: Draft) -> Iterator[str]:
+    yield "data:"
+    yield _line(f"  prepared_dir: {_value(draft.prepared_dir)}", "`ochat prepare` writes the dataset here")
+    if draft.classes:
+        yield "  # A class is a kind of conversation. Its condition stands in every role prefix of the prompt; its reward"
+        yield "  # decides how much its answers count: weight = exp((reward - largest reward) / beta)."
+        yield "  classes:"
+        width = max(len(_value(name)) for name in draft.classes) + 1
+        for name, spec in draft.classes.items():
+            assert spec.reward is not None, "classes.py reads it"
+            condition = json.dumps(spec.condition, ensure_ascii=False)
+            yield f"    {_value(name) + ':':<{width}} {{condition: {condition}, reward: {spec.reward}}}"
+        yield _line(f"  beta: {BETA}", "a reward that is 1 lower weighs a tenth")
+    else:
+        yield "  # No classes: each row carries its condition and its weights."
+    yield "  sources:"
+    for source in draft.sources:
+        yield f"    # {source.look.num_rows:,} rows; {source.reason}"
+        yield f"    - {_source(source)}"
+        for name, seen in source.look.fields.items():
+            if seen.numbers is not None:
+                yield f"    # `{_one_line(name)}` could be its reward (`reward_field`): docs/data_formats.md"
+    yield _line(f"  validation_ratio: {draft.validation_ratio.value}", f"held out; {draft.validation_ratio.reason}")
+    yield _line("  overlong: truncate", "a conversation above max_length_tokens keeps its beginning; or drop, or error")
+    yield _line(f"  bad_rows: {draft.bad_rows.value}", f"error: stop at bad rows, drop: count them; {draft.bad_rows.reason}")
+
+
+def _source(source: ClassedSource) -> str:
+    keys = {
+        "path": source.look.path,
+        "format": source.look.format,
+        "class": source.class_name,
+        "class_field": source.class_field,
+    }
+    return "{" + ", ".join(f"{key}: {_value(value)}" for key, value in keys.items() if value is not None) + "}"
+
+
+def _value(text: str) -> str:
+    """A text as YAML reads it back: plain where that is safe, in double quotes elsewhere."""
+    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _line(text: str, comment: str) -> str:
+    """A line with its comment beside it, or above where it would be too long."""
+    comment = f"# {_one_line(comment)}"
+    beside = f"{text:<{_COMMENT_COLUMN}} {comment}"
+    indent = " " * (len(text) - len(text.lstrip()))
+    return beside if len(beside) <= _LINE_LENGTH else f"{indent}{comment}\n{text}"
+
+
+def _one_line(text: str) -> str:
+    """A text that cannot end a comment."""
+    return " ".join(text.split())

@@ -1,0 +1,38 @@
+"""What trackers are told of a run before its first step. Nothing of it comes from the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.dataset import Manifest
+from ochat_train.engine import Ranks
+from ochat_train.recipe import Recipe
+from ochat_train.tracking.protocol import RunFacts
+from ochat_train.versions import library_versions
+
+
+def run_facts(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, first_step: int) -> RunFacts:
+    """The facts of a run that goes on after `first_step`."""
+    versions = {"python": platform.python_version(), **library_versions()}
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    return RunFacts(
+        name=recipe.name, output_dir=Path(recipe.output_dir), first_step=first_step,
+        recipe=recipe.model_dump(mode="json", by_alias=True), classes=[asdict(row) for row in manifest.classes],
+        ledger=manifest.ledger, hardware=_hardware(ranks), versions=versions,
+    )  # fmt: skip
+
+
+def _hardware(ranks: Ranks) -> dict[str, Any]:
+    hardware: dict[str, Any] = {"ranks": ranks.num_ranks, "device": ranks.device.type, "cpus_per_host": os.cpu_count()}
+    if ranks.device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(ranks.device)
+        hardware |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
+        hardware["gpus_per_host"] = torch.cuda.device_count()
+    return hardware

@@ -1,0 +1,53 @@
+"""What a tracker is, and what it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a tracker is told before the first step.
+
+    first_step: steps that were finished before; 0 for a run that begins. recipe: every value. classes, ledger: of the prepared
+    dataset, as in its manifest. hardware, versions: what the run computes with.
+    """
+
+    name: str
+    output_dir: Path
+    first_step: int
+    recipe: dict[str, Any]
+    classes: list[dict[str, Any]]
+    ledger: dict[str, Any]
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Tracker(Protocol):
+    """One place. `start`, `log_step`, `log_validation` and `close` are called in this order, in one thread that is not the
+    training's; they may take any time and raise anything (delivery.py).
+    """
+
+    name: str
+
+    def start(self, facts: RunFacts) -> str:
+        """Begin, or go on with an earlier part of the same run; returns where the run can be seen, for the user."""
+        ...
+
+    def log_step(self, metrics: dict[str, Any]) -> None:
+        """Log a line of metrics.jsonl."""
+        ...
+
+    def log_validation(self, line: dict[str, Any] | None, samples: list[dict[str, Any]]) -> None:
+        """Log a line of validation.jsonl, if anything is held out, and the lines of samples.jsonl that belong to it."""
+        ...
+
+    def close(self, *, done: bool) -> None:
+        """Deliver what is left. done: whether the run reached its last step."""
+        ...
+
+    def abandon(self) -> None:
+        """Nothing more will be called, because something raised or does not return: let the process end all the same."""
+        ...

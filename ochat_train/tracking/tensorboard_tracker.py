@@ -1,0 +1,126 @@
+"""TensorBoard files in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ochat_train.report_text import learnt_text, number_text, shown_condition
+from ochat_train.tracking.protocol import RunFacts
+from ochat_train.tracking.scalars import step_scalars, validation_scalars
+
+FOLDER = "tensorboard"
+# Charts with a curve for each class, under CUSTOM SCALARS; the names of curves are regular expressions.
+_LAYOUT = {
+    "training": {
+        name: ["Multiline", [rf"classes/.*/{name}$"]] for name in ("loss", "accuracy", "weight_share", "effective_tokens")
+    },
+    "validation": {
+        "nll": ["Multiline", [r"validation/classes/.*/nll$"]],
+        "accuracy": ["Multiline", [r"validation/classes/.*/accuracy$"]],
+        "learnt: margin over the nearest other condition": ["Multiline", [r"validation/learnt/.*/margin$"]],
+    },
+}
+
+
+class TensorBoardTracker:
+    """Writes event files into OUTPUT_DIR/tensorboard; steps that a resumed run does again replace the earlier ones."""
+
+    name = "TensorBoard"
+
+    def start(self, facts: RunFacts) -> str:
+        """See Tracker."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = facts.output_dir / FOLDER
+        self._conditions = {row["name"]: row["condition"] for row in facts.classes}
+        purge_step = facts.first_step + 1  # hides what an earlier part wrote of later steps
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        texts = {
+            "recipe": _code(yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True)),
+            "classes": _table(
+                ["", *(row["name"] for row in facts.classes)],
+                [[key, *(row[key] for row in facts.classes)] for key in facts.classes[0] if key != "name"],
+            ),
+            "ledger": _code(json.dumps(facts.ledger, indent=1, ensure_ascii=False)),
+            "hardware": _table(["", ""], facts.hardware.items()),
+            "versions": _table(["", ""], facts.versions.items()),
+        }
+        for name, text in texts.items():
+            self._writer.add_text(f"run/{name}", text, facts.first_step)  # type: ignore[no-untyped-call]
+        self._writer.add_custom_scalars(_LAYOUT)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+        return f"tensorboard --logdir {folder}"
+
+    def log_step(self, metrics: dict[str, Any]) -> None:
+        """See Tracker."""
+        self._add(step_scalars(metrics), metrics["step"])
+
+    def log_validation(self, line: dict[str, Any] | None, samples: list[dict[str, Any]]) -> None:
+        """See Tracker."""
+        if line is not None:
+            self._add(validation_scalars(line), line["step"])
+            if line["matrix"]:
+                self._add_matrix(line)
+        for number, sample in enumerate(samples, start=1):
+            self._writer.add_text(f"samples/{number}", _sample(sample), sample["step"])  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self, *, done: bool) -> None:
+        """See Tracker."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+    def abandon(self) -> None:
+        """See Tracker; its threads end with the process."""
+
+    def _add(self, scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def _add_matrix(self, line: Mapping[str, Any]) -> None:
+        from ochat_train.pictures import heat_map
+
+        picture = heat_map(line["matrix"], line["conditions"], self._conditions)
+        self._writer.add_image(  # type: ignore[no-untyped-call]
+            "validation/condition matrix", picture, line["step"], dataformats="HWC"
+        )
+        head = ["class", *(f"under {shown_condition(condition)}" for condition in line["conditions"]), "learnt"]
+        rows = [
+            [name, *(number_text(value, ".4f") for value in row), learnt_text(line["learnt"].get(name))]
+            for name, row in line["matrix"].items()
+        ]
+        text = _table(head, rows)
+        self._writer.add_text("validation/condition matrix", text, line["step"])  # type: ignore[no-untyped-call]
+
+
+def _sample(sample: Mapping[str, Any]) -> str:
+    parts = ["**prompt**", _code(sample["prompt"])]
+    for answer in sample["answers"]:
+        parts += [f"**{_plain(shown_condition(answer['condition']))}**", _code(answer["text"])]
+        parts += [] if answer["finished"] else ["(goes on)"]
+    return "\n\n".join(parts)
+
+
+def _code(text: str) -> str:
+    """Any text as an indented Markdown block, which shows it as it is; nothing in it can end the block."""
+    return "\n".join(f"    {line}" for line in (text or " ").split("\n"))
+
+
+def _table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """A text in a line of Markdown, without what Markdown or HTML would make of it."""
+    line = " ".join(text.split())
+    return "".join(f"&#{ord(character)};" if character in r"\`*_{}[]<>()#+!|&" else character for character in line)

@@ -1,0 +1,134 @@
+"""What a training shows: one line that fits the terminal, plain lines in a file, nothing on other ranks."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+
+from ochat_train.console import ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
+from ochat_train.quiet import without_build_notices
+
+STEP: dict[str, Any] = {
+    "step": 1234, "epoch": 1, "loss": 0.94214, "tokens_per_second": 101_234.0, "mfu": 0.487, "memory_gib": 65.6,
+    "data_wait_ratio": 0.0, "classes": {"expert": {"loss": 0.5123}, "suboptimal": {"loss": None}},
+}  # fmt: skip
+
+
+class Screen(io.StringIO):
+    """A stderr that is a terminal or a file."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+def parts(**changes: Any) -> list[Any]:
+    return progress_parts({**STEP, **changes}, num_steps=5000, seconds_left=3_725.4)
+
+
+def test_a_wide_line_has_everything() -> None:
+    line = "step 1234/5000  epoch 1  loss 0.9421  (expert 0.512, suboptimal -)  101.2k tok/s  MFU 48.7%  66 GiB  1:02:05 left"
+    assert fitted(parts(), width=200) == line
+    assert "  12% waiting for data  " in fitted(parts(data_wait_ratio=0.12), width=200)
+    assert "  loss not finite  " in fitted(parts(loss=None), width=200)
+    assert fitted(parts(mfu=None, memory_gib=None), width=200) == line.replace("  MFU 48.7%  66 GiB", "")
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (100, "step 1234/5000  loss 0.9421  (expert 0.512, suboptimal -)  101.2k tok/s  MFU 48.7%  1:02:05 left"),
+        (90, "step 1234/5000  loss 0.9421  (expert 0.512, suboptimal -)  101.2k tok/s  1:02:05 left"),
+        (79, "step 1234/5000  loss 0.9421  (expert 0.512, suboptimal -)  1:02:05 left"),
+        (50, "step 1234/5000  loss 0.9421  1:02:05 left"),
+        (30, "step 1234/5000  loss 0.9421"),
+        (20, "step 1234/5000"),
+        (5, "step "),
+    ],
+)
+def test_the_least_important_parts_go_first(width: int, line: str) -> None:
+    assert fitted(parts(), width=width) == line
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_a_terminal_line_never_wraps(ratio: float) -> None:
+    bars = 0
+    for width in range(1, 200):
+        line = terminal_line(parts(), done_ratio=ratio, width=width)
+        assert len(line) <= width
+        if bar := re.match(r" *(\d+)% \|(█*)( *)\|  ", line):
+            bars += 1
+            assert int(bar[1]) == 100 * ratio
+            assert len(bar[2]) == int(ratio * (len(bar[2]) + len(bar[3])))
+    assert bars > 50
+
+
+def test_time_left_leaves_out_what_happens_once_and_counts_what_recurs() -> None:
+    time_left = TimeLeft(first_step=10, now=0.0)
+    assert time_left.seconds(11, num_steps=21, now=100.0) == 1000.0  # all that is known yet
+    assert time_left.seconds(12, num_steps=21, now=102.0) == 18.0
+    assert time_left.seconds(13, num_steps=21, now=110.0) == 40.0  # with a validation of 6 s
+    assert time_left.seconds(21, num_steps=21, now=150.0) == 0.0
+    assert [duration_text(s) for s in (59.6, 3599, 90_061)] == ["1:00", "59:59", "1d 01:01:01"]
+
+
+def shown(screen: Screen, monkeypatch: pytest.MonkeyPatch, *, is_main: bool = True) -> str:
+    """What a training of 30 steps of 3 s writes."""
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    now = 0.0
+    line = ProgressLine(first_step=0, num_steps=30, shown=is_main, clock=lambda: now)
+    for step in range(1, 31):
+        now += 3.0
+        line.update({**STEP, "step": step})
+        if step == 15:
+            line.print("validation")
+    line.close()
+    return screen.getvalue()
+
+
+def test_a_file_gets_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(Screen(is_terminal=False), monkeypatch)
+    steps = [int(step) for step in re.findall(r"^step (\d+)/30  .* left$", text, flags=re.MULTILINE)]
+    assert steps == [1, 5, 9, 13, 17, 21, 25, 29, 30]
+    assert text.count("\n") == len(steps) + 1
+    assert "\nvalidation\n" in text
+    assert all(character == "\n" or character.isprintable() for character in text)
+
+
+def test_a_terminal_gets_one_line_and_other_ranks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(Screen(is_terminal=True), monkeypatch)
+    rows = re.split(r"[\r\n]", text)
+    assert max(map(len, rows)) <= 79
+    assert text.count("\n") == 2  # after `validation`, and at the end
+    assert "step 30/30" in text
+    for is_terminal in (True, False):
+        assert shown(Screen(is_terminal=is_terminal), monkeypatch, is_main=False) == ""
+
+
+def test_lines_go_above_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=True))
+    line = ProgressLine(first_step=0, num_steps=30, shown=True)
+    line.update({**STEP, "step": 7})
+    say("step 7: a spike")
+    text = screen.getvalue()
+    assert re.search(r"\r *\rstep 7: a spike\n\r?.*step 7/30", text.replace("\x1b[A", "")), text
+    line.close()
+
+
+def test_only_build_notices_are_kept_off_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    def start() -> None:
+        with without_build_notices():
+            print("DeepSpeed deepspeed.ops.comm.x built successfully")
+            print("something that matters")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        start()
+    assert capsys.readouterr().out == "something that matters\n"
