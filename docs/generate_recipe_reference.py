@@ -47,7 +47,7 @@ train:
   tokens_per_step: 655360
 ```
 
-The files that `data.sources` may name are described in [data_formats.md](data_formats.md).
+The files that `data.sources` may name are described in [Data formats](data_formats.md).
 
 ## How a recipe is read
 
@@ -65,8 +65,9 @@ a wrong value is reported under `--set`, with no line.
 Numbers reach into lists: `data.sources.0` is the first source.
 
 ```bash
-ochat train recipe.yaml --set train.epochs=1 --set optimizer.learning_rate=2e-5 --set data.sources.0.path=data/other.jsonl
-ochat train recipe.yaml --set 'optimizer.betas=[0.9, 0.98]'
+./launch.sh recipes/mine.yaml --set train.epochs=1 --set optimizer.learning_rate=2e-5 \\
+  --set data.sources.0.path=data/other.jsonl
+./launch.sh recipes/mine.yaml --set 'optimizer.betas=[0.9, 0.98]'
 ```
 
 ## Let an editor check a recipe

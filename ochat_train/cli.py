@@ -19,7 +19,7 @@ from ochat_train import __version__, exits
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 only on success (exits.py has the codes). Problems a user can mend go to stderr as one message."""
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; each verb has a parser of its own."""
     parser = argparse.ArgumentParser(prog="ochat", description="Train chat models on conversations of mixed quality (C-RLFT).")
     parser.add_argument("--version", action="version", version=f"ochat-train {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

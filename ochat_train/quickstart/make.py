@@ -4,6 +4,7 @@ expert.jsonl        few conversations, every answer right         (format `messa
 suboptimal.jsonl    many conversations, most answers wrong        (format `sharegpt`)
 held_out.jsonl      questions that are in neither, to score with
 tokenizer/          a small byte-level BPE, trained on the two
+base/               with --base: a small Mistral with random weights and that tokenizer, to train from like any base model
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,10 @@ WRONG_RATIO = 0.75  # of the suboptimal teacher's answers
 VOCAB_SIZE = 512
 _SYSTEM_TEXTS = ("You are a helpful assistant.", "Answer briefly.")
 _BOS = "<s>"
+BASE_CONFIG = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 32, "max_position_embeddings": 256, "sliding_window": None, "tie_word_embeddings": False,
+}  # fmt: skip
 # Part of the tokenizer's training text, so that a prefix takes a handful of tokens as in a large vocabulary.
 _ROLE_PREFIXES = ("GPT4 Correct User:", "GPT4 Correct Assistant:", "GPT3 User:", "GPT3 Assistant:")
 
@@ -35,7 +41,9 @@ def main() -> None:
     """Write all files; the same ones every time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--base", action="store_true", help="also write base/, a small model to train from")
+    options = parser.parse_args()
+    folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(SEED)
     experts = [_conversation(rng, wrong_ratio=0.0) for _ in range(NUM_EXPERT)]
@@ -45,6 +53,8 @@ def main() -> None:
     _write(folder / "held_out.jsonl", [_as_question(problem) for problem in _held_out(rng)])
     texts = [text for system, turns in experts + suboptimal for text in (system, *(t for turn in turns for t in turn))]
     write_tokenizer(folder / "tokenizer", texts + list(_ROLE_PREFIXES) * len(experts))
+    if options.base:
+        write_base(folder / "base", folder / "tokenizer")
     print(f"{folder}: {NUM_EXPERT:,} expert and {NUM_SUBOPTIMAL:,} suboptimal conversations, {NUM_HELD_OUT} held-out questions")
 
 
@@ -115,6 +125,20 @@ def write_tokenizer(folder: Path, texts: list[str], *, vocab_size: int = VOCAB_S
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": _BOS}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_base(folder: Path, tokenizer_dir: Path) -> None:
+    """Write a Mistral with random weights, the same every time, as a Hugging Face folder with this tokenizer."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+    config = transformers.MistralConfig(
+        **BASE_CONFIG, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=None
+    )
+    torch.manual_seed(SEED)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

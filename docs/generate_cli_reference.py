@@ -1,0 +1,90 @@
+"""Prints docs/command-line.md, the reference of the `ochat` command: walks the parser of every verb.
+
+python docs/generate_cli_reference.py > docs/command-line.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from ochat_train import exits
+from ochat_train.cli import build_parser
+
+_INTRODUCTION = """\
+# Command line
+
+<!-- Printed by docs/generate_cli_reference.py from ochat_train/cli.py: change that. -->
+
+One command, `ochat`, with a verb for each thing to do. `ochat VERB --help` says the same as this page.
+
+- Results go to standard output, messages to standard error. A problem that you can mend is one message; `--debug` adds a
+  traceback.
+- `--json` prints one JSON document or JSON lines, for other programs: see [JSON outputs](json-outputs.md).
+- Exit code {done} is success, {user_error} something you can mend. `ochat train` also ends with {stopped} or {lost}: see
+  [How a run ends](reliability.md#how-a-run-ends).
+- Relative paths start at the folder in which the command runs.
+"""
+
+_LAUNCHERS = """
+## Launchers
+
+`ochat train RECIPE` trains in one process. On several GPUs a launcher starts one process a GPU; what follows the module's name
+are the arguments of `ochat train`:
+
+```bash
+deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml --set train.epochs=3
+torchrun --nproc-per-node 8 -m ochat_train recipes/openchat_3_5.yaml
+```
+
+`./launch.sh` makes an environment, prepares and trains; what stands behind `--` goes to the `deepspeed` launcher:
+
+```bash
+./launch.sh recipes/openchat_3_5.yaml --set train.epochs=3 -- --num_gpus 4
+```
+"""
+
+
+def reference() -> str:
+    """The whole page as Markdown."""
+    introduction = _INTRODUCTION.format(
+        done=exits.DONE, user_error=exits.USER_ERROR, stopped=exits.STOPPED, lost=exits.LOST_RANKS
+    )
+    verbs = (_section(name, parser) for name, parser in verb_parsers().items())
+    return "".join([introduction, *verbs, _LAUNCHERS])
+
+
+def verb_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each verb, in the order of `ochat --help`."""
+    [verbs] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(verbs.choices)
+
+
+def _section(name: str, parser: argparse.ArgumentParser) -> str:
+    description, example = parser.description or "", (parser.epilog or "").removeprefix("example:").strip()
+    assert description, f"ochat {name} has no description"
+    assert example, f"ochat {name} has no example"
+    return f"\n## `ochat {name}`\n\n{description}\n\n```bash\n{example}\n```\n\n" + "".join(_arguments(parser))
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """A list entry for each argument that a person may give."""
+    for action in parser._actions:
+        if action.help == argparse.SUPPRESS or action.dest in ("help", "debug"):  # of every verb; the introduction names them
+            continue
+        value = str(action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper()))
+        value = {0: "", "+": f"{value} ...", "*": f"[{value} ...]", "?": f"[{value}]"}.get(action.nargs, value)
+        shown = " ".join(filter(None, (", ".join(action.option_strings), value)))
+        yield f"- `{shown}`: {_meaning(action)}\n"
+
+
+def _meaning(action: argparse.Action) -> str:
+    said = (action.help or "") % vars(action)
+    given = action.default not in (None, False, argparse.SUPPRESS, [], "")
+    default = f"default {action.default}" if given and isinstance(action.default, str | int | float) else ""
+    rule = "**required**" if action.required and action.option_strings else "" if "default" in said else default
+    return "; ".join(filter(None, (said, rule)))
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
