@@ -73,13 +73,19 @@ def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str,
 
 
 def _download(name: str, revision: str | None) -> dict[str, Path]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     found = {}
     for file in TOKENIZER_FILES:
         try:
             found[file] = Path(hf_hub_download(name, file, revision=revision))
+        except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its class says "not found", too
+            if try_to_load_from_cache(name, file, revision=revision) is not _CACHED_NO_EXIST:
+                raise UserError(
+                    f"model: {name}: {file} is not in the cache of this host, and the Hub cannot be reached; name a local "
+                    "folder, or load the model once with the network (and without HF_HUB_OFFLINE)"
+                ) from None
         except EntryNotFoundError:
             continue
         except Exception as error:

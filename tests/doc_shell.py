@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,9 @@ Answer = tuple[int, str, str]  # exit code, standard output, standard error
 
 
 @contextmanager
-def shell(programs: Iterable[str], handle: Callable[[Call], Answer]) -> Iterator[Callable[[str, Path], str]]:
+def shell(
+    programs: Iterable[str], handle: Callable[[Call], Answer], *, environment: Mapping[str, str]
+) -> Iterator[Callable[[str, Path], str]]:
     """A function that runs a text in bash in a folder and returns what it printed, for as long as the context lasts.
 
     It raises AssertionError where a command fails (`set -euo pipefail`). Beside `programs` only the system's own are in PATH.
@@ -65,9 +67,9 @@ def shell(programs: Iterable[str], handle: Callable[[Call], Answer]) -> Iterator
                 self.wfile.write(json.dumps(handle(call)).encode() + b"\n")
 
         def run(text: str, where: Path) -> str:
-            environment = {**os.environ, "PATH": f"{shims}:/usr/bin:/bin"}
+            variables = {**os.environ, **environment, "PATH": f"{shims}:/usr/bin:/bin"}
             done = subprocess.run(
-                ["/bin/bash", "-euo", "pipefail", "-c", text], cwd=where, env=environment, text=True,
+                ["/bin/bash", "-euo", "pipefail", "-c", text], cwd=where, env=variables, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"exit code {done.returncode} of\n{text}\n{done.stdout}"
