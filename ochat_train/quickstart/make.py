@@ -108,12 +108,10 @@ def _write(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_tokenizer(folder: Path, texts: list[str], *, vocab_size: int = VOCAB_SIZE, digits_apart: bool = False) -> None:
-    """Train a byte-level BPE on texts and write it as a tokenizer folder. digits_apart: every digit is a token of its own."""
+def write_tokenizer(folder: Path, texts: list[str], *, vocab_size: int = VOCAB_SIZE) -> None:
+    """Train a byte-level BPE on texts and write it as a tokenizer folder."""
     tokenizer = Tokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if digits_apart else []
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level]) if digits else byte_level
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[_BOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False

@@ -5,7 +5,6 @@ typical mistake of the task (a forgotten carry, the wrong order, 100 minutes in 
 
 expert.jsonl, suboptimal.jsonl    conversations (format `messages`)
 held_out.jsonl                    questions that are in neither (`question`, `answer`, `task`)
-tokenizer/                        a small byte-level BPE with a token for every digit
 """
 
 from __future__ import annotations
@@ -18,14 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ochat_train.quickstart.make import write_tokenizer
-
 SEED = 0
 NUM_HELD_OUT = 1_000
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _VOWELS = "aeiou"
-_ROLE_PREFIXES = ("GPT4 Correct User:", "GPT4 Correct Assistant:", "GPT3 User:", "GPT3 Assistant:")
-_VOCAB_SIZE = 384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +124,6 @@ def main() -> None:
         _write(folder / f"{name}.jsonl", rows)
     questions = [{"task": p.task, "question": p.question, "answer": p.right} for p in held_out.values()]
     _write(folder / "held_out.jsonl", questions)
-    texts = [message["content"] for row in sources["suboptimal"] for message in row["messages"]]
-    write_tokenizer(folder / "tokenizer", texts + list(_ROLE_PREFIXES) * len(texts), vocab_size=_VOCAB_SIZE, digits_apart=True)
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in sources.items())
     print(f"{folder}: {counts} conversations, {len(questions):,} held-out questions")
 
