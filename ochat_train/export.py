@@ -118,14 +118,13 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
 
     state = load_trained_weights(checkpoint)
     config = transformers.AutoConfig.from_pretrained(run.path / MODEL_CONFIG_FOLDER)
-    dtype = next(iter(state.values())).dtype
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.load_state_dict(state, assign=True, strict=False)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    assert not left, f"the checkpoint has no weights for {left}"
-    _restore_buffers(model, config)
+        model_class = type(transformers.AutoModelForCausalLM.from_config(config))
+    # and not load_state_dict: what a model computes and does not save (rotary frequencies) has to be there, too
+    model, found = model_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=next(iter(state.values())).dtype, output_loading_info=True
+    )
+    assert not found["missing_keys"], f"the checkpoint has no weights for {sorted(found['missing_keys'])}"
     tokenizer = _tokenizer(run.path / "tokenizer")
     generation = transformers.GenerationConfig.from_model_config(config)
     generation.eos_token_id = tokenizer.eos_token_id
@@ -136,15 +135,6 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     model.config.bos_token_id = tokenizer.bos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval()
-
-
-def _restore_buffers(model: Any, config: Any) -> None:
-    """Recompute what is not saved (rotary frequencies): built on the meta device, they have no values yet."""
-    for module in model.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            fresh = type(module)(config=config)
-            for name, buffer in fresh.named_buffers(recurse=False):
-                setattr(module, name, buffer)
 
 
 def _tokenizer(folder: Path) -> Any:
