@@ -20,6 +20,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ochat_train.quickstart.tasks import Problem, draw_problem
+from ochat_train.quiet import quiet_libraries
 
 SEED = 0
 NUM_EXPERT = 2_000
@@ -130,6 +131,7 @@ def write_base(folder: Path, tokenizer_dir: Path) -> None:
     import torch
     import transformers
 
+    quiet_libraries()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
     config = transformers.MistralConfig(
         **BASE_CONFIG, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=None
