@@ -20,7 +20,7 @@ from ochat_train.gradient_sum import GradientSum
 from ochat_train.meeting import meet
 from ochat_train.memory_plan import BUCKET_ELEMENTS, GROUP_ELEMENTS
 from ochat_train.model import PackedCausalLM, model_dtype
-from ochat_train.quiet import quiet_libraries, without_build_notices
+from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe
 
 T = TypeVar("T")
@@ -66,8 +66,7 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     meeting = None if torch.distributed.is_initialized() else meet()
-    with without_build_notices():
-        deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
+    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
     del meeting
     return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 
 
 def quiet_libraries() -> None:
@@ -21,17 +18,5 @@ def quiet_libraries() -> None:
     # DeepSpeed calls collectives by names that newer torch calls deprecated, once a rank and step
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)  # flash-attn-4, while it compiles
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", category=UserWarning)
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device", category=UserWarning)  # the one we set
-
-
-@contextlib.contextmanager
-def without_build_notices() -> Iterator[None]:
-    """Keep off the screen that DeepSpeed has built an extension, once a rank; all else that is printed meanwhile is kept."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            yield
-    finally:
-        for line in said.getvalue().splitlines():
-            if not line.endswith("built successfully"):
-                print(line, flush=True)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ochat_train.console import ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
-from ochat_train.quiet import without_build_notices
 
 STEP: dict[str, Any] = {
     "step": 1234, "epoch": 1, "loss": 0.94214, "tokens_per_second": 101_234.0, "mfu": 0.487, "memory_gib": 65.6,
@@ -120,15 +119,3 @@ def test_lines_go_above_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> No
     text = screen.getvalue()
     assert re.search(r"\r *\rstep 7: a spike\n\r?.*step 7/30", text.replace("\x1b[A", "")), text
     line.close()
-
-
-def test_only_build_notices_are_kept_off_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    def start() -> None:
-        with without_build_notices():
-            print("DeepSpeed deepspeed.ops.comm.x built successfully")
-            print("something that matters")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        start()
-    assert capsys.readouterr().out == "something that matters\n"
