@@ -30,11 +30,11 @@ _POLL_SECONDS = 0.1
 
 
 def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do something on every rank; each gets its own result. A UserError of any of them becomes one of all."""
+    """Do something on every rank; each gets its own result. A UserError or OSError of one becomes a UserError of all."""
     result, problem = None, None
     try:
         result = work()
-    except UserError as error:
+    except (UserError, OSError) as error:
         problem = str(error)
     found = _gathered(ranks, problem)
     problems: dict[str, list[int]] = {}
@@ -118,11 +118,12 @@ def _write_token(folder: Path) -> str:
 
 def _sees(path: Path) -> bool:
     end = time.monotonic() + SIGHT_SECONDS
-    while not path.exists():
-        if time.monotonic() > end:
-            return False
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):  # no permission, or a stale handle of a network disk: not seen
+            if path.exists():
+                return True
         time.sleep(_POLL_SECONDS)
-    return True
+    return False
 
 
 def _gathered(ranks: Ranks, value: Any) -> list[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except exits.NotPushedError as error:
         print(f"ochat {options.verb}: {error}", file=sys.stderr)
         return exits.NOT_PUSHED
-    except BrokenPipeError:  # `ochat inspect ... | head`
-        sys.stdout = None  # type: ignore[assignment]
-        return 0
     return 0
 
 
@@ -258,6 +256,17 @@ def _prepare(options: argparse.Namespace) -> None:
         print(prepare_text(manifest, Path(recipe.data.prepared_dir), reused=reused))
 
 
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """`ochat inspect ... | head` is no failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment]  # so that Python does not complain at its end
+
+
+@_reader_may_leave()
 def _inspect(options: argparse.Namespace) -> None:
     from data_pipeline.inspection import Inspection, Selection
     from data_pipeline.text_rules import visible

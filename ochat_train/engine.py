@@ -72,12 +72,12 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
 
 
 def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do something on rank 0 only; all ranks wait, and all get its result or its UserError."""
+    """Do something on rank 0 only; all ranks wait, and all get its result, or its UserError or OSError as a UserError."""
     message: list[Any] = [None, None]
     if ranks.is_main:
         try:
             message[0] = work()
-        except UserError as error:
+        except (UserError, OSError) as error:
             message[1] = str(error)
     torch.distributed.broadcast_object_list(message, src=0)
     if message[1] is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
+import time
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -38,22 +42,47 @@ def meet() -> object:
             f"({str(error).splitlines()[0][:200]}); is it started, is its name known on every host, is the port open?"
         ) from error
     try:
-        store.wait([_key(other) for other in range(num_ranks)], patience)
+        missing = _missing_ranks(store, num_ranks)
     except (torch.distributed.DistError, RuntimeError) as error:
-        try:
-            missing = [other for other in range(num_ranks) if not store.check([_key(other)])]
-        except (torch.distributed.DistError, RuntimeError):
-            raise _problem(f"rank {rank} ({socket.gethostname()}) has lost rank 0 at {meeting_point}") from error
+        raise _problem(f"rank {rank} ({socket.gethostname()}) has lost rank 0 at {meeting_point}") from error
+    if missing:
+        if rank == 0:
+            time.sleep(2 * _look_seconds())  # until the others have read it: they may have come later, and lose the store
         shown = ", ".join(map(str, missing[:_SHOWN_RANKS])) + (", ..." if len(missing) > _SHOWN_RANKS else "")
         raise _problem(
             f"{len(missing)} of {num_ranks} ranks have not come within {MEETING_SECONDS:g} s: {shown}; look at what their "
             "hosts say, and whether every host was started with the same number of hosts and processes"
-        ) from error
+        )
     return store
 
 
-def _key(rank: int) -> str:
-    return f"ochat/attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/here/{rank}"
+def _missing_ranks(store: Any, num_ranks: int) -> list[int]:
+    """Wait for all ranks; those that did not come, in time for the first rank that has waited long enough.
+
+    Raises RuntimeError or DistError where the store is gone.
+    """
+    everybody, given_up = [_key(other) for other in range(num_ranks)], _key("given-up")
+    end = time.monotonic() + MEETING_SECONDS
+    while True:
+        with contextlib.suppress(torch.distributed.DistError, RuntimeError):
+            store.wait(everybody, timedelta(seconds=_look_seconds()))
+            return []
+        if store.check([given_up]):
+            found: list[int] = json.loads(store.get(given_up))
+            return found
+        if time.monotonic() > end:
+            missing = [other for other in range(num_ranks) if not store.check([_key(other)])]
+            store.set(given_up, json.dumps(missing))
+            return missing
+
+
+def _look_seconds() -> float:
+    """How often a rank looks whether another one has given up."""
+    return min(5.0, MEETING_SECONDS / 4)
+
+
+def _key(name: int | str) -> str:
+    return f"ochat/attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
 def _problem(text: str) -> UserError:

@@ -7,17 +7,22 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 _RELAY_SECONDS = 2.0  # on Ctrl-C a rank gets SIGINT from the terminal and SIGTERM from its launcher: one request
 
 
 class StopRequest:
-    """Whether this process was asked to stop. Handlers are installed when it is made, in the main thread."""
+    """Whether this process was asked to stop since `listen` was called. Before, and after `close`, a signal ends it."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self._first: tuple[int, float] | None = None
         self._launchers = _launchers()
+        self._previous: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Install the handlers, in the main thread."""
         self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def close(self) -> None:

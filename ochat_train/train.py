@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from collections.abc import Iterable
@@ -106,7 +105,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     NotPushedError on rank 0 where the model is trained but could not be brought to the Hub.
     """
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
-    push = None
+    push, stop_request = None, StopRequest()
     try:
         manifest = on_every_rank(ranks, lambda: check_prepared(recipe))
         require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
@@ -115,14 +114,14 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, patience=Patience()))  # before hours are spent
             push = BackgroundPush(recipe) if ranks.is_main else None
-        _train(recipe, manifest, ranks, push, resume=resume, accept_changes=accept_changes)
+        _train(recipe, manifest, ranks, push, stop_request, resume=resume, accept_changes=accept_changes)
         stop_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
-            with contextlib.closing(StopRequest()) as stop_request:
-                push.finish(stop_request)
+            push.finish(stop_request)
     finally:
         if push is not None:
             push.close()
+        stop_request.close()
         unlock_run_folder()
 
 
@@ -132,13 +131,16 @@ def _check_and_lock(recipe: Recipe) -> None:
 
 
 def _train(
-    recipe: Recipe, manifest: Manifest, ranks: Ranks, push: BackgroundPush | None, *, resume: str, accept_changes: bool
-) -> None:
+    recipe: Recipe, manifest: Manifest, ranks: Ranks, push: BackgroundPush | None, stop_request: StopRequest, *,
+    resume: str, accept_changes: bool,
+) -> None:  # fmt: skip
     output_dir = Path(recipe.output_dir)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
-    model, kernel = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    model, kernel = on_every_rank(
+        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    )  # fmt: skip
     require_agreement(ranks, {"attention kernel": kernel})
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
@@ -160,7 +162,7 @@ def _train(
         if ranks.device.type == "cuda":
             print(memory_text(memory, recipe), file=sys.stderr, flush=True)
     validator = Validator(recipe, manifest, ranks, num_steps=plan.num_steps)
-    stop_request = StopRequest()
+    stop_request.listen()  # from here on a step can be finished and a checkpoint written
     watchdog = Watchdog(
         output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
     )
@@ -196,7 +198,6 @@ def _train(
         trackers.close(done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not come to its end
         batches.close()
         watchdog.close()
-        stop_request.close()
 
 
 def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) -> tuple[MemoryPlan, bool]:

@@ -140,6 +140,7 @@ def here(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> BackgroundPush:
 
 def finish_push(push: BackgroundPush) -> None:
     request = StopRequest()
+    request.listen()
     try:
         push.finish(request)
     finally:
@@ -219,6 +220,7 @@ def test_a_run_that_is_stopped_while_it_waits_names_the_command(run_dir: Path, m
     monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: Working())
     push.checkpoint_written()
     request = StopRequest()
+    request.listen()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedBySignalError, match="trained to the end; stopped by SIGTERM"):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 import yaml
 
 from data_pipeline.errors import UserError
@@ -17,7 +19,7 @@ from ochat_train import exits, meeting
 from ochat_train.cli import main
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
-from tests.conftest import free_port, metrics, run_jobs, write_small_recipe
+from tests.conftest import TINY_MODEL, free_port, metrics, run_jobs, write_small_recipe
 
 HOST = socket.gethostname()
 Spoil = Callable[[Path], None]
@@ -40,6 +42,10 @@ def no_data(host: Path) -> None:
     shutil.rmtree(host / "prepared")
 
 
+def no_base(host: Path) -> None:
+    shutil.rmtree(host / "base")
+
+
 def own_disk(host: Path) -> None:
     (host / "run").unlink()
     (host / "run").mkdir()
@@ -55,6 +61,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
         f"not all hosts run the same: the fingerprint of the prepared data is 0123456789ab on rank 1 ({HOST}), and",
     ),
     "no_data": (no_data, f"rank 1 ({HOST}): data.prepared_dir: prepared holds no prepared dataset; run `ochat prepare"),
+    "no_base": (no_base, f"rank 1 ({HOST}): model.path: base: cannot be loaded"),
     "own_disk": (own_disk, f"output_dir: rank 1 ({HOST}) looked into "),
 }
 
@@ -65,9 +72,13 @@ def host(tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPa
     folder = tmp_path / "main"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    config = transformers.AutoConfig.for_model(**TINY_MODEL, vocab_size=400)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+    model = {"path": "base", "tokenizer": str(small_tokenizer_dir), "template": "openchat_3.5", "max_length_tokens": 256}
     recipe = write_small_recipe(
-        folder, small_tokenizer_dir, output_dir="run", data__prepared_dir="prepared", train__max_steps=2, num_conversations=30
-    )
+        folder, small_tokenizer_dir, output_dir="run", data__prepared_dir="prepared", train__max_steps=2, num_conversations=30,
+        model=model,
+    )  # fmt: skip
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     (tmp_path / "shared").mkdir()
     (folder / "run").symlink_to(tmp_path / "shared")
@@ -135,6 +146,15 @@ def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -
 def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     error = met_alone(monkeypatch, rank=0)
     assert str(error).startswith("3 of 4 ranks have not come within 0.5 s: 1, 2, 3; look at what their hosts say")
+
+
+def test_ranks_that_came_later_name_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that has waited long enough gives up for all; without that the others would only lose the meeting point."""
+    monkeypatch.setattr(meeting, "MEETING_SECONDS", 600.0)
+    store = torch.distributed.HashStore()
+    store.set(meeting._key("given-up"), "[2]")
+    monkeypatch.setattr(meeting, "_look_seconds", lambda: 0.01)
+    assert meeting._missing_ranks(store, 3) == [2]
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
