@@ -16,10 +16,11 @@ import yaml
 
 from data_pipeline.errors import UserError
 from ochat_train.cli import main
+from ochat_train.init import run as init_run
 from ochat_train.init import sizes
 from ochat_train.init.base import find_base
 from ochat_train.init.classes import default_names
-from ochat_train.init.recipe_text import _value
+from ochat_train.init.recipe_text import _value, recipe_text
 from ochat_train.init.run import Options, init
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
@@ -240,10 +241,36 @@ def test_files_of_the_same_name_get_different_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "yes", "null", "1", "1e5", "~", "", "a: b", "#x", "*x", "- x", "é", 'q"\\\n\t', "on", "x/y.z"]
+    "text",
+    ["plain", "yes", "null", "1", "1e5", "~", "", "a: b", "#x", "*x", "- x", "é", 'q"\\\n\t', "on", "x/y.z"]
+    + ["a\x85b", "a\u2028b", "\x7f", "\ufffe", "\ufeffa", "\x00", "🙂", "a \r b", "long word " * 50],
 )
 def test_values_are_written_so_that_yaml_reads_them_back(text: str) -> None:
     assert yaml.safe_load(f"key: {_value(text)}") == {"key": text}
+    assert yaml.safe_load(f"{{key: {_value(text)}, {_value(text)}: 1}}") == {"key": text, text: 1}
+
+
+def test_odd_characters_in_names_conditions_and_fields_come_back(here: Path) -> None:
+    odd = "a\x85b\x7f\ufffe\u2028c"
+    Path("base").rename(f"base{odd}")
+    rows = [{**row, f"score{odd}": number / 7} for number, row in enumerate(conversations(12))]
+    write_jsonl(Path(f"{odd}.jsonl"), rows)
+    out = Path(f"{odd}.yaml")
+    path = written(f"{odd}.jsonl", base=f"base{odd}", out=out, name="mine", classes=[f"{odd}={odd}:1"])
+    recipe = load_recipe(path)
+    assert recipe.model.path == f"base{odd}"
+    assert {name: spec.condition for name, spec in recipe.data.classes.items()} == {odd: odd}
+    assert recipe.data.sources[0].path == f"{odd}.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("GPT4 Correct", "GPT4 Corect"), ("path: base", "path: bass"), ("gpt4.j", "gpt5.j")]
+)
+def test_a_recipe_that_reads_back_as_another_is_not_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
+) -> None:
+    monkeypatch.setattr(init_run, "recipe_text", lambda draft, out: recipe_text(draft, out=out).replace(right, wrong))
+    assert "reads back as the same" in message_of()
 
 
 def test_bad_rows_are_said_and_left_out_only_when_told(here: Path) -> None:
