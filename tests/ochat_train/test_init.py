@@ -241,6 +241,30 @@ def test_files_of_the_same_name_get_different_classes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ([".", "data.jsonl"], ["data", "data.jsonl"]),
+        ([".", "data"], ["data", "data-2"]),
+        (["d/x.jsonl", "d/x.json"], ["d-x.jsonl", "d-x.json"]),
+        (["/a/q.jsonl", "/b/q.jsonl"], ["a-q", "b-q"]),
+        (["/a/q.jsonl", "a/q.jsonl", "../a/q.jsonl", "a-q-2"], ["a-q.jsonl", "a-q.jsonl-2", "a-q.jsonl-3", "a-q-2"]),
+        (["a/b.x", "c/b.x", "a-b.x"], ["a-b.x", "c-b", "a-b.x-2"]),
+        (["..", "/", "*", "**/*"], ["data", "data-2", "data-3", "data-4"]),
+    ],
+)
+def test_every_file_has_a_class_name_of_its_own(paths: list[str], names: list[str]) -> None:
+    assert default_names(paths) == dict(zip(paths, names, strict=True))
+
+
+def test_the_working_folder_can_be_a_source(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("data/gpt35.jsonl").unlink()
+    monkeypatch.chdir("data")
+    classes = ["data=A:1", "gpt4=B:0"]
+    recipe = load_recipe(written(".", "gpt4.jsonl", base="../base", out=Path("../mine.yaml"), classes=classes))
+    assert [source.class_name for source in recipe.data.sources] == ["data", "gpt4"]
+
+
+@pytest.mark.parametrize(
     "text",
     ["plain", "yes", "null", "1", "1e5", "~", "", "a: b", "#x", "*x", "- x", "é", 'q"\\\n\t', "on", "x/y.z"]
     + ["a\x85b", "a\u2028b", "\x7f", "\ufffe", "\ufeffa", "\x00", "🙂", "a \r b", "long word " * 50],
