@@ -51,6 +51,9 @@ def export(
     max_shard_size: larger models are written as several files, as `5GB`.
     """
     quiet_libraries()
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file, and an export is a folder; name another one")
     replaceable = overwrite and (out / OCHAT_FILE).is_file()
     if out.exists() and any(out.iterdir()) and not replaceable:
         raise UserError(f"--out {out}: is there already; choose another folder, or `--overwrite` an earlier export")

@@ -15,7 +15,9 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from ochat_train import exits
 from ochat_train.base_model import BaseModel, find_base_model
+from ochat_train.cli import main
 from ochat_train.export import _without_paths
 from ochat_train.model_card import CardFacts, json_code, last_row, model_card
 from ochat_train.prepare_data import prepare_recipe
@@ -232,6 +234,15 @@ def test_a_model_from_random_weights_and_a_folder_that_is_gone() -> None:
     assert base(None).name is None
     assert base("/gone/for/good").name == "good"
     assert base("/gone/for/good").hub_id is None
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_an_export_never_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert main(["export", str(tmp_path), "--out", str(file / below), "--overwrite"]) == exits.USER_ERROR
+    assert f"{file} is a file" in capsys.readouterr().err
+    assert file.read_text() == "mine"
 
 
 def test_paths_of_this_machine_are_cut() -> None:
