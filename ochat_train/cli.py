@@ -167,7 +167,10 @@ def _add_check(recipe_verb: Verb) -> None:
     text = "Say everything about a recipe that can be known before a GPU is held: ok, warning or problem."
     check = recipe_verb("check", _check, text, "ochat check recipes/quickstart.yaml --gpus 8")
     check.add_argument("--gpus", type=_positive, help="number of GPUs; default: those of this machine, or 1")
-    check.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU; default: as here, or 79 GiB (H100)")
+    check.add_argument(
+        "--gpu-memory", type=_positive_number, metavar="GIB",
+        help="memory of a GPU in GiB; default: as of the GPUs here, or an H100's",
+    )  # fmt: skip
     check.add_argument("--json", action="store_true", help="print one JSON document")
 
 
