@@ -257,11 +257,12 @@ def test_every_file_has_a_class_name_of_its_own(paths: list[str], names: list[st
 
 
 def test_the_working_folder_can_be_a_source(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("data/gpt35.jsonl").unlink()
+    Path("data/gpt35.jsonl").rename("data/data.jsonl")
+    Path("data/gpt4.jsonl").unlink()
     monkeypatch.chdir("data")
-    classes = ["data=A:1", "gpt4=B:0"]
-    recipe = load_recipe(written(".", "gpt4.jsonl", base="../base", out=Path("../mine.yaml"), classes=classes))
-    assert [source.class_name for source in recipe.data.sources] == ["data", "gpt4"]
+    classes = ["data=A:1", "data.jsonl=B:0"]
+    recipe = load_recipe(written(".", "data.jsonl", base="../base", out=Path("../mine.yaml"), classes=classes))
+    assert [source.class_name for source in recipe.data.sources] == ["data", "data.jsonl"]
 
 
 TEXTS = ("plain", "yes", "null", "1", "1e5", "~", "", "a: b", "#x", "*x", "- x", "é", 'q"\\\n\t', "on", "x/y.z")
