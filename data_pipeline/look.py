@@ -18,7 +18,7 @@ from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
 from data_pipeline.openchat_parquet import is_tokenized
 from data_pipeline.settings import SourceSettings, TextFormat
-from data_pipeline.sources import Chunk, RowError
+from data_pipeline.sources import Chunk, RowError, duplicate_id
 from data_pipeline.tagging import tag
 from data_pipeline.templates import Template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
@@ -43,11 +43,6 @@ class RowSample:
 
     rows: Sequence[tuple[str, Any]]
     num_rows: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every row is in it."""
-        return len(self.rows) == self.num_rows
 
 
 @dataclass(kw_only=True)
@@ -173,7 +168,8 @@ def look_at(path: str, *, format: TextFormat | None = None, most_rows: int = SAM
         if conversation is None:
             ledger.drop(errors[chosen][number].reason, place, str(errors[chosen][number]), bad=True)
         elif conversation.id in seen_ids:
-            ledger.drop("duplicate_id", place, f"id `{conversation.id}` stands twice in this source; make it unique", bad=True)
+            twice = duplicate_id(conversation.id)
+            ledger.drop(twice.reason, place, str(twice), bad=True)
         else:
             seen_ids.add(conversation.id)
             conversations.append(conversation)

@@ -33,7 +33,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.ledger import Ledger
 from data_pipeline.openchat_parquet import BatchChunk, tokenized_chunks, tokenized_files
 from data_pipeline.rewards import survey
-from data_pipeline.sources import Chunk
+from data_pipeline.sources import Chunk, duplicate_id
 from data_pipeline.tagging import ConversationClass, class_table
 
 
@@ -278,8 +278,8 @@ def _drop_duplicates(result: ChunkResult, seen_ids: set[tuple[int, str]]) -> np.
         if (result.source, identifier) in seen_ids:
             kept[row] = False
             result.ledger.num_read += 1
-            message = f"id `{identifier}` stands twice in this source; make it unique"
-            result.ledger.drop("duplicate_id", result.places[row], message, bad=True)
+            twice = duplicate_id(identifier)
+            result.ledger.drop(twice.reason, result.places[row], str(twice), bad=True)
         seen_ids.add((result.source, identifier))
     return kept
 

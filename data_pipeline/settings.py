@@ -13,7 +13,7 @@ Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 TextFormat = Literal["openchat", "sharegpt", "messages", "alpaca"]
 Format = Literal[TextFormat, "openchat_tokenized"]
 
-
+HUB_PREFIX = "hf://"  # of a source's path: a dataset on the Hub
 SMALLEST_WEIGHT = 1e-30  # far above float32's smallest number, far below any weight that matters
 
 
@@ -89,6 +89,11 @@ class SourceSettings(Section):
     split: str | None = Field(None, description="split of a Hub dataset or of a folder made by `datasets`")
 
     @property
+    def is_on_hub(self) -> bool:
+        """Whether it is a dataset on the Hub, and no file here."""
+        return self.path.startswith(HUB_PREFIX)
+
+    @property
     def is_tokenized(self) -> bool:
         """Whether the rows hold tokens and their weights, and no text."""
         return self.format == "openchat_tokenized"
@@ -101,7 +106,7 @@ class SourceSettings(Section):
             raise ValueError("`reward_field` needs `class` or `class_field`")
         if self.is_tokenized and (self.class_field is not None or self.reward_field is not None):
             raise ValueError("tokenized rows have no `class_field` and no `reward_field`; their weights stand in them")
-        if self.is_tokenized and (self.split is not None or self.path.startswith("hf://")):
+        if self.is_tokenized and (self.split is not None or self.is_on_hub):
             raise ValueError("tokenized rows are read from .parquet files; download them and name the files")
         return self
 

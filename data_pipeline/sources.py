@@ -18,14 +18,13 @@ import pyarrow.parquet as parquet
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings import HUB_PREFIX, SourceSettings
 from data_pipeline.text_rules import shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _LINES_CHUNK_BYTES = 2 << 20  # large enough to keep a worker busy for a second, small enough to balance
 _ROWS_PER_CHUNK = 1024
-_HUB_PREFIX = "hf://"
 
 
 class RowError(Exception):
@@ -34,6 +33,11 @@ class RowError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def duplicate_id(identifier: str) -> RowError:
+    """The second conversation of a source with an id."""
+    return RowError("duplicate_id", f"id `{identifier}` stands twice in this source; make it unique")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ def is_dataset(source: SourceSettings) -> bool:
     """Whether the source is read through Hugging Face `datasets`: a Hub id or a `save_to_disk` folder."""
     folder = Path(source.path)
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-    return source.path.startswith(_HUB_PREFIX) or saved
+    return source.is_on_hub or saved
 
 
 def fingerprint(source: SourceSettings, *, where: str) -> str:
@@ -196,8 +200,8 @@ def _load_dataset(source: SourceSettings, *, where: str) -> Any:
 def _find_dataset(source: SourceSettings, *, where: str) -> Any:
     import datasets
 
-    if source.path.startswith(_HUB_PREFIX):
-        name = source.path.removeprefix(_HUB_PREFIX)
+    if source.is_on_hub:
+        name = source.path.removeprefix(HUB_PREFIX)
         if source.split is None:
             raise UserError(f"{where}: {source.path}: name the split, for example `split: train`")
         try:

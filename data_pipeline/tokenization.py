@@ -55,12 +55,17 @@ class TokenizerSpec:
         return hashlib.sha256(f"{self.backend}\0{tokens}".encode()).hexdigest()
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name is looked for on the Hub: ORG/NAME, and no folder of that name is here."""
+    return not Path(name).exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1
+
+
 def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:
     """The tokenizer files of a local folder or a Hub model, by name. Raises UserError where `tokenizer.json` is missing."""
     folder = Path(name)
     if folder.is_dir():
         found = {file: folder / file for file in TOKENIZER_FILES if (folder / file).is_file()}
-    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    elif not is_hub_id(name):
         raise UserError(f"model: {name}: no such folder, and not a Hub id (ORG/NAME)")
     else:
         found = _download(name, revision)

@@ -21,8 +21,8 @@ One command, `ochat`, with a verb for each thing to do. `ochat VERB --help` says
 - Results go to standard output, messages to standard error. A problem that you can mend is one message; `--debug` adds a
   traceback.
 - `--json` prints one JSON document or JSON lines, for other programs: see [JSON outputs](json-outputs.md).
-- Exit code {done} is success, {user_error} something you can mend. `ochat train` also ends with {stopped} or {lost}: see
-  [How a run ends](reliability.md#how-a-run-ends).
+- Exit code {done} is success, {user_error} something you can mend. `ochat train` also ends with {stopped}, {lost} or
+  {not_pushed}: see [How a run ends](reliability.md#how-a-run-ends).
 - Relative paths start at the folder in which the command runs.
 """
 
@@ -48,8 +48,9 @@ torchrun --nproc-per-node 8 -m ochat_train recipes/openchat_3_5.yaml
 def reference() -> str:
     """The whole page as Markdown."""
     introduction = _INTRODUCTION.format(
-        done=exits.DONE, user_error=exits.USER_ERROR, stopped=exits.STOPPED, lost=exits.LOST_RANKS
-    )
+        done=exits.DONE, user_error=exits.USER_ERROR, stopped=exits.STOPPED, lost=exits.LOST_RANKS,
+        not_pushed=exits.NOT_PUSHED,
+    )  # fmt: skip
     verbs = (_section(name, parser) for name, parser in verb_parsers().items())
     return "".join([introduction, *verbs, _LAUNCHERS])
 

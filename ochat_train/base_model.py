@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ochat_train.recipe import ModelSettings, hub_name_problem
+from data_pipeline.tokenization import is_hub_id
+from ochat_train.recipe import ModelSettings
 
 _TIMEOUT_SECONDS = 10.0  # an export does not wait longer for the Hub
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseOrigin:
+    """Where a run took its base from: a folder, or a model of the Hub; everything is None for random weights."""
+
+    folder: str | None = None
+    hub_id: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +38,40 @@ class BaseModel:
     why_unknown: str | None = None
 
 
-def find_base_model(settings: ModelSettings) -> BaseModel:
-    """The base of a run. Asks the Hub about a base that is there, for ten seconds at most; never fails."""
+def base_origin(settings: ModelSettings) -> BaseOrigin:
+    """Where the base is loaded from, here and now: a folder comes before a model of the Hub, as transformers has it."""
     if settings.path is None:
-        return BaseModel(name=None, why_unknown="the model was trained from random weights, and whoever trained it chooses one")
+        return BaseOrigin()
     folder = Path(settings.path)
     if folder.is_dir():
+        return BaseOrigin(folder=str(folder.resolve()))
+    return BaseOrigin(hub_id=settings.path, revision=settings.revision)
+
+
+def find_base_model(settings: ModelSettings, origin: BaseOrigin | None) -> BaseModel:
+    """The base of a run. Asks the Hub about a base from there, for ten seconds at most; never fails.
+
+    origin: as the run recorded it, None where it did not. Without it a name is not looked up: `models/base` may have been a
+    folder beside the run, and the Hub would answer for somebody else's model.
+    """
+    if settings.path is None:
+        return BaseModel(name=None, why_unknown="the model was trained from random weights, and whoever trained it chooses one")
+    if origin is not None and origin.hub_id is not None:
+        return _from_hub(origin.hub_id, origin.revision)
+    folder = Path(settings.path if origin is None or origin.folder is None else origin.folder)
+    if folder.is_dir():
         return _from_metadata(folder.resolve().name, None, None, _card_metadata(folder / "README.md"), "in its folder")
-    if hub_name_problem(settings.path) is not None:
-        return BaseModel(name=folder.name, why_unknown="the folder of the base model is not there any more")
-    metadata = _hub_metadata(settings.path, settings.revision)
+    if origin is None and is_hub_id(settings.path):
+        reason = "the run did not record whether its base was a folder or a model of the Hub"
+        return BaseModel(name=settings.path, why_unknown=reason)
+    return BaseModel(name=folder.name, why_unknown="the folder of the base model is not there any more")
+
+
+def _from_hub(name: str, revision: str | None) -> BaseModel:
+    metadata = _hub_metadata(name, revision)
     if metadata is None:
-        return BaseModel(name=settings.path, why_unknown="the base model's card could not be read from the Hub")
-    return _from_metadata(settings.path, settings.path, settings.revision, metadata, "on the Hub")
+        return BaseModel(name=name, why_unknown="the base model's card could not be read from the Hub")
+    return _from_metadata(name, name, revision, metadata, "on the Hub")
 
 
 def _from_metadata(name: str, hub_id: str | None, revision: str | None, metadata: dict[str, Any], place: str) -> BaseModel:

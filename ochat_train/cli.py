@@ -17,6 +17,8 @@ from typing import Any
 from data_pipeline.errors import UserError
 from ochat_train import __version__, exits
 
+Verb = Callable[..., argparse.ArgumentParser]  # adds a verb: its name, what runs it, what it does, an example
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 only on success (exits.py has the codes). Problems a user can mend go to stderr as one message."""
@@ -69,133 +71,21 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     _add_init(verb)
-
-    prepare = recipe_verb(
-        "prepare", _prepare, "Turn raw conversations into a prepared dataset.", "ochat prepare recipes/quickstart.yaml"
-    )
-    prepare.add_argument("--workers", type=_positive, help="processes; default: one per core")
-    prepare.add_argument("--json", action="store_true", help="print one JSON document")
-
-    inspect = verb(
-        "inspect", _inspect, "Show prepared rows, the class table and lengths.",
-        "ochat inspect data/quickstart/prepared --split train --rows 0:3 --class expert",
-    )  # fmt: skip
-    inspect.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
-    inspect.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
-    inspect.add_argument(
-        "--rows", type=_row_range, metavar="A:B",
-        help="rows A to B-1, of those that match the options below (default 0:3; 0:20 with --html; 0:0 shows no row)",
-    )  # fmt: skip
-    inspect.add_argument("--class", dest="class_name", metavar="NAME", help="only rows of this class")
-    inspect.add_argument("--id", dest="conversation_id", metavar="ID", help="only the conversation with this id")
-    inspect.add_argument("--find", metavar="TEXT", help="only rows that hold this text")
-    inspect.add_argument("--tokens", action="store_true", help="show every token with its id and weight")
-    inspect.add_argument(
-        "--color", choices=("auto", "always", "never"), default="auto",
-        help="auto (the default): on a terminal, unless NO_COLOR is set",
-    )  # fmt: skip
-    form = inspect.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON line per row")
-    form.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page instead, readable without network")
-
-    text = "Say what a recipe would do, without training."
-    plan = recipe_verb("plan", _plan, text, "ochat plan recipes/openchat_3_5.yaml --gpus 8 --gpu h100")
-    plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
-    plan.add_argument(
-        "--gpu", default="h100", metavar="h100|h200|a100|TFLOPS",
-        help="kind of GPU, or its dense bfloat16 peak in TFLOP/s (default h100)",
-    )  # fmt: skip
-    plan.add_argument("--gpu-memory", type=_positive_number, metavar="GIB", help="memory of a GPU in GiB (default: the kind's)")
-    plan.add_argument(
-        "--mfu", type=_share, metavar="SHARE",
-        help="share of the peak to reckon the time with, for example 0.5; default: what was measured",
-    )  # fmt: skip
-    plan.add_argument("--json", action="store_true", help="print one JSON document")
-
-    text = "Say everything about a recipe that can be known before a GPU is held: ok, warning or problem."
-    check = recipe_verb("check", _check, text, "ochat check recipes/quickstart.yaml --gpus 8")
-    check.add_argument("--gpus", type=_positive, help="number of GPUs; default: those of this machine, or 1")
-    check.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU; default: as here, or 79 GiB (H100)")
-    check.add_argument("--json", action="store_true", help="print one JSON document")
-
-    train = recipe_verb(
-        "train", _train, "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
-        "deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
-    )  # fmt: skip
-    train.add_argument(
-        "--resume", default="auto", metavar="auto|never|PATH",
-        help="go on from the newest intact checkpoint (auto, the default), start anew, or go on from a checkpoint folder",
-    )  # fmt: skip
-    train.add_argument(
-        "--accept-changes", action="store_true",
-        help="go on from a checkpoint although data or settings have changed since it was written",
-    )  # fmt: skip
-    train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; LOCAL_RANK counts
-
-    text = "Train and score the arms of C-RLFT's ablation: is conditioning, is weighting, worth it on these data?"
-    ablate = recipe_verb(
-        "ablate", _ablate, text, "ochat ablate recipes/quickstart.yaml --seeds 3 --out runs/quickstart-ablation"
-    )
-    ablate.add_argument("--out", type=Path, required=True, help="folder of the ablation; started again, it goes on there")
-    ablate.add_argument("--seeds", type=_positive, default=1, help="trainings of each arm (default 1; a spread needs 2)")
-    ablate.add_argument("--arms", default="", metavar="A,B", help="only these arms")
-    ablate.add_argument("--gpus", type=_positive, default=1, help="GPUs (or CPU processes) of one training (default 1)")
-    ablate.add_argument("--parallel", type=_positive, default=1, help="trainings at the same time (default 1)")
-    ablate.add_argument("--keep-checkpoints", action="store_true", help="keep the checkpoints of arms that are scored")
-    ablate.add_argument("--json", action="store_true", help="print one JSON document")
-
-    report = verb("report", _report, "Write a run as one HTML page.", "ochat report runs/quickstart")
-    report.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
-    report.add_argument("--out", type=Path, help="file to write; default: report.html in the run folder")
-
-    export = verb(
-        "export", _export, "Write a checkpoint as a Hugging Face folder.",
-        "ochat export runs/quickstart --out runs/quickstart/export",
-    )  # fmt: skip
-    export.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
-    export.add_argument(
-        "--step", type=_step, metavar="N|best", help="step of the checkpoint, or the one with the lowest validation loss; "
-        "default: the newest",
-    )  # fmt: skip
-    export.add_argument("--out", type=Path, required=True, help="folder to write")
-    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
-    export.add_argument(
-        "--max-shard-size", type=_file_size, default="5GB", metavar="SIZE",
-        help="write several files of at most this size (default 5GB)",
-    )  # fmt: skip
-
-    push = verb(
-        "push", _push, "Upload an exported folder to the Hugging Face Hub, and compare what arrived.",
-        "HF_TOKEN=... ochat push runs/quickstart/export --repo ORG/NAME",
-    )  # fmt: skip
-    push.add_argument("dir", type=Path, help="folder that `ochat export` wrote")
-    push.add_argument("--repo", required=True, metavar="ORG/NAME", help="model repository; made if it is not there, private")
-    push.add_argument("--public", action="store_true", help="make a public repository, or push to one")
-    push.add_argument("--revision", help="branch to push to, made if it is not there; default: main")
-    push.add_argument("--message", help="message of the commit")
-    push.add_argument(
-        "--overwrite", action="store_true", help="replace all files of a repository that `ochat push` did not make"
-    )
-    push.add_argument("--json", action="store_true", help="print one JSON document")
-
-    generate = verb(
-        "generate", _generate, "Ask an exported model one thing.",
-        'ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
-    )  # fmt: skip
-    generate.add_argument("model", type=Path, help="exported folder")
-    generate.add_argument("--prompt", required=True, help="what the user says")
-    generate.add_argument("--condition", help="condition to answer under; default: the export's own")
-    generate.add_argument("--system", default="", help="system text")
-    generate.add_argument("--max-new-tokens", type=_positive, default=256)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
-    generate.add_argument("--json", action="store_true", help="print one JSON document")
-
-    schema = verb("schema", _schema, "Print the JSON schema of recipes, for editors.", "ochat schema > recipe.schema.json")
-    schema.set_defaults(verb="schema")
+    _add_prepare(recipe_verb)
+    _add_inspect(verb)
+    _add_plan(recipe_verb)
+    _add_check(recipe_verb)
+    _add_train(recipe_verb)
+    _add_ablate(recipe_verb)
+    _add_report(verb)
+    _add_export(verb)
+    _add_push(verb)
+    _add_generate(verb)
+    _add_schema(verb)
     return parser
 
 
-def _add_init(verb: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_init(verb: Verb) -> None:
     init = verb(
         "init", _init, "Write a commented recipe for a base and data files, after a look at the files. On a terminal it asks.",
         'ochat init data/gpt4.jsonl data/gpt35.jsonl --base mistralai/Mistral-7B-v0.1 --out recipes/mine.yaml '
@@ -221,6 +111,153 @@ def _add_init(verb: Callable[..., argparse.ArgumentParser]) -> None:
     init.add_argument("--bad-rows", choices=("error", "drop"), help="what `ochat prepare` does with rows that it cannot read")
     init.add_argument("--sample-rows", type=_positive, metavar="N", help="rows of a file to look at (default 20000)")
     init.add_argument("--overwrite", action="store_true", help="replace the recipe if it is there")
+
+
+def _add_prepare(recipe_verb: Verb) -> None:
+    prepare = recipe_verb(
+        "prepare", _prepare, "Turn raw conversations into a prepared dataset.", "ochat prepare recipes/quickstart.yaml"
+    )
+    prepare.add_argument("--workers", type=_positive, help="processes; default: one per core")
+    prepare.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_inspect(verb: Verb) -> None:
+    inspect = verb(
+        "inspect", _inspect, "Show prepared rows, the class table and lengths.",
+        "ochat inspect data/quickstart/prepared --split train --rows 0:3 --class expert",
+    )  # fmt: skip
+    inspect.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
+    inspect.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
+    inspect.add_argument(
+        "--rows", type=_row_range, metavar="A:B",
+        help="rows A to B-1, of those that match the options below (default 0:3; 0:20 with --html; 0:0 shows no row)",
+    )  # fmt: skip
+    inspect.add_argument("--class", dest="class_name", metavar="NAME", help="only rows of this class")
+    inspect.add_argument("--id", dest="conversation_id", metavar="ID", help="only the conversation with this id")
+    inspect.add_argument("--find", metavar="TEXT", help="only rows that hold this text")
+    inspect.add_argument("--tokens", action="store_true", help="show every token with its id and weight")
+    inspect.add_argument(
+        "--color", choices=("auto", "always", "never"), default="auto",
+        help="auto (the default): on a terminal, unless NO_COLOR is set",
+    )  # fmt: skip
+    form = inspect.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON line per row")
+    form.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page instead, readable without network")
+
+
+def _add_plan(recipe_verb: Verb) -> None:
+    text = "Say what a recipe would do, without training."
+    plan = recipe_verb("plan", _plan, text, "ochat plan recipes/openchat_3_5.yaml --gpus 8 --gpu h100")
+    plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
+    plan.add_argument(
+        "--gpu", default="h100", metavar="h100|h200|a100|TFLOPS",
+        help="kind of GPU, or its dense bfloat16 peak in TFLOP/s (default h100)",
+    )  # fmt: skip
+    plan.add_argument("--gpu-memory", type=_positive_number, metavar="GIB", help="memory of a GPU in GiB (default: the kind's)")
+    plan.add_argument(
+        "--mfu", type=_share, metavar="SHARE",
+        help="share of the peak to reckon the time with, for example 0.5; default: what was measured",
+    )  # fmt: skip
+    plan.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_check(recipe_verb: Verb) -> None:
+    text = "Say everything about a recipe that can be known before a GPU is held: ok, warning or problem."
+    check = recipe_verb("check", _check, text, "ochat check recipes/quickstart.yaml --gpus 8")
+    check.add_argument("--gpus", type=_positive, help="number of GPUs; default: those of this machine, or 1")
+    check.add_argument(
+        "--gpu-memory", type=_positive_number, metavar="GIB",
+        help="memory of a GPU in GiB; default: as of the GPUs here, or an H100's",
+    )  # fmt: skip
+    check.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_train(recipe_verb: Verb) -> None:
+    train = recipe_verb(
+        "train", _train, "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
+        "deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
+    )  # fmt: skip
+    train.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH",
+        help="go on from the newest intact checkpoint (auto, the default), start anew, or go on from a checkpoint folder",
+    )  # fmt: skip
+    train.add_argument(
+        "--accept-changes", action="store_true",
+        help="go on from a checkpoint although data or settings have changed since it was written",
+    )  # fmt: skip
+    train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; LOCAL_RANK counts
+
+
+def _add_ablate(recipe_verb: Verb) -> None:
+    text = "Train and score the arms of C-RLFT's ablation: is conditioning, is weighting, worth it on these data?"
+    ablate = recipe_verb(
+        "ablate", _ablate, text, "ochat ablate recipes/quickstart.yaml --seeds 3 --out runs/quickstart-ablation"
+    )
+    ablate.add_argument("--out", type=Path, required=True, help="folder of the ablation; started again, it goes on there")
+    ablate.add_argument("--seeds", type=_positive, default=1, help="trainings of each arm (default 1; a spread needs 2)")
+    ablate.add_argument("--arms", default="", metavar="A,B", help="only these arms")
+    ablate.add_argument("--gpus", type=_positive, default=1, help="GPUs (or CPU processes) of one training (default 1)")
+    ablate.add_argument("--parallel", type=_positive, default=1, help="trainings at the same time (default 1)")
+    ablate.add_argument("--keep-checkpoints", action="store_true", help="keep the checkpoints of arms that are scored")
+    ablate.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_report(verb: Verb) -> None:
+    report = verb("report", _report, "Write a run as one HTML page.", "ochat report runs/quickstart")
+    report.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
+    report.add_argument("--out", type=Path, help="file to write; default: report.html in the run folder")
+
+
+def _add_export(verb: Verb) -> None:
+    export = verb(
+        "export", _export, "Write a checkpoint as a Hugging Face folder.",
+        "ochat export runs/quickstart --out runs/quickstart/export",
+    )  # fmt: skip
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
+    export.add_argument(
+        "--step", type=_step, metavar="N|best", help="step of the checkpoint, or the one with the lowest validation loss; "
+        "default: the newest",
+    )  # fmt: skip
+    export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
+    export.add_argument(
+        "--max-shard-size", type=_file_size, default="5GB", metavar="SIZE",
+        help="write several files of at most this size (default 5GB)",
+    )  # fmt: skip
+
+
+def _add_push(verb: Verb) -> None:
+    push = verb(
+        "push", _push, "Upload an exported folder to the Hugging Face Hub, and compare what arrived.",
+        "HF_TOKEN=... ochat push runs/quickstart/export --repo ORG/NAME",
+    )  # fmt: skip
+    push.add_argument("dir", type=Path, help="folder that `ochat export` wrote")
+    push.add_argument("--repo", required=True, metavar="ORG/NAME", help="model repository; made if it is not there, private")
+    push.add_argument("--public", action="store_true", help="make a public repository, or push to one")
+    push.add_argument("--revision", help="branch to push to, made if it is not there; default: main")
+    push.add_argument("--message", help="message of the commit")
+    push.add_argument(
+        "--overwrite", action="store_true", help="replace all files of a repository that `ochat push` did not make"
+    )
+    push.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_generate(verb: Verb) -> None:
+    generate = verb(
+        "generate", _generate, "Ask an exported model one thing.",
+        'ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
+    )  # fmt: skip
+    generate.add_argument("model", type=Path, help="exported folder")
+    generate.add_argument("--prompt", required=True, help="what the user says")
+    generate.add_argument("--condition", help="condition to answer under; default: the export's own")
+    generate.add_argument("--system", default="", help="system text")
+    generate.add_argument("--max-new-tokens", type=_positive, default=256)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    generate.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_schema(verb: Verb) -> None:
+    verb("schema", _schema, "Print the JSON schema of recipes, for editors.", "ochat schema > recipe.schema.json")
 
 
 def _init(options: argparse.Namespace) -> None:

@@ -35,7 +35,6 @@ from ochat_train.run_history import rows_of
 from ochat_train.versions import library_versions
 
 OCHAT_FILE = EXPORT_MARK
-_HUB_DATASET = "hf://"
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
@@ -51,6 +50,9 @@ def export(
     max_shard_size: larger models are written as several files, as `5GB`.
     """
     quiet_libraries()
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file, and an export is a folder; name another one")
     replaceable = overwrite and (out / OCHAT_FILE).is_file()
     if out.exists() and any(out.iterdir()) and not replaceable:
         raise UserError(f"--out {out}: is there already; choose another folder, or `--overwrite` an earlier export")
@@ -148,15 +150,15 @@ def _describe(run: RunFolder, step: int, folder: Path) -> None:
     recipe = _without_paths(
         run.recipe.model_dump(mode="json", by_alias=True, exclude={"output_dir": True, "data": {"prepared_dir"}})
     )
-    for source in recipe["data"]["sources"]:
-        if not source["path"].startswith(_HUB_DATASET):
+    for settings, source in zip(run.recipe.data.sources, recipe["data"]["sources"], strict=True):
+        if not settings.is_on_hub:
             source["path"] = Path(source["path"]).name
     for key in ("path", "tokenizer"):
         if recipe["model"][key] is not None and Path(recipe["model"][key]).exists():
             recipe["model"][key] = Path(recipe["model"][key]).name
     facts = CardFacts(
-        run=run, base=find_base_model(run.recipe.model), step=step, recipe=recipe, versions=library_versions(),
-        metrics=last_row(rows_of(run.path / METRICS_FILE), step),
+        run=run, base=find_base_model(run.recipe.model, run.base_origin), step=step, recipe=recipe,
+        versions=library_versions(), metrics=last_row(rows_of(run.path / METRICS_FILE), step),
         validation=last_row(rows_of(run.path / VALIDATION_FILE), step),
     )  # fmt: skip
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")

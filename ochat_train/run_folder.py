@@ -3,6 +3,7 @@
 OUTPUT_DIR/
     recipe.json          the recipe of the run, every value
     prepared.json        the manifest of the prepared dataset
+    base.json            where the base model came from: a folder, or a model of the Hub
     tokenizer/           the tokenizer folder of the prepared dataset
     model_config/        the model's config.json and generation_config.json, with all token rows
     metrics.jsonl, validation.jsonl, samples.jsonl, anomalies.jsonl, checkpoints/
@@ -15,27 +16,30 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from data_pipeline.errors import UserError
+from ochat_train.base_model import BaseOrigin, base_origin
 from ochat_train.durable import replace_text
 from ochat_train.recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
 PREPARED_FILE = "prepared.json"
+BASE_FILE = "base.json"
 MODEL_CONFIG_FOLDER = "model_config"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A run as `ochat export` finds it."""
+    """A run as `ochat export` finds it. base_origin: None for a run that did not record it."""
 
     path: Path
     recipe: Recipe
     prepared: Manifest
+    base_origin: BaseOrigin | None = None
 
 
 _locks: list[Any] = []  # open for as long as this process lives
@@ -72,6 +76,7 @@ def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:
     text = json.dumps(recipe.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
     replace_text(output_dir / RECIPE_FILE, text + "\n")
     replace_text(output_dir / PREPARED_FILE, (prepared_dir / MANIFEST).read_text(encoding="utf-8"))
+    replace_text(output_dir / BASE_FILE, json.dumps(asdict(base_origin(recipe.model)), ensure_ascii=False) + "\n")
     shutil.copytree(prepared_dir / TOKENIZER_FOLDER, output_dir / TOKENIZER_FOLDER, dirs_exist_ok=True)
     causal_lm.config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
     if causal_lm.generation_config is not None:
@@ -84,4 +89,8 @@ def read_run_folder(path: Path) -> RunFolder:
         raise UserError(f"{path}: not a run folder ({RECIPE_FILE} is missing); name the recipe's `output_dir`")
     recipe = Recipe.model_validate_json((path / RECIPE_FILE).read_text(encoding="utf-8"))
     content = (path / PREPARED_FILE).read_text(encoding="utf-8")
-    return RunFolder(path=path, recipe=recipe, prepared=Manifest.from_json(json.loads(content), where=str(path)))
+    base = path / BASE_FILE
+    return RunFolder(
+        path=path, recipe=recipe, prepared=Manifest.from_json(json.loads(content), where=str(path)),
+        base_origin=BaseOrigin(**json.loads(base.read_text(encoding="utf-8"))) if base.is_file() else None,
+    )  # fmt: skip

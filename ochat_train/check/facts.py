@@ -17,10 +17,10 @@ from data_pipeline.look import sample_rows
 from data_pipeline.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import SourceSettings
-from data_pipeline.sources import RowError, is_dataset, source_files
+from data_pipeline.sources import RowError, duplicate_id, is_dataset, source_files
 from data_pipeline.tagging import Tagger, class_table
 from data_pipeline.templates import TEMPLATES
-from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
+from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_tokenizer_files, is_hub_id, load_tokenizer_spec
 from data_pipeline.turns import TurnReader
 from ochat_train.check import hub
 from ochat_train.memory_plan import MemoryPlan
@@ -77,7 +77,7 @@ class Facts:
 
     def _find_tokenizer(self) -> TokenizerSpec:
         model = self.recipe.model
-        if hub.is_hub_id(model.tokenizer_source):
+        if is_hub_id(model.tokenizer_source):
             self.hub_model(model.tokenizer_source)
         files = find_tokenizer_files(model.tokenizer_source, revision=model.revision)
         return load_tokenizer_spec(files, TEMPLATES[model.template])
@@ -89,7 +89,7 @@ class Facts:
 
     def _find_config(self) -> Any:
         model = self.recipe.model
-        if model.path is not None and hub.is_hub_id(model.path):
+        if model.path is not None and is_hub_id(model.path):
             self.hub_model(model.path)
         return load_base_config(model, 0 if model.path is not None else self.tokenizer.vocab_size)
 
@@ -147,7 +147,7 @@ class Facts:
         return self._once("samples", lambda: [(source, self._sample(number)) for number, source in self._readable_sources()])
 
     def _readable_sources(self) -> list[tuple[int, SourceSettings]]:
-        return [(n, source) for n, source in enumerate(self.recipe.data.sources) if not source.path.startswith("hf://")]
+        return [(n, source) for n, source in enumerate(self.recipe.data.sources) if not source.is_on_hub]
 
     def _sample(self, number: int) -> SourceSample | UserError:
         data = self.recipe.data
@@ -166,7 +166,7 @@ class Facts:
             try:
                 conversation = parse_row(row, place=place, source=source, scored_by=scored_by)
                 if conversation.id in seen_ids:
-                    raise RowError("duplicate_id", f"id `{conversation.id}` stands twice in this source; make it unique")
+                    raise duplicate_id(conversation.id)
                 seen_ids.add(conversation.id)
                 if scored_by is None:  # else all rows together decide the classes
                     classes[tagger(conversation, class_name=source.class_name).class_name] += 1

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
+from data_pipeline.settings import HUB_PREFIX
+from data_pipeline.tokenization import is_hub_id
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.recipe import Recipe
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0  # to wait for an answer
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_HUB_PREFIX = "hf://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,6 @@ class Repository:
     is_cached: bool
     hub_says: str
     is_reachable: bool
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model's name is looked for on the Hub, as `find_tokenizer_files` and transformers do."""
-    return not Path(name).exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def find_model(name: str, revision: str | None, *, with_weights: bool) -> Repository:
@@ -120,8 +116,8 @@ def check_hub(facts: Facts) -> Iterator[Finding]:
         text = f"{name}: {found.hub_says}; {'in the cache' if found.is_cached else 'not in the cache, the run downloads it'}"
         yield ok("hub", text) if found.is_reachable else warning("hub", text, "the cached files will be used")
     for source in facts.recipe.data.sources:
-        if source.path.startswith(_HUB_PREFIX):
-            yield _check_dataset(source.path.removeprefix(_HUB_PREFIX))
+        if source.is_on_hub:
+            yield _check_dataset(source.path.removeprefix(HUB_PREFIX))
 
 
 def _check_dataset(name: str) -> Finding:

@@ -13,7 +13,9 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from data_pipeline.dataset import MANIFEST
 from data_pipeline.errors import UserError
+from data_pipeline.tokenization import is_hub_id
 from ochat_train.attention import attention_obstacles, choose_attention, missing_packages
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
@@ -144,7 +146,7 @@ def check_disk(facts: Facts) -> Iterator[Finding]:
 
 def _prepared_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
     folder = Path(facts.recipe.data.prepared_dir).resolve()
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         yield folder, "prepared data", float(_PREPARED_BYTES_PER_SOURCE_BYTE * facts.local_source_bytes())
 
 
@@ -175,8 +177,6 @@ def num_checkpoints(recipe: Recipe, *, num_steps: int | None) -> int:
 
 def _download_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
     from huggingface_hub import constants
-
-    from ochat_train.check.hub import is_hub_id
 
     path = facts.recipe.model.path
     if path is not None and is_hub_id(path) and not facts.hub_model(path).is_cached:

@@ -22,8 +22,7 @@ from ochat_train.check.model import check_base, check_learning_rate, check_memor
 from ochat_train.memory_plan import GIB
 from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe, load_recipe
-
-_H100_GIB = 79.0
+from ochat_train.time_plan import find_gpu
 
 
 def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_memory_gib: float | None) -> list[Finding]:
@@ -40,7 +39,7 @@ def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_mem
         without_recipe: list[tuple[str, Check]] = [("versions", check_versions), ("gpu", lambda: check_gpus(None))]
         return [*_recipe_problems(error), *run_checks(without_recipe)]
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB if here else _H100_GIB
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB if here else find_gpu("h100", memory_gib=None).memory_gib
     facts = Facts(recipe=recipe, num_gpus=num_gpus or max(here, 1), gpu_memory_gib=gpu_memory_gib or memory)
     return [ok("recipe", f"{path}: every key is valid"), *run_checks(_checks(facts, recipe))]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.tokenization import TOKENIZER_FILES
+from data_pipeline.tokenization import TOKENIZER_FILES, is_hub_id
 from ochat_train.learning_rate import auto_learning_rate
 
 CONFIG_FILE = "config.json"
@@ -77,7 +77,7 @@ def _local_files(name: str) -> dict[str, Path]:
         if not (folder / CONFIG_FILE).is_file():
             raise UserError(f"--base {name}: the folder holds no {CONFIG_FILE}; name a Hugging Face model folder or a Hub id")
         return {file: folder / file for file in wanted if (folder / file).is_file()}
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_id(name):
         raise UserError(f"--base {name}: no such folder, and not a Hub id (ORG/NAME)")
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,35 @@ def pairs(texts: Sequence[str], *, flag: str, paths: Sequence[str]) -> dict[str,
 
 
 def default_names(paths: Sequence[str]) -> dict[str, str]:
-    """A class name for every path: its last part without suffix; more of the path where that would be the same twice."""
-    stems = {path: Path(path).name.partition(".")[0].replace("*", "") or "data" for path in paths}
-    count = Counter(stems.values())
-    return {path: "-".join(Path(path).with_suffix("").parts) if count[stem] > 1 else stem for path, stem in stems.items()}
+    """A class name for every path, no two the same.
+
+    The last part without suffix; where that would be the same twice the whole path, then with its suffix, then with a number.
+    """
+    names = {path: _name_parts(path, keep_suffix=False)[-1] for path in paths}
+    for keep_suffix in (False, True):
+        count = Counter(names.values())
+        longer = {path: "-".join(_name_parts(path, keep_suffix=keep_suffix)) for path in paths}
+        names = {path: longer[path] if count[name] > 1 else name for path, name in names.items()}
+    count = Counter(names.values())
+    taken = {name for name in names.values() if count[name] == 1}
+    for path, name in names.items():
+        if count[name] > 1:
+            names[path] = next(text for text in _numbered(name) if text not in taken)
+            taken.add(names[path])
+    return names
+
+
+def _name_parts(path: str, *, keep_suffix: bool) -> list[str]:
+    """The parts of a path that can name a class: no root, no `..`, no wildcards; at least one."""
+    *folders, last = Path(path).parts or ("",)
+    last = last if keep_suffix else last.partition(".")[0]
+    parts = (part.replace("*", "") for part in (*folders, last) if part.strip("./*"))
+    return list(parts) or ["data"]
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def classify(

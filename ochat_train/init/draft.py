@@ -16,6 +16,7 @@ from ochat_train.init import sizes
 from ochat_train.init.base import Base
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.sizes import Decision
+from ochat_train.recipe import Recipe
 
 BETA = 0.4342945  # 1 / ln(10): a reward that is 1 lower weighs a tenth
 _LEARNING_RATE = 1e-5  # near OpenChat's for a 7B model
@@ -82,6 +83,22 @@ def make_draft(
         learning_rate=_learning_rate(base),
         save_every=sizes.choose_save_every(total_tokens=total_tokens, tokens_per_step=step.value),
     )  # fmt: skip
+
+
+def lost_values(draft: Draft, recipe: Recipe) -> list[str]:
+    """What of base, classes and sources the recipe does not hold as the draft has it."""
+    pairs = {
+        "base": (draft.base.name, recipe.model.path),
+        "classes": (
+            {name: (spec.condition, spec.reward) for name, spec in draft.classes.items()},
+            {name: (spec.condition, spec.reward) for name, spec in recipe.data.classes.items()},
+        ),
+        "sources": (
+            [(source.look.path, source.look.format, source.class_name, source.class_field) for source in draft.sources],
+            [(source.path, source.format, source.class_name, source.class_field) for source in recipe.data.sources],
+        ),
+    }
+    return [what for what, (wanted, found) in pairs.items() if wanted != found]
 
 
 def _total_tokens(lengths: Lengths, looks: Sequence[SourceLook], *, max_length: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterator
 
 import yaml
 
+from data_pipeline.text_rules import visible
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.draft import BETA, Draft
 
@@ -22,7 +23,8 @@ def recipe_text(draft: Draft, *, out: str) -> str:
 
 
 def _head(draft: Draft, out: str) -> Iterator[str]:
-    yield f"# {draft.name}: {draft.base.name} on conversations of {len(draft.sources)} file(s). Written by `ochat init` after a"
+    base, out = _one_line(draft.base.name), _one_line(out)
+    yield f"# {draft.name}: {base} on conversations of {len(draft.sources)} file(s). Written by `ochat init` after a"
     yield "# look at the data; every value may be changed. All keys: docs/recipe.md"
     yield "#"
     for command, meaning in (
@@ -67,8 +69,7 @@ def _data(draft: Draft) -> Iterator[str]:
         width = max(len(_value(name)) for name in draft.classes) + 1
         for name, spec in draft.classes.items():
             assert spec.reward is not None, "classes.py reads it"
-            condition = json.dumps(spec.condition, ensure_ascii=False)
-            yield f"    {_value(name) + ':':<{width}} {{condition: {condition}, reward: {spec.reward}}}"
+            yield f"    {_value(name) + ':':<{width}} {{condition: {_quoted(spec.condition)}, reward: {spec.reward}}}"
         yield _line(f"  beta: {BETA}", "a reward that is 1 lower weighs a tenth")
     else:
         yield "  # No classes: each row carries its condition and its weights."
@@ -98,7 +99,13 @@ def _value(text: str) -> str:
     """A text as YAML reads it back: plain where that is safe, in double quotes elsewhere."""
     if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    """A text in double quotes, on one line."""
+    written: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
+    return written.rstrip("\n")
 
 
 def _line(text: str, comment: str) -> str:
@@ -110,5 +117,5 @@ def _line(text: str, comment: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text that cannot end a comment."""
-    return " ".join(text.split())
+    """A text that cannot end a comment, and that YAML takes in one."""
+    return visible(text, kept="")

@@ -25,7 +25,7 @@ from ochat_train.init.classes import (
     pairs,
     read_classes,
 )
-from ochat_train.init.draft import Draft, make_draft, measure
+from ochat_train.init.draft import Draft, lost_values, make_draft, measure
 from ochat_train.init.recipe_text import recipe_text
 from ochat_train.init.sizes import Decision
 from ochat_train.init.text import draft_text, looks_text
@@ -259,9 +259,11 @@ def _write(draft: Draft, out: Path) -> None:
         trial = Path(folder, out.name)
         trial.write_text(text, encoding="utf-8")
         try:
-            load_recipe(trial)
+            recipe = load_recipe(trial)
         except UserError as error:
             raise UserError(f"these choices make no valid recipe:\n{str(error).replace(str(trial), str(out))}") from None
+    if lost := lost_values(draft, recipe):
+        raise UserError(f"{', '.join(lost)}: cannot be written as YAML that reads back as the same; choose another text")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         durable.replace_text(out, text)

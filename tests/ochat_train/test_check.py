@@ -104,6 +104,10 @@ def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_there_i
     areas = {finding["area"] for finding in report["findings"]}
     assert {"recipe", "versions", "template", "base", "sources", "classes", "prepared", "memory", "disk", "gpu"} <= areas
 
+    for memory in ("-5", "nan", "0", "inf"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["check", str(path), "--gpu-memory", memory])
+        assert "is not a number above 0" in capsys.readouterr().err
     assert main(["check", str(path), "--gpu-memory", "0.5"]) == 2
     captured = capsys.readouterr()
     assert captured.err == f"ochat check: {path}: 1 problem\n"

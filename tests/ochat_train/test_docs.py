@@ -80,6 +80,12 @@ def test_the_command_line_reference_is_up_to_date(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == (DOCS / "command-line.md").read_text(encoding="utf-8"), remedy
 
 
+def test_the_command_line_reference_names_every_exit_code() -> None:
+    codes = {value for name, value in vars(exits).items() if name.isupper()} - {exits.BUG}
+    [sentence] = re.findall(r"^- Exit code .*?\(", (DOCS / "command-line.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert set(map(int, re.findall(r"\d+", sentence))) == codes
+
+
 def test_the_recipe_in_the_reference_loads(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(blocks(RECIPE_PAGE, "yaml")[0], encoding="utf-8")

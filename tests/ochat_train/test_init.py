@@ -16,10 +16,11 @@ import yaml
 
 from data_pipeline.errors import UserError
 from ochat_train.cli import main
+from ochat_train.init import run as init_run
 from ochat_train.init import sizes
 from ochat_train.init.base import find_base
 from ochat_train.init.classes import default_names
-from ochat_train.init.recipe_text import _value
+from ochat_train.init.recipe_text import _value, recipe_text
 from ochat_train.init.run import Options, init
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
@@ -240,10 +241,61 @@ def test_files_of_the_same_name_get_different_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "yes", "null", "1", "1e5", "~", "", "a: b", "#x", "*x", "- x", "é", 'q"\\\n\t', "on", "x/y.z"]
+    ("paths", "names"),
+    [
+        ([".", "data.jsonl"], ["data", "data.jsonl"]),
+        ([".", "data"], ["data", "data-2"]),
+        (["d/x.jsonl", "d/x.json"], ["d-x.jsonl", "d-x.json"]),
+        (["/a/q.jsonl", "/b/q.jsonl"], ["a-q", "b-q"]),
+        (["/a/q.jsonl", "a/q.jsonl", "../a/q.jsonl", "a-q-2"], ["a-q.jsonl", "a-q.jsonl-2", "a-q.jsonl-3", "a-q-2"]),
+        (["a/b.x", "c/b.x", "a-b.x"], ["a-b.x", "c-b", "a-b.x-2"]),
+        (["..", "/", "*", "**/*"], ["data", "data-2", "data-3", "data-4"]),
+    ],
 )
+def test_every_file_has_a_class_name_of_its_own(paths: list[str], names: list[str]) -> None:
+    assert default_names(paths) == dict(zip(paths, names, strict=True))
+
+
+def test_the_working_folder_can_be_a_source(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("data/gpt35.jsonl").rename("data/data.jsonl")
+    Path("data/gpt4.jsonl").unlink()
+    monkeypatch.chdir("data")
+    classes = ["data=A:1", "data.jsonl=B:0"]
+    recipe = load_recipe(written(".", "data.jsonl", base="../base", out=Path("../mine.yaml"), classes=classes))
+    assert [source.class_name for source in recipe.data.sources] == ["data", "data.jsonl"]
+
+
+TEXTS = ("plain", "yes", "null", "1", "1e5", "~", "", "a: b", "#x", "*x", "- x", "é", 'q"\\\n\t', "on", "x/y.z")
+ODD_TEXTS = ("a\x85b", "a\u2028b", "\x7f", "\ufffe", "\ufeffa", "\x00", "🙂", "a \r b", "long word " * 50)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *ODD_TEXTS])
 def test_values_are_written_so_that_yaml_reads_them_back(text: str) -> None:
     assert yaml.safe_load(f"key: {_value(text)}") == {"key": text}
+    assert yaml.safe_load(f"{{key: {_value(text)}, {_value(text)}: 1}}") == {"key": text, text: 1}
+
+
+def test_odd_characters_in_names_conditions_and_fields_come_back(here: Path) -> None:
+    odd = "a\x85b\x7f\ufffe\u2028c"
+    Path("base").rename(f"base{odd}")
+    rows = [{**row, f"score{odd}": number / 7} for number, row in enumerate(conversations(12))]
+    write_jsonl(Path(f"{odd}.jsonl"), rows)
+    out = Path(f"{odd}.yaml")
+    path = written(f"{odd}.jsonl", base=f"base{odd}", out=out, name="mine", classes=[f"{odd}={odd}:1"])
+    recipe = load_recipe(path)
+    assert recipe.model.path == f"base{odd}"
+    assert {name: spec.condition for name, spec in recipe.data.classes.items()} == {odd: odd}
+    assert recipe.data.sources[0].path == f"{odd}.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("GPT4 Correct", "GPT4 Corect"), ("path: base", "path: bass"), ("gpt4.j", "gpt5.j")]
+)
+def test_a_recipe_that_reads_back_as_another_is_not_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
+) -> None:
+    monkeypatch.setattr(init_run, "recipe_text", lambda draft, out: recipe_text(draft, out=out).replace(right, wrong))
+    assert "reads back as the same" in message_of()
 
 
 def test_bad_rows_are_said_and_left_out_only_when_told(here: Path) -> None:

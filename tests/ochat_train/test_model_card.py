@@ -15,12 +15,14 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from ochat_train.base_model import BaseModel, find_base_model
+from ochat_train import exits
+from ochat_train.base_model import BaseModel, BaseOrigin, base_origin, find_base_model
+from ochat_train.cli import main
 from ochat_train.export import _without_paths
 from ochat_train.model_card import CardFacts, json_code, last_row, model_card
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import ModelSettings, load_recipe
-from ochat_train.run_folder import RunFolder, write_run_folder
+from ochat_train.run_folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
 from tests.conftest import RecipeFactory
 from tests.ochat_train.hub import client_of
 
@@ -190,7 +192,8 @@ def test_an_unknown_licence_is_said_and_none_is_invented(run: RunFolder) -> None
 
 def base(path: str | None, **settings: Any) -> BaseModel:
     given = {"path": path} if path else {"config": {"model_type": "mistral"}, "tokenizer": "t"}
-    return find_base_model(ModelSettings(template="openchat_3.5", max_length_tokens=8, **given, **settings))
+    model = ModelSettings(template="openchat_3.5", max_length_tokens=8, **given, **settings)
+    return find_base_model(model, base_origin(model))
 
 
 def test_the_licence_of_a_folder(tmp_path: Path) -> None:
@@ -230,8 +233,68 @@ def test_the_licence_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_model_from_random_weights_and_a_folder_that_is_gone() -> None:
     assert base(None).name is None
-    assert base("/gone/for/good").name == "good"
-    assert base("/gone/for/good").hub_id is None
+    gone = ModelSettings(path="/gone/for/good", template="openchat_3.5", max_length_tokens=8)
+    for origin in (None, BaseOrigin(folder="/gone/for/good")):
+        lost = find_base_model(gone, origin)
+        assert (lost.name, lost.hub_id, lost.why_unknown) == (
+            "good", None, "the folder of the base model is not there any more",
+        )  # fmt: skip
+
+
+def run_on_base(tmp_path: Path, make_recipe: RecipeFactory, path: str, **model: Any) -> RunFolder:
+    """A run folder whose recipe names a base; the prepared data are those of a model from scratch."""
+    recipe = load_recipe(make_recipe())
+    prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    named = ModelSettings(path=path, template=recipe.model.template, max_length_tokens=8, **model)
+    write_run_folder(tmp_path / "run", recipe.model_copy(update={"model": named}), NoModel)
+    return read_run_folder(tmp_path / "run")
+
+
+def test_a_base_from_a_folder_is_never_looked_up_on_the_hub(
+    tmp_path: Path, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mistral").mkdir(parents=True)
+    (tmp_path / "models" / "mistral" / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.chdir(tmp_path)
+    run = run_on_base(tmp_path, make_recipe, "models/mistral")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with client_of(tmp_path / "hub", monkeypatch) as hub:
+        hub.make_repo("models/mistral", private=False)
+        hub.put("models/mistral", {"README.md": b"---\nlicense: llama3\n---\n"})
+        assert find_base_model(run.recipe.model, run.base_origin) == BaseModel(name="mistral", license="mit")
+        (tmp_path / "models").rename(tmp_path / "gone")
+        lost = find_base_model(run.recipe.model, run.base_origin)
+        assert (lost.name, lost.hub_id, lost.license) == ("mistral", None, None)
+
+        (run.path / BASE_FILE).unlink()  # as an earlier version left it
+        run = read_run_folder(run.path)
+        lost = find_base_model(run.recipe.model, run.base_origin)
+        assert (lost.hub_id, lost.license) == (None, None)
+        assert "did not record" in str(lost.why_unknown)
+
+
+def test_a_base_from_the_hub_stays_one_although_such_a_folder_is_here_now(
+    tmp_path: Path, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_on_base(tmp_path, make_recipe, "lab/base", revision="v2")
+    assert run.base_origin == BaseOrigin(hub_id="lab/base", revision="v2")
+    (tmp_path / "lab" / "base").mkdir(parents=True)
+    with client_of(tmp_path / "hub", monkeypatch) as hub:
+        hub.make_repo("lab/base", private=False)
+        hub.put("lab/base", {"README.md": b"---\nlicense: llama3\n---\n"})
+        expected = BaseModel(name="lab/base", hub_id="lab/base", license="llama3")
+        assert find_base_model(run.recipe.model, BaseOrigin(hub_id="lab/base")) == expected
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_an_export_never_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert main(["export", str(tmp_path), "--out", str(file / below), "--overwrite"]) == exits.USER_ERROR
+    assert f"{file} is a file" in capsys.readouterr().err
+    assert file.read_text() == "mine"
 
 
 def test_paths_of_this_machine_are_cut() -> None:
