@@ -13,7 +13,6 @@ import torch
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.plan import num_micro_batches
-from ochat_train.evaluation import held_out_data
 from ochat_train.memory_plan import (
     GIB,
     MemoryPlan,
@@ -31,7 +30,7 @@ from ochat_train.recipe import Recipe
 from ochat_train.throughput import Work, work_of
 from ochat_train.time_plan import Gpu, assumed_speed, step_seconds
 from ochat_train.train import peak_learning_rate, training_plan
-from ochat_train.validation import default_interval, time_ratio, validates_after
+from ochat_train.validation import Validator, time_ratio
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 
@@ -159,19 +158,15 @@ def _of_data(recipe: Recipe, manifest: Manifest, work: Work, *, gpu: Gpu, num_gp
 
 def _validations(recipe: Recipe, manifest: Manifest, *, num_steps: int) -> dict[str, Any]:
     """How often the run validates, and which share of the steps' time that takes (without the answers to prompts)."""
-    if not manifest.splits["validation"]["conversations"]:
-        return {"num_validations": 0, "validation_time_ratio": 0.0}
-    held_out = held_out_data(
-        Path(recipe.data.prepared_dir), manifest, pack_length=recipe.train.pack_length_tokens
-    )  # fmt: skip
-    sizes = {"tokens_per_step": recipe.train.tokens_per_step, "num_steps": num_steps}
-    every = recipe.validation.every_steps or default_interval(held_out.num_tokens, **sizes)
+    validator = Validator(recipe, manifest, num_steps=num_steps)
     save_every = recipe.checkpoint.save_every_steps or num_steps
-    count = sum(
-        validates_after(step, every_steps=every, num_steps=num_steps, saves=step % save_every == 0)
-        for step in range(1, num_steps + 1)
-    )
-    return {"num_validations": count, "validation_time_ratio": time_ratio(count, held_out.num_tokens, **sizes)}
+    count = sum(validator.is_due(step, saves=step % save_every == 0) for step in range(1, num_steps + 1))
+    return {
+        "num_validations": count,
+        "validation_time_ratio": time_ratio(
+            count, validator.held_out_tokens, tokens_per_step=recipe.train.tokens_per_step, num_steps=num_steps
+        ),
+    }
 
 
 def _shown(plans: Sequence[MemoryPlan], chosen: MemoryPlan) -> Iterator[MemoryPlan]:

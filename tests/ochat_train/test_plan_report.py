@@ -18,6 +18,7 @@ from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.report_text import plan_text
 from ochat_train.throughput import Work
 from ochat_train.time_plan import assumed_speed, find_gpu, step_seconds
+from ochat_train.validation import Validator
 from tests.conftest import TINY_MODEL, RecipeFactory
 
 H100 = find_gpu("h100", memory_gib=None)
@@ -116,7 +117,40 @@ def test_validations_are_counted(prepared: Recipe) -> None:
     steps = report["num_steps"]
     assert report["num_validations"] == len({s for s in range(1, steps + 1) if s % 2 == 0 or s % 3 == 0 or s == steps})
     assert 0 < report["validation_time_ratio"] < 1
-    assert plan_report(prepared, num_gpus=1, gpu=H100)["num_validations"] < steps or steps < 10
+
+
+@pytest.mark.parametrize(
+    ("validation_ratio", "sample_tokens", "tokens", "every_steps"),
+    [(0.3, 0, 15 * 256, 32), (0.3, 24, 15 * 256 + 24 * (15 + 24 + 13 + 24), 47), (0.0, 24, 24 * (15 + 24 + 13 + 24), 15)],
+)
+def test_validations_are_those_of_the_run(
+    make_recipe: RecipeFactory, validation_ratio: float, sample_tokens: int, tokens: int, every_steps: int
+) -> None:
+    """tokens: held-out packs, and the prompt of 15 and 13 tokens with the room of its answer, once for each new token.
+
+    every_steps: reading them (a third of the work of training) takes 4 % of the time of so many steps of 1,024 tokens.
+    """
+    settings = {"prompts": ["Hello there"], "sample_tokens": sample_tokens}
+    recipe = load_recipe(
+        make_recipe(data__validation_ratio=validation_ratio, validation=settings, train__epochs=40, train__max_steps=100)
+    )
+    manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    validator = Validator(recipe, manifest, num_steps=100)
+    due = [step for step in range(1, 101) if validator.is_due(step, saves=step == 100)]
+    assert (every_steps - 1) * 1024 * 0.04 < tokens / 3 <= every_steps * 1024 * 0.04
+    assert due == [*range(every_steps, 100, every_steps), 100]
+    for num_gpus in (1, 4):
+        report = plan_report(recipe, num_gpus=num_gpus, gpu=H100, mfu=0.5)
+        assert report["num_validations"] == len(due)
+        assert f"; {len(due)} validations" in plan_text(report)
+
+
+def test_nothing_held_out_and_nothing_asked_is_never_validated(make_recipe: RecipeFactory) -> None:
+    recipe = load_recipe(make_recipe(validation={"prompts": ["Hello there"], "sample_tokens": 0}))
+    prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    report = plan_report(recipe, num_gpus=1, gpu=H100, mfu=0.5)
+    assert (report["num_validations"], report["validation_time_ratio"]) == (0, 0.0)
+    assert "validation" not in plan_text(report)
 
 
 def test_settings_hold_the_chosen_one_and_it_is_the_fastest_that_fits(prepared: Recipe) -> None:
@@ -172,7 +206,11 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
     assert main([*command, "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
     assert main(command) == 0
-    assert "known after `ochat prepare RECIPE`" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "known after `ochat prepare RECIPE`" in text
+    assert "1,024 in 4 packs\n" in text
+    assert main([*command, "--set", "train.tokens_per_step=256"]) == 0
+    assert "256 in 1 pack\n" in capsys.readouterr().out
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     assert main([*command, "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
