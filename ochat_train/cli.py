@@ -156,7 +156,7 @@ def _add_plan(recipe_verb: Verb) -> None:
     plan.add_argument("--gpu-memory", type=_positive_number, metavar="GIB", help="memory of a GPU in GiB (default: the kind's)")
     plan.add_argument(
         "--mfu", type=_share, metavar="SHARE",
-        help="share of the peak to reckon the time with, for example 0.5; default: what was measured",
+        help="share of the peak to reckon the time with, counted as `mfu` in metrics.jsonl, for example 0.5; default: measured",
     )  # fmt: skip
     plan.add_argument("--json", action="store_true", help="print one JSON document")
 

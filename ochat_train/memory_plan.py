@@ -32,7 +32,9 @@ _TOKENS_PER_SUM = 430  # adding up gradients takes as long as computing so many 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What the memory of a model depends on. layer_bytes: by `activation_checkpointing`, bytes kept per token and layer."""
+    """What the memory of a model depends on. layer_bytes: by `activation_checkpointing`, bytes kept per token and layer in
+    16-bit precision.
+    """
 
     num_parameters: int
     num_layers: int
@@ -103,6 +105,7 @@ def memory_parts(
     """
     settings = recipe.deepspeed
     wide = recipe.model.precision == "float32"
+    width = 4 if wide else 2  # bytes of a number in the model's dtype
     shard = {
         name: num_gpus if zero_stage >= least else 1 for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))
     }
@@ -111,18 +114,19 @@ def memory_parts(
     gradient_bytes = 2 if recipe.train.gradient_dtype == "bfloat16" and not wide else 4
     if zero_stage <= 1 and not wide and num_micro_batches(recipe.train.bins_per_step, num_gpus) <= packs_per_micro_batch:
         gradient_bytes = 2  # one micro-batch: nothing to add up
-    kept = sum(shape.layer_bytes[kind] for kind in checkpointing) * tokens * (2 if wide else 1)
-    recomputed = shape.layer_bytes["none"] * tokens if "full" in checkpointing else 0
-    head = shape.vocab_size * shape.hidden * (4 + 2 + 2) + min(CHUNK_TOKENS, tokens) * shape.vocab_size * 6
-    buckets = BUCKET_ELEMENTS * 2 * 2 if num_gpus > 1 and zero_stage else 0
-    gathered = 2 * num / shape.num_layers * 4 if zero_stage == 3 else 0
+    kept = sum(shape.layer_bytes[kind] for kind in checkpointing) * tokens * width / 2
+    recomputed = shape.layer_bytes["none"] * tokens * width / 2 if "full" in checkpointing else 0.0
+    head = shape.vocab_size * (shape.hidden * (4 + 2 * width) + min(CHUNK_TOKENS, tokens) * (4 + width))
+    working = 4 * width * (shape.intermediate + shape.hidden) * tokens
+    buckets = 2 * width * BUCKET_ELEMENTS if num_gpus > 1 and zero_stage else 0
+    gathered = 2 * num / shape.num_layers * 2 * width if zero_stage == 3 else 0
     optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
     gradients = num * gradient_bytes / shard["gradients"]
     group = min(num, GROUP_ELEMENTS) / (num_gpus if zero_stage else 1)
     in_update = 8.0 * group + (2.0 * num if zero_stage <= 1 and not wide else gradients)
-    activations = float(kept + recomputed + head + tokens * (8 * shape.intermediate + 8 * shape.hidden))
+    activations = kept + recomputed + head + working
     return {
-        "weights": 0.0 if settings.offload_parameters else num * (4 if wide else 2) / shard["weights"],
+        "weights": 0.0 if settings.offload_parameters else num * width / shard["weights"],
         "gradients": gradients,
         "optimizer": optimizer,
         "activations": max(activations, in_update - gradients),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,12 @@ import torch
 
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
-from data_pipeline.plan import num_micro_batches
-from ochat_train.evaluation import held_out_data
+from data_pipeline.plan import TrainingPlan, num_micro_batches
 from ochat_train.memory_plan import (
     GIB,
     MemoryPlan,
     ModelShape,
     fastest_of,
-    fastest_plan,
     model_shape,
     possible_plans,
     relative_seconds,
@@ -29,9 +27,9 @@ from ochat_train.model import load_base_config
 from ochat_train.prepare_data import check_prepared, prepare_job
 from ochat_train.recipe import Recipe
 from ochat_train.throughput import Work, work_of
-from ochat_train.time_plan import Gpu, assumed_speed, step_seconds
+from ochat_train.time_plan import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
 from ochat_train.train import peak_learning_rate, training_plan
-from ochat_train.validation import default_interval, time_ratio, validates_after
+from ochat_train.validation import Validator, time_ratio
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 
@@ -46,26 +44,29 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
         raise UserError("model.float8: true cannot be used on an A100: it needs an Ada, Hopper or later GPU")
     is_prepared = Manifest.load(Path(recipe.data.prepared_dir)) is not None
     manifest = check_prepared(recipe) if is_prepared else None
-    model = _model_facts(recipe, vocab_size=manifest.vocab_size if manifest else prepare_job(recipe).tokenizer.vocab_size)
-    compiled = recipe.model.compile is not False
-    pack_length = recipe.train.pack_length_tokens
-    plans = possible_plans(
-        recipe, model.shape, num_gpus=num_gpus, free_bytes=(gpu.memory_gib - _CONTEXT_GIB) * GIB, is_gpu=True
-    )
-    chosen = fastest_of(plans, pack_length_tokens=pack_length, compiled=compiled)
+    vocab_size = manifest.vocab_size if manifest else prepare_job(recipe).tokenizer.vocab_size
+    model = model_without_weights(load_base_config(recipe.model, vocab_size))
+    work = _work(model, vocab_size)
+    memory = memory_choice(recipe, model, vocab_size=vocab_size, num_gpus=num_gpus, gpu_memory_gib=gpu.memory_gib)
+    chosen = memory.chosen
     per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
-    speed = assumed_speed(recipe, chosen, num_parameters=model.shape.num_parameters, own=mfu)
-    usual = relative_seconds(chosen, pack_length_tokens=pack_length, compiled=compiled)
+    data = _training_data(recipe) if manifest else None
+    useful = useful_ratio(work, data.mean_pack, pack_length_tokens=recipe.train.pack_length_tokens) if data else 1.0
+    speed = assumed_speed(recipe, chosen, num_parameters=memory.shape.num_parameters, own=mfu, useful=useful)
     return {
         "prepared": is_prepared,
         "gpu": gpu.name,
         "num_gpus": num_gpus,
         "gpu_memory_gib": gpu.memory_gib,
-        "num_parameters": model.shape.num_parameters,
+        "num_parameters": memory.shape.num_parameters,
         "classes": [vars(row) for row in manifest.classes] if manifest else [],
         **(
-            _of_data(recipe, manifest, model.work, gpu=gpu, num_gpus=num_gpus, mfu=speed.mfu if chosen.fits else None)
-            if manifest
+            {
+                **_steps(recipe, manifest, data),
+                **_validations(recipe, manifest, num_steps=data.plan.num_steps),
+                **_times(data, work, gpu=gpu, num_gpus=num_gpus, packs_per_gpu=per_gpu, mfu=speed.mfu if chosen.fits else None),
+            }
+            if manifest and data
             else dict.fromkeys(_UNKNOWN_WITHOUT_DATA)
         ),
         "tokens_per_step": recipe.train.tokens_per_step,
@@ -89,38 +90,54 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
                 "packs_per_micro_batch": plan.packs_per_micro_batch,
                 "memory_gib": _gib(plan.total),
                 "fits": plan.fits,
-                "relative_seconds": round(relative_seconds(plan, pack_length_tokens=pack_length, compiled=compiled) / usual, 3),
+                "relative_seconds": round(memory.relative_seconds(plan), 3),
                 "chosen": plan is chosen,
             }
-            for plan in sorted(_shown(plans, chosen), key=lambda plan: (plan.zero_stage, plan.packs_per_micro_batch))
+            for plan in sorted(_shown(memory.plans, chosen), key=lambda plan: (plan.zero_stage, plan.packs_per_micro_batch))
         ],
     }
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ModelFacts:
-    """What a plan needs to know of the model."""
+class MemoryChoice:
+    """Every setting that a recipe leaves open, and the one that a run would choose."""
 
     shape: ModelShape
-    work: Work
+    plans: Sequence[MemoryPlan]
+    chosen: MemoryPlan
+    pack_length_tokens: int
+    compiled: bool
+
+    def relative_seconds(self, plan: MemoryPlan) -> float:
+        """Time of a step under a setting, as a multiple of a step under the chosen one."""
+        seconds, usual = (
+            relative_seconds(setting, pack_length_tokens=self.pack_length_tokens, compiled=self.compiled)
+            for setting in (plan, self.chosen)
+        )
+        return seconds / usual
 
 
-def _model_facts(recipe: Recipe, *, vocab_size: int) -> _ModelFacts:
-    model = model_without_weights(load_base_config(recipe.model, vocab_size))
+def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int, gpu_memory_gib: float) -> MemoryChoice:
+    """What a run on such GPUs would choose from, with compiled layers unless the recipe forbids it.
+
+    model: the base, without weights.
+    """
+    compiled, pack_length = recipe.model.compile is not False, recipe.train.pack_length_tokens
+    parameters = num_parameters(model, vocab_size)
+    shape = model_shape(model.config, vocab_size=vocab_size, num_parameters=parameters, compiled=compiled)
+    free_bytes = (gpu_memory_gib - _CONTEXT_GIB) * GIB
+    plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=True)
+    return MemoryChoice(
+        shape=shape, plans=plans, chosen=fastest_of(plans, pack_length_tokens=pack_length, compiled=compiled),
+        pack_length_tokens=pack_length, compiled=compiled,
+    )  # fmt: skip
+
+
+def _work(model: Any, vocab_size: int) -> Work:
+    """The work of a model with rows for `vocab_size` tokens."""
     work = work_of(model)
     added = num_added_rows(model, vocab_size) * model.config.hidden_size
-    return _ModelFacts(
-        shape=_shape(recipe, model, vocab_size),
-        work=Work(
-            matmul_parameters=work.matmul_parameters + added, attention_width=work.attention_width, num_layers=work.num_layers
-        ),
-    )
-
-
-def _shape(recipe: Recipe, model: Any, vocab_size: int) -> ModelShape:
-    compiled = recipe.model.compile is not False
-    parameters = num_parameters(model, vocab_size)
-    return model_shape(model.config, vocab_size=vocab_size, num_parameters=parameters, compiled=compiled)
+    return replace(work, matmul_parameters=work.matmul_parameters + added)
 
 
 _UNKNOWN_WITHOUT_DATA = (
@@ -130,48 +147,64 @@ _UNKNOWN_WITHOUT_DATA = (
 )  # fmt: skip
 
 
-def _of_data(recipe: Recipe, manifest: Manifest, work: Work, *, gpu: Gpu, num_gpus: int, mfu: float | None) -> dict[str, Any]:
-    """What depends on the prepared data. mfu: None where there is no telling; then times are None, too."""
+@dataclass(frozen=True, kw_only=True)
+class _TrainingData:
+    """The training split. num_tokens: of an epoch."""
+
+    plan: TrainingPlan
+    num_conversations: int
+    num_tokens: int
+    mean_pack: MeanPack
+
+
+def _training_data(recipe: Recipe) -> _TrainingData:
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     lengths = split.num_tokens.astype(np.float64)
-    flops_per_epoch = work.flops(num_tokens=float(lengths.sum()), squared_lengths=float((lengths**2).sum()))
-    pack_flops = flops_per_epoch / len(plan.epoch(recipe.train.epochs - 1).packs)
-    per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
-    seconds = None if mfu is None else step_seconds(pack_flops=pack_flops, packs_per_gpu=per_gpu, gpu=gpu, mfu=mfu)
-    tokens_of_a_step = float(lengths.sum() / np.mean(plan.steps_per_epoch))
-    hours = None if seconds is None else seconds * plan.num_steps / 3600
+    num_packs = len(plan.epoch(recipe.train.epochs - 1).packs)
+    mean_pack = MeanPack(num_tokens=float(lengths.sum()) / num_packs, squared_lengths=float((lengths**2).sum()) / num_packs)
+    return _TrainingData(plan=plan, num_conversations=len(split), num_tokens=int(lengths.sum()), mean_pack=mean_pack)
+
+
+def _steps(recipe: Recipe, manifest: Manifest, data: _TrainingData) -> dict[str, Any]:
     return {
-        "steps_per_epoch": plan.steps_per_epoch,
-        "num_steps": plan.num_steps,
-        "tokens_per_epoch": int(lengths.sum()),
-        "packing_efficiency": plan.packing_efficiency,
-        "conversations_per_epoch": len(split),
-        "max_conversations_per_pack": plan.max_conversations_per_pack,
+        "steps_per_epoch": data.plan.steps_per_epoch,
+        "num_steps": data.plan.num_steps,
+        "tokens_per_epoch": data.num_tokens,
+        "packing_efficiency": data.plan.packing_efficiency,
+        "conversations_per_epoch": data.num_conversations,
+        "max_conversations_per_pack": data.plan.max_conversations_per_pack,
         "learning_rate": peak_learning_rate(recipe, manifest),
-        **_validations(recipe, manifest, num_steps=plan.num_steps),
+    }
+
+
+def _times(
+    data: _TrainingData, work: Work, *, gpu: Gpu, num_gpus: int, packs_per_gpu: int, mfu: float | None
+) -> dict[str, float | None]:
+    """mfu: None where there is no telling; then all times are None."""
+    if mfu is None:
+        return dict.fromkeys(("seconds_per_step", "tokens_per_second", "hours", "gpu_hours"))
+    seconds = step_seconds(work, data.mean_pack, packs_per_gpu=packs_per_gpu, gpu=gpu, mfu=mfu)
+    hours = seconds * data.plan.num_steps / 3600
+    return {
         "seconds_per_step": seconds,
-        "tokens_per_second": None if seconds is None else tokens_of_a_step / seconds,
+        "tokens_per_second": float(data.num_tokens / np.mean(data.plan.steps_per_epoch)) / seconds,
         "hours": hours,
-        "gpu_hours": None if hours is None else hours * num_gpus,
+        "gpu_hours": hours * num_gpus,
     }
 
 
 def _validations(recipe: Recipe, manifest: Manifest, *, num_steps: int) -> dict[str, Any]:
     """How often the run validates, and which share of the steps' time that takes (without the answers to prompts)."""
-    if not manifest.splits["validation"]["conversations"]:
-        return {"num_validations": 0, "validation_time_ratio": 0.0}
-    held_out = held_out_data(
-        Path(recipe.data.prepared_dir), manifest, pack_length=recipe.train.pack_length_tokens
-    )  # fmt: skip
-    sizes = {"tokens_per_step": recipe.train.tokens_per_step, "num_steps": num_steps}
-    every = recipe.validation.every_steps or default_interval(held_out.num_tokens, **sizes)
+    validator = Validator(recipe, manifest, num_steps=num_steps)
     save_every = recipe.checkpoint.save_every_steps or num_steps
-    count = sum(
-        validates_after(step, every_steps=every, num_steps=num_steps, saves=step % save_every == 0)
-        for step in range(1, num_steps + 1)
-    )
-    return {"num_validations": count, "validation_time_ratio": time_ratio(count, held_out.num_tokens, **sizes)}
+    count = sum(validator.is_due(step, saves=step % save_every == 0) for step in range(1, num_steps + 1))
+    return {
+        "num_validations": count,
+        "validation_time_ratio": time_ratio(
+            count, validator.held_out_tokens, tokens_per_step=recipe.train.tokens_per_step, num_steps=num_steps
+        ),
+    }
 
 
 def _shown(plans: Sequence[MemoryPlan], chosen: MemoryPlan) -> Iterator[MemoryPlan]:
@@ -186,14 +219,6 @@ def _shown(plans: Sequence[MemoryPlan], chosen: MemoryPlan) -> Iterator[MemoryPl
             seen.add(key)
         if is_end or is_first_that_fits or plan is chosen:
             yield plan
-
-
-def memory_plan(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int, gpu_memory_gib: float) -> MemoryPlan:
-    """What a run on such GPUs would decide, with compiled layers. model: the base, without weights."""
-    return fastest_plan(
-        recipe, _shape(recipe, model, vocab_size), num_gpus=num_gpus, free_bytes=(gpu_memory_gib - _CONTEXT_GIB) * GIB,
-        compiled=recipe.model.compile is not False, is_gpu=True,
-    )  # fmt: skip
 
 
 def model_without_weights(config: Any) -> Any:

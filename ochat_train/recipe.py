@@ -273,7 +273,7 @@ class ValidationSettings(Section):
     every_steps: PositiveInt | None = Field(
         None,
         description="validate every so many steps, before every checkpoint and at the end; default: ten times a run, or less "
-        "often where that would take more than 4 % of the time",
+        "often where that would take more than 4 % of the time on one GPU",
     )
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,

@@ -37,7 +37,7 @@ def plan_text(report: dict[str, Any]) -> str:
     rows = {
         "model": _parameters(report["num_parameters"]),
         **(_plan_steps(report) if report["prepared"] else {}),
-        "tokens per step": f"{report['tokens_per_step']:,} in {report['bins_per_step']:,} packs",
+        "tokens per step": f"{report['tokens_per_step']:,} in {_counted(report['bins_per_step'], 'pack')}",
         "packs per GPU": f"{report['packs_per_gpu']} a step on {report['num_gpus']} GPU(s), "
         f"{report['empty_packs_per_step']} empty",
         "loss denominator": report["loss_denominator"],
@@ -85,7 +85,9 @@ def _plan_time(report: dict[str, Any]) -> dict[str, str]:
         return {"time": f"not known: {report['mfu_basis']}"}
     more = "start, checkpoints, answers to prompts, traffic between hosts"
     if report["num_validations"]:
-        more += f"; {report['num_validations']:,} validations, about {report['validation_time_ratio']:.1%} more"
+        more += f"; {_counted(report['num_validations'], 'validation')}"
+    if report["validation_time_ratio"]:
+        more += f", about {report['validation_time_ratio']:.1%} more"
     return {
         "time (estimate)": f"{_duration(report['hours'])} on {report['num_gpus']} {report['gpu']}, "
         f"{_hours(report['gpu_hours'])} GPU-hours; {report['seconds_per_step']:.3g} s a step, "
@@ -97,6 +99,10 @@ def _plan_time(report: dict[str, Any]) -> dict[str, str]:
 
 def _parameters(count: int) -> str:
     return f"{count / 1e9:.3g} billion parameters" if count >= 1e9 else f"{count / 1e6:.3g} million parameters"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _hours(hours: float) -> str:

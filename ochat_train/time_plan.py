@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from data_pipeline.errors import UserError
 from ochat_train.memory_plan import MemoryPlan, relative_seconds
 from ochat_train.recipe import Recipe
-from ochat_train.throughput import PEAK_FLOPS
+from ochat_train.throughput import PEAK_FLOPS, Work
 
 # Two sizes were measured, 7.24 billion and 134 million parameters: which of them is nearer, and what is like neither.
 _SMALL_MODEL_PARAMETERS = 1_000_000_000
@@ -54,6 +54,7 @@ MEASURED = {
     (True, "float32"): _seen(0.635, num_full=20, text="float8"),
     (True, "bfloat16"): _seen(0.751, num_full=0, text="float8, bfloat16 gradients"),
 }
+_MEASURED_FILL = 0.973  # of the packs in these runs; the rest was padding
 # docs/performance.md, "Failures": 4 to 6 %, kernels are launched too slowly.
 _SMALL_MODEL_MFU = 0.05
 _SMALL_MODEL_SOURCE = "seen with 134 million parameters and 4,096 tokens a micro-batch, where launching kernels is the limit"
@@ -83,10 +84,27 @@ def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
     return Gpu(name=f"GPU of {text} TFLOP/s", peak_flops=peak, memory_gib=memory_gib)
 
 
-def assumed_speed(recipe: Recipe, plan: MemoryPlan, *, num_parameters: int, own: float | None) -> AssumedSpeed:
-    """The MFU to reckon with. own: the user's, which is taken as it is.
+@dataclass(frozen=True, kw_only=True)
+class MeanPack:
+    """What the packs of an epoch hold on average. num_tokens: without padding. squared_lengths: sum over conversations."""
 
-    A measured one is scaled by the costs of the two settings (`memory_plan.relative_seconds`).
+    num_tokens: float
+    squared_lengths: float
+
+
+def useful_ratio(work: Work, pack: MeanPack, *, pack_length_tokens: int) -> float:
+    """Operations of a mean pack that count, as a multiple of those of a pack as full as the measured ones.
+
+    Both take a GPU as long: it multiplies matrices for padding, too. Attention within padding costs little and is left out.
+    """
+    full = work.flops(num_tokens=_MEASURED_FILL * pack_length_tokens, squared_lengths=pack.squared_lengths)
+    return work.flops(num_tokens=pack.num_tokens, squared_lengths=pack.squared_lengths) / full
+
+
+def assumed_speed(recipe: Recipe, plan: MemoryPlan, *, num_parameters: int, own: float | None, useful: float) -> AssumedSpeed:
+    """The MFU to reckon with. own: the user's, which is taken as it is: a share of operations that count, padding left out.
+
+    A measured one is scaled by `useful` (`useful_ratio`) and by the costs of the two settings (`memory_plan.relative_seconds`).
     """
     if own is not None:
         return AssumedSpeed(mfu=own, basis="given by --mfu")
@@ -99,14 +117,15 @@ def assumed_speed(recipe: Recipe, plan: MemoryPlan, *, num_parameters: int, own:
         if is_unlike:
             return AssumedSpeed(mfu=None, basis=f"no speed was measured with {what}; give one with --mfu")
     if num_parameters < _SMALL_MODEL_PARAMETERS:
-        return AssumedSpeed(mfu=_SMALL_MODEL_MFU, basis=_SMALL_MODEL_SOURCE)
+        return AssumedSpeed(mfu=_SMALL_MODEL_MFU * useful, basis=f"{_SMALL_MODEL_SOURCE}; adjusted to padding")
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
     then = relative_seconds(seen.setting, pack_length_tokens=seen.pack_length_tokens, compiled=True)
     now = relative_seconds(plan, pack_length_tokens=recipe.train.pack_length_tokens, compiled=True)
-    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this setting; smaller models are slower"
-    return AssumedSpeed(mfu=seen.mfu * then / now, basis=basis)
+    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this setting and to padding; smaller models are slower"
+    return AssumedSpeed(mfu=seen.mfu * useful * then / now, basis=basis)
 
 
-def step_seconds(*, pack_flops: float, packs_per_gpu: int, gpu: Gpu, mfu: float) -> float:
+def step_seconds(work: Work, pack: MeanPack, *, packs_per_gpu: int, gpu: Gpu, mfu: float) -> float:
     """Seconds of an optimizer step. Empty packs, which even out the GPUs' work, take as long as full ones."""
+    pack_flops = work.flops(num_tokens=pack.num_tokens, squared_lengths=pack.squared_lengths)
     return packs_per_gpu * pack_flops / (gpu.peak_flops * mfu)

@@ -161,7 +161,7 @@ def _train(
         _announce(recipe, plan, split, ranks, kernel, peak, resume_point.folder if resume_point else None)
         if ranks.device.type == "cuda":
             print(memory_text(memory, recipe), file=sys.stderr, flush=True)
-    validator = Validator(recipe, manifest, ranks, num_steps=plan.num_steps)
+    validator = Validator(recipe, manifest, num_steps=plan.num_steps)
     stop_request.listen()  # from here on a step can be finished and a checkpoint written
     watchdog = Watchdog(
         output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
@@ -292,7 +292,7 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
         validation_loss = None
         if run.validator.is_due(progress.step, saves=saves) and not sums.stop:  # a stopped run has no time for it
             watchdog.progress(progress.step, "validating")
-            result = run.validator.run(run.engine, progress.step)
+            result = run.validator.run(run.engine, ranks, progress.step)
             validation_loss = result.loss
             if writer is not None:
                 writer.write_validation(result)

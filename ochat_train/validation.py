@@ -32,9 +32,12 @@ class ValidationResult:
 
 
 class Validator:
-    """Validates a run, or never where the recipe holds nothing out and asks nothing."""
+    """Validates a run, or never where the recipe holds nothing out and asks nothing.
 
-    def __init__(self, recipe: Recipe, manifest: Manifest, ranks: Ranks, *, num_steps: int) -> None:
+    When does not depend on the number of ranks: a run that goes on with another number validates after the same steps.
+    """
+
+    def __init__(self, recipe: Recipe, manifest: Manifest, *, num_steps: int) -> None:
         prepared_dir, settings = Path(recipe.data.prepared_dir), recipe.validation
         pack_length = recipe.train.pack_length_tokens
         has_held_out = manifest.splits["validation"]["conversations"] > 0
@@ -43,39 +46,39 @@ class Validator:
             prepared_dir, manifest, self._data, prompts=settings.prompts, max_new_tokens=settings.sample_tokens,
             pack_length=pack_length, compiled=bool(recipe.model.compile),
         )  # fmt: skip
-        self._ranks, self._seed, self._num_steps = ranks, recipe.seed, num_steps
-        tokens = (self._data.num_tokens if self._data else 0) + self._sampler.num_tokens * ranks.num_ranks
+        self._seed, self._num_steps = recipe.seed, num_steps
         self.every_steps = settings.every_steps or default_interval(
-            tokens, tokens_per_step=recipe.train.tokens_per_step, num_steps=num_steps
-        )
+            held_out_tokens=self.held_out_tokens, sample_tokens=self._sampler.num_tokens,
+            tokens_per_step=recipe.train.tokens_per_step, num_steps=num_steps,
+        )  # fmt: skip
 
     @property
     def is_on(self) -> bool:
         """Whether there is anything to look at."""
         return self._data is not None or bool(self._sampler.prompts)
 
+    @property
+    def held_out_tokens(self) -> int:
+        """Tokens of held-out conversations that one validation reads, padding included."""
+        return self._data.num_tokens if self._data else 0
+
     def is_due(self, step: int, *, saves: bool) -> bool:
         """Whether to validate after step `step` (from 1); saves: a checkpoint follows, which is to know its loss."""
         saves = saves and self._data is not None
-        return self.is_on and validates_after(step, every_steps=self.every_steps, num_steps=self._num_steps, saves=saves)
+        return self.is_on and (step % self.every_steps == 0 or step == self._num_steps or saves)
 
-    def run(self, engine: Any, step: int) -> ValidationResult:
+    def run(self, engine: Any, ranks: Ranks, step: int) -> ValidationResult:
         """Validate; all ranks call it and get the same."""
         start = time.monotonic()
         line, loss = None, None
         if self._data is not None:
-            found = evaluate(engine, self._data, self._ranks, seed=self._seed)
+            found = evaluate(engine, self._data, ranks, seed=self._seed)
             loss = found.loss if math.isfinite(found.loss) else None
             line = {"step": step, **validation_line(found)}
-        samples = [{"step": step, **row} for row in self._sampler.answers(engine, self._ranks)]
+        samples = [{"step": step, **row} for row in self._sampler.answers(engine, ranks)]
         if line is not None:
             line["seconds"] = round(time.monotonic() - start, 3)
         return ValidationResult(line=line, samples=samples, loss=loss)
-
-
-def validates_after(step: int, *, every_steps: int, num_steps: int, saves: bool) -> bool:
-    """Whether a run with held-out conversations validates after step `step` (from 1); saves: a checkpoint follows."""
-    return step % every_steps == 0 or step == num_steps or saves
 
 
 def time_ratio(num_validations: int, tokens: int, *, tokens_per_step: int, num_steps: int) -> float:
@@ -83,9 +86,12 @@ def time_ratio(num_validations: int, tokens: int, *, tokens_per_step: int, num_s
     return num_validations * tokens / (_COST_RATIO * tokens_per_step * num_steps)
 
 
-def default_interval(tokens: int, *, tokens_per_step: int, num_steps: int) -> int:
-    """Steps between validations that read so many tokens each: ten in a run, or as many as 4 % of the time allow."""
-    affordable = tokens / (_COST_RATIO * _LARGEST_TIME_RATIO * tokens_per_step)
+def default_interval(*, held_out_tokens: int, sample_tokens: int, tokens_per_step: int, num_steps: int) -> int:
+    """Steps between validations that read so many tokens each: ten in a run, or as many as 4 % of the time on one GPU allow.
+
+    Several ranks share held-out conversations, but each of them gives all answers (`samples.Sampler`).
+    """
+    affordable = (held_out_tokens + sample_tokens) / (_COST_RATIO * _LARGEST_TIME_RATIO * tokens_per_step)
     return max(1, math.ceil(max(num_steps / _VALIDATIONS, affordable)))
 
 

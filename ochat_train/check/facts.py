@@ -25,7 +25,7 @@ from data_pipeline.turns import TurnReader
 from ochat_train.check import hub
 from ochat_train.memory_plan import MemoryPlan
 from ochat_train.model import load_base_config
-from ochat_train.plan_report import memory_plan, model_without_weights, num_parameters
+from ochat_train.plan_report import memory_choice, model_without_weights, num_parameters
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
 from ochat_train.train import training_plan
@@ -117,9 +117,9 @@ class Facts:
         return self._once("memory", self._find_memory)
 
     def _find_memory(self) -> MemoryPlan:
-        return memory_plan(
+        return memory_choice(
             self.recipe, self.model, vocab_size=self.vocab_size, num_gpus=self.num_gpus, gpu_memory_gib=self.gpu_memory_gib
-        )
+        ).chosen
 
     @property
     def prepared(self) -> Manifest | None:

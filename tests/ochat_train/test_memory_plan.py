@@ -74,6 +74,25 @@ def test_plan_is_close_to_the_measured_peak(num_gpus: int, changes: list[str], p
     assert found.total / GIB == pytest.approx(peak_gib, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("precision", "activations_gib", "gathered_gib"),
+    [
+        # layers' inputs, one layer recomputed and its working memory, head and its gradients, logits of 2,048 tokens
+        ("bfloat16", 2.0 + 1.0625 + 1.125 + 0.9767 + 0.3662, 1.686),
+        ("float32", 4.0 + 2.1250 + 2.250 + 1.4650 + 0.4883, 3.372),
+    ],
+)
+def test_everything_in_the_dtype_of_the_model_is_twice_as_wide_in_float32(
+    precision: str, activations_gib: float, gathered_gib: float
+) -> None:
+    """8,192 tokens of Mistral-7B shapes: 32 * 8 KiB kept by layers and 136 KiB by the one that is recomputed."""
+    changes = [f"model.precision={precision}", "model.activation_checkpointing=full", "train.packs_per_micro_batch=1"]
+    found = plan(2, 500.0, *changes, "deepspeed.zero_stage=3")
+    assert found.parts["activations"] / GIB == pytest.approx(activations_gib, abs=1e-3)
+    buckets = 2 * 200e6 * (4 if precision == "float32" else 2) / GIB
+    assert found.parts["buffers"] / GIB == pytest.approx(gathered_gib + buckets, abs=1e-3)
+
+
 def test_the_fastest_that_fits_is_taken() -> None:
     narrow = "train.gradient_dtype=bfloat16"
     one = plan(1, 138.0, narrow)

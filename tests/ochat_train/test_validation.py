@@ -209,10 +209,16 @@ def test_prompt_that_does_not_fit_is_an_error(make_recipe: RecipeFactory) -> Non
 
 
 def test_default_interval_is_ten_times_a_run_or_four_percent_of_the_time() -> None:
-    assert default_interval(0, tokens_per_step=1000, num_steps=95) == 10
-    assert default_interval(1000, tokens_per_step=1000, num_steps=95) == 10
-    interval = default_interval(10_000, tokens_per_step=1000, num_steps=95)
+    def interval_of(held_out: int, samples: int, *, tokens_per_step: int = 1000, num_steps: int = 95) -> int:
+        return default_interval(
+            held_out_tokens=held_out, sample_tokens=samples, tokens_per_step=tokens_per_step, num_steps=num_steps
+        )
+
+    assert interval_of(0, 0) == 10
+    assert interval_of(1000, 0) == 10
+    interval = interval_of(10_000, 0)
+    assert interval_of(4_000, 6_000) == interval_of(0, 10_000) == interval, "answers are read, too"
     forward_seconds, step_seconds = 10_000 / 3, 1000
     assert forward_seconds / (interval * step_seconds) <= 0.04 < forward_seconds / ((interval - 1) * step_seconds)
-    assert default_interval(0, tokens_per_step=1, num_steps=3) == 1
+    assert interval_of(0, 0, tokens_per_step=1, num_steps=3) == 1
     assert math.isfinite(interval)
