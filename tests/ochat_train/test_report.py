@@ -162,6 +162,15 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "page.html").is_file()
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "not a run folder" in capsys.readouterr().err
+    for out, said in {
+        tmp_path / "nowhere" / "page.html": "is a folder, or stands in one that is not there; name a file",
+        tmp_path: "is a folder",
+        tmp_path / "prepared" / "page.html": "stands in the prepared dataset",
+        tmp_path / ("x" * 300): "cannot be written: File name too long",
+    }.items():
+        assert main(["report", str(run_dir), "--out", str(out)]) == 2
+        assert f"--out {out}: {said}" in capsys.readouterr().err
+    assert not list(tmp_path.rglob(".*.tmp"))
     (run_dir / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="no step is written yet"):
         write_run_page(run_dir, tmp_path / "none.html")
