@@ -17,7 +17,7 @@ from data_pipeline.conversation import Conversation, Message, Role, TaggedConver
 from data_pipeline.sources import RowError
 from data_pipeline.tagging import ClassTable, ConversationClass
 from data_pipeline.templates import Template, header_segments
-from data_pipeline.text_rules import shown
+from data_pipeline.text_rules import quoted, shown
 from data_pipeline.tokenization import TemplateTokenizer
 
 _WEIGHT_TOLERANCE = 1e-4  # relative; for weights that a recipe gives as exp(reward / beta)
@@ -133,8 +133,8 @@ class TurnReader:
             raise RowError(
                 "unknown_header",
                 f"turn {number} begins with {shown(text)}, which is no role under the condition "
-                f"{' or '.join(map(repr, conditions))}; correct the classes, or use the tokenizer and template of the file (or "
-                "somebody typed a control token, which OpenChat's tokenization can take for a real one)",
+                f"{' or '.join(map(quoted, conditions))}; correct the classes, or use the tokenizer and template of the file "
+                "(or somebody typed a control token, which OpenChat's tokenization can take for a real one)",
             )
         turn = _Turn(number=number, start=start, end=end, header=header)
         inside = ids[turn.content]

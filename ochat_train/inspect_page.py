@@ -51,7 +51,7 @@ def _classes(classes: Sequence[ClassRow]) -> Section:
     rows = [
         [
             *text_cells([
-                visible(row.name), visible(shown_condition(row.condition)), weight_text(row), f"{row.conversations:,}",
+                visible(row.name), shown_condition(row.condition), weight_text(row), f"{row.conversations:,}",
                 f"{row.effective_conversations:,.0f}", f"{row.tokens:,}", f"{row.supervised_tokens:,}",
             ]),
             Cell(text=f"{row.weight_share:.1%}", shade=_HEAVIEST_SHADE * row.weight_share),

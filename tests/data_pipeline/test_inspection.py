@@ -109,6 +109,10 @@ def test_nothing_from_data_reaches_the_terminal_raw(prepared_dir: Path, color: b
     assert not [character for character in plain if not character.isprintable() and character != "\n"]
     assert "\\u001b" in plain
     assert "\\u202e" in plain
+    assert "\\x1b" not in plain, "one way of writing it"
+    shown = r"evil \u001b[2J\u202e"
+    assert f"{shown}  '{shown}'" in plain, "class and condition in the class table"
+    assert f"row 6  class {shown}  condition '{shown}'" in plain
 
 
 def test_plain_text_tells_the_parts_of_a_row_apart(prepared_dir: Path) -> None:
