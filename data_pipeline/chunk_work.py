@@ -15,6 +15,7 @@ from data_pipeline import sources
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
+from data_pipeline.length_rule import CutConversation, LengthRule
 from data_pipeline.openchat_parquet import BatchChunk, read_tokenized
 from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import DataSettings, SourceSettings
@@ -70,8 +71,7 @@ class ChunkProcessor:
         self._tokenizer = TemplateTokenizer(job.tokenizer)
         classes = class_table(job.data, job.rewards)
         self._read_turns = TurnReader(self._tokenizer, job.template, classes, bos_token=job.tokenizer.bos_token)
-        # What the template writes after the last end-of-turn is always left out; that is no loss to report.
-        self._template_tail = self._tokenizer.num_text_tokens(job.template.after_turn)
+        self._length_rule = LengthRule.of(job.template, self._tokenizer, max_length_tokens=job.max_length_tokens)
 
     def __call__(self, source_number: int, chunk: Chunk | BatchChunk) -> ChunkResult:
         """Process one chunk of source `source_number`."""
@@ -175,24 +175,21 @@ class ChunkProcessor:
         if isinstance(tokens, RowError):
             ledger.drop(tokens.reason, conversation.place, str(tokens), bad=True)
             return False
-        length, limit = len(tokens.input_ids) - self._template_tail, self._job.max_length_tokens
-        if length > limit and self._job.data.overlong != "truncate":
-            ledger.drop("overlong", conversation.place, f"{length} tokens, at most {limit} allowed", bad=False)
+        cut, limit = self._length_rule.cut(tokens), self._job.max_length_tokens
+        if cut.is_truncated and self._job.data.overlong != "truncate":
+            message = f"{cut.whole_length} tokens, at most {limit} allowed"
+            ledger.drop("overlong", conversation.place, message, bad=False)
             return False
-        supervised = np.flatnonzero(tokens.loss_weights[:limit])
-        if not len(supervised):
+        if not cut.num_supervised:
             message = f"no supervised token in the first {limit} tokens"
             ledger.drop("no_supervised_token", conversation.place, message, bad=False)
             return False
-        end = int(supervised[-1]) + 1
-        columns.add(tokens.input_ids[:end], tokens.loss_weights[:end], len(supervised))
-        num_trimmed = min(length, limit) - end
-        columns.truncated.append(length > limit)
-        columns.tail_trimmed.append(num_trimmed > 0)
-        if length > limit:
-            ledger.note("truncated", conversation.place, f"{length} tokens, cut to {limit}")
-        if num_trimmed > 0:
-            ledger.note("tail_trimmed", conversation.place, f"{num_trimmed} tokens after the last supervised one left out")
+        columns.add(cut)
+        if cut.is_truncated:
+            ledger.note("truncated", conversation.place, f"{cut.whole_length} tokens, cut to {limit}")
+        if cut.num_trimmed > 0:
+            message = f"{cut.num_trimmed} tokens after the last supervised one left out"
+            ledger.note("tail_trimmed", conversation.place, message)
         return True
 
     def _is_held_out(self, conversation: Conversation) -> bool:
@@ -229,11 +226,13 @@ class RowColumns:
     truncated: list[bool] = field(default_factory=list)
     tail_trimmed: list[bool] = field(default_factory=list)
 
-    def add(self, ids: np.ndarray, weights: np.ndarray, num_supervised: int) -> None:
+    def add(self, cut: CutConversation) -> None:
         """Append one row."""
-        self.ids.append(ids)
-        self.weights.append(weights)
-        self.num_supervised.append(num_supervised)
+        self.ids.append(cut.tokens.input_ids)
+        self.weights.append(cut.tokens.loss_weights)
+        self.num_supervised.append(cut.num_supervised)
+        self.truncated.append(cut.is_truncated)
+        self.tail_trimmed.append(cut.num_trimmed > 0)
 
     def batch(self, identifiers: list[str]) -> pa.RecordBatch:
         """All rows as one record batch, without `class_id` and `condition_id`."""

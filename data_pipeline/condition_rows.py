@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 
 from data_pipeline.chunk_work import PrepareJob, RowColumns
 from data_pipeline.conversation import TaggedConversation
+from data_pipeline.length_rule import LengthRule
 from data_pipeline.sources import RowError
 from data_pipeline.templates import render
 from data_pipeline.tokenization import TemplateTokenizer
@@ -43,7 +43,7 @@ def condition_rows(
     """
     chosen = _sample(held_out, job.seed)
     tokenizer = TemplateTokenizer(job.tokenizer)
-    tail = tokenizer.num_text_tokens(job.template.after_turn)
+    rule = LengthRule.of(job.template, tokenizer, max_length_tokens=job.max_length_tokens)
     for start in range(0, len(chosen), _BATCH):
         batch = chosen[start : start + _BATCH]
         pairs = [(item, name) for item in batch for name in condition_ids if name != item.tagged.condition]
@@ -51,20 +51,18 @@ def condition_rows(
             render(replace(item.tagged, condition=name), job.template, bos_token=job.tokenizer.bos_token)
             for item, name in pairs
         ]
-        rows = list(zip(pairs, tokenizer.tokenize(rendered), strict=True))
+        results = tokenizer.tokenize(rendered)
+        cuts = [None if isinstance(tokens, RowError) else rule.cut(tokens) for tokens in results]
         unfit = {
             item.validation_row
-            for (item, _), tokens in rows
-            if isinstance(tokens, RowError)
-            or len(tokens.input_ids) - tail > job.max_length_tokens
-            or np.count_nonzero(tokens.loss_weights) != item.num_supervised_tokens
+            for (item, _), cut in zip(pairs, cuts, strict=True)
+            if cut is None or cut.is_truncated or cut.num_supervised != item.num_supervised_tokens
         }
         columns, kept = RowColumns(), []
-        for (item, name), tokens in rows:
+        for (item, name), cut in zip(pairs, cuts, strict=True):
             if item.validation_row not in unfit:
-                assert not isinstance(tokens, RowError), "left out above"
-                end = int(np.flatnonzero(tokens.loss_weights)[-1]) + 1
-                columns.add(tokens.input_ids[:end], tokens.loss_weights[:end], item.num_supervised_tokens)
+                assert cut is not None, "left out above"
+                columns.add(cut)
                 kept.append((item, name))
         if kept:
             yield _with_ids(columns, kept, condition_ids, class_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ class Inspection:
         """Numbers of the selected rows. Raises UserError where none matches, or fewer than asked for by number."""
         rows = self._candidates(selection)
         if selection.find is not None:
-            rows = self._holding(selection.find, rows, stop=selection.stop)
+            # An empty A:B looks for row A, too: only so is it known whether there is one.
+            most = None if selection.stop is None else max(selection.stop, selection.start + 1)
+            rows = self._holding(selection.find, rows, most=most)
         if not len(rows):
             raise UserError(f"{self._described(selection)}: no row matches")
         if selection.start >= len(rows):
@@ -141,14 +144,10 @@ class Inspection:
             rows = np.intersect1d(rows, self.data.rows_with_id(selection.conversation_id))
         return rows
 
-    def _holding(self, text: str, rows: np.ndarray, *, stop: int | None) -> np.ndarray:
-        found: list[int] = []
-        for row in rows:
-            if stop is not None and len(found) >= stop:
-                break
-            if text in self._text(int(row)):
-                found.append(int(row))
-        return np.array(found, dtype=np.int64)
+    def _holding(self, text: str, rows: np.ndarray, *, most: int | None) -> np.ndarray:
+        """The first rows that hold a text, `most` of them at most."""
+        matches = (int(row) for row in rows if text in self._text(int(row)))
+        return np.array(list(itertools.islice(matches, most)), dtype=np.int64)
 
     def _described(self, selection: Selection) -> str:
         parts = (("--class", selection.class_name), ("--id", selection.conversation_id), ("--find", selection.find))

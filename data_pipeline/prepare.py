@@ -35,6 +35,7 @@ from data_pipeline.openchat_parquet import BatchChunk, tokenized_chunks, tokeniz
 from data_pipeline.rewards import survey
 from data_pipeline.sources import Chunk, duplicate_id
 from data_pipeline.tagging import ConversationClass, class_table
+from data_pipeline.text_rules import quoted
 
 
 @dataclass(kw_only=True)
@@ -89,8 +90,8 @@ class _ClassCounts:
             known = self.table.setdefault(name, ConversationClass(name=name, condition=condition, weight=None))
             if known.condition != condition:
                 raise UserError(
-                    f"data.classes.{name}: the class has condition `{known.condition}`, but OpenChat rows whose condition "
-                    f"is `{condition}` have no `class`: rename the class or give that source a `class`"
+                    f"data.classes.{name}: the class has condition {quoted(known.condition)}, but OpenChat rows whose "
+                    f"condition is {quoted(condition)} have no `class`: rename the class or give that source a `class`"
                 )
             if name not in self.ids:
                 self._register(name)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from data_pipeline.text_rules import text_problem
+from data_pipeline.text_rules import quoted, text_problem
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 TextFormat = Literal["openchat", "sharegpt", "messages", "alpaca"]
@@ -132,7 +132,7 @@ class ClassesFrom(Section):
             raise ValueError("`conditions` holds the same text twice; every class needs its own")
         for condition in self.conditions:
             if (problem := text_problem(condition)) is not None:
-                raise ValueError(f"conditions: {condition!r} {problem}")
+                raise ValueError(f"conditions: {quoted(condition)} {problem}")
         return self
 
 
@@ -214,7 +214,7 @@ class DataSettings(Section):
             twice = sorted({condition for condition in conditions if conditions.count(condition) > 1})
             if twice:
                 problems.append(
-                    f"sources.{number}: classes with the same condition ({', '.join(map(repr, twice))}) cannot be told apart "
+                    f"sources.{number}: classes with the same condition ({', '.join(map(quoted, twice))}) cannot be told apart "
                     "in tokenized rows; name one as `class` of the source"
                 )
         return problems

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline.dataset import ClassRow
 from data_pipeline.inspection import Inspection, Selection, ShownRow
-from data_pipeline.text_rules import visible
+from data_pipeline.text_rules import quoted, visible
 from data_pipeline.token_view import ShownToken, runs
 
 _RESET, _PLAIN, _CONTROL, _PREFIX = "\033[0m", "\033[2m", "\033[35m", "\033[36m"
@@ -24,7 +24,7 @@ def report(inspection: Inspection, selection: Selection, *, color: bool, with_to
     """Lines of the whole report: class table, lengths, ledger, and the selected rows with their tokens."""
     rows = inspection.select(selection)
     manifest = inspection.manifest
-    yield f"{inspection.prepared_dir}: template {manifest.template}, inference condition {manifest.inference_condition!r}"
+    yield f"{inspection.prepared_dir}: template {manifest.template}, inference condition {quoted(manifest.inference_condition)}"
     yield ""
     yield class_table(manifest.classes)
     yield ""
@@ -49,7 +49,7 @@ def class_table(classes: Sequence[ClassRow]) -> str:
     lines = [
         (
             visible(row.name, kept=""),
-            repr(row.condition),
+            quoted(row.condition),
             weight_text(row),
             f"{row.conversations:,}",
             f"{row.effective_conversations:,.0f}",
@@ -139,7 +139,7 @@ def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
 
 def _row_head(row: ShownRow) -> str:
     return (
-        f"row {row.number}  class {visible(row.class_name, kept='')}  condition {row.condition!r}  "
+        f"row {row.number}  class {visible(row.class_name, kept='')}  condition {quoted(row.condition)}  "
         f"{len(row.tokens):,} tokens, {row.num_supervised:,} supervised, weight {row.weight_sum:.4g}  "
         f"id {visible(row.conversation_id, kept='')}"
     )

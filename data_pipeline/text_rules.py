@@ -28,6 +28,11 @@ def visible(text: str, *, kept: str = "\n\t") -> str:
     return "".join(c if _is_harmless(c) or c in kept else json.dumps(c)[1:-1] for c in text)
 
 
+def quoted(text: str) -> str:
+    """A whole text as it may be shown to people, in quotes: so an empty one is seen, and where it ends."""
+    return f"'{visible(text, kept='')}'"
+
+
 def _is_harmless(character: str) -> bool:
     return character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) in ("Zs", "Co")
 

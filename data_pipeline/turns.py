@@ -17,7 +17,7 @@ from data_pipeline.conversation import Conversation, Message, Role, TaggedConver
 from data_pipeline.sources import RowError
 from data_pipeline.tagging import ClassTable, ConversationClass
 from data_pipeline.templates import Template, header_segments
-from data_pipeline.text_rules import shown
+from data_pipeline.text_rules import quoted, shown
 from data_pipeline.tokenization import TemplateTokenizer
 
 _WEIGHT_TOLERANCE = 1e-4  # relative; for weights that a recipe gives as exp(reward / beta)
@@ -133,8 +133,8 @@ class TurnReader:
             raise RowError(
                 "unknown_header",
                 f"turn {number} begins with {shown(text)}, which is no role under the condition "
-                f"{' or '.join(map(repr, conditions))}; correct the classes, or use the tokenizer and template of the file (or "
-                "somebody typed a control token, which OpenChat's tokenization can take for a real one)",
+                f"{' or '.join(map(quoted, conditions))}; correct the classes, or use the tokenizer and template of the file "
+                "(or somebody typed a control token, which OpenChat's tokenization can take for a real one)",
             )
         turn = _Turn(number=number, start=start, end=end, header=header)
         inside = ids[turn.content]
@@ -160,7 +160,10 @@ class TurnReader:
 
 
 def _message_weights(turns: Sequence[_Turn], weights: np.ndarray, spec: ConversationClass) -> list[float]:
-    """The weight of each turn: the largest of its tokens. Raises RowError for weights where the template has none."""
+    """The weight of each turn, which stands on its whole content, as far as the conversation goes, and nowhere else.
+
+    Raises RowError for any other weights: shifted ones, those of another tokenization, or of single tokens.
+    """
     found = []
     for turn in turns:
         where = f"turn {turn.number} ({turn.header.role})"
@@ -168,13 +171,19 @@ def _message_weights(turns: Sequence[_Turn], weights: np.ndarray, spec: Conversa
             raise RowError(
                 "invalid_weight", f"{where}: a weight stands on the role and not on the text; are they shifted by one?"
             )
-        weight = float(weights[turn.content].max(initial=0.0))
-        if weight and turn.header.role != "assistant":
+        inside = weights[turn.content]
+        if inside.any() and turn.header.role != "assistant":
             raise RowError("invalid_weight", f"{where}: only assistant messages can have a weight in a class")
-        given = weights[turn.content][weights[turn.content] > 0]
-        if spec.weight is not None and not all(
-            math.isclose(w, spec.weight, rel_tol=_WEIGHT_TOLERANCE) for w in set(given.tolist())
-        ):
+        others = np.flatnonzero(inside != inside[:1])
+        if len(others):
+            at = int(others[0])
+            raise RowError(
+                "invalid_weight",
+                f"{where}: its first token has weight {inside[0]:.6g} and token {at + 1} has {inside[at]:.6g}, but a message "
+                "and its end of turn have one weight; are they shifted by one? Make the file again",
+            )
+        weight = float(inside[0]) if len(inside) else 0.0
+        if weight and spec.weight is not None and not math.isclose(weight, spec.weight, rel_tol=_WEIGHT_TOLERANCE):
             raise RowError(
                 "other_weight",
                 f"{where}: weight {weight:.6g} is not that of class {spec.name}, {spec.weight:.6g}; correct it, or leave out "

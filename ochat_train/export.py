@@ -15,6 +15,7 @@ from data_pipeline.chat_folder import render_chat_template
 from data_pipeline.dataset import replaced_folder
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
+from data_pipeline.text_rules import quoted
 from ochat_train.base_model import find_base_model
 from ochat_train.checkpoint import (
     STATE,
@@ -200,10 +201,12 @@ def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
         prompt = render_chat_template(template, messages, **variables)
         ids = tokenizer.apply_chat_template(messages, return_dict=False, **variables)
         if ids != reference.backend_tokenizer.encode(prompt, add_special_tokens=False).ids:
-            raise UserError(f"{folder}: the tokenizer gives other ids after loading (condition {condition!r}); not exported")
+            raise UserError(
+                f"{folder}: the tokenizer gives other ids after loading (condition {quoted(condition)}); not exported"
+            )
         probe = torch.tensor([ids])
         if not torch.equal(trained(probe).logits, loaded(probe).logits):
-            raise UserError(f"{folder}: the loaded model gives other logits (condition {condition!r}); not exported")
+            raise UserError(f"{folder}: the loaded model gives other logits (condition {quoted(condition)}); not exported")
 
 
 def _same(expected: torch.Tensor | None, found: torch.Tensor | None) -> bool:

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.dataset import ClassRow
-from data_pipeline.errors import UserError
 from data_pipeline.inspection import Inspection, Selection, ShownRow
 from data_pipeline.show import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
 from data_pipeline.text_rules import visible
 from data_pipeline.token_view import ShownToken, runs
-from ochat_train.durable import replace_text
-from ochat_train.page import Cell, Passage, Piece, Section, render_page, text_cells
+from ochat_train.page import Cell, Passage, Piece, Section, render_page, text_cells, write_page
 from ochat_train.pictures import bar_chart
 from ochat_train.report_text import shown_condition
 
@@ -32,8 +30,6 @@ _HOW_TO_READ_TOKENS = (
 
 def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, *, with_tokens: bool) -> None:
     """Write the page. Raises UserError where the selection matches no row, or the page cannot be written."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--html {out}: is a folder, or stands in one that is not there; name a file")
     rows = [inspection.row(number) for number in inspection.select(selection)]
     manifest = inspection.manifest
     subtitle = (
@@ -46,10 +42,8 @@ def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, 
         _ledger(manifest.ledger),
         _rows(rows, heaviest=inspection.heaviest_weight, with_tokens=with_tokens),
     ]
-    try:
-        replace_text(out, render_page("Prepared dataset", visible(subtitle), sections))
-    except OSError as error:
-        raise UserError(f"--html {out}: cannot be written: {error.strerror}") from None
+    page = render_page("Prepared dataset", visible(subtitle), sections)
+    write_page(out, page, option="--html", prepared_dir=inspection.prepared_dir)
 
 
 def _classes(classes: Sequence[ClassRow]) -> Section:
@@ -57,7 +51,7 @@ def _classes(classes: Sequence[ClassRow]) -> Section:
     rows = [
         [
             *text_cells([
-                visible(row.name), visible(shown_condition(row.condition)), weight_text(row), f"{row.conversations:,}",
+                visible(row.name), shown_condition(row.condition), weight_text(row), f"{row.conversations:,}",
                 f"{row.effective_conversations:,.0f}", f"{row.tokens:,}", f"{row.supervised_tokens:,}",
             ]),
             Cell(text=f"{row.weight_share:.1%}", shade=_HEAVIEST_SHADE * row.weight_share),

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.errors import UserError
+from ochat_train.durable import replace_text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -66,6 +69,21 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     )  # fmt: skip
     template = environment.get_template("page.html.jinja")
     return template.render(title=title, subtitle=subtitle, sections=sections) + "\n"
+
+
+def write_page(out: Path, page: str, *, option: str, prepared_dir: Path) -> None:
+    """Write a page. Raises UserError where it cannot be written, or would stand in the prepared dataset.
+
+    option: what the command line calls `out`. A foreign file in a prepared dataset keeps `ochat prepare` from replacing it.
+    """
+    try:
+        if out.is_dir() or not out.parent.is_dir():
+            raise UserError(f"{option} {out}: is a folder, or stands in one that is not there; name a file")
+        if out.parent.resolve().is_relative_to(prepared_dir.resolve()):
+            raise UserError(f"{option} {out}: stands in the prepared dataset, which holds nothing else; name a file elsewhere")
+        replace_text(out, page)
+    except OSError as error:
+        raise UserError(f"{option} {out}: cannot be written: {error.strerror}") from None
 
 
 def text_cells(values: Sequence[str]) -> list[Cell]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.dataset import ClassRow, Manifest
 from data_pipeline.show import class_table, ledger_text
+from data_pipeline.text_rules import quoted, visible
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
     from ochat_train.validation import ValidationResult
@@ -23,7 +24,7 @@ def prepare_text(manifest: Manifest, prepared_dir: Path, *, reused: bool) -> str
         ledger_text(manifest.ledger),
     ]
     splits = ", ".join(f"{name} {counts['conversations']:,}" for name, counts in manifest.splits.items())
-    lines.append(f"splits: {splits}; inference condition: {manifest.inference_condition!r}")
+    lines.append(f"splits: {splits}; inference condition: {quoted(manifest.inference_condition)}")
     return "\n".join(lines)
 
 
@@ -169,7 +170,7 @@ def learnt_text(learnt: dict[str, Any] | None) -> str:
 
 def shown_condition(condition: str) -> str:
     """A condition as it is named to people."""
-    return condition or "no condition"
+    return visible(condition, kept="") or "no condition"
 
 
 def number_text(value: float | None, form: str) -> str:

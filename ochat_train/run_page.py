@@ -8,20 +8,20 @@ from typing import Any
 
 import yaml
 
-from ochat_train.durable import replace_text
 from ochat_train.matrix_section import matrix_section
-from ochat_train.page import Section, render_page, text_cells
+from ochat_train.page import Section, render_page, text_cells, write_page
 from ochat_train.pictures import Series, line_chart
 from ochat_train.report_text import learnt_text, number_text, shown_condition
 from ochat_train.run_history import RunHistory, read_run_history
 
 
 def write_run_page(run_dir: Path, out: Path) -> None:
-    """Write the page of a run. Raises UserError for a folder that is no run, or has no step yet."""
+    """Write the page of a run. Raises UserError for a folder that is no run or has no step yet, and for a bad `out`."""
     history = read_run_history(run_dir)
     recipe, last = history.run.recipe, history.steps[-1]
     subtitle = f"{run_dir.name}: step {last['step']:,}, epoch {last['epoch']}, loss {number_text(last['loss'], '.4f')}"
-    replace_text(out, render_page(recipe.name, subtitle, list(_sections(history))))
+    page = render_page(recipe.name, subtitle, list(_sections(history)))
+    write_page(out, page, option="--out", prepared_dir=Path(recipe.data.prepared_dir))
 
 
 def _sections(history: RunHistory) -> Iterator[Section]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from data_pipeline.text_rules import quoted
 from ochat_train.ablation.table import HEAD, ArmFigures, Figure, arm_figures, cells
 from ochat_train.matrix_section import matrix_section
 from ochat_train.page import Section, render_page, text_cells
@@ -29,7 +30,7 @@ def results_picture(results: dict[str, Any]) -> str:
     """Right answers of all arms as SVG for a page, or where there are no questions the held-out nll."""
     rows = arm_figures(results)
     condition, name = results["inference_condition"], results["inference_class"]
-    accuracy = _bars(rows, lambda row: row.accuracy, unit=f"share of right answers under {condition!r}")
+    accuracy = _bars(rows, lambda row: row.accuracy, unit=f"share of right answers under {quoted(condition)}")
     return accuracy or _bars(rows, lambda row: row.nll, unit=f"nats per token of held-out {name} answers")
 
 
@@ -37,7 +38,7 @@ def _sections(results: dict[str, Any]) -> Iterator[Section]:
     rows = arm_figures(results)
     yield Section(heading="Arms", paragraphs=[_HOW_TO_READ], head=HEAD, rows=[text_cells(cells(row)) for row in rows])
     condition = results["inference_condition"]
-    accuracy = _bars(rows, lambda row: row.accuracy, unit=f"share of right answers under {condition!r}")
+    accuracy = _bars(rows, lambda row: row.accuracy, unit=f"share of right answers under {quoted(condition)}")
     if accuracy:
         yield Section(heading="Right answers", svg=accuracy)
         yield from _tasks(results)

@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipeline.dataset import Manifest
 from data_pipeline.errors import UserError
 from data_pipeline.settings import class_specs
+from data_pipeline.text_rules import quoted
 from ochat_train.check.facts import Facts, SourceSample
 from ochat_train.check.findings import Finding, from_error, ok, problem, warning
 from ochat_train.questions import load_questions
@@ -60,7 +61,7 @@ def check_classes(facts: Facts) -> Iterator[Finding]:
         by_condition.setdefault(spec.condition, []).append(name)
     for condition, names in by_condition.items():
         if len(names) > 1:
-            text = f"{' and '.join(names)} have the same condition `{condition}`: a prompt cannot ask for one of them"
+            text = f"{' and '.join(names)} have the same condition {quoted(condition)}: a prompt cannot ask for one of them"
             yield warning("classes", text, "give each its own, unless they should only differ in weight")
     if data.classes_from is not None:
         yield ok("classes", f"{len(specs)} quantiles of `{data.classes_from.field}`; `ochat prepare` finds their borders")

@@ -76,16 +76,17 @@ def test_rows_differ_from_the_validation_row_in_the_condition_alone(prepared: An
         assert neutral[0] == neutral[1]
 
 
-def test_conversation_that_is_cut_under_any_condition_is_left_out_under_all(prepared: Any) -> None:
+@pytest.mark.parametrize("template", ["openchat_3.5", "chatml"])  # chatml writes text after the last turn, which is left out
+def test_conversation_that_is_cut_under_any_condition_is_left_out_under_all(prepared: Any, template: str) -> None:
     """Lengths differ by condition; the limit is chosen so that some conversations fit under some conditions only."""
-    _, validation, others, _ = prepared()
+    _, validation, others, _ = prepared(template=template)
     lengths: dict[int, list[int]] = {row: [int(validation.num_tokens[row])] for row in range(len(validation))}
     for number in range(len(others)):
         lengths[int(others.validation_row[number])].append(int(others.num_tokens[number]))
     limit = sorted(max(sizes) for sizes in lengths.values())[len(lengths) // 2]
     fitting = {row for row, sizes in lengths.items() if max(sizes) <= limit}
     assert any(min(sizes) <= limit < max(sizes) for sizes in lengths.values()), "one fits under some conditions only"
-    _, validation, others, _ = prepared(max_length_tokens=limit)
+    _, validation, others, _ = prepared(template=template, max_length_tokens=limit)
     assert set(others.validation_row.tolist()) == fitting
     assert len(others) == 2 * len(fitting)
 

@@ -58,6 +58,8 @@ def text_of(prepared_dir: Path, *, color: bool = False, with_tokens: bool = Fals
         (Selection(conversation_id="id 2"), [2]),
         (Selection(find="question"), [0, 1, 2, 3]),
         (Selection(find="question", start=1, stop=3), [1, 2]),
+        (Selection(find="question", stop=0), []),
+        (Selection(find="question", start=2, stop=2), []),
         (Selection(find="Assistant: x<|end_of_turn|>", class_name="GPT3"), [5]),
     ],
 )
@@ -70,6 +72,8 @@ def test_rows_that_match(prepared_dir: Path, selection: Selection, rows: list[in
     [
         (Selection(start=8, stop=9), r"--rows 8:9: split `train` of .* has 8 rows; give 0:8"),
         (Selection(start=4, find="question"), r"--rows 4:: .* with --find 'question' has 4 rows"),
+        (Selection(start=4, stop=4, find="question"), r"--rows 4:4: .* with --find 'question' has 4 rows; give 0:4"),
+        (Selection(stop=0, find="nowhere"), "--find 'nowhere': no row matches"),
         (Selection(conversation_id="id 9"), "--id 'id 9': no row matches"),
         (Selection(find="nowhere", class_name="GPT3"), "--class 'GPT3' --find 'nowhere': no row matches"),
         (Selection(class_name="GPT4"), r"--class 'GPT4': no such class; classes: 'GPT3', 'evil \\x1b"),
@@ -105,6 +109,10 @@ def test_nothing_from_data_reaches_the_terminal_raw(prepared_dir: Path, color: b
     assert not [character for character in plain if not character.isprintable() and character != "\n"]
     assert "\\u001b" in plain
     assert "\\u202e" in plain
+    assert "\\x1b" not in plain, "one way of writing it"
+    shown = r"evil \u001b[2J\u202e"
+    assert f"{shown}  '{shown}'" in plain, "class and condition in the class table"
+    assert f"row 6  class {shown}  condition '{shown}'" in plain
 
 
 def test_plain_text_tells_the_parts_of_a_row_apart(prepared_dir: Path) -> None:

@@ -295,6 +295,50 @@ def test_weights_where_the_template_has_none(writer: OpenChatWriter, prepared: P
     assert manifest.ledger["dropped"] == {"invalid_weight": 2}
 
 
+def reweighted(row: dict[str, Any], weights: list[float]) -> dict[str, Any]:
+    """The row with other weights of its tokens, written with the labels and the sum that belong to them."""
+    ids = row["nz_input_ids"]
+    labels = [token if weight else 0 for token, weight in zip(ids, weights, strict=True)]
+    shifted = {"nz_shifted_loss_weights": [*weights[1:], 0.0], "nz_shifted_label_ids": [*labels[1:], 0]}
+    return spoiled(row, num_seqs=sum(weights), **shifted)
+
+
+@pytest.mark.parametrize("data", [{}, {"classes": IN_TABLE, "beta": BETA}], ids=["weights of the rows", "weights of the table"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda w: [0.0, *w[:-1]], "turn 2 (assistant): its first token has weight 0 and token 2 has 1, but a message and"),
+        (lambda w: [*w[1:], w[-1]], "turn 2 (assistant): a weight stands on the role"),
+        (lambda w: [*w[:-1], 0.0], "its first token has weight 1 and token {end} has 0, but a message and its end of turn"),
+        (lambda w: [5.0 * x if i % 2 else 0.01 * x for i, x in enumerate(w)], "and token 2 has "),
+    ],
+    ids=["one token late", "one token early", "no weight on the end of turn", "another weight on every second token"],
+)
+def test_a_message_has_one_weight(
+    spoil: Callable[[list[float]], list[float]], said: str, data: dict[str, Any], writer: OpenChatWriter, prepared: Prepare
+) -> None:
+    """Also in a file whose rows have one answer, where weights that come late do not reach another turn."""
+    answer = {"role": "assistant", "content": "Hello you", "weight": 1.0}
+    row = {"items": [{"role": "user", "content": "Hi", "weight": 0.0}, answer], "condition": "GPT4 Correct"}
+    [good], (_, weights) = writer.rows([row]), writer.tokens(row)
+    assert reweighted(good, weights) == good
+    manifest, found = prepared([good, reweighted(good, spoil(weights))], bad_rows="drop", **data)
+    assert len(found) == 1
+    assert manifest.ledger["dropped"] == {"invalid_weight": 1}
+    assert said.format(end=sum(map(bool, weights))) in manifest.ledger["examples"]["invalid_weight"][0]
+
+
+def test_a_message_that_the_file_cuts_has_its_weight(writer: OpenChatWriter, prepared: Prepare) -> None:
+    """Cut after every number of tokens of its last answer, from one token to all of it without the end of turn."""
+    row = {**openchat_rows(1)[0], "condition": "GPT4 Correct"}
+    ids, weights = writer.tokens(row)
+    first = max(i for i, weight in enumerate(weights) if not weight) + 1
+    rows = [writer.rows([row], max_context=length)[0] for length in range(first + 1, len(ids))]
+    assert len(rows) == 10
+    _, found = prepared(rows, classes=IN_TABLE, beta=BETA)
+    assert [row.loss_weights for row in found] == [weights[:length] for length in range(first + 1, len(ids))]
+
+
 def test_a_control_token_that_somebody_typed_is_found(writer: OpenChatWriter, prepared: Prepare) -> None:
     """OpenChat tokenized it as a real one (with transformers from 4.42 on), so the prompt has a turn that nobody began."""
     rows = openchat_rows()

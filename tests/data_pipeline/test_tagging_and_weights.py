@@ -237,7 +237,7 @@ def test_openchat_condition_that_is_also_the_name_of_a_class(
     described = [source(native, format="openchat"), source(other, **{"class": "GPT3"})]
     job = make_job(tmp_path / "prepared", described, small_tokenizer_dir, classes=classes)
     if known_condition == "GPT4":
-        with pytest.raises(UserError, match=r"data\.classes\.GPT3: .*`GPT4`.*`GPT3`"):
+        with pytest.raises(UserError, match=r"data\.classes\.GPT3: .*'GPT4'.*'GPT3'"):
             prepare(job, num_workers=1)
         return
     manifest, prepared = prepare_rows(job)

@@ -143,6 +143,21 @@ def test_page_that_cannot_be_written(prepared_dir: Path, capsys: pytest.CaptureF
     assert not list(prepared_dir.parent.glob(".*.tmp"))
 
 
+def test_page_does_not_stand_in_the_prepared_dataset(
+    prepared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By whatever name; `ochat prepare` replaces no folder that holds a foreign file."""
+    (tmp_path / "link").symlink_to(prepared_dir, target_is_directory=True)
+    (prepared_dir / "link.html").symlink_to(tmp_path / "page.html")
+    monkeypatch.chdir(prepared_dir)
+    before = sorted(prepared_dir.rglob("*"))
+    for out in (prepared_dir / "x.html", prepared_dir / "train" / "x.html", tmp_path / "link" / "x.html", Path("link.html")):
+        assert main(["inspect", str(prepared_dir), "--html", str(out)]) == 2
+        assert f"--html {out}: stands in the prepared dataset" in capsys.readouterr().err
+    assert sorted(prepared_dir.rglob("*")) == before
+    assert main(["inspect", ".", "--html", "../page.html"]) == 0
+
+
 def test_colors_are_for_terminals_and_can_be_turned_off(
     prepared_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

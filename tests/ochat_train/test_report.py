@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import visible
 from ochat_train.ablation.page import ablation_page
 from ochat_train.cli import main
 from ochat_train.pictures import Series, line_chart
@@ -118,7 +119,7 @@ def test_everything_of_a_run_stands_in_its_page(run_dir: Path) -> None:
     ]  # fmt: skip
     for text in ("1.2345", "1.3456", "1.4567", "1.5678", NASTY, f"GPT4 Correct says {NASTY}", f"{NASTY} says {NASTY} ..."):
         assert text in page.texts
-    assert f"{NASTY}: yes: 0.1111 [0.0999, 0.1222] nats/token over {NASTY}." in page.texts
+    assert f"{NASTY}: yes: 0.1111 [0.0999, 0.1222] nats/token over {visible(NASTY, kept='')}." in page.texts
     assert "old" not in page.texts
     assert page.attributes.count(("class", "outlined")) == 2
 
@@ -162,6 +163,15 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "page.html").is_file()
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "not a run folder" in capsys.readouterr().err
+    for out, said in {
+        tmp_path / "nowhere" / "page.html": "is a folder, or stands in one that is not there; name a file",
+        tmp_path: "is a folder",
+        tmp_path / "prepared" / "page.html": "stands in the prepared dataset",
+        tmp_path / ("x" * 300): "cannot be written: File name too long",
+    }.items():
+        assert main(["report", str(run_dir), "--out", str(out)]) == 2
+        assert f"--out {out}: {said}" in capsys.readouterr().err
+    assert not list(tmp_path.rglob(".*.tmp"))
     (run_dir / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="no step is written yet"):
         write_run_page(run_dir, tmp_path / "none.html")
