@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_pipeline.text_rules import visible
 from ochat_train.report_text import number_text
 
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
@@ -20,8 +21,11 @@ _MOST_BAR_CHARACTERS = 30
 
 
 def say(text: str) -> None:
-    """Print lines to stderr, above the progress line if there is one. Any thread may call it."""
-    tqdm.write(text, file=sys.stderr)
+    """Print lines to stderr, above the progress line if there is one. Any thread may call it.
+
+    The text may hold users' data and a model's answers: control characters, which a terminal would obey, are escaped.
+    """
+    tqdm.write(visible(text), file=sys.stderr)
 
 
 class TimeLeft:
@@ -52,7 +56,8 @@ class Part:
 
 def progress_parts(metrics: dict[str, Any], *, num_steps: int, seconds_left: float) -> list[Part]:
     """What is worth showing of a step, in the order in which it is read."""
-    losses = ", ".join(f"{name} {number_text(row['loss'], '.3f')}" for name, row in metrics["classes"].items())
+    classes = metrics["classes"].items()
+    losses = ", ".join(f"{visible(name, kept='')} {number_text(row['loss'], '.3f')}" for name, row in classes)
     loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
     parts = [
         Part(text=f"step {metrics['step']}/{num_steps}", rank=0),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.dataset import ClassRow, Manifest
 from data_pipeline.show import class_table, ledger_text
+from data_pipeline.text_rules import visible
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
     from ochat_train.validation import ValidationResult
@@ -147,7 +148,8 @@ def validation_text(result: ValidationResult) -> str:
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample['prompt'])}")
         parts += [
-            f"  {shown_condition(answer['condition'])}: {_one_line(answer['text'])}{'' if answer['finished'] else ' ...'}"
+            f"  {_one_line(shown_condition(answer['condition']))}: {_one_line(answer['text'])}"
+            f"{'' if answer['finished'] else ' ...'}"
             for answer in sample["answers"]
         ]
     return "\n".join(parts)
@@ -172,12 +174,12 @@ def number_text(value: float | None, form: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()), kept="")
     return line if len(line) <= _ANSWER_CHARACTERS else line[: _ANSWER_CHARACTERS - 3] + "..."
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a head, columns aligned."""
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (head, *rows))
-    return "\n".join(lines)
+    """Rows under a head, columns aligned. Cells may hold names of users' data: what is not visible is escaped."""
+    shown = [[visible(cell, kept="") for cell in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from data_pipeline.text_rules import visible
 from ochat_train.report_text import table
 
 
@@ -96,4 +97,4 @@ def results_text(results: dict[str, Any]) -> str:
         f"{results['recipe']}: {results['steps']:,} steps, {results['seeds']} seed(s); answers under "
         f"{results['inference_condition']!r}, nll and margin of held-out {results['inference_class']} answers in nats per token"
     )
-    return head + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])
+    return visible(head) + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from ochat_train.ablation.table import results_text
 from ochat_train.console import ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
+from ochat_train.report_text import class_sums_text, validation_text
+from ochat_train.validation import ValidationResult
 
+NASTY = "a\x1b[2Jb\bc\u202ed\x9b"  # clears the screen, goes back, turns the direction, begins another command
+SHOWN = r"a\u001b[2Jb\bc\u202ed\u009b"
 STEP: dict[str, Any] = {
     "step": 1234, "epoch": 1, "loss": 0.94214, "tokens_per_second": 101_234.0, "mfu": 0.487, "memory_gib": 65.6,
     "data_wait_ratio": 0.0, "classes": {"expert": {"loss": 0.5123}, "suboptimal": {"loss": None}},
@@ -119,3 +124,41 @@ def test_lines_go_above_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> No
     text = screen.getvalue()
     assert re.search(r"\r *\rstep 7: a spike\n\r?.*step 7/30", text.replace("\x1b[A", "")), text
     line.close()
+
+
+# ---- what data and the model may do to a terminal ----
+
+
+def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {
+        "loss": 1.0, "accuracy": 0.5, "tokens": 9, "supervised_tokens": 5, "weight_share": 1.0, "effective_tokens": 5.0,
+        "nll": 1.0,
+    }  # fmt: skip
+    learnt = {"nearest": NASTY, "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
+    line = {
+        "step": 1, "loss": 1.0, "classes": {NASTY: figures}, "conditions": [NASTY], "matrix": {NASTY: [1.0]},
+        "learnt": {NASTY: learnt},
+    }  # fmt: skip
+    answer = {"condition": NASTY, "text": NASTY, "finished": True}
+    samples = [{"step": 1, "prompt": f"{NASTY}\nmore", "answers": [answer]}]
+    texts = {
+        class_sums_text({"epoch": 0, "classes": {NASTY: figures}}): 1,
+        validation_text(ValidationResult(line=line, samples=samples, loss=1.0)): 6,
+        "\n".join(part.text for part in progress_parts({**STEP, "classes": {NASTY: figures}}, num_steps=1, seconds_left=0)): 1,
+    }
+    monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=False))
+    say(f"{NASTY}\n\tstays")
+    texts[screen.getvalue()] = 1
+    for text, times in texts.items():
+        assert all(character in "\n\t" or character.isprintable() for character in text), repr(text)
+        assert text.count(SHOWN) == times, text
+
+
+def test_the_table_of_an_ablation_shows_names_as_they_may_be_shown() -> None:
+    arms = {"sft": {"title": NASTY, "conversations": 1, "epochs": 1.0, "scores": {}}}
+    results = {
+        "recipe": NASTY, "steps": 1, "seeds": 1, "inference_class": NASTY, "inference_condition": NASTY, "arms": arms,
+    }  # fmt: skip
+    text = results_text(results)
+    assert all(character == "\n" or character.isprintable() for character in text), repr(text)
+    assert text.count(SHOWN) == 3
