@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.utils import disp_len, disp_trim
 
 from data_pipeline.text_rules import visible
 from ochat_train.report_text import number_text
@@ -18,6 +19,7 @@ from ochat_train.report_text import number_text
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 _FEWEST_BAR_CHARACTERS = 8
 _MOST_BAR_CHARACTERS = 30
+_UNKNOWN_COLUMNS = 80
 
 
 def say(text: str) -> None:
@@ -76,17 +78,17 @@ def progress_parts(metrics: dict[str, Any], *, num_steps: int, seconds_left: flo
 
 
 def fitted(parts: Sequence[Part], *, width: int) -> str:
-    """The parts as one line of at most `width` characters; the least important are left out where it is too long."""
+    """The parts as one line of at most `width` columns; the least important are left out where it is too long."""
     kept = list(parts)
-    while len(text := "  ".join(part.text for part in kept)) > width and len(kept) > 1:
+    while disp_len(text := "  ".join(part.text for part in kept)) > width and len(kept) > 1:
         kept.remove(max(kept, key=lambda part: part.rank))
-    return text[:width]
+    return str(disp_trim(text, width))
 
 
 def terminal_line(parts: Sequence[Part], *, done_ratio: float, width: int) -> str:
     """The parts, with a bar before them where there is room for one."""
     text = fitted(parts, width=width)
-    room = min(_MOST_BAR_CHARACTERS, width - len(text) - len("100% ||  "))
+    room = min(_MOST_BAR_CHARACTERS, width - disp_len(text) - len("100% ||  "))
     if room < _FEWEST_BAR_CHARACTERS:
         return text
     full = int(done_ratio * room)
@@ -101,6 +103,15 @@ def duration_text(seconds: float) -> str:
     if days:
         return f"{days}d {hours:02d}:{minutes:02d}:{seconds:02d}"
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _stderr_columns() -> int:
+    """Width of the terminal that stderr is; stdout may be a file, or another terminal."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    return columns or _UNKNOWN_COLUMNS  # a terminal that nobody looks at may have none
 
 
 class ProgressLine:
@@ -126,7 +137,7 @@ class ProgressLine:
         left = self._time_left.seconds(step, num_steps=self._num_steps, now=now)
         parts = progress_parts(metrics, num_steps=self._num_steps, seconds_left=left)
         if self._terminal:
-            width = shutil.get_terminal_size().columns - 1  # a full line would wrap
+            width = _stderr_columns() - 1  # a full line would wrap
             self._bar.set_description_str(terminal_line(parts, done_ratio=step / self._num_steps, width=width))
         elif step == self._num_steps or now - self._last_line >= self.LINE_EVERY_SECONDS:
             print("  ".join(part.text for part in parts), file=sys.stderr, flush=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import os
 import re
+import struct
+import termios
 from typing import Any
 
 import pytest
 
 from ochat_train.ablation.table import results_text
-from ochat_train.console import ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
+from ochat_train.console import Part, ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
 from ochat_train.report_text import class_sums_text, validation_text
 from ochat_train.validation import ValidationResult
 
@@ -73,6 +78,40 @@ def test_a_terminal_line_never_wraps(ratio: float) -> None:
     assert bars > 50
 
 
+def columns(text: str) -> int:
+    """Columns of a text of letters, digits, bar and wide characters, in a terminal."""
+    return sum(2 if character >= "\u2e80" else 1 for character in text)
+
+
+def test_wide_characters_take_two_columns() -> None:
+    wide = parts(classes={"专家": {"loss": 0.5}, "次优": {"loss": 1.5}})
+    line = "step 1234/5000  loss 0.9421  (专家 0.500, 次优 1.500)  1:02:05 left"
+    assert (len(line), columns(line)) == (63, 67)
+    assert fitted(wide, width=67) == line
+    assert fitted(wide, width=66) == "step 1234/5000  loss 0.9421  1:02:05 left"
+    assert fitted([Part(text="专家专家", rank=0)], width=5) == "专家"
+    assert all(columns(terminal_line(wide, done_ratio=0.5, width=width)) <= width for width in range(1, 200))
+
+
+def test_the_width_is_that_of_the_terminal_of_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """stdout is a file here."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 50, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        line = ProgressLine(first_step=0, num_steps=5000, shown=True)
+        line.update(STEP)
+        line.close()
+    text = b""
+    with contextlib.suppress(OSError):  # it is closed, so this is how it ends
+        while chunk := os.read(ours, 10_000):
+            text += chunk
+    os.close(ours)
+    rows = re.split(r"[\r\n]+", text.decode())
+    assert "step 1234/5000  loss 0.9421" in rows[-2]
+    assert max(map(columns, rows)) <= 49
+
+
 def test_time_left_leaves_out_what_happens_once_and_counts_what_recurs() -> None:
     time_left = TimeLeft(first_step=10, now=0.0)
     assert time_left.seconds(11, num_steps=21, now=100.0) == 1000.0  # all that is known yet
@@ -85,7 +124,6 @@ def test_time_left_leaves_out_what_happens_once_and_counts_what_recurs() -> None
 def shown(screen: Screen, monkeypatch: pytest.MonkeyPatch, *, is_main: bool = True) -> str:
     """What a training of 30 steps of 3 s writes."""
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setenv("COLUMNS", "80")
     now = 0.0
     line = ProgressLine(first_step=0, num_steps=30, shown=is_main, clock=lambda: now)
     for step in range(1, 31):
