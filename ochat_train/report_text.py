@@ -111,7 +111,7 @@ def _duration(hours: float) -> str:
 
 
 def class_sums_text(metrics: dict[str, Any]) -> str:
-    """What each class weighed and how well it was predicted, over an epoch of training."""
+    """What each class weighed and how well it was predicted, over an epoch of training (EpochSums.metrics)."""
     head = ("class", "loss", "accuracy", "tokens", "supervised", "weight share", "effective tokens")
     rows = [
         (
@@ -125,7 +125,8 @@ def class_sums_text(metrics: dict[str, Any]) -> str:
         )
         for name, row in metrics["classes"].items()
     ]
-    return f"\ntraining, epoch {metrics['epoch']}\n{table(head, rows)}"
+    part = "" if metrics["steps"] is None else ", steps {} to {}".format(*metrics["steps"])
+    return f"\ntraining, epoch {metrics['epoch']}{part}\n{table(head, rows)}"
 
 
 def validation_text(result: ValidationResult) -> str:

@@ -17,6 +17,7 @@ from ochat_train.ablation.table import results_text
 from ochat_train.console import Part, ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
 from ochat_train.report_text import class_sums_text, validation_text
 from ochat_train.validation import ValidationResult
+from tests.conftest import RecipeFactory, run_jobs
 
 NASTY = "a\x1b[2Jb\bc\u202ed\x9b"  # clears the screen, goes back, turns the direction, begins another command
 SHOWN = r"a\u001b[2Jb\bc\u202ed\u009b"
@@ -164,6 +165,21 @@ def test_lines_go_above_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> No
     line.close()
 
 
+def test_an_error_comes_after_the_line_and_the_last_table_holds_what_was_done(make_recipe: RecipeFactory) -> None:
+    """A run on a terminal that fails in step 3, is resumed after step 2, and started once more when it is finished."""
+    recipe = make_recipe(train__max_steps=4, train__max_nonfinite_steps=1, checkpoint__save_every_steps=2)
+    train = {"command": ["train", recipe], "terminal": True}
+    fault = {"fault": {"step": 3, "do": "nan_weight"}}
+    prepare = {"command": ["prepare", recipe, "--workers", "1"]}
+    outputs, codes = run_jobs(prepare, {**train, **fault}, train, train, num_ranks=1)
+    assert codes == [0], outputs[0][-4000:]
+    _, failed, resumed, finished, _ = re.split(r"exit code \d\n", outputs[0])
+    assert re.search(r"step 3/4  .* left *\nochat train: step 3: loss or gradient was not finite [^\n]*\n\Z", failed), failed
+    assert "\ntraining, epoch 0, steps 3 to 4\nclass " in resumed, resumed
+    assert "resumes from" in finished
+    assert "training, epoch" not in finished
+
+
 # ---- what data and the model may do to a terminal ----
 
 
@@ -180,7 +196,7 @@ def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pyt
     answer = {"condition": NASTY, "text": NASTY, "finished": True}
     samples = [{"step": 1, "prompt": f"{NASTY}\nmore", "answers": [answer]}]
     texts = {
-        class_sums_text({"epoch": 0, "classes": {NASTY: figures}}): 1,
+        class_sums_text({"epoch": 0, "steps": None, "classes": {NASTY: figures}}): 1,
         validation_text(ValidationResult(line=line, samples=samples, loss=1.0)): 6,
         "\n".join(part.text for part in progress_parts({**STEP, "classes": {NASTY: figures}}, num_steps=1, seconds_left=0)): 1,
     }
