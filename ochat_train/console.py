@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,17 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.utils import disp_len, disp_trim
 
+from data_pipeline.text_rules import visible
 from ochat_train.report_text import number_text
 
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 _FEWEST_BAR_CHARACTERS = 8
 _MOST_BAR_CHARACTERS = 30
+_UNKNOWN_COLUMNS = 80
 
 
 def say(text: str) -> None:
-    """Print lines to stderr, above the progress line if there is one. Any thread may call it."""
-    tqdm.write(text, file=sys.stderr)
+    """Print lines to stderr, above the progress line if there is one. Any thread may call it.
+
+    The text may hold users' data and a model's answers: control characters, which a terminal would obey, are escaped.
+    """
+    tqdm.write(visible(text), file=sys.stderr)
 
 
 class TimeLeft:
@@ -52,7 +58,8 @@ class Part:
 
 def progress_parts(metrics: dict[str, Any], *, num_steps: int, seconds_left: float) -> list[Part]:
     """What is worth showing of a step, in the order in which it is read."""
-    losses = ", ".join(f"{name} {number_text(row['loss'], '.3f')}" for name, row in metrics["classes"].items())
+    classes = metrics["classes"].items()
+    losses = ", ".join(f"{visible(name, kept='')} {number_text(row['loss'], '.3f')}" for name, row in classes)
     loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
     parts = [
         Part(text=f"step {metrics['step']}/{num_steps}", rank=0),
@@ -71,17 +78,17 @@ def progress_parts(metrics: dict[str, Any], *, num_steps: int, seconds_left: flo
 
 
 def fitted(parts: Sequence[Part], *, width: int) -> str:
-    """The parts as one line of at most `width` characters; the least important are left out where it is too long."""
+    """The parts as one line of at most `width` columns; the least important are left out where it is too long."""
     kept = list(parts)
-    while len(text := "  ".join(part.text for part in kept)) > width and len(kept) > 1:
+    while disp_len(text := "  ".join(part.text for part in kept)) > width and len(kept) > 1:
         kept.remove(max(kept, key=lambda part: part.rank))
-    return text[:width]
+    return str(disp_trim(text, width))
 
 
 def terminal_line(parts: Sequence[Part], *, done_ratio: float, width: int) -> str:
     """The parts, with a bar before them where there is room for one."""
     text = fitted(parts, width=width)
-    room = min(_MOST_BAR_CHARACTERS, width - len(text) - len("100% ||  "))
+    room = min(_MOST_BAR_CHARACTERS, width - disp_len(text) - len("100% ||  "))
     if room < _FEWEST_BAR_CHARACTERS:
         return text
     full = int(done_ratio * room)
@@ -96,6 +103,15 @@ def duration_text(seconds: float) -> str:
     if days:
         return f"{days}d {hours:02d}:{minutes:02d}:{seconds:02d}"
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _stderr_columns() -> int:
+    """Width of the terminal that stderr is; stdout may be a file, or another terminal."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    return columns or _UNKNOWN_COLUMNS  # a terminal that nobody looks at may have none
 
 
 class ProgressLine:
@@ -121,7 +137,7 @@ class ProgressLine:
         left = self._time_left.seconds(step, num_steps=self._num_steps, now=now)
         parts = progress_parts(metrics, num_steps=self._num_steps, seconds_left=left)
         if self._terminal:
-            width = shutil.get_terminal_size().columns - 1  # a full line would wrap
+            width = _stderr_columns() - 1  # a full line would wrap
             self._bar.set_description_str(terminal_line(parts, done_ratio=step / self._num_steps, width=width))
         elif step == self._num_steps or now - self._last_line >= self.LINE_EVERY_SECONDS:
             print("  ".join(part.text for part in parts), file=sys.stderr, flush=True)

@@ -27,12 +27,11 @@ from ochat_train.checkpoint import (
     verify,
 )
 from ochat_train.hub import EXPORT_MARK
-from ochat_train.metrics import METRICS_FILE, VALIDATION_FILE
+from ochat_train.metrics import METRICS_FILE, VALIDATION_FILE, rows_of
 from ochat_train.model_card import CardFacts, last_row, model_card
 from ochat_train.push import CARD
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
-from ochat_train.run_history import rows_of
 from ochat_train.versions import library_versions
 
 OCHAT_FILE = EXPORT_MARK

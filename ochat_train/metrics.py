@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
+from ochat_train.console import say
 from ochat_train.durable import replace_text
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.validation import ValidationResult
@@ -18,6 +19,7 @@ from ochat_train.validation import ValidationResult
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+_MOST_LINE_NUMBERS = 10  # of unreadable lines, in a notice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +72,38 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 class EpochSums:
-    """Adds up the steps of an epoch, for its summary."""
+    """Adds up the steps of an epoch, for its summary. first_step: done by an earlier part of the run."""
 
-    def __init__(self, *, num_classes: int) -> None:
+    def __init__(self, *, num_classes: int, first_step: int, steps_per_epoch: Sequence[int]) -> None:
         self._empty = torch.zeros(num_classes, 5, dtype=torch.float64), [0] * num_classes
+        self._steps_per_epoch = steps_per_epoch
         self._epoch, (self._per_class, self._tokens) = 0, self._empty
+        self._steps_before = self._last_step = first_step
 
     def add(self, epoch: int, per_class: torch.Tensor, tokens_per_class: Sequence[int]) -> None:
-        """Add a step; steps whose loss is not finite are left out, as they are of the model."""
+        """Add the next step; steps whose loss is not finite are left out of the sums, as they are of the model."""
         if epoch != self._epoch:
             self._epoch, (self._per_class, self._tokens) = epoch, self._empty
+            self._steps_before = self._last_step
+        self._last_step += 1
         if bool(per_class.isfinite().all()):
             self._per_class = self._per_class + per_class
             self._tokens = [sum(pair) for pair in zip(self._tokens, tokens_per_class, strict=True)]
 
-    def metrics(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """The means of the epoch so far."""
-        return {"epoch": self._epoch, **step_metrics(self._per_class, class_names, tokens_per_class=self._tokens)}
+    def metrics(self, class_names: Sequence[str]) -> dict[str, Any] | None:
+        """The means of the epoch so far, None where no step was added.
+
+        `steps`: the first and the last step that are in it, counted from 1 over the whole run; None for a whole epoch.
+        """
+        num_steps = self._last_step - self._steps_before
+        if num_steps == 0:
+            return None
+        is_whole = num_steps == self._steps_per_epoch[self._epoch]
+        return {
+            "epoch": self._epoch,
+            "steps": None if is_whole else (self._steps_before + 1, self._last_step),
+            **step_metrics(self._per_class, class_names, tokens_per_class=self._tokens),
+        }
 
 
 class MetricsWriter:
@@ -116,7 +133,7 @@ class MetricsWriter:
         self._trackers.log_validation(result.line, result.samples)
 
     def _append(self, name: str, document: dict[str, Any]) -> None:
-        self._files[name].write(json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n")
+        self._files[name].write(_json_line(document))
         self._files[name].flush()
 
     def close(self) -> None:
@@ -127,16 +144,43 @@ class MetricsWriter:
 
 def _open_after(path: Path, *, first_step: int) -> TextIO:
     """A file of JSON lines to go on with after a step: what an earlier run wrote of later steps is taken out."""
-    kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
-    replace_text(path, "".join(kept))
+    kept = [row for row in rows_of(path) if row["step"] <= first_step] if first_step else []
+    replace_text(path, "".join(map(_json_line, kept)))
     return path.open("a", encoding="utf-8")
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Lines of a file, none where there is no file.
+def _json_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
 
-    A last line without its end was being written when the process was killed, and is left out.
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of one of these files, none where there is no file.
+
+    A last line without its end was being written when the process was killed, and is left out. So is any other that cannot be
+    read (a power cut may leave NULs behind), with a notice: a log must not keep a run from going on.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows, unreadable = [], []
     # not splitlines(), which also ends a line at characters that may stand in an answer (U+2028)
-    return [f"{line}\n" for line in text.split("\n")[:-1]]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is None:
+            unreadable.append(number)
+        else:
+            rows.append(row)
+    if unreadable:
+        numbers = ", ".join(map(str, unreadable[:_MOST_LINE_NUMBERS])) + (", ..." if unreadable[_MOST_LINE_NUMBERS:] else "")
+        say(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

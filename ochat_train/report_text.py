@@ -117,7 +117,7 @@ def _duration(hours: float) -> str:
 
 
 def class_sums_text(metrics: dict[str, Any]) -> str:
-    """What each class weighed and how well it was predicted, over an epoch of training."""
+    """What each class weighed and how well it was predicted, over an epoch of training (EpochSums.metrics)."""
     head = ("class", "loss", "accuracy", "tokens", "supervised", "weight share", "effective tokens")
     rows = [
         (
@@ -131,7 +131,8 @@ def class_sums_text(metrics: dict[str, Any]) -> str:
         )
         for name, row in metrics["classes"].items()
     ]
-    return f"\ntraining, epoch {metrics['epoch']}\n{table(head, rows)}"
+    part = "" if metrics["steps"] is None else ", steps {} to {}".format(*metrics["steps"])
+    return f"\ntraining, epoch {metrics['epoch']}{part}\n{table(head, rows)}"
 
 
 def validation_text(result: ValidationResult) -> str:
@@ -154,7 +155,8 @@ def validation_text(result: ValidationResult) -> str:
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample['prompt'])}")
         parts += [
-            f"  {shown_condition(answer['condition'])}: {_one_line(answer['text'])}{'' if answer['finished'] else ' ...'}"
+            f"  {_one_line(shown_condition(answer['condition']))}: {_one_line(answer['text'])}"
+            f"{'' if answer['finished'] else ' ...'}"
             for answer in sample["answers"]
         ]
     return "\n".join(parts)
@@ -179,12 +181,12 @@ def number_text(value: float | None, form: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()), kept="")
     return line if len(line) <= _ANSWER_CHARACTERS else line[: _ANSWER_CHARACTERS - 3] + "..."
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a head, columns aligned."""
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (head, *rows))
-    return "\n".join(lines)
+    """Rows under a head, columns aligned. Cells may hold names of users' data: what is not visible is escaped."""
+    shown = [[visible(cell, kept="") for cell in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train.metrics import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, whole_lines
+from ochat_train.metrics import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, rows_of
 from ochat_train.run_folder import RunFolder, read_run_folder
 
 
@@ -29,8 +28,3 @@ def read_run_history(run_dir: Path) -> RunHistory:
     if not steps:
         raise UserError(f"{run_dir}: no step is written yet ({METRICS_FILE} is empty or missing); train first")
     return RunHistory(run=run, steps=steps, validations=validations, samples=samples)
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines, none where there is no file."""
-    return [json.loads(line) for line in whole_lines(path)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -182,7 +182,8 @@ def _train(
         meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator, trackers=trackers, push=push,
     )  # fmt: skip
     try:
-        _loop(run, progress, stop_request, watchdog)
+        with _outputs(run, progress) as (writer, line):
+            _loop(run, progress, stop_request, watchdog, writer, line)
         watchdog.progress(plan.num_steps, "closing trackers")
         trackers.close(done=True, most_seconds=min(CLOSE_SECONDS, recipe.train.hang_timeout_seconds / 2))
     except torch.OutOfMemoryError as error:
@@ -238,13 +239,30 @@ class Run:
     push: BackgroundPush | None  # of rank 0, if the recipe pushes
 
 
-def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Watchdog) -> None:
+@contextlib.contextmanager
+def _outputs(run: Run, progress: Progress) -> Iterator[tuple[MetricsWriter | None, ProgressLine]]:
+    """The run folder's files (rank 0) and the progress line; closed whatever ends the steps, so before a message about it."""
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if run.ranks.is_main:
+            writer = MetricsWriter(Path(run.recipe.output_dir), run.trackers, first_step=progress.step)
+            stack.enter_context(contextlib.closing(writer))
+        line = ProgressLine(first_step=progress.step, num_steps=run.plan.num_steps, shown=run.ranks.is_main)
+        yield writer, stack.enter_context(contextlib.closing(line))
+
+
+def _loop(
+    run: Run,
+    progress: Progress,
+    stop_request: StopRequest,
+    watchdog: Watchdog,
+    writer: MetricsWriter | None,
+    line: ProgressLine,
+) -> None:
     recipe, plan, ranks, output_dir = run.recipe, run.plan, run.ranks, Path(run.recipe.output_dir)
-    writer = MetricsWriter(output_dir, run.trackers, first_step=progress.step) if ranks.is_main else None
-    line = ProgressLine(first_step=progress.step, num_steps=plan.num_steps, shown=ranks.is_main)
     save_every = recipe.checkpoint.save_every_steps or plan.num_steps
     class_names = [row.name for row in run.manifest.classes]
-    epoch_sums = EpochSums(num_classes=len(class_names))
+    epoch_sums = EpochSums(num_classes=len(class_names), first_step=progress.step, steps_per_epoch=plan.steps_per_epoch)
     for step in range(progress.step, plan.num_steps):
         run.meter.start(waited_seconds=run.batches.waited_seconds)
         watchdog.progress(step + 1, "training")
@@ -307,10 +325,8 @@ def _loop(run: Run, progress: Progress, stop_request: StopRequest, watchdog: Wat
                 run.push.checkpoint_written()
         if sums.stop and not is_last:
             raise StoppedBySignalError(_stopped(stop_request, progress, plan))
-    line.print(class_sums_text(epoch_sums.metrics(class_names)))
-    line.close()
-    if writer is not None:
-        writer.close()
+    if (summary := epoch_sums.metrics(class_names)) is not None:
+        line.print(class_sums_text(summary))
 
 
 def _tokens_per_class(split: PreparedSplit, rows: np.ndarray, *, num_classes: int) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from data_pipeline.text_rules import quoted
+from data_pipeline.text_rules import quoted, visible
 from ochat_train.report_text import table
 
 
@@ -98,4 +98,4 @@ def results_text(results: dict[str, Any]) -> str:
         f"{quoted(results['inference_condition'])}, nll and margin of held-out {results['inference_class']} answers in nats "
         "per token"
     )
-    return head + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])
+    return visible(head) + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])

@@ -6,7 +6,8 @@ Trackers make a section of what stands before the first slash: `train/loss`, `cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ochat_train.report_text import shown_condition
@@ -20,11 +21,18 @@ def step_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def validation_scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 where the condition was learnt, and 0 elsewhere."""
-    matrix = {
-        name: dict(zip(map(shown_condition, line["conditions"]), row, strict=True)) for name, row in line["matrix"].items()
-    }
+    names = _curve_names(line["conditions"])
+    matrix = {name: dict(zip(names, row, strict=True)) for name, row in line["matrix"].items()}
     shown = {key: value for key, value in line.items() if key not in ("step", "conditions")}
     return dict(_flatten({"validation": {**shown, "matrix": matrix}}))
+
+
+def _curve_names(conditions: Sequence[str]) -> list[str]:
+    """Conditions as names of curves, no two alike: the empty one gets a number where another condition has its name."""
+    name = shown_condition("")
+    numbered = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
+    free = next(name for name in numbered if name not in conditions)
+    return [condition or free for condition in conditions]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -12,12 +12,14 @@ from ochat_train.tracking.protocol import RunFacts
 
 
 class FakeTracker:
-    """Keeps what it is given; does `at_start` and `at_log` before that."""
+    """Keeps what it is given; does `at_start`, `at_log` and `at_abandon` before that."""
 
-    name = "fake"
-
-    def __init__(self, *, at_start: Callable[[], Any] = lambda: None, at_log: Callable[[], Any] = lambda: None) -> None:
-        self._at_start, self._at_log = at_start, at_log
+    def __init__(
+        self, *, name: str = "fake", at_start: Callable[[], Any] = lambda: None, at_log: Callable[[], Any] = lambda: None,
+        at_abandon: Callable[[], Any] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self._at_start, self._at_log, self._at_abandon = at_start, at_log, at_abandon
         self.steps: list[int] = []
         self.closed: bool | None = None
         self.is_abandoned = False
@@ -37,6 +39,7 @@ class FakeTracker:
         self.closed = done
 
     def abandon(self) -> None:
+        self._at_abandon()
         self.is_abandoned = True
 
 

@@ -67,11 +67,18 @@ def test_a_tracker_that_raises_is_named_once_and_what_it_lacks_is_counted(
 
 @pytest.mark.parametrize(("at_start", "at_log"), [(hang, int), (int, hang)], ids=["at start", "at log"])
 def test_a_tracker_that_hangs_is_left_behind(at_start: Callable[[], Any], at_log: Callable[[], Any]) -> None:
-    tracker, said = FakeTracker(at_start=at_start, at_log=at_log), list[str]()
-    trackers = Trackers([tracker, healthy := FakeTracker()], FACTS, say=said.append)
+    healthy, said = FakeTracker(name="healthy"), list[str]()
+
+    def wait_for_healthy() -> None:
+        for thread in threading.enumerate():
+            if thread.name == "tracker healthy":
+                thread.join()
+
+    tracker = FakeTracker(at_start=at_start, at_log=at_log, at_abandon=wait_for_healthy)
+    trackers = Trackers([tracker, healthy], FACTS, say=said.append)
     for step in range(1, 8):
         trackers.log_step({"step": step})
-    trackers.close(done=False, most_seconds=0.5)
+    trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other is as quick as it is
     text = "fake: does not answer and was left behind; 7 of 7 steps and validations were not delivered; runs/x has"
     assert [line for line in said if line.startswith(text)] == said[-1:]
     assert tracker.is_abandoned
@@ -166,6 +173,17 @@ def test_names_and_numbers_of_scalars() -> None:
     assert validation_scalars(line) == {
         "validation/loss": 1.5, "validation/classes/a/nll": 2.0, "validation/matrix/a/no condition": 2.0,
         "validation/learnt/a/margin": 0.5, "validation/learnt/a/learnt": 1.0, "validation/seconds": 0.25,
+    }  # fmt: skip
+
+
+def test_no_condition_and_a_condition_of_that_name_are_two_curves() -> None:
+    line = {
+        "step": 3, "loss": None, "classes": {}, "learnt": {},
+        "conditions": ["no condition", "", "no condition 2"], "matrix": {"a": [1, 2, 3]},
+    }  # fmt: skip
+    assert validation_scalars(line) == {
+        "validation/matrix/a/no condition": 1.0, "validation/matrix/a/no condition 3": 2.0,
+        "validation/matrix/a/no condition 2": 3.0,
     }  # fmt: skip
 
 

@@ -4,8 +4,8 @@
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
 `ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of those:
-one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. Exit code: that of the last
-command.
+one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. `terminal`: stderr says that it
+is one, from this command on. Exit code: that of the last command.
 """
 
 from __future__ import annotations
@@ -175,6 +175,8 @@ if __name__ == "__main__":
         engine.GROUP_ELEMENTS = job.get("group_elements", usual_group)
         if "folders" in job:
             os.chdir(job["folders"][int(os.environ["RANK"])])
+        if job.get("terminal"):
+            sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
         undo = install(job["fault"]) if job.get("fault") else lambda: None
         status = main(job["command"])
         print(f"exit code {status}", flush=True)
