@@ -234,29 +234,38 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
     if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"{final}: is there already and was not made by this command; choose another folder or remove it")
     final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(final)
+    _clear_leftovers(final)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    old = final.parent / f".{final.name}.old-{os.getpid()}"
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
-        old = final.parent / f".{final.name}.old-{os.getpid()}"
         if final.exists():
             final.rename(old)
         temporary.rename(final)
         sync(final.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not final.exists():
+            old.rename(final)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _remove_leftovers(final: Path) -> None:
-    """Remove what a killed process left behind when it was making the same folder."""
-    for leftover in final.parent.glob(f".{final.name}.tmp-*"):
+def _clear_leftovers(final: Path) -> None:
+    """Clear away what killed processes left behind when they were making the same folder.
+
+    The folder that one was just replacing gets its name back, if nothing has it; the new one takes its place in the end.
+    """
+    for leftover in [*final.parent.glob(f".{final.name}.old-*"), *final.parent.glob(f".{final.name}.tmp-*")]:
         process = leftover.name.rpartition("-")[2]
-        if process == str(os.getpid()) or not Path("/proc", process).exists():
+        if process != str(os.getpid()) and Path("/proc", process).exists():
+            continue
+        if leftover.name.startswith(f".{final.name}.old-") and not final.exists():
+            leftover.rename(final)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

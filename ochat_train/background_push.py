@@ -45,7 +45,7 @@ _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "
 class PushState:
     """How far the process is. doing: `exporting`, `uploading`, `pushed` or `failed`. checkpoint: sha256 of its manifest.
 
-    url, commit: of a finished push; error: of a failed one.
+    url, commit, note: of a finished push; error: of a failed one.
     """
 
     repo: str
@@ -54,6 +54,7 @@ class PushState:
     doing: str
     url: str | None = None
     commit: str | None = None
+    note: str | None = None
     error: str | None = None
 
     @staticmethod
@@ -118,27 +119,44 @@ class BackgroundPush:
         assert recipe.train.push_to_hub is not None, "made for runs that push"
         self._repo, self._output_dir = recipe.train.push_to_hub, Path(recipe.output_dir)
         self._process: subprocess.Popen[bytes] | None = None
+        self._said: set[str] = set()
 
     def checkpoint_written(self) -> None:
-        """Start the process, unless it is at work: then it finds the new checkpoint when it is done with the one before."""
-        if self._process is None or self._process.poll() is not None:
+        """Start the process, unless it is at work: then it finds the new checkpoint when it is done with the one before.
+
+        Says why the process before failed, or why there can be none; neither is the end of the training.
+        """
+        if self._is_at_work():
+            return
+        if (failure := self._failure()) is not None:
+            self._say_once(failure)
+        try:
             self._start(while_training=True)
+        except OSError as error:
+            self._say_once(f"the process could not be started: {error}")
 
     def finish(self, stop_request: StopRequest) -> None:
         """Wait until the run's model is on the Hub. The training is done, and other ranks may be gone.
 
         Raises NotPushedError where it could not be brought there, StoppedBySignalError where the run was asked to stop.
         """
-        if self._process is not None:
-            self._wait(stop_request)
-        if not is_pushed(self._output_dir, self._repo):  # begun after the last checkpoint, so with all that it needs
-            self._start(while_training=False)
-            self._wait(stop_request)
-        state = PushState.load(self._output_dir)
-        if state is None or not is_pushed(self._output_dir, self._repo):
-            error = state.error if state and state.error else f"the process ended early, see {self._log_file()}"
-            raise NotPushedError(f"trained to the end, but not on the Hub: {error}\n{self._remedy()}")
+        try:
+            if self._is_at_work() and self._is_obsolete():
+                self.close()
+            if self._process is not None:
+                self._wait(stop_request)
+            if not is_pushed(self._output_dir, self._repo):  # begun after the last checkpoint, so with all that it needs
+                self._start(while_training=False)
+                self._wait(stop_request)
+            state = PushState.load(self._output_dir)
+            is_done = is_pushed(self._output_dir, self._repo)
+        except OSError as error:
+            raise self._not_pushed(str(error)) from error
+        if state is None or not is_done:
+            raise self._not_pushed(self._failure() or f"the process ended early, see {self._log_file()}")
         print(f"pushed: step {state.step} is at {state.url} (commit {state.commit})", file=sys.stderr, flush=True)
+        if state.note is not None:
+            print(state.note, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the process, if it still runs; what it has uploaded is not lost."""
@@ -150,6 +168,34 @@ class BackgroundPush:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _is_at_work(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _is_obsolete(self) -> bool:
+        """Whether the process works on another checkpoint than the one to push."""
+        checkpoint, state = checkpoint_to_push(self._output_dir), PushState.load(self._output_dir)
+        if checkpoint is None or state is None or state.doing not in ("exporting", "uploading"):
+            return False  # it looks for the right one
+        return state.checkpoint != _identity(checkpoint)
+
+    def _failure(self) -> str | None:
+        """Why the process that has ended did not push; None where it did, or where there was none."""
+        code = None if self._process is None else self._process.poll()
+        state = PushState.load(self._output_dir)
+        if code is None or (state is not None and state.doing == "pushed"):
+            return None
+        if state is not None and state.error is not None:
+            return state.error
+        return f"the process ended early (code {code}), see {self._log_file()}" if code else None
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            print(f"not on the Hub yet: {text}; tried again at every checkpoint", file=sys.stderr, flush=True)
+
+    def _not_pushed(self, reason: str) -> NotPushedError:
+        return NotPushedError(f"trained to the end, but not on the Hub: {reason}\n{self._remedy()}")
 
     def _start(self, *, while_training: bool) -> None:
         hub_folder(self._output_dir).mkdir(exist_ok=True)
@@ -230,7 +276,7 @@ def main(arguments: list[str]) -> int:
 
 def _push(recipe: Recipe, output_dir: Path, checkpoint: Path, repo: str, *, while_training: bool) -> None:
     from ochat_train.export import export
-    from ochat_train.push import push
+    from ochat_train.push import CARD_LEFT, push
 
     if while_training:
         _leave_room(checkpoint)
@@ -239,7 +285,8 @@ def _push(recipe: Recipe, output_dir: Path, checkpoint: Path, repo: str, *, whil
     export(output_dir, out, step=step, max_shard_size=_SHARD_SIZE, overwrite=True)
     _state(output_dir, checkpoint, repo, "uploading")
     pushed = push(out, repo, private=recipe.train.hub_private, message=f"Step {step}", progress=True)
-    _state(output_dir, checkpoint, repo, "pushed", url=pushed.url, commit=pushed.commit)
+    note = f"{repo}: {CARD_LEFT}" if pushed.card_left else None
+    _state(output_dir, checkpoint, repo, "pushed", url=pushed.url, commit=pushed.commit, note=note)
 
 
 def _leave_room(checkpoint: Path) -> None:

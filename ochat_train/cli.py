@@ -237,7 +237,9 @@ def _add_push(verb: Verb) -> None:
     push.add_argument("--revision", help="branch to push to, made if it is not there; default: main")
     push.add_argument("--message", help="message of the commit")
     push.add_argument(
-        "--overwrite", action="store_true", help="replace all files of a repository that `ochat push` did not make"
+        "--overwrite",
+        action="store_true",
+        help="replace a model card that was edited on the Hub, and all files of a repository that `ochat push` did not make",
     )
     push.add_argument("--json", action="store_true", help="print one JSON document")
 

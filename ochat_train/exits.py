@@ -7,13 +7,13 @@ from data_pipeline.errors import UserError
 DONE = 0
 BUG = 1  # Python's own, with a traceback
 USER_ERROR = 2  # something a user can mend: recipe, data, disk, a loss that is not finite
-STOPPED = 75  # stopped by a signal after writing a checkpoint; start again to go on (EX_TEMPFAIL of sysexits.h)
+STOPPED = 75  # stopped by a signal, with nothing lost: start again to go on (EX_TEMPFAIL of sysexits.h)
 LOST_RANKS = 76  # another rank died or hangs; start again to go on from the newest checkpoint
 NOT_PUSHED = 77  # trained to the end, but the model is not on the Hub; start again, or `ochat push`
 
 
 class StoppedBySignalError(Exception):
-    """The run was asked to stop, and has written a checkpoint."""
+    """Asked to stop: a run after its checkpoint, or trained to the end and not on the Hub yet; other work, as far as it is."""
 
 
 class LostRanksError(Exception):

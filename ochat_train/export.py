@@ -29,6 +29,7 @@ from ochat_train.checkpoint import (
 from ochat_train.hub import EXPORT_MARK
 from ochat_train.metrics import METRICS_FILE, VALIDATION_FILE, rows_of
 from ochat_train.model_card import CardFacts, last_row, model_card
+from ochat_train.public_recipe import public_recipe
 from ochat_train.push import CARD
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
@@ -147,15 +148,9 @@ def _tokenizer(folder: Path) -> Any:
 
 def _describe(run: RunFolder, step: int, folder: Path) -> None:
     """Write the model card, and ochat.json: what the model was made of, and the sha256 of every file of the export."""
-    recipe = _without_paths(
-        run.recipe.model_dump(mode="json", by_alias=True, exclude={"output_dir": True, "data": {"prepared_dir"}})
-    )
-    for settings, source in zip(run.recipe.data.sources, recipe["data"]["sources"], strict=True):
-        if not settings.is_on_hub:
-            source["path"] = Path(source["path"]).name
-    for key in ("path", "tokenizer"):
-        if recipe["model"][key] is not None and Path(recipe["model"][key]).exists():
-            recipe["model"][key] = Path(recipe["model"][key]).name
+    recipe = public_recipe(run.recipe)
+    if run.base_origin is not None and run.base_origin.folder is not None:  # it may be gone, and then looks like a Hub id
+        recipe["model"]["path"] = Path(run.base_origin.folder).name
     facts = CardFacts(
         run=run, base=find_base_model(run.recipe.model, run.base_origin), step=step, recipe=recipe,
         versions=library_versions(), metrics=last_row(rows_of(run.path / METRICS_FILE), step),
@@ -172,15 +167,6 @@ def _describe(run: RunFolder, step: int, folder: Path) -> None:
         "files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
     }
     (folder / OCHAT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _without_paths(value: Any) -> Any:
-    """Values of a recipe whose paths of this machine are cut to the last name."""
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 @torch.no_grad()

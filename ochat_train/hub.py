@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # TimeoutError itself from Python 3.11 on
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,8 +23,8 @@ EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 _PLACEHOLDERS = {".gitattributes", "README.md"}  # what the Hub puts into a new repository
 _TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # 409 and 412: somebody else has just committed
 _TRIES_AT_FIRST = 4  # nothing is lost yet, and a host without a network should say so soon
-_LONGEST_PAUSE_AT_FIRST = 300.0  # seconds; the other ranks of a run wait meanwhile
-_TIMEOUT_SECONDS = 300.0  # without a byte in either direction; a large commit takes the Hub a minute
+_REQUEST_SECONDS_AT_FIRST = 20.0
+_TOTAL_SECONDS_AT_FIRST = 90.0  # the other ranks of a run wait meanwhile
 _NEW_TOKEN = "make one with write access at https://huggingface.co/settings/tokens, and set HF_TOKEN"
 
 
@@ -29,12 +34,17 @@ class Patience:
 
     tries: in all. The wait doubles from `first_wait_seconds` to `longest_wait_seconds`, or is what the Hub asks for
     (Retry-After), if that is not longer than `longest_retry_after_seconds`. sleep, say: how to wait, and where to tell.
+
+    request_seconds: how long a request may be without a byte in either direction; a large commit takes the Hub a minute.
+    total_seconds: for all tries and waits together. Work that still goes on then is left behind, so it must only read.
     """
 
     tries: int = 8
     first_wait_seconds: float = 1.0
     longest_wait_seconds: float = 60.0
     longest_retry_after_seconds: float = 900.0
+    request_seconds: float = 300.0
+    total_seconds: float = math.inf
     sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
 
@@ -50,44 +60,95 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteRepo:
-    """A model repository at one revision, as the Hub describes it. head: its newest commit."""
+    """A model repository at one revision, as the Hub describes it. head: its newest commit.
+
+    exported: name -> sha256 of what the export held that was pushed there, as its ochat.json lists it; None without one.
+    """
 
     private: bool
     head: str
     files: Mapping[str, RemoteFile]
+    exported: Mapping[str, str] | None
 
     @property
     def is_foreign(self) -> bool:
         """Whether it holds something, and nothing that `ochat export` has made."""
-        return EXPORT_MARK not in self.files and not self.files.keys() <= _PLACEHOLDERS
+        return self.exported is None and not self.files.keys() <= _PLACEHOLDERS
 
 
 def persevere(work: Callable[[], T], patience: Patience, *, repo: str) -> T:
-    """The result of `work`, which is called again after failures that pass. Raises UserError for all others."""
-    from huggingface_hub.utils import get_session
+    """The result of `work`, which is called again after failures that pass.
 
+    Raises UserError for all other failures of the Hub or on the way to it. Other errors are bugs of ours and go through.
+    """
+    end = time.monotonic() + patience.total_seconds
     for number in range(1, patience.tries + 1):
-        get_session().timeout = _TIMEOUT_SECONDS  # huggingface_hub sets none, and would wait for ever
+        _limit_requests(patience.request_seconds)
         try:
-            return work()
+            return _within(end - time.monotonic(), work)
         except UserError:
             raise
         except Exception as error:
             found = _cause(error)
+            if not _is_of_the_hub(found):
+                raise
             if not _is_transient(found):
                 raise UserError(_message(found, repo)) from error
             asked = _retry_after_seconds(found)
-            if number == patience.tries or (asked or 0.0) > patience.longest_retry_after_seconds:
-                wish = f"; it asks for a pause of {asked:.0f} s" if asked else ""
-                raise UserError(
-                    f"{repo}: {_short(found)}; gave up after {number} tries{wish}. "
-                    "Run the same command later: what has been uploaded is not sent again"
-                ) from error
             doubled = min(patience.longest_wait_seconds, patience.first_wait_seconds * 2 ** (number - 1))
             wait = asked if asked is not None else doubled * random.uniform(0.75, 1.0)
+            is_too_long = wait > patience.longest_retry_after_seconds or time.monotonic() + wait >= end
+            if number == patience.tries or is_too_long:
+                wish = f"; it asks for a pause of {asked:.0f} s" if asked else ""
+                raise UserError(
+                    f"{repo}: {_short(found)}; gave up after {number} {'try' if number == 1 else 'tries'}{wish}. "
+                    "Run the same command later: what has been uploaded is not sent again"
+                ) from error
             patience.say(f"{repo}: {_short(found)}; try {number + 1} of {patience.tries} in {wait:.0f} s")
             patience.sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+@dataclass(frozen=True)
+class _RequestLimit:
+    """A request hook of the HTTP library: no request waits longer for a byte."""
+
+    seconds: float
+
+    def __call__(self, request: Any) -> None:
+        given = request.extensions.get("timeout", {})
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: min(self.seconds, given.get(kind) or math.inf) for kind in kinds}
+
+
+def _limit_requests(seconds: float) -> None:
+    """Let huggingface_hub's requests wait no longer: it sets no limit, and some calls would take away that of its client."""
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    others = [hook for hook in session.event_hooks["request"] if not isinstance(hook, _RequestLimit)]
+    session.event_hooks = {**session.event_hooks, "request": [*others, _RequestLimit(seconds)]}
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`; TimeoutError if it takes longer. It then goes on in its thread, which ends with the process."""
+    if seconds == math.inf:
+        return work()
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="hub", daemon=True).start()
+    try:
+        return future.result(max(0.0, seconds))
+    except FutureTimeoutError:
+        if future.done():
+            raise  # of the work itself
+        raise TimeoutError("no answer in time") from None
 
 
 def check_rights(repo: str, *, private: bool, revision: str | None, overwrite: bool, patience: Patience) -> RemoteRepo | None:
@@ -97,8 +158,12 @@ def check_rights(repo: str, *, private: bool, revision: str | None, overwrite: b
     """
     if (problem := hub_name_problem(repo)) is not None:
         raise UserError(f"{repo!r}: {problem}")
-    pause = min(patience.longest_retry_after_seconds, _LONGEST_PAUSE_AT_FIRST)
-    first_contact = replace(patience, tries=min(patience.tries, _TRIES_AT_FIRST), longest_retry_after_seconds=pause)
+    first_contact = replace(
+        patience,
+        tries=min(patience.tries, _TRIES_AT_FIRST),
+        request_seconds=min(patience.request_seconds, _REQUEST_SECONDS_AT_FIRST),
+        total_seconds=min(patience.total_seconds, _TOTAL_SECONDS_AT_FIRST),
+    )
     return persevere(lambda: _check_rights(repo, private, revision, overwrite), first_contact, repo=repo)
 
 
@@ -133,8 +198,8 @@ def refuse(repo: str, remote: RemoteRepo, *, private: bool, overwrite: bool) -> 
         )
     if remote.is_foreign and not overwrite:
         raise UserError(
-            f"{repo}: holds {len(remote.files)} files and no {EXPORT_MARK}, so it was not made by `ochat push`; choose another "
-            "name, or replace all of them with `ochat push --overwrite` (they stay in its history)"
+            f"{repo}: holds {len(remote.files)} files and no {EXPORT_MARK} of an export, so it was not made by `ochat push`; "
+            "choose another name, or replace all of them with `ochat push --overwrite` (they stay in its history)"
         )
 
 
@@ -158,7 +223,26 @@ def read_repo(repo: str, *, revision: str | None) -> RemoteRepo:
         for entry in api.list_repo_tree(repo, recursive=True, revision=info.sha)
         if isinstance(entry, RepoFile)
     }
-    return RemoteRepo(private=bool(info.private), head=str(info.sha), files=files)
+    exported = exported_names(read_remote_file(repo, EXPORT_MARK, revision=info.sha)) if EXPORT_MARK in files else None
+    return RemoteRepo(private=bool(info.private), head=str(info.sha), files=files, exported=exported)
+
+
+def read_remote_file(repo: str, name: str, *, revision: str) -> bytes:
+    """The content of a small file of a repository."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    answer = get_session().get(f"{HfApi().endpoint}/{repo}/resolve/{revision}/{name}", headers=build_hf_headers())
+    hf_raise_for_status(answer)
+    return bytes(answer.content)
+
+
+def exported_names(mark: bytes) -> dict[str, str] | None:
+    """Name -> sha256 of the files of an export, from its ochat.json; None where that does not list them."""
+    try:
+        return {str(name): str(sha256) for name, sha256 in json.loads(mark)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def check_recipe_rights(recipe: Recipe, *, patience: Patience) -> None:
@@ -166,6 +250,7 @@ def check_recipe_rights(recipe: Recipe, *, patience: Patience) -> None:
     repo = recipe.train.push_to_hub
     assert repo is not None, "asked for recipes that push"
     quiet_hub(progress=False)
+    patience = replace(patience, total_seconds=min(patience.total_seconds, recipe.train.hang_timeout_seconds))
     check_rights(repo, private=recipe.train.hub_private, revision=None, overwrite=False, patience=patience)
 
 
@@ -183,11 +268,11 @@ def quiet_hub(*, progress: bool) -> None:
 def namespace_problem(account: Mapping[str, Any], repo: str) -> str | None:
     """Why a token (as `whoami` describes it) may not make `repo`; None if nothing speaks against it."""
     namespace, name = repo.split("/")[0], str(account.get("name"))
-    roles = {org.get("name"): org.get("roleInOrg") for org in account.get("orgs", [])}
-    if namespace.lower() not in {name.lower(), *(str(org).lower() for org in roles)}:
-        known = ", ".join([name, *map(str, roles)])
+    roles = {str(org.get("name")): org.get("roleInOrg") for org in account.get("orgs", [])}
+    if namespace.lower() not in {name.lower(), *(org.lower() for org in roles)}:
+        known = ", ".join([name, *roles])
         return f"{repo}: the token in HF_TOKEN belongs to {name}, who cannot write to {namespace}; it can to: {known}"
-    if roles.get(namespace) == "read":
+    if "read" in [role for org, role in roles.items() if org.lower() == namespace.lower()]:
         return f"{repo}: {name} has the role `read` in {namespace}; making a repository needs `contributor` or `write`"
     return _token_problem(account, repo)
 
@@ -244,14 +329,24 @@ def _is_connection(error: BaseException) -> bool:
     return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
+class UploadError(Exception):
+    """What hf_xet, which uploads large files, could not do: it raises RuntimeError for what its own tries did not mend."""
+
+
+def _is_of_the_hub(error: BaseException) -> bool:
+    """Whether an error tells of the Hub, its libraries, the network, the token or the disk, and not of a bug of ours."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # HTTPError: also of a request that was not answered
+    is_xets = any(name.startswith("Xet") for name in names)
+    return is_xets or "HTTPError" in names or isinstance(error, OSError | UploadError | json.JSONDecodeError)
+
+
 def _is_transient(error: BaseException) -> bool:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
         return False
-    # hf_xet, which uploads large files, raises Python's own errors for what its own tries did not mend
-    is_xet = type(error) is RuntimeError or isinstance(error, ConnectionError | TimeoutError)
-    return is_xet or _is_connection(error) or _status(error) in _TRANSIENT
+    is_cut = isinstance(error, UploadError | ConnectionError | TimeoutError)
+    return is_cut or _is_connection(error) or _status(error) in _TRANSIENT
 
 
 def _retry_after_seconds(error: BaseException) -> float | None:

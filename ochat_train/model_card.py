@@ -59,17 +59,24 @@ def last_row(rows: Sequence[Mapping[str, Any]], step: int) -> Mapping[str, Any] 
 
 def json_code(text: str, *, in_table: bool = True) -> str:
     """A text as a JSON string in a code span. Whatever it holds, it stays one line, one table cell and inside its span."""
-    return f"`{_literal(text, '|`' if in_table else '`')}`"
+    unsafe = "|`" if in_table else "`"
+    characters = json.dumps(text, ensure_ascii=False)
+    return f"`{''.join(c if c.isprintable() and c not in unsafe else _json_escape(c) for c in characters)}`"
 
 
-def _literal(text: str, unsafe: str = "`") -> str:
-    """A text as a JSON string, which Python reads as the same text; what is unsafe or cannot be printed becomes \\uXXXX."""
-    return "".join(c if c.isprintable() and c not in unsafe else _escaped(c) for c in json.dumps(text, ensure_ascii=False))
+def python_literal(text: str) -> str:
+    """A text as a string of Python's, in one line, without a backquote and without what cannot be printed."""
+    characters = json.dumps(text, ensure_ascii=False)  # its escapes are Python's, too; those of _json_escape are not
+    return "".join(c if c.isprintable() and c != "`" else _python_escape(c) for c in characters)
 
 
-def _escaped(character: str) -> str:
+def _json_escape(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
+
+
+def _python_escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -114,7 +121,7 @@ def _prompting(facts: CardFacts) -> str:
     prepared = facts.run.prepared
     default = prepared.inference_condition
     others = dict.fromkeys(row.condition for row in prepared.classes if row.condition != default)
-    comment = f"  # or {', '.join(_literal(condition) for condition in others)}" if others else ""
+    comment = f"  # or {', '.join(python_literal(condition) for condition in others)}" if others else ""
     template = (facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     prompts = []
@@ -129,7 +136,7 @@ The chat template takes the condition of the class whose answers you want. Witho
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = "..."  # this repository, or its folder
-condition = {_literal(default)}{comment}
+condition = {python_literal(default)}{comment}
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
 messages = [{{"role": "user", "content": "Why is the sky blue?"}}]
@@ -220,7 +227,9 @@ def _data(facts: CardFacts) -> str:
 def _settings(facts: CardFacts) -> str:
     # plain values of fixed keys: names, numbers and lists of numbers, which hold nothing to escape
     rows = [(f"`{section}.{key}`", f"`{json.dumps(facts.recipe[section][key])}`") for section, key in _SHOWN_SETTINGS]
-    return f"## Settings\n\n{_table(('key', 'value'), rows)}\n\nThe whole recipe stands in `ochat.json`."
+    return (
+        f"## Settings\n\n{_table(('key', 'value'), rows)}\n\nThe recipe stands in `ochat.json`, without folders and trackers."
+    )
 
 
 _SHOWN_SETTINGS = (

@@ -7,8 +7,6 @@ killed and started again sends only what the Hub does not hold.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -18,11 +16,24 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
-from ochat_train.hub import EXPORT_MARK, Patience, RemoteFile, RemoteRepo, check_rights, persevere, quiet_hub, read_repo, refuse
+from ochat_train.hub import (
+    EXPORT_MARK,
+    Patience,
+    RemoteFile,
+    RemoteRepo,
+    UploadError,
+    check_rights,
+    exported_names,
+    persevere,
+    quiet_hub,
+    read_remote_file,
+    read_repo,
+    refuse,
+)
 
 CARD = "README.md"
+CARD_LEFT = f"{CARD} was edited there and is left as it is; `ochat push --overwrite` replaces it"
 _ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people lay beside a model
-_WEIGHTS = "model*.safetensors*"  # of an earlier push, these would be mixed up with the new ones
 _HASHING_THREADS = 4
 
 
@@ -50,7 +61,10 @@ class LocalFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """A finished push. num_new: files that this push has changed; 0 where the Hub had all of them."""
+    """A finished push. num_new: files that this push has changed; 0 where the Hub had all of them.
+
+    card_left: the model card on the Hub was edited there and is not that of the folder.
+    """
 
     repo: str
     url: str
@@ -59,18 +73,21 @@ class Pushed:
     num_files: int
     num_bytes: int
     num_new: int
+    card_left: bool
 
     @property
     def what_changed(self) -> str:
         """The numbers of this push, in words."""
         visibility = "private" if self.private else "public"
-        return f"{self.num_files} files, {self.num_bytes / 1e9:.3f} GB, {self.num_new} of them new or changed; {visibility}"
+        counts = f"{self.num_files} files, {self.num_bytes / 1e9:.3f} GB, {self.num_new} of them new or changed"
+        note = f"\n{self.repo}: {CARD_LEFT}" if self.card_left else ""
+        return f"{counts}; {visibility}{note}"
 
     def as_json(self) -> dict[str, Any]:
         """The document of `ochat push --json`."""
         counts = {"files": self.num_files, "bytes": self.num_bytes, "files_changed": self.num_new}
         place = {"repo": self.repo, "url": self.url, "commit": self.commit, "private": self.private}
-        return {**place, **counts, "verified": True}
+        return {**place, **counts, "card_left": self.card_left, "verified": True}
 
 
 def push(
@@ -80,7 +97,8 @@ def push(
     """Upload an export to the model repository `repo` (ORG/NAME) and compare what the Hub then holds with it.
 
     private: how the repository is made, if it is not there. revision: branch, made from the main one if it is not there.
-    overwrite: also into a repository that `ochat push` has not made; everything else is removed from it.
+    overwrite: also a model card that was edited on the Hub; and also into a repository that `ochat push` has not made:
+    everything else is removed from it.
     progress: show huggingface_hub's bars on stderr.
     Raises UserError; a push that failed is gone on with by the same call.
     """
@@ -92,22 +110,23 @@ def push(
     persevere(lambda: _make_repo(repo, private=private, revision=revision, is_new=is_new), patience, repo=repo)
     changed: set[str] = set()
 
-    def upload() -> str:
+    def upload() -> tuple[str, list[LocalFile]]:
         # from what the Hub holds now: an earlier try may have come through although its answer was lost
         now = read_repo(repo, revision=revision)
         refuse(repo, now, private=private, overwrite=overwrite)
-        return _commit(
-            files, repo, now, changed, revision=revision, message=message or f"Upload {folder.name}", overwrite=overwrite
-        )
+        leave_card = not overwrite and _is_card_edited(files, repo, now)
+        chosen = [file for file in files if file.name != CARD or not leave_card]
+        title = message or f"Upload {folder.name}"
+        return _commit(chosen, repo, now, changed, revision=revision, message=title, overwrite=overwrite), chosen
 
-    commit = persevere(upload, patience, repo=repo)
-    verify_push(files, repo, persevere(lambda: read_repo(repo, revision=commit), patience, repo=repo))
+    commit, chosen = persevere(upload, patience, repo=repo)
+    verify_push(chosen, repo, persevere(lambda: read_repo(repo, revision=commit), patience, repo=repo))
     from huggingface_hub import HfApi
 
     return Pushed(
         repo=repo, url=f"{HfApi().endpoint}/{repo}" + (f"/tree/{revision}" if revision else ""), commit=commit,
-        private=private if remote is None else remote.private, num_files=len(files),
-        num_bytes=sum(file.num_bytes for file in files), num_new=len(changed),
+        private=private if remote is None else remote.private, num_files=len(chosen),
+        num_bytes=sum(file.num_bytes for file in chosen), num_new=len(changed), card_left=len(chosen) < len(files),
     )  # fmt: skip
 
 
@@ -128,7 +147,7 @@ def exported_files(folder: Path) -> list[LocalFile]:
                 f"(beside an export may lie: {', '.join(_ADDABLE)})"
             )
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        hashes = list(pool.map(sha256_of_file, paths))
+        hashes = list(pool.map(_sha256, paths))
     for name, sha256 in zip(names, hashes, strict=True):
         if name in written and name != CARD and sha256 != written[name]:
             raise UserError(f"{folder}: {name} has changed since the export verified it; export again with --overwrite")
@@ -143,16 +162,26 @@ def _files_of_export(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; export a run first: `ochat export RUN --out {folder}`")
     try:
-        content = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
-        return {str(name): str(sha256) for name, sha256 in content["files"].items()}
+        written = exported_names((folder / EXPORT_MARK).read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"{folder}: {EXPORT_MARK} is missing, so it was not made by `ochat export`, which comes first"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise UserError(f"{folder / EXPORT_MARK}: cannot be read: {error.strerror}") from None
+    if written is None:
         raise UserError(
             f"{folder}: {EXPORT_MARK} lists no files: it is damaged, or of an older version; export again with --overwrite"
-        ) from None
+        )
+    return written
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        target = f" (a link to {path.readlink()})" if path.is_symlink() else ""
+        raise UserError(f"{path}{target}: cannot be read: {error.strerror}") from None
 
 
 def _check_card(path: Path) -> None:
@@ -161,7 +190,8 @@ def _check_card(path: Path) -> None:
     try:
         metadata = ModelCard(path.read_text(encoding="utf-8")).data.to_dict()
     except Exception as error:
-        raise UserError(f"{path}: the metadata between the `---` lines cannot be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: the metadata between the `---` lines cannot be read: {reason}") from None
     if not metadata:
         raise UserError(f"{path}: has no metadata between `---` lines at its top; export again with --overwrite")
 
@@ -174,6 +204,15 @@ def _make_repo(repo: str, *, private: bool, revision: str | None, is_new: bool) 
         api.create_repo(repo, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
+
+
+def _is_card_edited(files: list[LocalFile], repo: str, remote: RemoteRepo) -> bool:
+    """Whether the model card on the Hub is neither the one to push nor the one that the export there was made with."""
+    card = next(file for file in files if file.name == CARD)
+    if remote.exported is None or CARD not in remote.files or card.is_same(remote.files[CARD]):
+        return False
+    content = read_remote_file(repo, CARD, revision=remote.head)
+    return hashlib.sha256(content).hexdigest() != remote.exported.get(CARD)
 
 
 def _commit(
@@ -190,22 +229,23 @@ def _commit(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     new = [file for file in files if not file.is_same(remote.files.get(file.name))]
-    gone = stale_files(remote.files, {file.name for file in files}, all_others=overwrite and remote.is_foreign)
+    kept = {CARD, ".gitattributes", *(file.name for file in files)}
+    earlier = remote.files if overwrite and remote.is_foreign else remote.exported or {}
+    gone = sorted(remote.files.keys() & earlier.keys() - kept)  # of an earlier model: they would be mixed up with this one
     if not new and not gone:
         return remote.head
     changed.update(file.name for file in new)
     operations: list[Any] = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in new]
     operations += [CommitOperationDelete(path_in_repo=name) for name in gone]
-    info = HfApi().create_commit(
-        repo, operations, commit_message=message, revision=revision, parent_commit=remote.head
-    )  # a commit in between fails with 412: then what the Hub holds is looked at anew
+    try:
+        info = HfApi().create_commit(
+            repo, operations, commit_message=message, revision=revision, parent_commit=remote.head
+        )  # a commit in between fails with 412: then what the Hub holds is looked at anew
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        raise UploadError(str(error)) from error
     return str(info.oid)
-
-
-def stale_files(remote: Mapping[str, RemoteFile], local: set[str], *, all_others: bool) -> list[str]:
-    """Files of the repository that must go with this push: an earlier model's weights, or all others but .gitattributes."""
-    others = sorted(remote.keys() - local - {".gitattributes"})
-    return others if all_others else [name for name in others if fnmatch(name, _WEIGHTS)]
 
 
 def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:

@@ -155,7 +155,9 @@ class TrainSettings(Section):
         description="repository on the Hugging Face Hub (`ORG/NAME`) that gets the model in the background: the one with the "
         "lowest validation loss, or the newest where nothing is validated. Needs `HF_TOKEN` in the environment",
     )
-    hub_private: bool = Field(True, description="whether that repository is made private; one that is there keeps what it is")
+    hub_private: bool = Field(
+        True, description="whether that repository is made private; one that is there and public needs `false`"
+    )
 
     @field_validator("push_to_hub")
     @classmethod

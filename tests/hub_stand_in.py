@@ -317,6 +317,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return _json({"warnings": [], "errors": []})
             case ["api", "repos", "create"]:
                 return self._create(account, json.loads(self._body()))
+            case [organization, name, "resolve", revision, file]:
+                return self._file(account, f"{organization}/{name}", revision, file)
             case ["api", kind, organization, name, *rest] if kind in ("models", "datasets", "spaces"):
                 return self._repo_endpoint(account, kind, f"{organization}/{name}", rest)
         self._body()
@@ -380,6 +382,12 @@ class _Handler(BaseHTTPRequestHandler):
                 commit = server.commit(repo, revision, [json.loads(line) for line in body.splitlines()])
             return _json({"commitUrl": f"{server.url}/{repo}/commit/{commit}", "commitOid": commit, "pullRequestUrl": None})
         raise _HttpError(404, "", f"the stand-in has no {rest[0]}")
+
+    def _file(self, account: dict[str, Any], repo: str, revision: str, file: str) -> tuple[int, bytes, dict[str, str]]:
+        self._repo_endpoint(account, "models", repo, ["revision", revision])  # whether it may be read
+        if file not in self.server.tree(repo, revision):
+            raise _HttpError(404, "EntryNotFound", "Entry not found")
+        return 200, self.server.read(repo, file, revision), {"Content-Type": "text/plain"}
 
     def _upload_mode(self, repo: str, tree: dict[str, dict[str, str]], file: dict[str, Any]) -> dict[str, Any]:
         is_large = file["path"].endswith(".safetensors") or file["size"] > 10_000_000

@@ -153,5 +153,5 @@ def check_push(recipe: Recipe) -> Iterator[Finding]:
             "push", "the recipe pushes to the Hub, and HF_HUB_OFFLINE is set", "unset it, or remove train.push_to_hub"
         )
         return
-    check_recipe_rights(recipe, patience=Patience(tries=1))
+    check_recipe_rights(recipe, patience=Patience(tries=1, request_seconds=SECONDS, total_seconds=SECONDS))
     yield ok("push", f"{recipe.train.push_to_hub}: this login may write there")

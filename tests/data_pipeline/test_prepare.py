@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from data_pipeline import sources
 from data_pipeline.chunk_work import PrepareJob
-from data_pipeline.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter
+from data_pipeline.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter, replaced_folder
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
 from ochat_train.quickstart.make import write_tokenizer
@@ -444,6 +445,35 @@ def test_remains_of_a_killed_preparation_do_no_harm(job: JobFactory, tmp_path: P
     prepare(job(), num_workers=1)
     assert len(rows_of(tmp_path / "prepared")) == 30
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "rows.jsonl"]
+
+
+@pytest.mark.parametrize("has_new", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_killed_between_the_two_renames_of_a_replacement(has_new: bool, fails: bool, tmp_path: Path) -> None:
+    """What was replaced is removed when there is a new folder; where there is none it gets its name back until there is."""
+    old = tmp_path / f".final.old-{os.getpid()}"
+    old.mkdir()
+    (old / "content").write_text("old")
+    if has_new:
+        (tmp_path / "final").mkdir()
+        (tmp_path / "final" / "content").write_text("new")
+    with contextlib.suppress(ZeroDivisionError), replaced_folder(tmp_path / "final", owned=has_new) as folder:
+        (folder / "content").write_text("newest")
+        if fails:
+            raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    kept = "new" if has_new else "old"
+    assert (tmp_path / "final" / "content").read_text() == (kept if fails else "newest")
+
+
+def test_a_replacement_that_fails_between_its_two_renames_is_undone(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    final.mkdir()
+    (final / "content").write_text("old")
+    with pytest.raises(FileNotFoundError), replaced_folder(final, owned=True) as folder:
+        folder.rmdir()  # so the second rename finds nothing
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert (final / "content").read_text() == "old"
 
 
 # ---- torch stays out ----

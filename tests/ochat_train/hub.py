@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,18 @@ class Clock:
     @property
     def patience(self) -> Patience:
         return Patience(sleep=self.waits.append, say=self.said.append)
+
+
+@contextmanager
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What this process takes for the Hub accepts connections, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for name, value in {"ENDPOINT": url, "HF_HUB_OFFLINE": False}.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        yield
+        _http.close_session()
 
 
 @contextmanager

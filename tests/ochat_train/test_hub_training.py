@@ -211,8 +211,111 @@ def test_no_room_is_taken_from_the_next_checkpoint(
 class Working:
     """A process that does not end by itself."""
 
-    def poll(self) -> None:
-        return None
+    ended = False
+
+    def poll(self) -> int | None:
+        return -signal.SIGTERM if self.ended else None
+
+    def terminate(self) -> None:
+        self.ended = True
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert self.ended
+        return -signal.SIGTERM
+
+
+def test_a_failure_is_said_once_while_the_run_goes_on(
+    hub: HubStandIn, here: BackgroundPush, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = hub.add(Fault(request=f"POST /api/models/{REPO}/preupload/*", times=99, status=403))
+    for _ in range(3):
+        here.checkpoint_written()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not on the Hub yet: ")]
+    assert len(lines) == 1
+    assert "may not write there" in lines[0]
+    fault.times = 0
+    here.checkpoint_written()
+    assert is_pushed(run_dir, REPO)
+
+
+def test_a_process_that_dies_without_a_word_is_told(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    died = Working()
+    died.terminate()
+    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: died)
+    push = BackgroundPush(read_run_folder(run_dir).recipe)
+    push.checkpoint_written()
+    assert capsys.readouterr().err == ""
+    push.checkpoint_written()
+    assert f"ended early (code {-signal.SIGTERM}), see {run_dir}/hub/log.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", ["Popen", "mkdir", "log", "state"])
+def test_a_process_that_cannot_be_started_does_not_end_the_training(
+    step: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_dir / "hub"
+    if step == "mkdir":
+        folder.write_text("")
+    elif step in ("log", "state"):
+        (folder / f"{step}.{'txt' if step == 'log' else 'json'}").mkdir(parents=True)
+
+    def no_memory(command: list[str], **_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(background_push.subprocess, "Popen", no_memory)
+    push = BackgroundPush(read_run_folder(run_dir).recipe)
+    for _ in range(2):
+        push.checkpoint_written()
+    err = capsys.readouterr().err
+    assert err.count("not on the Hub yet: the process could not be started: [Errno ") == 1
+    with pytest.raises(NotPushedError, match=r"trained to the end, but not on the Hub: \[Errno "):
+        finish_push(push)
+    push.close()
+
+
+def test_an_upload_that_is_obsolete_at_the_end_is_not_waited_for(
+    hub: HubStandIn, here: BackgroundPush, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait would never end: that process does not."""
+    working, finished = Working(), background_push.subprocess.Popen
+    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: working)
+    here.checkpoint_written()
+    old, newest = list_checkpoints(run_dir)
+    background_push._state(run_dir, old, REPO, "uploading")
+    monkeypatch.setattr(background_push.subprocess, "Popen", finished)
+    finish_push(here)
+    assert working.ended
+    assert json.loads(hub.read(REPO, "ochat.json"))["step"] == CheckpointManifest.load(newest).step
+
+
+def test_an_upload_of_the_right_checkpoint_is_waited_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    working = Working()
+    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: working)
+    push = BackgroundPush(read_run_folder(run_dir).recipe)
+    push.checkpoint_written()
+    background_push._state(run_dir, list_checkpoints(run_dir)[-1], REPO, "uploading")
+
+    def pushed_meanwhile(seconds: float) -> None:
+        assert not working.ended
+        background_push._state(run_dir, list_checkpoints(run_dir)[-1], REPO, "pushed", url="u", commit="c")
+        working.ended = True
+
+    monkeypatch.setattr(background_push.time, "sleep", pushed_meanwhile)
+    finish_push(push)
+
+
+def test_a_card_that_was_edited_on_the_hub_is_told_of_at_the_end(
+    hub: HubStandIn, here: BackgroundPush, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.checkpoint_written()
+    hub.put(REPO, {"README.md": b"---\nlicense: mit\n---\n\n# By hand\n"})
+    (run_dir / "hub" / "state.json").unlink()
+    here.checkpoint_written()
+    finish_push(here)
+    assert hub.read(REPO, "README.md").endswith(b"# By hand\n")
+    assert f"{REPO}: README.md was edited there and is left as it is" in capsys.readouterr().err
 
 
 def test_a_run_that_is_stopped_while_it_waits_names_the_command(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

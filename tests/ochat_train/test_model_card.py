@@ -18,10 +18,10 @@ from markdown_it.token import Token
 from ochat_train import exits
 from ochat_train.base_model import BaseModel, BaseOrigin, base_origin, find_base_model
 from ochat_train.cli import main
-from ochat_train.export import _without_paths
-from ochat_train.model_card import CardFacts, json_code, last_row, model_card
+from ochat_train.model_card import CardFacts, json_code, last_row, model_card, python_literal
 from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import ModelSettings, load_recipe
+from ochat_train.public_recipe import public_recipe
+from ochat_train.recipe import ModelSettings, Recipe, load_recipe
 from ochat_train.run_folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
 from tests.conftest import RecipeFactory
 from tests.ochat_train.hub import client_of
@@ -126,6 +126,16 @@ def test_a_code_span_gives_the_text_back(text: str) -> None:
     assert cells[1].content == "end"
 
 
+@pytest.mark.parametrize(
+    "text", ["", "`", "\\", "a\n\nb\t", "\x00\x1f\x7f", "\ud800", "🙂é", "\"'", "\U000e0041\U0010ffff", "\u2028"]
+)
+def test_python_reads_a_literal_as_the_text(text: str) -> None:
+    literal = python_literal(text)
+    assert ast.literal_eval(literal) == text
+    assert literal.isprintable()
+    assert "`" not in literal
+
+
 def test_the_example_runs_with_every_condition(run: RunFolder) -> None:
     [code] = [token.content for token in tokens_of(card_of(run)) if token.type == "fence"]
     [condition] = [
@@ -137,7 +147,7 @@ def test_the_example_runs_with_every_condition(run: RunFolder) -> None:
         and isinstance(statement.value, ast.Constant)
     ]
     [comment] = re.findall(r"# or (.*)", code)
-    assert {condition, json.loads(comment)} == {"GPT4 Correct", NASTY}
+    assert {condition, ast.literal_eval(comment)} == {"GPT4 Correct", NASTY}
 
 
 def test_figures(run: RunFolder) -> None:
@@ -297,6 +307,38 @@ def test_an_export_never_goes_into_a_file(tmp_path: Path, capsys: pytest.Capture
     assert file.read_text() == "mine"
 
 
-def test_paths_of_this_machine_are_cut() -> None:
-    values = {"a": ["/home/me/x.jsonl", {"b": "~/y"}], "c": "hf://org/set", "d": 1, "e": "GPT4/Correct", "f": None}
-    assert _without_paths(values) == {"a": ["x.jsonl", {"b": "y"}], "c": "hf://org/set", "d": 1, "e": "GPT4/Correct", "f": None}
+# ---- the recipe in ochat.json ----
+
+
+@pytest.mark.parametrize("folder", ["/private/deep", "~/private", "../private", "private", "./private/deep"])
+def test_folders_are_not_published_and_nothing_else_is_changed(folder: str, make_recipe: RecipeFactory) -> None:
+    sources = [
+        {"path": f"{folder}/x*.jsonl", "format": "messages", "class": "expert"},
+        {"path": "hf://org/set", "format": "messages", "class": "suboptimal"},
+    ]
+    raw = {"flops_profiler": {"enabled": False, "output_file": f"{folder}/profile.txt"}, "wandb": {"team": "private"}}
+    recipe = load_recipe(
+        make_recipe(
+            output_dir=f"{folder}/run", data__prepared_dir=f"{folder}/prepared", data__sources=sources, deepspeed__config=raw,
+            model__tokenizer=f"{folder}/gone/tokenizer", validation__questions=f"{folder}/questions.jsonl",
+            model__config={"model_type": "mistral", "_name_or_path": f"{folder}/gone/base"},
+            validation__prompts=["/start: and/or?"], tracking__wandb_entity="private",
+        )
+    )  # fmt: skip
+    public = public_recipe(recipe)
+    assert "private" not in json.dumps(public).replace("hub_private", "")
+    assert [source["path"] for source in public["data"]["sources"]] == ["x*.jsonl", "hf://org/set"]
+    assert public["deepspeed"]["config"] == {"flops_profiler": {"enabled": False, "output_file": "profile.txt"}}
+    assert (public["model"]["tokenizer"], public["validation"]["questions"]) == ("tokenizer", "questions.jsonl")
+    assert public["validation"]["prompts"] == ["/start: and/or?"]
+    assert public["train"] == recipe.train.model_dump(mode="json")
+
+
+def test_hub_ids_are_published_whole(make_recipe: RecipeFactory) -> None:
+    recipe = load_recipe(make_recipe(model__path="org/base", model__config=None, model__tokenizer="org/tokenizer"))
+    model = public_recipe(recipe)["model"]
+    assert (model["path"], model["tokenizer"]) == ("org/base", "org/tokenizer")
+
+
+def test_every_section_is_public_or_known_not_to_be(make_recipe: RecipeFactory) -> None:
+    assert Recipe.model_fields.keys() - public_recipe(load_recipe(make_recipe())).keys() == {"output_dir", "tracking"}

@@ -69,6 +69,13 @@ def test_every_flag_has_a_row() -> None:
     assert set(re.findall(r"`([a-z][\w.]+)`", first)) >= KEYS_OF_DEEPSPEED_CONFIG
 
 
+def test_a_flag_that_has_a_key_of_its_name_names_it() -> None:
+    names = {key.rpartition(".")[2] for key in KEYS if key.startswith(("train.", "optimizer."))}
+    for row in rows():
+        if any(flag in names for flag in re.findall(r"`--(\w+)`", row[0])):
+            assert re.search(r"`[\w.]+`", row[1]), row
+
+
 def test_the_model_types_are_those_that_are_read() -> None:
     [row] = [row for row in rows() if row[0] == "`--model-type`"]
     assert dict(re.findall(r"`(openchat_\S+)`: `(openchat_\S+)`", row[2])) == TEMPLATE_OF_MODEL_TYPE

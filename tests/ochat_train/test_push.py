@@ -18,10 +18,11 @@ from ochat_train import exits
 from ochat_train.check.findings import run_checks
 from ochat_train.check.hub import check_push
 from ochat_train.cli import main
+from ochat_train.hub import Patience, check_recipe_rights, persevere, read_repo
 from ochat_train.push import push
 from ochat_train.recipe import hub_name_problem, load_recipe
 from tests.conftest import PYTHONPATH, ROOT, RecipeFactory
-from tests.hub_stand_in import ACCOUNTS, Fault, HubStandIn
+from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.faults import wait_for
 from tests.ochat_train.hub import (
     Clock,
@@ -33,6 +34,8 @@ from tests.ochat_train.hub import (
     pseudo_random,
     quick_clock,
     sha256_of,
+    silent_hub,
+    write_mark,
 )
 
 REPO = "alice/model"
@@ -72,7 +75,7 @@ def test_every_byte_arrives_in_a_private_repository_in_one_commit(hub: HubStandI
     assert pushed.commit == repo["branches"]["main"]
     assert pushed.as_json() == {
         "repo": REPO, "url": f"{hub.url}/{REPO}", "commit": pushed.commit, "private": True, "files": 4,
-        "bytes": sum(map(len, content_of(folder).values())), "files_changed": 4, "verified": True,
+        "bytes": sum(map(len, content_of(folder).values())), "files_changed": 4, "card_left": False, "verified": True,
     }  # fmt: skip
     assert clock.waits == clock.library_waits == []
     stored = b"".join(path.read_bytes() for path in hub.folder.rglob("*") if path.is_file())
@@ -113,6 +116,37 @@ def test_weights_of_an_earlier_model_go_in_the_same_commit(hub: HubStandIn, tmp_
     push(new, REPO, patience=clock.patience)
     assert content_on_hub(hub, REPO) == {**content_of(new), "picture.png": b"png"}
     assert len(hub.repo(REPO)["commits"]) == 4  # the initial one, old, the picture, new
+
+
+def test_every_file_of_an_earlier_export_goes_and_nothing_else(hub: HubStandIn, tmp_path: Path, clock: Clock) -> None:
+    old = make_export(tmp_path / "old")
+    (old / "added_tokens.json").write_text("{}")
+    write_mark(old)
+    (old / "NOTICE").write_text("Laid beside the export, so not in its list.")
+    push(old, REPO, patience=clock.patience)
+    hub.put(REPO, {"model-mine.safetensors.txt": b"mine"})
+    new = make_export(tmp_path / "new", seed=1)
+    push(new, REPO, patience=clock.patience)
+    beside = {"NOTICE": (old / "NOTICE").read_bytes(), "model-mine.safetensors.txt": b"mine"}
+    assert content_on_hub(hub, REPO) == {**content_of(new), **beside}
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(
+    hub: HubStandIn, tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(make_export(tmp_path / "old"), REPO, patience=clock.patience)
+    edited = b"---\nlicense: mit\n---\n\n# Written by hand\n"
+    hub.put(REPO, {"README.md": edited})
+    new = make_export(tmp_path / "new", seed=1)
+    (new / "README.md").write_text("---\nlicense: other\n---\n\n# Step 2\n")
+    write_mark(new)
+    pushed = push(new, REPO, patience=clock.patience)
+    assert content_on_hub(hub, REPO) == {**content_of(new), "README.md": edited}
+    assert pushed.as_json()["card_left"] is True
+    assert main(["push", str(new), "--repo", REPO]) == 0
+    assert "README.md was edited there and is left as it is; `ochat push --overwrite`" in capsys.readouterr().out
+    assert push(new, REPO, overwrite=True, patience=clock.patience).card_left is False
+    assert content_on_hub(hub, REPO) == content_of(new)
 
 
 def test_a_branch_is_made_and_main_stays(hub: HubStandIn, tmp_path: Path, clock: Clock) -> None:
@@ -263,6 +297,7 @@ def test_a_small_file_that_is_broken_on_the_hub_is_mended(hub: HubStandIn, folde
         ("hf_narrow", REPO, ["lacks the right `repo.write`", "HF_TOKEN"]),
         ("hf_mallory", REPO, ["belongs to mallory, who cannot write to alice", "HF_TOKEN"]),
         ("hf_alice", "club/model", ["role `read` in club"]),
+        ("hf_alice", "Club/model", ["role `read` in Club"]),
         ("hf_alice", "nobody/model", ["cannot write to nobody; it can to: alice, lab, club"]),
         ("hf_alice", "model", ["write ORG/NAME"]),
     ],
@@ -278,7 +313,7 @@ def test_a_token_without_the_right_is_one_error(
     assert clock.waits == []
 
 
-@pytest.mark.parametrize("token", [token for token in ACCOUNTS if token in ("hf_alice", "hf_exact")])
+@pytest.mark.parametrize("token", ["hf_alice", "hf_exact"])
 def test_tokens_with_the_right_pass(
     token: str, hub: HubStandIn, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +351,56 @@ def test_no_token_and_no_network(hub: HubStandIn, folder: Path, clock: Clock, mo
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nonexistent")
     assert "there is no token" in refusal(folder, clock)
+
+
+# ---- a Hub that accepts connections and never answers ----
+
+
+def test_a_silent_hub_ends_a_request_the_first_contact_and_no_more_than_that(
+    make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the request that huggingface_hub asks to have no limit, and a work of many requests."""
+    recipe = load_recipe(make_recipe(train__push_to_hub=REPO))
+    clock = Clock()
+    patience = Patience(tries=2, request_seconds=0.05, sleep=clock.waits.append, say=clock.said.append)
+    with silent_hub(monkeypatch):
+        with pytest.raises(UserError, match=r"ReadTimeout.*gave up after 2 tries"):
+            check_recipe_rights(recipe, patience=patience)
+        with pytest.raises(UserError, match=r"ReadTimeout.*gave up after 2 tries"):
+            persevere(lambda: read_repo(REPO, revision=None), patience, repo=REPO)
+        with pytest.raises(UserError, match=r"no answer in time.*gave up after 1 try"):
+            check_recipe_rights(recipe, patience=Patience(total_seconds=0.1))
+    assert len(clock.waits) == 2
+
+
+def test_the_first_contact_is_shorter_than_the_patience_of_the_other_ranks(
+    make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Patience] = []
+    monkeypatch.setattr("ochat_train.hub.persevere", lambda work, patience, repo: used.append(patience))
+    for hang_timeout in (1800.0, 7.0):
+        recipe = load_recipe(make_recipe(train__push_to_hub=REPO, train__hang_timeout_seconds=hang_timeout))
+        check_recipe_rights(recipe, patience=Patience())
+        assert 10 <= used[-1].request_seconds <= 30
+        assert used[-1].total_seconds <= min(120, hang_timeout)
+
+
+def test_ochat_check_does_not_wait_for_a_silent_hub(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(make_recipe(train__push_to_hub=REPO))
+    monkeypatch.setattr("ochat_train.check.hub.SECONDS", 0.1)
+    with silent_hub(monkeypatch):
+        [found] = run_checks([("push", lambda: check_push(recipe))])
+    assert found.level == "problem"
+    assert "gave up after 1 try" in found.remedy
+
+
+def test_a_bug_of_ours_goes_through_and_an_answer_that_is_no_json_does_not(clock: Clock) -> None:
+    for bug in (KeyError("x"), RuntimeError("x"), AssertionError()):
+        with pytest.raises(type(bug)):
+            persevere(lambda bug=bug: (_ for _ in ()).throw(bug), clock.patience, repo=REPO)
+    with pytest.raises(UserError, match="JSONDecodeError"):
+        persevere(lambda: json.loads("<html>"), clock.patience, repo=REPO)
+    assert clock.waits == []
 
 
 # ---- repositories that a push would hurt ----
@@ -364,6 +449,10 @@ def spoil_card(folder: Path) -> None:
     (folder / "README.md").write_text("---\n: [\n---\n")
 
 
+def broken_link(folder: Path) -> None:
+    (folder / "LICENSE").symlink_to(folder / "nowhere")
+
+
 def empty_card(folder: Path) -> None:
     (folder / "README.md").write_text("# No metadata\n")
 
@@ -379,8 +468,9 @@ def empty_card(folder: Path) -> None:
         (lambda folder: (folder / "dump.bin").write_bytes(b"1"), "dump.bin was not written by `ochat export`"),
         (spoil_card, "the metadata between the `---` lines cannot be read"),
         (empty_card, "has no metadata"),
+        (broken_link, "nowhere): cannot be read: No such file or directory"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_a_folder_that_is_no_whole_export_is_refused_before_the_hub_is_asked(
     spoil: object, said: str, hub: HubStandIn, folder: Path, clock: Clock
@@ -389,6 +479,11 @@ def test_a_folder_that_is_no_whole_export_is_refused_before_the_hub_is_asked(
     spoil(folder)
     assert said in refusal(folder, clock)
     assert hub.requests == []
+
+
+def test_an_error_without_a_text_is_named(folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "ModelCard", lambda text: (_ for _ in ()).throw(ValueError()))
+    assert "cannot be read: ValueError" in refusal(folder, clock)
 
 
 # ---- the command, and what `ochat check` asks ----

@@ -1,0 +1,44 @@
+"""The part of a recipe that may be published with a model: how it was trained, and not where, nor who watched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.tokenization import is_hub_id
+from ochat_train.recipe import Recipe
+
+# an allow-list: what is added to recipes later stays private until it is named here
+_PUBLIC = {"name", "seed", "model", "data", "train", "optimizer", "deepspeed", "validation", "checkpoint"}
+_DEEPSPEED_MONITORS = {"tensorboard", "wandb", "comet", "csv_monitor"}  # names of teams, folders
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe without folders of this machine: of paths, the last name is left. Hub ids stay whole."""
+    values = recipe.model_dump(mode="json", by_alias=True, include=_PUBLIC, exclude={"data": {"prepared_dir"}})
+    for settings, source in zip(recipe.data.sources, values["data"]["sources"], strict=True):
+        if not settings.is_on_hub:
+            source["path"] = _last_name(source["path"])
+    model, deepspeed, validation = values["model"], values["deepspeed"], values["validation"]
+    for key in ("path", "tokenizer"):
+        if model[key] is not None and not is_hub_id(model[key]):
+            model[key] = _last_name(model[key])
+    model["config"] = without_paths(model["config"])
+    raw = {key: value for key, value in deepspeed["config"].items() if key not in _DEEPSPEED_MONITORS}
+    deepspeed["config"] = without_paths(raw)
+    if validation["questions"] is not None:
+        validation["questions"] = _last_name(validation["questions"])
+    return values
+
+
+def without_paths(value: Any) -> Any:
+    """Values of another program's configuration, whose keys are not known here; what looks like a path is cut."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    return _last_name(value) if isinstance(value, str) else value
+
+
+def _last_name(path: str) -> str:
+    return Path(path.replace("\\", "/")).name
