@@ -23,6 +23,7 @@ set_up() { # set_up EXTRAS: install the project with these extras, unless that w
   # shellcheck disable=SC1091
   source .venv/bin/activate
   if ! cat pyproject.toml constraints.txt | cmp -s - "$stamp"; then
+    say "installing into .venv, a minute or more"
     echo_and_run python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$1]"
     cat pyproject.toml constraints.txt > "$stamp"
   fi
@@ -71,6 +72,7 @@ case ${1-} in
     train recipes/quickstart.yaml
     echo_and_run ochat export runs/quickstart --out runs/quickstart/export --overwrite
     echo_and_run python -m ochat_train.quickstart.score runs/quickstart/export data/quickstart/held_out.jsonl
+    say "next: source .venv/bin/activate; ochat report runs/quickstart; then docs/tutorial.md, with files of your own"
     ;;
   *)
     set_up "$extras"

@@ -140,7 +140,7 @@ def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
 def _row_head(row: ShownRow) -> str:
     return (
         f"row {row.number}  class {visible(row.class_name, kept='')}  condition {quoted(row.condition)}  "
-        f"{len(row.tokens):,} tokens, {row.num_supervised:,} supervised, weight {row.weight_sum:.4g}  "
+        f"{len(row.tokens):,} tokens, {row.num_supervised:,} supervised, weights add up to {row.weight_sum:.4g}  "
         f"id {visible(row.conversation_id, kept='')}"
     )
 

@@ -177,4 +177,7 @@ def refuse_unsafe_pickles(folder: Path) -> None:
         except Exception as error:
             raise UserError(f"{path}: cannot be read as a torch file ({error}); choose another checkpoint") from None
         if unknown:
-            raise UserError(f"{path}: would run {', '.join(sorted(unknown))} when loaded; it was not written by ochat-train")
+            raise UserError(
+                f"{path}: would run {', '.join(sorted(unknown))} when loaded, which ochat-train never does; choose another "
+                "checkpoint, or start anew with --resume never"
+            )

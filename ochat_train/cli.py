@@ -422,8 +422,10 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from ochat_train.generate import load_generator
+    from ochat_train.generate import load_generator, unknown_condition_text
 
+    if options.condition is not None and (text := unknown_condition_text(options.model, options.condition)) is not None:
+        print(f"warning: {text}", file=sys.stderr)
     system = [{"role": "system", "content": options.system}] if options.system else []
     messages = [*system, {"role": "user", "content": options.prompt}]
     answer = load_generator(options.model).answers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import logging
 import math
 import os
@@ -53,6 +54,7 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # Known, and empty: it would try a compiler on every rank, and on a CPU build collectives that only inference uses.
     deepspeed.ops.__compatible_ops__ = {}
+    pickle_stages_by_value()
     if "WORLD_SIZE" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())
@@ -69,6 +71,17 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
     del meeting
     return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
+
+
+def pickle_stages_by_value() -> None:
+    """Let checkpoints hold the ZeRO stage as its class and number, on every Python.
+
+    3.11.0 to 3.11.3 would write a call of `getattr`, which checkpoint.py refuses to load, as it must: anything can be
+    reached with it.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))  # type: ignore[arg-type, return-value]
 
 
 def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:

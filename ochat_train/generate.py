@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import quoted
+from ochat_train.hub import EXPORT_MARK
 from ochat_train.quiet import quiet_libraries
 
 Messages = Sequence[dict[str, str]]
@@ -24,6 +27,18 @@ def load_generator(folder: Path) -> Generator:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
     return Generator(model, folder)
+
+
+def unknown_condition_text(folder: Path, condition: str) -> str | None:
+    """What to say of a condition that an export was not trained under; None for one that it was, or where it does not say."""
+    try:
+        classes = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
+        trained = list(dict.fromkeys(row["condition"] for row in classes))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if condition in trained:
+        return None
+    return f"no class was trained under the condition {quoted(condition)}; trained: {', '.join(map(quoted, trained))}"
 
 
 class Generator:

@@ -107,7 +107,7 @@ def _rows(rows: Sequence[ShownRow], *, heaviest: float, with_tokens: bool) -> Se
 def _heading(row: ShownRow) -> str:
     return visible(
         f"Row {row.number}: {row.class_name}, under {shown_condition(row.condition)}; {len(row.tokens):,} tokens, "
-        f"{row.num_supervised:,} supervised, weight {row.weight_sum:.4g}; {row.conversation_id}",
+        f"{row.num_supervised:,} supervised, weights add up to {row.weight_sum:.4g}; {row.conversation_id}",
         kept="",
     )
 
