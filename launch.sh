@@ -59,7 +59,7 @@ case ${1-} in
   -h | --help) sed -n '2,9p' "$0" ;;
   test)
     shift
-    set_up "$extras,test"
+    set_up "$extras,docs,test"
     echo_and_run ruff check .
     echo_and_run ruff format --check .
     echo_and_run mypy

@@ -215,4 +215,4 @@ def test_the_table_of_an_ablation_shows_names_as_they_may_be_shown() -> None:
     }  # fmt: skip
     text = results_text(results)
     assert all(character == "\n" or character.isprintable() for character in text), repr(text)
-    assert text.count(SHOWN) == 3
+    assert text.count(SHOWN) == 4  # recipe, condition, class, arm
