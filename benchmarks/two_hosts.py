@@ -1,7 +1,7 @@
 """Two hosts on one machine: the quickstart under real launchers that meet over a network, with and without a shared disk.
 
     python benchmarks/two_hosts.py --json two_hosts.json
-    python benchmarks/two_hosts.py --only torchrun,kill
+    python benchmarks/two_hosts.py --only torchrun,kill-b
 
 A host is a network, mount and host-name namespace, with its own launcher and a cable (veth) to the other one; that needs root
 on Linux (`ip`, `unshare`). Every run trains the same steps on two ranks, one per host, and is compared with one host of two.
@@ -293,6 +293,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print everything that the hosts print")
     options = parser.parse_args()
     names = options.only.split(",") if options.only else list(TRIALS)
+    if unknown := [name for name in names if name not in TRIALS]:
+        parser.error(f"--only: no such trial: {', '.join(unknown)}")
     results = {}
     with tempfile.TemporaryDirectory(prefix="two-hosts-") as folder, cable():
         trial = prepare(Path(folder))
@@ -305,6 +307,8 @@ def main() -> None:
                 print("\n".join(outputs), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if differing := [name for name, result in results.items() if result.get("bit_equal") is False]:
+        sys.exit(f"not bit-equal to one host: {', '.join(differing)}")
 
 
 if __name__ == "__main__":
