@@ -35,7 +35,6 @@ from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.versions import library_versions
 
-OCHAT_FILE = EXPORT_MARK
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
@@ -54,7 +53,7 @@ def export(
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"--out {out}: {there} is a file, and an export is a folder; name another one")
-    replaceable = overwrite and (out / OCHAT_FILE).is_file()
+    replaceable = overwrite and (out / EXPORT_MARK).is_file()
     if out.exists() and any(out.iterdir()) and not replaceable:
         raise UserError(f"--out {out}: is there already; choose another folder, or `--overwrite` an earlier export")
     run = read_run_folder(run_dir)
@@ -166,7 +165,7 @@ def _describe(run: RunFolder, step: int, folder: Path) -> None:
         "versions": facts.versions,
         "files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
     }
-    (folder / OCHAT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / EXPORT_MARK).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

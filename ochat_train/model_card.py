@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.chat_folder import render_chat_template
 from data_pipeline.dataset import TOKENIZER_FOLDER
 from ochat_train.base_model import BaseModel
-from ochat_train.report_text import number_text
+from ochat_train.report_text import learnt_text, number_text
 from ochat_train.run_folder import RunFolder
 
 _PAPER = "https://arxiv.org/abs/2309.11235"
@@ -190,7 +190,7 @@ def _results(facts: CardFacts) -> str:
             number_text(values["nll"], ".4f"),
             number_text(values["accuracy"], ".1%"),
             *(number_text(value, ".4f") for value in line["matrix"].get(name, nothing)),
-            _learnt(line["learnt"].get(name)),
+            learnt_text(line["learnt"].get(name), shown=json_code),
         )
         for name, values in line["classes"].items()
     ]
@@ -201,13 +201,6 @@ def _results(facts: CardFacts) -> str:
     )
     parts.append(_table(head, rows))
     return "\n\n".join(parts)
-
-
-def _learnt(learnt: Mapping[str, Any] | None) -> str:
-    if learnt is None:
-        return "not measured"
-    interval = f"{learnt['margin']:.4f} [{learnt['low']:.4f}, {learnt['high']:.4f}]"
-    return f"{'yes' if learnt['learnt'] else 'no'}: {interval} nats/token over {json_code(learnt['nearest'])}"
 
 
 def _data(facts: CardFacts) -> str:

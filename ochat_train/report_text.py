@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,12 +162,15 @@ def validation_text(result: ValidationResult) -> str:
     return "\n".join(parts)
 
 
-def learnt_text(learnt: dict[str, Any] | None) -> str:
-    """Whether a class's condition was learnt, in words: the margin over the nearest other condition, in nats per token."""
+def learnt_text(learnt: Mapping[str, Any] | None, *, shown: Callable[[str], str] | None = None) -> str:
+    """Whether a class's condition was learnt, in words: the margin over the nearest other condition, in nats per token.
+
+    shown: how to write a condition; default: shown_condition.
+    """
     if learnt is None:
         return "not measured"
     interval = f"{learnt['margin']:.4f} [{learnt['low']:.4f}, {learnt['high']:.4f}] nats/token"
-    return f"{'yes' if learnt['learnt'] else 'no'}: {interval} over {shown_condition(learnt['nearest'])}"
+    return f"{'yes' if learnt['learnt'] else 'no'}: {interval} over {(shown or shown_condition)(learnt['nearest'])}"
 
 
 def shown_condition(condition: str) -> str:

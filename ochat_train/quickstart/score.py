@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from ochat_train.export import OCHAT_FILE
 from ochat_train.generate import load_generator
+from ochat_train.hub import EXPORT_MARK
 from ochat_train.questions import load_questions, right_ratios
 
 _MAX_ANSWER_TOKENS = 12
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     questions = load_questions(options.held_out)
-    classes = json.loads((options.model / OCHAT_FILE).read_text(encoding="utf-8"))["classes"]
+    classes = json.loads((options.model / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
     generator = load_generator(options.model)
     scores = {
         row["name"]: right_ratios(generator, questions, row["condition"], max_new_tokens=_MAX_ANSWER_TOKENS) for row in classes
