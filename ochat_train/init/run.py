@@ -84,7 +84,8 @@ def init(options: Options, *, ask: Ask | None, say: Callable[[str], None]) -> Pa
     draft = make_draft(
         name=name, base=base, template=template, sources=sources, lengths=lengths,
         classes={name: classes[name] for name in class_names(sources)},
-        gpus=options.gpus or _answer(ask, "GPUs of a run", "1", _count), bad_rows=_bad_rows(options, looks, ask),
+        gpus=options.gpus or _answer(ask, "GPUs of a run, which decide how large a step is", "1", _count),
+        bad_rows=_bad_rows(options, looks, ask),
         max_length=options.max_length, epochs=options.epochs,
     )  # fmt: skip
     say("\n" + draft_text(draft))
@@ -111,6 +112,8 @@ def _writable_path(text: str, *, overwrite: bool) -> Path:
     out = Path(text)
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file, for example {out / 'mine.yaml'}")
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {out}: a recipe's name ends in .yaml, for example recipes/mine.yaml")
     if out.exists() and not overwrite:
         raise UserError(f"--out {out}: is there already; choose another name, or give --overwrite")
     return out
@@ -204,7 +207,8 @@ def _ask_classes(ask: Ask, names: Sequence[str], *, num_classes: int) -> dict[st
     classes = {}
     for name in names:
         default = "-" if num_classes == 1 else name
-        condition = _answer(ask, f"Condition of class {name} (- for none)", default, lambda text: "" if text == "-" else text)
+        question = f"Condition of class {name}, text that joins every prompt of it (- for none)"
+        condition = _answer(ask, question, default, lambda text: "" if text == "-" else text)
         read = partial(class_settings, condition, where=f"class {name}")
         worth = "1.0" if num_classes == 1 else None  # which class is the better one, only a person knows
         classes[name] = _answer(ask, f"Reward of class {name}, for example 1.0; 1 lower counts a tenth", worth, read)
