@@ -202,6 +202,11 @@ def free_gpu_bytes(device: torch.device) -> float:
 
 def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
     settings = recipe.deepspeed
+    if settings.zero_stage == 0 and (recipe.model.precision == "bfloat16" or (is_gpu and recipe.model.precision == "auto")):
+        raise UserError(
+            "deepspeed.zero_stage: 0 cannot be used with a bfloat16 model, as DeepSpeed keeps its float32 sums of gradients "
+            "from stage 1 on; use 1, which needs less memory and takes no longer, or leave it out"
+        )
     if settings.zero_stage is not None:
         return [settings.zero_stage]
     if not is_gpu or settings.offload_optimizer:

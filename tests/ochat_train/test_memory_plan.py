@@ -121,6 +121,20 @@ def test_what_the_recipe_says_is_kept() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("precision", "is_gpu"), [("bfloat16", True), ("bfloat16", False), ("auto", True)])
+def test_stage_0_is_refused_for_a_bfloat16_model(precision: str, is_gpu: bool) -> None:
+    recipe = recipe_of(2, "deepspeed.zero_stage=0", f"model.precision={precision}")
+    with pytest.raises(UserError, match=r"deepspeed\.zero_stage: 0 cannot be used .*; use 1"):
+        fastest_plan(recipe, mistral_7b(), num_gpus=2, free_bytes=1000 * GIB, compiled=True, is_gpu=is_gpu)
+
+
+@pytest.mark.parametrize(("precision", "is_gpu"), [("float32", True), ("float32", False), ("auto", False)])
+def test_stage_0_is_kept_for_a_float32_model(precision: str, is_gpu: bool) -> None:
+    recipe = recipe_of(2, "deepspeed.zero_stage=0", f"model.precision={precision}")
+    found = fastest_plan(recipe, mistral_7b(), num_gpus=2, free_bytes=1000 * GIB, compiled=True, is_gpu=is_gpu)
+    assert found.zero_stage == 0
+
+
 def test_on_a_cpu_nothing_is_recomputed_or_joined() -> None:
     found = fastest_plan(recipe_of(2), mistral_7b(), num_gpus=2, free_bytes=0.0, compiled=False, is_gpu=False)
     assert (found.zero_stage, found.checkpointing_text, found.packs_per_micro_batch) == (2, "none", 1)
