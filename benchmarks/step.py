@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--mean-length", type=int, default=1300, help="of conversations, in tokens")
     parser.add_argument("--steps", type=int, default=4, help=f"steps that count, after {_WARMUP_STEPS}")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a recipe value, for all variants")
-    parser.add_argument("--profile", action="store_true", help="kernel time by group, of one more step")
+    parser.add_argument("--profile", action="store_true", help="kernel time by group, of one more step; by name in --json")
     parser.add_argument("--cpu", action="store_true", help="only to try the script: no GPU is used, and figures mean nothing")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -117,10 +117,9 @@ def write_dataset(options: Options, *, most_gpus: int) -> None:
     rng = np.random.default_rng(0)
     num_steps = _WARMUP_STEPS + options.steps + 2
     left = options.pack_length * options.packs_per_gpu * most_gpus * num_steps
-    sigma = 0.8
     rows: dict[str, list[Any]] = {field.name: [] for field in SCHEMA}
     while left > 0:
-        length = int(np.clip(rng.lognormal(np.log(options.mean_length) - sigma**2 / 2, sigma), 16, options.pack_length))
+        length = conversation_length(rng, options.mean_length, longest=options.pack_length)
         weights = np.full(length, 1.0 if rng.random() < 0.1 else 0.1, dtype=np.float32)
         weights[: length * 2 // 5] = 0.0
         values = (
@@ -133,6 +132,12 @@ def write_dataset(options: Options, *, most_gpus: int) -> None:
     writer = PreparedWriter(Path(options.folder) / "prepared")
     writer.write("train", pa.RecordBatch.from_pydict(rows, schema=SCHEMA))
     writer.close(fingerprint="0" * 16)
+
+
+def conversation_length(rng: np.random.Generator, mean_length: int, *, longest: int) -> int:
+    """A log-normal length in tokens, from 16 to `longest`."""
+    sigma = 0.8
+    return int(np.clip(rng.lognormal(np.log(mean_length) - sigma**2 / 2, sigma), 16, longest))
 
 
 def run_variant(variant: str, num_gpus: int, options: Options, settings: list[str]) -> dict[str, Any]:
@@ -213,7 +218,7 @@ def work(task: dict[str, Any]) -> None:
         speed = meter.stop(num_tokens=sums.num_tokens, squared_lengths=squared, waited_seconds=batches.waited_seconds)
         first_step_seconds = first_step_seconds or time.monotonic() - start
         found.append({**speed, "squared": squared, "tokens": sums.num_tokens})
-    groups = profile(next_step, ranks) if options.profile else None
+    found_profile = profile(next_step, ranks) if options.profile else None
     batches.close()
     if ranks.is_main:
         counted = found[_WARMUP_STEPS:]
@@ -233,7 +238,7 @@ def work(task: dict[str, Any]) -> None:
             "first_step_seconds": first_step_seconds, "loss": float(sums.per_class[:, 0].sum() / sums.per_class[:, 1].sum()),
             "t_eff": sum(s["squared"] for s in counted) / sum(s["tokens"] for s in counted),
             "padding_ratio": 1 - plan.packing_efficiency,
-            "supervised_ratio": float(sums.per_class[:, 3].sum()) / sums.num_tokens, "profile_ms": groups,
+            "supervised_ratio": float(sums.per_class[:, 3].sum()) / sums.num_tokens, "profile": found_profile,
         }  # fmt: skip
         if ranks.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(ranks.device)
@@ -298,8 +303,12 @@ _GROUPS = {
 }
 
 
-def profile(step: partial[Any] | Any, ranks: Ranks) -> dict[str, float] | None:
-    """Milliseconds of one step by group of kernels; `idle`: no kernel ran; `loss`: the loss head, part of other groups."""
+def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
+    """One step on rank 0: milliseconds by group of kernels, of the longest kernels by name, and the longest times without one.
+
+    `idle`: no kernel ran; `loss`: the loss head, part of other groups.
+    """
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
@@ -313,21 +322,32 @@ def profile(step: partial[Any] | Any, ranks: Ranks) -> dict[str, float] | None:
         wall = (time.perf_counter() - start) * 1e3
     if found is None:
         return None
-    groups = dict.fromkeys((*_GROUPS, "elementwise"), 0.0)
+    groups, kernels = dict.fromkeys((*_GROUPS, "elementwise"), 0.0), Counter[str]()
     spans, loss = [], 0.0
     for event in found.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.is_user_annotation:  # a name for several kernels
+            continue
+        if event.device_type == DeviceType.CUDA:
             name = event.name.lower()
             group = next((group for group, parts in _GROUPS.items() if any(part in name for part in parts)), "elementwise")
             groups[group] += event.time_range.elapsed_us() / 1e3
-            spans.append((event.time_range.start, event.time_range.end))
+            kernels[event.name] += event.time_range.elapsed_us() / 1e3
+            spans.append((event.time_range.start, event.time_range.end, event.name))
         elif event.name in ("_WeightedLoss", "_WeightedLossBackward"):
             loss += event.device_time_total / 1e3
-    busy, end = 0.0, 0.0
-    for first, last in sorted(spans):
+    spans.sort()
+    busy, end, before, gaps = 0.0, spans[0][0] if spans else 0.0, "", []
+    for first, last, name in spans:
+        if first > end:
+            gaps.append({"ms": (first - end) / 1e3, "after": before, "before": name})
         busy += max(0.0, last - max(first, end))
-        end = max(end, last)
-    return {**groups, "idle": wall - busy / 1e3, "loss": loss, "wall": wall}
+        if last > end:
+            end, before = last, name
+    return {
+        "groups": {**groups, "idle": wall - busy / 1e3, "loss": loss, "wall": wall},
+        "kernels": dict(kernels.most_common(40)),
+        "gaps": sorted(gaps, key=lambda gap: -gap["ms"])[:20],
+    }
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -361,8 +381,8 @@ def print_table(results: list[dict[str, Any]]) -> None:
             f"{result['activation_checkpointing']}, {result['packs_per_micro_batch']} pack(s)"
         )
     for result in good:
-        if result["profile_ms"]:
-            shares = ", ".join(f"{name} {value:,.0f}" for name, value in result["profile_ms"].items())
+        if result["profile"]:
+            shares = ", ".join(f"{name} {value:,.0f}" for name, value in result["profile"]["groups"].items())
             print(f"{result['variant']} on {result['num_gpus']} GPU(s), ms of one step: {shares}")
 
 

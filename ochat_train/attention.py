@@ -226,7 +226,7 @@ def _flex_mask(cu_seqlens: torch.Tensor, num_tokens: int, window: int | None) ->
     return mask
 
 
-_KERNELS: dict[str, AttentionKernel] = {
+KERNELS: dict[str, AttentionKernel] = {
     "flash_attention_4": attention_flash_4,
     "flash_attention_3": attention_flash_3,
     "flash_attention_2": attention_flash_2,
@@ -257,12 +257,12 @@ def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, d
 
 def attention_obstacles(*, device: torch.device, dtype: torch.dtype, dropout: float) -> dict[str, str | None]:
     """Every kernel, the fastest first, with what keeps it from being used here, or None."""
-    return {name: _obstacle(name, device, dtype, dropout) for name in _KERNELS}
+    return {name: _obstacle(name, device, dtype, dropout) for name in KERNELS}
 
 
 def missing_packages() -> dict[str, str | None]:
     """Every kernel, the fastest first, with the package that it lacks on this machine, or None; whatever GPU is there."""
-    return {name: _missing_package(name) for name in _KERNELS}
+    return {name: _missing_package(name) for name in KERNELS}
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str | None:
@@ -308,7 +308,7 @@ def register_attention(kernel_name: str) -> str:
     """Register the kernel with `transformers` and return the name to give as `attn_implementation`."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    kernel = _KERNELS[kernel_name]
+    kernel = KERNELS[kernel_name]
     if kernel_name == "varlen":
         _torch_varlen()  # looks at a signature, which compiled code cannot
 

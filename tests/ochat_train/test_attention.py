@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.attention import _KERNELS, attention_sdpa, choose_attention
+from ochat_train.attention import KERNELS, attention_sdpa, choose_attention
 from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 
@@ -48,7 +48,7 @@ def check(
             output = truth(query, key, value, lengths, window)
         else:
             arguments = {"cu_seqlens": cu_seqlens, "max_seqlen": max(lengths), "scale": head_dim**-0.5}
-            output = _KERNELS[name](query, key, value, **arguments, window=window, dropout=0.0)
+            output = KERNELS[name](query, key, value, **arguments, window=window, dropout=0.0)
         output.backward(tensors[3].to(precision))
         results.append((output, query.grad, key.grad, value.grad))
     return tuple(relative_error(found, expected) for expected, found in zip(*results, strict=True))
