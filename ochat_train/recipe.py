@@ -237,8 +237,8 @@ class DeepSpeedSettings(Section):
         None,
         ge=0,
         le=3,
-        description="what is spread over GPUs: 1 optimizer states, 2 also gradients, 3 also parameters; default: the fastest "
-        "that fits into GPU memory (2 on a CPU)",
+        description="what is spread over GPUs: 0 nothing (float32 models alone), 1 optimizer states, 2 also gradients, 3 also "
+        "parameters; default: the fastest that fits into GPU memory (2 on a CPU)",
     )
     offload_optimizer: bool = Field(False, description="keep optimizer states in CPU memory (stages 1 to 3)")
     offload_parameters: bool = Field(False, description="keep parameters in CPU memory (stage 3)")
