@@ -19,4 +19,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)  # flash-attn-4, while it compiles
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", category=UserWarning)
+    # compiling a layer with `matmuls`, torch warns of in-place operations in checkpointed code; a decoder layer has none
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device", category=UserWarning)  # the one we set

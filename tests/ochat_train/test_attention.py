@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.attention import KERNELS, attention_sdpa, choose_attention
+from ochat_train.attention import COMPILABLE, KERNELS, attention_sdpa, choose_attention
 from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 
@@ -83,10 +83,16 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
         choose_attention("varlen", device=torch.device("cpu"), dtype=torch.float32, dropout=0.0)
 
 
+LONG = [900, 2_500, 1, 37]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("lengths", [*LENGTHS, [900, 2_500, 1, 37], [8_192]])
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [(name, lengths) for name in sorted(COMPILABLE) for lengths in (*LENGTHS, LONG, [8_192])]
+    + [(name, LONG) for name in EXACT_KERNELS],  # `flex` is compiled for every shape; the short ones are tested in float32
+)
 @pytest.mark.parametrize("window", [None, 128])
-@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex", "sdpa"])
 def test_gpu_kernels(name: str, lengths: list[int], window: int | None, measured: Measured) -> None:
     """bfloat16 kernels and gradients: within 1 % of float64 (bfloat16 itself rounds by up to 0.4 %)."""
     try:
