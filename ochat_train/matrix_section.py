@@ -7,7 +7,7 @@ from typing import Any
 
 from ochat_train.page import Cell, Section
 from ochat_train.pictures import row_shades
-from ochat_train.report_text import learnt_text, number_text, shown_condition
+from ochat_train.report_text import learnt_text, matrix_columns, number_text
 
 _HOW_TO_READ = (
     "Nats per token of each class's held-out answers under each condition; lower (lighter) is likelier. A class has learnt its "
@@ -24,7 +24,7 @@ def matrix_section(
     learnt: Mapping[str, dict[str, Any]],
 ) -> Section:
     """matrix: a row for each class, a column for each of `conditions`. learnt: as in validation.jsonl."""
-    head = ["answers of class", *(f"under {shown_condition(condition)}" for condition in conditions), "learnt"]
+    head = ["answers of class", *matrix_columns(conditions)]
     rows = []
     for name, values in matrix.items():
         cells = [

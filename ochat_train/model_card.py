@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.chat_folder import render_chat_template
 from data_pipeline.dataset import TOKENIZER_FOLDER
 from ochat_train.base_model import BaseModel
-from ochat_train.report_text import learnt_text, number_text
+from ochat_train.report_text import number_text, validation_table
 from ochat_train.run_folder import RunFolder
 
 _PAPER = "https://arxiv.org/abs/2309.11235"
@@ -182,19 +182,7 @@ def _results(facts: CardFacts) -> str:
     if (line := facts.validation) is None:
         parts.append("No conversations were held out, so nothing was validated.")
         return "\n\n".join(parts)
-    conditions = line["conditions"]
-    nothing = [None] * len(conditions)
-    rows = [
-        (
-            json_code(name),
-            number_text(values["nll"], ".4f"),
-            number_text(values["accuracy"], ".1%"),
-            *(number_text(value, ".4f") for value in line["matrix"].get(name, nothing)),
-            learnt_text(line["learnt"].get(name), shown=json_code),
-        )
-        for name, values in line["classes"].items()
-    ]
-    head = ("class", "nll", "accuracy", *(f"under {json_code(condition)}" for condition in conditions), "condition learnt")
+    head, rows = validation_table(line, shown=json_code)
     parts.append(
         f"Held-out conversations at step {line['step']:,}: loss {number_text(line['loss'], '.4f')}. The columns `under` give "
         "the nll of a class's answers (nats per token) when prompted under that condition."

@@ -139,18 +139,7 @@ def validation_text(result: ValidationResult) -> str:
     """A validation: nll of each class under each condition, whether the condition was learnt, and samples."""
     parts = []
     if (line := result.line) is not None:
-        conditions = line["conditions"]
-        head = ("class", "nll", "accuracy", *(f"under {shown_condition(condition)}" for condition in conditions), "learnt")
-        rows = [
-            (
-                name,
-                number_text(row["nll"], ".4f"),
-                number_text(row["accuracy"], ".1%"),
-                *(number_text(value, ".4f") for value in line["matrix"].get(name, [None] * len(conditions))),
-                learnt_text(line["learnt"].get(name)),
-            )
-            for name, row in line["classes"].items()
-        ]
+        head, rows = validation_table(line)
         parts.append(f"\nvalidation after step {line['step']}: loss {number_text(line['loss'], '.4f')}\n{table(head, rows)}")
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample['prompt'])}")
@@ -160,6 +149,31 @@ def validation_text(result: ValidationResult) -> str:
             for answer in sample["answers"]
         ]
     return "\n".join(parts)
+
+
+def validation_table(
+    line: Mapping[str, Any], *, shown: Callable[[str], str] | None = None
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and rows of a validation: a class's nll and accuracy, its nll under each condition, whether it learnt its own.
+
+    line: of validation.jsonl. shown: how to write a class or condition; default: a class as it is, shown_condition.
+    """
+    rows = [
+        (
+            shown(name) if shown else name,
+            number_text(row["nll"], ".4f"),
+            number_text(row["accuracy"], ".1%"),
+            *(number_text(value, ".4f") for value in line["matrix"].get(name, [None] * len(line["conditions"]))),
+            learnt_text(line["learnt"].get(name), shown=shown),
+        )
+        for name, row in line["classes"].items()
+    ]
+    return ["class", "nll", "accuracy", *matrix_columns(line["conditions"], shown=shown)], rows
+
+
+def matrix_columns(conditions: Sequence[str], *, shown: Callable[[str], str] | None = None) -> list[str]:
+    """Names of the columns of a condition matrix: one for each condition, and learnt_text's."""
+    return [*(f"under {(shown or shown_condition)(condition)}" for condition in conditions), "learnt"]
 
 
 def learnt_text(learnt: Mapping[str, Any] | None, *, shown: Callable[[str], str] | None = None) -> str:

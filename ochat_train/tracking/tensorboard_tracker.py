@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ochat_train.report_text import learnt_text, number_text, shown_condition
+from ochat_train.report_text import learnt_text, matrix_columns, number_text, shown_condition
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
@@ -87,7 +87,7 @@ class TensorBoardTracker:
         self._writer.add_image(  # type: ignore[no-untyped-call]
             "validation/condition matrix", picture, line["step"], dataformats="HWC"
         )
-        head = ["class", *(f"under {shown_condition(condition)}" for condition in line["conditions"]), "learnt"]
+        head = ["class", *matrix_columns(line["conditions"])]
         rows = [
             [name, *(number_text(value, ".4f") for value in row), learnt_text(line["learnt"].get(name))]
             for name, row in line["matrix"].items()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ochat_train.durable import replace_text
 from ochat_train.recipe import TrackingSettings
-from ochat_train.report_text import learnt_text, shown_condition
+from ochat_train.report_text import learnt_text, matrix_columns, shown_condition
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
@@ -81,7 +81,7 @@ class WandbTracker:
             if line["matrix"]:
                 from ochat_train.pictures import heat_map
 
-                columns = ["class", *(f"under {shown_condition(condition)}" for condition in line["conditions"]), "learnt"]
+                columns = ["class", *matrix_columns(line["conditions"])]
                 rows = [[name, *row, learnt_text(line["learnt"].get(name))] for name, row in line["matrix"].items()]
                 shown["condition_matrix/table"] = wandb.Table(columns=columns, data=rows)
                 picture = heat_map(line["matrix"], line["conditions"], self._conditions)
