@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm.utils import disp_len
 
 from data_pipeline.dataset import ClassRow
 from data_pipeline.inspection import Inspection, Selection, ShownRow
@@ -59,7 +60,7 @@ def class_table(classes: Sequence[ClassRow]) -> str:
         )
         for row in classes
     ]
-    return "\n".join(_columns((head, *lines)))
+    return "\n".join(aligned((head, *lines)))
 
 
 def weight_text(row: ClassRow) -> str:
@@ -129,12 +130,14 @@ def lengths_text(class_lengths: Mapping[str, np.ndarray], *, split: str) -> str:
         counts = [column[index] for column in columns.values()]
         bar = "#" * math.ceil(_BAR * counts[0] / most)
         histogram.append((f"{low:,} to {high:,}", bar, *(f"{count:,}" for count in counts)))
-    return "\n".join([*_columns(facts), "", *_columns(histogram)])
+    return "\n".join([*aligned(facts), "", *aligned(histogram)])
 
 
-def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells with every column as wide as its widest cell on a terminal, where a Chinese character takes two places."""
+    widths = [max(map(disp_len, column)) for column in zip(*lines, strict=True)]
+    filled = ((cell + " " * (width - disp_len(cell)) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return ["  ".join(cells).rstrip() for cells in filled]
 
 
 def _row_head(row: ShownRow) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.dataset import ClassRow, Manifest
-from data_pipeline.show import class_table, ledger_text
+from data_pipeline.show import aligned, class_table, ledger_text
 from data_pipeline.text_rules import quoted, visible
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
@@ -204,6 +204,4 @@ def _one_line(text: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under a head, columns aligned. Cells may hold names of users' data: what is not visible is escaped."""
-    shown = [[visible(cell, kept="") for cell in line] for line in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown)
+    return "\n".join(aligned([[visible(cell, kept="") for cell in line] for line in (head, *rows)]))

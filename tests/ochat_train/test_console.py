@@ -15,7 +15,7 @@ import pytest
 
 from ochat_train.ablation.table import results_text
 from ochat_train.console import Part, ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
-from ochat_train.report_text import class_sums_text, validation_text
+from ochat_train.report_text import class_sums_text, table, validation_text
 from ochat_train.validation import ValidationResult
 from tests.conftest import RecipeFactory, run_jobs
 
@@ -92,6 +92,11 @@ def test_wide_characters_take_two_columns() -> None:
     assert fitted(wide, width=66) == "step 1234/5000  loss 0.9421  1:02:05 left"
     assert fitted([Part(text="专家专家", rank=0)], width=5) == "专家"
     assert all(columns(terminal_line(wide, done_ratio=0.5, width=width)) <= width for width in range(1, 200))
+
+
+def test_columns_of_a_table_are_aligned_where_characters_take_two_places() -> None:
+    lines = table(("class", "nll"), [("专家", "0.1"), ("éxpert", "0.2"), ("suboptimal", "0.3")]).splitlines()
+    assert lines == ["class       nll", "专家        0.1", "éxpert      0.2", "suboptimal  0.3"]
 
 
 def test_the_width_is_that_of_the_terminal_of_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
