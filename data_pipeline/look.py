@@ -205,16 +205,18 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
     return {name: seen for name, seen in fields.items() if seen.values is not None or seen.numbers is not None}
 
 
-def token_lengths(conversations: Sequence[Conversation], template: Template, tokenizer: TokenizerSpec) -> np.ndarray:
-    """int64: tokens of up to 2,000 conversations, evenly taken, under the template's own condition."""
+def under_inference_condition(conversation: Conversation, template: Template) -> TaggedConversation:
+    """A conversation whose class is not known, as the template would ask for an answer."""
+    weights = tuple(1.0 if message.role == "assistant" else 0.0 for message in conversation.messages)
+    return TaggedConversation(
+        conversation=conversation, class_name="", condition=template.inference_condition, message_weights=weights
+    )
+
+
+def token_lengths(conversations: Sequence[TaggedConversation], template: Template, tokenizer: TokenizerSpec) -> np.ndarray:
+    """int64: tokens of up to 2,000 conversations, evenly taken."""
     step = -(-len(conversations) // _TOKENIZED_CONVERSATIONS)
-    rendered = []
-    for conversation in conversations[:: max(1, step)]:
-        weights = tuple(1.0 if message.role == "assistant" else 0.0 for message in conversation.messages)
-        tagged = TaggedConversation(
-            conversation=conversation, class_name="", condition=template.inference_condition, message_weights=weights
-        )
-        rendered.append(render(tagged, template, bos_token=tokenizer.bos_token))
+    rendered = [render(item, template, bos_token=tokenizer.bos_token) for item in conversations[:: max(1, step)]]
     tokenized = TemplateTokenizer(tokenizer).tokenize(rendered)
     return np.array([len(tokens.input_ids) for tokens in tokenized if not isinstance(tokens, RowError)], dtype=np.int64)
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from data_pipeline.dataset import Manifest
 from data_pipeline.errors import UserError
 from data_pipeline.settings import class_specs
@@ -13,8 +15,10 @@ from data_pipeline.text_rules import quoted
 from ochat_train.check.facts import Facts, SourceSample
 from ochat_train.check.findings import Finding, from_error, ok, problem, warning
 from ochat_train.questions import load_questions
+from ochat_train.recipe import Recipe
 
 _EXAMPLES = 2
+_FEW_LONGER = 0.01  # of a source; `ochat init` proposes a limit that 99 % fit into
 
 
 def check_sources(facts: Facts) -> Iterator[Finding]:
@@ -50,6 +54,29 @@ def _source_finding(facts: Facts, sample: SourceSample) -> Finding:
     if facts.recipe.data.bad_rows == "drop":
         return warning("sources", text, "data.bad_rows: drop leaves them out and counts them")
     return problem("sources", text, "repair them, or set `data.bad_rows: drop` to leave them out and count them")
+
+
+def check_lengths(facts: Facts) -> Iterator[Finding]:
+    """How many conversations are longer than the recipe allows, of the rows looked at."""
+    for _, sample in facts.samples():
+        if isinstance(sample, SourceSample) and len(sample.kept) and len(lengths := facts.token_lengths(sample)):
+            yield _length_finding(lengths, facts.recipe, path=sample.source.path)
+
+
+def _length_finding(lengths: np.ndarray, recipe: Recipe, *, path: str) -> Finding:
+    limit, overlong = recipe.model.max_length_tokens, recipe.data.overlong
+    num_longer = int(np.count_nonzero(lengths > limit))
+    seen = f"{path}: the longest of {len(lengths):,} conversations looked at has {int(lengths.max()):,} tokens"
+    if not num_longer:
+        return ok("lengths", f"{seen}, all fit into model.max_length_tokens {limit:,}")
+    text = f"{seen}, {num_longer:,} ({num_longer / len(lengths):.1%}) are longer than model.max_length_tokens {limit:,}"
+    remedy = "raise it as far as the base goes (train.pack_length_tokens must not be less)"
+    if overlong == "error":
+        return problem("lengths", f"{text}; data.overlong: error does not allow that", f"{remedy}, or set data.overlong")
+    done = "keep their beginning" if overlong == "truncate" else "are left out"
+    if num_longer <= _FEW_LONGER * len(lengths):
+        return ok("lengths", f"{text}; they {done}")
+    return warning("lengths", f"{text}; they {done} (data.overlong: {overlong})", f"{remedy}, if that is too much")
 
 
 def check_classes(facts: Facts) -> Iterator[Finding]:

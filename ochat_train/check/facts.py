@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from data_pipeline.conversation import TaggedConversation
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
-from data_pipeline.look import sample_rows
+from data_pipeline.length_rule import LengthRule
+from data_pipeline.look import sample_rows, token_lengths, under_inference_condition
 from data_pipeline.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import SourceSettings
@@ -37,12 +41,16 @@ _ANY_REWARD = 1e6  # decides weights, and only whether a row can be used is aske
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSample:
-    """Some rows of a source: how many there are, what became of those read, and how many each class has."""
+    """Some rows of a source: how many there are, what became of those read, and how many each class has.
+
+    kept: those that can be used; of a source that OpenChat has tokenized, their lengths in tokens instead.
+    """
 
     source: SourceSettings
     num_rows: int
     ledger: Ledger
     classes: Counter[str]
+    kept: Sequence[TaggedConversation] | np.ndarray
 
 
 @dataclass(kw_only=True)
@@ -156,7 +164,9 @@ class Facts:
         tagger = Tagger(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
         if source.is_tokenized:
             return self._sample_tokens(source, where=f"data.sources.{number}")
+        template = TEMPLATES[self.recipe.model.template]
         ledger, classes, seen_ids = Ledger(), Counter[str](), set()
+        kept: list[TaggedConversation] = []
         try:
             sample = sample_rows(source, where=f"data.sources.{number}", most_rows=_SAMPLED_ROWS)
         except UserError as error:
@@ -168,17 +178,20 @@ class Facts:
                 if conversation.id in seen_ids:
                     raise duplicate_id(conversation.id)
                 seen_ids.add(conversation.id)
-                if scored_by is None:  # else all rows together decide the classes
-                    classes[tagger(conversation, class_name=source.class_name).class_name] += 1
+                if scored_by is None:
+                    kept.append(tagger(conversation, class_name=source.class_name))
+                    classes[kept[-1].class_name] += 1
+                else:  # all rows together decide the classes
+                    kept.append(under_inference_condition(conversation, template))
                 ledger.num_kept += 1
             except RowError as error:
                 ledger.drop(error.reason, place, str(error), bad=True)
-        return SourceSample(source=source, num_rows=sample.num_rows, ledger=ledger, classes=classes)
+        return SourceSample(source=source, num_rows=sample.num_rows, ledger=ledger, classes=classes, kept=kept)
 
     def _sample_tokens(self, source: SourceSettings, *, where: str) -> SourceSample | UserError:
         """A sample of what OpenChat has tokenized, read as `ochat prepare` reads it."""
         data, template = self.recipe.data, TEMPLATES[self.recipe.model.template]
-        ledger, classes, num_rows = Ledger(), Counter[str](), 0
+        ledger, classes, num_rows, lengths = Ledger(), Counter[str](), 0, []
         try:
             table = class_table(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
             reader = TurnReader(TemplateTokenizer(self.tokenizer), template, table, bos_token=self.tokenizer.bos_token)
@@ -193,11 +206,27 @@ class Facts:
                             raise tokens
                         classes[reader(tokens, place=place, class_name=source.class_name).class_name] += 1
                         ledger.num_kept += 1
+                        lengths.append(len(tokens.input_ids))
                     except RowError as error:
                         ledger.drop(error.reason, place, str(error), bad=True)
         except UserError as error:
             return error
-        return SourceSample(source=source, num_rows=max(num_rows, ledger.num_read), ledger=ledger, classes=classes)
+        return SourceSample(
+            source=source, num_rows=max(num_rows, ledger.num_read), ledger=ledger, classes=classes,
+            kept=np.array(lengths, dtype=np.int64),
+        )  # fmt: skip
+
+    def token_lengths(self, sample: SourceSample) -> np.ndarray:
+        """int64: how many tokens some of the sampled conversations have, as the limit counts them.
+
+        Raises UserError where there is no tokenizer.
+        """
+        model = self.recipe.model
+        template = TEMPLATES[model.template]
+        rule = LengthRule.of(template, TemplateTokenizer(self.tokenizer), max_length_tokens=model.max_length_tokens)
+        kept = sample.kept
+        lengths = kept if isinstance(kept, np.ndarray) else token_lengths(kept, template, self.tokenizer)
+        return lengths - rule.num_tail_tokens
 
     def local_source_bytes(self) -> int:
         """Bytes of all source files that are here; what is missing has a problem of its own."""

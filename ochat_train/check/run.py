@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.check.data import check_classes, check_prepared_data, check_sources
+from ochat_train.check.data import check_classes, check_lengths, check_prepared_data, check_sources
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Check, Finding, ok, problem, run_checks
 from ochat_train.check.hub import SECONDS, check_hub, check_push
@@ -52,6 +52,7 @@ def _checks(facts: Facts, recipe: Recipe) -> list[tuple[str, Check]]:
         ("template", lambda: check_template(facts)),
         ("base", lambda: check_base(facts)),
         ("sources", lambda: check_sources(facts)),
+        ("lengths", lambda: check_lengths(facts)),
         ("classes", lambda: check_classes(facts)),
         ("prepared", lambda: check_prepared_data(facts)),
         ("learning rate", lambda: check_learning_rate(facts)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.look import SourceLook, token_lengths
+from data_pipeline.look import SourceLook, token_lengths, under_inference_condition
 from data_pipeline.settings import ClassSettings
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.tokenization import load_tokenizer_spec
@@ -56,8 +56,10 @@ def measure(looks: Sequence[SourceLook], base: Base | None, template: str) -> Le
     estimated = Lengths(by_source=[sizes.estimated_tokens(look.characters()) for look in looks], exact=False)
     if base is None or "tokenizer.json" not in base.tokenizer_files:
         return estimated
-    tokenizer = load_tokenizer_spec(base.tokenizer_files, TEMPLATES[template])
-    counted = [token_lengths(look.conversations, TEMPLATES[template], tokenizer) for look in looks]
+    rules = TEMPLATES[template]
+    tokenizer = load_tokenizer_spec(base.tokenizer_files, rules)
+    asked = [[under_inference_condition(conversation, rules) for conversation in look.conversations] for look in looks]
+    counted = [token_lengths(conversations, rules, tokenizer) for conversations in asked]
     all_counted = all(len(tokens) for tokens in counted)  # none where the vocabulary spells control tokens in every text
     return Lengths(by_source=counted, exact=True) if all_counted else estimated
 

@@ -14,7 +14,7 @@ import pytest
 
 from data_pipeline import look, sources
 from data_pipeline.errors import UserError
-from data_pipeline.look import FORMATS, look_at, sample_rows, token_lengths
+from data_pipeline.look import FORMATS, look_at, sample_rows, token_lengths, under_inference_condition
 from data_pipeline.settings import SourceSettings
 from data_pipeline.templates import TEMPLATES
 from tests.conftest import write_jsonl
@@ -157,7 +157,9 @@ def test_token_lengths_are_those_of_the_prepared_dataset(tmp_path: Path, small_t
         )
     )  # fmt: skip
     spec = tokenizer_spec(small_tokenizer_dir, "openchat_3.5")
-    lengths = token_lengths(look_at(str(path)).conversations, TEMPLATES["openchat_3.5"], spec)
+    template = TEMPLATES["openchat_3.5"]
+    asked = [under_inference_condition(conversation, template) for conversation in look_at(str(path)).conversations]
+    lengths = token_lengths(asked, template, spec)
     assert lengths.tolist() == [len(row.input_ids) for row in rows]
 
 

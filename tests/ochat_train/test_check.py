@@ -153,6 +153,29 @@ def test_bad_rows_are_a_problem_or_a_warning_as_the_recipe_treats_them(make_reci
     assert not problems(findings_of(path, "data.bad_rows=drop"))
 
 
+@pytest.mark.parametrize("template", ["openchat_3.5", "chatml"])
+def test_long_conversations_are_counted_as_preparation_counts_them(template: str, make_recipe: RecipeFactory) -> None:
+    path, changes = make_recipe(model__template=template), ("model.max_length_tokens=80", "data.overlong=drop")
+    manifest, _ = prepare_recipe(load_recipe(path, changes), num_workers=1, progress=lambda rows: None)
+    counted = [re.search(r", (\d+) \(.*\) are longer than", f.finding) for f in area(findings_of(path, *changes), "lengths")]
+    assert sum(int(found[1]) for found in counted if found) == manifest.ledger["dropped"]["overlong"] > 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "overlong", "level", "text"),
+    [
+        (256, "error", "ok", "tokens, all fit into model.max_length_tokens 256"),
+        (40, "truncate", "warning", "they keep their beginning (data.overlong: truncate)"),
+        (40, "error", "problem", "data.overlong: error does not allow that"),
+    ],
+)
+def test_what_becomes_of_long_conversations_is_said(
+    limit: int, overlong: str, level: str, text: str, make_recipe: RecipeFactory
+) -> None:
+    findings = findings_of(make_recipe(), f"model.max_length_tokens={limit}", f"data.overlong={overlong}")
+    assert [(finding.level, text in finding.finding) for finding in area(findings, "lengths")] == [(level, True)] * 2
+
+
 def test_questions_are_for_the_ablation_alone(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
     questions = path.parent / "questions.jsonl"
@@ -464,7 +487,7 @@ def test_a_hub_that_does_not_answer_is_one_problem(
     findings = findings_of(path)
     assert [text.partition(" (")[0] for text in problems(findings)] == ["hub: org/base: the Hub cannot be reached"]
     hidden = {f.area for f in findings if f.finding == "not checked: see the problem of hub"}
-    assert hidden == {"template", "base", "prepared", "memory", "disk"}
+    assert hidden == {"template", "base", "lengths", "prepared", "memory", "disk"}
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
 
 
