@@ -176,6 +176,7 @@ def work(task: dict[str, Any]) -> None:
         num_attention_heads=options.hidden // 128, num_key_value_heads=max(1, options.hidden // 512), head_dim=128,
         vocab_size=_VOCAB, max_position_embeddings=32_768, sliding_window=None,
     )  # fmt: skip
+    torch.manual_seed(0)
     with ranks.device:
         causal_lm = transformers.AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=register_attention(kernel)
@@ -243,7 +244,7 @@ def work(task: dict[str, Any]) -> None:
             "memory_gib": found[-1]["memory_gib"], "planned_gib": memory.total / GIB if memory else None,
             "planned_parts_gib": {name: size / GIB for name, size in memory.parts.items()} if memory else None,
             "set_up_seconds": set_up_seconds, "first_step_seconds": first_step_seconds,
-            "loss": float(sums.per_class[:, 0].sum() / sums.per_class[:, 1].sum()),
+            "loss": float(sums.per_class[:, 0].sum() / sums.per_class[:, 1].sum()), "grad_norm": sums.grad_norm,
             "t_eff": sum(s["squared"] for s in counted) / sum(s["tokens"] for s in counted),
             "padding_ratio": 1 - plan.packing_efficiency,
             "supervised_ratio": float(sums.per_class[:, 3].sum()) / sums.num_tokens, "profile": found_profile,
@@ -314,7 +315,8 @@ _GROUPS = {
 def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
     """One step on rank 0: milliseconds by group of kernels, of the longest kernels by name, and the longest times without one.
 
-    `idle`: no kernel ran; `loss`: the loss head, part of other groups.
+    `idle`: no kernel ran; `loss`: the loss head, part of other groups. `waits`: how often and how long the host waited for
+    the GPU, by what it called.
     """
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity
@@ -332,6 +334,7 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
         return None
     groups, kernels = dict.fromkeys((*_GROUPS, "elementwise"), 0.0), Counter[str]()
     spans, loss = [], 0.0
+    waits: dict[str, list[float]] = {}
     for event in found.events():
         if event.is_user_annotation:  # a name for several kernels
             continue
@@ -343,6 +346,9 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
             spans.append((event.time_range.start, event.time_range.end, event.name))
         elif event.name in ("_WeightedLoss", "_WeightedLossBackward"):
             loss += event.device_time_total / 1e3
+        elif event.name.startswith("cuda") and event.name.endswith("Synchronize"):
+            number, milliseconds = waits.get(event.name, (0, 0.0))
+            waits[event.name] = [number + 1, milliseconds + event.time_range.elapsed_us() / 1e3]
     spans.sort()
     busy, end, before, gaps = 0.0, spans[0][0] if spans else 0.0, "", []
     for first, last, name in spans:
@@ -353,9 +359,9 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
             end, before = last, name
     return {
         "groups": {**groups, "idle": wall - busy / 1e3, "loss": loss, "wall": wall},
-        "kernels": dict(kernels.most_common(40)),
+        "num_kernels": len(spans), "kernels": dict(kernels.most_common(40)), "waits": waits,
         "gaps": sorted(gaps, key=lambda gap: -gap["ms"])[:20],
-    }
+    }  # fmt: skip
 
 
 def print_table(results: list[dict[str, Any]]) -> None:

@@ -113,15 +113,17 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, lo
     settings = recipe.deepspeed
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.stage in (1, 2):
-        alone = (
-            num_ranks == 1 and settings.stage == 1 and not settings.offload_optimizer
-        )  # nothing to reduce, so nothing to copy into buckets
+        # Stage 1 reduces gradients where they are: in contiguous buffers it would keep a second copy of its share of them.
+        in_place = settings.stage == 1 and not settings.offload_optimizer
         zero |= {
-            "overlap_comm": device.type == "cuda" and not alone,
-            "contiguous_gradients": not alone,
-            "reduce_scatter": not alone,
+            "overlap_comm": device.type == "cuda" and not (in_place and num_ranks == 1),
+            "contiguous_gradients": not in_place,
+            "reduce_scatter": not in_place,
             "reduce_bucket_size": BUCKET_ELEMENTS,
         }
+    if settings.stage == 3 and recipe.model.compile:
+        # DeepSpeed's own linear function reads a number that is different in every layer: torch 2.11 compiles each layer anew.
+        zero["memory_efficient_linear"] = False
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     if settings.offload_parameters:
@@ -135,8 +137,10 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, lo
         "checkpoint": {"load_universal": load_universal},
     }
     if model_dtype(recipe.model, device) == torch.bfloat16:
-        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
-        wide = recipe.train.gradient_dtype == "float32" and not _uses_gradient_sum(recipe)
+        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum. Stage 2 keeps two copies
+        # of bfloat16 sums, so that float32 needs no more.
+        adds_up = settings.stage == 2 and config["gradient_accumulation_steps"] > 1 and not settings.offload_optimizer
+        wide = adds_up or (recipe.train.gradient_dtype == "float32" and not _uses_gradient_sum(recipe))
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
     return _merged(config, settings.config)
 

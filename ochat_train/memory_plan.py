@@ -26,7 +26,7 @@ _MOST_TOKENS = 16_384  # of a micro-batch: larger ones are not faster
 # Cost of a setting as a share of a step, only for comparing settings; docs/performance.md says what was measured.
 _COST_OF_FULL = 0.27  # one layer recomputed, of that layer's time
 _COST_OF_NONE = 0.01  # compiled: writing and reading what `matmuls` recomputes costs as much as recomputing it
-_COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.07, 3: 0.15}  # reducing gradients after every micro-batch; 3: an estimate
+_COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.07, 3: 0.22}  # reducing gradients, or gathering weights, in every micro-batch
 _TOKENS_PER_SUM = 430  # adding up gradients takes as long as computing so many tokens, whatever the model
 
 
@@ -111,9 +111,6 @@ def memory_parts(
     }
     num = shape.num_parameters
     tokens = recipe.train.pack_length_tokens * packs_per_micro_batch
-    gradient_bytes = 2 if recipe.train.gradient_dtype == "bfloat16" and not wide else 4
-    if zero_stage <= 1 and not wide and num_micro_batches(recipe.train.bins_per_step, num_gpus) <= packs_per_micro_batch:
-        gradient_bytes = 2  # one micro-batch: nothing to add up
     kept = sum(shape.layer_bytes[kind] for kind in checkpointing) * tokens * width / 2
     recomputed = shape.layer_bytes["none"] * tokens * width / 2 if "full" in checkpointing else 0.0
     head = shape.vocab_size * (shape.hidden * (4 + 2 * width) + min(CHUNK_TOKENS, tokens) * (4 + width))
@@ -121,7 +118,8 @@ def memory_parts(
     buckets = 2 * width * BUCKET_ELEMENTS if num_gpus > 1 and zero_stage else 0
     gathered = 2 * num / shape.num_layers * 2 * width if zero_stage == 3 else 0
     optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
-    gradients = num * gradient_bytes / shard["gradients"]
+    adds_up = num_micro_batches(recipe.train.bins_per_step, num_gpus) > packs_per_micro_batch
+    gradients = num * _gradient_bytes(recipe, zero_stage, adds_up=adds_up) / shard["gradients"]
     group = min(num, GROUP_ELEMENTS) / (num_gpus if zero_stage else 1)
     in_update = 8.0 * group + (2.0 * num if zero_stage <= 1 and not wide else gradients)
     activations = kept + recomputed + head + working
@@ -132,6 +130,16 @@ def memory_parts(
         "activations": max(activations, in_update - gradients),
         "buffers": float(buckets + gathered),
     }
+
+
+def _gradient_bytes(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> int:
+    """Bytes a parameter, before they are shared by GPUs. adds_up: whether a step has several micro-batches."""
+    is_narrow = recipe.train.gradient_dtype == "bfloat16"
+    if recipe.model.precision == "float32":  # stage 2 keeps the sum and the gradient of a micro-batch
+        return 8 if zero_stage == 2 and adds_up and not recipe.deepspeed.offload_optimizer else 4
+    if zero_stage == 2:  # engine.py: the sum is float32 there
+        return 2 if is_narrow and not adds_up else 4
+    return 2 if is_narrow or (zero_stage <= 1 and not adds_up) else 4
 
 
 def fastest_plan(

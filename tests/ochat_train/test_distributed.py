@@ -115,6 +115,21 @@ def test_bfloat16_exports_are_the_weights_of_the_forward_pass(train: TrainFuncti
     assert [name for name, value in trained.items() if not torch.equal(value, weights[0][name])] == []
 
 
+def test_stage_2_adds_up_gradients_in_float32_whatever_the_recipe_says(train: TrainFunction) -> None:
+    """So a run with `bfloat16` equals one with `float32` bit for bit. The control: under stage 1 it does not.
+
+    Four packs per rank: the sum of two is rounded once either way.
+    """
+    short = {"model__precision": "bfloat16", "train__max_steps": 2, "train__tokens_per_step": 2048}
+    runs = train({
+        f"{dtype}_{stage}": {**short, "train__gradient_dtype": dtype, "deepspeed__zero_stage": stage}
+        for stage in (1, 2) for dtype in ("float32", "bfloat16")
+    })  # fmt: skip
+    norms = {name: [line["grad_norm"] for line in metrics(run_dir)] for name, run_dir in runs.items()}
+    assert norms["float32_2"] == norms["bfloat16_2"]
+    assert norms["float32_1"] != norms["bfloat16_1"]
+
+
 def test_tied_embeddings_under_zero_3(train: TrainFunction, measured: Measured) -> None:
     """The loss reads a weight that belongs to the embedding; gradients from both uses must arrive.
 
