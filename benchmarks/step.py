@@ -170,7 +170,8 @@ def work(task: dict[str, Any]) -> None:
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     dtype = model_dtype(recipe.model, ranks.device)
-    kernel = choose_attention(recipe.model.attention, device=ranks.device, dtype=dtype, dropout=0.0)
+    wanted = "auto" if options.cpu else recipe.model.attention  # the reference's kernel needs a GPU
+    kernel = choose_attention(wanted, device=ranks.device, dtype=dtype, dropout=0.0)
     config = transformers.AutoConfig.for_model(
         "mistral", hidden_size=options.hidden, intermediate_size=options.hidden * 7 // 2, num_hidden_layers=options.layers,
         num_attention_heads=options.hidden // 128, num_key_value_heads=max(1, options.hidden // 512), head_dim=128,
@@ -365,7 +366,7 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """One line per variant, with its ratio to the reference and to one GPU."""
+    """One line per variant, with its ratio to the reference and, in useful operations per second, to one GPU."""
     good = [result for result in results if "failed" not in result]
     for result in results:
         if "failed" in result:
@@ -375,20 +376,21 @@ def print_table(results: list[dict[str, Any]]) -> None:
     first = good[0]
     print(
         f"{first['device']}, torch {first['versions']['torch']}, transformers {first['versions']['transformers']}, "
-        f"{first['layers']} layers, T_eff (sum of squared lengths / sum of lengths) {first['t_eff']:,.0f}, "
-        f"padding {first['padding_ratio']:.2%}, supervised {first['supervised_ratio']:.0%}"
+        f"{first['layers']} layers, padding {first['padding_ratio']:.2%}, supervised {first['supervised_ratio']:.0%}; "
+        "T_eff: sum of squared lengths / sum of lengths"
     )
     print(
-        f"{'variant':<20}{'GPUs':>5}{'tokens/s/GPU':>14}{'MFU':>8}{'x ref':>7}{'x 1 GPU':>9}"
+        f"{'variant':<20}{'GPUs':>5}{'T_eff':>7}{'tokens/s/GPU':>14}{'MFU':>8}{'x ref':>7}{'x 1 GPU':>9}"
         f"{'peak':>7}{'planned':>9}{'unused':>8}{'wait':>7}{'first':>8}  setting"
     )
-    speeds = {(result["variant"], result["num_gpus"]): result["tokens_per_second_per_gpu"] for result in good}
+    rows = {(result["variant"], result["num_gpus"]): result for result in good}
     for result in good:
-        variant, num_gpus, speed = result["variant"], result["num_gpus"], result["tokens_per_second_per_gpu"]
-        reference, alone = speeds.get(("reference", num_gpus)), speeds.get((variant, 1))
+        variant, num_gpus, speed, mfu = (result[key] for key in ("variant", "num_gpus", "tokens_per_second_per_gpu", "mfu"))
+        reference = rows.get(("reference", num_gpus), {}).get("tokens_per_second_per_gpu")
+        alone = rows.get((variant, 1), {}).get("mfu")  # not tokens: other numbers of GPUs see other conversations
         print(
-            f"{variant:<20}{num_gpus:>5}{speed:>14,.0f}{_shown(result['mfu'], '8.1%'):>8}"
-            f"{_shown(reference and speed / reference, '7.2f'):>7}{_shown(alone and speed / alone, '9.1%'):>9}"
+            f"{variant:<20}{num_gpus:>5}{result['t_eff']:>7,.0f}{speed:>14,.0f}{_shown(mfu, '8.1%'):>8}"
+            f"{_shown(reference and speed / reference, '7.2f'):>7}{_shown(alone and mfu / alone, '9.1%'):>9}"
             f"{_shown(result['memory_gib'], '7.1f'):>7}{_shown(result['planned_gib'], '9.1f'):>9}"
             f"{_shown(result.get('unused_gib'), '8.1f'):>8}{result['data_wait_ratio']:>7.2%}"
             f"{result['first_step_seconds']:>7.0f}s  {result['attention']}, ZeRO-{result['zero_stage']}, "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-CHUNK_TOKENS = 2048  # 2048 x 128,256 float32 logits are 1 GiB
+CHUNK_TOKENS = 2048  # 2048 x 128,256 float32 logits are 1 GiB, and their softmax another
 
 
 class LossSums(NamedTuple):  # a tuple, because DeepSpeed's hooks look for tensors in what a module returns
@@ -106,17 +106,20 @@ class _WeightedLoss(torch.autograd.Function):
             hidden, targets, weights = hidden_ND[chunk], target_ids_N[chunk, None], weights_N[chunk]
             logits = _matmul_float32(hidden, head_VD.t())
             logits[:, vocab_size:] = -torch.inf
-            correct = (logits.argmax(-1, keepdim=True) == targets)[:, 0]
-            log_normalizer = logits.logsumexp(-1, keepdim=True)
-            nll = (log_normalizer - logits.gather(-1, targets))[:, 0]
+            predicted = logits.argmax(-1, keepdim=True)
+            correct = (predicted == targets)[:, 0]
+            shortfall = logits.gather(-1, predicted) - logits.gather(-1, targets)
+            # Few passes over [N, V]: the likeliest token's probability, which is never tiny, gives the normalizer.
+            softmax = logits.softmax(-1)
+            del logits
+            nll = (shortfall - softmax.gather(-1, predicted).log())[:, 0]
             columns = torch.stack((nll * weights, weights, correct * weights, torch.ones_like(weights), weights**2), dim=1)
             per_class_C5.index_add_(0, class_ids_N[chunk], columns)
             if hidden_gradient_ND is not None and head_gradient_VD is not None:
-                # d(w * nll)/d(logits) = w * (softmax - onehot), in the buffer of the logits
-                logits.sub_(log_normalizer).exp_()
-                logits.scatter_add_(-1, targets, torch.full_like(log_normalizer, -1.0))
-                logits.mul_(weights[:, None])
-                gradient = logits.to(hidden.dtype)
+                # d(w * nll)/d(logits) = w * (softmax - onehot)
+                softmax.scatter_add_(-1, targets, torch.full_like(shortfall, -1.0))
+                gradient = _product(softmax, weights[:, None], hidden.dtype)
+                del softmax
                 hidden_gradient_ND[chunk] = _matmul_float32(gradient, head_VD)
                 head_gradient_VD.add_(_matmul_float32(gradient.t(), hidden))
         if with_gradients:
@@ -131,8 +134,13 @@ class _WeightedLoss(torch.autograd.Function):
         hidden_gradient_ND, head_gradient_VD = ctx.saved_tensors
         scale = upstream[0]  # float32, and multiplied in float32: as a bfloat16 number it would be off by up to 0.4 %
         hidden_dtype, head_dtype = ctx.dtypes
-        hidden_gradient = (hidden_gradient_ND * scale).to(hidden_dtype)
-        return hidden_gradient, (head_gradient_VD * scale).to(head_dtype), None, None, None, None
+        gradients = _product(hidden_gradient_ND, scale, hidden_dtype), _product(head_gradient_VD, scale, head_dtype)
+        return *gradients, None, None, None, None
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """a * b, multiplied in float32 and rounded as it is written: no float32 product in memory."""
+    return torch.mul(a, b, out=torch.empty_like(a, dtype=dtype))
 
 
 def _aligned(head_VD: torch.Tensor) -> torch.Tensor:

@@ -113,7 +113,7 @@ def memory_parts(
     tokens = recipe.train.pack_length_tokens * packs_per_micro_batch
     kept = sum(shape.layer_bytes[kind] for kind in checkpointing) * tokens * width / 2
     recomputed = shape.layer_bytes["none"] * tokens * width / 2 if "full" in checkpointing else 0.0
-    head = shape.vocab_size * (shape.hidden * (4 + 2 * width) + min(CHUNK_TOKENS, tokens) * (4 + width))
+    head = shape.vocab_size * (shape.hidden * (4 + 2 * width) + min(CHUNK_TOKENS, tokens) * 8)  # logits, softmax
     working = 4 * width * (shape.intermediate + shape.hidden) * tokens
     buckets = 2 * width * BUCKET_ELEMENTS if num_gpus > 1 and zero_stage else 0
     gathered = 2 * num / shape.num_layers * 2 * width if zero_stage == 3 else 0
