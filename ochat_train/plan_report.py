@@ -52,7 +52,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
     per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
     data = _training_data(recipe) if manifest else None
     useful = useful_ratio(work, data.mean_pack, pack_length_tokens=recipe.train.pack_length_tokens) if data else 1.0
-    speed = assumed_speed(recipe, chosen, num_parameters=memory.shape.num_parameters, own=mfu, useful=useful)
+    speed = assumed_speed(recipe, chosen, gpu=gpu, num_parameters=memory.shape.num_parameters, own=mfu, useful=useful)
     return {
         "prepared": is_prepared,
         "gpu": gpu.name,

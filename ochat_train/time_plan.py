@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data_pipeline.errors import UserError
 from ochat_train.memory_plan import MemoryPlan, relative_seconds
@@ -16,16 +16,22 @@ _TINY_MODEL_PARAMETERS = 100_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU to plan for. peak_flops: dense bfloat16 FLOP/s. memory_gib: as the driver reports it."""
+    """A GPU to plan for.
+
+    peak_flops: dense bfloat16 FLOP/s. memory_gib: as the driver reports it. relative_mfu: what it reaches, as a multiple of
+    an H200's MFU under the same setting.
+    """
 
     name: str
     peak_flops: float
     memory_gib: float
+    relative_mfu: float = 1.0
 
 
+_H100_RELATIVE_MFU = 0.96  # 0.95 to 0.97 in four bfloat16 runs: the same peak, slower memory; docs/performance.md
 _GPUS = {
-    name.lower(): Gpu(name=name, peak_flops=PEAK_FLOPS[name], memory_gib=memory_gib)
-    for name, memory_gib in (("H100", 79.0), ("H200", 139.0), ("A100", 79.0))
+    name.lower(): Gpu(name=name, peak_flops=PEAK_FLOPS[name], memory_gib=memory_gib, relative_mfu=relative_mfu)
+    for name, memory_gib, relative_mfu in (("H100", 79.0, _H100_RELATIVE_MFU), ("H200", 139.0, 1.0), ("A100", 79.0, 1.0))
 }
 
 
@@ -72,7 +78,7 @@ def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
     """A GPU by name, or by its peak in TFLOP/s; memory_gib: in place of the named GPU's. Raises UserError for others."""
     known = _GPUS.get(text.lower())
     if known is not None:
-        return Gpu(name=known.name, peak_flops=known.peak_flops, memory_gib=memory_gib or known.memory_gib)
+        return replace(known, memory_gib=memory_gib or known.memory_gib)
     try:
         peak = float(text) * 1e12
     except ValueError:
@@ -101,10 +107,13 @@ def useful_ratio(work: Work, pack: MeanPack, *, pack_length_tokens: int) -> floa
     return work.flops(num_tokens=pack.num_tokens, squared_lengths=pack.squared_lengths) / full
 
 
-def assumed_speed(recipe: Recipe, plan: MemoryPlan, *, num_parameters: int, own: float | None, useful: float) -> AssumedSpeed:
+def assumed_speed(
+    recipe: Recipe, plan: MemoryPlan, *, gpu: Gpu, num_parameters: int, own: float | None, useful: float
+) -> AssumedSpeed:
     """The MFU to reckon with. own: the user's, which is taken as it is: a share of operations that count, padding left out.
 
-    A measured one is scaled by `useful` (`useful_ratio`) and by the costs of the two settings (`memory_plan.relative_seconds`).
+    A measured one is scaled by `useful` (`useful_ratio`), by the costs of the two settings (`memory_plan.relative_seconds`) and
+    by `gpu.relative_mfu`.
     """
     if own is not None:
         return AssumedSpeed(mfu=own, basis="given by --mfu")
@@ -121,8 +130,9 @@ def assumed_speed(recipe: Recipe, plan: MemoryPlan, *, num_parameters: int, own:
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
     then = relative_seconds(seen.setting, pack_length_tokens=seen.pack_length_tokens, compiled=True)
     now = relative_seconds(plan, pack_length_tokens=recipe.train.pack_length_tokens, compiled=True)
-    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this setting and to padding; smaller models are slower"
-    return AssumedSpeed(mfu=seen.mfu * useful * then / now, basis=basis)
+    adjusted = ("GPU, " if gpu.relative_mfu != 1.0 else "") + "setting and padding"
+    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this {adjusted}; smaller models are slower"
+    return AssumedSpeed(mfu=seen.mfu * useful * gpu.relative_mfu * then / now, basis=basis)
 
 
 def step_seconds(work: Work, pack: MeanPack, *, packs_per_gpu: int, gpu: Gpu, mfu: float) -> float:
