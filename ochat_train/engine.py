@@ -19,7 +19,7 @@ from data_pipeline.plan import num_micro_batches
 from ochat_train.exits import OneRankError
 from ochat_train.gradient_sum import GradientSum
 from ochat_train.meeting import meet
-from ochat_train.memory_plan import BUCKET_ELEMENTS, GROUP_ELEMENTS
+from ochat_train.memory_plan import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums
 from ochat_train.model import PackedCausalLM, model_dtype
 from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe
@@ -137,10 +137,9 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, lo
         "checkpoint": {"load_universal": load_universal},
     }
     if model_dtype(recipe.model, device) == torch.bfloat16:
-        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum. Stage 2 keeps two copies
-        # of bfloat16 sums, so that float32 needs no more.
-        adds_up = settings.stage == 2 and config["gradient_accumulation_steps"] > 1 and not settings.offload_optimizer
-        wide = adds_up or (recipe.train.gradient_dtype == "float32" and not _uses_gradient_sum(recipe))
+        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
+        dtype = dtype_of_sums(recipe, settings.stage, adds_up=config["gradient_accumulation_steps"] > 1)
+        wide = dtype == "float32" and not _uses_gradient_sum(recipe)
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
     return _merged(config, settings.config)
 

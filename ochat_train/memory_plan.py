@@ -132,14 +132,23 @@ def memory_parts(
     }
 
 
+def dtype_of_sums(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> str:
+    """Dtype in which gradients are added up. adds_up: whether a step has several micro-batches.
+
+    Of a bfloat16 model the recipe's, but float32 under stage 2: in bfloat16 DeepSpeed keeps the sum and the micro-batch's
+    gradient, as many bytes.
+    """
+    if recipe.model.precision == "float32" or (zero_stage == 2 and adds_up and not recipe.deepspeed.offload_optimizer):
+        return "float32"
+    return recipe.train.gradient_dtype
+
+
 def _gradient_bytes(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> int:
-    """Bytes a parameter, before they are shared by GPUs. adds_up: whether a step has several micro-batches."""
-    is_narrow = recipe.train.gradient_dtype == "bfloat16"
-    if recipe.model.precision == "float32":  # stage 2 keeps the sum and the gradient of a micro-batch
+    """Bytes a parameter, before they are shared by GPUs."""
+    if recipe.model.precision == "float32":  # stage 2 keeps the sum and the micro-batch's gradient
         return 8 if zero_stage == 2 and adds_up and not recipe.deepspeed.offload_optimizer else 4
-    if zero_stage == 2:  # engine.py: the sum is float32 there
-        return 2 if is_narrow and not adds_up else 4
-    return 2 if is_narrow or (zero_stage <= 1 and not adds_up) else 4
+    one_gradient = zero_stage <= 1 and not adds_up
+    return 2 if one_gradient or dtype_of_sums(recipe, zero_stage, adds_up=adds_up) == "bfloat16" else 4
 
 
 def fastest_plan(
@@ -262,12 +271,13 @@ def relative_seconds(plan: MemoryPlan, *, pack_length_tokens: int, compiled: boo
     return 1.0 + cost
 
 
-def memory_text(plan: MemoryPlan, recipe: Recipe) -> str:
+def memory_text(plan: MemoryPlan, recipe: Recipe, *, num_gpus: int) -> str:
     """One line about the plan, for the start of a run."""
+    adds_up = num_micro_batches(recipe.train.bins_per_step, num_gpus) > plan.packs_per_micro_batch
     return (
         f"memory per GPU {plan.total / GIB:.1f} GiB ({parts_text(plan.parts)}): activation_checkpointing "
         f"{plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s) per micro-batch, gradients in "
-        f"{recipe.train.gradient_dtype}{'' if plan.fits else '; computed to be more than is free'}"
+        f"{dtype_of_sums(recipe, plan.zero_stage, adds_up=adds_up)}{'' if plan.fits else '; computed to be more than is free'}"
     )
 
 

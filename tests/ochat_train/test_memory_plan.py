@@ -15,6 +15,7 @@ from ochat_train.memory_plan import (
     MemoryPlan,
     ModelShape,
     fastest_plan,
+    memory_text,
     model_shape,
     out_of_memory_text,
     resolve,
@@ -78,7 +79,11 @@ def test_stage_2_adds_up_in_float32_where_bfloat16_would_be_kept_twice() -> None
         for changes in ([], [narrow], [narrow, "train.packs_per_micro_batch=6"])
     ]
     assert gradients == [7_241_748_480 / 2 * size for size in (4, 4, 2)]
-    assert plan(2, 500.0, stage_2, "model.precision=float32").parts["gradients"] == 7_241_748_480 / 2 * 8
+    wide_model = "model.precision=float32"
+    assert plan(2, 500.0, stage_2, wide_model).parts["gradients"] == 7_241_748_480 / 2 * 8
+    for changes, dtype in (((narrow,), "bfloat16"), ((narrow, stage_2), "float32"), ((narrow, wide_model), "float32")):
+        text = memory_text(plan(2, 500.0, *changes), recipe_of(2, *changes), num_gpus=2)
+        assert f"gradients in {dtype}" in text
 
 
 @pytest.mark.parametrize(
