@@ -26,7 +26,7 @@ _MOST_TOKENS = 16_384  # of a micro-batch: larger ones are not faster
 # Cost of a setting as a share of a step, only for comparing settings; docs/performance.md says what was measured.
 _COST_OF_FULL = 0.27  # one layer recomputed, of that layer's time
 _COST_OF_NONE = 0.01  # compiled: writing and reading what `matmuls` recomputes costs as much as recomputing it
-_COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.07, 3: 0.22}  # reducing gradients, or gathering weights, in every micro-batch
+_COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.07, 3: 0.22}  # reducing gradients and gathering weights in every micro-batch
 _TOKENS_PER_SUM = 430  # adding up gradients takes as long as computing so many tokens, whatever the model
 
 
@@ -135,18 +135,22 @@ def memory_parts(
 def dtype_of_sums(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> str:
     """Dtype in which gradients are added up. adds_up: whether a step has several micro-batches.
 
-    Of a bfloat16 model the recipe's, but float32 under stage 2: in bfloat16 DeepSpeed keeps the sum and the micro-batch's
-    gradient, as many bytes.
+    Of a bfloat16 model the recipe's, but float32 where bfloat16 takes as many bytes.
     """
-    if recipe.model.precision == "float32" or (zero_stage == 2 and adds_up and not recipe.deepspeed.offload_optimizer):
+    if recipe.model.precision == "float32" or _is_kept_twice(recipe, zero_stage, adds_up=adds_up):
         return "float32"
     return recipe.train.gradient_dtype
 
 
+def _is_kept_twice(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> bool:
+    """Whether DeepSpeed keeps the micro-batch's gradient beside a sum that has the model's dtype."""
+    return zero_stage == 2 and adds_up and not recipe.deepspeed.offload_optimizer
+
+
 def _gradient_bytes(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> int:
     """Bytes a parameter, before they are shared by GPUs."""
-    if recipe.model.precision == "float32":  # stage 2 keeps the sum and the micro-batch's gradient
-        return 8 if zero_stage == 2 and adds_up and not recipe.deepspeed.offload_optimizer else 4
+    if recipe.model.precision == "float32":
+        return 8 if _is_kept_twice(recipe, zero_stage, adds_up=adds_up) else 4
     one_gradient = zero_stage <= 1 and not adds_up
     return 2 if one_gradient or dtype_of_sums(recipe, zero_stage, adds_up=adds_up) == "bfloat16" else 4
 

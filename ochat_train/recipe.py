@@ -132,7 +132,7 @@ class TrainSettings(Section):
     gradient_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="dtype in which a GPU adds up the gradients of a step's packs (bfloat16 models); `bfloat16` takes half the "
-        "memory and rounds at every pack; ZeRO stage 2 adds up in float32 all the same, as that takes no more there",
+        "memory and rounds at every pack. Stage 2 without `offload_optimizer` adds up in float32 anyway: it takes no more",
     )
     tokens_per_step: PositiveInt = Field(
         description="tokens of one optimizer step over all GPUs, padding included; a multiple of `pack_length_tokens`"

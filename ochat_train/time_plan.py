@@ -130,8 +130,7 @@ def assumed_speed(
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
     then = relative_seconds(seen.setting, pack_length_tokens=seen.pack_length_tokens, compiled=True)
     now = relative_seconds(plan, pack_length_tokens=recipe.train.pack_length_tokens, compiled=True)
-    adjusted = ("GPU, " if gpu.relative_mfu != 1.0 else "") + "setting and padding"
-    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this {adjusted}; smaller models are slower"
+    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this GPU, setting and padding; smaller models are slower"
     return AssumedSpeed(mfu=seen.mfu * useful * gpu.relative_mfu * then / now, basis=basis)
 
 

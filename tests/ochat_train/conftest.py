@@ -1,15 +1,18 @@
-"""Fixtures of runs that are disturbed."""
+"""Runs that are disturbed, and gradients of a run's first step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
-from tests.conftest import TINY_MODEL, RecipeFactory, train_on_ranks
+from tests.conftest import TINY_MODEL, RecipeFactory, start_ranks, train_on_ranks
 
 LONG: dict[str, Any] = {
     "model__config": {**TINY_MODEL, "attention_dropout": 0.1},
@@ -37,3 +40,11 @@ def undisturbed(undisturbed_dir: Path, make_recipe: RecipeFactory) -> Path:
     if not undisturbed_dir.exists():
         train_on_ranks(["train", prepared(make_recipe, undisturbed_dir)])
     return undisturbed_dir
+
+
+def first_gradients(recipe: Path, out_dir: Path, cases: Sequence[str], *, num_ranks: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Gradients of a prepared recipe's first step on ranks, by case of gradient_worker.py and then by parameter."""
+    ranks = start_ranks("tests.ochat_train.gradient_worker", str(recipe), str(out_dir), *cases, num_ranks=num_ranks)
+    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * num_ranks, outputs
+    return {case: load_file(out_dir / f"{num_ranks} ranks {case}.safetensors") for case in cases}

@@ -52,6 +52,11 @@ def reference_loss(causal_lm: Any, rows: list[TokenizedConversation]) -> torch.T
     return total
 
 
+def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Weights or gradients by name as one vector, float64."""
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """||found - expected|| / ||expected|| in float64."""
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()

@@ -20,7 +20,7 @@ from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.train import training_plan
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, deepspeed_train, metrics
-from tests.ochat_train.reference import FakeSplit, as_float64, random_conversations, reference_loss, relative_error
+from tests.ochat_train.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
 
 NUM_RANKS = 2
 NUM_STEPS = 12
@@ -122,10 +122,6 @@ def test_step_is_openchats_trainer_update_for_update(tmp_path: Path, make_recipe
     assert loss_error < 1e-6
     assert error < 2e-5
     assert fault > 1e-2
-
-
-def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
 
 
 # ---- `epoch` is unbiased, `step` is not ----

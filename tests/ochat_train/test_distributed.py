@@ -24,7 +24,7 @@ from ochat_train.resume import differences
 from ochat_train.train import training_plan
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, run_jobs, train_on_ranks
 from tests.ochat_train.faults import give_fresh_random_states
-from tests.ochat_train.reference import relative_error
+from tests.ochat_train.reference import flat, relative_error
 
 Runs = dict[str, dict[str, Any]]  # name of a run -> changes of the recipe
 TrainFunction = Callable[..., dict[str, Path]]
@@ -232,10 +232,6 @@ def check_same_steps(run_dir: Path, expected_dir: Path, measured: Measured) -> N
         measured(f"losses on other ranks and stages after resuming, {'bfloat16' if bound > 1e-3 else 'float32'}", error)
         assert error < bound, (run_dir.name, found["step"])
     assert relative_error(*(flat(newest_weights(run)) for run in (run_dir, expected_dir))) < bound
-
-
-def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([weights[name].float().flatten() for name in sorted(weights)])
 
 
 def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:

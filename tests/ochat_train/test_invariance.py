@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.conversation import TokenizedConversation
@@ -21,8 +20,9 @@ from ochat_train.model import PackedCausalLM, build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import load_recipe
 from ochat_train.train import training_plan
-from tests.conftest import Measured, RecipeFactory, start_ranks
-from tests.ochat_train.reference import FakeSplit, as_float64, random_conversations, reference_loss, relative_error
+from tests.conftest import Measured, RecipeFactory
+from tests.ochat_train.conftest import first_gradients
+from tests.ochat_train.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
 from tests.ochat_train.test_packed_model import VOCAB, gradients, tiny_model
 
 PACK_LENGTH = 128
@@ -52,15 +52,15 @@ def test_any_split_of_a_step_gives_the_same_gradient(tmp_path: Path, make_recipe
     recipe = load_recipe(path)
     assert recipe.train.bins_per_step == 8
     prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
-    for num_ranks, cases in ((1, ["0"]), (2, ["0", "1", "2", "3", "2:reversed"])):
-        ranks = start_ranks("tests.ochat_train.gradient_worker", str(path), str(tmp_path), *cases, num_ranks=num_ranks)
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [0] * num_ranks, outputs
+    found = {
+        f"{num_ranks} ranks {case}": flat(gradient)
+        for num_ranks, cases in ((1, ["0"]), (2, ["0", "1", "2", "3", "2:reversed"]))
+        for case, gradient in first_gradients(path, tmp_path, cases, num_ranks=num_ranks).items()
+    }
     manifest, split = check_prepared(recipe), PreparedSplit(Path(recipe.data.prepared_dir), "train")
     model, _ = build_model(recipe.model, manifest, device=torch.device("cpu"), seed=recipe.seed)
     plan = training_plan(recipe, split)
     truth = float64_gradient(model.causal_lm, split, plan, per_pack=False)
-    found = {file.stem: flat(load_file(file)) for file in tmp_path.glob("*ranks*.safetensors")}
     assert len(found) == 6
     for case, gradient in found.items():
         measured(
@@ -87,10 +87,6 @@ def float64_gradient(causal_lm: Any, split: PreparedSplit, plan: TrainingPlan, *
         own = sum(float(row.loss_weights.sum(dtype=np.float64)) for row in rows) * len(packs)
         (reference_loss(truth, rows) / (own if per_pack else plan.denominator(0, "epoch"))).backward()
     return flat({name: parameter.grad for name, parameter in truth.named_parameters()})
-
-
-def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
 # ---- weights ----

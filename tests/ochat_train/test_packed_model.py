@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
 from ochat_train.attention import COMPILABLE, choose_attention, register_attention
@@ -18,8 +16,9 @@ from ochat_train.layers import set_layer_forward
 from ochat_train.model import PackedCausalLM, add_token_rows
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
-from tests.conftest import TINY_MODEL, Measured, RecipeFactory, start_ranks
-from tests.ochat_train.reference import FakeSplit, as_float64, random_conversations, reference_loss, relative_error
+from tests.conftest import TINY_MODEL, Measured, RecipeFactory
+from tests.ochat_train.conftest import first_gradients
+from tests.ochat_train.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
 
 VOCAB = 300
 
@@ -226,26 +225,14 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
         assert error < plain[group] * 1.05, group
 
 
-def first_gradients(path: Any, out_dir: Path, *cases: str, num_ranks: int) -> None:
-    """Write the gradient of a recipe's first step on GPUs, for cases of gradient_worker.py."""
-    ranks = start_ranks("tests.ochat_train.gradient_worker", str(path), str(out_dir), *cases, num_ranks=num_ranks)
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * num_ranks, outputs
-
-
-def distance(gradient: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
-    """Relative error of all parameters together."""
-    return relative_error(*(torch.cat([tensors[name].flatten() for name in sorted(truth)]) for tensors in (gradient, truth)))
-
-
 @pytest.mark.gpu
 def test_compiled_layers_share_one_function_under_zero_3(tmp_path: Any, make_recipe: RecipeFactory, measured: Measured) -> None:
     """More layers than torch compiles a function for: with one of its own for each it would stop with an error."""
     config = {**TINY_MODEL, "hidden_size": 256, "head_dim": 64, "num_hidden_layers": torch._dynamo.config.recompile_limit + 1}
     path = make_recipe(train__tokens_per_step=2048, model__precision="bfloat16", model__config=config, model__compile=True)
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
-    first_gradients(path, tmp_path, "2", "3", num_ranks=1)
-    error = distance(*(load_file(tmp_path / f"1 ranks {stage}.safetensors") for stage in (3, 2)))
+    found = first_gradients(path, tmp_path, ["2", "3"], num_ranks=1)
+    error = relative_error(flat(found["3"]), flat(found["2"]))
     measured("gradient of a step under ZeRO-3 against ZeRO-2, layers compiled, bfloat16", error)
     assert error < 3e-2
 
@@ -261,11 +248,9 @@ def test_gradients_of_all_gpus_equal_those_of_one(
     path = make_recipe(train__tokens_per_step=2048, model__precision=precision, model__config=config, model__compile=False)
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     stages = ["0"] if precision == "float32" else []
-    for num_ranks, cases in ((1, ["2"]), (torch.cuda.device_count(), [*stages, "1", "2", "3", "2:reversed"])):
-        first_gradients(path, tmp_path, *cases, num_ranks=num_ranks)
-    found = {file.stem: load_file(file) for file in tmp_path.glob("*ranks*.safetensors")}
-    one = found.pop("1 ranks 2")
+    one = first_gradients(path, tmp_path, ["2"], num_ranks=1)["2"]
+    found = first_gradients(path, tmp_path, [*stages, "1", "2", "3", "2:reversed"], num_ranks=torch.cuda.device_count())
     for case, gradient in found.items():
-        error = distance(gradient, one)
+        error = relative_error(flat(gradient), flat(one))
         measured(f"gradient of a step on {torch.cuda.device_count()} GPUs against one, {precision}", error)
         assert error < bound, case
