@@ -20,7 +20,7 @@ from ochat_train.exits import OneRankError
 from ochat_train.gradient_sum import GradientSum
 from ochat_train.meeting import meet
 from ochat_train.memory_plan import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums
-from ochat_train.model import PackedCausalLM, model_dtype
+from ochat_train.model import PackedCausalLM, decoder_layers, model_dtype
 from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe
 
@@ -105,10 +105,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, load_universal: bool = False) -> dict[str, Any]:
+def deepspeed_config(
+    recipe: Recipe, *, num_ranks: int, device: torch.device, layer_elements: int, load_universal: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe; the recipe's raw `deepspeed.config` is merged over it last.
 
-    load_universal: the engine will load a universal checkpoint (reshard.py).
+    layer_elements: parameters of the largest decoder layer. load_universal: the engine will load a universal checkpoint
+    (reshard.py).
     """
     settings = recipe.deepspeed
     zero: dict[str, Any] = {"stage": settings.stage}
@@ -121,6 +124,9 @@ def deepspeed_config(recipe: Recipe, *, num_ranks: int, device: torch.device, lo
             "reduce_scatter": not in_place,
             "reduce_bucket_size": BUCKET_ELEMENTS,
         }
+    if settings.stage == 3:
+        # The next layer is gathered while one computes; by default it would be parts of it, and the rest waited for.
+        zero["stage3_prefetch_bucket_size"] = layer_elements
     if settings.stage == 3 and recipe.model.compile:
         # DeepSpeed's own linear function reads a number that is different in every layer: torch 2.11 compiles each layer anew.
         zero["memory_efficient_linear"] = False
@@ -171,13 +177,18 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_un
     is_narrow = model_dtype(recipe.model, ranks.device) == torch.bfloat16
     if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
         GradientSum(model.parameters(), num_backwards=num_backwards)
+    layers = decoder_layers(model.causal_lm)
     if recipe.deepspeed.stage == 3 and recipe.model.compile:  # gather a layer's weights at once, outside of compiled code
-        deepspeed.utils.set_z3_leaf_modules(model, [type(model.causal_lm.base_model.layers[0])])
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=_optimizer(model, recipe, ranks.device),
-        config=deepspeed_config(recipe, num_ranks=ranks.num_ranks, device=ranks.device, load_universal=load_universal),
+        deepspeed.utils.set_z3_leaf_modules(model, [type(layers[0])])
+    layer_elements = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+    config = deepspeed_config(
+        recipe,
+        num_ranks=ranks.num_ranks,
+        device=ranks.device,
+        layer_elements=layer_elements,
+        load_universal=load_universal,
     )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(model, recipe, ranks.device), config=config)
     if recipe.deepspeed.stage == 3:
         engine.module.register_for_zero_3()
     return engine

@@ -121,7 +121,7 @@ class _WeightedLoss(torch.autograd.Function):
                 gradient = _product(softmax, weights[:, None], hidden.dtype)
                 del softmax
                 hidden_gradient_ND[chunk] = _matmul_float32(gradient, head_VD)
-                head_gradient_VD.add_(_matmul_float32(gradient.t(), hidden))
+                _add_product(head_gradient_VD, gradient.t(), hidden)
         if with_gradients:
             assert head_gradient_VD is not None
             ctx.save_for_backward(hidden_gradient_ND, head_gradient_VD[:vocab_size])
@@ -154,3 +154,11 @@ def _matmul_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total (float32) += a @ b; on CUDA the kernel of a half-precision product adds its accumulators itself."""
+    if a.is_cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(a @ b)

@@ -23,11 +23,13 @@ GROUP_ELEMENTS = 500_000_000  # parameters that the optimizer updates at once
 _USABLE = 0.97  # of the free memory; the rest is lost between blocks of the allocator
 _NCCL_BYTES = 1.0 * GIB  # buffers of the communication library, outside of the allocator
 _MOST_TOKENS = 16_384  # of a micro-batch: larger ones are not faster
-# Cost of a setting as a share of a step, only for comparing settings; docs/performance.md says what was measured.
-_COST_OF_FULL = 0.27  # one layer recomputed, of that layer's time
+# Cost of a setting as a share of a step in bfloat16; docs/performance.md says what was measured.
+_COST_OF_FULL = 0.22  # one layer recomputed, of that layer's time
 _COST_OF_NONE = 0.01  # compiled: writing and reading what `matmuls` recomputes costs as much as recomputing it
-_COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.07, 3: 0.22}  # reducing gradients and gathering weights in every micro-batch
-_TOKENS_PER_SUM = 430  # adding up gradients takes as long as computing so many tokens, whatever the model
+# Reducing and adding up gradients and gathering weights in every micro-batch; stages below 2 only add up.
+_COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.12, 3: 0.19}
+_TOKENS_PER_SUM = {"float32": 430, "bfloat16": 215}  # adding up takes as long as computing so many tokens, whatever the model
+_FLOAT8_COSTS = 1.33  # the same costs as multiples of those shares: a step in float8 takes three quarters of the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +50,14 @@ class ModelShape:
 class MemoryPlan:
     """A decided setting and what it needs.
 
-    checkpointing: one of `none`, `matmuls`, `full` per layer. parts: bytes by name. fits: whether there is so much memory.
+    checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `dtype_of_sums`. parts: bytes by name. fits: whether
+    there is so much memory.
     """
 
     zero_stage: int
     checkpointing: tuple[str, ...]
     packs_per_micro_batch: int
+    sum_dtype: str
     parts: dict[str, float]
     fits: bool
 
@@ -67,6 +71,29 @@ class MemoryPlan:
         """As a recipe writes it."""
         num_full = self.checkpointing.count("full")
         return self.checkpointing[-1] if num_full in (0, len(self.checkpointing)) else f"layers: {num_full}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCosts:
+    """What the costs of a setting depend on, besides the setting."""
+
+    pack_length_tokens: int
+    compiled: bool
+    float8: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, compiled: bool) -> StepCosts:
+        """For the steps of a recipe."""
+        return cls(pack_length_tokens=recipe.train.pack_length_tokens, compiled=compiled, float8=recipe.model.float8)
+
+    def relative_seconds(self, plan: MemoryPlan) -> float:
+        """Time of a step under a setting, as a multiple of a step that recomputes, reduces and adds up nothing."""
+        num = len(plan.checkpointing)
+        cost = _COST_OF_FULL * plan.checkpointing.count("full") / num + _COST_OF_STAGE[plan.zero_stage]
+        cost += _COST_OF_NONE * plan.checkpointing.count("none" if self.compiled else "matmuls") / num
+        if plan.zero_stage <= 1:
+            cost += _TOKENS_PER_SUM[plan.sum_dtype] / (self.pack_length_tokens * plan.packs_per_micro_batch)
+        return 1.0 + cost * (_FLOAT8_COSTS if self.float8 else 1.0)
 
 
 def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: bool) -> ModelShape:
@@ -160,7 +187,7 @@ def fastest_plan(
 ) -> MemoryPlan:
     """The fastest setting that needs no more than `free_bytes`, or the smallest; what the recipe decides is kept."""
     plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=is_gpu)
-    return fastest_of(plans, pack_length_tokens=recipe.train.pack_length_tokens, compiled=compiled)
+    return fastest_of(plans, StepCosts.of(recipe, compiled=compiled))
 
 
 def possible_plans(recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, is_gpu: bool) -> list[MemoryPlan]:
@@ -172,20 +199,19 @@ def possible_plans(recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_byt
     ):
         setting: dict[str, Any] = {"zero_stage": stage, "checkpointing": checkpointing, "packs_per_micro_batch": packs}
         parts = memory_parts(recipe, shape, num_gpus=num_gpus, **setting)
-        plans.append(MemoryPlan(**setting, parts=parts, fits=not is_gpu or sum(parts.values()) <= budget))
+        adds_up = num_micro_batches(recipe.train.bins_per_step, num_gpus) > packs
+        sum_dtype = dtype_of_sums(recipe, stage, adds_up=adds_up)
+        fits = not is_gpu or sum(parts.values()) <= budget
+        plans.append(MemoryPlan(**setting, sum_dtype=sum_dtype, parts=parts, fits=fits))
     return plans
 
 
-def fastest_of(plans: Sequence[MemoryPlan], *, pack_length_tokens: int, compiled: bool) -> MemoryPlan:
+def fastest_of(plans: Sequence[MemoryPlan], costs: StepCosts) -> MemoryPlan:
     """The fastest that fits (of equally fast ones the smallest), or the smallest where none does."""
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         return min(plans, key=lambda plan: plan.total)
-
-    def cost(plan: MemoryPlan) -> tuple[float, float]:
-        return relative_seconds(plan, pack_length_tokens=pack_length_tokens, compiled=compiled), plan.total
-
-    return min(fitting, key=cost)
+    return min(fitting, key=lambda plan: (costs.relative_seconds(plan), plan.total))
 
 
 def too_little_text(plan: MemoryPlan, *, num_gpus: int) -> str:
@@ -264,24 +290,12 @@ def _packs(recipe: Recipe, num_gpus: int, is_gpu: bool) -> list[int]:
     return [packs for packs in range(1, most + 1) if per_gpu % packs == 0]
 
 
-def relative_seconds(plan: MemoryPlan, *, pack_length_tokens: int, compiled: bool) -> float:
-    """Time of a step under a setting, as a multiple of a step that recomputes, reduces and adds up nothing."""
-    num = len(plan.checkpointing)
-    cost = _COST_OF_FULL * plan.checkpointing.count("full") / num + _COST_OF_STAGE[plan.zero_stage]
-    cheap = plan.checkpointing.count("none" if compiled else "matmuls")
-    cost += _COST_OF_NONE * cheap / num
-    if plan.zero_stage <= 1:
-        cost += _TOKENS_PER_SUM / (pack_length_tokens * plan.packs_per_micro_batch)
-    return 1.0 + cost
-
-
-def memory_text(plan: MemoryPlan, recipe: Recipe, *, num_gpus: int) -> str:
+def memory_text(plan: MemoryPlan) -> str:
     """One line about the plan, for the start of a run."""
-    adds_up = num_micro_batches(recipe.train.bins_per_step, num_gpus) > plan.packs_per_micro_batch
     return (
         f"memory per GPU {plan.total / GIB:.1f} GiB ({parts_text(plan.parts)}): activation_checkpointing "
         f"{plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s) per micro-batch, gradients in "
-        f"{dtype_of_sums(recipe, plan.zero_stage, adds_up=adds_up)}{'' if plan.fits else '; computed to be more than is free'}"
+        f"{plan.sum_dtype}{'' if plan.fits else '; computed to be more than is free'}"
     )
 
 

@@ -17,10 +17,10 @@ from ochat_train.memory_plan import (
     GIB,
     MemoryPlan,
     ModelShape,
+    StepCosts,
     fastest_of,
     model_shape,
     possible_plans,
-    relative_seconds,
     too_little_text,
 )
 from ochat_train.model import load_base_config
@@ -105,16 +105,11 @@ class MemoryChoice:
     shape: ModelShape
     plans: Sequence[MemoryPlan]
     chosen: MemoryPlan
-    pack_length_tokens: int
-    compiled: bool
+    costs: StepCosts
 
     def relative_seconds(self, plan: MemoryPlan) -> float:
         """Time of a step under a setting, as a multiple of a step under the chosen one."""
-        seconds, usual = (
-            relative_seconds(setting, pack_length_tokens=self.pack_length_tokens, compiled=self.compiled)
-            for setting in (plan, self.chosen)
-        )
-        return seconds / usual
+        return self.costs.relative_seconds(plan) / self.costs.relative_seconds(self.chosen)
 
 
 def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int, gpu_memory_gib: float) -> MemoryChoice:
@@ -122,15 +117,13 @@ def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int,
 
     model: the base, without weights.
     """
-    compiled, pack_length = recipe.model.compile is not False, recipe.train.pack_length_tokens
+    compiled = recipe.model.compile is not False
+    costs = StepCosts.of(recipe, compiled=compiled)
     parameters = num_parameters(model, vocab_size)
     shape = model_shape(model.config, vocab_size=vocab_size, num_parameters=parameters, compiled=compiled)
     free_bytes = (gpu_memory_gib - _CONTEXT_GIB) * GIB
     plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=True)
-    return MemoryChoice(
-        shape=shape, plans=plans, chosen=fastest_of(plans, pack_length_tokens=pack_length, compiled=compiled),
-        pack_length_tokens=pack_length, compiled=compiled,
-    )  # fmt: skip
+    return MemoryChoice(shape=shape, plans=plans, chosen=fastest_of(plans, costs), costs=costs)
 
 
 def _work(model: Any, vocab_size: int) -> Work:

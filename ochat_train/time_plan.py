@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from data_pipeline.errors import UserError
-from ochat_train.memory_plan import MemoryPlan, relative_seconds
+from ochat_train.memory_plan import MemoryPlan, StepCosts
 from ochat_train.recipe import Recipe
 from ochat_train.throughput import PEAK_FLOPS, Work
 
@@ -28,7 +28,7 @@ class Gpu:
     relative_mfu: float = 1.0
 
 
-_H100_RELATIVE_MFU = 0.96  # 0.95 to 0.97 in four bfloat16 runs: the same peak, slower memory; docs/performance.md
+_H100_RELATIVE_MFU = 0.97  # 0.95 to 0.98 in seven bfloat16 runs: the same peak, slower memory; docs/performance.md
 _GPUS = {
     name.lower(): Gpu(name=name, peak_flops=PEAK_FLOPS[name], memory_gib=memory_gib, relative_mfu=relative_mfu)
     for name, memory_gib, relative_mfu in (("H100", 79.0, _H100_RELATIVE_MFU), ("H200", 139.0, 1.0), ("A100", 79.0, 1.0))
@@ -45,20 +45,22 @@ class Measurement:
     source: str
 
 
-def _seen(mfu: float, *, num_full: int, text: str) -> Measurement:
+def _seen(mfu: float, *, num_full: int, sum_dtype: str, text: str) -> Measurement:
     layers = ("full",) * num_full + ("matmuls",) * (32 - num_full)
     return Measurement(
         mfu=mfu, pack_length_tokens=8192, source=f"{text}, Mistral-7B shapes on 1 x H200",
-        setting=MemoryPlan(zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, parts={}, fits=True),
+        setting=MemoryPlan(
+            zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, sum_dtype=sum_dtype, parts={}, fits=True
+        ),
     )  # fmt: skip
 
 
 # By (model.float8, train.gradient_dtype); docs/performance.md, "Whole steps".
 MEASURED = {
-    (False, "float32"): _seen(0.487, num_full=20, text="bfloat16"),
-    (False, "bfloat16"): _seen(0.564, num_full=0, text="bfloat16, bfloat16 gradients"),
-    (True, "float32"): _seen(0.635, num_full=20, text="float8"),
-    (True, "bfloat16"): _seen(0.751, num_full=0, text="float8, bfloat16 gradients"),
+    (False, "float32"): _seen(0.487, num_full=20, sum_dtype="float32", text="bfloat16"),
+    (False, "bfloat16"): _seen(0.564, num_full=0, sum_dtype="bfloat16", text="bfloat16, bfloat16 gradients"),
+    (True, "float32"): _seen(0.635, num_full=20, sum_dtype="float32", text="float8"),
+    (True, "bfloat16"): _seen(0.751, num_full=0, sum_dtype="bfloat16", text="float8, bfloat16 gradients"),
 }
 _MEASURED_FILL = 0.973  # of the packs in these runs; the rest was padding
 # docs/performance.md, "Failures": 4 to 6 %, kernels are launched too slowly.
@@ -112,7 +114,7 @@ def assumed_speed(
 ) -> AssumedSpeed:
     """The MFU to reckon with. own: the user's, which is taken as it is: a share of operations that count, padding left out.
 
-    A measured one is scaled by `useful` (`useful_ratio`), by the costs of the two settings (`memory_plan.relative_seconds`) and
+    A measured one is scaled by `useful` (`useful_ratio`), by the costs of the two settings (`StepCosts.relative_seconds`) and
     by `gpu.relative_mfu`.
     """
     if own is not None:
@@ -128,8 +130,9 @@ def assumed_speed(
     if num_parameters < _SMALL_MODEL_PARAMETERS:
         return AssumedSpeed(mfu=_SMALL_MODEL_MFU * useful, basis=f"{_SMALL_MODEL_SOURCE}; adjusted to padding")
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
-    then = relative_seconds(seen.setting, pack_length_tokens=seen.pack_length_tokens, compiled=True)
-    now = relative_seconds(plan, pack_length_tokens=recipe.train.pack_length_tokens, compiled=True)
+    costs = StepCosts.of(recipe, compiled=True)
+    then = replace(costs, pack_length_tokens=seen.pack_length_tokens).relative_seconds(seen.setting)
+    now = costs.relative_seconds(plan)
     basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this GPU, setting and padding; smaller models are slower"
     return AssumedSpeed(mfu=seen.mfu * useful * gpu.relative_mfu * then / now, basis=basis)
 

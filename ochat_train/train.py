@@ -161,7 +161,7 @@ def _train(
     if ranks.is_main:
         _announce(recipe, plan, split, ranks, kernel, peak, resume_point.folder if resume_point else None)
         if ranks.device.type == "cuda":
-            print(memory_text(memory, recipe, num_gpus=ranks.num_ranks), file=sys.stderr, flush=True)
+            print(memory_text(memory), file=sys.stderr, flush=True)
     validator = Validator(recipe, manifest, num_steps=plan.num_steps)
     stop_request.listen()  # from here on a step can be finished and a checkpoint written
     watchdog = Watchdog(

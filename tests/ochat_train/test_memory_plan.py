@@ -58,8 +58,11 @@ def test_layers_keep_what_was_measured() -> None:
         (1, 138.0, 32, ["model.activation_checkpointing=matmuls"], 1, 133.0),
         (1, 138.0, 32, ["model.activation_checkpointing={layers: 20}", "train.packs_per_micro_batch=1"], 1, 119.8),
         (1, 77.5, 16, [], 1, 69.4),
-        (2, 77.5, 24, [], 1, 70.5),
-        (2, 77.5, 32, ["model.activation_checkpointing={layers: 13}"], 3, 73.5),
+        (1, 138.0, 32, [], 1, 132.7),
+        (2, 77.5, 24, [], 1, 70.2),
+        (2, 77.5, 24, ["deepspeed.zero_stage=2"], 2, 70.2),
+        (2, 138.0, 32, [], 1, 115.6),
+        (2, 77.5, 32, ["deepspeed.zero_stage=3"], 3, 73.3),
     ],
 )
 def test_plan_is_close_to_the_measured_peak(
@@ -82,7 +85,7 @@ def test_stage_2_adds_up_in_float32_where_bfloat16_would_be_kept_twice() -> None
     wide_model = "model.precision=float32"
     assert plan(2, 500.0, stage_2, wide_model).parts["gradients"] == 7_241_748_480 / 2 * 8
     for changes, dtype in (((narrow,), "bfloat16"), ((narrow, stage_2), "float32"), ((narrow, wide_model), "float32")):
-        text = memory_text(plan(2, 500.0, *changes), recipe_of(2, *changes), num_gpus=2)
+        text = memory_text(plan(2, 500.0, *changes))
         assert f"gradients in {dtype}" in text
 
 
@@ -117,7 +120,9 @@ def test_the_fastest_that_fits_is_taken() -> None:
     assert plan(2, 138.0, narrow).packs_per_micro_batch == 2, "adding up gradients costs less per token"
     eight = plan(8, 77.5, narrow)
     assert (eight.zero_stage, eight.checkpointing_text) == (1, "matmuls")
-    assert plan(8, 77.5).zero_stage == 2, "float32 sums of all gradients leave no room on 80 GB"
+    wide = plan(8, 77.5)
+    assert (wide.zero_stage, wide.checkpointing_text) == (1, "layers: 6"), "less than reducing the gradients of every pack"
+    assert plan(4, 77.5).zero_stage == 2, "float32 sums of all gradients leave no room on 80 GB"
     assert plan(2, 72.0).zero_stage == 3
 
 
