@@ -15,6 +15,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.plan import num_micro_batches
 from ochat_train.loss import CHUNK_TOKENS
+from ochat_train.model import model_dtype
 from ochat_train.recipe import Recipe
 
 GIB = 2**30
@@ -145,7 +146,7 @@ def memory_parts(
     buckets = 2 * width * BUCKET_ELEMENTS if num_gpus > 1 and zero_stage else 0
     gathered = 2 * num / shape.num_layers * 2 * width if zero_stage == 3 else 0
     optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
-    adds_up = num_micro_batches(recipe.train.bins_per_step, num_gpus) > packs_per_micro_batch
+    adds_up = _adds_up(recipe, num_gpus, packs_per_micro_batch)
     gradients = num * _gradient_bytes(recipe, zero_stage, adds_up=adds_up) / shard["gradients"]
     group = min(num, GROUP_ELEMENTS) / (num_gpus if zero_stage else 1)
     in_update = 8.0 * group + (2.0 * num if zero_stage <= 1 and not wide else gradients)
@@ -157,6 +158,11 @@ def memory_parts(
         "activations": max(activations, in_update - gradients),
         "buffers": float(buckets + gathered),
     }
+
+
+def _adds_up(recipe: Recipe, num_gpus: int, packs_per_micro_batch: int) -> bool:
+    """Whether a step has several micro-batches."""
+    return num_micro_batches(recipe.train.bins_per_step, num_gpus) > packs_per_micro_batch
 
 
 def dtype_of_sums(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> str:
@@ -199,8 +205,7 @@ def possible_plans(recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_byt
     ):
         setting: dict[str, Any] = {"zero_stage": stage, "checkpointing": checkpointing, "packs_per_micro_batch": packs}
         parts = memory_parts(recipe, shape, num_gpus=num_gpus, **setting)
-        adds_up = num_micro_batches(recipe.train.bins_per_step, num_gpus) > packs
-        sum_dtype = dtype_of_sums(recipe, stage, adds_up=adds_up)
+        sum_dtype = dtype_of_sums(recipe, stage, adds_up=_adds_up(recipe, num_gpus, packs))
         fits = not is_gpu or sum(parts.values()) <= budget
         plans.append(MemoryPlan(**setting, sum_dtype=sum_dtype, parts=parts, fits=fits))
     return plans
@@ -249,7 +254,8 @@ def free_gpu_bytes(device: torch.device) -> float:
 
 def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
     settings = recipe.deepspeed
-    if settings.zero_stage == 0 and (recipe.model.precision == "bfloat16" or (is_gpu and recipe.model.precision == "auto")):
+    dtype = model_dtype(recipe.model, torch.device("cuda" if is_gpu else "cpu"))
+    if settings.zero_stage == 0 and dtype == torch.bfloat16:
         raise UserError(
             "deepspeed.zero_stage: 0 cannot be used with a bfloat16 model, as DeepSpeed keeps its float32 sums of gradients "
             "from stage 1 on; use 1, which needs less memory and takes no longer, or leave it out"
