@@ -1,9 +1,12 @@
-"""Attention of one layer over one pack, forward and backward: every kernel that runs here, conversations short and long.
+"""Attention of one layer over one pack, forward and backward: every kernel that runs here, conversations short and
+long.
 
     python benchmarks/attention.py [--mean-lengths 30,200,1300] [--pack-length 8192]
 
-Each kernel is told the longest conversation, as in training, and then, as the baseline, the pack's length as the bound of all
-sequences: `x bound` is how many times slower that is. Heads as in Mistral-7B: 32 for queries, 8 for keys and values, 128 wide.
+Each kernel is told the longest conversation, as in training, and then, as the baseline, the pack's length as the bound
+of all
+sequences: `x bound` is how many times slower that is. Heads as in Mistral-7B: 32 for queries, 8 for keys and values,
+128 wide.
 """
 
 from __future__ import annotations
@@ -36,15 +39,23 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     obstacles = attention_obstacles(device=device, dtype=dtype, dropout=0.0)
     kernels = [name for name, obstacle in obstacles.items() if obstacle is None]
-    print(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", f"torch {torch.__version__}", sep=", ")
-    print(f"{'mean':>6}{'longest':>9}{'sequences':>11}  {'kernel':<20}{'ms':>9}{'ms, bound is the pack':>23}{'x bound':>9}")
+    print(
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", f"torch {torch.__version__}", sep=", "
+    )
+    print(
+        f"{'mean':>6}{'longest':>9}{'sequences':>11}  "
+        f"{'kernel':<20}{'ms':>9}{'ms, bound is the pack':>23}{'x bound':>9}"
+    )
     for mean_length in map(int, arguments.mean_lengths.split(",")):
         lengths = pack_lengths(mean_length, arguments.pack_length)
-        shape = PackShape.holding(pack_length=arguments.pack_length, longest=max(lengths), max_conversations=len(lengths))
+        shape = PackShape.holding(
+            pack_length=arguments.pack_length, longest=max(lengths), max_conversations=len(lengths)
+        )
         cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
         for name in kernels:
             found, whole = (
-                milliseconds(KERNELS[name], cu_seqlens, bound, device, dtype) for bound in (shape.max_seqlen, shape.pack_length)
+                milliseconds(KERNELS[name], cu_seqlens, bound, device, dtype)
+                for bound in (shape.max_seqlen, shape.pack_length)
             )
             sizes = f"{mean_length:>6,}{max(lengths):>9,}{len(lengths):>11,}"
             print(f"{sizes}  {name:<20}{found:>9.3f}{whole:>23.3f}{whole / found:>9.2f}")
@@ -61,7 +72,8 @@ def pack_lengths(mean_length: int, pack_length: int) -> list[int]:
 def milliseconds(
     kernel: AttentionKernel, cu_seqlens: torch.Tensor, max_seqlen: int, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """Forward and backward, after everything has been compiled: the time of kernels on a GPU, of the operators on a CPU.
+    """Forward and backward, after everything has been compiled: the time of kernels on a GPU, of the operators on a
+    CPU.
 
     The host's time does not count: in training it is hidden, as the GPU is behind.
     """
@@ -74,9 +86,15 @@ def milliseconds(
 
     def run() -> None:
         output = kernel(
-            query, key, value,
-            cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, scale=_HEAD_DIM**-0.5, window=None, dropout=0.0,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            scale=_HEAD_DIM**-0.5,
+            window=None,
+            dropout=0.0,
+        )
         torch.autograd.grad(output, (query, key, value), upstream)
 
     for _ in range(3):

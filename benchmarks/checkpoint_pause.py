@@ -1,4 +1,5 @@
-"""How long training stops for a checkpoint: ours (hashed, synced, verified) against DeepSpeed's own save, same engine and disk.
+"""How long training stops for a checkpoint: ours (hashed, synced, verified) against DeepSpeed's own save, same engine
+and disk.
 
     python benchmarks/checkpoint_pause.py --hidden 2048 --layers 18 --repeats 3          # about one billion parameters
     python -m deepspeed.launcher.runner --num_gpus 4 benchmarks/checkpoint_pause.py ...
@@ -55,19 +56,28 @@ def main() -> None:
     }
     recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", [f"{key}={value}" for key, value in changes.items()])
     config = transformers.AutoConfig.for_model(
-        "mistral", hidden_size=options.hidden, intermediate_size=options.hidden * 7 // 2, num_hidden_layers=options.layers,
-        num_attention_heads=options.hidden // 128, num_key_value_heads=max(1, options.hidden // 512), vocab_size=32_002,
-    )  # fmt: skip
+        "mistral",
+        hidden_size=options.hidden,
+        intermediate_size=options.hidden * 7 // 2,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.hidden // 128,
+        num_key_value_heads=max(1, options.hidden // 512),
+        vocab_size=32_002,
+    )
     dtype = model_dtype(recipe.model, ranks.device)
     attention = register_attention(choose_attention("auto", device=ranks.device, dtype=dtype, dropout=0.0))
     with ranks.device:
-        causal_lm = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).train()
+        causal_lm = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention
+        ).train()
     engine = start_engine(PackedCausalLM(causal_lm, num_classes=1), recipe, ranks)
     train_step(engine, [one_pack(ranks.device)], denominator=1024.0, learning_rate=1e-4, num_ranks=ranks.num_ranks)
     options.folder.mkdir(parents=True, exist_ok=True)
 
     def ours(number: int) -> None:
-        save_checkpoint(engine, ranks, options.folder, progress=Progress(step=number), recipe=recipe, data_fingerprint="x")
+        save_checkpoint(
+            engine, ranks, options.folder, progress=Progress(step=number), recipe=recipe, data_fingerprint="x"
+        )
 
     def plain(number: int) -> None:
         engine.save_checkpoint(str(options.folder / "plain"), tag=str(number))
@@ -83,7 +93,8 @@ def main() -> None:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         num_parameters, size_gb = sum(parameter.numel() for parameter in causal_lm.parameters()), size / 1e9
         print(
-            f"{num_parameters / 1e9:.2f} billion parameters, {ranks.num_ranks} rank(s), ZeRO-{options.stage}, {size_gb:.1f} GB"
+            f"{num_parameters / 1e9:.2f} billion parameters, {ranks.num_ranks} rank(s), ZeRO-{options.stage}, "
+            f"{size_gb:.1f} GB"
         )
         for name, best in seconds.items():
             ratio = best / seconds["plain_synced"]
@@ -107,10 +118,16 @@ def one_pack(device: torch.device) -> PackedBatch:
     """A pack of one conversation of 1,024 random tokens."""
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, 32_000, 1024))
     return PackedBatch(
-        input_ids_T=ids, position_ids_T=torch.arange(1024), target_ids_T=ids.roll(-1), target_weights_T=torch.ones(1024),
-        class_ids_T=torch.zeros(1024, dtype=torch.int64), cu_seqlens_S1=torch.tensor([0, 1024, 1024], dtype=torch.int32),
-        supervised_rows_N=torch.arange(1024), max_seqlen=1024, num_tokens=1024,
-    ).to(device)  # fmt: skip
+        input_ids_T=ids,
+        position_ids_T=torch.arange(1024),
+        target_ids_T=ids.roll(-1),
+        target_weights_T=torch.ones(1024),
+        class_ids_T=torch.zeros(1024, dtype=torch.int64),
+        cu_seqlens_S1=torch.tensor([0, 1024, 1024], dtype=torch.int32),
+        supervised_rows_N=torch.arange(1024),
+        max_seqlen=1024,
+        num_tokens=1024,
+    ).to(device)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/class_separability.py conversations.jsonl
 
-Rows in OpenChat's format. A naive Bayes classifier over words and pairs of words learns from four fifths of the prompts and
-names the condition of the others' answers; the baseline names the most frequent condition. All conversations of a prompt are on
-one side.
+Rows in OpenChat's format. A naive Bayes classifier over words and pairs of words learns from four fifths of the prompts
+and names the condition of the others' answers; the baseline names the most frequent condition. All conversations of a
+prompt are on one side.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class NaiveBayes:
         def score(name: str) -> float:
             counts, total = self._counts[name], self._totals[name]
             known = ((word, number) for word, number in found.items() if word in self._vocabulary)
-            return math.log(self._classes[name]) + sum(number * math.log((counts[word] + 1) / total) for word, number in known)
+            return math.log(self._classes[name]) + sum(
+                number * math.log((counts[word] + 1) / total) for word, number in known
+            )
 
         return max(self._classes, key=score)
 
@@ -63,7 +65,9 @@ def main() -> None:
     classifier, (frequent, _) = NaiveBayes(known), Counter(name for _, name in known).most_common(1)[0]
     right = sum(classifier.name(found) == name for found, name in held_out) / len(held_out)
     baseline = sum(name == frequent for _, name in held_out) / len(held_out)
-    print(f"{len(held_out):,} held-out answers: {right:.1%} named rightly, {baseline:.1%} by always naming `{frequent}`")
+    print(
+        f"{len(held_out):,} held-out answers: {right:.1%} named rightly, {baseline:.1%} by always naming `{frequent}`"
+    )
 
 
 if __name__ == "__main__":

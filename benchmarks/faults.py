@@ -1,4 +1,5 @@
-"""Faults put into real runs, and what became of them: kills, failpoints, flipped bits, bad rows; each beside its control.
+"""Faults put into real runs, and what became of them: kills, failpoints, flipped bits, bad rows; each beside its
+control.
 
     python benchmarks/faults.py --kills 20 --json faults.json      # two CPU ranks, about 10 minutes
     python benchmarks/faults.py --kills 5 --num-ranks 1 --large    # on a GPU, with the kernels of a real run
@@ -38,9 +39,15 @@ from tests.ochat_train.failpoints import run_failpoints  # noqa: E402
 from tests.ochat_train.faults import flip_bits, give_fresh_random_states, kill_and_resume, same_run  # noqa: E402
 
 LARGE_MODEL = {
-    **TINY_MODEL, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 2048,
-}  # fmt: skip
+    **TINY_MODEL,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+}
 
 
 def main() -> int:
@@ -56,9 +63,14 @@ def main() -> int:
     options = parser.parse_args()
     parts = {"kills": kills, "failpoints": failpoints, "flips": flips, "rows": rows, "latest": latest}
     with tempfile.TemporaryDirectory() as folder:
-        results = [part(Path(folder) / name, options) for name, part in parts.items() if name in (options.only or parts)]
+        results = [
+            part(Path(folder) / name, options) for name, part in parts.items() if name in (options.only or parts)
+        ]
     for result in results:
-        print(f"{result['fault']:<58} {result['held']:>4}/{result['of']:<4} {result['what']:<28} control: {result['control']}")
+        print(
+            f"{result['fault']:<58} {result['held']:>4}/{result['of']:<4} {result['what']:<28} control: "
+            f"{result['control']}"
+        )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0 if all(result["held"] == result["of"] for result in results) else 1
@@ -68,19 +80,29 @@ def small_recipe(folder: Path, options: Any, **changes: Any) -> Path:
     """A recipe of a run that lasts long enough to be disturbed, prepared; the model has dropout, unless it is large."""
     folder.mkdir()
     model = LARGE_MODEL if options.large else {**TINY_MODEL, "attention_dropout": 0.1}
-    values = {"train__epochs": 60, "train__max_steps": 60, "checkpoint__save_every_steps": 6, "model__config": model, **changes}
+    values = {
+        "train__epochs": 60,
+        "train__max_steps": 60,
+        "checkpoint__save_every_steps": 6,
+        "model__config": model,
+        **changes,
+    }
     path = write_small_recipe(folder, write_small_tokenizer(folder / "tokenizer"), **values)
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     return path
 
 
 def kills(folder: Path, options: Any) -> dict[str, Any]:
-    """kill -9 of a random rank at a random time; the run goes on by itself. As many runs as it takes, of 60 steps each."""
+    """kill -9 of a random rank at a random time; the run goes on by itself. As many runs as it takes, of 60 steps
+    each.
+    """
     recipe = small_recipe(folder, options)
     train_on_ranks(["train", recipe], num_ranks=options.num_ranks)
     undisturbed, again = Path(shutil.move(folder / "run", folder / "undisturbed")), folder / "run"
     train_on_ranks(["train", recipe], num_ranks=options.num_ranks)
-    envelope = loss_difference(again, undisturbed)  # of two runs that nobody disturbs: not 0 with kernels that add atomically
+    envelope = loss_difference(
+        again, undisturbed
+    )  # of two runs that nobody disturbs: not 0 with kernels that add atomically
     held, rng = 0, random.Random(options.seed)
     largest = 0.0
     for left in range(options.kills, 0, -5):
@@ -93,7 +115,9 @@ def kills(folder: Path, options: Any) -> dict[str, Any]:
         held += number * (same_run(folder / "run", undisturbed) if envelope == 0.0 else difference <= 2 * envelope)
     what = "bit-equal" if envelope == 0.0 else f"{largest:.1e}, runs differ {envelope:.1e}"
     control = (
-        "-" if options.large else f"without saved random states: {without_random_states(folder, undisturbed, recipe, options)}"
+        "-"
+        if options.large
+        else f"without saved random states: {without_random_states(folder, undisturbed, recipe, options)}"
     )
     return row("kill -9 of a random rank, resumed", held, options.kills, what, control)
 
@@ -166,7 +190,11 @@ def latest(folder: Path, options: Any) -> dict[str, Any]:
     pointer = (folder / "plain" / "latest").read_text(encoding="utf-8")
     shards = len(list((folder / "plain" / pointer).glob("*optim_states.pt")))
     return row(
-        "a rank dies before its shard", held, 1, "older one stays", f"DeepSpeed's `latest`: {pointer}, {shards} of 2 shards"
+        "a rank dies before its shard",
+        held,
+        1,
+        "older one stays",
+        f"DeepSpeed's `latest`: {pointer}, {shards} of 2 shards",
     )
 
 

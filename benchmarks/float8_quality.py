@@ -2,11 +2,11 @@
 
     python benchmarks/float8_quality.py RECIPE --steps 300 [--at-once] [--set KEY=VALUE ...]
 
-Runs `ochat train` in bfloat16, in bfloat16 with layers that are not compiled (the same arithmetic, rounded elsewhere: how much
-two such runs differ by chance), and in float8. Prints for each the mean weighted loss over the last steps and, if the recipe
-holds conversations out, their weighted loss under the checkpoint in bfloat16, as it is exported; both with the ratio to the
-first. Exit code 1 if float8 differs by more than 1 % in training. Choose steps for at most one epoch: what a model fits by
-heart falls so steeply that any noise is a large ratio.
+Runs `ochat train` in bfloat16, in bfloat16 with layers that are not compiled (the same arithmetic, rounded elsewhere:
+how much two such runs differ by chance), and in float8. Prints for each the mean weighted loss over the last steps and,
+if the recipe holds conversations out, their weighted loss under the checkpoint in bfloat16, as it is exported; both
+with the ratio to the first. Exit code 1 if float8 differs by more than 1 % in training. Choose steps for at most one
+epoch: what a model fits by heart falls so steeply that any noise is a large ratio.
 """
 
 from __future__ import annotations
@@ -49,12 +49,20 @@ def main() -> int:
         runs = {variant: Path(name) / str(number) for number, variant in enumerate(_VARIANTS)}
         training = [
             [
-                "-m", "ochat_train", arguments.recipe, "--resume", "never", *settings,
-                *(part for value in (*_VARIANTS[variant], f"output_dir={run}", f"train.max_steps={arguments.steps}")
-                  for part in ("--set", value)),
+                "-m",
+                "ochat_train",
+                arguments.recipe,
+                "--resume",
+                "never",
+                *settings,
+                *(
+                    part
+                    for value in (*_VARIANTS[variant], f"output_dir={run}", f"train.max_steps={arguments.steps}")
+                    for part in ("--set", value)
+                ),
             ]
             for variant, run in runs.items()
-        ]  # fmt: skip
+        ]
         start(training, at_once=arguments.at_once)
         losses = {variant: training_losses(run) for variant, run in runs.items()}
         held_out: dict[str, float] = {}
@@ -77,7 +85,9 @@ def main() -> int:
 
 
 def start(commands: list[list[str]], *, at_once: bool) -> None:
-    """Run Python with each command's arguments, each on a GPU of its own as far as there are some; exit if one fails."""
+    """Run Python with each command's arguments, each on a GPU of its own as far as there are some; exit if one
+    fails.
+    """
     started = []
     for number, command in enumerate(commands):
         device = str(number % max(1, torch.cuda.device_count()))

@@ -1,4 +1,5 @@
-"""What float8 does to the loss and the gradient of a base, before any step: torchao's emulation, on a CPU, no GPU needed.
+"""What float8 does to the loss and the gradient of a base, before any step: torchao's emulation, on a CPU, no GPU
+needed.
 
     python benchmarks/float8_rounding.py RECIPE [--packs 2] [--set KEY=VALUE ...]
 
@@ -70,15 +71,18 @@ def loss_and_gradient(
         layers = decoder_layers(model.causal_lm)
         for number, layer in enumerate(layers):
             convert_to_float8_training(
-                layer, config=replace(config, emulate=True),
+                layer,
+                config=replace(config, emulate=True),
                 module_filter_fn=lambda _, name, number=number: chosen(number, len(layers), name),
-            )  # fmt: skip
+            )
     nll, weight = 0.0, 0.0
     for pack in packs:
         sums = model(pack)
         sums.weighted_nll.backward()
         nll, weight = nll + float(sums.per_class[:, 0].sum()), weight + float(sums.per_class[:, 1].sum())
-    gradient = torch.cat([parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None])
+    gradient = torch.cat(
+        [parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
     return nll / weight, gradient / weight
 
 

@@ -41,7 +41,8 @@ def main() -> None:
         split = PreparedSplit(Path(folder) / "prepared", "train")
         plan = TrainingPlan(split, capacity=_PACK, bins_per_step=16, seed=0, epochs=1, max_steps=None)
         ours = Prefetcher(
-            run_micro_batches(split, plan, first_step=0, rank=0, num_ranks=1, packs_per_micro_batch=1, pin=False), depth=8
+            run_micro_batches(split, plan, first_step=0, rank=0, num_ranks=1, packs_per_micro_batch=1, pin=False),
+            depth=8,
         )
         rows = datasets.load_from_disk(str(Path(folder) / "prepared"))["train"]
         speeds = {}
@@ -69,15 +70,22 @@ def write_dataset(folder: Path, num_tokens: int, mean_length: int) -> None:
     """Random ids with log-normal lengths."""
     rng = np.random.default_rng(0)
     sigma = 0.8
-    lengths = rng.lognormal(np.log(mean_length) - sigma**2 / 2, sigma, num_tokens // mean_length).clip(16, _PACK).astype(int)
+    lengths = (
+        rng.lognormal(np.log(mean_length) - sigma**2 / 2, sigma, num_tokens // mean_length).clip(16, _PACK).astype(int)
+    )
     writer = PreparedWriter(folder)
     for part in np.array_split(lengths, max(1, len(lengths) // 1000)):
         weights = [rng.choice(np.array([0.0, 0.1, 1.0], dtype=np.float32), length) for length in part]
         columns = (
-            [str(number) for number in range(len(part))], [0] * len(part), [0] * len(part), part,
-            [int((row > 0).sum()) for row in weights], [float(row.sum(dtype=np.float64)) for row in weights],
-            [rng.integers(0, 32_000, length, dtype=np.int32) for length in part], weights,
-        )  # fmt: skip
+            [str(number) for number in range(len(part))],
+            [0] * len(part),
+            [0] * len(part),
+            part,
+            [int((row > 0).sum()) for row in weights],
+            [float(row.sum(dtype=np.float64)) for row in weights],
+            [rng.integers(0, 32_000, length, dtype=np.int32) for length in part],
+            weights,
+        )
         values = dict(zip(SCHEMA.names, columns, strict=True))
         writer.write("train", pa.RecordBatch.from_pydict(values, schema=SCHEMA))
     writer.close(fingerprint="0" * 16)

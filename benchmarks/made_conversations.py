@@ -2,7 +2,8 @@
 
 Words come from a vocabulary of 200,000 with Zipf frequencies (the commonest are English, the rest is built from
 syllables), so that a tokenizer meets new words all the time, as it does in real text. Between the sentences stand code,
-numbers, Chinese and Japanese text and emoji. With the Mistral tokenizer a conversation has about 1,650 tokens on average.
+numbers, Chinese and Japanese text and emoji. With the Mistral tokenizer a conversation has about 1,650 tokens on
+average.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ _SIGMA = 0.9  # of the logarithm of a message's length
 _DRAWN_AT_ONCE = 1 << 16
 
 _COMMON = (
-    "the of and to a in is that for it you with as on be are this can or from have by not your an at will which we if but "
-    "they has was more use one their all how when also these there may other time what some out so like any into using "
-    "such then its data people make them than would each two number most different first list between example need used "
-    "should way value function where many work only help information could here new about know system code over user "
-    "given following result provide set get help while text important process case create file line based see however "
-    "show method return name after well because find points problem model through change name return type available "
-    "answer same world question write state does between part possible even three high learn several without start order "
-    "page public form group include level read including long support add test business program want water through both "
-    "best during day under local area school small local right being last development power life government years money"
+    "the of and to a in is that for it you with as on be are this can or from have by not your an at will which we if "
+    "but they has was more use one their all how when also these there may other time what some out so like any into "
+    "using such then its data people make them than would each two number most different first list between example "
+    "need used should way value function where many work only help information could here new about know system code "
+    "over user given following result provide set get help while text important process case create file line based "
+    "see however show method return name after well because find points problem model through change name return type "
+    "available answer same world question write state does between part possible even three high learn several without "
+    "start order page public form group include level read including long support add test business program want water "
+    "through both best during day under local area school small local right being last development power life "
+    "government years money"
 )
 _ONSETS = "b c ch d f g h l m n p r s s t t w br cl comp con de dis ex in in pr pre pro qu re re sh st str th tr un"
 _VOWELS = "a a a a a e e e e e e i i i i o o o o u u ai ea io ou"
@@ -41,15 +43,15 @@ _ENDINGS = ["", "", "", "s", "s", "ed", "ing", "er", "ly", "tion", "ment", "able
 _EMOJI = "😀😂🤔👍🎉🔥💡🚀❤️✅🌍📊🧠🙏✨"
 _CODE_LINES = (
     "def {0}_{1}(self, {2}: int = {n}) -> str:",
-    '    {0} = [{1}.{2}(i) for i in range({n}) if i % {m} == 0]  # {3}',
-    "    return {0}.get(\"{1}\", {{}}).items()",
+    "    {0} = [{1}.{2}(i) for i in range({n}) if i % {m} == 0]  # {3}",
+    '    return {0}.get("{1}", {{}}).items()',
     "for (int {0} = 0; {0} < {n}; ++{0}) {{ {1}[{0}] += {2} * {m}; }}",
     "    if ({0} != nullptr && {1}->{2}() >= 0x{n:04x}) {{",
     "SELECT {0}, COUNT(*) FROM {1} WHERE {2} > {n}.{m} GROUP BY {3};",
     "import {{ {0}, {1} }} from './{2}/{3}';",
     "<div class=\"{0}-{1}\" id='{2}'>{3}</div>",
     "$ {0} --{1}={n} -{m} ./{2}/{3}.json | grep '{1}'",
-)  # fmt: skip
+)
 
 
 class Words:
@@ -79,7 +81,11 @@ def _vocabulary(random: Random) -> list[str]:
     choose, words = random.choice, dict.fromkeys(common)
     while len(words) < _NUM_WORDS:
         longest = 1 if len(words) < 2_000 else 2 if len(words) < 20_000 else 3
-        parts = [choose(common)] if random.random() < 0.3 else [choose(syllables) for _ in range(random.randint(1, longest))]
+        parts = (
+            [choose(common)]
+            if random.random() < 0.3
+            else [choose(syllables) for _ in range(random.randint(1, longest))]
+        )
         word = "".join(parts) + choose(_ENDINGS)
         words[word.capitalize() if random.random() < 0.1 else word] = None
     return list(words)
@@ -92,8 +98,12 @@ class TextMaker:
         self._rng = np.random.default_rng(seed)
         self._words = Words(self._rng)
         kinds: list[tuple[float, Callable[[int], str]]] = [
-            (0.80, self._prose), (0.10, self._code), (0.02, self._numbers), (0.02, self._east_asian), (0.06, self._bullets),
-        ]  # fmt: skip
+            (0.80, self._prose),
+            (0.10, self._code),
+            (0.02, self._numbers),
+            (0.02, self._east_asian),
+            (0.06, self._bullets),
+        ]
         self._shares = np.cumsum([share for share, _ in kinds])
         self._writers = [write for _, write in kinds]
 

@@ -3,11 +3,12 @@
     python benchmarks/packing.py                                          # 10 million made lengths, capacity 8,192
     python benchmarks/packing.py --lengths openchat_v1_lengths.json       # and the lengths of a data set: a JSON list
 
-`data_pipeline.packing.pack` stands beside plain first-fit decreasing over all lengths at once (every conversation goes into
-the first pack that has room, longest first; found with a segment tree; also numba, one core), the usual heuristic, whose
-packs are the same in every epoch. Printed: compilation apart; a table with the median seconds of each, the number of packs
-and how full they are; for given lengths also the steps of `--ranks` ranks with one pack each, and how full these are.
-The time of `pack` holds everything from lengths to the rows of each pack; that of the baseline only the pack numbers.
+`data_pipeline.packing.pack` stands beside plain first-fit decreasing over all lengths at once (every conversation goes
+into the first pack that has room, longest first; found with a segment tree; also numba, one core), the usual heuristic,
+whose packs are the same in every epoch. Printed: compilation apart; a table with the median seconds of each, the number
+of packs and how full they are; for given lengths also the steps of `--ranks` ranks with one pack each, and how full
+these are. The time of `pack` holds everything from lengths to the rows of each pack; that of the baseline only the pack
+numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="bench-packing-") as cache:
         numba.config.CACHE_DIR = cache  # so that compilation is measured, not a cache from an earlier run
-        compile_seconds = {name: _seconds(packer, _made_lengths(100, 1024), 1024, 0)[0] for name, packer in PACKERS.items()}
+        compile_seconds = {
+            name: _seconds(packer, _made_lengths(100, 1024), 1024, 0)[0] for name, packer in PACKERS.items()
+        }
         rows = measure("made", _made_lengths(options.count, options.capacity), options.capacity, options)
         if options.lengths:
             given = np.array(json.loads(options.lengths.read_text()), dtype=np.int64)
@@ -48,7 +51,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000_000, help="made lengths (default: 10 million)")
-    parser.add_argument("--capacity", type=int, default=8192, help="tokens of a pack, for the made lengths (default: 8192)")
+    parser.add_argument(
+        "--capacity", type=int, default=8192, help="tokens of a pack, for the made lengths (default: 8192)"
+    )
     parser.add_argument("--lengths", type=Path, help="JSON list of lengths, packed at capacities 8,192 and 32,768 too")
     parser.add_argument("--ranks", type=int, default=8, help="packs of a step, for given lengths (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each, turn by turn (default: 3)")
@@ -135,15 +140,26 @@ def measure(data: str, lengths: np.ndarray, capacity: int, options: argparse.Nam
     rows = []
     for name, count in num_packs.items():
         steps = -(-count // options.ranks)
-        rows.append({
-            "data": data, "packer": name, "conversations": len(lengths), "tokens": num_tokens, "capacity": capacity,
-            "seconds": statistics.median(seconds[name]), "packs": count, "fill_ratio": num_tokens / (count * capacity),
-            "steps": steps, "step_fill_ratio": num_tokens / (steps * options.ranks * capacity),
-        })  # fmt: skip
+        rows.append(
+            {
+                "data": data,
+                "packer": name,
+                "conversations": len(lengths),
+                "tokens": num_tokens,
+                "capacity": capacity,
+                "seconds": statistics.median(seconds[name]),
+                "packs": count,
+                "fill_ratio": num_tokens / (count * capacity),
+                "steps": steps,
+                "step_fill_ratio": num_tokens / (steps * options.ranks * capacity),
+            }
+        )
     return rows
 
 
-def _seconds(packer: Packer, lengths: np.ndarray, capacity: int, seed: int) -> tuple[float, int, Callable[[], np.ndarray]]:
+def _seconds(
+    packer: Packer, lengths: np.ndarray, capacity: int, seed: int
+) -> tuple[float, int, Callable[[], np.ndarray]]:
     began = time.perf_counter()
     num_packs, pack_of = packer(lengths, capacity, seed)
     return time.perf_counter() - began, num_packs, pack_of
@@ -167,11 +183,13 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         lines.append(
-            f"{row['data']:<26}{row['capacity']:>9,}{row['conversations']:>15,}  {row['packer']:<22}{row['seconds']:>9.3f}"
-            f"{row['packs']:>11,}{100 * row['fill_ratio']:>9.3f}{row['steps']:>9,}{100 * row['step_fill_ratio']:>9.3f}"
+            f"{row['data']:<26}{row['capacity']:>9,}{row['conversations']:>15,}  "
+            f"{row['packer']:<22}{row['seconds']:>9.3f}{row['packs']:>11,}{100 * row['fill_ratio']:>9.3f}"
+            f"{row['steps']:>9,}{100 * row['step_fill_ratio']:>9.3f}"
         )
     lines.append(
-        f"\nsteps: of {result['ranks']} ranks with one pack each; the last `% full` counts the last step's empty packs too"
+        f"\nsteps: of {result['ranks']} ranks with one pack each; the last `% full` counts the last step's empty packs "
+        "too"
     )
     return "\n".join(lines)
 

@@ -5,10 +5,10 @@
     python benchmarks/prepare.py --data chats.jsonl --format sharegpt --tokenizer FOLDER
 
 Both measurements run in new processes, turn by turn (A B A B), so that a busy machine slows both:
-raw tokenizers   the texts of all messages are in memory; `Tokenizer.encode_batch_fast` on all cores; only encoding is timed
-ochat prepare    `data_pipeline.prepare.prepare` with a process per core, from the raw file to the finished folder
-Both speeds are tokens of message text (as the raw tokenizer counts them) per second. Printed: a table with the median of
-each; the speed of prepare divided by that of the raw tokenizer, the median over pairs (target: 0.80); peak memory.
+raw tokenizers   the texts of all messages are in memory; `Tokenizer.encode_batch_fast` on all cores; only encoding is
+timed ochat prepare    `data_pipeline.prepare.prepare` with a process per core, from the raw file to the finished folder
+Both speeds are tokens of message text (as the raw tokenizer counts them) per second. Printed: a table with the median
+of each; the speed of prepare divided by that of the raw tokenizer, the median over pairs (target: 0.80); peak memory.
 Memory is PSS (shared pages are divided among their users) summed over the process and its children every 0.2 s.
 """
 
@@ -58,13 +58,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--megabytes", type=float, default=60, help="size of the made data (default: 60)")
     parser.add_argument("--data", type=Path, help="your own conversations, in place of made ones")
     parser.add_argument("--format", default="sharegpt", choices=["openchat", "sharegpt", "messages", "alpaca"])
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder (default: Mistral-7B's, from package mistral-common)")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="tokenizer folder (default: Mistral-7B's, from package mistral-common)"
+    )
     parser.add_argument("--template", default="openchat_3.5")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes of the preparation (default: one per core)"
     )
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each kind (default: 3)")
-    parser.add_argument("--work-dir", type=Path, help="where data is written, and deleted at the end (default: system's)")
+    parser.add_argument(
+        "--work-dir", type=Path, help="where data is written, and deleted at the end (default: system's)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--measure", choices=["raw", "prepare"], help=argparse.SUPPRESS)
     parser.add_argument("--prepared-dir", type=Path, help=argparse.SUPPRESS)
@@ -88,7 +92,10 @@ def mistral_tokenizer(folder: Path) -> Path:
 
     spec = importlib.util.find_spec("mistral_common")
     if spec is None or spec.origin is None:
-        sys.exit("the default tokenizer needs `pip install mistral-common sentencepiece`; or name one with --tokenizer FOLDER")
+        sys.exit(
+            "the default tokenizer needs `pip install mistral-common sentencepiece`; or name one with --tokenizer "
+            "FOLDER"
+        )
     source = folder / "source"
     source.mkdir(parents=True)
     shutil.copy(Path(spec.origin).parent / "data" / "tokenizer.model.v1", source / "tokenizer.model")
@@ -169,10 +176,23 @@ def run(options: argparse.Namespace, kind: str, work: Path) -> dict[str, Any]:
     """One measurement, with `peak_mib` of memory added."""
     prepared_dir = work / "prepared"
     command = [
-        sys.executable, __file__, "--measure", kind, "--data", options.data, "--format", options.format,
-        "--tokenizer", options.tokenizer, "--template", options.template, "--workers", options.workers,
-        "--prepared-dir", prepared_dir,
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "--measure",
+        kind,
+        "--data",
+        options.data,
+        "--format",
+        options.format,
+        "--tokenizer",
+        options.tokenizer,
+        "--template",
+        options.template,
+        "--workers",
+        options.workers,
+        "--prepared-dir",
+        prepared_dir,
+    ]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true"}
     cpu = CpuClock()
@@ -191,7 +211,9 @@ def run(options: argparse.Namespace, kind: str, work: Path) -> dict[str, Any]:
 
 
 class MemorySampler:
-    """Watches the memory of a process and its descendants until it is stopped; `peak_bytes` is the largest sum of PSS."""
+    """Watches the memory of a process and its descendants until it is stopped; `peak_bytes` is the largest sum of
+    PSS.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -299,7 +321,8 @@ def table(result: dict[str, Any]) -> str:
         row = result[key]
         runs = " ".join(f"{seconds:.1f}" for seconds in row["seconds_of_each"])
         lines.append(
-            f"{name:<16}{row['seconds']:>10.1f}{row['million_tokens_per_second']:>13.2f}{row['peak_mib']:>11,.0f}   {runs}"
+            f"{name:<16}{row['seconds']:>10.1f}{row['million_tokens_per_second']:>13.2f}{row['peak_mib']:>11,.0f}   "
+            f"{runs}"
         )
     busy = max(result[key]["other_cpu_ratio"] for key in ("raw", "prepare"))
     lines.append(f"\nother processes took up to {100 * busy:.0f} % of the CPU time; measure again if that is much")

@@ -1,13 +1,15 @@
-"""Speed of whole optimizer steps on Mistral-7B shapes: this trainer against OpenChat's design, in one run on one machine.
+"""Speed of whole optimizer steps on Mistral-7B shapes: this trainer against OpenChat's design, in one run on one
+machine.
 
     python benchmarks/step.py --gpus 1,2,4 --variants reference,bfloat16,bfloat16-gradients,float8 --json step.json
-    python benchmarks/step.py --gpus 1 --layers 16 --variants bfloat16 --profile      # a shorter model; kernels by group
+    python benchmarks/step.py --gpus 1 --layers 16 --variants bfloat16 --profile      # a shorter model; kernels by
+    group
 
-Weights are random; conversations are random ids with log-normal lengths, in a prepared dataset on disk, packed, read and
-prefetched by the trainer's own code. `reference` is OpenChat's trainer after its description: eager modules,
-FlashAttention-2 with variable lengths, every layer checkpointed, all logits at once, ZeRO-2 as DeepSpeed sets it up, one
-large micro-batch per step. Each variant runs in processes of its own. MFU: throughput.Work over the GPU's dense bfloat16
-peak, true lengths, padding not counted.
+Weights are random; conversations are random ids with log-normal lengths, in a prepared dataset on disk, packed, read
+and prefetched by the trainer's own code. `reference` is OpenChat's trainer after its description: eager modules,
+FlashAttention-2 with variable lengths, every layer checkpointed, all logits at once, ZeRO-2 as DeepSpeed sets it up,
+one large micro-batch per step. Each variant runs in processes of its own. MFU: throughput.Work over the GPU's dense
+bfloat16 peak, true lengths, padding not counted.
 """
 
 from __future__ import annotations
@@ -85,9 +87,15 @@ def main() -> None:
     parser.add_argument("--packs-per-gpu", type=int, default=6, help="packs of 8,192: 49,152 tokens per GPU and step")
     parser.add_argument("--mean-length", type=int, default=1300, help="of conversations, in tokens")
     parser.add_argument("--steps", type=int, default=4, help=f"steps that count, after {_WARMUP_STEPS}")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a recipe value, for all variants")
-    parser.add_argument("--profile", action="store_true", help="kernel time by group, of one more step; by name in --json")
-    parser.add_argument("--cpu", action="store_true", help="only to try the script: no GPU is used, and figures mean nothing")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a recipe value, for all variants"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="kernel time by group, of one more step; by name in --json"
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="only to try the script: no GPU is used, and figures mean nothing"
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -112,7 +120,9 @@ def main() -> None:
 
 
 def write_dataset(options: Options, *, most_gpus: int) -> None:
-    """A prepared dataset of random ids, long enough for all steps; four of ten tokens of a conversation are the user's."""
+    """A prepared dataset of random ids, long enough for all steps; four of ten tokens of a conversation are the
+    user's.
+    """
     rng = np.random.default_rng(0)
     num_steps = _WARMUP_STEPS + options.steps + 2
     left = options.pack_length * options.packs_per_gpu * most_gpus * num_steps
@@ -122,9 +132,15 @@ def write_dataset(options: Options, *, most_gpus: int) -> None:
         weights = np.full(length, 1.0 if rng.random() < 0.1 else 0.1, dtype=np.float32)
         weights[: length * 2 // 5] = 0.0
         values = (
-            str(len(rows["id"])), 0, 0, length, int((weights > 0).sum()), float(weights.sum(dtype=np.float64)),
-            rng.integers(0, _VOCAB, length, dtype=np.int32), weights,
-        )  # fmt: skip
+            str(len(rows["id"])),
+            0,
+            0,
+            length,
+            int((weights > 0).sum()),
+            float(weights.sum(dtype=np.float64)),
+            rng.integers(0, _VOCAB, length, dtype=np.int32),
+            weights,
+        )
         for name, value in zip(rows, values, strict=True):
             rows[name].append(value)
         left -= length
@@ -140,8 +156,8 @@ def conversation_length(rng: np.random.Generator, mean_length: int, *, longest: 
 
 
 def run_variant(variant: str, num_gpus: int, options: Options, settings: list[str]) -> dict[str, Any]:
-    """One variant in processes of its own, under torchrun, which starts faster than DeepSpeed's launcher; its figures, or its
-    last words.
+    """One variant in processes of its own, under torchrun, which starts faster than DeepSpeed's launcher; its figures,
+    or its last words.
     """
     task, result = Path(options.folder) / "task.json", Path(options.folder) / "result.json"
     result.unlink(missing_ok=True)
@@ -157,7 +173,9 @@ def run_variant(variant: str, num_gpus: int, options: Options, settings: list[st
     figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     speed, seconds = figures["tokens_per_second_per_gpu"], time.monotonic() - start
     set_up = figures["set_up_seconds"]
-    print(f"    {speed:,.0f} tokens/s/GPU; {seconds:.0f} s, {set_up:.0f} of them to set up", file=sys.stderr, flush=True)
+    print(
+        f"    {speed:,.0f} tokens/s/GPU; {seconds:.0f} s, {set_up:.0f} of them to set up", file=sys.stderr, flush=True
+    )
     return figures
 
 
@@ -173,10 +191,17 @@ def work(task: dict[str, Any]) -> None:
     wanted = "auto" if options.cpu else recipe.model.attention  # the reference's kernel needs a GPU
     kernel = choose_attention(wanted, device=ranks.device, dtype=dtype, dropout=0.0)
     config = transformers.AutoConfig.for_model(
-        "mistral", hidden_size=options.hidden, intermediate_size=options.hidden * 7 // 2, num_hidden_layers=options.layers,
-        num_attention_heads=options.hidden // 128, num_key_value_heads=max(1, options.hidden // 512), head_dim=128,
-        vocab_size=_VOCAB, max_position_embeddings=32_768, sliding_window=None,
-    )  # fmt: skip
+        "mistral",
+        hidden_size=options.hidden,
+        intermediate_size=options.hidden * 7 // 2,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.hidden // 128,
+        num_key_value_heads=max(1, options.hidden // 512),
+        head_dim=128,
+        vocab_size=_VOCAB,
+        max_position_embeddings=32_768,
+        sliding_window=None,
+    )
     torch.manual_seed(0)
     with ranks.device:
         causal_lm = transformers.AutoModelForCausalLM.from_config(
@@ -199,11 +224,16 @@ def work(task: dict[str, Any]) -> None:
         num_backwards = engine.gradient_accumulation_steps()
     batches = Prefetcher(
         run_micro_batches(
-            split, plan, first_step=0, rank=ranks.rank, num_ranks=ranks.num_ranks, pin=ranks.device.type == "cuda",
+            split,
+            plan,
+            first_step=0,
+            rank=ranks.rank,
+            num_ranks=ranks.num_ranks,
+            pin=ranks.device.type == "cuda",
             packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
         ),
         depth=8,
-    )  # fmt: skip
+    )
 
     def next_step() -> Any:
         if variant == "reference":
@@ -212,7 +242,11 @@ def work(task: dict[str, Any]) -> None:
         else:
             micro_batches = islice(batches, num_backwards)
         return train_step(
-            engine, micro_batches, denominator=plan.epoch(0).mean_step_weight, learning_rate=1e-6, num_ranks=ranks.num_ranks
+            engine,
+            micro_batches,
+            denominator=plan.epoch(0).mean_step_weight,
+            learning_rate=1e-6,
+            num_ranks=ranks.num_ranks,
         )
 
     start = time.monotonic()
@@ -232,29 +266,41 @@ def work(task: dict[str, Any]) -> None:
     if ranks.is_main:
         counted = found[_WARMUP_STEPS:]
         figures = {
-            "variant": variant, "num_gpus": ranks.num_ranks, "attention": kernel, "layers": options.layers,
+            "variant": variant,
+            "num_gpus": ranks.num_ranks,
+            "attention": kernel,
+            "layers": options.layers,
             "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "zero_stage": memory.zero_stage if memory else 2,
             "activation_checkpointing": memory.checkpointing_text if memory else "full",
             "packs_per_micro_batch": memory.packs_per_micro_batch if memory else options.packs_per_gpu,
-            "tokens_per_second_per_gpu": len(counted) / sum(1 / s["tokens_per_second"] for s in counted) / ranks.num_ranks,
+            "tokens_per_second_per_gpu": len(counted)
+            / sum(1 / s["tokens_per_second"] for s in counted)
+            / ranks.num_ranks,
             "mfu": len(counted) / sum(1 / s["mfu"] for s in counted) if counted[0]["mfu"] else None,
             "seconds_per_step": [s["tokens"] / s["tokens_per_second"] for s in counted],
             "data_wait_ratio": max(s["data_wait_ratio"] for s in counted),
-            "memory_gib": found[-1]["memory_gib"], "planned_gib": memory.total / GIB if memory else None,
+            "memory_gib": found[-1]["memory_gib"],
+            "planned_gib": memory.total / GIB if memory else None,
             "planned_parts_gib": {name: size / GIB for name, size in memory.parts.items()} if memory else None,
-            "set_up_seconds": set_up_seconds, "first_step_seconds": first_step_seconds,
-            "loss": float(sums.per_class[:, 0].sum() / sums.per_class[:, 1].sum()), "grad_norm": sums.grad_norm,
+            "set_up_seconds": set_up_seconds,
+            "first_step_seconds": first_step_seconds,
+            "loss": float(sums.per_class[:, 0].sum() / sums.per_class[:, 1].sum()),
+            "grad_norm": sums.grad_norm,
             "t_eff": sum(s["squared"] for s in counted) / sum(s["tokens"] for s in counted),
             "padding_ratio": 1 - plan.packing_efficiency,
-            "supervised_ratio": float(sums.per_class[:, 3].sum()) / sums.num_tokens, "profile": found_profile,
-        }  # fmt: skip
+            "supervised_ratio": float(sums.per_class[:, 3].sum()) / sums.num_tokens,
+            "profile": found_profile,
+        }
         if ranks.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(ranks.device)
             reserved = torch.cuda.max_memory_reserved(ranks.device)
-            figures |= {"reserved_gib": reserved / GIB, "unused_gib": (free + torch.cuda.memory_reserved() - reserved) / GIB,
-                        "gpu_gib": total / GIB}  # fmt: skip
+            figures |= {
+                "reserved_gib": reserved / GIB,
+                "unused_gib": (free + torch.cuda.memory_reserved() - reserved) / GIB,
+                "gpu_gib": total / GIB,
+            }
         Path(task["result"]).write_text(json.dumps(figures), encoding="utf-8")
     stop_ranks()
 
@@ -262,12 +308,18 @@ def work(task: dict[str, Any]) -> None:
 def make_recipe(options: Options, changes: dict[str, str], settings: list[str], ranks: Ranks) -> Recipe:
     """A recipe of the wanted shape; model and data come from the options."""
     values: dict[str, Any] = {
-        "output_dir": f"{options.folder}/run", "data.prepared_dir": f"{options.folder}/prepared", "train.epochs": 1,
-        "train.pack_length_tokens": options.pack_length, "model.max_length_tokens": options.pack_length,
+        "output_dir": f"{options.folder}/run",
+        "data.prepared_dir": f"{options.folder}/prepared",
+        "train.epochs": 1,
+        "train.pack_length_tokens": options.pack_length,
+        "model.max_length_tokens": options.pack_length,
         "train.tokens_per_step": options.pack_length * options.packs_per_gpu * ranks.num_ranks,
-        "deepspeed.zero_stage": "null", **changes,
-    }  # fmt: skip
-    return load_recipe(ROOT / "recipes" / "quickstart.yaml", [f"{key}={value}" for key, value in values.items()] + settings)
+        "deepspeed.zero_stage": "null",
+        **changes,
+    }
+    return load_recipe(
+        ROOT / "recipes" / "quickstart.yaml", [f"{key}={value}" for key, value in values.items()] + settings
+    )
 
 
 class ReferenceLM(torch.nn.Module):
@@ -280,9 +332,12 @@ class ReferenceLM(torch.nn.Module):
     def forward(self, batch: PackedBatch) -> LossSums:
         """Loss sums of one micro-batch."""
         logits = self.causal_lm(
-            input_ids=batch.input_ids_T[None], position_ids=batch.position_ids_T[None], use_cache=False,
-            cu_seqlens=batch.cu_seqlens_S1, max_seqlen=int(batch.cu_seqlens_S1.diff().max()),
-        ).logits[0]  # fmt: skip
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            cu_seqlens=batch.cu_seqlens_S1,
+            max_seqlen=int(batch.cu_seqlens_S1.diff().max()),
+        ).logits[0]
         nll = torch.nn.functional.cross_entropy(logits, batch.target_ids_T, reduction="none")
         weights = batch.target_weights_T.to(nll.dtype)
         weighted = (nll * weights).sum()
@@ -295,12 +350,18 @@ def reference_engine(model: torch.nn.Module, recipe: Recipe) -> Any:
     """DeepSpeed as OpenChat's configuration leaves it: ZeRO-2, gradients in bfloat16, no overlap of communication."""
     import deepspeed
 
-    groups = [{"params": group} for group in parameter_groups(list(model.parameters()))]  # in one group it needs 27 GiB more
+    groups = [
+        {"params": group} for group in parameter_groups(list(model.parameters()))
+    ]  # in one group it needs 27 GiB more
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-5, fused=torch.cuda.is_available())
     config = {
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
-        "bf16": {"enabled": True}, "zero_optimization": {"stage": 2}, "steps_per_print": 2**31,
-    }  # fmt: skip
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 2},
+        "steps_per_print": 2**31,
+    }
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 
@@ -314,10 +375,11 @@ _GROUPS = {
 
 
 def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
-    """One step on rank 0: milliseconds by group of kernels, of the longest kernels by name, and the longest times without one.
+    """One step on rank 0: milliseconds by group of kernels, of the longest kernels by name, and the longest times
+    without one.
 
-    `idle`: no kernel ran; `loss`: the loss head, part of other groups. `waits`: how often and how long the host waited for
-    the GPU, by what it called.
+    `idle`: no kernel ran; `loss`: the loss head, part of other groups. `waits`: how often and how long the host waited
+    for the GPU, by what it called.
     """
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity
@@ -341,7 +403,9 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
             continue
         if event.device_type == DeviceType.CUDA:
             name = event.name.lower()
-            group = next((group for group, parts in _GROUPS.items() if any(part in name for part in parts)), "elementwise")
+            group = next(
+                (group for group, parts in _GROUPS.items() if any(part in name for part in parts)), "elementwise"
+            )
             groups[group] += event.time_range.elapsed_us() / 1e3
             kernels[event.name] += event.time_range.elapsed_us() / 1e3
             spans.append((event.time_range.start, event.time_range.end, event.name))
@@ -360,9 +424,11 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
             end, before = last, name
     return {
         "groups": {**groups, "idle": wall - busy / 1e3, "loss": loss, "wall": wall},
-        "num_kernels": len(spans), "kernels": dict(kernels.most_common(40)), "waits": waits,
+        "num_kernels": len(spans),
+        "kernels": dict(kernels.most_common(40)),
+        "waits": waits,
         "gaps": sorted(gaps, key=lambda gap: -gap["ms"])[:20],
-    }  # fmt: skip
+    }
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -385,7 +451,9 @@ def print_table(results: list[dict[str, Any]]) -> None:
     )
     rows = {(result["variant"], result["num_gpus"]): result for result in good}
     for result in good:
-        variant, num_gpus, speed, mfu = (result[key] for key in ("variant", "num_gpus", "tokens_per_second_per_gpu", "mfu"))
+        variant, num_gpus, speed, mfu = (
+            result[key] for key in ("variant", "num_gpus", "tokens_per_second_per_gpu", "mfu")
+        )
         reference = rows.get(("reference", num_gpus), {}).get("tokens_per_second_per_gpu")
         alone = rows.get((variant, 1), {}).get("mfu")  # not tokens: other numbers of GPUs see other conversations
         print(

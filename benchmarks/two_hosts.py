@@ -1,11 +1,12 @@
-"""Two hosts on one machine: the quickstart under real launchers that meet over a network, with and without a shared disk.
+"""Two hosts on one machine: the quickstart under real launchers that meet over a network, with and without a shared
+disk.
 
     python benchmarks/two_hosts.py --json two_hosts.json
     python benchmarks/two_hosts.py --only torchrun,kill-b
 
-A host is a network, mount and host-name namespace, with its own launcher and a cable (veth) to the other one; that needs root
-on Linux (`ip`, `unshare`). Every run trains the same steps on two ranks, one per host, and is compared with one host of two.
-Takes about 15 minutes on two cores, and 20 more for the two `no-recipe`, which wait for a roll call.
+A host is a network, mount and host-name namespace, with its own launcher and a cable (veth) to the other one; that
+needs root on Linux (`ip`, `unshare`). Every run trains the same steps on two ranks, one per host, and is compared with
+one host of two. Takes about 15 minutes on two cores, and 20 more for the two `no-recipe`, which wait for a roll call.
 """
 
 from __future__ import annotations
@@ -53,12 +54,20 @@ class Host:
         inside = f'hostname {self.name} && {mounts}exec "$@"'
         isolated = ["unshare", "--mount", "--uts", "--propagation", "private", "bash", "-c", inside, "--"]
         environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1",
-        }  # fmt: skip
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "TORCHDYNAMO_DISABLE": "1",
+        }
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, *isolated, *command], cwd=folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            ["ip", "netns", "exec", self.name, *isolated, *command],
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def kill(self) -> None:
         """End every process of this host at once, as a power cut does."""
@@ -77,7 +86,18 @@ def cable() -> Iterator[None]:
         for host in (A, B):
             _output("ip", "netns", "add", host.name)
         _output(
-            "ip", "link", "add", f"veth-{A.name}", "netns", A.name, "type", "veth", "peer", f"veth-{B.name}", "netns", B.name
+            "ip",
+            "link",
+            "add",
+            f"veth-{A.name}",
+            "netns",
+            A.name,
+            "type",
+            "veth",
+            "peer",
+            f"veth-{B.name}",
+            "netns",
+            B.name,
         )
         for host in (A, B):
             inside = ["ip", "-n", host.name]
@@ -100,9 +120,23 @@ def _output(*command: str) -> str:
 def torchrun(host: Host, ochat: Sequence[str]) -> list[str]:
     """torchrun with a meeting point (c10d) on host A."""
     return [
-        *PYTHON, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d",
-        "--rdzv_id", "two-hosts", "--rdzv_endpoint", f"{A.name}:{PORT}", "-m", "ochat_train", *ochat,
-    ]  # fmt: skip
+        *PYTHON,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc_per_node",
+        "1",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_id",
+        "two-hosts",
+        "--rdzv_endpoint",
+        f"{A.name}:{PORT}",
+        "-m",
+        "ochat_train",
+        *ochat,
+    ]
 
 
 def deepspeed(host: Host, ochat: Sequence[str]) -> list[str]:
@@ -110,10 +144,24 @@ def deepspeed(host: Host, ochat: Sequence[str]) -> list[str]:
     hostfile = Path(tempfile.gettempdir()) / "two_hosts_hostfile"
     hostfile.write_text(f"{A.name} slots=1\n{B.name} slots=1\n", encoding="utf-8")
     return [
-        *PYTHON, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--no_ssh",
-        "--node_rank", str([A.name, B.name].index(host.name)), "--master_addr", A.name, "--master_port", str(PORT),
-        "--log_level", "warning", "--module", "ochat_train", *ochat,
-    ]  # fmt: skip
+        *PYTHON,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--hostfile",
+        str(hostfile),
+        "--no_ssh",
+        "--node_rank",
+        str([A.name, B.name].index(host.name)),
+        "--master_addr",
+        A.name,
+        "--master_port",
+        str(PORT),
+        "--log_level",
+        "warning",
+        "--module",
+        "ochat_train",
+        *ochat,
+    ]
 
 
 LAUNCHERS = {"torchrun": torchrun, "deepspeed": deepspeed}
@@ -131,9 +179,13 @@ class Trial:
     def arguments(self, run: str, *more: str) -> list[str]:
         """Arguments of `ochat train` for a run folder."""
         settings = [
-            f"train.max_steps={NUM_STEPS}", f"checkpoint.save_every_steps={SAVE_EVERY}", "checkpoint.keep_last=5",
-            f"output_dir=runs/{run}", "validation.sample_tokens=0", *more,
-        ]  # fmt: skip
+            f"train.max_steps={NUM_STEPS}",
+            f"checkpoint.save_every_steps={SAVE_EVERY}",
+            "checkpoint.keep_last=5",
+            f"output_dir=runs/{run}",
+            "validation.sample_tokens=0",
+            *more,
+        ]
         return [str(RECIPE), *(part for setting in settings for part in ("--set", setting))]
 
     def start(
@@ -153,7 +205,9 @@ class Trial:
     def equals(self, run: str, other: str) -> bool:
         """Whether two runs have the same losses and weights, bit for bit."""
         (losses, weights), (truth, expected) = self.result(run), self.result(other)
-        same = weights.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in weights.items())
+        same = weights.keys() == expected.keys() and all(
+            torch.equal(value, expected[key]) for key, value in weights.items()
+        )
         return same and losses == truth and len(losses) == NUM_STEPS
 
 
@@ -198,7 +252,9 @@ def killed_host(trial: Trial, victim: Host) -> dict[str, Any]:
     victim.kill()
     found = finish(processes)
     again = finish(trial.start("torchrun", run))
-    resumed = any("resumes from" in line for line in again["outputs"][0].splitlines() + again["outputs"][1].splitlines())
+    resumed = any(
+        "resumes from" in line for line in again["outputs"][0].splitlines() + again["outputs"][1].splitlines()
+    )
     return {**found, "resumed": resumed, "bit_equal": again["exit_codes"] == [0, 0] and trial.equals(run, "one_host")}
 
 
@@ -230,7 +286,9 @@ def own_copy_of_data(trial: Trial, *, same: bool) -> dict[str, Any]:
     _output("cp", "-r", str(seen), str(own))
     if not same:
         path = own / "manifest.json"
-        path.write_text(path.read_text(encoding="utf-8").replace('"fingerprint": "', '"fingerprint": "0'), encoding="utf-8")
+        path.write_text(
+            path.read_text(encoding="utf-8").replace('"fingerprint": "', '"fingerprint": "0'), encoding="utf-8"
+        )
     found = finish(trial.start("torchrun", run, b=replace(B, disk={own: seen})))
     return {**found, "bit_equal": found["exit_codes"] == [0, 0] and trial.equals(run, "one_host")}
 
@@ -280,7 +338,11 @@ def prepare(folder: Path) -> Trial:
         [*one_host, *trial.arguments("one_host")],
     ):
         subprocess.run(
-            [*PYTHON, *command], cwd=folder, env={**environment, "TORCHDYNAMO_DISABLE": "1"}, check=True, stdout=sys.stderr
+            [*PYTHON, *command],
+            cwd=folder,
+            env={**environment, "TORCHDYNAMO_DISABLE": "1"},
+            check=True,
+            stdout=sys.stderr,
         )
     return trial
 

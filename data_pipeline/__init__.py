@@ -11,7 +11,8 @@ The path of one conversation, a file a step:
     packing.py       lengths                              -> packs of constant length
     plan.py          prepared dataset                     -> which pack belongs to which optimizer step
 
-Rows that OpenChat has tokenized take a shorter way: openchat_parquet.py reads them, turns.py finds their class and text.
+Rows that OpenChat has tokenized take a shorter way: openchat_parquet.py reads them, turns.py finds their class and
+text.
 
 `chunk_work.py` does the first five for a piece of a file, `prepare.py` runs it over all of them in parallel and writes;
 `settings.py` is the `data` section of the recipe.

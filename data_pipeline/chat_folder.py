@@ -1,4 +1,6 @@
-"""The tokenizer folder that a prepared dataset carries and an export gets, and the proof that it prompts as we train."""
+"""The tokenizer folder that a prepared dataset carries and an export gets, and the proof that it prompts as we
+train.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 def write_tokenizer_folder(
     folder: Path, spec: TokenizerSpec, template: Template, *, inference_condition: str, max_length_tokens: int
 ) -> None:
-    """Write a folder that `transformers.AutoTokenizer` loads: the ids of training, and a chat template with `condition`."""
+    """Write a folder that `transformers.AutoTokenizer` loads: the ids of training, and a chat template with
+    `condition`.
+    """
     folder.mkdir(parents=True)
     write_text(folder / "tokenizer.json", spec.backend)
     # The plain fast class takes tokenizer.json as it is; transformers' LlamaTokenizer would rebuild it and forget the
@@ -36,7 +40,9 @@ def write_tokenizer_folder(
         "model_max_length": max_length_tokens,
         "clean_up_tokenization_spaces": False,
     }
-    write_text(folder / "tokenizer_config.json", json.dumps({k: v for k, v in config.items() if v is not None}, indent=1))
+    write_text(
+        folder / "tokenizer_config.json", json.dumps({k: v for k, v in config.items() if v is not None}, indent=1)
+    )
     text = chat_template(
         template,
         bos_token=spec.bos_token,
@@ -61,7 +67,9 @@ def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
     """Raise UserError unless the chat template's ids are those of training, on texts that are known to be difficult."""
     tokenizer = TemplateTokenizer(spec)
     whole = Tokenizer.from_str(spec.backend)
-    text = chat_template(template, bos_token=spec.bos_token, special_tokens=spec.special_tokens, inference_condition="Probe")
+    text = chat_template(
+        template, bos_token=spec.bos_token, special_tokens=spec.special_tokens, inference_condition="Probe"
+    )
     for content in ("Hello", " a\n", "\n\n b ", "1,000", "é🙂", f"x{template.end_of_turn}y"):
         messages = (Message(role="user", content=content), Message(role="assistant", content=content))
         conversation = Conversation(id="probe", place="probe", messages=messages, system=content)
@@ -74,7 +82,7 @@ def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
         ids = whole.encode(prompt, add_special_tokens=False).ids
         if isinstance(tokens, RowError) or tokens.input_ids.tolist() != ids:
             raise UserError(
-                f"model.tokenizer: with template `{template.name}` this tokenizer gives other ids for a whole prompt than "
-                f"for its parts (message {content!r}), so a trained model could not be prompted as it was trained; use "
-                "another template or tokenizer"
+                f"model.tokenizer: with template `{template.name}` this tokenizer gives other ids for a whole prompt "
+                f"than for its parts (message {content!r}), so a trained model could not be prompted as it was "
+                "trained; use another template or tokenizer"
             )

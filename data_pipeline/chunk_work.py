@@ -43,7 +43,9 @@ class PrepareJob:
 
 @dataclass(kw_only=True)
 class ChunkResult:
-    """The rows of one chunk. The arrays are aligned with `rows`; class names are resolved to ids by the main process."""
+    """The rows of one chunk. The arrays are aligned with `rows`; class names are resolved to ids by the main
+    process.
+    """
 
     source: int
     rows: pa.RecordBatch  # SCHEMA without class_id and condition_id
@@ -124,7 +126,9 @@ class ChunkProcessor:
                 rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
         return list(zip(tagged, self._tokenizer.tokenize(rendered), strict=True))
 
-    def _from_tokens(self, source: SourceSettings, chunk: BatchChunk, ledger: Ledger, conditions: dict[str, str]) -> Items:
+    def _from_tokens(
+        self, source: SourceSettings, chunk: BatchChunk, ledger: Ledger, conditions: dict[str, str]
+    ) -> Items:
         items: Items = []
         for place, tokens in read_tokenized(chunk):
             ledger.num_read += 1
@@ -151,8 +155,12 @@ class ChunkProcessor:
     def _rendered_exactly(
         self, held_out: dict[int, TaggedConversation], columns: RowColumns, ledger: Ledger
     ) -> dict[int, TaggedConversation]:
-        """Those whose recovered text gives their own tokens and weights again, so that it can stand under other conditions."""
-        rendered = [render(item, self._job.template, bos_token=self._job.tokenizer.bos_token) for item in held_out.values()]
+        """Those whose recovered text gives their own tokens and weights again, so that it can stand under other
+        conditions.
+        """
+        rendered = [
+            render(item, self._job.template, bos_token=self._job.tokenizer.bos_token) for item in held_out.values()
+        ]
         exact = {}
         for (row, item), tokens in zip(held_out.items(), self._tokenizer.tokenize(rendered), strict=True):
             end = len(columns.ids[row])
@@ -163,7 +171,9 @@ class ChunkProcessor:
             ):
                 exact[row] = item
             else:
-                message = "its text, rendered again, gives other tokens; it is validated, but not under other conditions"
+                message = (
+                    "its text, rendered again, gives other tokens; it is validated, but not under other conditions"
+                )
                 ledger.note("text_not_recovered", item.conversation.place, message)
         ledger.num_text_not_recovered += len(held_out) - len(exact)
         return exact

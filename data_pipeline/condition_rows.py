@@ -84,7 +84,10 @@ def _sample(held_out: Sequence[HeldOut], seed: int) -> list[HeldOut]:
 
 
 def _with_ids(
-    columns: RowColumns, kept: Sequence[tuple[HeldOut, str]], condition_ids: Mapping[str, int], class_ids: Mapping[str, int]
+    columns: RowColumns,
+    kept: Sequence[tuple[HeldOut, str]],
+    condition_ids: Mapping[str, int],
+    class_ids: Mapping[str, int],
 ) -> pa.RecordBatch:
     rows = columns.batch([item.tagged.conversation.id for item, _ in kept])
     rows = rows.add_column(1, "class_id", pa.array([class_ids[item.tagged.class_name] for item, _ in kept], pa.int32()))

@@ -56,9 +56,11 @@ SCHEMAS: dict[Split, pa.Schema] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """A class of a prepared dataset. `weight` is None where weights or rewards stand in the rows; counts cover both splits.
+    """A class of a prepared dataset. `weight` is None where weights or rewards stand in the rows; counts cover both
+    splits.
 
-    smallest_weight, largest_weight: of its conversations, each the mean over its supervised tokens; None where there is none.
+    smallest_weight, largest_weight: of its conversations, each the mean over its supervised tokens; None where there is
+    none.
     effective_conversations: (sum w)^2 / sum w^2 over these (Kish's effective sample size).
     """
 
@@ -117,7 +119,9 @@ class Manifest:
                 return Manifest(**{**content, "classes": [ClassRow(**row) for row in content["classes"]]})
         except (KeyError, TypeError):
             pass
-        raise UserError(f"{where}: was prepared by another version of ochat-train, or is damaged; run `ochat prepare` again")
+        raise UserError(
+            f"{where}: was prepared by another version of ochat-train, or is damaged; run `ochat prepare` again"
+        )
 
     def save(self, prepared_dir: Path) -> None:
         """Write the manifest; the last file to be written, so a folder that has one is complete."""
@@ -199,7 +203,9 @@ class PreparedWriter:
         """Finish the files and describe them in the way that `datasets.load_from_disk` reads."""
         for split, writer in self._writers.items():
             writer.close()
-            write_text(self._folder / split / "dataset_info.json", json.dumps({"features": _hugging_face_features(split)}))
+            write_text(
+                self._folder / split / "dataset_info.json", json.dumps({"features": _hugging_face_features(split)})
+            )
             state: dict[str, Any] = {
                 "_data_files": [{"filename": _DATA_FILE}],
                 "_fingerprint": f"{fingerprint[:16]}-{split}",
@@ -232,7 +238,9 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
     """
     final = final.resolve()  # a link to another disk stays a link
     if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(f"{final}: is there already and was not made by this command; choose another folder or remove it")
+        raise UserError(
+            f"{final}: is there already and was not made by this command; choose another folder or remove it"
+        )
     final.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(final)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
@@ -257,7 +265,8 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
 def _clear_leftovers(final: Path) -> None:
     """Clear away what killed processes left behind when they were making the same folder.
 
-    The folder that one was just replacing gets its name back, if nothing has it; the new one takes its place in the end.
+    The folder that one was just replacing gets its name back, if nothing has it; the new one takes its place in the
+    end.
     """
     for leftover in [*final.parent.glob(f".{final.name}.old-*"), *final.parent.glob(f".{final.name}.tmp-*")]:
         process = leftover.name.rpartition("-")[2]

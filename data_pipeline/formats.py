@@ -1,4 +1,6 @@
-"""The four formats of rows with text: the only file that knows how one is laid out. Row in, Conversation out, or RowError."""
+"""The four formats of rows with text: the only file that knows how one is laid out. Row in, Conversation out, or
+RowError.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,15 @@ from data_pipeline.text_rules import RESERVED_CHARACTER, shown, text_problem
 LARGEST_WEIGHT = 1_000_000
 
 _SHAREGPT_ROLES: Mapping[str, str] = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "bot": "assistant", "system": "system",
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "system": "system",
+}
 _OPENAI_ROLES: Mapping[str, str] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
@@ -62,7 +70,11 @@ def _parse_openchat(row: Mapping[str, Any]) -> tuple[str, list[Message]]:
 
 def _parse_sharegpt(row: Mapping[str, Any]) -> tuple[str, list[Message]]:
     turns = [
-        (_role(turn.get("from"), _SHAREGPT_ROLES, f"conversations[{number}].from"), turn.get("value"), turn.get("weight"))
+        (
+            _role(turn.get("from"), _SHAREGPT_ROLES, f"conversations[{number}].from"),
+            turn.get("value"),
+            turn.get("weight"),
+        )
         for number, turn in enumerate(_objects(row, "conversations"))
     ]
     return _split_system(turns, row.get("system"), "conversations", "value")
@@ -94,7 +106,10 @@ def _parse_alpaca(row: Mapping[str, Any]) -> tuple[str, list[Message]]:
     instruction, extra = _text(row.get("instruction"), "instruction"), row.get("input")
     if extra:
         instruction += "\n\n" + _text(extra, "input")
-    messages += [_message("user", instruction, None, "instruction"), _message("assistant", row.get("output"), None, "output")]
+    messages += [
+        _message("user", instruction, None, "instruction"),
+        _message("assistant", row.get("output"), None, "output"),
+    ]
     system = row.get("system")
     return "" if system in (None, "") else _text(system, "system"), messages
 
@@ -138,7 +153,8 @@ def _weight(weight: Any, where: str) -> float | None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise RowError("invalid_weight", f"{where}.weight: expected a number, found {shown(weight)}")
-    if not 0 <= weight <= LARGEST_WEIGHT:  # false for NaN too; compared before any conversion to float, which can overflow
+    # false for NaN too; compared before any conversion to float, which can overflow
+    if not 0 <= weight <= LARGEST_WEIGHT:
         raise RowError("invalid_weight", f"{where}.weight: {shown(weight)} is not a number from 0 to {LARGEST_WEIGHT}")
     return float(weight)
 
@@ -154,7 +170,9 @@ def _text(value: Any, where: str) -> str:
 def _text_part(part: Any, where: str) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, Mapping) else part
-        raise RowError("unsupported_content", f"{where}.content: only parts of type `text` are supported, found {shown(kind)}")
+        raise RowError(
+            "unsupported_content", f"{where}.content: only parts of type `text` are supported, found {shown(kind)}"
+        )
     return _text(part.get("text"), f"{where}.content")
 
 
@@ -197,7 +215,9 @@ def _identifier(row: Mapping[str, Any], place: str) -> str:
 
 def _condition(row: Mapping[str, Any]) -> str:
     if "condition" not in row:
-        raise RowError("missing_key", 'key `condition` is missing; give it (`""` for none), or give the source a `class`')
+        raise RowError(
+            "missing_key", 'key `condition` is missing; give it (`""` for none), or give the source a `class`'
+        )
     return _text(row["condition"], "condition")
 
 
@@ -214,7 +234,9 @@ def _score(row: Mapping[str, Any], field: str) -> float:
     value = _field(row, field, "holds the reward")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -LARGEST_WEIGHT <= value <= LARGEST_WEIGHT:  # false for NaN, too
-        raise RowError("invalid_reward", f"{field}: {shown(value)} is not a number from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}")
+        raise RowError(
+            "invalid_reward", f"{field}: {shown(value)} is not a number from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}"
+        )
     return float(value)
 
 

@@ -19,8 +19,8 @@ from data_pipeline.token_view import ShownToken, TokenReader
 
 _HOW_A_SPLIT_IS_FILLED = {
     "validation": "set data.validation_ratio above 0 and run `ochat prepare` again",
-    "conditions": "it holds held-out conversations under the conditions of other classes, so it needs data.validation_ratio "
-    "above 0 and two conditions",
+    "conditions": "it holds held-out conversations under the conditions of other classes, so it needs "
+    "data.validation_ratio above 0 and two conditions",
 }
 
 
@@ -91,13 +91,17 @@ class Inspection:
             raise UserError(f"{self._described(selection)}: no row matches")
         if selection.start >= len(rows):
             asked = f"--rows {selection.start}:{'' if selection.stop is None else selection.stop}"
-            raise UserError(f"{asked}: {self._described(selection)} has {len(rows):,} rows; give 0:{len(rows)} or a part of it")
+            raise UserError(
+                f"{asked}: {self._described(selection)} has {len(rows):,} rows; give 0:{len(rows)} or a part of it"
+            )
         return [int(row) for row in rows[selection.start : selection.stop]]
 
     def row(self, number: int) -> ShownRow:
         """One row with its tokens."""
         return ShownRow(
-            number=number, tokens=self._read(self.data[number], condition=self._condition(number)), **self._names(number)
+            number=number,
+            tokens=self._read(self.data[number], condition=self._condition(number)),
+            **self._names(number),
         )
 
     def document(self, number: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ class Ledger:
 
     truncated: kept, cut to `max_length_tokens`. tail_trimmed: kept, without the tokens after the last supervised one.
     condition_left_out: kept, prompted without its condition (`data.condition_dropout`).
-    text_not_recovered: held out, but not in the condition matrix: of its tokens alone the text cannot be had back exactly.
+    text_not_recovered: held out, but not in the condition matrix: of its tokens alone the text cannot be had back
+    exactly.
     bad: the part of `dropped` that could not be read as conversations (the rest was dropped by a rule of the recipe).
     examples: reason -> `place: message` of the first few.
     """

@@ -41,7 +41,9 @@ class LengthRule:
     @staticmethod
     def of(template: Template, tokenizer: TemplateTokenizer, *, max_length_tokens: int) -> LengthRule:
         """The rule for conversations of a template."""
-        return LengthRule(max_length_tokens=max_length_tokens, num_tail_tokens=tokenizer.num_text_tokens(template.after_turn))
+        return LengthRule(
+            max_length_tokens=max_length_tokens, num_tail_tokens=tokenizer.num_text_tokens(template.after_turn)
+        )
 
     def cut(self, tokens: TokenizedConversation) -> CutConversation:
         """Apply the rule to a whole conversation."""

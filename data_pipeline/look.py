@@ -32,7 +32,19 @@ _LONGEST_CLASS_NAME = 64
 _DEEPEST_FIELD = 3
 _WITHOUT_CLASS = SourceSettings(path="row", format="openchat")
 _CONTENT_KEYS = frozenset(
-    ("id", "items", "conversations", "messages", "instruction", "input", "output", "history", "system", "prompt", "text")
+    (
+        "id",
+        "items",
+        "conversations",
+        "messages",
+        "instruction",
+        "input",
+        "output",
+        "history",
+        "system",
+        "prompt",
+        "text",
+    )
 )
 _SCORE_NAME = re.compile(r"score|reward|rating|rank|votes?$|grade", re.I)
 
@@ -85,7 +97,8 @@ class SourceLook:
     """What was seen in a source.
 
     ledger: of the sampled rows; its `bad` counts those that cannot be read, by reason. roles: messages of each role.
-    conversations: the sampled rows that can be read. carries_classes: OpenChat's rows, each with its condition and weights.
+    conversations: the sampled rows that can be read. carries_classes: OpenChat's rows, each with its condition and
+    weights.
     fields: by name, those that could name a class or hold a score. prompts: system texts with first prompts, which the
     validation split keeps together.
     """
@@ -111,11 +124,16 @@ class SourceLook:
         return sum(self.ledger.bad.values())
 
     def class_fields(self) -> list[str]:
-        """Fields that may serve as `class_field`: a name in every readable row, and between 2 and MOST_CLASSES names."""
+        """Fields that may serve as `class_field`: a name in every readable row, and between 2 and MOST_CLASSES
+        names.
+        """
         return [
             name
             for name, seen in self.fields.items()
-            if seen.is_name and seen.num_rows == len(self.conversations) and seen.values is not None and len(seen.values) > 1
+            if seen.is_name
+            and seen.num_rows == len(self.conversations)
+            and seen.values is not None
+            and len(seen.values) > 1
         ]
 
     def characters(self) -> np.ndarray:
@@ -125,7 +143,9 @@ class SourceLook:
 
 
 def sample_rows(source: SourceSettings, *, where: str, most_rows: int = SAMPLED_ROWS) -> RowSample:
-    """About `most_rows` rows from chunks that lie evenly over the source. Raises UserError for files that cannot be read."""
+    """About `most_rows` rows from chunks that lie evenly over the source. Raises UserError for files that cannot be
+    read.
+    """
     kept: list[Chunk] = []
     stride, num_rows = 1, 0
     for number, chunk in enumerate(sources.chunks(source, where=where)):
@@ -135,7 +155,9 @@ def sample_rows(source: SourceSettings, *, where: str, most_rows: int = SAMPLED_
         if len(kept) == 2 * _MOST_CHUNKS:
             kept, stride = kept[::2], 2 * stride
     per_chunk = -(-most_rows // max(1, len(kept)))
-    return RowSample(rows=[row for chunk in kept for row in islice(sources.read_chunk(chunk), per_chunk)], num_rows=num_rows)
+    return RowSample(
+        rows=[row for chunk in kept for row in islice(sources.read_chunk(chunk), per_chunk)], num_rows=num_rows
+    )
 
 
 def look_at(path: str, *, format: TextFormat | None = None, most_rows: int = SAMPLED_ROWS) -> SourceLook:
@@ -148,8 +170,8 @@ def look_at(path: str, *, format: TextFormat | None = None, most_rows: int = SAM
         raise UserError(f"{path}: only files are looked at; write a source for a Hub dataset or a saved one by hand")
     if tokenized := [file for file in sources.source_files(probe, where="FILE") if is_tokenized(file)]:
         raise UserError(
-            f"{path}: {tokenized[0].name} holds conversations that OpenChat has tokenized, without their text; write the "
-            "source by hand, with `format: openchat_tokenized` (docs/from-openchat.md)"
+            f"{path}: {tokenized[0].name} holds conversations that OpenChat has tokenized, without their text; write "
+            "the source by hand, with `format: openchat_tokenized` (docs/from-openchat.md)"
         )
     sample = sample_rows(probe, where="FILE", most_rows=most_rows)
     if not sample.rows:
@@ -191,7 +213,11 @@ def look_at(path: str, *, format: TextFormat | None = None, most_rows: int = SAM
 
 def _roles(conversations: Sequence[Conversation]) -> dict[str, int]:
     roles = Counter(message.role for c in conversations for message in c.messages)
-    return {"system": sum(bool(c.system) for c in conversations), "user": roles["user"], "assistant": roles["assistant"]}
+    return {
+        "system": sum(bool(c.system) for c in conversations),
+        "user": roles["user"],
+        "assistant": roles["assistant"],
+    }
 
 
 def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
@@ -213,7 +239,9 @@ def under_inference_condition(conversation: Conversation, template: Template) ->
     )
 
 
-def token_lengths(conversations: Sequence[TaggedConversation], template: Template, tokenizer: TokenizerSpec) -> np.ndarray:
+def token_lengths(
+    conversations: Sequence[TaggedConversation], template: Template, tokenizer: TokenizerSpec
+) -> np.ndarray:
     """int64: tokens of up to 2,000 conversations, evenly taken."""
     step = -(-len(conversations) // _TOKENIZED_CONVERSATIONS)
     rendered = [render(item, template, bos_token=tokenizer.bos_token) for item in conversations[:: max(1, step)]]

@@ -36,12 +36,17 @@ from data_pipeline.templates import Template
 
 _SCALARS: Mapping[str, pa.DataType] = {"total_length": pa.int32(), "num_seqs": pa.float32()}
 _LISTS: Mapping[str, pa.DataType] = {
-    "seqlens": pa.int32(), "nz_input_ids": pa.int32(), "nz_position_ids": pa.int32(),
-    "nz_shifted_label_ids": pa.int32(), "nz_shifted_loss_weights": pa.float32(),
-}  # fmt: skip
+    "seqlens": pa.int32(),
+    "nz_input_ids": pa.int32(),
+    "nz_position_ids": pa.int32(),
+    "nz_shifted_label_ids": pa.int32(),
+    "nz_shifted_loss_weights": pa.float32(),
+}
 TEMPLATE_OF_MODEL_TYPE: Mapping[str, str] = {
-    "openchat_v3.2": "openchat_3.2", "openchat_v3.2_mistral": "openchat_3.5", "openchat_3.6": "openchat_3.6",
-}  # fmt: skip
+    "openchat_v3.2": "openchat_3.2",
+    "openchat_v3.2_mistral": "openchat_3.5",
+    "openchat_3.6": "openchat_3.6",
+}
 _ROWS_PER_BATCH = 512  # a row group of OpenChat's holds a whole file
 _EPOCH_FILE = re.compile(r"(.*)\.\d+\.parquet")
 _SUM_TOLERANCE = 1e-4  # relative; the sum is stored as float32
@@ -88,7 +93,8 @@ def tokenized_chunks(source: SourceSettings, template: Template, *, where: str) 
 
 
 def read_tokenized(chunk: BatchChunk) -> Iterator[tuple[str, TokenizedConversation | RowError]]:
-    """Yield (place, conversation) for every conversation of a chunk; a row that contradicts itself comes as one RowError.
+    """Yield (place, conversation) for every conversation of a chunk; a row that contradicts itself comes as one
+    RowError.
 
     The shift is undone here, and nowhere else: `loss_weights` are those of the tokens themselves.
     """
@@ -124,8 +130,8 @@ def _check_file(file: Path, template: Template, *, where: str) -> None:
     if made_for != template.name:
         fitting = f"that is template `{made_for}`" if made_for else f"known: {', '.join(TEMPLATE_OF_MODEL_TYPE)}"
         raise UserError(
-            f"{file}: was tokenized for model type `{model_type}` ({fitting}), but model.template is `{template.name}`; "
-            "prepare from the .jsonl (format `openchat`), or use the template of the file"
+            f"{file}: was tokenized for model type `{model_type}` ({fitting}), but model.template is "
+            f"`{template.name}`; prepare from the .jsonl (format `openchat`), or use the template of the file"
         )
 
 
@@ -134,7 +140,8 @@ def _model_type(file: Path, metadata: Mapping[bytes, bytes]) -> str:
         return str(json.loads(metadata[b"metadata_json"])["model_type"])
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{file}: its schema names no model type (metadata_json), so its prompt format is unknown; prepare from the .jsonl"
+            f"{file}: its schema names no model type (metadata_json), so its prompt format is unknown; prepare from "
+            "the .jsonl"
         ) from None
 
 
@@ -156,18 +163,25 @@ def _unpack(row: Mapping[str, Any]) -> list[TokenizedConversation]:
     sizes = {name: len(values) for name, values in lists.items() if name != "seqlens"}
     sizes |= {"total_length": row["total_length"].as_py(), "sum of seqlens": int(lengths.sum())}
     if len(set(sizes.values())) != 1 or not len(ids) or lengths.min() < 1:
-        raise RowError("damaged_row", f"lengths differ or are 0: {', '.join(f'{name} {size}' for name, size in sizes.items())}")
+        raise RowError(
+            "damaged_row", f"lengths differ or are 0: {', '.join(f'{name} {size}' for name, size in sizes.items())}"
+        )
     is_bad = ~(np.isfinite(weights) & (weights >= 0) & (weights <= LARGEST_WEIGHT))
     if is_bad.any():
         at = int(np.argmax(is_bad))
-        raise RowError("invalid_weight", f"weight {at} is {weights[at]}, which is not a number from 0 to {LARGEST_WEIGHT}")
+        raise RowError(
+            "invalid_weight", f"weight {at} is {weights[at]}, which is not a number from 0 to {LARGEST_WEIGHT}"
+        )
     total, stored = float(weights.sum(dtype=np.float64)), row["num_seqs"].as_py()
     if stored is None or not math.isclose(total, stored, rel_tol=_SUM_TOLERANCE, abs_tol=_SUM_TOLERANCE):
         raise RowError("damaged_row", f"num_seqs is {stored}, but the weights sum to {total:.6g}")
     ends = np.cumsum(lengths)
     return [
         _unshifted(
-            ids[start:end], weights[start:end], lists["nz_position_ids"][start:end], lists["nz_shifted_label_ids"][start:end]
+            ids[start:end],
+            weights[start:end],
+            lists["nz_position_ids"][start:end],
+            lists["nz_shifted_label_ids"][start:end],
         )
         for start, end in zip(ends - lengths, ends, strict=True)
     ]
@@ -186,9 +200,13 @@ def _unshifted(
     if not np.array_equal(positions, np.arange(len(ids))):
         raise RowError("damaged_row", "nz_position_ids do not count from 0 in each conversation")
     if shifted_weights[-1] != 0:
-        raise RowError("damaged_row", "the last weight of a conversation is not 0, so the weights are not shifted by one")
+        raise RowError(
+            "damaged_row", "the last weight of a conversation is not 0, so the weights are not shifted by one"
+        )
     supervised = np.flatnonzero(shifted_weights)
     if not np.array_equal(labels[supervised], ids[supervised + 1]):
-        raise RowError("damaged_row", "nz_shifted_label_ids are not the next tokens, so the labels are not shifted by one")
+        raise RowError(
+            "damaged_row", "nz_shifted_label_ids are not the next tokens, so the labels are not shifted by one"
+        )
     weights = np.concatenate((np.zeros(1, np.float32), shifted_weights[:-1])).astype(np.float32)
     return TokenizedConversation(input_ids=ids.astype(np.int32), loss_weights=weights)

@@ -64,8 +64,12 @@ def _pack_windows(lengths: np.ndarray, edges: np.ndarray, capacity: int) -> tupl
 
 
 @numba.njit(cache=True)
-def _best_fit_decreasing(lengths: np.ndarray, capacity: int, first_pack: int, pack_of: np.ndarray) -> int:  # pragma: no cover
-    """Pack one window. Open packs are kept in a stack per remaining room; a bitmap finds the smallest room that fits."""
+def _best_fit_decreasing(
+    lengths: np.ndarray, capacity: int, first_pack: int, pack_of: np.ndarray
+) -> int:  # pragma: no cover
+    """Pack one window. Open packs are kept in a stack per remaining room; a bitmap finds the smallest room that
+    fits.
+    """
     count = len(lengths)
     starts = np.zeros(capacity + 2, dtype=np.int64)
     for length in lengths:

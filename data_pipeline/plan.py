@@ -87,7 +87,11 @@ def plan_epoch(
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     packs = pack(lengths, capacity=capacity, rng=rng)
     return EpochPlan(
-        packs=packs, bins_per_step=bins_per_step, capacity=capacity, lengths=np.asarray(lengths), weight_sums=weight_sums
+        packs=packs,
+        bins_per_step=bins_per_step,
+        capacity=capacity,
+        lengths=np.asarray(lengths),
+        weight_sums=weight_sums,
     )
 
 
@@ -116,7 +120,9 @@ def deal(plan: EpochPlan, step: int, *, num_ranks: int) -> np.ndarray:
 
 
 class TrainingPlan:
-    """All epochs of a run. Steps are counted from 0 over the whole run; the last two epochs asked for are held in memory."""
+    """All epochs of a run. Steps are counted from 0 over the whole run; the last two epochs asked for are held in
+    memory.
+    """
 
     def __init__(
         self, split: PreparedSplit, *, capacity: int, bins_per_step: int, seed: int, epochs: int, max_steps: int | None

@@ -183,7 +183,12 @@ def _current_manifest(prepared_dir: Path) -> Manifest | None:
 
 
 def _write_rows(
-    job: PrepareJob, folder: Path, inputs: dict[str, str], fingerprint: str, num_workers: int, progress: Callable[[int], None]
+    job: PrepareJob,
+    folder: Path,
+    inputs: dict[str, str],
+    fingerprint: str,
+    num_workers: int,
+    progress: Callable[[int], None],
 ) -> Manifest:
     ledger, classes = Ledger(), _ClassCounts(table=dict(class_table(job.data, job.rewards)))
     if job.data.condition_dropout:
@@ -235,7 +240,8 @@ def _inference_condition(job: PrepareJob, classes: Sequence[ClassRow]) -> str:
     if job.inference_condition is not None:
         if job.inference_condition not in conditions:
             raise UserError(
-                f"model.inference_condition: no class has condition `{job.inference_condition}`; conditions: {conditions}"
+                f"model.inference_condition: no class has condition `{job.inference_condition}`; conditions: "
+                f"{conditions}"
             )
         return job.inference_condition
     if job.template.inference_condition in conditions:
@@ -258,7 +264,9 @@ def _check_outcome(job: PrepareJob, ledger: Ledger, splits: dict[str, dict[str, 
         lines = [f"{sum(fatal.values())} of {ledger.num_read} rows cannot be used:"]
         for reason, count in sorted(fatal.items()):
             lines += [f"  {reason}: {count}", *(f"    {example}" for example in ledger.examples[reason])]
-        lines.append("Repair them, or set `data.bad_rows: drop` (and `data.overlong`) to leave such rows out and count them.")
+        lines.append(
+            "Repair them, or set `data.bad_rows: drop` (and `data.overlong`) to leave such rows out and count them."
+        )
         raise UserError("\n".join(lines))
     if not splits["train"]["conversations"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.dropped.items()) or "the sources are empty"
@@ -286,7 +294,9 @@ def _drop_duplicates(result: ChunkResult, seen_ids: set[tuple[int, str]]) -> np.
 
 
 def _held_out(result: ChunkResult, kept: np.ndarray, *, first_row: int) -> list[HeldOut]:
-    """The chunk's held-out conversations with their rows in the validation split; first_row: rows that it has so far."""
+    """The chunk's held-out conversations with their rows in the validation split; first_row: rows that it has so
+    far.
+    """
     rows = first_row + np.cumsum(kept & result.held_out) - 1
     supervised = result.rows.column("num_supervised_tokens")
     return [
@@ -352,7 +362,9 @@ def _results(job: PrepareJob, num_workers: int) -> Iterator[ChunkResult]:
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            raise UserError("a preparation process was killed, most often for lack of memory; use `--workers 1`") from None
+            raise UserError(
+                "a preparation process was killed, most often for lack of memory; use `--workers 1`"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

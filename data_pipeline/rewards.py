@@ -1,8 +1,8 @@
 """Rewards of single conversations: from a number in each row to a loss weight, or to a class.
 
-Weights: w = exp((r - r_max) / beta) (C-RLFT, arXiv 2309.11235), where r is the row's reward, clipped to `data.reward_clip`,
-less the baseline of its class, and r_max the largest such r of all conversations and of the classes that have a reward of
-their own. So no weight is above 1, and only differences between rewards count.
+Weights: w = exp((r - r_max) / beta) (C-RLFT, arXiv 2309.11235), where r is the row's reward, clipped to
+`data.reward_clip`, less the baseline of its class, and r_max the largest such r of all conversations and of the classes
+that have a reward of their own. So no weight is above 1, and only differences between rewards count.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def clipped(reward: float, data: DataSettings) -> float:
 def survey(data: DataSettings) -> RewardFacts:
     """Read all rows that have a reward or a score, once, before they are prepared.
 
-    Rows that cannot be used are passed over here; the preparation reports them. Raises UserError where a quantile would be
-    empty, and where the smallest weight would be next to nothing.
+    Rows that cannot be used are passed over here; the preparation reports them. Raises UserError where a quantile would
+    be empty, and where the smallest weight would be next to nothing.
     """
     if data.classes_from is not None:
         return RewardFacts(baselines={}, edges=_edges([score for _, score in _scores(data)], data))
@@ -76,8 +76,8 @@ def survey(data: DataSettings) -> RewardFacts:
     assert data.beta is not None, "checked by DataSettings"
     if (smallest - largest) / data.beta < math.log(SMALLEST_WEIGHT):
         raise UserError(
-            f"data.beta: {data.beta} with rewards from {smallest:.6g} (class {name}) to {largest:.6g} gives a weight of next "
-            "to nothing; raise beta, or set `data.reward_clip`"
+            f"data.beta: {data.beta} with rewards from {smallest:.6g} (class {name}) to {largest:.6g} gives a weight "
+            "of next to nothing; raise beta, or set `data.reward_clip`"
         )
     return RewardFacts(baselines=baselines, largest=largest)
 
@@ -110,7 +110,7 @@ def _edges(scores: Sequence[float], data: DataSettings) -> tuple[float, ...]:
     if not sizes.all():
         value, count = Counter(scores).most_common(1)[0]
         raise UserError(
-            f"data.classes_from.quantiles: quantile {int(np.argmin(sizes)) + 1} of {rule.quantiles} holds no conversation: "
-            f"{rule.field} is {value:g} in {count} of {len(scores)}; use fewer quantiles"
+            f"data.classes_from.quantiles: quantile {int(np.argmin(sizes)) + 1} of {rule.quantiles} holds no "
+            f"conversation: {rule.field} is {value:g} in {count} of {len(scores)}; use fewer quantiles"
         )
     return tuple(float(edge) for edge in edges)

@@ -43,14 +43,15 @@ class ClassSettings(Section):
     """A class of conversations: the condition that joins its role prefixes, and how much its tokens count."""
 
     condition: str = Field(
-        description='text that joins every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and `Assistant:`'
+        description='text that joins every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and '
+        "`Assistant:`"
     )
     reward: float | None = Field(None, description="reward r; the loss weight is exp((r - largest r) / beta)")
     weight: float | None = Field(None, ge=0.0, le=1e6, description="the loss weight itself, in place of `reward`")
     baseline: Baseline = Field(
         None,
-        description="taken off the rewards in the rows of this class (`reward_field`): a number, or `mean`, the mean reward of "
-        "its conversations",
+        description="taken off the rewards in the rows of this class (`reward_field`): a number, or `mean`, the mean "
+        "reward of its conversations",
     )
 
     @model_validator(mode="after")
@@ -58,7 +59,9 @@ class ClassSettings(Section):
         if self.reward is not None and self.weight is not None:
             raise ValueError("give one of `reward` and `weight`, not both")
         if self.baseline is not None and (self.reward is not None or self.weight is not None):
-            raise ValueError("`baseline` is for classes whose rewards stand in the rows, without `reward` or `weight` here")
+            raise ValueError(
+                "`baseline` is for classes whose rewards stand in the rows, without `reward` or `weight` here"
+            )
         if self.weight is not None and 0.0 < self.weight < SMALLEST_WEIGHT:
             raise ValueError(f"weight {self.weight} is next to nothing; give 0 or at least {SMALLEST_WEIGHT}")
         if (problem := text_problem(self.condition)) is not None:
@@ -79,12 +82,13 @@ class SourceSettings(Section):
     )
     class_name: str | None = Field(None, alias="class", description="the class of every row of this source")
     class_field: str | None = Field(
-        None, description="in place of `class`: the field of a row (dots go deeper, `meta.quality`) that names its class"
+        None,
+        description="in place of `class`: the field of a row (dots go deeper, `meta.quality`) that names its class",
     )
     reward_field: str | None = Field(
         None,
-        description="the field of a row (dots go deeper, `meta.score`) that holds the reward of this conversation, a number; "
-        "its class has no `reward` or `weight` then",
+        description="the field of a row (dots go deeper, `meta.score`) that holds the reward of this conversation, a "
+        "number; its class has no `reward` or `weight` then",
     )
     split: str | None = Field(None, description="split of a Hub dataset or of a folder made by `datasets`")
 
@@ -127,7 +131,9 @@ class ClassesFrom(Section):
     def _one_for_each_quantile(self) -> ClassesFrom:
         for name, values in (("conditions", self.conditions), ("rewards", self.rewards)):
             if values is not None and len(values) != self.quantiles:
-                raise ValueError(f"`{name}` has {len(values)} entries for {self.quantiles} quantiles; give one for each")
+                raise ValueError(
+                    f"`{name}` has {len(values)} entries for {self.quantiles} quantiles; give one for each"
+                )
         if len(set(self.conditions)) != len(self.conditions):
             raise ValueError("`conditions` holds the same text twice; every class needs its own")
         for condition in self.conditions:
@@ -148,21 +154,26 @@ class DataSettings(Section):
     classes: dict[str, ClassSettings] = Field(
         default_factory=dict, description="class name -> condition and reward; optional only for OpenChat's own rows"
     )
-    classes_from: ClassesFrom | None = Field(None, description="in place of `classes`: classes made from a score in the rows")
+    classes_from: ClassesFrom | None = Field(
+        None, description="in place of `classes`: classes made from a score in the rows"
+    )
     beta: float | None = Field(None, gt=0.0, description="temperature of the rewards, needed where there are rewards")
     reward_clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         None, description="[low, high]: rewards in the rows (`reward_field`) are brought inside"
     )
     condition_dropout: Ratio = Field(
         0.0,
-        description="share of the training conversations that are prompted without their condition, so that the model can also "
-        "be used without one; class and weight stay",
+        description="share of the training conversations that are prompted without their condition, so that the model "
+        "can also be used without one; class and weight stay",
     )
     sources: list[SourceSettings] = Field(min_length=1, description="what to read, in this order")
     validation_ratio: Ratio = Field(
-        0.0, description="share of prompts held out; conversations with the same system text and first prompt stay together"
+        0.0,
+        description="share of prompts held out; conversations with the same system text and first prompt stay together",
     )
-    validation_seed: int | None = Field(None, ge=0, lt=2**32, description="decides which prompts are held out; default: `seed`")
+    validation_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="decides which prompts are held out; default: `seed`"
+    )
     only_classes: list[str] | None = Field(
         None, min_length=1, description="keep conversations of these classes alone; the others are left out and counted"
     )
@@ -171,14 +182,17 @@ class DataSettings(Section):
         description="a conversation longer than `model.max_length_tokens`: keep its beginning, leave it out, or stop",
     )
     bad_rows: Literal["error", "drop"] = Field(
-        "error", description="a row that cannot be read as a conversation: stop and list them, or leave it out and count it"
+        "error",
+        description="a row that cannot be read as a conversation: stop and list them, or leave it out and count it",
     )
 
     def _problems_of_rewards(self) -> list[str]:
         """Whether every class gets its weight in one way, and beta and clip are there where they are needed."""
         problems = []
         in_rows = any(source.reward_field is not None for source in self.sources)
-        if self.beta is None and (in_rows or self.classes_from or any(c.reward is not None for c in self.classes.values())):
+        if self.beta is None and (
+            in_rows or self.classes_from or any(c.reward is not None for c in self.classes.values())
+        ):
             problems.append("`beta` is missing: rewards need it (OpenChat's weights 1.0 and 0.1 are beta 0.4342945)")
         if self.reward_clip is not None and not self.reward_clip[0] < self.reward_clip[1]:
             problems.append(f"reward_clip: {self.reward_clip} is not [low, high] with low < high")
@@ -190,9 +204,13 @@ class DataSettings(Section):
             in_row = [source.reward_field is not None or source.is_tokenized for source in fed]
             has_own = spec.reward is not None or spec.weight is not None
             if has_own and any(s.reward_field is not None and s.class_name == name for s in fed):
-                problems.append(f"classes.{name}: has its own `reward` or `weight`, and a source with `reward_field`; keep one")
+                problems.append(
+                    f"classes.{name}: has its own `reward` or `weight`, and a source with `reward_field`; keep one"
+                )
             if not has_own and not (in_row and all(in_row)):
-                problems.append(f"classes.{name}: give `reward` or `weight`, or a `reward_field` to each of its sources")
+                problems.append(
+                    f"classes.{name}: give `reward` or `weight`, or a `reward_field` to each of its sources"
+                )
         return problems
 
     def _problems_of_tokenized(self) -> list[str]:
@@ -202,20 +220,24 @@ class DataSettings(Section):
             return []
         problems = []
         if self.classes_from is not None:
-            problems.append(f"sources.{numbers[0]}: tokenized rows have no score; `classes_from` cannot be used with them")
+            problems.append(
+                f"sources.{numbers[0]}: tokenized rows have no score; `classes_from` cannot be used with them"
+            )
         if self.condition_dropout:
             problems.append("condition_dropout: tokenized rows cannot be written without their condition; set it to 0")
         for number in numbers:
             if self.sources[number].class_name is not None or self.classes_from is not None:
                 continue
             if not self.classes:
-                problems.append(f"sources.{number}: tokenized rows need `data.classes`: a row has the class of its condition")
+                problems.append(
+                    f"sources.{number}: tokenized rows need `data.classes`: a row has the class of its condition"
+                )
             conditions = [spec.condition for spec in self.classes.values()]
             twice = sorted({condition for condition in conditions if conditions.count(condition) > 1})
             if twice:
                 problems.append(
-                    f"sources.{number}: classes with the same condition ({', '.join(map(quoted, twice))}) cannot be told apart "
-                    "in tokenized rows; name one as `class` of the source"
+                    f"sources.{number}: classes with the same condition ({', '.join(map(quoted, twice))}) cannot be "
+                    "told apart in tokenized rows; name one as `class` of the source"
                 )
         return problems
 
@@ -224,7 +246,8 @@ class DataSettings(Section):
             return []
         problems = ["classes_from: stands in place of `classes`; remove one of them"] if self.classes else []
         return problems + [
-            f"sources.{number}: `classes_from` decides class and reward; remove `class`, `class_field` and `reward_field`"
+            f"sources.{number}: `classes_from` decides class and reward; remove `class`, `class_field` and "
+            "`reward_field`"
             for number, source in enumerate(self.sources)
             if source.class_name is not None or source.class_field is not None or source.reward_field is not None
         ]
@@ -237,7 +260,8 @@ class DataSettings(Section):
             carries_class = source.format == "openchat" or source.is_tokenized
             if not has_class and not carries_class and self.classes_from is None:
                 problems.append(
-                    f"sources.{number}: give `class` or `class_field` (only format `openchat` carries its class in the row)"
+                    f"sources.{number}: give `class` or `class_field` (only format `openchat` carries its class in the "
+                    "row)"
                 )
             if source.class_name is not None and source.class_name not in self.classes:
                 known = ", ".join(self.classes) or "none"
@@ -252,7 +276,8 @@ class DataSettings(Section):
         if not problems:
             weights = class_weights(self)
             problems += [
-                f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight of next to nothing; raise beta"
+                f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight of next to nothing; raise "
+                "beta"
                 for name, spec in class_specs(self).items()
                 if spec.reward is not None and (weights[name] or 0.0) < SMALLEST_WEIGHT
             ]

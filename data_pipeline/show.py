@@ -25,7 +25,8 @@ def report(inspection: Inspection, selection: Selection, *, color: bool, with_to
     """Lines of the whole report: class table, lengths, ledger, and the selected rows with their tokens."""
     rows = inspection.select(selection)
     manifest = inspection.manifest
-    yield f"{inspection.prepared_dir}: template {manifest.template}, inference condition {quoted(manifest.inference_condition)}"
+    condition = quoted(manifest.inference_condition)
+    yield f"{inspection.prepared_dir}: template {manifest.template}, inference condition {condition}"
     yield ""
     yield class_table(manifest.classes)
     yield ""
@@ -134,9 +135,13 @@ def lengths_text(class_lengths: Mapping[str, np.ndarray], *, split: str) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells with every column as wide as its widest cell on a terminal, where a Chinese character takes two places."""
+    """Lines of cells with every column as wide as its widest cell on a terminal, where a Chinese character takes two
+    places.
+    """
     widths = [max(map(disp_len, column)) for column in zip(*lines, strict=True)]
-    filled = ((cell + " " * (width - disp_len(cell)) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    filled = (
+        (cell + " " * (width - disp_len(cell)) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
     return ["  ".join(cells).rstrip() for cells in filled]
 
 

@@ -83,7 +83,9 @@ def source_files(source: SourceSettings, *, where: str) -> list[Path]:
     else:
         files, rule = [], "no such file or folder"
     if not files:
-        raise UserError(f"{where}: {source.path}: {rule}; relative paths start at the current folder ({Path.cwd().name}/)")
+        raise UserError(
+            f"{where}: {source.path}: {rule}; relative paths start at the current folder ({Path.cwd().name}/)"
+        )
     for file in files:
         if file.suffix not in SUFFIXES:
             remedy = "; unpack it first" if file.suffix in _PACKED_SUFFIXES else ""
@@ -132,7 +134,9 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
         try:
             rows = parquet.ParquetFile(chunk.path).read_row_group(chunk.row_group).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"{chunk.path}: row group {chunk.row_group} is damaged ({error}); get the file again") from None
+            raise UserError(
+                f"{chunk.path}: row group {chunk.row_group} is damaged ({error}); get the file again"
+            ) from None
         for number, row in enumerate(rows, chunk.first_row):
             yield f"{chunk.path}:row {number}", row
     else:
@@ -247,7 +251,9 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
         elif position < len(text) and text[position] != "]":
             raise UserError(f"{file}: expected `,` or `]` after row {number}")
     if position >= len(text):
-        raise UserError(f"{file}: the list has no end; {number} rows could be read, the rest is missing: get the file again")
+        raise UserError(
+            f"{file}: the list has no end; {number} rows could be read, the rest is missing: get the file again"
+        )
     if _skip_space(text, position + 1) != len(text):
         raise UserError(f"{file}: something follows after the list of {number} rows; a .json file holds one list")
 

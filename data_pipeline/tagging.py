@@ -74,13 +74,17 @@ def tag(conversation: Conversation, *, class_name: str | None, classes: ClassTab
         raise RowError("unknown_class", f"class {shown(name)} is not in data.classes ({', '.join(classes)})")
     spec = classes[name]
     if spec.weight is None:
-        raise RowError("missing_reward", f"class {name} takes its rewards from the rows, but this source has no `reward_field`")
+        raise RowError(
+            "missing_reward", f"class {name} takes its rewards from the rows, but this source has no `reward_field`"
+        )
     weights = []
     for number, message in enumerate(conversation.messages):
         if message.role == "assistant":
             weights.append(spec.weight * (1.0 if message.weight is None else message.weight))
         elif message.weight:
-            raise RowError("invalid_weight", f"message {number + 1}: only assistant messages can have a weight in a class")
+            raise RowError(
+                "invalid_weight", f"message {number + 1}: only assistant messages can have a weight in a class"
+            )
         else:
             weights.append(0.0)
     return TaggedConversation(
@@ -93,7 +97,9 @@ def _tag_from_row(conversation: Conversation) -> TaggedConversation:
     weights = []
     for number, message in enumerate(conversation.messages):
         if message.weight is None and message.role == "assistant":
-            raise RowError("invalid_weight", f"items[{number}].weight is missing; give it, or give the source a `class`")
+            raise RowError(
+                "invalid_weight", f"items[{number}].weight is missing; give it, or give the source a `class`"
+            )
         weights.append(message.weight or 0.0)
     return TaggedConversation(
         conversation=conversation,

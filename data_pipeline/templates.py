@@ -24,7 +24,8 @@ from data_pipeline.text_rules import RESERVED_CHARACTER
 class Template:
     """A prompt format.
 
-    A message is: header_open? + `CONDITION ROLE` + (header_close token | header_suffix) + content + end_of_turn + after.
+    A message is: header_open? + `CONDITION ROLE` + (header_close token | header_suffix) + content + end_of_turn +
+    after.
 
     role_names: what `user` and `assistant` are called. system_name: None where a system text stands alone.
     header_open, header_close: control tokens around the role, or None for a header that is plain text.
@@ -124,7 +125,8 @@ def _segments(tagged: TaggedConversation, template: Template, bos_token: str | N
 
 
 def texts_after(control_token: str | None, template: Template, condition: str) -> tuple[str, ...]:
-    """What the template itself may write right after a control token, before any content (None: where nothing stands before).
+    """What the template itself may write right after a control token, before any content (None: where nothing stands
+    before).
 
     The counterpart of `render` for showing rows: ids do not say where a role prefix ends.
     """
@@ -163,7 +165,9 @@ def _end(template: Template, weight: float) -> Iterator[Segment]:
         yield Text(prefix=template.after_turn)
 
 
-def chat_template(template: Template, *, bos_token: str | None, special_tokens: Sequence[str], inference_condition: str) -> str:
+def chat_template(
+    template: Template, *, bos_token: str | None, special_tokens: Sequence[str], inference_condition: str
+) -> str:
     """The Jinja chat template of an export: same ids as `render`, for the `condition` given (or the default).
 
     special_tokens: every control token of the tokenizer. Where a message or the condition spells one, the reserved

@@ -17,7 +17,8 @@ def shown(value: object) -> str:
 
 
 def visible(text: str, *, kept: str = "\n\t") -> str:
-    """A text as it may be shown to people: control, formatting and unassigned characters as JSON writes them (`\\u001b`).
+    """A text as it may be shown to people: control, formatting and unassigned characters as JSON writes them
+    (`\\u001b`).
 
     So no text can move the cursor, colour a terminal, turn the direction of its surroundings or hide between letters.
     kept: characters that stay. Joiners stay too (emoji and several scripts need them), and spaces of any width.

@@ -21,8 +21,8 @@ _UNFINISHED = "\ufffd"  # how a tokenizer decodes a part of a character
 class ShownToken:
     """A token. kind: a control token, the template's own text (condition and role), or what a person or model wrote.
 
-    text: raw, not yet fit for a terminal or a page (`text_rules.visible`). Empty where a character takes several tokens: it
-    stands with the last of them.
+    text: raw, not yet fit for a terminal or a page (`text_rules.visible`). Empty where a character takes several
+    tokens: it stands with the last of them.
     """
 
     id: int
@@ -41,7 +41,9 @@ class TokenRun:
 
 
 class TokenReader:
-    """Reads the rows of one prepared dataset. template: None where it is not known; then nothing is told to be a prefix."""
+    """Reads the rows of one prepared dataset. template: None where it is not known; then nothing is told to be a
+    prefix.
+    """
 
     def __init__(self, tokenizer: Tokenizer, template: Template | None) -> None:
         self._tokenizer, self._template = tokenizer, template

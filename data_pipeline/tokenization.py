@@ -25,7 +25,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 class TokenizerSpec:
     """A tokenizer made ready for a template: everything that decides the ids, as plain text that can be sent around.
 
-    backend: `tokenizer.json` with the template's control tokens added and the reserved character removed by its normalizer.
+    backend: `tokenizer.json` with the template's control tokens added and the reserved character removed by its
+    normalizer.
     bos_token: put in front of every conversation, None where the tokenizer has none or the template begins with it.
     pad_token, unk_token: the base tokenizer's own, None where it has none.
     added_control_tokens: control tokens that the base tokenizer did not have; the model needs new rows for them.
@@ -61,7 +62,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:
-    """The tokenizer files of a local folder or a Hub model, by name. Raises UserError where `tokenizer.json` is missing."""
+    """The tokenizer files of a local folder or a Hub model, by name. Raises UserError where `tokenizer.json` is
+    missing.
+    """
     folder = Path(name)
     if folder.is_dir():
         found = {file: folder / file for file in TOKENIZER_FILES if (folder / file).is_file()}
@@ -88,8 +91,8 @@ def _download(name: str, revision: str | None) -> dict[str, Path]:
         except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its class says "not found", too
             if try_to_load_from_cache(name, file, revision=revision) is not _CACHED_NO_EXIST:
                 raise UserError(
-                    f"model: {name}: {file} is not in the cache of this host, and the Hub cannot be reached; name a local "
-                    "folder, or load the model once with the network (and without HF_HUB_OFFLINE)"
+                    f"model: {name}: {file} is not in the cache of this host, and the Hub cannot be reached; name a "
+                    "local folder, or load the model once with the network (and without HF_HUB_OFFLINE)"
                 ) from None
         except EntryNotFoundError:
             continue
@@ -178,7 +181,10 @@ class TemplateTokenizer:
         A conversation whose text would give a control id (a vocabulary that can spell one) comes as a RowError.
         """
         texts = [
-            segment.prefix + segment.content for segments in conversations for segment in segments if isinstance(segment, Text)
+            segment.prefix + segment.content
+            for segments in conversations
+            for segment in segments
+            if isinstance(segment, Text)
         ]
         encodings = iter(self._text.encode_batch_fast(texts, add_special_tokens=False))
         return [self._assemble(segments, encodings) for segments in conversations]
@@ -204,7 +210,9 @@ class TemplateTokenizer:
         loss_weights = np.repeat(np.array(run_weights, dtype=np.float32), run_lengths)
         loss_weights[:1] = 0.0
         if np.count_nonzero(self.is_control[input_ids]) != num_control:
-            return RowError("control_token_in_text", "the tokenizer turns its text into a control token; remove that text")
+            return RowError(
+                "control_token_in_text", "the tokenizer turns its text into a control token; remove that text"
+            )
         return TokenizedConversation(input_ids=input_ids, loss_weights=loss_weights)
 
     def _num_prefix_tokens(self, segment: Text, text_ids: list[int]) -> int:

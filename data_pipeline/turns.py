@@ -1,7 +1,8 @@
 """From the tokens of a conversation back to its class, its turns and their text.
 
-Nothing is guessed: every turn must begin with exactly the tokens that the template writes for a role under the condition of one
-class, and weights must stand where the template puts them. So a file of another tokenizer, template or shift is noticed.
+Nothing is guessed: every turn must begin with exactly the tokens that the template writes for a role under the
+condition of one class, and weights must stand where the template puts them. So a file of another tokenizer, template or
+shift is noticed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _SHOWN_IDS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
-    """What a turn begins with. class_name: None for a system text. text_start: where its last stretch of text begins."""
+    """What a turn begins with. class_name: None for a system text. text_start: where its last stretch of text
+    begins.
+    """
 
     class_name: str | None
     role: Role | Literal["system"]
@@ -53,7 +56,9 @@ class _Turn:
 class TurnReader:
     """Reads tokenized conversations of the classes of a recipe."""
 
-    def __init__(self, tokenizer: TemplateTokenizer, template: Template, classes: ClassTable, *, bos_token: str | None) -> None:
+    def __init__(
+        self, tokenizer: TemplateTokenizer, template: Template, classes: ClassTable, *, bos_token: str | None
+    ) -> None:
         self._tokenizer, self._template, self._classes = tokenizer, template, classes
         self._bos = None if bos_token is None else tokenizer.control_id(bos_token)
         self._end_of_turn = tokenizer.control_id(template.end_of_turn)
@@ -73,7 +78,9 @@ class TurnReader:
         assert isinstance(last, Text), "a header ends with text"
         is_control = self._tokenizer.is_control[ids]
         start = int(np.flatnonzero(is_control)[-1]) + 1 if is_control.any() else 0
-        return _Header(class_name=spec.name if spec else None, role=role, ids=tuple(ids), text_start=start, text=last.prefix)
+        return _Header(
+            class_name=spec.name if spec else None, role=role, ids=tuple(ids), text_start=start, text=last.prefix
+        )
 
     def __call__(self, tokens: TokenizedConversation, *, place: str, class_name: str | None) -> TaggedConversation:
         """Find class, turns and texts; class_name: of the source, None where the condition of the row decides.
@@ -91,7 +98,9 @@ class TurnReader:
         turns = self._turns(ids, class_name)
         names = {turn.header.class_name for turn in turns if turn.header.class_name is not None}
         if len(names) != 1:
-            found = f"conditions of several classes ({', '.join(sorted(names))})" if names else "no user or assistant turn"
+            found = (
+                f"conditions of several classes ({', '.join(sorted(names))})" if names else "no user or assistant turn"
+            )
             raise RowError("unknown_header", f"the row has {found}")
         spec = self._classes[names.pop()]
         if not any(turn.header.role == "assistant" for turn in turns):
@@ -103,16 +112,22 @@ class TurnReader:
         messages = [Message(role=role, content=text) for role, text in zip(roles, texts, strict=True)]
         conversation = Conversation(id=place, place=place, messages=tuple(messages), system=system)
         return TaggedConversation(
-            conversation=conversation, class_name=spec.name, condition=spec.condition,
+            conversation=conversation,
+            class_name=spec.name,
+            condition=spec.condition,
             message_weights=tuple(message_weights[-len(messages) :]),
-        )  # fmt: skip
+        )
 
     def _turns(self, ids: np.ndarray, class_name: str | None) -> list[_Turn]:
         start = 0
         if self._bos is not None:
             if ids[0] != self._bos:
-                problem = f"begins with id {int(ids[0])} and not with the tokenizer's beginning of sequence, {self._bos}"
-                raise RowError("unknown_header", f"{problem}; use the tokenizer and template that the file was made with")
+                problem = (
+                    f"begins with id {int(ids[0])} and not with the tokenizer's beginning of sequence, {self._bos}"
+                )
+                raise RowError(
+                    "unknown_header", f"{problem}; use the tokenizer and template that the file was made with"
+                )
             start = 1
         turns: list[_Turn] = []
         ends = [*(np.flatnonzero(ids == self._end_of_turn) + 1).tolist(), len(ids)]
@@ -124,7 +139,9 @@ class TurnReader:
 
     def _turn(self, ids: np.ndarray, number: int, start: int, end: int, class_name: str | None) -> _Turn:
         head = tuple(ids[start : start + self._longest_header].tolist())
-        header = next((h for h in self._headers if head[: len(h.ids)] == h.ids and class_name in (None, h.class_name)), None)
+        header = next(
+            (h for h in self._headers if head[: len(h.ids)] == h.ids and class_name in (None, h.class_name)), None
+        )
         if header is None and number == 1 and head[: len(self._system.ids)] == self._system.ids:
             header = self._system
         if header is None:
@@ -133,8 +150,8 @@ class TurnReader:
             raise RowError(
                 "unknown_header",
                 f"turn {number} begins with {shown(text)}, which is no role under the condition "
-                f"{' or '.join(map(quoted, conditions))}; correct the classes, or use the tokenizer and template of the file "
-                "(or somebody typed a control token, which OpenChat's tokenization can take for a real one)",
+                f"{' or '.join(map(quoted, conditions))}; correct the classes, or use the tokenizer and template of "
+                "the file (or somebody typed a control token, which OpenChat's tokenization can take for a real one)",
             )
         turn = _Turn(number=number, start=start, end=end, header=header)
         inside = ids[turn.content]
@@ -150,11 +167,14 @@ class TurnReader:
 
     def _content(self, turn: _Turn, text: str) -> str:
         content = text.removeprefix(turn.header.text)
-        lead = "" if turn.header.role == "system" and self._template.system_name is None else self._template.content_lead
+        lead = (
+            "" if turn.header.role == "system" and self._template.system_name is None else self._template.content_lead
+        )
         if content and not content.startswith(lead):
             raise RowError(
                 "unknown_header",
-                f"turn {turn.number} reads {shown(text)}: after its role the template `{self._template.name}` has {lead!r}",
+                f"turn {turn.number} reads {shown(text)}: after its role the template `{self._template.name}` has "
+                f"{lead!r}",
             )
         return content.removeprefix(lead)
 
@@ -179,15 +199,15 @@ def _message_weights(turns: Sequence[_Turn], weights: np.ndarray, spec: Conversa
             at = int(others[0])
             raise RowError(
                 "invalid_weight",
-                f"{where}: its first token has weight {inside[0]:.6g} and token {at + 1} has {inside[at]:.6g}, but a message "
-                "and its end of turn have one weight; are they shifted by one? Make the file again",
+                f"{where}: its first token has weight {inside[0]:.6g} and token {at + 1} has {inside[at]:.6g}, but a "
+                "message and its end of turn have one weight; are they shifted by one? Make the file again",
             )
         weight = float(inside[0]) if len(inside) else 0.0
         if weight and spec.weight is not None and not math.isclose(weight, spec.weight, rel_tol=_WEIGHT_TOLERANCE):
             raise RowError(
                 "other_weight",
-                f"{where}: weight {weight:.6g} is not that of class {spec.name}, {spec.weight:.6g}; correct it, or leave out "
-                "`reward` and `weight` of the class to take the weights of the file",
+                f"{where}: weight {weight:.6g} is not that of class {spec.name}, {spec.weight:.6g}; correct it, or "
+                "leave out `reward` and `weight` of the class to take the weights of the file",
             )
         found.append(weight)
     return found

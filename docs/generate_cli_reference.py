@@ -14,14 +14,14 @@ from ochat_train.cli import build_parser
 _INTRODUCTION = """\
 # Command line
 
-<!-- Printed by docs/generate_cli_reference.py from ochat_train/cli.py: change that. -->
+<!-- Printed by docs/generate_cli_reference.py from ochat_train/cli/: change those files. -->
 
 One command, `ochat`, with a verb for each thing to do. `ochat VERB --help` says the same as this page.
 
-- Results go to standard output, messages to standard error. A problem that you can mend is one message; `--debug` adds a
-  traceback.
+- Results go to standard output, messages to standard error. A problem that you can fix is one message; `--debug` adds
+  a traceback.
 - `--json` prints one JSON document or JSON lines, for other programs: see [JSON outputs](json-outputs.md).
-- Exit code {done} is success, {user_error} something you can mend. `ochat train` also ends with {stopped}, {lost} or
+- Exit code {done} is success, {user_error} something you can fix. `ochat train` also ends with {stopped}, {lost} or
   {not_pushed}: see [How a run ends](reliability.md#how-a-run-ends).
 - Relative paths start at the folder in which the command runs.
 """
@@ -29,8 +29,8 @@ One command, `ochat`, with a verb for each thing to do. `ochat VERB --help` says
 _LAUNCHERS = """
 ## Launchers
 
-`ochat train RECIPE` trains in one process. On several GPUs a launcher starts one process a GPU; what follows the module's name
-are the arguments of `ochat train`:
+`ochat train RECIPE` trains in one process. On several GPUs a launcher starts one process per GPU; what follows the
+module's name are the arguments of `ochat train`:
 
 ```bash
 deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml --set train.epochs=3
@@ -48,9 +48,12 @@ torchrun --nproc-per-node 8 -m ochat_train recipes/openchat_3_5.yaml
 def reference() -> str:
     """The whole page as Markdown."""
     introduction = _INTRODUCTION.format(
-        done=exits.DONE, user_error=exits.USER_ERROR, stopped=exits.STOPPED, lost=exits.LOST_RANKS,
+        done=exits.DONE,
+        user_error=exits.USER_ERROR,
+        stopped=exits.STOPPED,
+        lost=exits.LOST_RANKS,
         not_pushed=exits.NOT_PUSHED,
-    )  # fmt: skip
+    )
     verbs = (_section(name, parser) for name, parser in verb_parsers().items())
     return "".join([introduction, *verbs, _LAUNCHERS])
 
@@ -71,7 +74,10 @@ def _section(name: str, parser: argparse.ArgumentParser) -> str:
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
     """A list entry for each argument that a person may give."""
     for action in parser._actions:
-        if action.help == argparse.SUPPRESS or action.dest in ("help", "debug"):  # of every verb; the introduction names them
+        if action.help == argparse.SUPPRESS or action.dest in (
+            "help",
+            "debug",
+        ):  # of every verb; the introduction names them
             continue
         value = str(action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper()))
         value = {0: "", "+": f"{value} ...", "*": f"[{value} ...]", "?": f"[{value}]"}.get(action.nargs, value)

@@ -19,7 +19,7 @@ from ochat_train.recipe import Recipe
 _INTRODUCTION = """\
 # Recipe reference
 
-<!-- Printed by docs/generate_recipe_reference.py from ochat_train/recipe.py and data_pipeline/settings.py: change those. -->
+<!-- Printed by docs/generate_recipe_reference.py from the settings classes: change those. -->
 
 A recipe is one YAML file that says everything about a run. `ochat prepare`, `ochat plan` and `ochat train` read it.
 
@@ -51,17 +51,18 @@ The files that `data.sources` may name are described in [Data formats](data_form
 
 ## How a recipe is read
 
-- Problems are reported together, each with its line, its value and the rule, before anything is loaded. Rules over several
-  keys are checked as soon as each key of their section is right, and are reported at the line of that section.
-- Unknown keys, missing keys and duplicate keys are errors. So are values of another type: `"5"` is a text, not a number.
+- Problems are reported together, each with its line, its value and the rule, before anything is loaded. Rules over
+  several keys are checked once every key of their section is valid, and are reported at the line of that section.
+- Unknown keys, missing keys and duplicate keys are errors. So are values of another type: `"5"` is text, not a
+  number.
 - Values are read as in YAML 1.2: `2e-5` is a number, and only `true` and `false` are true and false (`no` is a text).
 - Aliases (`*name`), anchors (`&name`) and tags (`!!int`) are not allowed.
 - Relative paths start at the folder in which the command runs.
 
 ## Change a value for one run
 
-`--set SECTION.KEY=VALUE` replaces a value of the recipe. It may be given several times, and it is checked like the recipe;
-a wrong value is reported under `--set`, with no line.
+`--set SECTION.KEY=VALUE` replaces a value of the recipe. It may be given several times, and it is checked like the
+recipe; a wrong value is reported under `--set`, with no line.
 Numbers reach into lists: `data.sources.0` is the first source.
 
 ```bash
@@ -73,15 +74,15 @@ Numbers reach into lists: `data.sources.0` is the first source.
 ## Let an editor check a recipe
 
 [recipe.schema.json](recipe.schema.json) is the JSON schema of a recipe (`ochat schema` prints it). Editors with a YAML
-language server (VS Code with the YAML extension, Neovim, JetBrains) complete and check a recipe that begins with this line;
-the path starts at the recipe's own folder:
+language server (VS Code with the YAML extension, Neovim, JetBrains) complete and check a recipe that begins with this
+line; the path is relative to the recipe's own folder:
 
 ```yaml
 # yaml-language-server: $schema=../docs/recipe.schema.json
 ```
 
-The schema knows keys, types and limits. Rules over several keys (`tokens_per_step` is a multiple of `pack_length_tokens`)
-are checked by `ochat` alone.
+The schema knows keys, types and limits. Rules over several keys (`tokens_per_step` is a multiple of
+`pack_length_tokens`) are checked by `ochat` alone.
 
 """
 
@@ -105,7 +106,9 @@ def _section_pages(path: str, section: type[BaseModel]) -> Iterator[str]:
 
 
 def _entry_path(path: str, key: str, field: FieldInfo) -> str:
-    """What the entries of a mapping or list of sections are called (`data.sources.N`), or a section that may be left out."""
+    """What the entries of a mapping or list of sections are called (`data.sources.N`), or a section that may be left
+    out.
+    """
     if type(None) in get_args(field.annotation):
         return f"{path}.{key}"
     return f"{path}.{key}.{'NAME' if get_origin(field.annotation) is dict else 'N'}"
@@ -122,7 +125,9 @@ def _table(section: type[BaseModel], path: str) -> str:
         if target:
             link = f"see [`{target}`](#{target.lower().replace('.', '')})"
             meaning = f"{meaning}; {link}" if meaning else link
-        rows.append((f"`{key}`", _type(field.annotation, field.metadata), _default(field), meaning[:1].upper() + meaning[1:]))
+        rows.append(
+            (f"`{key}`", _type(field.annotation, field.metadata), _default(field), meaning[:1].upper() + meaning[1:])
+        )
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
 
@@ -130,9 +135,13 @@ def _type(annotation: Any, rules: Sequence[Any] = ()) -> str:
     """A type in words, with its limits."""
     arguments, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
-        inner = [rule for entry in arguments[1:] for rule in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+        inner = [
+            rule for entry in arguments[1:] for rule in (entry.metadata if isinstance(entry, FieldInfo) else [entry])
+        ]
         return _type(arguments[0], [*inner, *rules])
-    if described := [part for rule in rules if isinstance(rule, WithJsonSchema) for part in (rule.json_schema or {})["anyOf"]]:
+    if described := [
+        part for rule in rules if isinstance(rule, WithJsonSchema) for part in (rule.json_schema or {})["anyOf"]
+    ]:
         return " or ".join(_alternative(part) for part in described if part.get("type") != "null")
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part, rules) for part in arguments if part is not type(None))
@@ -163,7 +172,9 @@ def _limits(rules: Sequence[Any]) -> str:
     """Limits in words, such as ` ≥ 0 and < 1`."""
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     bounds = {name: getattr(rule, name) for rule in rules for name in signs if getattr(rule, name, None) is not None}
-    lengths = {name: getattr(rule, name) for rule in rules for name in ("min_length", "max_length") if hasattr(rule, name)}
+    lengths = {
+        name: getattr(rule, name) for rule in rules for name in ("min_length", "max_length") if hasattr(rule, name)
+    }
     if lengths:
         exact = lengths.get("min_length") == lengths.get("max_length")
         assert exact or lengths == {"min_length": 1}, f"no words for {lengths}"

@@ -9,7 +9,8 @@ loss.py              hidden states                  -> weighted loss sums, witho
 engine.py            recipe                         -> DeepSpeed configuration and engine
 agreement.py         what all hosts must have in common before the first step
 train.py             the training loop and its step
-metrics.py           loss sums                      -> metrics.jsonl, console.py the progress line, tracking/ the trackers
+metrics.py           loss sums                      -> metrics.jsonl, console.py the progress line, tracking/ the
+trackers
 validation.py        held-out conversations, the condition matrix, samples
 checkpoint.py        resume state, written so that it is complete or not there
 export.py            checkpoint                     -> Hugging Face folder, with model_card.py

@@ -1,6 +1,7 @@
 """What all hosts must have in common, checked before the first step: a run must not find out at its first checkpoint.
 
-Every rank calls these functions together. All of them return, or all raise the same UserError, which names rank and host.
+Every rank calls these functions together. All of them return, or all raise the same UserError, which names rank and
+host.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from ochat_train.versions import library_versions
 
 T = TypeVar("T")
 
-SIGHT_SECONDS = 5.0  # how long a disk may take to show a new file on another host; NFS and Lustre show a new name at once
+SIGHT_SECONDS = (
+    5.0  # how long a disk may take to show a new file on another host; NFS and Lustre show a new name at once
+)
 _POLL_SECONDS = 0.1
 
 
 def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do something on every rank; each gets its own result. A UserError or OSError of one becomes a UserError of all."""
+    """Do something on every rank; each gets its own result. A UserError or OSError of one becomes a UserError of
+    all.
+    """
     result, problem = None, None
     try:
         result = work()
@@ -44,7 +49,9 @@ def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
     if problems:
         everywhere = sum(map(len, problems.values())) == ranks.num_ranks and len(problems) == 1
         raise UserError(
-            "\n".join(text if everywhere else f"{_ranks_text(numbers, found)}: {text}" for text, numbers in problems.items())
+            "\n".join(
+                text if everywhere else f"{_ranks_text(numbers, found)}: {text}" for text, numbers in problems.items()
+            )
         )
     return result  # type: ignore[return-value]
 
@@ -78,7 +85,8 @@ def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
             if there.get(name) != expected.get(name):
                 others.setdefault(there.get(name, "not there"), []).append(rank)
         problems += [
-            f"{name} is {value} on {_ranks_text(numbers, found)}, and {expected.get(name, 'not there')} on rank 0 ({main_host})"
+            f"{name} is {value} on {_ranks_text(numbers, found)}, and {expected.get(name, 'not there')} on rank 0 "
+            f"({main_host})"
             for value, numbers in others.items()
         ]
     if problems:
@@ -101,9 +109,9 @@ def require_shared_folder(ranks: Ranks, folder: Path, *, name: str) -> None:
     if blind:
         (host, (written, _)), (_, (looked, _)) = found[0], found[blind[0]]
         raise UserError(
-            f"{name}: {_ranks_text(blind, found)} looked into {looked} and did not find what rank 0 ({host}) has just written "
-            f"into {written}. All ranks write checkpoints, so this must be one folder on a disk that all hosts share (NFS, "
-            "Lustre, ...), under the same path"
+            f"{name}: {_ranks_text(blind, found)} looked into {looked} and did not find what rank 0 ({host}) has just "
+            f"written into {written}. All ranks write checkpoints, so this must be one folder on a disk that all hosts "
+            "share (NFS, Lustre, ...), under the same path"
         )
 
 

@@ -30,8 +30,9 @@ _FEWEST = 8  # with fewer there is no median to speak of
 def progressed(progress: Progress, grad_norm: float) -> tuple[Progress, str | None]:
     """The progress after one more step, and what was wrong with the step: `nonfinite`, `spike` or None.
 
-    grad_norm: before clipping; not finite where the update was left out. Such a step never joins the history that spikes
-    are measured against. A spike joins it as the limit: one changes nothing, and a new level is a spike for a while only.
+    grad_norm: before clipping; not finite where the update was left out. Such a step never joins the history that
+    spikes are measured against. A spike joins it as the limit: one changes nothing, and a new level is a spike for a
+    while only.
     """
     if not math.isfinite(grad_norm):
         after = dataclasses.replace(
@@ -50,9 +51,17 @@ def progressed(progress: Progress, grad_norm: float) -> tuple[Progress, str | No
 
 
 def record_anomaly(
-    kind: str, output_dir: Path, ranks: Ranks, *, progress: Progress, grad_norm: float,
-    split: PreparedSplit, plan: EpochPlan, packs: np.ndarray, bad_packs: list[int],
-) -> None:  # fmt: skip
+    kind: str,
+    output_dir: Path,
+    ranks: Ranks,
+    *,
+    progress: Progress,
+    grad_norm: float,
+    split: PreparedSplit,
+    plan: EpochPlan,
+    packs: np.ndarray,
+    bad_packs: list[int],
+) -> None:
     """Write what every rank worked on in this step, and say so in a line. All ranks call it.
 
     packs: this rank's packs; bad_packs: those of them (numbers from 0) whose own loss is not finite.
@@ -89,8 +98,13 @@ def record_anomaly(
             for number, pack in enumerate(entry["packs"])
             if not pack["loss_is_finite"]
         ]
-        what = f"the loss is not finite on {'; '.join(guilty)}" if guilty else "the gradient is not finite, every loss is"
-        text = f"{what}; the model was not updated ({progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all)"
+        what = (
+            f"the loss is not finite on {'; '.join(guilty)}"
+            if guilty
+            else "all losses are finite, but the gradient is not"
+        )
+        counts = f"{progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all"
+        text = f"{what}; the model was not updated ({counts})"
     say(f"step {progress.step}: {text}; {where}")
 
 

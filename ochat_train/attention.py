@@ -24,9 +24,16 @@ AttentionKernel = Callable[..., torch.Tensor]
 
 
 def attention_sdpa(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
-) -> torch.Tensor:  # fmt: skip
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
     """The reference: torch's scaled dot product, one conversation at a time, on any device and in any precision.
 
     window: a token sees itself and the `window - 1` tokens before it; None sees all before it.
@@ -34,7 +41,9 @@ def attention_sdpa(
     outputs = []
     lengths = [end - start for start, end in pairwise(cu_seqlens.tolist())]
     # `split` and not slices: its backward pass is one concatenation instead of a zero-filled pack per conversation
-    conversations = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query_THD, key_TGD, value_TGD)), strict=True)
+    conversations = zip(
+        *(x.transpose(0, 1).split(lengths, dim=1) for x in (query_THD, key_TGD, value_TGD)), strict=True
+    )
     for length, tensors in zip(lengths, conversations, strict=True):
         if not length:
             continue
@@ -52,15 +61,24 @@ def attention_sdpa(
 
 
 def attention_varlen(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
-) -> torch.Tensor:  # fmt: skip
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
     """torch's own variable-length kernel (FlashAttention-2), CUDA, half precision."""
     varlen_attn, style = _torch_varlen()
     arguments: dict[str, Any] = {"scale": scale}
     if style == "is_causal":  # torch 2.10
         if window is not None and max_seqlen > window:
-            raise UserError("model.attention: this torch's varlen kernel has no sliding window; use torch 2.11 or flash-attn")
+            raise UserError(
+                "model.attention: this torch's varlen kernel has no sliding window; use torch 2.11 or flash-attn"
+            )
         arguments["is_causal"] = True
     else:
         arguments["window_size"] = (-1 if window is None else window - 1, 0)
@@ -83,69 +101,127 @@ def _torch_varlen() -> tuple[Callable[..., Any], str]:
 
 
 def attention_flash_2(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
-) -> torch.Tensor:  # fmt: skip
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
     """The `flash-attn` package (FlashAttention-2)."""
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
     result: torch.Tensor = flash_attn_varlen_func(
-        query_THD, key_TGD, value_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-        dropout_p=dropout, softmax_scale=scale, causal=True,
+        query_THD,
+        key_TGD,
+        value_TGD,
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        dropout_p=dropout,
+        softmax_scale=scale,
+        causal=True,
         window_size=(-1, -1) if window is None else (window - 1, 0),
-    )  # fmt: skip
+    )
     return result
 
 
 def attention_flash_3(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
-) -> torch.Tensor:  # fmt: skip
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
     """The `flash_attn_3` package (FlashAttention-3, Hopper)."""
     from flash_attn_interface import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
     result = flash_attn_varlen_func(
-        query_THD, key_TGD, value_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
-        softmax_scale=scale, causal=True, window_size=(-1, -1) if window is None else (window - 1, 0),
-    )  # fmt: skip
+        query_THD,
+        key_TGD,
+        value_TGD,
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        softmax_scale=scale,
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+    )
     output: torch.Tensor = result[0] if isinstance(result, tuple) else result
     return output
 
 
 def attention_flash_4(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
-) -> torch.Tensor:  # fmt: skip
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
     """The `flash-attn-4` package (CuTe kernels for Hopper and later)."""
     reach = None if window is None else window - 1
     output: torch.Tensor = _flash_4(query_THD, key_TGD, value_TGD, cu_seqlens, max_seqlen, scale, reach)[0]
     return output
 
 
-# flash-attn-4 builds its kernels in Python, which torch.compile cannot trace; as operators of torch they are single nodes.
+# flash-attn-4 builds its kernels in Python, which torch.compile cannot trace; as operators of torch they are single
+# nodes.
 
 
 @torch.library.custom_op("ochat::flash_4", mutates_args=())
 def _flash_4(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, reach: int | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Output [T, H, D] and the float32 log-sum-exp [H, T]. reach: how many earlier tokens a token sees, None for all."""
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    reach: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [T, H, D] and the float32 log-sum-exp [H, T]. reach: how many earlier tokens a token sees, None for
+    all.
+    """
     from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
     output_THD, lse_HT = flash_attn_varlen_func(
-        query_THD, key_TGD, value_TGD, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen, softmax_scale=scale, causal=True,
-        window_size=(reach, None if reach is None else 0), return_lse=True,
-    )[:2]  # fmt: skip
+        query_THD,
+        key_TGD,
+        value_TGD,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_k=max_seqlen,
+        softmax_scale=scale,
+        causal=True,
+        window_size=(reach, None if reach is None else 0),
+        return_lse=True,
+    )[:2]
     return output_THD, lse_HT
 
 
 @_flash_4.register_fake
 def _flash_4_shapes(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, reach: int | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    reach: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     num_tokens, num_heads, _ = query_THD.shape
     output_THD = query_THD.new_empty(query_THD.shape)
     return output_THD, query_THD.new_empty((num_heads, num_tokens), dtype=torch.float32)
@@ -153,17 +229,35 @@ def _flash_4_shapes(
 
 @torch.library.custom_op("ochat::flash_4_backward", mutates_args=())
 def _flash_4_backward(
-    upstream_THD: torch.Tensor, query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor,
-    output_THD: torch.Tensor, lse_HT: torch.Tensor,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, reach: int | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    upstream_THD: torch.Tensor,
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    output_THD: torch.Tensor,
+    lse_HT: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    reach: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd  # type: ignore[import-not-found, unused-ignore]
 
     query_gradient, key_gradient, value_gradient = _flash_attn_bwd(
-        query_THD, key_TGD, value_TGD, output_THD, upstream_THD.contiguous(), lse_HT, scale, True,
-        window_size_left=reach, window_size_right=None if reach is None else 0,
-        cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen,
-    )[:3]  # fmt: skip
+        query_THD,
+        key_TGD,
+        value_TGD,
+        output_THD,
+        upstream_THD.contiguous(),
+        lse_HT,
+        scale,
+        True,
+        window_size_left=reach,
+        window_size_right=None if reach is None else 0,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_k=max_seqlen,
+    )[:3]
     return query_gradient, key_gradient, value_gradient
 
 
@@ -189,9 +283,16 @@ _flash_4.register_autograd(_flash_4_gradients, setup_context=_flash_4_save)
 
 
 def attention_flex(
-    query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *,
-    cu_seqlens: torch.Tensor, max_seqlen: int, scale: float, window: int | None, dropout: float,
-) -> torch.Tensor:  # fmt: skip
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGD: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
     """torch's FlexAttention: Triton code compiled for this mask, CUDA, any precision."""
     flex_attention, _ = _compiled_flex()
     query, key, value = (x.transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
@@ -261,7 +362,9 @@ def attention_obstacles(*, device: torch.device, dtype: torch.dtype, dropout: fl
 
 
 def missing_packages() -> dict[str, str | None]:
-    """Every kernel, the fastest first, with the package that it lacks on this machine, or None; whatever GPU is there."""
+    """Every kernel, the fastest first, with the package that it lacks on this machine, or None; whatever GPU is
+    there.
+    """
     return {name: _missing_package(name) for name in KERNELS}
 
 
@@ -330,9 +433,15 @@ def register_attention(kernel_name: str) -> str:
             raise UserError("model: attention with logit soft-capping is not supported")
         query, key, value = (x[0].transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTD))
         output_THD = kernel(
-            query, key, value,
-            cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, scale=scaling, window=sliding_window, dropout=dropout,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            scale=scaling,
+            window=sliding_window,
+            dropout=dropout,
+        )
         return output_THD[None], None
 
     AttentionInterface.register(REGISTERED_NAME, packed_attention)

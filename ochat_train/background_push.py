@@ -5,9 +5,10 @@
         hub/state.json   what the process is doing or has done (`PushState`)
         hub/log.txt      what the last of these processes printed
 
-The process looks for the checkpoint to push itself: the one with the lowest validation loss, or the newest. When it has pushed
-one it looks again, so of several checkpoints written meanwhile only the last one counts. It works at the lowest priority, on
-the CPU, in a session of its own (signals for the run's process group do not reach it), and ends when the run ends.
+The process looks for the checkpoint to push itself: the one with the lowest validation loss, or the newest. When it has
+pushed one it looks again, so of several checkpoints written meanwhile only the last one counts. It works at the lowest
+priority, on the CPU, in a session of its own (signals for the run's process group do not reach it), and ends when the
+run ends.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "
 
 @dataclass(frozen=True, kw_only=True)
 class PushState:
-    """How far the process is. doing: `exporting`, `uploading`, `pushed` or `failed`. checkpoint: sha256 of its manifest.
+    """How far the process is. doing: `exporting`, `uploading`, `pushed` or `failed`. checkpoint: sha256 of its
+    manifest.
 
     url, commit, note: of a finished push; error: of a failed one.
     """
@@ -113,7 +115,9 @@ def _identity(checkpoint: Path) -> str:
 
 
 class BackgroundPush:
-    """The run's side: starts the process, and waits for it at the end. Rank 0 of a run that names a repository has one."""
+    """The run's side: starts the process, and waits for it at the end. Rank 0 of a run that names a repository has
+    one.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.train.push_to_hub is not None, "made for runs that push"
@@ -122,7 +126,8 @@ class BackgroundPush:
         self._said: set[str] = set()
 
     def checkpoint_written(self) -> None:
-        """Start the process, unless it is at work: then it finds the new checkpoint when it is done with the one before.
+        """Start the process, unless it is at work: then it finds the new checkpoint when it is done with the one
+        before.
 
         Says why the process before failed, or why there can be none; neither is the end of the training.
         """
@@ -145,7 +150,8 @@ class BackgroundPush:
                 self.close()
             if self._process is not None:
                 self._wait(stop_request)
-            if not is_pushed(self._output_dir, self._repo):  # begun after the last checkpoint, so with all that it needs
+            # begun after the last checkpoint, so with all that it needs
+            if not is_pushed(self._output_dir, self._repo):
                 self._start(while_training=False)
                 self._wait(stop_request)
             state = PushState.load(self._output_dir)
@@ -205,11 +211,23 @@ class BackgroundPush:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         environment["TQDM_POSITION"] = "-1"  # huggingface_hub: show bars also in a file, for `last_shown`
         purpose = "while-training" if while_training else "at-the-end"
-        command = [sys.executable, "-m", "ochat_train.background_push", str(self._output_dir), str(os.getpid()), purpose]
+        command = [
+            sys.executable,
+            "-m",
+            "ochat_train.background_push",
+            str(self._output_dir),
+            str(os.getpid()),
+            purpose,
+        ]
         with self._log_file().open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
 
     def _wait(self, stop_request: StopRequest) -> None:
         assert self._process is not None
@@ -218,7 +236,8 @@ class BackgroundPush:
             stop_request.notice_ended_launcher()
             if stop_request.reason is not None:
                 raise StoppedBySignalError(
-                    f"trained to the end; stopped by {stop_request.reason} before the model was on the Hub\n{self._remedy()}"
+                    f"trained to the end; stopped by {stop_request.reason} before the model was on the "
+                    f"Hub\n{self._remedy()}"
                 )
             if time.monotonic() - said > _SAY_SECONDS:
                 said = time.monotonic()
@@ -234,7 +253,11 @@ class BackgroundPush:
 
     def _remedy(self) -> str:
         folder = export_folder(self._output_dir)
-        return f"start the run again, or: ochat push {folder} --repo {self._repo}" if folder.is_dir() else "start the run again"
+        return (
+            f"start the run again, or: ochat push {folder} --repo {self._repo}"
+            if folder.is_dir()
+            else "start the run again"
+        )
 
     def _log_file(self) -> Path:
         return hub_folder(self._output_dir) / "log.txt"

@@ -23,10 +23,11 @@ class BaseOrigin:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """name: as people know it, without folders; None for random weights. hub_id: only where the Hub or its cache knows it.
+    """name: as people know it, without folders; None for random weights. hub_id: only where the Hub or its cache knows
+    it.
 
-    license, license_name, license_link: as in its card's metadata; None where that does not say. why_unknown: why there is no
-    licence; None where there is one.
+    license, license_name, license_link: as in its card's metadata; None where that does not say. why_unknown: why there
+    is no licence; None where there is one.
     """
 
     name: str | None
@@ -51,11 +52,13 @@ def base_origin(settings: ModelSettings) -> BaseOrigin:
 def find_base_model(settings: ModelSettings, origin: BaseOrigin | None) -> BaseModel:
     """The base of a run. Asks the Hub about a base from there, for ten seconds at most; never fails.
 
-    origin: as the run recorded it, None where it did not. Without it a name is not looked up: `models/base` may have been a
-    folder beside the run, and the Hub would answer for somebody else's model.
+    origin: as the run recorded it, None where it did not. Without it a name is not looked up: `models/base` may have
+    been a folder beside the run, and the Hub would answer for somebody else's model.
     """
     if settings.path is None:
-        return BaseModel(name=None, why_unknown="the model was trained from random weights, and whoever trained it chooses one")
+        return BaseModel(
+            name=None, why_unknown="the model was trained from random weights, and whoever trained it chooses one"
+        )
     if origin is not None and origin.hub_id is not None:
         return _from_hub(origin.hub_id, origin.revision)
     folder = Path(settings.path if origin is None or origin.folder is None else origin.folder)
@@ -74,12 +77,21 @@ def _from_hub(name: str, revision: str | None) -> BaseModel:
     return _from_metadata(name, name, revision, metadata, "on the Hub")
 
 
-def _from_metadata(name: str, hub_id: str | None, revision: str | None, metadata: dict[str, Any], place: str) -> BaseModel:
-    license, license_name, license_link = (_text(metadata.get(key)) for key in ("license", "license_name", "license_link"))
+def _from_metadata(
+    name: str, hub_id: str | None, revision: str | None, metadata: dict[str, Any], place: str
+) -> BaseModel:
+    license, license_name, license_link = (
+        _text(metadata.get(key)) for key in ("license", "license_name", "license_link")
+    )
     return BaseModel(
-        name=name, hub_id=hub_id, revision=revision, license=license, license_name=license_name, license_link=license_link,
+        name=name,
+        hub_id=hub_id,
+        revision=revision,
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
         why_unknown=None if license else f"the base model's card {place} names none",
-    )  # fmt: skip
+    )
 
 
 def _text(value: Any) -> str | None:
@@ -105,7 +117,9 @@ def _card_metadata(path: Path) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
     try:
-        metadata: dict[str, Any] = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        metadata: dict[str, Any] = ModelCard(
+            path.read_text(encoding="utf-8"), ignore_metadata_errors=True
+        ).data.to_dict()
         return metadata
     except Exception:  # no card, or one that is no YAML
         return {}

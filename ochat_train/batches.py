@@ -26,8 +26,8 @@ _SEQLEN_MULTIPLE = 128
 class PackShape:
     """Sizes that all packs of a run share, so that compiled code sees static shapes.
 
-    max_seqlen: no sequence is longer. FlashAttention-2 starts a block for every 64 to 128 tokens of it in every sequence, so
-    that a bound of the whole pack would cost more than the attention itself where conversations are short.
+    max_seqlen: no sequence is longer. FlashAttention-2 starts a block for every 64 to 128 tokens of it in every
+    sequence, so that a bound of the whole pack would cost more than the attention itself where conversations are short.
     max_sequences: of a pack, padding included.
     """
 
@@ -45,15 +45,16 @@ class PackShape:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """A micro-batch: one pack, or several one after the other. All shapes but `supervised_rows_N` are constant over a run.
+    """A micro-batch: one pack, or several one after the other. All shapes but `supervised_rows_N` are constant over a
+    run.
 
     A pack holds whole conversations one after the other, then padding.
     input_ids_T: int64. position_ids_T: int64, from 0 in every conversation.
     target_ids_T: int64, the next token of the same conversation. target_weights_T: float32, 0 where there is no target.
     class_ids_T: int64, class of the conversation.
     supervised_rows_N: int64, the tokens whose target has a weight.
-    cu_seqlens_S1: int32[S + 1], where sequences begin and end; the padding is in sequences of its own, and unused entries
-    repeat T (empty sequences).
+    cu_seqlens_S1: int32[S + 1], where sequences begin and end; the padding is in sequences of its own, and unused
+    entries repeat T (empty sequences).
     max_seqlen: no sequence is longer, constant over a run. num_tokens: tokens that are not padding.
     """
 
@@ -70,7 +71,9 @@ class PackedBatch:
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on another device; from pinned memory the copy does not wait."""
         tensors: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
         }
         return replace(self, **tensors)
 
@@ -128,7 +131,9 @@ def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
     borders = [pack.cu_seqlens_S1[:-1] + start for pack, start in zip(packs, starts, strict=True)]
     return PackedBatch(
         **{name: torch.cat([getattr(pack, name) for pack in packs]) for name in same},
-        supervised_rows_N=torch.cat([pack.supervised_rows_N + start for pack, start in zip(packs, starts, strict=True)]),
+        supervised_rows_N=torch.cat(
+            [pack.supervised_rows_N + start for pack, start in zip(packs, starts, strict=True)]
+        ),
         cu_seqlens_S1=torch.cat((*borders, packs[-1].cu_seqlens_S1[-1:] + starts[-1])),
         max_seqlen=packs[0].max_seqlen,
         num_tokens=sum(pack.num_tokens for pack in packs),
@@ -138,7 +143,9 @@ def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
 def run_shape(split: PreparedSplit, plan: TrainingPlan) -> PackShape:
     """The shape of all packs of a run."""
     return PackShape.holding(
-        pack_length=plan.capacity, longest=int(split.num_tokens.max()), max_conversations=plan.max_conversations_per_pack
+        pack_length=plan.capacity,
+        longest=int(split.num_tokens.max()),
+        max_conversations=plan.max_conversations_per_pack,
     )
 
 

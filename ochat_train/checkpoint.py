@@ -45,8 +45,9 @@ _ALLOWED_GLOBALS = {
 class Progress:
     """How far a run is: everything that the training loop carries from step to step.
 
-    step: optimizer steps done (a step whose update was left out counts). nonfinite_steps: how many were left out because
-    of NaN or infinity; nonfinite_in_a_row: how many since the last update. grad_norms: of the last updates, oldest first, as
+    step: optimizer steps done (a step whose update was left out counts). nonfinite_steps: how many were left out
+    because of NaN or infinity; nonfinite_in_a_row: how many since the last update. grad_norms: of the last updates,
+    oldest first, as
     anomalies.py keeps them.
     """
 
@@ -178,6 +179,6 @@ def refuse_unsafe_pickles(folder: Path) -> None:
             raise UserError(f"{path}: cannot be read as a torch file ({error}); choose another checkpoint") from None
         if unknown:
             raise UserError(
-                f"{path}: would run {', '.join(sorted(unknown))} when loaded, which ochat-train never does; choose another "
-                "checkpoint, or start anew with --resume never"
+                f"{path}: would run {', '.join(sorted(unknown))} when loaded, which ochat-train never does; choose "
+                "another checkpoint, or start anew with --resume never"
             )

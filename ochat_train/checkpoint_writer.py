@@ -1,8 +1,8 @@
 """Writes a resume state: all ranks agree that it is complete, or none of them has one and the older ones are untouched.
 
 Every rank writes and hashes its own files under a temporary name; the ranks exchange what they wrote; rank 0 writes the
-manifest, renames the folder and moves LATEST. A rank that cannot write (a full disk) says so in that exchange, so that all
-ranks stop with the same message instead of waiting for it.
+manifest, renames the folder and moves LATEST. A rank that cannot write (a full disk) says so in that exchange, so that
+all ranks stop with the same message instead of waiting for it.
 """
 
 from __future__ import annotations
@@ -73,9 +73,15 @@ class RankFiles:
 
 
 def save_checkpoint(
-    engine: Any, ranks: Ranks, output_dir: Path, *, progress: Progress, recipe: Recipe, data_fingerprint: str,
+    engine: Any,
+    ranks: Ranks,
+    output_dir: Path,
+    *,
+    progress: Progress,
+    recipe: Recipe,
+    data_fingerprint: str,
     validation_loss: float | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a resume state. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
     temporary = Path(_from_main(ranks, lambda: _start(engine, ranks, final)))
@@ -129,7 +135,9 @@ def _from_main(ranks: Ranks, work: Callable[[], str], *, what: str = "no checkpo
 
 
 def _start(engine: Any, ranks: Ranks, final: Path) -> str:
-    """Check the room and make the temporary folder. Only one run writes here, so what others left half-written can go."""
+    """Check the room and make the temporary folder. Only one run writes here, so what others left half-written can
+    go.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     for pattern in (".tmp-step-*", ".deleted-*", f"{UNIVERSAL_PREFIX}*"):
         for leftover in list(final.parent.glob(pattern)):
@@ -137,8 +145,8 @@ def _start(engine: Any, ranks: Ranks, final: Path) -> str:
     needed, free = estimated_bytes(engine, ranks.num_ranks), shutil.disk_usage(final.parent).free
     if free < needed:
         raise OSError(
-            f"{final.parent} needs about {needed / 2**30:.2f} GiB for a checkpoint and has {free / 2**30:.2f} GiB free; "
-            "nothing was written"
+            f"{final.parent} needs about {needed / 2**30:.2f} GiB for a checkpoint and has {free / 2**30:.2f} GiB "
+            "free; nothing was written"
         )
     temporary = final.parent / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
     durable.make_folder(temporary / STATE)
@@ -150,12 +158,17 @@ def estimated_bytes(engine: Any, num_ranks: int) -> int:
     parameters = list(engine.module.parameters())
     num_elements: int = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
     return checkpoint_bytes(
-        num_elements, zero_stage=engine.zero_optimization_stage(), bfloat16=engine.bfloat16_enabled(), num_ranks=num_ranks
+        num_elements,
+        zero_stage=engine.zero_optimization_stage(),
+        bfloat16=engine.bfloat16_enabled(),
+        num_ranks=num_ranks,
     )
 
 
 def checkpoint_bytes(num_parameters: int, *, zero_stage: int, bfloat16: bool, num_ranks: int) -> int:
-    """Size of a checkpoint: AdamW's two float32 moments, a float32 master copy under ZeRO or bfloat16, and the weights."""
+    """Size of a checkpoint: AdamW's two float32 moments, a float32 master copy under ZeRO or bfloat16, and the
+    weights.
+    """
     per_parameter = 12 if zero_stage or bfloat16 else 8
     if zero_stage < 3:  # stage 3 has the weights as master copies only
         per_parameter += 2 if bfloat16 else 4
@@ -166,12 +179,16 @@ def _check_complete(temporary: Path, records: dict[str, durable.FileRecord], eng
     """Every rank's files are there, with the sizes that were written, and nothing else is."""
     sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in temporary.rglob("*") if p.is_file()}
     wrong = {
-        name for name in sizes.keys() | records.keys() if name not in records or sizes.get(name) != records[name].num_bytes
+        name
+        for name in sizes.keys() | records.keys()
+        if name not in records or sizes.get(name) != records[name].num_bytes
     }
     num_shards = sum(name.endswith("optim_states.pt") for name in records)
     expected = ranks.num_ranks if engine.zero_optimization_stage() or engine.bfloat16_enabled() else 0
     if wrong or num_shards != expected:
-        raise OSError(f"{temporary} holds {num_shards} of {expected} shards; wrong or missing: {sorted(wrong) or 'none'}")
+        raise OSError(
+            f"{temporary} holds {num_shards} of {expected} shards; wrong or missing: {sorted(wrong) or 'none'}"
+        )
 
 
 def _publish(temporary: Path, final: Path, manifest: CheckpointManifest) -> None:
@@ -185,14 +202,15 @@ def _publish(temporary: Path, final: Path, manifest: CheckpointManifest) -> None
 
 
 def _delete_old(output_dir: Path, *, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints and the best; one with missing or short files neither counts nor is
-    deleted.
+    """Delete all but the newest `keep_last` checkpoints and the best; one with missing or short files neither counts
+    nor is deleted.
     """
     intact = []
     for folder in list_checkpoints(output_dir):
         if problem := verify(folder, hashes=False):
             print(
-                f"{checkpoints_dir(output_dir)}: {folder.name} is not intact ({problem}); it is left as it is", file=sys.stderr
+                f"{checkpoints_dir(output_dir)}: {folder.name} is not intact ({problem}); it is left as it is",
+                file=sys.stderr,
             )
         else:
             intact.append(folder)

@@ -21,7 +21,9 @@ Verb = Callable[..., argparse.ArgumentParser]  # adds a verb: its name, what run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 only on success (exits.py has the codes). Problems a user can mend go to stderr as one message."""
+    """Run one verb; 0 only on success (exits.py has the codes). Problems a user can mend go to stderr as one
+    message.
+    """
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -48,26 +50,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command; each verb has a parser of its own."""
-    parser = argparse.ArgumentParser(prog="ochat", description="Train chat models on conversations of mixed quality (C-RLFT).")
+    parser = argparse.ArgumentParser(
+        prog="ochat", description="Train chat models on conversations of mixed quality (C-RLFT)."
+    )
     parser.add_argument("--version", action="version", version=f"ochat-train {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
-            name, help=text, description=text, epilog=f"example:\n  {example}",
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         sub.set_defaults(run=run)
         sub.add_argument("--debug", action="store_true", help="show a traceback with an error")
         return sub
 
-    def recipe_verb(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+    def recipe_verb(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+    ) -> argparse.ArgumentParser:
         sub = verb(name, run, text, example)
         sub.add_argument("recipe", type=Path, help="recipe file (YAML)")
         sub.add_argument(
-            "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            dest="overrides",
             help="change a value of the recipe; may be given several times",
-        )  # fmt: skip
+        )
         return sub
 
     _add_init(verb)
@@ -87,28 +100,45 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_init(verb: Verb) -> None:
     init = verb(
-        "init", _init, "Write a commented recipe for a base and data files, after a look at the files. On a terminal it asks.",
-        'ochat init data/gpt4.jsonl data/gpt35.jsonl --base mistralai/Mistral-7B-v0.1 --out recipes/mine.yaml '
+        "init",
+        _init,
+        "Write a commented recipe for a base and data files, after a look at the files. On a terminal it asks.",
+        "ochat init data/gpt4.jsonl data/gpt35.jsonl --base mistralai/Mistral-7B-v0.1 --out recipes/mine.yaml "
         '--class "gpt4=GPT4 Correct:1.0" --class gpt35=GPT3:0.0',
-    )  # fmt: skip
-    init.add_argument("files", nargs="+", metavar="FILE", help="a .jsonl, .json or .parquet file, a folder or a pattern")
+    )
+    init.add_argument(
+        "files", nargs="+", metavar="FILE", help="a .jsonl, .json or .parquet file, a folder or a pattern"
+    )
     init.add_argument("--base", metavar="HUB_ID|FOLDER", help="base model")
     init.add_argument("--out", type=Path, metavar="RECIPE", help="recipe to write")
     init.add_argument("--name", help="name of the run; default: the recipe's, without suffix")
     init.add_argument("--template", help="prompt format, for example openchat_3.5; default: by the base")
     init.add_argument(
-        "--class", action="append", default=[], dest="classes", metavar="NAME=CONDITION:REWARD",
-        help="condition and reward of a class; a file's class has the file's name, unless a field of its rows names classes",
-    )  # fmt: skip
-    init.add_argument("--class-of", action="append", default=[], metavar="FILE=NAME", help="class of all rows of a file")
+        "--class",
+        action="append",
+        default=[],
+        dest="classes",
+        metavar="NAME=CONDITION:REWARD",
+        help="condition and reward of a class; a file's class has the file's name, unless a field of its rows names "
+        "classes",
+    )
+    init.add_argument(
+        "--class-of", action="append", default=[], metavar="FILE=NAME", help="class of all rows of a file"
+    )
     init.add_argument(
         "--class-field", action="append", default=[], metavar="FILE=FIELD", help="field that names each row's class"
     )
-    init.add_argument("--format", action="append", default=[], metavar="FILE=FORMAT", help="format of a file; default: found")
-    init.add_argument("--max-length", type=_positive, metavar="TOKENS", help="longest conversation; default: by the data")
+    init.add_argument(
+        "--format", action="append", default=[], metavar="FILE=FORMAT", help="format of a file; default: found"
+    )
+    init.add_argument(
+        "--max-length", type=_positive, metavar="TOKENS", help="longest conversation; default: by the data"
+    )
     init.add_argument("--epochs", type=_positive, help="default: by the amount of data")
     init.add_argument("--gpus", type=_positive, help="GPUs of a run, so that a step has packs for all (default 1)")
-    init.add_argument("--bad-rows", choices=("error", "drop"), help="what `ochat prepare` does with rows that it cannot read")
+    init.add_argument(
+        "--bad-rows", choices=("error", "drop"), help="what `ochat prepare` does with rows that it cannot read"
+    )
     init.add_argument("--sample-rows", type=_positive, metavar="N", help="rows of a file to look at (default 20000)")
     init.add_argument("--overwrite", action="store_true", help="replace the recipe if it is there")
 
@@ -123,23 +153,29 @@ def _add_prepare(recipe_verb: Verb) -> None:
 
 def _add_inspect(verb: Verb) -> None:
     inspect = verb(
-        "inspect", _inspect, "Show prepared rows, the class table and lengths.",
+        "inspect",
+        _inspect,
+        "Show prepared rows, the class table and lengths.",
         "ochat inspect data/quickstart/prepared --split train --rows 0:3 --class expert",
-    )  # fmt: skip
+    )
     inspect.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
     inspect.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
     inspect.add_argument(
-        "--rows", type=_row_range, metavar="A:B",
+        "--rows",
+        type=_row_range,
+        metavar="A:B",
         help="rows A to B-1, of those that match the options below (default 0:3; 0:20 with --html; 0:0 shows no row)",
-    )  # fmt: skip
+    )
     inspect.add_argument("--class", dest="class_name", metavar="NAME", help="only rows of this class")
     inspect.add_argument("--id", dest="conversation_id", metavar="ID", help="only the conversation with this id")
     inspect.add_argument("--find", metavar="TEXT", help="only rows that hold this text")
     inspect.add_argument("--tokens", action="store_true", help="show every token with its id and weight")
     inspect.add_argument(
-        "--color", choices=("auto", "always", "never"), default="auto",
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
         help="auto (the default): on a terminal, unless NO_COLOR is set",
-    )  # fmt: skip
+    )
     form = inspect.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON line per row")
     form.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page instead, readable without network")
@@ -150,14 +186,21 @@ def _add_plan(recipe_verb: Verb) -> None:
     plan = recipe_verb("plan", _plan, text, "ochat plan recipes/openchat_3_5.yaml --gpus 8 --gpu h100")
     plan.add_argument("--gpus", type=_positive, default=1, help="number of GPUs (default 1)")
     plan.add_argument(
-        "--gpu", default="h100", metavar="h100|h200|a100|TFLOPS",
+        "--gpu",
+        default="h100",
+        metavar="h100|h200|a100|TFLOPS",
         help="kind of GPU, or its dense bfloat16 peak in TFLOP/s (default h100)",
-    )  # fmt: skip
-    plan.add_argument("--gpu-memory", type=_positive_number, metavar="GIB", help="memory of a GPU in GiB (default: the kind's)")
+    )
     plan.add_argument(
-        "--mfu", type=_share, metavar="SHARE",
-        help="share of the peak to reckon the time with, counted as `mfu` in metrics.jsonl, for example 0.5; default: measured",
-    )  # fmt: skip
+        "--gpu-memory", type=_positive_number, metavar="GIB", help="memory of a GPU in GiB (default: the kind's)"
+    )
+    plan.add_argument(
+        "--mfu",
+        type=_share,
+        metavar="SHARE",
+        help="share of the peak to reckon the time with, counted as `mfu` in metrics.jsonl, for example 0.5; default: "
+        "measured",
+    )
     plan.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -166,26 +209,36 @@ def _add_check(recipe_verb: Verb) -> None:
     check = recipe_verb("check", _check, text, "ochat check recipes/quickstart.yaml --gpus 8")
     check.add_argument("--gpus", type=_positive, help="number of GPUs; default: those of this machine, or 1")
     check.add_argument(
-        "--gpu-memory", type=_positive_number, metavar="GIB",
+        "--gpu-memory",
+        type=_positive_number,
+        metavar="GIB",
         help="memory of a GPU in GiB; default: as of the GPUs here, or an H100's",
-    )  # fmt: skip
+    )
     check.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def _add_train(recipe_verb: Verb) -> None:
     train = recipe_verb(
-        "train", _train, "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
+        "train",
+        _train,
+        "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
         "deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
-    )  # fmt: skip
+    )
     train.add_argument(
-        "--resume", default="auto", metavar="auto|never|PATH",
-        help="go on from the newest intact checkpoint (auto, the default), start anew, or go on from a checkpoint folder",
-    )  # fmt: skip
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="go on from the newest intact checkpoint (auto, the default), start anew, or go on from a checkpoint "
+        "folder",
+    )
     train.add_argument(
-        "--accept-changes", action="store_true",
+        "--accept-changes",
+        action="store_true",
         help="go on from a checkpoint although data or settings have changed since it was written",
-    )  # fmt: skip
-    train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher; LOCAL_RANK counts
+    )
+    train.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # given by the deepspeed launcher; LOCAL_RANK counts
 
 
 def _add_ablate(recipe_verb: Verb) -> None:
@@ -193,8 +246,12 @@ def _add_ablate(recipe_verb: Verb) -> None:
     ablate = recipe_verb(
         "ablate", _ablate, text, "ochat ablate recipes/quickstart.yaml --seeds 3 --out runs/quickstart-ablation"
     )
-    ablate.add_argument("--out", type=Path, required=True, help="folder of the ablation; started again, it goes on there")
-    ablate.add_argument("--seeds", type=_positive, default=1, help="trainings of each arm (default 1; a spread needs 2)")
+    ablate.add_argument(
+        "--out", type=Path, required=True, help="folder of the ablation; started again, it goes on there"
+    )
+    ablate.add_argument(
+        "--seeds", type=_positive, default=1, help="trainings of each arm (default 1; a spread needs 2)"
+    )
     ablate.add_argument("--arms", default="", metavar="A,B", help="only these arms")
     ablate.add_argument("--gpus", type=_positive, default=1, help="GPUs (or CPU processes) of one training (default 1)")
     ablate.add_argument("--parallel", type=_positive, default=1, help="trainings at the same time (default 1)")
@@ -210,45 +267,59 @@ def _add_report(verb: Verb) -> None:
 
 def _add_export(verb: Verb) -> None:
     export = verb(
-        "export", _export, "Write a checkpoint as a Hugging Face folder.",
+        "export",
+        _export,
+        "Write a checkpoint as a Hugging Face folder.",
         "ochat export runs/quickstart --out runs/quickstart/export",
-    )  # fmt: skip
+    )
     export.add_argument("run_dir", type=Path, metavar="RUN", help="run folder (`output_dir` of the recipe)")
     export.add_argument(
-        "--step", type=_step, metavar="N|best", help="step of the checkpoint, or the one with the lowest validation loss; "
-        "default: the newest",
-    )  # fmt: skip
+        "--step",
+        type=_step,
+        metavar="N|best",
+        help="step of the checkpoint, or the one with the lowest validation loss; default: the newest",
+    )
     export.add_argument("--out", type=Path, required=True, help="folder to write")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
     export.add_argument(
-        "--max-shard-size", type=_file_size, default="5GB", metavar="SIZE",
+        "--max-shard-size",
+        type=_file_size,
+        default="5GB",
+        metavar="SIZE",
         help="write several files of at most this size (default 5GB)",
-    )  # fmt: skip
+    )
 
 
 def _add_push(verb: Verb) -> None:
     push = verb(
-        "push", _push, "Upload an exported folder to the Hugging Face Hub, and compare what arrived.",
+        "push",
+        _push,
+        "Upload an exported folder to the Hugging Face Hub, and compare what arrived.",
         "HF_TOKEN=... ochat push runs/quickstart/export --repo ORG/NAME",
-    )  # fmt: skip
+    )
     push.add_argument("dir", type=Path, help="folder that `ochat export` wrote")
-    push.add_argument("--repo", required=True, metavar="ORG/NAME", help="model repository; made if it is not there, private")
+    push.add_argument(
+        "--repo", required=True, metavar="ORG/NAME", help="model repository; made if it is not there, private"
+    )
     push.add_argument("--public", action="store_true", help="make a public repository, or push to one")
     push.add_argument("--revision", help="branch to push to, made if it is not there; default: main")
     push.add_argument("--message", help="message of the commit")
     push.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace a model card that was edited on the Hub, and all files of a repository that `ochat push` did not make",
+        help="replace a model card that was edited on the Hub, and all files of a repository that `ochat push` did not "
+        "make",
     )
     push.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def _add_generate(verb: Verb) -> None:
     generate = verb(
-        "generate", _generate, "Ask an exported model one thing.",
+        "generate",
+        _generate,
+        "Ask an exported model one thing.",
         'ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
-    )  # fmt: skip
+    )
     generate.add_argument("model", type=Path, help="exported folder")
     generate.add_argument("--prompt", required=True, help="what the user says")
     generate.add_argument("--condition", help="condition to answer under; default: the export's own")
@@ -314,9 +385,12 @@ def _inspect(options: argparse.Namespace) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     rows = options.rows or slice(0, 20 if options.html else 3)
     selection = Selection(
-        start=rows.start, stop=rows.stop, class_name=options.class_name, conversation_id=options.conversation_id,
+        start=rows.start,
+        stop=rows.stop,
+        class_name=options.class_name,
+        conversation_id=options.conversation_id,
         find=options.find,
-    )  # fmt: skip
+    )
     inspection = Inspection(options.dir, options.split)
     if options.json:
         for number in inspection.select(selection):
@@ -362,7 +436,9 @@ def _train(options: argparse.Namespace) -> None:
     from ochat_train.recipe import load_recipe
 
     try:
-        recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs a second, not a GPU
+        recipe = load_recipe(
+            options.recipe, options.overrides
+        )  # before torch: a wrong recipe costs a second, not a GPU
     except UserError as error:
         if int(os.environ.get("RANK", "0")) > 0 and os.environ.get("LOCAL_RANK") == "0":  # of another host
             raise exits.OneRankError(f"{socket.gethostname()}: {error}") from None
@@ -381,9 +457,13 @@ def _ablate(options: argparse.Namespace) -> None:
 
     arms = [name for name in options.arms.split(",") if name]
     choices = Options(
-        folder=options.out, num_seeds=options.seeds, gpus=options.gpus, parallel=options.parallel, only=arms,
+        folder=options.out,
+        num_seeds=options.seeds,
+        gpus=options.gpus,
+        parallel=options.parallel,
+        only=arms,
         keep_checkpoints=options.keep_checkpoints,
-    )  # fmt: skip
+    )
     results = ablate(recipe, choices, say=lambda text: print(text, file=sys.stderr, flush=True))
     print(json.dumps(results) if options.json else f"{results_text(results)}\n{options.out / 'results.html'}")
 
@@ -400,7 +480,11 @@ def _export(options: argparse.Namespace) -> None:
     from ochat_train.export import export
 
     out = export(
-        options.run_dir, options.out, step=options.step, overwrite=options.overwrite, max_shard_size=options.max_shard_size
+        options.run_dir,
+        options.out,
+        step=options.step,
+        overwrite=options.overwrite,
+        max_shard_size=options.max_shard_size,
     )
     print(f"exported and verified: {out}")
 
@@ -410,9 +494,14 @@ def _push(options: argparse.Namespace) -> None:
 
     try:
         pushed = push(
-            options.dir, options.repo, private=not options.public, revision=options.revision, message=options.message,
-            overwrite=options.overwrite, progress=sys.stderr.isatty(),
-        )  # fmt: skip
+            options.dir,
+            options.repo,
+            private=not options.public,
+            revision=options.revision,
+            message=options.message,
+            overwrite=options.overwrite,
+            progress=sys.stderr.isatty(),
+        )
     except KeyboardInterrupt:
         raise exits.StoppedBySignalError("stopped by SIGINT; the same command goes on with what is missing") from None
     if options.json:
@@ -431,7 +520,11 @@ def _generate(options: argparse.Namespace) -> None:
     answer = load_generator(options.model).answers(
         [messages], condition=options.condition, max_new_tokens=options.max_new_tokens, temperature=options.temperature
     )[0]
-    print(json.dumps({"condition": options.condition, "prompt": options.prompt, "answer": answer}) if options.json else answer)
+    print(
+        json.dumps({"condition": options.condition, "prompt": options.prompt, "answer": answer})
+        if options.json
+        else answer
+    )
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -35,7 +35,8 @@ class Learnt:
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionMatrix:
-    """nll[class name][i]: nats per token of a class's answers under conditions[i]; the same conversations in every column.
+    """nll[class name][i]: nats per token of a class's answers under conditions[i]; the same conversations in every
+    column.
 
     A class without a held-out conversation has no row, and without a second condition there is no matrix (no rows).
     """
@@ -80,13 +81,20 @@ def condition_matrix(
         margins, low, high = _margins(sums, tokens, own, rng)
         nearest = int(np.argmin(np.where(np.arange(len(conditions)) == own, np.inf, margins)))
         learnt[name] = Learnt(
-            condition=conditions[own], nearest=conditions[nearest], margin=float(margins[nearest]), low=low, high=high,
-            learnt=low > 0.0, conversations=int(mask.sum()),
-        )  # fmt: skip
+            condition=conditions[own],
+            nearest=conditions[nearest],
+            margin=float(margins[nearest]),
+            low=low,
+            high=high,
+            learnt=low > 0.0,
+            conversations=int(mask.sum()),
+        )
     return ConditionMatrix(conditions=conditions, nll=rows, learnt=learnt)
 
 
-def _margins(sums: np.ndarray, tokens: np.ndarray, own: int, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+def _margins(
+    sums: np.ndarray, tokens: np.ndarray, own: int, rng: np.random.Generator
+) -> tuple[np.ndarray, float, float]:
     """Margin over each condition, and the interval of the smallest one over the others.
 
     Conversations are drawn anew with replacement, whole, because tokens of one conversation are not independent; the

@@ -122,7 +122,9 @@ class ProgressLine:
 
     LINE_EVERY_SECONDS = 10.0
 
-    def __init__(self, *, first_step: int, num_steps: int, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, first_step: int, num_steps: int, shown: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._shown, self._num_steps, self._clock = shown, num_steps, clock
         self._terminal = sys.stderr.isatty()
         self._last_line = -math.inf

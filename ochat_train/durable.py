@@ -1,7 +1,7 @@
 """Writes that survive a crash: hashed while written, on the disk before they count, visible only when complete.
 
-Every change that a checkpoint makes to the disk goes through this file, so that the tests can stop the process before and
-inside each of them.
+Every change that a checkpoint makes to the disk goes through this file, so that the tests can stop the process before
+and inside each of them.
 """
 
 from __future__ import annotations

@@ -85,7 +85,9 @@ def pickle_stages_by_value() -> None:
 
 
 def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do something on rank 0 only; all ranks wait, and all get its result, or its UserError or OSError as a UserError."""
+    """Do something on rank 0 only; all ranks wait, and all get its result, or its UserError or OSError as a
+    UserError.
+    """
     message: list[Any] = [None, None]
     if ranks.is_main:
         try:
@@ -116,7 +118,8 @@ def deepspeed_config(
     settings = recipe.deepspeed
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.stage in (1, 2):
-        # Stage 1 reduces gradients where they are: in contiguous buffers it would keep a second copy of its share of them.
+        # Stage 1 reduces gradients where they are: in contiguous buffers it would keep a second copy of its share of
+        # them.
         in_place = settings.stage == 1 and not settings.offload_optimizer
         zero |= {
             "overlap_comm": device.type == "cuda" and not (in_place and num_ranks == 1),
@@ -128,7 +131,8 @@ def deepspeed_config(
         # The next layer is gathered while one computes; by default it would be parts of it, and the rest waited for.
         zero["stage3_prefetch_bucket_size"] = layer_elements
     if settings.stage == 3 and recipe.model.compile:
-        # DeepSpeed's own linear function reads a number that is different in every layer: torch 2.11 compiles each layer anew.
+        # DeepSpeed's own linear function reads a number that is different in every layer: torch 2.11 compiles each
+        # layer anew.
         zero["memory_efficient_linear"] = False
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
@@ -151,7 +155,9 @@ def deepspeed_config(
 
 
 def _uses_gradient_sum(recipe: Recipe) -> bool:
-    """Whether GradientSum adds up gradients; DeepSpeed does it in the other stages, and where it copies them to the CPU."""
+    """Whether GradientSum adds up gradients; DeepSpeed does it in the other stages, and where it copies them to the
+    CPU.
+    """
     settings = recipe.deepspeed
     return settings.stage == 1 and not settings.offload_optimizer and recipe.train.gradient_dtype == "float32"
 
@@ -178,7 +184,8 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_un
     if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
         GradientSum(model.parameters(), num_backwards=num_backwards)
     layers = decoder_layers(model.causal_lm)
-    if recipe.deepspeed.stage == 3 and recipe.model.compile:  # gather a layer's weights at once, outside of compiled code
+    # gather a layer's weights at once, outside of compiled code
+    if recipe.deepspeed.stage == 3 and recipe.model.compile:
         deepspeed.utils.set_z3_leaf_modules(model, [type(layers[0])])
     layer_elements = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
     config = deepspeed_config(
@@ -242,7 +249,9 @@ def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> 
 
 
 def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
-    """Parameters in order, cut where a group would grow too large: DeepSpeed makes a float32 copy of a group's gradients."""
+    """Parameters in order, cut where a group would grow too large: DeepSpeed makes a float32 copy of a group's
+    gradients.
+    """
     groups: list[list[torch.nn.Parameter]] = [[]]
     size = 0
     for parameter in parameters:

@@ -36,7 +36,9 @@ class HeldOutData:
 
 
 def held_out_data(prepared_dir: Any, manifest: Manifest, *, pack_length: int) -> HeldOutData:
-    """The held-out splits of a prepared dataset. The packing is the same at every validation, and on any number of ranks."""
+    """The held-out splits of a prepared dataset. The packing is the same at every validation, and on any number of
+    ranks.
+    """
     validation, others = PreparedSplit(prepared_dir, "validation"), PreparedSplit(prepared_dir, "conditions")
     packs = [_packs(split, pack_length) for split in (validation, others)]
     shape = PackShape.holding(
@@ -45,7 +47,12 @@ def held_out_data(prepared_dir: Any, manifest: Manifest, *, pack_length: int) ->
         max_conversations=max(int(np.diff(found.offsets).max(initial=0)) for found in packs),
     )
     return HeldOutData(
-        manifest=manifest, validation=validation, others=others, validation_packs=packs[0], others_packs=packs[1], shape=shape
+        manifest=manifest,
+        validation=validation,
+        others=others,
+        validation_packs=packs[0],
+        others_packs=packs[1],
+        shape=shape,
     )
 
 
@@ -129,14 +136,20 @@ def _class_means(own: np.ndarray, split: PreparedSplit, mask: np.ndarray) -> dic
     }
 
 
-def _matrix(own: np.ndarray, others: np.ndarray, data: HeldOutData, names: Sequence[str], *, seed: int) -> ConditionMatrix:
+def _matrix(
+    own: np.ndarray, others: np.ndarray, data: HeldOutData, names: Sequence[str], *, seed: int
+) -> ConditionMatrix:
     validation_rows = np.unique(data.others.validation_row)
     nll = np.full((len(validation_rows), len(data.manifest.conditions)), np.nan)
     nll[np.arange(len(nll)), data.validation.condition_id[validation_rows]] = own[validation_rows, NLL]
     slots = np.searchsorted(validation_rows, data.others.validation_row)
     nll[slots, data.others.condition_id] = others[:, NLL]
     return condition_matrix(
-        nll, data.validation.num_supervised_tokens[validation_rows], data.validation.class_id[validation_rows],
-        class_names=names, class_conditions=[row.condition for row in data.manifest.classes],
-        conditions=data.manifest.conditions, seed=seed,
-    )  # fmt: skip
+        nll,
+        data.validation.num_supervised_tokens[validation_rows],
+        data.validation.class_id[validation_rows],
+        class_names=names,
+        class_conditions=[row.condition for row in data.manifest.classes],
+        conditions=data.manifest.conditions,
+        seed=seed,
+    )

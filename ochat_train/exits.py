@@ -13,7 +13,9 @@ NOT_PUSHED = 77  # trained to the end, but the model is not on the Hub; start ag
 
 
 class StoppedBySignalError(Exception):
-    """Asked to stop: a run after its checkpoint, or trained to the end and not on the Hub yet; other work, as far as it is."""
+    """Asked to stop: a run after its checkpoint, or trained to the end and not on the Hub yet; other work, as far as it
+    is.
+    """
 
 
 class LostRanksError(Exception):

@@ -41,7 +41,8 @@ _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds 
 def export(
     run_dir: Path, out: Path, *, step: int | Literal["best"] | None, max_shard_size: str, overwrite: bool = False
 ) -> Path:
-    """Write the model of a checkpoint (the newest, that of `step`, or the `best` validated one) as a Hugging Face folder.
+    """Write the model of a checkpoint (the newest, that of `step`, or the `best` validated one) as a Hugging Face
+    folder.
 
     The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by
     its logits, and its tokenizer's ids with the prepared ones; then it gets its model card, and is renamed to `out`.
@@ -71,7 +72,9 @@ def export(
 
 
 def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
-    """The newest checkpoint of a run, that of `step`, or the `best` validated one. Raises UserError where there is none."""
+    """The newest checkpoint of a run, that of `step`, or the `best` validated one. Raises UserError where there is
+    none.
+    """
     available = list_checkpoints(run.path)
     if not available:
         raise UserError(f"{checkpoints_dir(run.path)}: holds no complete checkpoint; train first")
@@ -148,13 +151,18 @@ def _tokenizer(folder: Path) -> Any:
 def _describe(run: RunFolder, step: int, folder: Path) -> None:
     """Write the model card, and ochat.json: what the model was made of, and the sha256 of every file of the export."""
     recipe = public_recipe(run.recipe)
-    if run.base_origin is not None and run.base_origin.folder is not None:  # it may be gone, and then looks like a Hub id
+    # it may be gone, and then looks like a Hub id
+    if run.base_origin is not None and run.base_origin.folder is not None:
         recipe["model"]["path"] = Path(run.base_origin.folder).name
     facts = CardFacts(
-        run=run, base=find_base_model(run.recipe.model, run.base_origin), step=step, recipe=recipe,
-        versions=library_versions(), metrics=last_row(rows_of(run.path / METRICS_FILE), step),
+        run=run,
+        base=find_base_model(run.recipe.model, run.base_origin),
+        step=step,
+        recipe=recipe,
+        versions=library_versions(),
+        metrics=last_row(rows_of(run.path / METRICS_FILE), step),
         validation=last_row(rows_of(run.path / VALIDATION_FILE), step),
-    )  # fmt: skip
+    )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
     content = {
         "step": step,
@@ -190,7 +198,9 @@ def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
             )
         probe = torch.tensor([ids])
         if not torch.equal(trained(probe).logits, loaded(probe).logits):
-            raise UserError(f"{folder}: the loaded model gives other logits (condition {quoted(condition)}); not exported")
+            raise UserError(
+                f"{folder}: the loaded model gives other logits (condition {quoted(condition)}); not exported"
+            )
 
 
 def _same(expected: torch.Tensor | None, found: torch.Tensor | None) -> bool:

@@ -44,7 +44,13 @@ def float8_obstacles(
         (capability >= (8, 9), "it needs an Ada, Hopper or later GPU"),
         (importlib.util.find_spec("torchao") is not None, "the package torchao is not installed (extra `gpu`)"),
         (compiled, "it needs model.compile: uncompiled, casting costs more than float8 saves"),
-        (odd is None, f"weights must be multiples of {_MULTIPLE}; one of the model's is {odd and tuple(odd.weight.shape)}"),
-        (pack_length % _MULTIPLE == 0, f"train.pack_length_tokens must be a multiple of {_MULTIPLE}; it is {pack_length}"),
+        (
+            odd is None,
+            f"weights must be multiples of {_MULTIPLE}; one of the model's is {odd and tuple(odd.weight.shape)}",
+        ),
+        (
+            pack_length % _MULTIPLE == 0,
+            f"train.pack_length_tokens must be a multiple of {_MULTIPLE}; it is {pack_length}",
+        ),
     )
     return [rule for is_met, rule in rules if not is_met]

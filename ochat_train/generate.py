@@ -30,7 +30,9 @@ def load_generator(folder: Path) -> Generator:
 
 
 def unknown_condition_text(folder: Path, condition: str) -> str | None:
-    """What to say of a condition that an export was not trained under; None for one that it was, or where it does not say."""
+    """What to say of a condition that an export was not trained under; None for one that it was, or where it does not
+    say.
+    """
     try:
         classes = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
         trained = list(dict.fromkeys(row["condition"] for row in classes))
@@ -57,7 +59,9 @@ class Generator:
         """One answer for each list of messages. condition: None for the export's own. temperature: 0 for greedy."""
         variables = {} if condition is None else {"condition": condition}
         prompts = [
-            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **variables)
+            self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False, **variables
+            )
             for messages in conversations
         ]
         width = max(map(len, prompts))

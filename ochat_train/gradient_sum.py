@@ -1,8 +1,8 @@
 """Gradients of a step's packs, summed in float32 where the model is bfloat16.
 
 DeepSpeed's stage 1 reduces gradients once per step, in the last backward pass, but adds them up in the model's own
-dtype until then: in bfloat16 a small gradient vanishes beside a large sum. Here the sums are float32, and are rounded to
-bfloat16 once, just before DeepSpeed reduces them over GPUs.
+dtype until then: in bfloat16 a small gradient vanishes beside a large sum. Here the sums are float32, and are rounded
+to bfloat16 once, just before DeepSpeed reduces them over GPUs.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ class Patience:
     tries: in all. The wait doubles from `first_wait_seconds` to `longest_wait_seconds`, or is what the Hub asks for
     (Retry-After), if that is not longer than `longest_retry_after_seconds`. sleep, say: how to wait, and where to tell.
 
-    request_seconds: how long a request may be without a byte in either direction; a large commit takes the Hub a minute.
+    request_seconds: how long a request may be without a byte in either direction; a large commit takes the Hub a
+    minute.
     total_seconds: for all tries and waits together. Work that still goes on then is left behind, so it must only read.
     """
 
@@ -51,7 +52,9 @@ class Patience:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file of a repository. sha256: of files that are stored as LFS objects, else None. git_id: of the blob or pointer."""
+    """A file of a repository. sha256: of files that are stored as LFS objects, else None. git_id: of the blob or
+    pointer.
+    """
 
     num_bytes: int
     sha256: str | None
@@ -62,7 +65,8 @@ class RemoteFile:
 class RemoteRepo:
     """A model repository at one revision, as the Hub describes it. head: its newest commit.
 
-    exported: name -> sha256 of what the export held that was pushed there, as its ochat.json lists it; None without one.
+    exported: name -> sha256 of what the export held that was pushed there, as its ochat.json lists it; None without
+    one.
     """
 
     private: bool
@@ -79,7 +83,8 @@ class RemoteRepo:
 def persevere(work: Callable[[], T], patience: Patience, *, repo: str) -> T:
     """The result of `work`, which is called again after failures that pass.
 
-    Raises UserError for all other failures of the Hub or on the way to it. Other errors are bugs of ours and go through.
+    Raises UserError for all other failures of the Hub or on the way to it. Other errors are bugs of ours and go
+    through.
     """
     end = time.monotonic() + patience.total_seconds
     for number in range(1, patience.tries + 1):
@@ -122,7 +127,9 @@ class _RequestLimit:
 
 
 def _limit_requests(seconds: float) -> None:
-    """Let huggingface_hub's requests wait no longer: it sets no limit, and some calls would take away that of its client."""
+    """Let huggingface_hub's requests wait no longer: it sets no limit, and some calls would take away that of its
+    client.
+    """
     from huggingface_hub.utils import get_session
 
     session = get_session()
@@ -131,7 +138,9 @@ def _limit_requests(seconds: float) -> None:
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`; TimeoutError if it takes longer. It then goes on in its thread, which ends with the process."""
+    """The result of `work`; TimeoutError if it takes longer. It then goes on in its thread, which ends with the
+    process.
+    """
     if seconds == math.inf:
         return work()
     future: Future[T] = Future()
@@ -151,7 +160,9 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
         raise TimeoutError("no answer in time") from None
 
 
-def check_rights(repo: str, *, private: bool, revision: str | None, overwrite: bool, patience: Patience) -> RemoteRepo | None:
+def check_rights(
+    repo: str, *, private: bool, revision: str | None, overwrite: bool, patience: Patience
+) -> RemoteRepo | None:
     """Make sure that a push to `repo` is allowed and hurts nobody; None where the repository is not there yet.
 
     private: what the repository is wanted to be. Raises UserError; changes nothing on the Hub.
@@ -198,8 +209,9 @@ def refuse(repo: str, remote: RemoteRepo, *, private: bool, overwrite: bool) -> 
         )
     if remote.is_foreign and not overwrite:
         raise UserError(
-            f"{repo}: holds {len(remote.files)} files and no {EXPORT_MARK} of an export, so it was not made by `ochat push`; "
-            "choose another name, or replace all of them with `ochat push --overwrite` (they stay in its history)"
+            f"{repo}: holds {len(remote.files)} files and no {EXPORT_MARK} of an export, so it was not made by `ochat "
+            "push`; choose another name, or replace all of them with `ochat push --overwrite` (they stay in its "
+            "history)"
         )
 
 
@@ -292,8 +304,8 @@ def _token_problem(account: Mapping[str, Any], repo: str) -> str | None:
         }
         if "repo.write" not in granted:
             return (
-                f"{repo}: the fine-grained token in HF_TOKEN lacks the right `repo.write` (write access to contents) there; "
-                "add it at https://huggingface.co/settings/tokens"
+                f"{repo}: the fine-grained token in HF_TOKEN lacks the right `repo.write` (write access to contents) "
+                "there; add it at https://huggingface.co/settings/tokens"
             )
     return None
 
@@ -330,11 +342,15 @@ def _is_connection(error: BaseException) -> bool:
 
 
 class UploadError(Exception):
-    """What hf_xet, which uploads large files, could not do: it raises RuntimeError for what its own tries did not mend."""
+    """What hf_xet, which uploads large files, could not do: it raises RuntimeError for what its own tries did not
+    mend.
+    """
 
 
 def _is_of_the_hub(error: BaseException) -> bool:
-    """Whether an error tells of the Hub, its libraries, the network, the token or the disk, and not of a bug of ours."""
+    """Whether an error tells of the Hub, its libraries, the network, the token or the disk, and not of a bug of
+    ours.
+    """
     names = {kind.__name__ for kind in type(error).__mro__}  # HTTPError: also of a request that was not answered
     is_xets = any(name.startswith("Xet") for name in names)
     return is_xets or "HTTPError" in names or isinstance(error, OSError | UploadError | json.JSONDecodeError)

@@ -19,12 +19,13 @@ from ochat_train.report_text import shown_condition
 
 _LIGHTEST_SHADE, _HEAVIEST_SHADE = 0.06, 0.4
 _HOW_TO_READ = (
-    "Boxed: control tokens. Italic: role prefixes with the condition, written by the template. Underlined: supervised text, "
-    "darker where its weight is larger; the small number before it is the weight of each of its tokens. Plain: not supervised. "
-    "Control characters are written as \\u001b."
+    "Boxed: control tokens. Italic: role prefixes with the condition, written by the template. Underlined: supervised "
+    "text, darker where its weight is larger; the small number before it is the weight of each of its tokens. Plain: "
+    "not supervised. Control characters are written as \\u001b."
 )
 _HOW_TO_READ_TOKENS = (
-    " Every token has a box, with its id below. A character of several tokens stands in the last of them, and ⋯ in the others."
+    " Every token has a box, with its id below. A character of several tokens is shown in the last of them, and ⋯ in "
+    "the others."
 )
 
 
@@ -33,8 +34,8 @@ def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, 
     rows = [inspection.row(number) for number in inspection.select(selection)]
     manifest = inspection.manifest
     subtitle = (
-        f"{inspection.prepared_dir}: split {inspection.split}, {len(inspection.data):,} rows; template {manifest.template}, "
-        f"inference condition {shown_condition(manifest.inference_condition)}"
+        f"{inspection.prepared_dir}: split {inspection.split}, {len(inspection.data):,} rows; template "
+        f"{manifest.template}, inference condition {shown_condition(manifest.inference_condition)}"
     )
     sections = [
         _classes(manifest.classes),
@@ -50,15 +51,25 @@ def _classes(classes: Sequence[ClassRow]) -> Section:
     head = ["class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share"]
     rows = [
         [
-            *text_cells([
-                visible(row.name), shown_condition(row.condition), weight_text(row), f"{row.conversations:,}",
-                f"{row.effective_conversations:,.0f}", f"{row.tokens:,}", f"{row.supervised_tokens:,}",
-            ]),
+            *text_cells(
+                [
+                    visible(row.name),
+                    shown_condition(row.condition),
+                    weight_text(row),
+                    f"{row.conversations:,}",
+                    f"{row.effective_conversations:,.0f}",
+                    f"{row.tokens:,}",
+                    f"{row.supervised_tokens:,}",
+                ]
+            ),
             Cell(text=f"{row.weight_share:.1%}", shade=_HEAVIEST_SHADE * row.weight_share),
         ]
         for row in classes
-    ]  # fmt: skip
-    text = "All splits together. Weight share: the class's part of the loss. Effective: (sum of weights)² / sum of squares."
+    ]
+    text = (
+        "All splits together. Weight share: the class's part of the loss. "
+        "Effective: (sum of weights)² / sum of squares."
+    )
     return Section(heading="Classes", paragraphs=[text], head=head, rows=rows)
 
 
@@ -74,7 +85,9 @@ def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
     columns = [_shares(lengths, bins) for lengths in class_lengths.values()]
     rows = [[Cell(text=name), *cells] for name, *cells in zip(names, *columns, strict=True)]
     head = ["tokens", *(visible(name) for name in class_lengths)]
-    yield Section(heading="Lengths of each class", paragraphs=["Rows, and their share of the class."], head=head, rows=rows)
+    yield Section(
+        heading="Lengths of each class", paragraphs=["Rows, and their share of the class."], head=head, rows=rows
+    )
 
 
 def _shares(lengths: np.ndarray, bins: Sequence[tuple[int, int]]) -> list[Cell]:
@@ -89,19 +102,29 @@ def _ledger(ledger: Mapping[str, Any]) -> Section:
         f"{ledger['control_text_kept_plain']:,}. Condition left out: {ledger['condition_left_out']:,}."
     )
     rows = [
-        text_cells([
-            visible(reason), "dropped" if is_dropped else "kept, cut", f"{count:,}",
-            "\n".join(visible(example, kept="") for example in ledger["examples"].get(reason, ["no example was kept"])),
-        ])
+        text_cells(
+            [
+                visible(reason),
+                "dropped" if is_dropped else "kept, cut",
+                f"{count:,}",
+                "\n".join(
+                    visible(example, kept="") for example in ledger["examples"].get(reason, ["no example was kept"])
+                ),
+            ]
+        )
         for reason, (count, is_dropped) in ledger_reasons(ledger).items()
-    ]  # fmt: skip
-    return Section(heading="Ledger", paragraphs=[text], head=["reason", "what", "conversations", "first examples"], rows=rows)
+    ]
+    return Section(
+        heading="Ledger", paragraphs=[text], head=["reason", "what", "conversations", "first examples"], rows=rows
+    )
 
 
 def _rows(rows: Sequence[ShownRow], *, heaviest: float, with_tokens: bool) -> Section:
     pieces = _token_pieces if with_tokens else _run_pieces
     passages = [Passage(heading=_heading(row), pieces=list(pieces(row.tokens, heaviest))) for row in rows]
-    return Section(heading="Rows", paragraphs=[_HOW_TO_READ + (_HOW_TO_READ_TOKENS if with_tokens else "")], passages=passages)
+    return Section(
+        heading="Rows", paragraphs=[_HOW_TO_READ + (_HOW_TO_READ_TOKENS if with_tokens else "")], passages=passages
+    )
 
 
 def _heading(row: ShownRow) -> str:

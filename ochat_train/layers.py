@@ -1,7 +1,8 @@
 """How each decoder layer runs: compiled or not, and what it keeps for the backward pass.
 
 All layers of a model share one compiled function: they have the same code and the same shapes, so it is compiled once.
-Layers are given a new `forward`, not wrapped: names of parameters stay, and DeepSpeed's hooks run outside compiled code.
+Layers are given a new `forward`, not wrapped: names of parameters stay, and DeepSpeed's hooks run outside compiled
+code.
 """
 
 from __future__ import annotations

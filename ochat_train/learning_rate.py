@@ -26,7 +26,9 @@ def auto_learning_rate(*, model_type: str, vocab_size: int, supervised_tokens_pe
     if model_type == "llama":
         family = "llama-3" if vocab_size >= 100_000 else "llama-2"
     if family not in _DIVISORS:
-        raise UserError(f"optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `{model_type}`; give a number")
+        raise UserError(
+            f"optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `{model_type}`; give a number"
+        )
     return BASE_LEARNING_RATE / _DIVISORS[family] * math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
 
 

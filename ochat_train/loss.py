@@ -19,8 +19,8 @@ class LossSums(NamedTuple):  # a tuple, because DeepSpeed's hooks look for tenso
     """Sums over the supervised tokens of one pack; means are made once, after sums from all ranks are added.
 
     weighted_nll: float32 scalar, sum of w * -log p(target) in nats, differentiable.
-    per_class: float32[C, 5], detached: weighted nll, weight, weighted correct (argmax is the target), supervised tokens,
-    squared weight.
+    per_class: float32[C, 5], detached: weighted nll, weight, weighted correct (argmax is the target), supervised
+    tokens, squared weight.
     """
 
     weighted_nll: torch.Tensor
@@ -41,7 +41,9 @@ class TokenScores(NamedTuple):
 def token_scores(
     hidden_TD: torch.Tensor, head_VD: torch.Tensor, *, rows_N: torch.Tensor, target_ids_T: torch.Tensor
 ) -> TokenScores:
-    """Score the predictions from tokens `rows_N` (int64) under softmax(hidden @ head.T), a chunk at a time, in float32."""
+    """Score the predictions from tokens `rows_N` (int64) under softmax(hidden @ head.T), a chunk at a time, in
+    float32.
+    """
     hidden_ND, target_ids_N = hidden_TD.index_select(0, rows_N), target_ids_T.index_select(0, rows_N)
     vocab_size = len(head_VD)
     head_VD = _aligned(head_VD)
@@ -113,7 +115,9 @@ class _WeightedLoss(torch.autograd.Function):
             softmax = logits.softmax(-1)
             del logits
             nll = (shortfall - softmax.gather(-1, predicted).log())[:, 0]
-            columns = torch.stack((nll * weights, weights, correct * weights, torch.ones_like(weights), weights**2), dim=1)
+            columns = torch.stack(
+                (nll * weights, weights, correct * weights, torch.ones_like(weights), weights**2), dim=1
+            )
             per_class_C5.index_add_(0, class_ids_N[chunk], columns)
             if hidden_gradient_ND is not None and head_gradient_VD is not None:
                 # d(w * nll)/d(logits) = w * (softmax - onehot)
@@ -144,7 +148,9 @@ def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tens
 
 
 def _aligned(head_VD: torch.Tensor) -> torch.Tensor:
-    """The head with rows of zeros up to a multiple of 64: products with 32,002 columns run at a third of the speed (H100)."""
+    """The head with rows of zeros up to a multiple of 64: products with 32,002 columns run at a third of the speed
+    (H100).
+    """
     missing = -len(head_VD) % 64
     return torch.nn.functional.pad(head_VD, (0, 0, 0, missing)) if missing else head_VD
 

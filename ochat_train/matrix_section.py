@@ -10,8 +10,8 @@ from ochat_train.pictures import row_shades
 from ochat_train.report_text import learnt_text, matrix_columns, number_text
 
 _HOW_TO_READ = (
-    "Nats per token of each class's held-out answers under each condition; lower (lighter) is likelier. A class has learnt its "
-    "condition where its own (outlined) is the lowest of its row."
+    "Nats per token of each class's held-out answers under each condition; lower (lighter) is likelier. A class has "
+    "learnt its condition where its own (outlined) is the lowest of its row."
 )
 
 

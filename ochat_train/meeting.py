@@ -32,9 +32,13 @@ def meet() -> object:
     launcher_keeps_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun
     try:
         store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            address, port, is_master=rank == 0 and not launcher_keeps_store, timeout=patience,
-            wait_for_workers=False, multi_tenant=True,  # the process group's own store shares the port later
-        )  # fmt: skip
+            address,
+            port,
+            is_master=rank == 0 and not launcher_keeps_store,
+            timeout=patience,
+            wait_for_workers=False,
+            multi_tenant=True,  # the process group's own store shares the port later
+        )
         store.set(_key(rank), socket.gethostname())
     except (torch.distributed.DistError, RuntimeError, ValueError, OSError) as error:
         raise _problem(
@@ -47,11 +51,13 @@ def meet() -> object:
         raise _problem(f"rank {rank} ({socket.gethostname()}) has lost rank 0 at {meeting_point}") from error
     if missing:
         if rank == 0:
-            time.sleep(2 * _look_seconds())  # until the others have read it: they may have come later, and lose the store
+            time.sleep(
+                2 * _look_seconds()
+            )  # until the others have read it: they may have come later, and lose the store
         shown = ", ".join(map(str, missing[:_SHOWN_RANKS])) + (", ..." if len(missing) > _SHOWN_RANKS else "")
         raise _problem(
-            f"{len(missing)} of {num_ranks} ranks have not come within {MEETING_SECONDS:g} s: {shown}; look at what their "
-            "hosts say, and whether every host was started with the same number of hosts and processes"
+            f"{len(missing)} of {num_ranks} ranks have not come within {MEETING_SECONDS:g} s: {shown}; look at what "
+            "their hosts say, and whether every host was started with the same number of hosts and processes"
         )
     return store
 

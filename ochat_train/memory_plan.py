@@ -29,14 +29,17 @@ _COST_OF_FULL = 0.22  # one layer recomputed, of that layer's time
 _COST_OF_NONE = 0.01  # compiled: writing and reading what `matmuls` recomputes costs as much as recomputing it
 # Reducing and adding up gradients and gathering weights in every micro-batch; stages below 2 only add up.
 _COST_OF_STAGE = {0: 0.0, 1: 0.0, 2: 0.12, 3: 0.19}
-_TOKENS_PER_SUM = {"float32": 430, "bfloat16": 215}  # adding up takes as long as computing so many tokens, whatever the model
+_TOKENS_PER_SUM = {
+    "float32": 430,
+    "bfloat16": 215,
+}  # adding up takes as long as computing so many tokens, whatever the model
 _FLOAT8_COSTS = 1.33  # the same costs as multiples of those shares: a step in float8 takes three quarters of the time
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What the memory of a model depends on. layer_bytes: by `activation_checkpointing`, bytes kept per token and layer in
-    16-bit precision.
+    """What the memory of a model depends on. layer_bytes: by `activation_checkpointing`, bytes kept per token and layer
+    in 16-bit precision.
     """
 
     num_parameters: int
@@ -51,8 +54,8 @@ class ModelShape:
 class MemoryPlan:
     """A decided setting and what it needs.
 
-    checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `dtype_of_sums`. parts: bytes by name. fits: whether
-    there is so much memory.
+    checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `dtype_of_sums`. parts: bytes by name. fits:
+    whether there is so much memory.
     """
 
     zero_stage: int
@@ -100,9 +103,9 @@ class StepCosts:
 def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: bool) -> ModelShape:
     """Shapes from a `transformers` config.
 
-    Kept by a compiled layer in 16-bit precision (seen on Mistral shapes: 92 and 136 KiB): the layer's input, queries, keys,
-    values, the attention's output, its projection and the two MLP projections; with `none` also both norms and the
-    MLP's product. Uncompiled layers keep about twice that.
+    Kept by a compiled layer in 16-bit precision (seen on Mistral shapes: 92 and 136 KiB): the layer's input, queries,
+    keys, values, the attention's output, its projection and the two MLP projections; with `none` also both norms and
+    the MLP's product. Uncompiled layers keep about twice that.
     """
     hidden, heads = config.hidden_size, config.num_attention_heads
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
@@ -111,10 +114,13 @@ def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: 
     matmuls = 2 * (2 * hidden + 2 * heads * head_dim + 2 * key_heads * head_dim + 2 * intermediate)
     none = matmuls + 2 * (2 * hidden + intermediate)
     return ModelShape(
-        num_parameters=num_parameters, num_layers=config.num_hidden_layers, hidden=hidden, intermediate=intermediate,
+        num_parameters=num_parameters,
+        num_layers=config.num_hidden_layers,
+        hidden=hidden,
+        intermediate=intermediate,
         vocab_size=vocab_size,
         layer_bytes={"full": 2 * hidden, "matmuls": matmuls, "none": none if compiled else 2 * none},
-    )  # fmt: skip
+    )
 
 
 def memory_parts(
@@ -135,7 +141,8 @@ def memory_parts(
     wide = recipe.model.precision == "float32"
     width = 4 if wide else 2  # bytes of a number in the model's dtype
     shard = {
-        name: num_gpus if zero_stage >= least else 1 for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))
+        name: num_gpus if zero_stage >= least else 1
+        for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))
     }
     num = shape.num_parameters
     tokens = recipe.train.pack_length_tokens * packs_per_micro_batch
@@ -196,12 +203,16 @@ def fastest_plan(
     return fastest_of(plans, StepCosts.of(recipe, compiled=compiled))
 
 
-def possible_plans(recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, is_gpu: bool) -> list[MemoryPlan]:
+def possible_plans(
+    recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, is_gpu: bool
+) -> list[MemoryPlan]:
     """Every setting that the recipe leaves open, with what it needs."""
     budget = free_bytes * _USABLE - (_NCCL_BYTES if num_gpus > 1 else 0.0)
     plans = []
     for stage, checkpointing, packs in product(
-        _stages(recipe, is_gpu, num_gpus), _checkpointings(recipe, shape.num_layers, is_gpu), _packs(recipe, num_gpus, is_gpu)
+        _stages(recipe, is_gpu, num_gpus),
+        _checkpointings(recipe, shape.num_layers, is_gpu),
+        _packs(recipe, num_gpus, is_gpu),
     ):
         setting: dict[str, Any] = {"zero_stage": stage, "checkpointing": checkpointing, "packs_per_micro_batch": packs}
         parts = memory_parts(recipe, shape, num_gpus=num_gpus, **setting)
@@ -257,8 +268,8 @@ def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
     dtype = model_dtype(recipe.model, torch.device("cuda" if is_gpu else "cpu"))
     if settings.zero_stage == 0 and dtype == torch.bfloat16:
         raise UserError(
-            "deepspeed.zero_stage: 0 cannot be used with a bfloat16 model, as DeepSpeed keeps its float32 sums of gradients "
-            "from stage 1 on; use 1, which needs less memory and takes no longer, or leave it out"
+            "deepspeed.zero_stage: 0 cannot be used with a bfloat16 model, as DeepSpeed keeps its float32 sums of "
+            "gradients from stage 1 on; use 1, which needs less memory and takes no longer, or leave it out"
         )
     if settings.zero_stage is not None:
         return [settings.zero_stage]
@@ -288,8 +299,9 @@ def _packs(recipe: Recipe, num_gpus: int, is_gpu: bool) -> list[int]:
     if wanted is not None:
         if per_gpu % wanted:
             raise UserError(
-                f"train.packs_per_micro_batch: {wanted} does not divide the {per_gpu} packs that each of {num_gpus} GPU(s) "
-                "works on in a step (train.tokens_per_step / train.pack_length_tokens / GPUs); use a divisor of it"
+                f"train.packs_per_micro_batch: {wanted} does not divide the {per_gpu} packs that each of {num_gpus} "
+                "GPU(s) works on in a step (train.tokens_per_step / train.pack_length_tokens / GPUs); use a divisor of "
+                "it"
             )
         return [wanted]
     most = max(1, _MOST_TOKENS // recipe.train.pack_length_tokens) if is_gpu else 1

@@ -1,4 +1,6 @@
-"""From loss sums to the numbers a person reads, and the run folder's files of them: metrics.jsonl and its neighbours."""
+"""From loss sums to the numbers a person reads, and the run folder's files of them: metrics.jsonl and its
+neighbours.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,11 @@ class StepSums:
     stop: bool
 
 
-def step_metrics(per_class: torch.Tensor, class_names: Sequence[str], *, tokens_per_class: Sequence[int]) -> dict[str, Any]:
-    """Means of one or several steps. `loss` is the weighted mean nll in nats per token, as `accuracy` is a weighted share.
+def step_metrics(
+    per_class: torch.Tensor, class_names: Sequence[str], *, tokens_per_class: Sequence[int]
+) -> dict[str, Any]:
+    """Means of one or several steps. `loss` is the weighted mean nll in nats per token, as `accuracy` is a weighted
+    share.
 
     per_class: float64[C, 5], sums as in loss.LossSums. tokens_per_class: all tokens of each class, prompts included.
     effective_tokens: (sum w)^2 / sum w^2 over supervised tokens (Kish's effective sample size): how many tokens of one
@@ -156,8 +161,8 @@ def _json_line(row: dict[str, Any]) -> str:
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of one of these files, none where there is no file.
 
-    A last line without its end was being written when the process was killed, and is left out. So is any other that cannot be
-    read (a power cut may leave NULs behind), with a notice: a log must not keep a run from going on.
+    A last line without its end was being written when the process was killed, and is left out. So is any other that
+    cannot be read (a power cut may leave NULs behind), with a notice: a log must not keep a run from going on.
     """
     rows, unreadable = [], []
     # not splitlines(), which also ends a line at characters that may stand in an answer (U+2028)
@@ -169,7 +174,9 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         else:
             rows.append(row)
     if unreadable:
-        numbers = ", ".join(map(str, unreadable[:_MOST_LINE_NUMBERS])) + (", ..." if unreadable[_MOST_LINE_NUMBERS:] else "")
+        numbers = ", ".join(map(str, unreadable[:_MOST_LINE_NUMBERS])) + (
+            ", ..." if unreadable[_MOST_LINE_NUMBERS:] else ""
+        )
         say(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
     return rows
 

@@ -30,7 +30,9 @@ class PackedCausalLM(torch.nn.Module):
         self.loss = _LossHead(causal_lm.get_output_embeddings(), num_classes=num_classes)
 
     def forward(self, batch: PackedBatch, *, score: bool = False) -> LossSums | TokenScores:
-        """Loss sums of a pack, or with `score` how it does token by token. Attention stays inside `batch.cu_seqlens_S1`."""
+        """Loss sums of a pack, or with `score` how it does token by token. Attention stays inside
+        `batch.cu_seqlens_S1`.
+        """
         hidden_1TD = self.causal_lm.base_model(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
@@ -64,7 +66,9 @@ class _LossHead(torch.nn.Module):
     def forward(self, hidden_TD: torch.Tensor, batch: PackedBatch, *, score: bool) -> LossSums | TokenScores:
         """Loss sums of a pack from its hidden states, or the scores of its supervised tokens."""
         if score:
-            return token_scores(hidden_TD, self.head_weight, rows_N=batch.supervised_rows_N, target_ids_T=batch.target_ids_T)
+            return token_scores(
+                hidden_TD, self.head_weight, rows_N=batch.supervised_rows_N, target_ids_T=batch.target_ids_T
+            )
         return weighted_loss_sums(
             hidden_TD,
             self.head_weight,
@@ -100,7 +104,9 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
         raise UserError(f"model.path: {settings.path}: cannot be loaded: {error}") from None
 
 
-def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.device, seed: int) -> tuple[PackedCausalLM, str]:
+def build_model(
+    settings: ModelSettings, manifest: Manifest, *, device: torch.device, seed: int
+) -> tuple[PackedCausalLM, str]:
     """Load (or randomly initialise) the base on the CPU, with a row for every token. Also returns the attention kernel.
 
     Tokens that the base has no row for get the mean of all rows; tied embeddings stay tied.
@@ -119,9 +125,13 @@ def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.de
         causal_lm = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     else:
         causal_lm = transformers.AutoModelForCausalLM.from_pretrained(
-            settings.path, revision=settings.revision, config=config, dtype=dtype, attn_implementation=attention,
+            settings.path,
+            revision=settings.revision,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
             use_safetensors=True,
-        )  # fmt: skip
+        )
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     check_head(causal_lm)
     causal_lm.train()
@@ -129,7 +139,9 @@ def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.de
 
 
 def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -> bool:
-    """Whether decoder layers are compiled. Raises UserError where the recipe wants it and the attention kernel does not fit."""
+    """Whether decoder layers are compiled. Raises UserError where the recipe wants it and the attention kernel does not
+    fit.
+    """
     if settings.compile and kernel not in COMPILABLE:
         raise UserError(
             f"model.compile: true cannot be used with the attention kernel `{kernel}`; "
@@ -148,7 +160,9 @@ def decoder_layers(causal_lm: Any) -> Any:
     """The list of decoder layers. Raises UserError where a model has none by that name."""
     layers = getattr(causal_lm.base_model, "layers", None)
     if layers is None:
-        raise UserError(f"model: {causal_lm.config.model_type} has no list of decoder layers named `layers`; not supported")
+        raise UserError(
+            f"model: {causal_lm.config.model_type} has no list of decoder layers named `layers`; not supported"
+        )
     return layers
 
 
@@ -162,14 +176,17 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:
-    """Raise UserError for a base whose logits this trainer would compute wrongly, or that is too short for the recipe."""
+    """Raise UserError for a base whose logits this trainer would compute wrongly, or that is too short for the
+    recipe.
+    """
     for key, neutral in _LOGIT_TRANSFORMS.items():
         if getattr(config, key, neutral) not in (neutral, None):
             raise UserError(f"model: {config.model_type} scales its logits ({key}), which is not supported")
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and settings.max_length_tokens > longest:
         raise UserError(
-            f"model.max_length_tokens: {settings.max_length_tokens} is more than the base's max_position_embeddings {longest}"
+            f"model.max_length_tokens: {settings.max_length_tokens} is more than the base's max_position_embeddings "
+            f"{longest}"
         )
 
 

@@ -1,7 +1,7 @@
 """README.md of an export: what the model is, how it is prompted, what it was trained on, what came out.
 
-Names and conditions come from data. In the text they stand as JSON strings in code spans, without the characters that could
-end one (`json_code`); in the metadata YAML's own writer quotes them.
+Names and conditions come from data. In the text they stand as JSON strings in code spans, without the characters that
+could end one (`json_code`); in the metadata YAML's own writer quotes them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TAGS = ["ochat-train", "c-rlft", "conversational"]
 class CardFacts:
     """What a card is made from.
 
-    step: of the exported checkpoint. recipe: its values as ochat.json has them, without paths. metrics, validation: the last
-    rows of metrics.jsonl and validation.jsonl up to that step; None where there is none.
+    step: of the exported checkpoint. recipe: its values as ochat.json has them, without paths. metrics, validation: the
+    last rows of metrics.jsonl and validation.jsonl up to that step; None where there is none.
     """
 
     run: RunFolder
@@ -44,9 +44,15 @@ def model_card(facts: CardFacts) -> str:
 
     metadata = _metadata(facts.base)
     parts = [
-        f"# {facts.run.recipe.name}", _introduction(facts), _prompting(facts), _classes(facts), _results(facts), _data(facts),
-        _settings(facts), _versions(facts),
-    ]  # fmt: skip
+        f"# {facts.run.recipe.name}",
+        _introduction(facts),
+        _prompting(facts),
+        _classes(facts),
+        _results(facts),
+        _data(facts),
+        _settings(facts),
+        _versions(facts),
+    ]
     text = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
     assert ModelCard(text).data.to_dict() == metadata.to_dict(), "the metadata reads back as something else"
     return text
@@ -58,7 +64,9 @@ def last_row(rows: Sequence[Mapping[str, Any]], step: int) -> Mapping[str, Any] 
 
 
 def json_code(text: str, *, in_table: bool = True) -> str:
-    """A text as a JSON string in a code span. Whatever it holds, it stays one line, one table cell and inside its span."""
+    """A text as a JSON string in a code span. Whatever it holds, it stays one line, one table cell and inside its
+    span.
+    """
     unsafe = "|`" if in_table else "`"
     characters = json.dumps(text, ensure_ascii=False)
     return f"`{''.join(c if c.isprintable() and c not in unsafe else _json_escape(c) for c in characters)}`"
@@ -89,9 +97,15 @@ def _metadata(base: BaseModel) -> Any:
 
     relation = {"base_model_relation": "finetune"} if base.hub_id else {}
     return ModelCardData(
-        base_model=base.hub_id, license=base.license or "other", license_name=base.license_name,
-        license_link=base.license_link, library_name="transformers", pipeline_tag="text-generation", tags=_TAGS, **relation,
-    )  # fmt: skip
+        base_model=base.hub_id,
+        license=base.license or "other",
+        license_name=base.license_name,
+        license_link=base.license_link,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=_TAGS,
+        **relation,
+    )
 
 
 def _introduction(facts: CardFacts) -> str:
@@ -103,13 +117,13 @@ def _introduction(facts: CardFacts) -> str:
         origin = f"Fine-tuned from {link if base.hub_id else json_code(base.name)}"
         origin += f" (revision {json_code(base.revision)})" if base.revision else ""
     text = (
-        f"{origin} with C-RLFT ([conditioned reinforcement-learning fine-tuning]({_PAPER})): conversations of different "
-        "quality belong to classes; each class has a condition, which joins the prompt, and a loss weight."
+        f"{origin} with C-RLFT ([conditioned reinforcement-learning fine-tuning]({_PAPER})): conversations of "
+        "different quality belong to classes; each class has a condition, which joins the prompt, and a loss weight."
     )
     if base.license is None:
         text += (
-            f"\n\n> **Licence: not known.** It could not be found out: {base.why_unknown}. `license: other` in the metadata "
-            "stands for that. Look it up and set it before you pass the model on."
+            f"\n\n> **Licence: not known.** It could not be found out: {base.why_unknown}. `license: other` in the "
+            "metadata stands for that. Look it up and set it before you pass the model on."
         )
     elif base.license == "other" and (base.license_name or base.license_link):
         shown = ", ".join(json_code(part) for part in (base.license_name, base.license_link) if part)
@@ -130,7 +144,8 @@ def _prompting(facts: CardFacts) -> str:
         prompts.append(f"- {json_code(condition)}: {json_code(prompt, in_table=False)}")
     return f"""## How to prompt it
 
-The chat template takes the condition of the class whose answers you want. Without `condition` it uses {json_code(default)}.
+The chat template takes the condition of the class whose answers you want.
+Without `condition` it uses {json_code(default)}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -184,8 +199,8 @@ def _results(facts: CardFacts) -> str:
         return "\n\n".join(parts)
     head, rows = validation_table(line, shown=json_code)
     parts.append(
-        f"Held-out conversations at step {line['step']:,}: loss {number_text(line['loss'], '.4f')}. The columns `under` give "
-        "the nll of a class's answers (nats per token) when prompted under that condition."
+        f"Held-out conversations at step {line['step']:,}: loss {number_text(line['loss'], '.4f')}. The columns "
+        "`under` give the nll of a class's answers (nats per token) when prompted under that condition."
     )
     parts.append(_table(head, rows))
     return "\n\n".join(parts)
@@ -193,7 +208,9 @@ def _results(facts: CardFacts) -> str:
 
 def _data(facts: CardFacts) -> str:
     ledger, prepared = facts.run.prepared.ledger, facts.run.prepared
-    sources = ", ".join(f"{json_code(source['path'])} ({source['format']})" for source in facts.recipe["data"]["sources"])
+    sources = ", ".join(
+        f"{json_code(source['path'])} ({source['format']})" for source in facts.recipe["data"]["sources"]
+    )
     rows = [("read", f"{ledger['read']:,}"), ("kept", f"{ledger['kept']:,}")]
     rows += [(f"dropped: {json_code(reason)}", f"{count:,}") for reason, count in ledger["dropped"].items()]
     rows += [
@@ -208,17 +225,27 @@ def _data(facts: CardFacts) -> str:
 def _settings(facts: CardFacts) -> str:
     # plain values of fixed keys: names, numbers and lists of numbers, which hold nothing to escape
     rows = [(f"`{section}.{key}`", f"`{json.dumps(facts.recipe[section][key])}`") for section, key in _SHOWN_SETTINGS]
-    return (
-        f"## Settings\n\n{_table(('key', 'value'), rows)}\n\nThe recipe stands in `ochat.json`, without folders and trackers."
-    )
+    table = _table(("key", "value"), rows)
+    return f"## Settings\n\n{table}\n\n`ochat.json` has the recipe, without folders and trackers."
 
 
 _SHOWN_SETTINGS = (
-    ("model", "template"), ("model", "max_length_tokens"), ("data", "beta"), ("data", "condition_dropout"),
-    ("train", "epochs"), ("train", "max_steps"), ("train", "tokens_per_step"), ("train", "pack_length_tokens"),
-    ("train", "loss_denominator"), ("optimizer", "learning_rate"), ("optimizer", "warmup_ratio"),
-    ("optimizer", "min_lr_ratio"), ("optimizer", "weight_decay"), ("optimizer", "betas"), ("optimizer", "grad_clip"),
-)  # fmt: skip
+    ("model", "template"),
+    ("model", "max_length_tokens"),
+    ("data", "beta"),
+    ("data", "condition_dropout"),
+    ("train", "epochs"),
+    ("train", "max_steps"),
+    ("train", "tokens_per_step"),
+    ("train", "pack_length_tokens"),
+    ("train", "loss_denominator"),
+    ("optimizer", "learning_rate"),
+    ("optimizer", "warmup_ratio"),
+    ("optimizer", "min_lr_ratio"),
+    ("optimizer", "weight_decay"),
+    ("optimizer", "betas"),
+    ("optimizer", "grad_clip"),
+)
 
 
 def _versions(facts: CardFacts) -> str:

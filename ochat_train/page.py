@@ -23,7 +23,8 @@ class Cell:
 class Piece:
     """A piece of a marked text.
 
-    kind: `control`, `prefix` or `content`. shade: 0 to 1, None for a piece that is not marked. label: stands small before it.
+    kind: `control`, `prefix` or `content`. shade: 0 to 1, None for a piece that is not marked. label: stands small
+    before it.
     note: stands small under it, which also puts it into a box of its own.
     """
 
@@ -64,9 +65,12 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     template = environment.get_template("page.html.jinja")
     return template.render(title=title, subtitle=subtitle, sections=sections) + "\n"
 
@@ -74,13 +78,16 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 def write_page(out: Path, page: str, *, option: str, prepared_dir: Path) -> None:
     """Write a page. Raises UserError where it cannot be written, or would stand in the prepared dataset.
 
-    option: what the command line calls `out`. A foreign file in a prepared dataset keeps `ochat prepare` from replacing it.
+    option: what the command line calls `out`. A foreign file in a prepared dataset keeps `ochat prepare` from replacing
+    it.
     """
     try:
         if out.is_dir() or not out.parent.is_dir():
             raise UserError(f"{option} {out}: is a folder, or stands in one that is not there; name a file")
         if out.parent.resolve().is_relative_to(prepared_dir.resolve()):
-            raise UserError(f"{option} {out}: stands in the prepared dataset, which holds nothing else; name a file elsewhere")
+            raise UserError(
+                f"{option} {out}: stands in the prepared dataset, which holds nothing else; name a file elsewhere"
+            )
         replace_text(out, page)
     except OSError as error:
         raise UserError(f"{option} {out}: cannot be written: {error.strerror}") from None

@@ -1,4 +1,6 @@
-"""Charts as SVG text for pages: no network, no script, colours that follow the page's scheme; and pixels for trackers."""
+"""Charts as SVG text for pages: no network, no script, colours that follow the page's scheme; and pixels for
+trackers.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
         for entry in series:
             color = COLORS[entry.number % len(COLORS)]
             if entry.points:
-                axes.plot(entry.x, _numbers(entry.y), "o--", color=color, label=entry.label, markersize=5, linewidth=0.8)
+                axes.plot(
+                    entry.x, _numbers(entry.y), "o--", color=color, label=entry.label, markersize=5, linewidth=0.8
+                )
                 continue
             x, low, mean, high = _bins(np.asarray(entry.x, dtype=float), _numbers(entry.y))
             if len(entry.x) > _MOST_POINTS:
@@ -86,7 +90,9 @@ def heat_map(
             for x, (value, condition) in enumerate(zip(values, conditions, strict=True)):
                 axes.text(x, y, "-" if value is None else f"{value:.4f}", ha="center", va="center")
                 if condition == own_conditions[name]:
-                    axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor=_INK, linewidth=1.5))
+                    axes.add_patch(
+                        Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor=_INK, linewidth=1.5)
+                    )
         canvas = FigureCanvasAgg(figure)
         figure.set_dpi(120)
         with warnings.catch_warnings():
@@ -119,9 +125,13 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
 
     colors = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
     settings: dict[Any, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": "ochat-train", "font.family": "sans-serif", "font.size": 9,
-        "text.parse_math": False, **colors,
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": "ochat-train",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.parse_math": False,
+        **colors,
+    }
     with _DRAWING, matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
@@ -133,7 +143,9 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that matplotlib's own font lacks: the browser has them
+        warnings.filterwarnings(
+            "ignore", message="Glyph"
+        )  # of scripts that matplotlib's own font lacks: the browser has them
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -64,7 +64,14 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
             {
                 **_steps(recipe, manifest, data),
                 **_validations(recipe, manifest, num_steps=data.plan.num_steps),
-                **_times(data, work, gpu=gpu, num_gpus=num_gpus, packs_per_gpu=per_gpu, mfu=speed.mfu if chosen.fits else None),
+                **_times(
+                    data,
+                    work,
+                    gpu=gpu,
+                    num_gpus=num_gpus,
+                    packs_per_gpu=per_gpu,
+                    mfu=speed.mfu if chosen.fits else None,
+                ),
             }
             if manifest and data
             else dict.fromkeys(_UNKNOWN_WITHOUT_DATA)
@@ -82,7 +89,10 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
         "zero_stage": chosen.zero_stage,
         "activation_checkpointing": chosen.checkpointing_text,
         "packs_per_micro_batch": chosen.packs_per_micro_batch,
-        "memory_gib_per_gpu": {**{name: _gib(size) for name, size in chosen.parts.items()}, "total": _gib(chosen.total)},
+        "memory_gib_per_gpu": {
+            **{name: _gib(size) for name, size in chosen.parts.items()},
+            "total": _gib(chosen.total),
+        },
         "settings": [
             {
                 "zero_stage": plan.zero_stage,
@@ -93,7 +103,9 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
                 "relative_seconds": round(memory.relative_seconds(plan), 3),
                 "chosen": plan is chosen,
             }
-            for plan in sorted(_shown(memory.plans, chosen), key=lambda plan: (plan.zero_stage, plan.packs_per_micro_batch))
+            for plan in sorted(
+                _shown(memory.plans, chosen), key=lambda plan: (plan.zero_stage, plan.packs_per_micro_batch)
+            )
         ],
     }
 
@@ -134,10 +146,20 @@ def _work(model: Any, vocab_size: int) -> Work:
 
 
 _UNKNOWN_WITHOUT_DATA = (
-    "steps_per_epoch", "num_steps", "tokens_per_epoch", "packing_efficiency", "conversations_per_epoch",
-    "max_conversations_per_pack", "learning_rate", "num_validations", "validation_time_ratio", "seconds_per_step",
-    "tokens_per_second", "hours", "gpu_hours",
-)  # fmt: skip
+    "steps_per_epoch",
+    "num_steps",
+    "tokens_per_epoch",
+    "packing_efficiency",
+    "conversations_per_epoch",
+    "max_conversations_per_pack",
+    "learning_rate",
+    "num_validations",
+    "validation_time_ratio",
+    "seconds_per_step",
+    "tokens_per_second",
+    "hours",
+    "gpu_hours",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +177,9 @@ def _training_data(recipe: Recipe) -> _TrainingData:
     plan = training_plan(recipe, split)
     lengths = split.num_tokens.astype(np.float64)
     num_packs = len(plan.epoch(recipe.train.epochs - 1).packs)
-    mean_pack = MeanPack(num_tokens=float(lengths.sum()) / num_packs, squared_lengths=float((lengths**2).sum()) / num_packs)
+    mean_pack = MeanPack(
+        num_tokens=float(lengths.sum()) / num_packs, squared_lengths=float((lengths**2).sum()) / num_packs
+    )
     return _TrainingData(plan=plan, num_conversations=len(split), num_tokens=int(lengths.sum()), mean_pack=mean_pack)
 
 

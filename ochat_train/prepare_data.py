@@ -28,7 +28,9 @@ def prepare_job(recipe: Recipe) -> PrepareJob:
     )
 
 
-def prepare_recipe(recipe: Recipe, *, num_workers: int | None, progress: Callable[[int], None]) -> tuple[Manifest, bool]:
+def prepare_recipe(
+    recipe: Recipe, *, num_workers: int | None, progress: Callable[[int], None]
+) -> tuple[Manifest, bool]:
     """Prepare the dataset of a recipe; returns its manifest and whether it was there already."""
     return prepare(prepare_job(recipe), num_workers=num_workers, progress=progress)
 
@@ -41,7 +43,9 @@ def check_prepared(recipe: Recipe) -> Manifest:
     prepared_dir = recipe.data.prepared_dir
     manifest = Manifest.load(Path(prepared_dir))
     if manifest is None:
-        raise UserError(f"data.prepared_dir: {prepared_dir} holds no prepared dataset; run `ochat prepare RECIPE` first")
+        raise UserError(
+            f"data.prepared_dir: {prepared_dir} holds no prepared dataset; run `ochat prepare RECIPE` first"
+        )
     job = prepare_job(recipe)
     try:
         now = input_fingerprints(job)

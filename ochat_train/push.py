@@ -1,7 +1,7 @@
 """From an exported folder to the Hub: only what `ochat export` made, only what is not there yet, compared afterwards.
 
-One commit holds the whole model, so that no revision mixes two of them. Large files are uploaded before it; a push that is
-killed and started again sends only what the Hub does not hold.
+One commit holds the whole model, so that no revision mixes two of them. Large files are uploaded before it; a push that
+is killed and started again sends only what the Hub does not hold.
 """
 
 from __future__ import annotations
@@ -91,12 +91,20 @@ class Pushed:
 
 
 def push(
-    folder: Path, repo: str, *, private: bool = True, revision: str | None = None, message: str | None = None,
-    overwrite: bool = False, patience: Patience | None = None, progress: bool = False,
-) -> Pushed:  # fmt: skip
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str | None = None,
+    overwrite: bool = False,
+    patience: Patience | None = None,
+    progress: bool = False,
+) -> Pushed:
     """Upload an export to the model repository `repo` (ORG/NAME) and compare what the Hub then holds with it.
 
-    private: how the repository is made, if it is not there. revision: branch, made from the main one if it is not there.
+    private: how the repository is made, if it is not there. revision: branch, made from the main one if it is not
+    there.
     overwrite: also a model card that was edited on the Hub; and also into a repository that `ochat push` has not made:
     everything else is removed from it.
     progress: show huggingface_hub's bars on stderr.
@@ -124,10 +132,15 @@ def push(
     from huggingface_hub import HfApi
 
     return Pushed(
-        repo=repo, url=f"{HfApi().endpoint}/{repo}" + (f"/tree/{revision}" if revision else ""), commit=commit,
-        private=private if remote is None else remote.private, num_files=len(chosen),
-        num_bytes=sum(file.num_bytes for file in chosen), num_new=len(changed), card_left=len(chosen) < len(files),
-    )  # fmt: skip
+        repo=repo,
+        url=f"{HfApi().endpoint}/{repo}" + (f"/tree/{revision}" if revision else ""),
+        commit=commit,
+        private=private if remote is None else remote.private,
+        num_files=len(chosen),
+        num_bytes=sum(file.num_bytes for file in chosen),
+        num_new=len(changed),
+        card_left=len(chosen) < len(files),
+    )
 
 
 def exported_files(folder: Path) -> list[LocalFile]:
@@ -171,7 +184,8 @@ def _files_of_export(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder / EXPORT_MARK}: cannot be read: {error.strerror}") from None
     if written is None:
         raise UserError(
-            f"{folder}: {EXPORT_MARK} lists no files: it is damaged, or of an older version; export again with --overwrite"
+            f"{folder}: {EXPORT_MARK} lists no files: it is damaged, or of an older version; export again with "
+            "--overwrite"
         )
     return written
 
@@ -225,13 +239,17 @@ def _commit(
     message: str,
     overwrite: bool,
 ) -> str:
-    """Bring the Hub from what it holds to the local files; returns the commit. `changed` collects the names of new content."""
+    """Bring the Hub from what it holds to the local files; returns the commit. `changed` collects the names of new
+    content.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     new = [file for file in files if not file.is_same(remote.files.get(file.name))]
     kept = {CARD, ".gitattributes", *(file.name for file in files)}
     earlier = remote.files if overwrite and remote.is_foreign else remote.exported or {}
-    gone = sorted(remote.files.keys() & earlier.keys() - kept)  # of an earlier model: they would be mixed up with this one
+    gone = sorted(
+        remote.files.keys() & earlier.keys() - kept
+    )  # of an earlier model: they would be mixed up with this one
     if not new and not gone:
         return remote.head
     changed.update(file.name for file in new)
@@ -249,14 +267,16 @@ def _commit(
 
 
 def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:
-    """Raise UserError unless the Hub holds every file with its size and its sha256 (large files) or git id (small ones)."""
+    """Raise UserError unless the Hub holds every file with its size and its sha256 (large files) or git id (small
+    ones).
+    """
     wrong = [file.name for file in files if not file.is_same(remote.files.get(file.name))]
     if wrong:
         first = next(file for file in files if file.name == wrong[0])
         found = remote.files.get(first.name)
         held = f"{found.num_bytes:,} bytes, {found.sha256 or found.git_id}" if found else "nothing"
         raise UserError(
-            f"{repo} at {remote.head[:12]}: {len(wrong)} of {len(files)} files differ from the folder: {', '.join(wrong[:5])} "
-            f"({first.name}: the Hub holds {held}; here {first.num_bytes:,} bytes, "
+            f"{repo} at {remote.head[:12]}: {len(wrong)} of {len(files)} files differ from the folder: "
+            f"{', '.join(wrong[:5])} ({first.name}: the Hub holds {held}; here {first.num_bytes:,} bytes, "
             f"{first.sha256 if found is None or found.sha256 else first.git_id}); push again"
         )

@@ -38,7 +38,9 @@ def load_questions(path: Path) -> list[Question]:
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"validation.questions: {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(
+            f"validation.questions: {path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     questions = []
     for number, line in enumerate(lines, 1):
         try:
@@ -67,16 +69,18 @@ def right_ratios(
 ) -> dict[str, float]:
     """Share of right answers for each task, and for `all`; greedy answers.
 
-    pattern: a regular expression; of the model's answer and of the right one, what its last match (its first group, where it
-    has one) holds is compared, and an answer without a match is wrong. None: the whole answers are compared.
+    pattern: a regular expression; of the model's answer and of the right one, what its last match (its first group,
+    where it has one) holds is compared, and an answer without a match is wrong. None: the whole answers are compared.
     """
     asked, right = Counter[str](), Counter[str]()
     for start in range(0, len(questions), _BATCH):
         batch = questions[start : start + _BATCH]
         answers = generator.answers(
             [[{"role": "user", "content": question.question}] for question in batch],
-            condition=condition, max_new_tokens=max_new_tokens, temperature=0.0,
-        )  # fmt: skip
+            condition=condition,
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+        )
         for question, answer in zip(batch, answers, strict=True):
             expected = result_of(question.answer, pattern)
             is_right = expected is not None and result_of(answer, pattern) == expected

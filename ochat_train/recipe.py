@@ -45,13 +45,15 @@ Checkpointing = Annotated[
             "anyOf": [
                 {"enum": ["auto", "none", "matmuls", "full"]},
                 {
-                    "type": "object", "properties": {"layers": {"type": "integer", "minimum": 1}},
-                    "required": ["layers"], "additionalProperties": False,
+                    "type": "object",
+                    "properties": {"layers": {"type": "integer", "minimum": 1}},
+                    "required": ["layers"],
+                    "additionalProperties": False,
                 },
             ]
         }
     ),
-]  # fmt: skip
+]
 
 
 class ModelSettings(Section):
@@ -64,36 +66,41 @@ class ModelSettings(Section):
     tokenizer: str | None = Field(None, description="Hub id or folder of the tokenizer; default: `path`")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub, for `path` and `tokenizer`")
     template: str = Field(description=f"prompt format: {', '.join(TEMPLATES)}")
-    max_length_tokens: PositiveInt = Field(description="longest conversation; longer ones are treated as `data.overlong` says")
+    max_length_tokens: PositiveInt = Field(
+        description="longest conversation; longer ones are treated as `data.overlong` says"
+    )
     inference_condition: str | None = Field(
         None, description="condition that exports are prompted with by default; chosen from the classes if not given"
     )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`auto`: bfloat16 with float32 master weights on a GPU, float32 on a CPU"
     )
-    attention: Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "flex", "sdpa"] = Field(
-        "auto", description="attention kernel; `auto` takes the fastest that is installed and prints its choice"
-    )
+    attention: Literal[
+        "auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "flex", "sdpa"
+    ] = Field("auto", description="attention kernel; `auto` takes the fastest that is installed and prints its choice")
     compile: bool | None = Field(
-        None, description="compile the decoder layers with torch.compile; default: on a GPU, with a kernel that allows it"
+        None,
+        description="compile the decoder layers with torch.compile; default: on a GPU, with a kernel that allows it",
     )
     float8: bool = Field(
         False,
-        description="matrix products of the decoder layers in float8, one scale per tensor: faster on Hopper GPUs and later, "
-        "less exact; weights, head, embeddings and exports stay as they are",
+        description="matrix products of the decoder layers in float8, one scale per tensor: faster on Hopper GPUs and "
+        "later, less exact; weights, head, embeddings and exports stay as they are",
     )
     activation_checkpointing: Checkpointing = Field(
         "auto",
-        description="what layers recompute in the backward pass to save memory. `none`; `matmuls`: all but matrix products "
-        "and attention; `full`: everything; `layers: N`: N layers as `full`, the others as `matmuls`; "
-        "`auto`: the fastest that fits",
+        description="what layers recompute in the backward pass to save memory. `none`; `matmuls`: all but matrix "
+        "products and attention; `full`: everything; `layers: N`: N layers as `full`, the others as `matmuls`; `auto`: "
+        "the fastest that fits",
     )
 
     @field_validator("template")
     @classmethod
     def _template_exists(cls, value: str) -> str:
         if value not in TEMPLATES:
-            raise ValueError(f"unknown template; {_did_you_mean(value, TEMPLATES) or 'templates: ' + ', '.join(TEMPLATES)}")
+            raise ValueError(
+                f"unknown template; {_did_you_mean(value, TEMPLATES) or 'templates: ' + ', '.join(TEMPLATES)}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -116,7 +123,12 @@ class ModelSettings(Section):
 
 def hub_name_problem(name: str) -> str | None:
     """Why a text is not the name of a repository on the Hub (`ORG/NAME`); None if it is."""
-    if re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", name) and "--" not in name and ".." not in name and not name.endswith(".git"):
+    if (
+        re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", name)
+        and "--" not in name
+        and ".." not in name
+        and not name.endswith(".git")
+    ):
         return None
     return "not the name of a repository on the Hub; write ORG/NAME, with letters, digits, `-`, `_` and `.`"
 
@@ -131,8 +143,9 @@ class TrainSettings(Section):
     )
     gradient_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="dtype in which a GPU adds up the gradients of a step's packs (bfloat16 models); `bfloat16` takes half the "
-        "memory and rounds at every pack. Stage 2 without `offload_optimizer` adds up in float32 anyway: it takes no more",
+        description="dtype in which a GPU adds up the gradients of a step's packs (bfloat16 models); `bfloat16` takes "
+        "half the memory and rounds at every pack. Stage 2 without `offload_optimizer` adds up in float32 anyway: it "
+        "takes no more",
     )
     tokens_per_step: PositiveInt = Field(
         description="tokens of one optimizer step over all GPUs, padding included; a multiple of `pack_length_tokens`"
@@ -145,15 +158,17 @@ class TrainSettings(Section):
     max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps; default: all epochs")
     log_every_steps: PositiveInt = Field(1, description="write metrics every so many steps")
     max_nonfinite_steps: PositiveInt = Field(
-        3, description="stop after so many steps in a row whose loss or gradient is not finite; such steps update nothing"
+        3,
+        description="stop after so many steps in a row whose loss or gradient is not finite; such steps update nothing",
     )
     hang_timeout_seconds: Positive = Field(
         1800.0, description="end the run if a rank comes no further for so long: longer than a step and a save can take"
     )
     push_to_hub: str | None = Field(
         None,
-        description="repository on the Hugging Face Hub (`ORG/NAME`) that gets the model in the background: the one with the "
-        "lowest validation loss, or the newest where nothing is validated. Needs `HF_TOKEN` in the environment",
+        description="repository on the Hugging Face Hub (`ORG/NAME`) that gets the model in the background: the one "
+        "with the lowest validation loss, or the newest where nothing is validated. Needs `HF_TOKEN` in the "
+        "environment",
     )
     hub_private: bool = Field(
         True, description="whether that repository is made private; one that is there and public needs `false`"
@@ -212,7 +227,8 @@ class OptimizerSettings(Section):
     grad_clip: float = Field(1.0, ge=0.0, description="largest gradient norm; 0 turns clipping off")
 
 
-# Keys of DeepSpeed's configuration that a recipe's own settings decide; two answers to one question would be one too many.
+# Keys of DeepSpeed's configuration that a recipe's own settings decide; two answers to one question would be one too
+# many.
 _OWNED_KEYS = {
     "train_batch_size": "train.tokens_per_step",
     "train_micro_batch_size_per_gpu": "train.pack_length_tokens",
@@ -237,8 +253,8 @@ class DeepSpeedSettings(Section):
         None,
         ge=0,
         le=3,
-        description="what is spread over GPUs: 0 nothing (float32 models alone), 1 optimizer states, 2 also gradients, 3 also "
-        "parameters; default: the fastest that fits into GPU memory (2 on a CPU)",
+        description="what is spread over GPUs: 0 nothing (float32 models alone), 1 optimizer states, 2 also gradients, "
+        "3 also parameters; default: the fastest that fits into GPU memory (2 on a CPU)",
     )
     offload_optimizer: bool = Field(False, description="keep optimizer states in CPU memory (stages 1 to 3)")
     offload_parameters: bool = Field(False, description="keep parameters in CPU memory (stage 3)")
@@ -250,7 +266,8 @@ class DeepSpeedSettings(Section):
     def _offload_fits_stage(self) -> DeepSpeedSettings:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
-        if self.offload_parameters and self.zero_stage != 3:  # also where the stage would be chosen: it could be another
+        # also where the stage would be chosen: it could be another
+        if self.offload_parameters and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
         zero = self.config.get("zero_optimization", {})
         if not isinstance(zero, dict):
@@ -274,25 +291,28 @@ class ValidationSettings(Section):
 
     every_steps: PositiveInt | None = Field(
         None,
-        description="validate every so many steps, before every checkpoint and at the end; default: ten times a run, or less "
-        "often where that would take more than 4 % of the time on one GPU",
+        description="validate every so many steps, before every checkpoint and at the end; default: ten times a run, "
+        "or less often where that would take more than 4 % of the time on one GPU",
     )
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
-        description="what users say, answered under every condition at each validation; default: three held-out conversations",
+        description="what users say, answered under every condition at each validation; default: three held-out "
+        "conversations",
     )
-    sample_tokens: Annotated[int, Field(ge=0)] = Field(64, description="longest answer to a prompt, in tokens; 0: no answers")
+    sample_tokens: Annotated[int, Field(ge=0)] = Field(
+        64, description="longest answer to a prompt, in tokens; 0: no answers"
+    )
     questions: str | None = Field(
         None,
         min_length=1,
-        description="file of questions with checkable answers, which `ochat ablate` asks: JSON lines with `question`, `answer` "
-        "and, if there are several, `task`",
+        description="file of questions with checkable answers, which `ochat ablate` asks: JSON lines with `question`, "
+        "`answer` and, if there are several, `task`",
     )
     answer_pattern: str | None = Field(
         None,
         min_length=1,
-        description="regular expression for what of an answer is compared: its last match, or that match's first group; "
-        "default: the whole answer",
+        description="regular expression for what of an answer is compared: its last match, or that match's first "
+        "group; default: the whole answer",
     )
     answer_tokens: PositiveInt = Field(256, description="longest answer to a question, in tokens")
 
@@ -321,7 +341,9 @@ class TrackingSettings(Section):
     """Where metrics go, beside `metrics.jsonl` in the run folder."""
 
     wandb: bool | Literal["online", "offline"] = Field(
-        False, description="log to Weights & Biases; `true` is `online`, `offline` writes into the run folder for `wandb sync`"
+        False,
+        description="log to Weights & Biases; `true` is `online`, `offline` writes into the run folder for `wandb "
+        "sync`",
     )
     wandb_project: str = Field("ochat-train", min_length=1, description="project of the run there")
     wandb_entity: str | None = Field(None, min_length=1, description="team or user; default: your own default there")
@@ -368,7 +390,9 @@ class Recipe(Section):
                 f"{self.train.pack_length_tokens}: a conversation must fit into a pack; raise the pack length"
             )
         if Path(self.output_dir).resolve().is_relative_to(Path(self.data.prepared_dir).resolve()):
-            problems.append("output_dir must not be data.prepared_dir or inside it: `ochat prepare` replaces that folder")
+            problems.append(
+                "output_dir must not be data.prepared_dir or inside it: `ochat prepare` replaces that folder"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -376,7 +400,9 @@ class Recipe(Section):
     @property
     def fingerprint(self) -> str:
         """sha256 of the recipe's values."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
+        ).hexdigest()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -444,8 +470,12 @@ _SECRET_KEY = re.compile(
 
 
 def _secret_places(value: Any, place: KeyPath = ()) -> list[KeyPath]:
-    """Places of keys that look like a secret: recipes are copied into run folders, checkpoints, exports and trackers."""
-    pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    """Places of keys that look like a secret: recipes are copied into run folders, checkpoints, exports and
+    trackers.
+    """
+    pairs = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     found = [(*place, key) for key, _ in pairs if isinstance(key, str) and _SECRET_KEY.search(key)]
     return found + [inner for key, item in pairs for inner in _secret_places(item, (*place, key))]
 
@@ -454,8 +484,8 @@ def _secret_problem(place: KeyPath, document: Document, path: Path) -> str:
     line = document.lines.get(place, 1)
     origin = "--set" if line == COMMAND_LINE else f"{path}:{line}:"
     return (
-        f"{origin} {'.'.join(map(str, place))}: secrets do not belong into a recipe, which is copied into runs and exports; "
-        "set HF_TOKEN or WANDB_API_KEY in the environment"
+        f"{origin} {'.'.join(map(str, place))}: secrets do not belong into a recipe, which is copied into runs and "
+        "exports; set HF_TOKEN or WANDB_API_KEY in the environment"
     )
 
 
@@ -551,7 +581,9 @@ def _description_of(location: KeyPath) -> str:
     section = _section_at(location[:-1])
     if section is None:
         return ""
-    return next((f.description or "" for name, f in section.model_fields.items() if location[-1] in (name, f.alias)), "")
+    return next(
+        (f.description or "" for name, f in section.model_fields.items() if location[-1] in (name, f.alias)), ""
+    )
 
 
 def _did_you_mean(word: str, known: Any) -> str:

@@ -93,7 +93,8 @@ def _plan_time(report: dict[str, Any]) -> dict[str, str]:
         "time (estimate)": f"{_duration(report['hours'])} on {report['num_gpus']} {report['gpu']}, "
         f"{_hours(report['gpu_hours'])} GPU-hours; {report['seconds_per_step']:.3g} s a step, "
         f"{report['tokens_per_second']:,.0f} tokens/s",
-        "  if the GPUs reach": f"{report['mfu_assumed']:.1%} of {report['peak_tflops']:,.0f} TFLOP/s: {report['mfu_basis']}",
+        "  if the GPUs reach": f"{report['mfu_assumed']:.1%} of {report['peak_tflops']:,.0f} TFLOP/s: "
+        f"{report['mfu_basis']}",
         "  not in it": more,
     }
 
@@ -140,7 +141,9 @@ def validation_text(result: ValidationResult) -> str:
     parts = []
     if (line := result.line) is not None:
         head, rows = validation_table(line)
-        parts.append(f"\nvalidation after step {line['step']}: loss {number_text(line['loss'], '.4f')}\n{table(head, rows)}")
+        parts.append(
+            f"\nvalidation after step {line['step']}: loss {number_text(line['loss'], '.4f')}\n{table(head, rows)}"
+        )
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample['prompt'])}")
         parts += [
@@ -154,7 +157,8 @@ def validation_text(result: ValidationResult) -> str:
 def validation_table(
     line: Mapping[str, Any], *, shown: Callable[[str], str] | None = None
 ) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Head and rows of a validation: a class's nll and accuracy, its nll under each condition, whether it learnt its own.
+    """Head and rows of a validation: a class's nll and accuracy, its nll under each condition, whether it learnt its
+    own.
 
     line: of validation.jsonl. shown: how to write a class or condition; default: a class as it is, shown_condition.
     """

@@ -1,7 +1,7 @@
 """Checkpoints for another number of GPUs or another ZeRO stage, through DeepSpeed's universal checkpoints.
 
-DeepSpeed cuts optimizer states into one piece per rank. Its converter joins the pieces to one folder per parameter, and its
-engine reads each rank's new piece from there.
+DeepSpeed cuts optimizer states into one piece per rank. Its converter joins the pieces to one folder per parameter, and
+its engine reads each rank's new piece from there.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from data_pipeline.errors import UserError
 from ochat_train.checkpoint import STATE, UNIVERSAL_PREFIX, CheckpointManifest, refuse_unsafe_pickles
 from ochat_train.engine import Ranks, on_main_rank
 
-# ZeRO stages between which DeepSpeed's converter works: without ZeRO there are no pieces, and stage 3 names its files otherwise
+# ZeRO stages between which DeepSpeed's converter works: without ZeRO there are no pieces, and stage 3 names its files
+# otherwise
 CONVERTIBLE_STAGES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3))
 
 
 @contextlib.contextmanager
 def resharded(folder: Path, ranks: Ranks) -> Iterator[Path]:
-    """The checkpoint `folder` as a universal one, beside it, deleted again when all ranks have loaded it. All ranks call it.
+    """The checkpoint `folder` as a universal one, beside it, deleted again when all ranks have loaded it. All ranks
+    call it.
 
-    A process that dies meanwhile leaves the folder; the next checkpoint clears it away. Raises UserError, on all ranks, if
-    there is no room for it.
+    A process that dies meanwhile leaves the folder; the next checkpoint clears it away. Raises UserError, on all ranks,
+    if there is no room for it.
     """
     target = folder.with_name(f"{UNIVERSAL_PREFIX}{folder.name}")
     on_main_rank(ranks, lambda: _convert(folder, target))
@@ -47,12 +49,17 @@ def _convert(folder: Path, target: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: going on with another number of GPUs or ZeRO stage needs about {needed / 2**30:.2f} GiB beside it "
-            f"for a while, and {free / 2**30:.2f} GiB are free; make room"
+            f"{folder}: going on with another number of GPUs or ZeRO stage needs about {needed / 2**30:.2f} GiB beside "
+            f"it for a while, and {free / 2**30:.2f} GiB are free; make room"
         )
     arguments = SimpleNamespace(
-        input_folder=str(folder / STATE), output_folder=str(target / STATE), num_extract_workers=1, num_merge_workers=1,
-        keep_temp_folder=False, strict=True, inject_missing_state=True,
-    )  # fmt: skip
+        input_folder=str(folder / STATE),
+        output_folder=str(target / STATE),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         ds_to_universal.main(arguments)

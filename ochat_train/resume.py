@@ -27,10 +27,15 @@ from ochat_train.recipe import Recipe
 from ochat_train.reshard import CONVERTIBLE_STAGES, resharded
 
 _HARMLESS = (
-    "train.log_every_steps", "train.hang_timeout_seconds", "train.max_nonfinite_steps", "train.push_to_hub",
+    "train.log_every_steps",
+    "train.hang_timeout_seconds",
+    "train.max_nonfinite_steps",
+    "train.push_to_hub",
     "train.hub_private",
-    "train.packs_per_micro_batch", "model.activation_checkpointing", "model.compile",  # decide rounding, as GPUs do
-)  # fmt: skip
+    "train.packs_per_micro_batch",
+    "model.activation_checkpointing",
+    "model.compile",  # decide rounding, as GPUs do
+)
 _RESHARDED = ("number of GPUs", "deepspeed.zero_stage")  # how the state is cut into files
 
 
@@ -81,8 +86,9 @@ def choose_checkpoint(
         stages = (manifest.recipe["deepspeed"]["zero_stage"], recipe.deepspeed.zero_stage)
         if stages not in CONVERTIBLE_STAGES:
             raise UserError(
-                f"{chosen}: was written with another {', '.join(reshard)}; a state can be converted between ZeRO 1 and 2 and "
-                "between numbers of GPUs in ZeRO 1 to 3 only: go back to that, or start anew with `--resume never`"
+                f"{chosen}: was written with another {', '.join(reshard)}; a state can be converted between ZeRO 1 and "
+                "2 and between numbers of GPUs in ZeRO 1 to 3 only: go back to that, or start anew with `--resume "
+                "never`"
             )
         print(f"goes on with another {', '.join(reshard)}: the checkpoint is converted first", file=sys.stderr)
     _set_later_checkpoints_aside(output_dir, manifest.step)
@@ -102,7 +108,9 @@ def _previous(output_dir: Path, number: int) -> Path:
 def _set_later_checkpoints_aside(output_dir: Path, step: int) -> None:
     for folder in list_checkpoints(output_dir):
         if int(folder.name.removeprefix("step-")) > step:
-            aside = next(p for n in itertools.count(1) if not (p := folder.with_name(f"aside-{n}-{folder.name}")).exists())
+            aside = next(
+                p for n in itertools.count(1) if not (p := folder.with_name(f"aside-{n}-{folder.name}")).exists()
+            )
             durable.rename(folder, aside)
             print(f"{folder.name} is not gone on from; it is kept as {aside}", file=sys.stderr)
 
@@ -124,15 +132,17 @@ def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
         broken.append(f"{folder.name}: {problem}")
     if broken:
         problems = "; ".join(broken)
-        raise UserError(f"{checkpoints_dir(output_dir)}: no checkpoint is intact ({problems}); `--resume never` starts anew")
+        raise UserError(
+            f"{checkpoints_dir(output_dir)}: no checkpoint is intact ({problems}); `--resume never` starts anew"
+        )
     return None
 
 
 def _check_fits(folder: Path, changed: list[str], *, accept_changes: bool) -> None:
     if changed and not accept_changes:
         raise UserError(
-            f"{folder}: was written with another {', '.join(changed)}; go back to that, use another output_dir, start anew "
-            "with `--resume never`, or go on with the change (`--accept-changes`)"
+            f"{folder}: was written with another {', '.join(changed)}; go back to that, use another output_dir, start "
+            "anew with `--resume never`, or go on with the change (`--accept-changes`)"
         )
     if changed:
         print(f"goes on with another {', '.join(changed)}, as asked", file=sys.stderr)
@@ -149,7 +159,11 @@ def differences(manifest: CheckpointManifest, *, num_ranks: int, recipe: Recipe,
 
 def decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """The values of a recipe that decide the steps of a run, by dotted name."""
-    names = {f"{section}.{key}": value for section in ("model", "train", "optimizer") for key, value in recipe[section].items()}
+    names = {
+        f"{section}.{key}": value
+        for section in ("model", "train", "optimizer")
+        for key, value in recipe[section].items()
+    }
     for harmless in _HARMLESS:
         names.pop(harmless, None)
     return {"seed": recipe["seed"], "deepspeed.zero_stage": recipe["deepspeed"]["zero_stage"], **names}

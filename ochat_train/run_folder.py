@@ -48,8 +48,8 @@ _locks: list[Any] = []  # open for as long as this process lives
 def lock_run_folder(output_dir: Path) -> None:
     """Keep other runs out of a run folder until this process ends, or `unlock_run_folder`.
 
-    A folder that this process has locked before is let go: it may have got another name. Raises UserError if another process
-    trains there.
+    A folder that this process has locked before is let go: it may have got another name. Raises UserError if another
+    process trains there.
     """
     unlock_run_folder()
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,9 @@ def lock_run_folder(output_dir: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise UserError(f"output_dir: {output_dir}: another process trains there; wait for it, or use another folder") from None
+        raise UserError(
+            f"output_dir: {output_dir}: another process trains there; wait for it, or use another folder"
+        ) from None
     _locks.append(lock)
 
 
@@ -91,6 +93,8 @@ def read_run_folder(path: Path) -> RunFolder:
     content = (path / PREPARED_FILE).read_text(encoding="utf-8")
     base = path / BASE_FILE
     return RunFolder(
-        path=path, recipe=recipe, prepared=Manifest.from_json(json.loads(content), where=str(path)),
+        path=path,
+        recipe=recipe,
+        prepared=Manifest.from_json(json.loads(content), where=str(path)),
         base_origin=BaseOrigin(**json.loads(base.read_text(encoding="utf-8"))) if base.is_file() else None,
-    )  # fmt: skip
+    )

@@ -38,7 +38,9 @@ def _sections(history: RunHistory) -> Iterator[Section]:
         yield _samples(history)
     yield _ledger(history.run.prepared.ledger)
     values = history.run.recipe.model_dump(mode="json", by_alias=True)
-    yield Section(heading="Recipe", preformatted=yaml.safe_dump(values, sort_keys=False, allow_unicode=True), folded=True)
+    yield Section(
+        heading="Recipe", preformatted=yaml.safe_dump(values, sort_keys=False, allow_unicode=True), folded=True
+    )
 
 
 def _summary(history: RunHistory) -> Section:
@@ -50,7 +52,9 @@ def _summary(history: RunHistory) -> Section:
     last = history.validations[-1]
     lines = [f"{name}: {learnt_text(entry)}." for name, entry in last["learnt"].items()]
     lines = lines or ["There is one condition only, so there is nothing to tell apart."]
-    lines.append(f"Held-out loss after step {last['step']}: {number_text(last['loss'], '.4f')} nats per token (weighted).")
+    lines.append(
+        f"Held-out loss after step {last['step']}: {number_text(last['loss'], '.4f')} nats per token (weighted)."
+    )
     return Section(heading="Was the conditioning learnt?", paragraphs=lines)
 
 
@@ -62,11 +66,15 @@ def _losses(history: RunHistory, names: Sequence[str]) -> list[Series]:
     ]
     series += [
         Series(
-            label=f"{name}, held out", x=_column(validations, "step"),
-            y=[row["classes"][name]["loss"] for row in validations], number=number, points=True,
+            label=f"{name}, held out",
+            x=_column(validations, "step"),
+            y=[row["classes"][name]["loss"] for row in validations],
+            number=number,
+            points=True,
         )
-        for number, name in enumerate(names) if validations
-    ]  # fmt: skip
+        for number, name in enumerate(names)
+        if validations
+    ]
     return series
 
 
@@ -76,7 +84,9 @@ def _column(rows: Sequence[dict[str, Any]], key: str) -> list[Any]:
 
 def _curve(history: RunHistory, key: str, unit: str, *, logarithmic: bool = False) -> str:
     steps = history.steps
-    return line_chart([Series(label=unit, x=_column(steps, "step"), y=_column(steps, key))], unit=unit, logarithmic=logarithmic)
+    return line_chart(
+        [Series(label=unit, x=_column(steps, "step"), y=_column(steps, key))], unit=unit, logarithmic=logarithmic
+    )
 
 
 def _throughput(history: RunHistory) -> Iterator[Section]:
@@ -88,34 +98,59 @@ def _throughput(history: RunHistory) -> Iterator[Section]:
 def _gradients(history: RunHistory) -> Section:
     left_out = history.steps[-1]["nonfinite_steps"]
     text = (
-        f"{left_out} step(s) were left out because loss or gradient was not finite." if left_out else "Every step was finite."
+        f"{left_out} step(s) were left out because loss or gradient was not finite."
+        if left_out
+        else "Every step was finite."
     )
     return Section(
         heading="Gradient norm", paragraphs=[text], svg=_curve(history, "grad_norm", "2-norm", logarithmic=True)
-    )  # fmt: skip
+    )
 
 
 def _matrix(validation: dict[str, Any], history: RunHistory) -> Iterator[Section]:
     if validation["matrix"]:
         own = {row.name: row.condition for row in history.run.prepared.classes}
         yield matrix_section(
-            f"Condition matrix, step {validation['step']}", validation["matrix"],
-            conditions=validation["conditions"], own_conditions=own, learnt=validation["learnt"],
-        )  # fmt: skip
+            f"Condition matrix, step {validation['step']}",
+            validation["matrix"],
+            conditions=validation["conditions"],
+            own_conditions=own,
+            learnt=validation["learnt"],
+        )
 
 
 def _classes(history: RunHistory) -> Section:
     found = history.validations[-1]["classes"] if history.validations else {}
-    head = ["class", "condition", "weight", "conversations", "tokens", "supervised", "weight share", "held-out nll", "accuracy"]
+    head = [
+        "class",
+        "condition",
+        "weight",
+        "conversations",
+        "tokens",
+        "supervised",
+        "weight share",
+        "held-out nll",
+        "accuracy",
+    ]
     rows = []
     for row in history.run.prepared.classes:
         scores = found.get(row.name, {"nll": None, "accuracy": None})
         weight = "in rows" if row.weight is None else f"{row.weight:.4g}"
-        rows.append(text_cells([
-            row.name, shown_condition(row.condition), weight, f"{row.conversations:,}", f"{row.tokens:,}",
-            f"{row.supervised_tokens:,}", f"{row.weight_share:.1%}", number_text(scores["nll"], ".4f"),
-            number_text(scores["accuracy"], ".1%"),
-        ]))  # fmt: skip
+        rows.append(
+            text_cells(
+                [
+                    row.name,
+                    shown_condition(row.condition),
+                    weight,
+                    f"{row.conversations:,}",
+                    f"{row.tokens:,}",
+                    f"{row.supervised_tokens:,}",
+                    f"{row.weight_share:.1%}",
+                    number_text(scores["nll"], ".4f"),
+                    number_text(scores["accuracy"], ".1%"),
+                ]
+            )
+        )
     return Section(heading="Classes", head=head, rows=rows)
 
 

@@ -1,8 +1,8 @@
 """Answers of the model in training to a few fixed prompts, under every condition.
 
-The model answers with the forward pass of training: prompts stand side by side in one pack, each with room behind it, and
-every pass adds one token to all of them. That costs more per token than a cache of keys and values, but it is the model
-itself, under every ZeRO stage and with every attention kernel, and a few short answers are cheap beside training.
+The model answers with the forward pass of training: prompts stand side by side in one pack, each with room behind it,
+and every pass adds one token to all of them. That costs more per token than a cache of keys and values, but it is the
+model itself, under every ZeRO stage and with every attention kernel, and a few short answers are cheap beside training.
 """
 
 from __future__ import annotations
@@ -39,14 +39,22 @@ class SamplePrompt:
 class Sampler:
     """Fixed prompts, asked under every condition of the prepared dataset, greedily.
 
-    prompts: what a user says; without any, the first turns of three held-out conversations (with what stands before them).
+    prompts: what a user says; without any, the first turns of three held-out conversations (with what stands before
+    them).
     Raises UserError for a prompt that does not fit into a pack with its answer.
     """
 
     def __init__(
-        self, prepared_dir: Path, manifest: Manifest, data: HeldOutData | None, *,
-        prompts: Sequence[str], max_new_tokens: int, pack_length: int, compiled: bool,
-    ) -> None:  # fmt: skip
+        self,
+        prepared_dir: Path,
+        manifest: Manifest,
+        data: HeldOutData | None,
+        *,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        pack_length: int,
+        compiled: bool,
+    ) -> None:
         import transformers
 
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(prepared_dir / TOKENIZER_FOLDER)
@@ -56,8 +64,8 @@ class Sampler:
             length = max(map(len, prompt.input_ids.values())) + max_new_tokens
             if length > pack_length:
                 raise UserError(
-                    f"validation.prompts.{number}: {length} tokens with the answer (validation.sample_tokens) are more than "
-                    f"train.pack_length_tokens {pack_length}; shorten it"
+                    f"validation.prompts.{number}: {length} tokens with the answer (validation.sample_tokens) are more "
+                    f"than train.pack_length_tokens {pack_length}; shorten it"
                 )
         if not prompts and data is not None:
             self.prompts = list(self._held_out(data))
@@ -84,7 +92,10 @@ class Sampler:
         )
 
     def _held_out(self, data: HeldOutData) -> Iterator[SamplePrompt]:
-        conditions, longest = data.manifest.conditions, min(_LONGEST_HELD_OUT_PROMPT, self._pack_length - self._max_new_tokens)
+        conditions, longest = (
+            data.manifest.conditions,
+            min(_LONGEST_HELD_OUT_PROMPT, self._pack_length - self._max_new_tokens),
+        )
         candidates = np.unique(data.others.validation_row) if len(data.others) else np.arange(len(data.validation))
         taken = 0
         for row in candidates:
@@ -93,12 +104,16 @@ class Sampler:
                 (int(data.others.condition_id[other]), data.others[int(other)])
                 for other in np.flatnonzero(data.others.validation_row == row)
             ]
-            ids = {conditions[number]: t.input_ids[: int(np.argmax(t.loss_weights > 0))].tolist() for number, t in tokens}
+            ids = {
+                conditions[number]: t.input_ids[: int(np.argmax(t.loss_weights > 0))].tolist() for number, t in tokens
+            }
             if max(map(len, ids.values())) > longest or taken == _HELD_OUT_PROMPTS:
                 continue
             taken += 1
             own = next(iter(ids))
-            yield SamplePrompt(text=self._plain_text(ids[own], own), input_ids={c: ids[c] for c in conditions if c in ids})
+            yield SamplePrompt(
+                text=self._plain_text(ids[own], own), input_ids={c: ids[c] for c in conditions if c in ids}
+            )
 
     def _plain_text(self, ids: list[int], condition: str) -> str:
         """A prompt as people read it: a line for each stretch between control tokens, without the condition."""
@@ -108,7 +123,9 @@ class Sampler:
         return text.replace(f"{condition} ", "") if condition else text
 
     def answers(self, model: Any, ranks: Ranks) -> list[dict[str, Any]]:
-        """Rows of samples.jsonl, without the step; all ranks call it. `answers`: `condition`, `text` and `finished` of each."""
+        """Rows of samples.jsonl, without the step; all ranks call it. `answers`: `condition`, `text` and `finished` of
+        each.
+        """
         asked = [(prompt, condition, ids) for prompt in self.prompts for condition, ids in prompt.input_ids.items()]
         was_training = model.training
         model.eval()
@@ -117,7 +134,9 @@ class Sampler:
         try:
             with torch.no_grad(), eager:
                 answers = [
-                    ids for part in self._packs([ids for _, _, ids in asked]) for ids in self._answer(model, part, ranks)
+                    ids
+                    for part in self._packs([ids for _, _, ids in asked])
+                    for ids in self._answer(model, part, ranks)
                 ]
         finally:
             model.train(was_training)
@@ -161,7 +180,9 @@ class Sampler:
     def _as_text(self, ids: list[int]) -> dict[str, Any]:
         finished = self._tokenizer.eos_token_id in ids
         return {
-            "text": str(self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)).removeprefix(" "),
+            "text": str(self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)).removeprefix(
+                " "
+            ),
             "finished": finished,
         }
 
@@ -178,11 +199,16 @@ def _layout(prompts: Sequence[list[int]], room: int, device: torch.device) -> tu
         position_ids[start : start + size] = torch.arange(size)
     position_ids[starts[-1] :] = torch.arange(length - starts[-1])
     batch = PackedBatch(
-        input_ids_T=input_ids, position_ids_T=position_ids, target_ids_T=torch.zeros_like(input_ids),
-        target_weights_T=torch.zeros(length), class_ids_T=torch.zeros_like(input_ids),
+        input_ids_T=input_ids,
+        position_ids_T=position_ids,
+        target_ids_T=torch.zeros_like(input_ids),
+        target_weights_T=torch.zeros(length),
+        class_ids_T=torch.zeros_like(input_ids),
         supervised_rows_N=torch.zeros(0, dtype=torch.int64),
-        cu_seqlens_S1=torch.tensor([*starts, length], dtype=torch.int32), max_seqlen=length, num_tokens=starts[-1],
-    )  # fmt: skip
+        cu_seqlens_S1=torch.tensor([*starts, length], dtype=torch.int32),
+        max_seqlen=length,
+        num_tokens=starts[-1],
+    )
     return batch.to(device), starts
 
 

@@ -1,4 +1,6 @@
-"""SIGTERM, Ctrl-C and the end of the launcher: finish the step, write a checkpoint, leave. A second signal ends at once."""
+"""SIGTERM, Ctrl-C and the end of the launcher: finish the step, write a checkpoint, leave. A second signal ends at
+once.
+"""
 
 from __future__ import annotations
 

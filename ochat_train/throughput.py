@@ -10,16 +10,29 @@ import torch
 
 # Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets; the first that fits counts.
 PEAK_FLOPS = {
-    "GB200": 2.5e15, "B300": 2.25e15, "B200": 2.25e15, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
-    "GH200": 989e12, "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "RTX 4090": 165e12,
-}  # fmt: skip
+    "GB200": 2.5e15,
+    "B300": 2.25e15,
+    "B200": 2.25e15,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Operations per token of a model: 6 for each parameter of a matrix product (2 forward, 4 backward; embeddings look up
-    and do none), and causal attention's 6 * layers * attention width * length of the conversation so far on average, that
-    is 6 * layers * width * sum of squared lengths over conversations. Recomputed operations do not count, nor does padding.
+    """Operations per token of a model: 6 for each parameter of a matrix product (2 forward, 4 backward; embeddings look
+    up and do none), and causal attention's 6 * layers * attention width * length of the conversation so far on average,
+    that is 6 * layers * width * sum of squared lengths over conversations. Recomputed operations do not count, nor does
+    padding.
     """
 
     matmul_parameters: int
@@ -52,7 +65,9 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class Meter:
-    """Speed of steps: tokens per second, share of the GPUs' peak, memory, and the share of time spent waiting for data."""
+    """Speed of steps: tokens per second, share of the GPUs' peak, memory, and the share of time spent waiting for
+    data.
+    """
 
     def __init__(self, work: Work, device: torch.device, *, num_ranks: int) -> None:
         self._work = work

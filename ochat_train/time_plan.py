@@ -18,8 +18,8 @@ _TINY_MODEL_PARAMETERS = 100_000_000
 class Gpu:
     """A GPU to plan for.
 
-    peak_flops: dense bfloat16 FLOP/s. memory_gib: as the driver reports it. relative_mfu: what it reaches, as a multiple of
-    an H200's MFU under the same setting.
+    peak_flops: dense bfloat16 FLOP/s. memory_gib: as the driver reports it. relative_mfu: what it reaches, as a
+    multiple of an H200's MFU under the same setting.
     """
 
     name: str
@@ -31,13 +31,19 @@ class Gpu:
 _H100_RELATIVE_MFU = 0.97  # 0.95 to 0.98 in seven bfloat16 runs: the same peak, slower memory; docs/performance.md
 _GPUS = {
     name.lower(): Gpu(name=name, peak_flops=PEAK_FLOPS[name], memory_gib=memory_gib, relative_mfu=relative_mfu)
-    for name, memory_gib, relative_mfu in (("H100", 79.0, _H100_RELATIVE_MFU), ("H200", 139.0, 1.0), ("A100", 79.0, 1.0))
+    for name, memory_gib, relative_mfu in (
+        ("H100", 79.0, _H100_RELATIVE_MFU),
+        ("H200", 139.0, 1.0),
+        ("A100", 79.0, 1.0),
+    )
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A speed of the trainer, as a share of the dense bfloat16 peak (`throughput.Meter`), and the setting it was seen with."""
+    """A speed of the trainer, as a share of the dense bfloat16 peak (`throughput.Meter`), and the setting it was seen
+    with.
+    """
 
     mfu: float
     setting: MemoryPlan
@@ -48,11 +54,13 @@ class Measurement:
 def _seen(mfu: float, *, num_full: int, sum_dtype: str, text: str) -> Measurement:
     layers = ("full",) * num_full + ("matmuls",) * (32 - num_full)
     return Measurement(
-        mfu=mfu, pack_length_tokens=8192, source=f"{text}, Mistral-7B shapes on 1 x H200",
+        mfu=mfu,
+        pack_length_tokens=8192,
+        source=f"{text}, Mistral-7B shapes on 1 x H200",
         setting=MemoryPlan(
             zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, sum_dtype=sum_dtype, parts={}, fits=True
         ),
-    )  # fmt: skip
+    )
 
 
 # By (model.float8, train.gradient_dtype); docs/performance.md, "Whole steps".
@@ -65,7 +73,9 @@ MEASURED = {
 _MEASURED_FILL = 0.973  # of the packs in these runs; the rest was padding
 # docs/performance.md, "Failures": 4 to 6 %, kernels are launched too slowly.
 _SMALL_MODEL_MFU = 0.05
-_SMALL_MODEL_SOURCE = "seen with 134 million parameters and 4,096 tokens a micro-batch, where launching kernels is the limit"
+_SMALL_MODEL_SOURCE = (
+    "seen with 134 million parameters and 4,096 tokens a micro-batch, where launching kernels is the limit"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,9 @@ class AssumedSpeed:
 
 
 def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
-    """A GPU by name, or by its peak in TFLOP/s; memory_gib: in place of the named GPU's. Raises UserError for others."""
+    """A GPU by name, or by its peak in TFLOP/s; memory_gib: in place of the named GPU's. Raises UserError for
+    others.
+    """
     known = _GPUS.get(text.lower())
     if known is not None:
         return replace(known, memory_gib=memory_gib or known.memory_gib)
@@ -86,7 +98,9 @@ def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
     except ValueError:
         peak = 0.0
     if not 0.0 < peak < float("inf"):
-        raise UserError(f"--gpu {text}: give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250")
+        raise UserError(
+            f"--gpu {text}: give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250"
+        )
     if memory_gib is None:
         raise UserError(f"--gpu {text}: how much memory such a GPU has is not known; add --gpu-memory GIB")
     return Gpu(name=f"GPU of {text} TFLOP/s", peak_flops=peak, memory_gib=memory_gib)
@@ -94,7 +108,9 @@ def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanPack:
-    """What the packs of an epoch hold on average. num_tokens: without padding. squared_lengths: sum over conversations."""
+    """What the packs of an epoch hold on average. num_tokens: without padding. squared_lengths: sum over
+    conversations.
+    """
 
     num_tokens: float
     squared_lengths: float
@@ -103,7 +119,8 @@ class MeanPack:
 def useful_ratio(work: Work, pack: MeanPack, *, pack_length_tokens: int) -> float:
     """Operations of a mean pack that count, as a multiple of those of a pack as full as the measured ones.
 
-    Both take a GPU as long: it multiplies matrices for padding, too. Attention within padding costs little and is left out.
+    Both take a GPU as long: it multiplies matrices for padding, too. Attention within padding costs little and is left
+    out.
     """
     full = work.flops(num_tokens=_MEASURED_FILL * pack_length_tokens, squared_lengths=pack.squared_lengths)
     return work.flops(num_tokens=pack.num_tokens, squared_lengths=pack.squared_lengths) / full
@@ -112,10 +129,11 @@ def useful_ratio(work: Work, pack: MeanPack, *, pack_length_tokens: int) -> floa
 def assumed_speed(
     recipe: Recipe, plan: MemoryPlan, *, gpu: Gpu, num_parameters: int, own: float | None, useful: float
 ) -> AssumedSpeed:
-    """The MFU to reckon with. own: the user's, which is taken as it is: a share of operations that count, padding left out.
+    """The MFU to reckon with. own: the user's, which is taken as it is: a share of operations that count, padding left
+    out.
 
-    A measured one is scaled by `useful` (`useful_ratio`), by the costs of the two settings (`StepCosts.relative_seconds`) and
-    by `gpu.relative_mfu`.
+    A measured one is scaled by `useful` (`useful_ratio`), by the costs of the two settings
+    (`StepCosts.relative_seconds`) and by `gpu.relative_mfu`.
     """
     if own is not None:
         return AssumedSpeed(mfu=own, basis="given by --mfu")
@@ -123,7 +141,10 @@ def assumed_speed(
         (recipe.model.compile is False, "model.compile: false"),
         (recipe.model.precision == "float32", "model.precision: float32"),
         (recipe.deepspeed.offload_optimizer or recipe.deepspeed.offload_parameters, "offload to CPU memory"),
-        (num_parameters < _TINY_MODEL_PARAMETERS, "so small a model (launching kernels, not the GPU's peak, is its limit)"),
+        (
+            num_parameters < _TINY_MODEL_PARAMETERS,
+            "so small a model (launching kernels, not the GPU's peak, is its limit)",
+        ),
     ):
         if is_unlike:
             return AssumedSpeed(mfu=None, basis=f"no speed was measured with {what}; give one with --mfu")
@@ -133,7 +154,9 @@ def assumed_speed(
     costs = StepCosts.of(recipe, compiled=True)
     then = replace(costs, pack_length_tokens=seen.pack_length_tokens).relative_seconds(seen.setting)
     now = costs.relative_seconds(plan)
-    basis = f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this GPU, setting and padding; smaller models are slower"
+    basis = (
+        f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this GPU, setting and padding; smaller models are slower"
+    )
     return AssumedSpeed(mfu=seen.mfu * useful * gpu.relative_mfu * then / now, basis=basis)
 
 

@@ -58,7 +58,13 @@ _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective give
 
 
 def train_step(
-    engine: Any, batches: Iterable[PackedBatch], *, denominator: float, learning_rate: float, num_ranks: int, stop: bool = False
+    engine: Any,
+    batches: Iterable[PackedBatch],
+    *,
+    denominator: float,
+    learning_rate: float,
+    num_ranks: int,
+    stop: bool = False,
 ) -> StepSums:
     """One optimizer step over all ranks: gradient of sum(w * nll) / denominator, clip, AdamW update.
 
@@ -92,18 +98,21 @@ def train_step(
     is_finite = math.isfinite(grad_norm)
     bad_packs = [] if is_finite else (~torch.stack(losses).isfinite()).nonzero()[:, 0].tolist()
     return StepSums(
-        per_class=everything[:-2].reshape(per_class.shape), num_tokens=int(everything[-2]), grad_norm=grad_norm,
-        bad_packs=bad_packs, stop=bool(everything[-1]),
-    )  # fmt: skip
+        per_class=everything[:-2].reshape(per_class.shape),
+        num_tokens=int(everything[-2]),
+        grad_norm=grad_norm,
+        bad_packs=bad_packs,
+        stop=bool(everything[-1]),
+    )
 
 
 def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     """Train a recipe on a prepared dataset, on all ranks of the launcher.
 
-    resume: `auto`, `never` or the folder of a checkpoint. accept_changes: go on from a checkpoint of other data or settings.
-    Recipe, prepared data and library versions must be the same on all hosts, and the run folder one that all of them see:
-    agreement.py. Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another rank is gone,
-    NotPushedError on rank 0 where the model is trained but could not be brought to the Hub.
+    resume: `auto`, `never` or the folder of a checkpoint. accept_changes: go on from a checkpoint of other data or
+    settings. Recipe, prepared data and library versions must be the same on all hosts, and the run folder one that all
+    of them see: agreement.py. Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where
+    another rank is gone, NotPushedError on rank 0 where the model is trained but could not be brought to the Hub.
     """
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
     push, stop_request = None, StopRequest()
@@ -132,25 +141,38 @@ def _check_and_lock(recipe: Recipe) -> None:
 
 
 def _train(
-    recipe: Recipe, manifest: Manifest, ranks: Ranks, push: BackgroundPush | None, stop_request: StopRequest, *,
-    resume: str, accept_changes: bool,
-) -> None:  # fmt: skip
+    recipe: Recipe,
+    manifest: Manifest,
+    ranks: Ranks,
+    push: BackgroundPush | None,
+    stop_request: StopRequest,
+    *,
+    resume: str,
+    accept_changes: bool,
+) -> None:
     output_dir = Path(recipe.output_dir)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
     model, kernel = on_every_rank(
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
-    )  # fmt: skip
+    )
     require_agreement(ranks, {"attention kernel": kernel})
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
-    resume_point = on_main_rank(ranks, lambda: choose_checkpoint(
-        output_dir, resume, num_ranks=ranks.num_ranks, recipe=recipe, data_fingerprint=manifest.fingerprint,
-        accept_changes=accept_changes,
-    ))  # fmt: skip
+    resume_point = on_main_rank(
+        ranks,
+        lambda: choose_checkpoint(
+            output_dir,
+            resume,
+            num_ranks=ranks.num_ranks,
+            recipe=recipe,
+            data_fingerprint=manifest.fingerprint,
+            accept_changes=accept_changes,
+        ),
+    )
     if resume == "never":
         on_main_rank(ranks, lambda: lock_run_folder(output_dir))  # the locked one went aside with the earlier run
     if ranks.is_main:
@@ -169,19 +191,35 @@ def _train(
     )
     trackers = Trackers(
         chosen_trackers(recipe.tracking) if ranks.is_main else [],
-        run_facts(recipe, manifest, ranks, first_step=progress.step), say=say,
-    )  # fmt: skip
+        run_facts(recipe, manifest, ranks, first_step=progress.step),
+        say=say,
+    )
     batches = Prefetcher(
         run_micro_batches(
-            split, plan, first_step=progress.step, rank=ranks.rank, num_ranks=ranks.num_ranks,
-            packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1, pin=ranks.device.type == "cuda",
+            split,
+            plan,
+            first_step=progress.step,
+            rank=ranks.rank,
+            num_ranks=ranks.num_ranks,
+            packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
+            pin=ranks.device.type == "cuda",
         ),
         depth=_PREFETCHED,
-    )  # fmt: skip
+    )
     run = Run(
-        recipe=recipe, manifest=manifest, split=split, plan=plan, ranks=ranks, engine=engine, peak=peak, batches=batches,
-        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks), validator=validator, trackers=trackers, push=push,
-    )  # fmt: skip
+        recipe=recipe,
+        manifest=manifest,
+        split=split,
+        plan=plan,
+        ranks=ranks,
+        engine=engine,
+        peak=peak,
+        batches=batches,
+        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks),
+        validator=validator,
+        trackers=trackers,
+        push=push,
+    )
     try:
         with _outputs(run, progress) as (writer, line):
             _loop(run, progress, stop_request, watchdog, writer, line)
@@ -210,13 +248,19 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
     is_gpu = ranks.device.type == "cuda"
     compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device)
     there = sum(p.numel() * p.element_size() for p in causal_lm.parameters() if p.device == ranks.device)
-    free = torch.tensor(free_gpu_bytes(ranks.device) + there if is_gpu else 0.0, dtype=torch.float64, device=ranks.device)
+    free = torch.tensor(
+        free_gpu_bytes(ranks.device) + there if is_gpu else 0.0, dtype=torch.float64, device=ranks.device
+    )
     torch.distributed.all_reduce(free, op=torch.distributed.ReduceOp.MIN)
     shape = model_shape(
-        causal_lm.config, vocab_size=causal_lm.config.vocab_size, compiled=compiled,
+        causal_lm.config,
+        vocab_size=causal_lm.config.vocab_size,
+        compiled=compiled,
         num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
-    )  # fmt: skip
-    plan = fastest_plan(recipe, shape, num_gpus=ranks.num_ranks, free_bytes=float(free), compiled=compiled, is_gpu=is_gpu)
+    )
+    plan = fastest_plan(
+        recipe, shape, num_gpus=ranks.num_ranks, free_bytes=float(free), compiled=compiled, is_gpu=is_gpu
+    )
     if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
         raise UserError(too_little_text(plan, num_gpus=ranks.num_ranks))
     return plan, compiled
@@ -242,7 +286,9 @@ class Run:
 
 @contextlib.contextmanager
 def _outputs(run: Run, progress: Progress) -> Iterator[tuple[MetricsWriter | None, ProgressLine]]:
-    """The run folder's files (rank 0) and the progress line; closed whatever ends the steps, so before a message about it."""
+    """The run folder's files (rank 0) and the progress line; closed whatever ends the steps, so before a message about
+    it.
+    """
     with contextlib.ExitStack() as stack:
         writer = None
         if run.ranks.is_main:
@@ -271,27 +317,41 @@ def _loop(
         epoch_plan = plan.epoch(epoch)
         packs = deal(epoch_plan, step_in_epoch, num_ranks=ranks.num_ranks)[ranks.rank]
         learning_rate = learning_rate_at(
-            step + 1, peak=run.peak, num_steps=plan.num_steps,
-            warmup_ratio=recipe.optimizer.warmup_ratio, min_lr_ratio=recipe.optimizer.min_lr_ratio,
-        )  # fmt: skip
+            step + 1,
+            peak=run.peak,
+            num_steps=plan.num_steps,
+            warmup_ratio=recipe.optimizer.warmup_ratio,
+            min_lr_ratio=recipe.optimizer.min_lr_ratio,
+        )
         sums = train_step(
             run.engine,
             islice(run.batches, run.engine.gradient_accumulation_steps()),
             denominator=plan.denominator(step, recipe.train.loss_denominator),
-            learning_rate=learning_rate, num_ranks=ranks.num_ranks, stop=stop_request.reason is not None,
-        )  # fmt: skip
+            learning_rate=learning_rate,
+            num_ranks=ranks.num_ranks,
+            stop=stop_request.reason is not None,
+        )
         squared_lengths = float(epoch_plan.attention_costs[epoch_plan.step_packs(step_in_epoch)].sum())
         speed = run.meter.stop(
             num_tokens=sums.num_tokens, squared_lengths=squared_lengths, waited_seconds=run.batches.waited_seconds
         )
-        tokens_per_class = _tokens_per_class(run.split, epoch_plan.step_rows(step_in_epoch), num_classes=len(class_names))
+        tokens_per_class = _tokens_per_class(
+            run.split, epoch_plan.step_rows(step_in_epoch), num_classes=len(class_names)
+        )
         epoch_sums.add(epoch, sums.per_class, tokens_per_class)
         progress, anomaly = progressed(progress, sums.grad_norm)
         if anomaly is not None:
             record_anomaly(
-                anomaly, output_dir, ranks, progress=progress, grad_norm=sums.grad_norm,
-                split=run.split, plan=epoch_plan, packs=packs, bad_packs=sums.bad_packs,
-            )  # fmt: skip
+                anomaly,
+                output_dir,
+                ranks,
+                progress=progress,
+                grad_norm=sums.grad_norm,
+                split=run.split,
+                plan=epoch_plan,
+                packs=packs,
+                bad_packs=sums.bad_packs,
+            )
         is_last = progress.step == plan.num_steps
         if writer is not None and (progress.step % recipe.train.log_every_steps == 0 or is_last):
             metrics = {
@@ -319,9 +379,14 @@ def _loop(
         if saves or sums.stop:
             watchdog.progress(progress.step, "writing a checkpoint")
             save_checkpoint(
-                run.engine, ranks, output_dir, progress=progress, recipe=recipe, data_fingerprint=run.manifest.fingerprint,
+                run.engine,
+                ranks,
+                output_dir,
+                progress=progress,
+                recipe=recipe,
+                data_fingerprint=run.manifest.fingerprint,
                 validation_loss=validation_loss,
-            )  # fmt: skip
+            )
             if run.push is not None and not sums.stop:
                 run.push.checkpoint_written()
         if sums.stop and not is_last:
@@ -346,8 +411,8 @@ def _too_many_nonfinite(progress: Progress) -> str:
 
 def _stopped(stop_request: StopRequest, progress: Progress, plan: TrainingPlan) -> str:
     return (
-        f"stopped by {stop_request.reason or 'a signal to another rank'} after step {progress.step} of {plan.num_steps}; "
-        "its checkpoint is written, start again to go on"
+        f"stopped by {stop_request.reason or 'a signal to another rank'} after step {progress.step} of "
+        f"{plan.num_steps}; its checkpoint is written, start again to go on"
     )
 
 
@@ -378,11 +443,18 @@ def peak_learning_rate(recipe: Recipe, manifest: Manifest) -> float:
 
 
 def _announce(
-    recipe: Recipe, plan: TrainingPlan, split: PreparedSplit, ranks: Ranks, kernel: str, peak: float, checkpoint: Path | None
+    recipe: Recipe,
+    plan: TrainingPlan,
+    split: PreparedSplit,
+    ranks: Ranks,
+    kernel: str,
+    peak: float,
+    checkpoint: Path | None,
 ) -> None:
     start = f"resumes from {checkpoint}" if checkpoint else "starts from the base model"
     print(
-        f"{recipe.name}: {len(split):,} conversations, {plan.num_steps:,} steps of {recipe.train.tokens_per_step:,} tokens, "
+        f"{recipe.name}: {len(split):,} conversations, {plan.num_steps:,} steps of {recipe.train.tokens_per_step:,} "
+        "tokens, "
         f"packs {plan.packing_efficiency:.2%} full, learning rate {peak:.4g}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: {kernel}"
         f"{', compiled layers' if recipe.model.compile else ''}{', float8' if recipe.model.float8 else ''}; {start}",

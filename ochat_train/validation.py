@@ -43,14 +43,21 @@ class Validator:
         has_held_out = manifest.splits["validation"]["conversations"] > 0
         self._data = held_out_data(prepared_dir, manifest, pack_length=pack_length) if has_held_out else None
         self._sampler = Sampler(
-            prepared_dir, manifest, self._data, prompts=settings.prompts, max_new_tokens=settings.sample_tokens,
-            pack_length=pack_length, compiled=bool(recipe.model.compile),
-        )  # fmt: skip
+            prepared_dir,
+            manifest,
+            self._data,
+            prompts=settings.prompts,
+            max_new_tokens=settings.sample_tokens,
+            pack_length=pack_length,
+            compiled=bool(recipe.model.compile),
+        )
         self._seed, self._num_steps = recipe.seed, num_steps
         self.every_steps = settings.every_steps or default_interval(
-            held_out_tokens=self.held_out_tokens, sample_tokens=self._sampler.num_tokens,
-            tokens_per_step=recipe.train.tokens_per_step, num_steps=num_steps,
-        )  # fmt: skip
+            held_out_tokens=self.held_out_tokens,
+            sample_tokens=self._sampler.num_tokens,
+            tokens_per_step=recipe.train.tokens_per_step,
+            num_steps=num_steps,
+        )
 
     @property
     def is_on(self) -> bool:
@@ -82,12 +89,15 @@ class Validator:
 
 
 def time_ratio(num_validations: int, tokens: int, *, tokens_per_step: int, num_steps: int) -> float:
-    """Time of validations that read so many tokens each, as a share of the time of the steps; answers are not counted."""
+    """Time of validations that read so many tokens each, as a share of the time of the steps; answers are not
+    counted.
+    """
     return num_validations * tokens / (_COST_RATIO * tokens_per_step * num_steps)
 
 
 def default_interval(*, held_out_tokens: int, sample_tokens: int, tokens_per_step: int, num_steps: int) -> int:
-    """Steps between validations that read so many tokens each: ten in a run, or as many as 4 % of the time on one GPU allow.
+    """Steps between validations that read so many tokens each: ten in a run, or as many as 4 % of the time on one GPU
+    allow.
 
     Several ranks share held-out conversations, but each of them gives all answers (`samples.Sampler`).
     """

@@ -91,4 +91,6 @@ def is_lost_contact(error: BaseException) -> bool:
         return False
     names = ("DistBackendError", "DistNetworkError", "DistStoreError")
     words = ("gloo", "connection closed by peer", "connection reset by peer", "nccl", "socket")
-    return type(error).__name__ in names or (isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words))
+    return type(error).__name__ in names or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    )

@@ -24,17 +24,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of processes that tests start
+PYTHONPATH = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)  # of processes that tests start
 
 MEASURED = "measured: "  # how the figures of `measured` are told from other properties of a test
 Measured = Callable[[str, float], None]
 
 # A Mistral that trains in seconds: grouped heads, two layers, untied embeddings.
 TINY_MODEL: dict[str, Any] = {
-    "model_type": "mistral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
-    "sliding_window": None, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "mistral",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+}
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +54,11 @@ def small_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_small_tokenizer(folder: Path) -> Path:
     """Train the small tokenizer into `folder`."""
-    texts = ["Hello there, how are you today?", "GPT4 Correct User: GPT4 Correct Assistant: GPT3", "The answer is 42."] * 20
+    texts = [
+        "Hello there, how are you today?",
+        "GPT4 Correct User: GPT4 Correct Assistant: GPT3",
+        "The answer is 42.",
+    ] * 20
     write_tokenizer(folder, texts, vocab_size=400)
     return folder
 
@@ -76,7 +89,9 @@ def conversations(count: int) -> list[dict[str, Any]]:
         messages = []
         for turn in range(1 + number % 3):
             messages.append({"role": "user", "content": f"Question {number}.{turn}: how are you?"})
-            messages.append({"role": "assistant", "content": "The answer is " + "42 " * (1 + (number * 7 + turn) % 9) + "."})
+            messages.append(
+                {"role": "assistant", "content": "The answer is " + "42 " * (1 + (number * 7 + turn) % 9) + "."}
+            )
         rows.append({"messages": messages})
     return rows
 
@@ -90,7 +105,9 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> Measured:
-    """Notes a measured error; the worst of each name is printed when the tests are done (docs/correctness.md shows them)."""
+    """Notes a measured error; the worst of each name is printed when the tests are done (docs/correctness.md shows
+    them).
+    """
 
     def note(name: str, error: float) -> None:
         record_property(f"{MEASURED}{name}", error)
@@ -189,9 +206,18 @@ def ochat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 def deepspeed_train(recipe: Path, *arguments: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """Train under DeepSpeed's own launcher with real ranks."""
     command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks), "--master_port", str(free_port()),
-        "--module", "ochat_train", str(recipe), *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        str(num_ranks),
+        "--master_port",
+        str(free_port()),
+        "--module",
+        "ochat_train",
+        str(recipe),
+        *arguments,
+    ]
     return run(command)
 
 
@@ -210,7 +236,9 @@ def run_jobs(*jobs: dict[str, Any], num_ranks: int = 2) -> tuple[list[str], list
 
 
 def finish(ranks: list[Rank], *, seconds: float = 300.0) -> tuple[list[str], list[int]]:
-    """Wait for ranks; what each of them printed, and its exit code. A rank that is stopped is killed, as launchers do."""
+    """Wait for ranks; what each of them printed, and its exit code. A rank that is stopped is killed, as launchers
+    do.
+    """
     outputs = []
     try:
         for rank in ranks:
@@ -235,7 +263,8 @@ def start_ranks(module: str, *arguments: str, num_ranks: int, **environment: str
 def process_environment(changes: dict[str, str]) -> dict[str, str]:
     """The environment of processes that tests start."""
     common = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    if not torch.cuda.is_available():  # nothing is compiled on a CPU, and DeepSpeed would import the compiler: two seconds
+    # nothing is compiled on a CPU, and DeepSpeed would import the compiler: two seconds
+    if not torch.cuda.is_available():
         common["TORCHDYNAMO_DISABLE"] = "1"
     return {**common, **changes}
 

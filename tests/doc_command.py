@@ -1,9 +1,11 @@
 """Runs one command or script of the documentation in a process of its own, forked by tests/rank_processes.py.
 
-    python -m tests.doc_command '{"folder": F, "stdout": FILE, "constants": {M: {NAME: VALUE}}, "module": M, "words": [...]}'
+    python -m tests.doc_command '{"folder": F, "stdout": FILE, "constants": {M: {NAME: VALUE}}, "module": M, "words":
+    [...]}'
 
-`script` (a file) or `code` (Python, as on a page) may stand in place of `module`. What goes to standard output is written to
-the file; the rest stays where it is. constants: module variables that are set first, to make an example smaller.
+`script` (a file) or `code` (Python, as on a page) may stand in place of `module`. What goes to standard output is
+written to the file; the rest stays where it is. constants: module variables that are set first, to make an example
+smaller.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def main(job: dict[str, Any]) -> None:
     for name, values in job["constants"].items():
         vars(importlib.import_module(name)).update(values)
     if job.get("module") in job["constants"]:
-        importlib.import_module(job["module"]).main()  # run_module would make another copy of it, with its own constants
+        importlib.import_module(
+            job["module"]
+        ).main()  # run_module would make another copy of it, with its own constants
     elif job.get("module"):
         runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
     elif job.get("script"):

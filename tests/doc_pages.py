@@ -18,7 +18,9 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced example. file: the one that it shows (```yaml title="recipes/mine.yaml"; a title with a space names none)."""
+    """A fenced example. file: the one that it shows (```yaml title="recipes/mine.yaml"; a title with a space names
+    none).
+    """
 
     language: str
     file: str | None

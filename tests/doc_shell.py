@@ -1,8 +1,10 @@
-"""A shell for the documentation's examples: real bash, with programs that hand over to this process what they were called with.
+"""A shell for the documentation's examples: real bash, with programs that hand over to this process what they were
+called with.
 
-In the shell's PATH `ochat`, `deepspeed`, `python` and others are small scripts. Each sends its words, folder and environment
-through a socket, waits, prints what comes back and ends with the exit code that comes back. So pipes, redirections, variables
-and `./launch.sh` work as in a terminal, while commands can be checked, made smaller and started from a warm process.
+In the shell's PATH `ochat`, `deepspeed`, `python` and others are small scripts. Each sends its words, folder and
+environment through a socket, waits, prints what comes back and ends with the exit code that comes back. So pipes,
+redirections, variables and `./launch.sh` work as in a terminal, while commands can be checked, made smaller and started
+from a warm process.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from pathlib import Path
 _SCRIPT = """\
 #!{python} -IS
 import json, os, socket, sys
-call = {{"words": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "folder": os.getcwd(), "environment": dict(os.environ)}}
+words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+call = {{"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}}
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({address!r})
     connection.sendall(json.dumps(call).encode() + b"\\n")
@@ -51,7 +54,8 @@ def shell(
 ) -> Iterator[Callable[[str, Path], str]]:
     """A function that runs a text in bash in a folder and returns what it printed, for as long as the context lasts.
 
-    It raises AssertionError where a command fails (`set -euo pipefail`). Beside `programs` only the system's own are in PATH.
+    It raises AssertionError where a command fails (`set -euo pipefail`). Beside `programs` only the system's own are in
+    PATH.
     """
     with tempfile.TemporaryDirectory() as folder:  # a short path: a socket's may have 107 characters
         address, shims = f"{folder}/socket", Path(folder) / "bin"
@@ -63,15 +67,23 @@ def shell(
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 received = json.loads(self.rfile.readline())
-                call = Call(words=received["words"], folder=Path(received["folder"]), environment=received["environment"])
+                call = Call(
+                    words=received["words"], folder=Path(received["folder"]), environment=received["environment"]
+                )
                 self.wfile.write(json.dumps(handle(call)).encode() + b"\n")
 
         def run(text: str, where: Path) -> str:
             variables = {**os.environ, **environment, "PATH": f"{shims}:/usr/bin:/bin"}
             done = subprocess.run(
-                ["/bin/bash", "-euo", "pipefail", "-c", text], cwd=where, env=variables, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
-            )  # fmt: skip
+                ["/bin/bash", "-euo", "pipefail", "-c", text],
+                cwd=where,
+                env=variables,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=300,
+                check=False,
+            )
             assert done.returncode == 0, f"exit code {done.returncode} of\n{text}\n{done.stdout}"
             return done.stdout
 

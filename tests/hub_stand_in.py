@@ -3,8 +3,8 @@
     python -m tests.hub_stand_in PORT FOLDER
     export HF_ENDPOINT=http://127.0.0.1:PORT HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_alice     # for the client
 
-Repositories lie in FOLDER as files; nothing is kept in memory but the faults. Xet, the Hub's own upload protocol, is not there:
-clients must be told HF_HUB_DISABLE_XET=1 and then use LFS, in one part or (above `part_bytes`) in several.
+Repositories lie in FOLDER as files; nothing is kept in memory but the faults. Xet, the Hub's own upload protocol, is
+not there: clients must be told HF_HUB_DISABLE_XET=1 and then use LFS, in one part or (above `part_bytes`) in several.
 
     FOLDER/objects/SHA256                     contents of large files
     FOLDER/models/ORG/NAME/repo.json          {"private", "branches": {name: commit}, "commits": [...]}
@@ -35,17 +35,46 @@ from data_pipeline.files import sha256_of_file
 
 _BLOCK = 1 << 16
 
-# token -> what whoami says; the names of tokens are those of Hugging Face's form, so that a leak of one can be looked for
+# token -> what whoami says; the names of tokens are those of Hugging Face's form, so that a leak of one can be looked
+# for
 ACCOUNTS: dict[str, dict[str, Any]] = {
-    "hf_alice": {"name": "alice", "orgs": [{"name": "lab", "roleInOrg": "write"}, {"name": "club", "roleInOrg": "read"}],
-                 "auth": {"accessToken": {"role": "write"}}},
+    "hf_alice": {
+        "name": "alice",
+        "orgs": [{"name": "lab", "roleInOrg": "write"}, {"name": "club", "roleInOrg": "read"}],
+        "auth": {"accessToken": {"role": "write"}},
+    },
     "hf_reader": {"name": "alice", "orgs": [], "auth": {"accessToken": {"role": "read"}}},
     "hf_mallory": {"name": "mallory", "orgs": [], "auth": {"accessToken": {"role": "write"}}},
-    "hf_narrow": {"name": "alice", "orgs": [], "auth": {"accessToken": {"role": "fineGrained", "fineGrained": {"scoped": [
-        {"entity": {"type": "user", "name": "alice"}, "permissions": ["repo.content.read"]}]}}}},
-    "hf_exact": {"name": "alice", "orgs": [], "auth": {"accessToken": {"role": "fineGrained", "fineGrained": {"scoped": [
-        {"entity": {"type": "user", "name": "alice"}, "permissions": ["repo.content.read", "repo.write"]}]}}}},
-}  # fmt: skip
+    "hf_narrow": {
+        "name": "alice",
+        "orgs": [],
+        "auth": {
+            "accessToken": {
+                "role": "fineGrained",
+                "fineGrained": {
+                    "scoped": [{"entity": {"type": "user", "name": "alice"}, "permissions": ["repo.content.read"]}]
+                },
+            }
+        },
+    },
+    "hf_exact": {
+        "name": "alice",
+        "orgs": [],
+        "auth": {
+            "accessToken": {
+                "role": "fineGrained",
+                "fineGrained": {
+                    "scoped": [
+                        {
+                            "entity": {"type": "user", "name": "alice"},
+                            "permissions": ["repo.content.read", "repo.write"],
+                        }
+                    ]
+                },
+            }
+        },
+    },
+}
 
 
 @dataclass(kw_only=True)
@@ -69,7 +98,9 @@ class Fault:
 
 
 class HubStandIn(ThreadingHTTPServer):
-    """The server. url: for HF_ENDPOINT. requests: `METHOD path` of all so far. uploaded: bytes of large files received."""
+    """The server. url: for HF_ENDPOINT. requests: `METHOD path` of all so far. uploaded: bytes of large files
+    received.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
@@ -359,7 +390,9 @@ class _Handler(BaseHTTPRequestHandler):
             return _json({})
         content = server.repo(repo, kind)
         revision = rest[1] if len(rest) > 1 else "main"
-        commit = content["branches"].get(revision) or next((c["id"] for c in content["commits"] if c["id"] == revision), None)
+        commit = content["branches"].get(revision) or next(
+            (c["id"] for c in content["commits"] if c["id"] == revision), None
+        )
         if rest[:1] == ["branch"]:
             if commit is not None:
                 raise _HttpError(409, "", "Reference already exists")
@@ -380,7 +413,9 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[0] == "commit":
             with server.lock:
                 commit = server.commit(repo, revision, [json.loads(line) for line in body.splitlines()])
-            return _json({"commitUrl": f"{server.url}/{repo}/commit/{commit}", "commitOid": commit, "pullRequestUrl": None})
+            return _json(
+                {"commitUrl": f"{server.url}/{repo}/commit/{commit}", "commitOid": commit, "pullRequestUrl": None}
+            )
         raise _HttpError(404, "", f"the stand-in has no {rest[0]}")
 
     def _file(self, account: dict[str, Any], repo: str, revision: str, file: str) -> tuple[int, bytes, dict[str, str]]:
@@ -456,5 +491,7 @@ def _json(content: Any) -> tuple[int, bytes, dict[str, str]]:
 if __name__ == "__main__":
     port, folder = int(sys.argv[1]), Path(sys.argv[2])
     server = HubStandIn(folder, port=port, verbose=True)
-    print(f"HF_ENDPOINT={server.url} HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_alice   (users: {', '.join(ACCOUNTS)})", flush=True)
+    print(
+        f"HF_ENDPOINT={server.url} HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_alice   (users: {', '.join(ACCOUNTS)})", flush=True
+    )
     server.serve_forever()

@@ -1,7 +1,7 @@
 """Starts the ranks of a test: real processes, forked from a server that has imported the libraries already.
 
-A rank that starts from nothing spends seconds on importing torch, transformers and DeepSpeed; hundreds of them would take most
-of the time of the tests. On a GPU host ranks start from nothing, because CUDA does not survive a fork.
+A rank that starts from nothing spends seconds on importing torch, transformers and DeepSpeed; hundreds of them would
+take most of the time of the tests. On a GPU host ranks start from nothing, because CUDA does not survive a fork.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ PRELOADED = "tests.preloaded"  # imported once by the server
 
 
 class ForkedRank:
-    """A rank that was forked, with the part of subprocess.Popen that tests use. errors: keep stderr apart from stdout."""
+    """A rank that was forked, with the part of subprocess.Popen that tests use. errors: keep stderr apart from
+    stdout.
+    """
 
     def __init__(self, module: str, arguments: list[str], environment: dict[str, str], *, errors: bool = False) -> None:
         self._logs = [_empty_file() for _ in range(1 + errors)]

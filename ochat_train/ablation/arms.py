@@ -50,7 +50,9 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
     def arm(name: str, title: str, *, conditions: bool, weights: bool, **more: Any) -> Arm:
         changed = {**data, "classes": classes(conditions=conditions, weights=weights), **more}
         if not weights:
-            changed["sources"] = [{k: v for k, v in source.items() if k != "reward_field"} for source in data["sources"]]
+            changed["sources"] = [
+                {k: v for k, v in source.items() if k != "reward_field"} for source in data["sources"]
+            ]
             changed = {key: value for key, value in changed.items() if key not in ("beta", "reward_clip")}
         if not conditions:
             changed["condition_dropout"] = 0.0

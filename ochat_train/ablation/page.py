@@ -13,10 +13,10 @@ from ochat_train.page import Section, render_page, text_cells
 from ochat_train.pictures import bar_chart
 
 _HOW_TO_READ = (
-    "Every arm takes the same steps from the same base with the same seeds; an arm with fewer conversations goes over them "
-    "more often. All are asked the same held-out questions under the inference condition and scored on the same held-out "
-    "conversations. Mean ± standard deviation over seeds. Condition margin: how much likelier the answers of the inference "
-    "class are under its own condition than under the nearest other one, in nats per token."
+    "Every arm takes the same steps from the same base with the same seeds; an arm with fewer conversations goes over "
+    "them more often. All are asked the same held-out questions under the inference condition and scored on the same "
+    "held-out conversations. Mean ± standard deviation over seeds. Condition margin: how much likelier the answers of "
+    "the inference class are under its own condition than under the nearest other one, in nats per token."
 )
 
 
@@ -55,9 +55,12 @@ def _matrices(results: dict[str, Any]) -> Iterator[Section]:
         seed, score = min(arm["scores"].items(), key=lambda entry: int(entry[0]))
         own = {name: entry["condition"] for name, entry in score["learnt"].items()}
         yield matrix_section(
-            f"Condition matrix: {arm['title']}, seed {seed}", score["matrix"],
-            conditions=score["conditions"], own_conditions=own, learnt=score["learnt"],
-        )  # fmt: skip
+            f"Condition matrix: {arm['title']}, seed {seed}",
+            score["matrix"],
+            conditions=score["conditions"],
+            own_conditions=own,
+            learnt=score["learnt"],
+        )
 
 
 def _bars(rows: Sequence[ArmFigures], pick: Callable[[ArmFigures], Figure | None], *, unit: str) -> str:
@@ -72,7 +75,8 @@ def _tasks(results: dict[str, Any]) -> Iterator[Section]:
     """Right answers task by task, where there is more than one."""
     condition = results["inference_condition"]
     tables = {
-        arm["title"]: [score["accuracy"][condition] for score in arm["scores"].values()] for arm in results["arms"].values()
+        arm["title"]: [score["accuracy"][condition] for score in arm["scores"].values()]
+        for arm in results["arms"].values()
     }
     tasks = [task for task in next(iter(tables.values()))[0] if task != "all"]
     if len(tasks) > 1:

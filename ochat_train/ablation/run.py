@@ -40,7 +40,9 @@ _STOPPED = "stopped by a signal; finished trainings are kept, start again to go 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How an ablation is run. gpus: of one training (processes, without a GPU). parallel: trainings at the same time."""
+    """How an ablation is run. gpus: of one training (processes, without a GPU). parallel: trainings at the same
+    time.
+    """
 
     folder: Path
     num_seeds: int
@@ -62,8 +64,9 @@ class TrainingJob:
 def ablate(recipe: Recipe, options: Options, *, say: Callable[[str], None]) -> dict[str, Any]:
     """Run what is missing; returns the document of results.json.
 
-    Raises UserError for a recipe that cannot be ablated, for a folder with another recipe's ablation, and if a training or
-    scoring fails (the others are finished first, and kept); StoppedBySignalError after Ctrl-C or SIGTERM to a training.
+    Raises UserError for a recipe that cannot be ablated, for a folder with another recipe's ablation, and if a training
+    or scoring fails (the others are finished first, and kept); StoppedBySignalError after Ctrl-C or SIGTERM to a
+    training.
     """
     if not recipe.data.validation_ratio:
         raise UserError("data.validation_ratio: 0 holds nothing out to score the arms on; set it, for example to 0.02")
@@ -108,21 +111,33 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 
 
 def _jobs(recipe: Recipe, manifest: Manifest, arms: Sequence[Arm], options: Options) -> Iterator[TrainingJob]:
-    """All arms and seeds: each takes as many steps as C-RLFT does with the recipe's seed, going over its data as often as
-    that needs.
+    """All arms and seeds: each takes as many steps as C-RLFT does with the recipe's seed, going over its data as often
+    as that needs.
     """
     max_steps = training_plan(recipe, PreparedSplit(Path(recipe.data.prepared_dir), "train")).num_steps
     learning_rate = peak_learning_rate(recipe, manifest)
     for arm in arms:
         first = arm_recipe(
-            recipe, arm, folder=options.folder, seed=recipe.seed, max_steps=max_steps, epochs=1, learning_rate=learning_rate
+            recipe,
+            arm,
+            folder=options.folder,
+            seed=recipe.seed,
+            max_steps=max_steps,
+            epochs=1,
+            learning_rate=learning_rate,
         )
         prepare_recipe(first, num_workers=None, progress=lambda rows: None)
         tokens = int(PreparedSplit(Path(first.data.prepared_dir), "train").num_tokens.sum())
         epochs = 1 + -(-max_steps * recipe.train.tokens_per_step // tokens)
         for seed in range(recipe.seed, recipe.seed + options.num_seeds):
             changed = arm_recipe(
-                recipe, arm, folder=options.folder, seed=seed, max_steps=max_steps, epochs=epochs, learning_rate=learning_rate
+                recipe,
+                arm,
+                folder=options.folder,
+                seed=seed,
+                max_steps=max_steps,
+                epochs=epochs,
+                learning_rate=learning_rate,
             )
             yield TrainingJob(arm=arm, seed=seed, recipe=changed)
 
@@ -136,7 +151,10 @@ def _run_jobs(
     # the seeds of an arm apart from each other, so that an ablation that is cut off has something of every arm
     ordered = sorted(jobs, key=lambda job: job.seed)
     missing = [job for job in ordered if not _score_file(options, job).is_file()]
-    say(f"{len(jobs)} trainings of {jobs[0].recipe.train.max_steps:,} steps, {len(jobs) - len(missing)} finished already")
+    say(
+        f"{len(jobs)} trainings of {jobs[0].recipe.train.max_steps:,} steps, {len(jobs) - len(missing)} finished "
+        "already"
+    )
 
     def work(job: TrainingJob) -> str | None:
         place = places.get()
@@ -159,7 +177,9 @@ def _run_jobs(
         )
 
 
-def _train_and_score(job: TrainingJob, place: int, reference: Path, questions: Path | None, options: Options) -> str | None:
+def _train_and_score(
+    job: TrainingJob, place: int, reference: Path, questions: Path | None, options: Options
+) -> str | None:
     """What went wrong, None if nothing."""
     run = run_dir(options.folder, job.arm.name, job.seed)
     recipe_file = run.with_suffix(".yaml")
@@ -167,11 +187,20 @@ def _train_and_score(job: TrainingJob, place: int, reference: Path, questions: P
     replace_text(recipe_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     log = run.with_suffix(".log")
     environment = _environment(place, options.gpus)
-    score = [sys.executable, "-m", "ochat_train.ablation.score", str(run), str(reference), str(_score_file(options, job))]
+    score = [
+        sys.executable,
+        "-m",
+        "ochat_train.ablation.score",
+        str(run),
+        str(reference),
+        str(_score_file(options, job)),
+    ]
     commands = [_launch(recipe_file, options.gpus), score + ([str(questions)] if questions else [])]
     with log.open("w", encoding="utf-8") as output:
         for command in commands:
-            code = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+            ).returncode
             if code == STOPPED:
                 raise StoppedBySignalError(_STOPPED)
             if code:
@@ -190,9 +219,17 @@ def _launch(recipe_file: Path, gpus: int) -> list[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(gpus), "--master-port", str(port),
-        "-m", "ochat_train", str(recipe_file),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(gpus),
+        "--master-port",
+        str(port),
+        "-m",
+        "ochat_train",
+        str(recipe_file),
+    ]
 
 
 def _environment(place: int, gpus: int) -> dict[str, str]:

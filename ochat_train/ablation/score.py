@@ -44,8 +44,8 @@ def main() -> None:
 def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> dict[str, Any]:
     """The newest checkpoint of a run on the held-out conversations of a prepared dataset.
 
-    Returns the document of a validation (validation.jsonl) with `step` and `accuracy`: per condition, per task the share of
-    questions answered rightly ({} without questions).
+    Returns the document of a validation (validation.jsonl) with `step` and `accuracy`: per condition, per task the
+    share of questions answered rightly ({} without questions).
     """
     run = read_run_folder(run_dir)
     manifest = Manifest.load(prepared_dir)

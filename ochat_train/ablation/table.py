@@ -37,8 +37,8 @@ class Figure:
 class ArmFigures:
     """What is compared of an arm. accuracy: under the inference condition, None without questions.
 
-    nll: of the held-out answers of the inference class under the inference condition, nats per token. margin: how much likelier
-    they are than under the nearest other condition; None where it was not measured.
+    nll: of the held-out answers of the inference class under the inference condition, nats per token. margin: how much
+    likelier they are than under the nearest other condition; None where it was not measured.
     """
 
     name: str
@@ -95,7 +95,7 @@ def results_text(results: dict[str, Any]) -> str:
     """The table for a terminal."""
     head = (
         f"{results['recipe']}: {results['steps']:,} steps, {results['seeds']} seed(s); answers under "
-        f"{quoted(results['inference_condition'])}, nll and margin of held-out {results['inference_class']} answers in nats "
-        "per token"
+        f"{quoted(results['inference_condition'])}, nll and margin of held-out {results['inference_class']} answers in "
+        "nats per token"
     )
     return visible(head) + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])

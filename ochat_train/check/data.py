@@ -72,7 +72,9 @@ def _length_finding(lengths: np.ndarray, recipe: Recipe, *, path: str) -> Findin
     text = f"{seen}, {num_longer:,} ({num_longer / len(lengths):.1%}) are longer than model.max_length_tokens {limit:,}"
     remedy = "raise it as far as the base goes (train.pack_length_tokens must not be less)"
     if overlong == "error":
-        return problem("lengths", f"{text}; data.overlong: error does not allow that", f"{remedy}, or set data.overlong")
+        return problem(
+            "lengths", f"{text}; data.overlong: error does not allow that", f"{remedy}, or set data.overlong"
+        )
     done = "keep their beginning" if overlong == "truncate" else "are left out"
     if num_longer <= _FEW_LONGER * len(lengths):
         return ok("lengths", f"{text}; they {done}")
@@ -88,10 +90,12 @@ def check_classes(facts: Facts) -> Iterator[Finding]:
         by_condition.setdefault(spec.condition, []).append(name)
     for condition, names in by_condition.items():
         if len(names) > 1:
-            text = f"{' and '.join(names)} have the same condition {quoted(condition)}: a prompt cannot ask for one of them"
+            text = f"{' and '.join(names)} share the condition {quoted(condition)}: a prompt cannot ask for one of them"
             yield warning("classes", text, "give each its own, unless they should only differ in weight")
     if data.classes_from is not None:
-        yield ok("classes", f"{len(specs)} quantiles of `{data.classes_from.field}`; `ochat prepare` finds their borders")
+        yield ok(
+            "classes", f"{len(specs)} quantiles of `{data.classes_from.field}`; `ochat prepare` finds their borders"
+        )
         return
     manifest = _prepared(facts)
     counts: Counter[str] = Counter()
@@ -102,7 +106,9 @@ def check_classes(facts: Facts) -> Iterator[Finding]:
             counts.update(sample.classes if isinstance(sample, SourceSample) else {})
     where = "the prepared dataset" if manifest is not None else "the rows looked at"
     if counts:
-        yield ok("classes", f"in {where}: " + ", ".join(f"{name} {count:,}" for name, count in counts.most_common() if count))
+        yield ok(
+            "classes", f"in {where}: " + ", ".join(f"{name} {count:,}" for name, count in counts.most_common() if count)
+        )
     named = {source.class_name for source in data.sources}
     has_fields = any(source.class_field is not None for source in data.sources)
     for name in specs:
@@ -111,7 +117,9 @@ def check_classes(facts: Facts) -> Iterator[Finding]:
         elif counts and not counts[name]:
             yield warning("classes", f"{name}: no conversation in {where}", "is its name spelled as in the data?")
     if len(counts) == 1 and not any(source.reward_field for source in data.sources):
-        yield warning("classes", "there is one class: nothing can be learnt from a difference", "fine for plain fine-tuning")
+        yield warning(
+            "classes", "there is one class: nothing can be learnt from a difference", "fine for plain fine-tuning"
+        )
 
 
 def check_prepared_data(facts: Facts) -> Iterator[Finding]:

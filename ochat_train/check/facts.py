@@ -24,7 +24,13 @@ from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import RowError, duplicate_id, is_dataset, source_files
 from data_pipeline.tagging import Tagger, class_table
 from data_pipeline.templates import TEMPLATES
-from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_tokenizer_files, is_hub_id, load_tokenizer_spec
+from data_pipeline.tokenization import (
+    TemplateTokenizer,
+    TokenizerSpec,
+    find_tokenizer_files,
+    is_hub_id,
+    load_tokenizer_spec,
+)
 from data_pipeline.turns import TurnReader
 from ochat_train.check import hub
 from ochat_train.memory_plan import MemoryPlan
@@ -74,9 +80,13 @@ class Facts:
         return fact  # type: ignore[no-any-return]
 
     def hub_model(self, name: str) -> hub.Repository:
-        """A base or tokenizer on the Hub. Raises UserError where it can be had neither from there nor from the cache."""
+        """A base or tokenizer on the Hub. Raises UserError where it can be had neither from there nor from the
+        cache.
+        """
         revision = self.recipe.model.revision
-        return self._once(f"hub {name}", lambda: hub.find_model(name, revision, with_weights=name == self.recipe.model.path))
+        return self._once(
+            f"hub {name}", lambda: hub.find_model(name, revision, with_weights=name == self.recipe.model.path)
+        )
 
     @property
     def tokenizer(self) -> TokenizerSpec:
@@ -126,7 +136,11 @@ class Facts:
 
     def _find_memory(self) -> MemoryPlan:
         return memory_choice(
-            self.recipe, self.model, vocab_size=self.vocab_size, num_gpus=self.num_gpus, gpu_memory_gib=self.gpu_memory_gib
+            self.recipe,
+            self.model,
+            vocab_size=self.vocab_size,
+            num_gpus=self.num_gpus,
+            gpu_memory_gib=self.gpu_memory_gib,
         ).chosen
 
     @property
@@ -152,7 +166,9 @@ class Facts:
 
     def samples(self) -> Sequence[tuple[SourceSettings, SourceSample | UserError]]:
         """What was seen in each source, or why nothing could be. Datasets on the Hub are left out: they come whole."""
-        return self._once("samples", lambda: [(source, self._sample(number)) for number, source in self._readable_sources()])
+        return self._once(
+            "samples", lambda: [(source, self._sample(number)) for number, source in self._readable_sources()]
+        )
 
     def _readable_sources(self) -> list[tuple[int, SourceSettings]]:
         return [(n, source) for n, source in enumerate(self.recipe.data.sources) if not source.is_on_hub]
@@ -212,9 +228,12 @@ class Facts:
         except UserError as error:
             return error
         return SourceSample(
-            source=source, num_rows=max(num_rows, ledger.num_read), ledger=ledger, classes=classes,
+            source=source,
+            num_rows=max(num_rows, ledger.num_read),
+            ledger=ledger,
+            classes=classes,
             kept=np.array(lengths, dtype=np.int64),
-        )  # fmt: skip
+        )
 
     def token_lengths(self, sample: SourceSample) -> np.ndarray:
         """int64: how many tokens some of the sampled conversations have, as the limit counts them.

@@ -42,8 +42,9 @@ Check = Callable[[], Iterable[Finding]]
 def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Finding]:
     """The findings of all (area, check) pairs.
 
-    A UserError becomes a problem. Where several checks meet the same one (a tokenizer that is missing), the later ones say
-    only that they could not look. Any other exception is a defect of the check and a problem, too: it has not looked.
+    A UserError becomes a problem. Where several checks meet the same one (a tokenizer that is missing), the later ones
+    say only that they could not look. Any other exception is a defect of the check and a problem, too: it has not
+    looked.
     """
     findings: list[Finding] = []
     areas_of: dict[str, str] = {}
@@ -60,7 +61,9 @@ def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Finding]:
                 findings.append(from_error(area, error))
         except Exception as error:
             reason = f"the check itself failed: {type(error).__name__}: {error}"
-            findings.append(problem(area, reason, "please report this; `ochat plan` and `ochat train` look at it again"))
+            findings.append(
+                problem(area, reason, "please report this; `ochat plan` and `ochat train` look at it again")
+            )
     return findings
 
 

@@ -49,7 +49,9 @@ def find_model(name: str, revision: str | None, *, with_weights: bool) -> Reposi
             ) from None
         return Repository(name=name, is_cached=True, hub_says=str(error), is_reachable=False)
     if with_weights and not any(file.endswith(".safetensors") for file in files):
-        raise UserError(f"{name}: has no safetensors files, the only kind that is loaded; convert it, or name another base")
+        raise UserError(
+            f"{name}: has no safetensors files, the only kind that is loaded; convert it, or name another base"
+        )
     return Repository(name=name, is_cached=cached, hub_says="there and readable", is_reachable=True)
 
 
@@ -113,7 +115,8 @@ def check_hub(facts: Facts) -> Iterator[Finding]:
     model = facts.recipe.model
     for name in dict.fromkeys(name for name in (model.path, model.tokenizer_source) if name and is_hub_id(name)):
         found = facts.hub_model(name)
-        text = f"{name}: {found.hub_says}; {'in the cache' if found.is_cached else 'not in the cache, the run downloads it'}"
+        cache = "in the cache" if found.is_cached else "not in the cache, the run downloads it"
+        text = f"{name}: {found.hub_says}; {cache}"
         yield ok("hub", text) if found.is_reachable else warning("hub", text, "the cached files will be used")
     for source in facts.recipe.data.sources:
         if source.is_on_hub:
@@ -143,7 +146,9 @@ def _check_dataset(name: str) -> Finding:
 
 
 def check_push(recipe: Recipe) -> Iterator[Finding]:
-    """The right to push, where the recipe has `train.push_to_hub`; nothing where it has not. Raises UserError without it."""
+    """The right to push, where the recipe has `train.push_to_hub`; nothing where it has not. Raises UserError without
+    it.
+    """
     if recipe.train.push_to_hub is None:
         return
     from huggingface_hub import constants

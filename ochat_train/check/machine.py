@@ -40,7 +40,9 @@ def check_versions() -> Iterator[Finding]:
         requirements = [Requirement(text) for text in importlib.metadata.requires(_DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError:
         remedy = "install it, for example with `pip install -e .`"
-        yield warning("versions", f"{_DISTRIBUTION} runs from a folder without being installed: versions are not known", remedy)
+        yield warning(
+            "versions", f"{_DISTRIBUTION} runs from a folder without being installed: versions are not known", remedy
+        )
         return
     python = SpecifierSet(str(metadata["Requires-Python"] or ""))
     if platform.python_version() not in python:
@@ -100,7 +102,9 @@ def _kernels_without_gpu(facts: Facts | None) -> Iterator[Finding]:
         "gpu", f"no GPU here; compute capability is decided on the GPU host, and the attention kernel: {choice}", remedy
     )
     if wanted != "auto" and packages[wanted] is not None:
-        yield warning("gpu", f"model.attention: {wanted}: {packages[wanted]} on this machine", "install it on the GPU host")
+        yield warning(
+            "gpu", f"model.attention: {wanted}: {packages[wanted]} on this machine", "install it on the GPU host"
+        )
     if facts is not None and facts.recipe.model.float8:
         yield from _float8(facts, _HOPPER)
 
@@ -108,9 +112,11 @@ def _kernels_without_gpu(facts: Facts | None) -> Iterator[Finding]:
 def _float8(facts: Facts, capability: tuple[int, int]) -> Iterator[Finding]:
     recipe = facts.recipe
     problems = float8_obstacles(
-        decoder_layers(facts.model), capability=capability, pack_length=recipe.train.pack_length_tokens,
+        decoder_layers(facts.model),
+        capability=capability,
+        pack_length=recipe.train.pack_length_tokens,
         compiled=recipe.model.compile is not False,
-    )  # fmt: skip
+    )
     for text in problems:
         yield problem("gpu", f"model.float8: true cannot be used: {text}", "mend that, or remove model.float8")
     if not problems:
@@ -153,18 +159,25 @@ def _prepared_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
 def _run_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
     recipe = facts.recipe
     size = checkpoint_bytes(
-        facts.num_parameters, zero_stage=facts.memory.zero_stage, bfloat16=recipe.model.precision != "float32",
+        facts.num_parameters,
+        zero_stage=facts.memory.zero_stage,
+        bfloat16=recipe.model.precision != "float32",
         num_ranks=facts.num_gpus,
-    )  # fmt: skip
+    )
     number = num_checkpoints(recipe, num_steps=facts.num_steps)
     folder = Path(recipe.output_dir).resolve()
     there = sum(file.stat().st_size for file in checkpoints_dir(folder).rglob("*") if file.is_file())
     yield folder, f"{number} checkpoint(s)", float(max(size, number * size - there))
-    yield folder, "an export", float(facts.num_parameters * (4 if recipe.model.precision == "float32" else _BFLOAT16_BYTES))
+    yield (
+        folder,
+        "an export",
+        float(facts.num_parameters * (4 if recipe.model.precision == "float32" else _BFLOAT16_BYTES)),
+    )
 
 
 def num_checkpoints(recipe: Recipe, *, num_steps: int | None) -> int:
-    """Most checkpoints that a run has at a time: those kept, the best, and the one being written before an old one goes.
+    """Most checkpoints that a run has at a time: those kept, the best, and the one being written before an old one
+    goes.
 
     num_steps: of the run, None where it is not known how many it will have.
     """
@@ -180,7 +193,11 @@ def _download_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
 
     path = facts.recipe.model.path
     if path is not None and is_hub_id(path) and not facts.hub_model(path).is_cached:
-        yield Path(constants.HF_HUB_CACHE).resolve(), "download of the base", float(facts.num_parameters * _BFLOAT16_BYTES)
+        yield (
+            Path(constants.HF_HUB_CACHE).resolve(),
+            "download of the base",
+            float(facts.num_parameters * _BFLOAT16_BYTES),
+        )
 
 
 def _size(size: float) -> str:

@@ -25,7 +25,11 @@ def check_template(facts: Facts) -> Iterator[Finding]:
         if added
         else f"control tokens {', '.join(template.control_tokens)} are there"
     )
-    start = f"conversations begin with {spec.bos_token}" if spec.bos_token else "no beginning-of-sequence token is put in front"
+    start = (
+        f"conversations begin with {spec.bos_token}"
+        if spec.bos_token
+        else "no beginning-of-sequence token is put in front"
+    )
     yield ok("template", f"{template.name}: {tokens}; {start}; prompts get the ids of training")
 
 
@@ -37,12 +41,20 @@ def check_base(facts: Facts) -> Iterator[Finding]:
     name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False):
         remedy = "use a base whose layers are all softmax attention, such as Mistral, Llama, Qwen2 or Qwen3"
-        yield problem("base", f"{name} does not take its attention from transformers' registry: packs would mix", remedy)
+        yield problem(
+            "base", f"{name} does not take its attention from transformers' registry: packs would mix", remedy
+        )
         return
     check_head(model)
     layers = decoder_layers(model)
-    if settings.path is not None and Path(settings.path).is_dir() and not list(Path(settings.path).glob("*.safetensors")):
-        yield problem("base", f"{settings.path}: has no safetensors files, the only kind that is loaded", "convert its weights")
+    if (
+        settings.path is not None
+        and Path(settings.path).is_dir()
+        and not list(Path(settings.path).glob("*.safetensors"))
+    ):
+        yield problem(
+            "base", f"{settings.path}: has no safetensors files, the only kind that is loaded", "convert its weights"
+        )
         return
     origin = "random weights" if settings.path is None else settings.path
     yield ok("base", f"{name}, {len(layers)} layers, {facts.num_parameters:,} parameters, from {origin}")
@@ -56,9 +68,10 @@ def check_learning_rate(facts: Facts) -> Iterator[Finding]:
         return
     config = facts.config
     most = auto_learning_rate(
-        model_type=config.model_type, vocab_size=config.vocab_size,
+        model_type=config.model_type,
+        vocab_size=config.vocab_size,
         supervised_tokens_per_step=facts.recipe.train.tokens_per_step,
-    )  # fmt: skip
+    )
     yield ok("learning rate", f"auto: at most {most:.3g}, less by the share of tokens that are not learned from")
 
 
@@ -66,9 +79,8 @@ def check_memory(facts: Facts) -> Iterator[Finding]:
     """Whether a run fits, on the GPUs asked about."""
     plan, train = facts.memory, facts.recipe.train
     gpus = f"{facts.num_gpus} GPU(s) of {facts.gpu_memory_gib:g} GiB"
-    setting = (
-        f"ZeRO-{plan.zero_stage}, activation_checkpointing {plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s)"
-    )
+    packs = f"{plan.packs_per_micro_batch} pack(s)"
+    setting = f"ZeRO-{plan.zero_stage}, activation_checkpointing {plan.checkpointing_text}, {packs}"
     if plan.fits:
         yield ok("memory", f"{gpus}: {plan.total / GIB:.1f} GiB each with {setting} ({parts_text(plan.parts)})")
     else:

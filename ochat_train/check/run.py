@@ -39,7 +39,9 @@ def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_mem
         without_recipe: list[tuple[str, Check]] = [("versions", check_versions), ("gpu", lambda: check_gpus(None))]
         return [*_recipe_problems(error), *run_checks(without_recipe)]
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB if here else find_gpu("h100", memory_gib=None).memory_gib
+    memory = (
+        torch.cuda.get_device_properties(0).total_memory / GIB if here else find_gpu("h100", memory_gib=None).memory_gib
+    )
     facts = Facts(recipe=recipe, num_gpus=num_gpus or max(here, 1), gpu_memory_gib=gpu_memory_gib or memory)
     return [ok("recipe", f"{path}: every key is valid"), *run_checks(_checks(facts, recipe))]
 
@@ -75,9 +77,11 @@ def check_report(path: Path, findings: Sequence[Finding]) -> dict[str, Any]:
     """The document of `ochat check --json`."""
     count = Counter(finding.level for finding in findings)
     return {
-        "recipe": str(path), "problems": count["problem"], "warnings": count["warning"],
+        "recipe": str(path),
+        "problems": count["problem"],
+        "warnings": count["warning"],
         "findings": [asdict(finding) for finding in findings],
-    }  # fmt: skip
+    }
 
 
 def check_text(findings: Sequence[Finding]) -> str:

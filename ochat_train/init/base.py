@@ -14,7 +14,8 @@ from ochat_train.learning_rate import auto_learning_rate
 
 CONFIG_FILE = "config.json"
 _LLAMA_2_VOCABULARY, _LLAMA_3_VOCABULARY = 32_000, 128_256
-# Only for bases that are not here; the order matters: `llama-3` before `llama-2`, and a fine-tuned Mistral is a Mistral.
+# Only for bases that are not here; the order matters: `llama-3` before `llama-2`, and a fine-tuned Mistral is a
+# Mistral.
 _FAMILY_NAMES = (("mistral", r"mistral|zephyr"), ("llama-3", r"llama-?3"), ("llama-2", r"llama-?2"))
 _TEMPLATES = {"mistral": "openchat_3.5", "llama-3": "openchat_3.6", "llama-2": "openchat_3.2"}
 
@@ -44,7 +45,9 @@ class Base:
         if self.model_type is None:
             return self.family in _TEMPLATES
         try:
-            auto_learning_rate(model_type=self.model_type, vocab_size=self.vocab_size or 0, supervised_tokens_per_step=1.0)
+            auto_learning_rate(
+                model_type=self.model_type, vocab_size=self.vocab_size or 0, supervised_tokens_per_step=1.0
+            )
         except UserError:
             return False
         return True
@@ -75,7 +78,9 @@ def _local_files(name: str) -> dict[str, Path]:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / CONFIG_FILE).is_file():
-            raise UserError(f"--base {name}: the folder holds no {CONFIG_FILE}; name a Hugging Face model folder or a Hub id")
+            raise UserError(
+                f"--base {name}: the folder holds no {CONFIG_FILE}; name a Hugging Face model folder or a Hub id"
+            )
         return {file: folder / file for file in wanted if (folder / file).is_file()}
     if not is_hub_id(name):
         raise UserError(f"--base {name}: no such folder, and not a Hub id (ORG/NAME)")

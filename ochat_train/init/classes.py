@@ -15,7 +15,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.look import SourceLook
 from data_pipeline.settings import ClassSettings
 
-# Last part of a field's name, the most telling first: fields of other names with few values (`language`) name no classes.
+# Last part of a field's name, the most telling first: fields of other names with few values (`language`) name no
+# classes.
 _CLASS_FIELD_NAMES = ("class", "quality", "source", "condition", "generator", "model", "label")
 
 
@@ -49,7 +50,8 @@ def pairs(texts: Sequence[str], *, flag: str, paths: Sequence[str]) -> dict[str,
 def default_names(paths: Sequence[str]) -> dict[str, str]:
     """A class name for every path, no two the same.
 
-    The last part without suffix; where that would be the same twice the whole path, then with its suffix, then with a number.
+    The last part without suffix; where that would be the same twice the whole path, then with its suffix, then with a
+    number.
     """
     names = {path: _name_parts(path, keep_suffix=False)[-1] for path in paths}
     for keep_suffix in (False, True):
@@ -81,20 +83,27 @@ def _numbered(name: str) -> Iterator[str]:
 def classify(
     looks: Sequence[SourceLook], *, class_of: Mapping[str, str], class_field: Mapping[str, str], named: Sequence[str]
 ) -> list[ClassedSource]:
-    """Decide the class of each file. class_of, class_field: by path, what flags say. named: classes that flags describe.
+    """Decide the class of each file. class_of, class_field: by path, what flags say. named: classes that flags
+    describe.
 
     Raises UserError for a field that cannot name classes.
     """
     defaults = default_names([look.path for look in looks])
     return [
         _classify(
-            look, default=defaults[look.path], wanted=class_of.get(look.path), field=class_field.get(look.path), named=named
+            look,
+            default=defaults[look.path],
+            wanted=class_of.get(look.path),
+            field=class_field.get(look.path),
+            named=named,
         )
         for look in looks
     ]
 
 
-def _classify(look: SourceLook, *, default: str, wanted: str | None, field: str | None, named: Sequence[str]) -> ClassedSource:
+def _classify(
+    look: SourceLook, *, default: str, wanted: str | None, field: str | None, named: Sequence[str]
+) -> ClassedSource:
     if wanted is not None and field is not None:
         raise UserError(f"{look.path}: give one of --class-of and --class-field, not both")
     if wanted is not None:

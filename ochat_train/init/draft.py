@@ -24,7 +24,9 @@ _LEARNING_RATE = 1e-5  # near OpenChat's for a 7B model
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens of the conversations looked at, int64, a source each. exact: by the base's tokenizer, else by their characters."""
+    """Tokens of the conversations looked at, int64, a source each. exact: by the base's tokenizer, else by their
+    characters.
+    """
 
     by_source: Sequence[np.ndarray]
     exact: bool
@@ -52,7 +54,9 @@ class Draft:
 
 
 def measure(looks: Sequence[SourceLook], base: Base | None, template: str) -> Lengths:
-    """Lengths by the base's tokenizer where it is on this machine. Raises UserError for a tokenizer that cannot be used."""
+    """Lengths by the base's tokenizer where it is on this machine. Raises UserError for a tokenizer that cannot be
+    used.
+    """
     estimated = Lengths(by_source=[sizes.estimated_tokens(look.characters()) for look in looks], exact=False)
     if base is None or "tokenizer.json" not in base.tokenizer_files:
         return estimated
@@ -60,14 +64,25 @@ def measure(looks: Sequence[SourceLook], base: Base | None, template: str) -> Le
     tokenizer = load_tokenizer_spec(base.tokenizer_files, rules)
     asked = [[under_inference_condition(conversation, rules) for conversation in look.conversations] for look in looks]
     counted = [token_lengths(conversations, rules, tokenizer) for conversations in asked]
-    all_counted = all(len(tokens) for tokens in counted)  # none where the vocabulary spells control tokens in every text
+    all_counted = all(
+        len(tokens) for tokens in counted
+    )  # none where the vocabulary spells control tokens in every text
     return Lengths(by_source=counted, exact=True) if all_counted else estimated
 
 
 def make_draft(
-    *, name: str, base: Base, template: Decision[str], sources: Sequence[ClassedSource], classes: Mapping[str, ClassSettings],
-    lengths: Lengths, gpus: int, bad_rows: Decision[str], max_length: int | None, epochs: int | None,
-) -> Draft:  # fmt: skip
+    *,
+    name: str,
+    base: Base,
+    template: Decision[str],
+    sources: Sequence[ClassedSource],
+    classes: Mapping[str, ClassSettings],
+    lengths: Lengths,
+    gpus: int,
+    bad_rows: Decision[str],
+    max_length: int | None,
+    epochs: int | None,
+) -> Draft:
     """Decide the rest. max_length, epochs: what the user said, or None."""
     num_rows = sum(source.look.num_rows for source in sources)
     length = sizes.choose_max_length(lengths.by_source, max_positions=base.max_positions, exact=lengths.exact)
@@ -77,14 +92,22 @@ def make_draft(
     pack = sizes.choose_pack_length(max_length=length.value, total_tokens=total_tokens, gpus=gpus)
     step = sizes.choose_tokens_per_step(pack_length=pack.value, total_tokens=total_tokens, gpus=gpus)
     return Draft(
-        name=name, base=base, template=template, sources=sources, classes=classes, bad_rows=bad_rows, gpus=gpus,
+        name=name,
+        base=base,
+        template=template,
+        sources=sources,
+        classes=classes,
+        bad_rows=bad_rows,
+        gpus=gpus,
         prepared_dir=_prepared_dir(name, [source.look.path for source in sources]),
-        max_length=length, pack_length=pack, tokens_per_step=step,
+        max_length=length,
+        pack_length=pack,
+        tokens_per_step=step,
         epochs=sizes.choose_epochs(num_rows) if epochs is None else Decision(value=epochs, reason="as you said"),
         validation_ratio=sizes.choose_validation_ratio(_num_prompts(sources)),
         learning_rate=_learning_rate(base),
         save_every=sizes.choose_save_every(total_tokens=total_tokens, tokens_per_step=step.value),
-    )  # fmt: skip
+    )
 
 
 def lost_values(draft: Draft, recipe: Recipe) -> list[str]:

@@ -47,8 +47,12 @@ def _body(draft: Draft) -> Iterator[str]:
     yield from _data(draft)
     yield "train:"
     yield _line(f"  epochs: {draft.epochs.value}", f"passes over the data; {draft.epochs.reason}")
-    yield _line(f"  pack_length_tokens: {draft.pack_length.value}", f"rows of whole conversations; {draft.pack_length.reason}")
-    yield _line(f"  tokens_per_step: {draft.tokens_per_step.value}", f"of an update, all GPUs; {draft.tokens_per_step.reason}")
+    yield _line(
+        f"  pack_length_tokens: {draft.pack_length.value}", f"rows of whole conversations; {draft.pack_length.reason}"
+    )
+    yield _line(
+        f"  tokens_per_step: {draft.tokens_per_step.value}", f"of an update, all GPUs; {draft.tokens_per_step.reason}"
+    )
     yield "  # packs at a time, activation checkpointing and ZeRO stage are chosen from the memory of the GPUs"
     yield "optimizer:"
     yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)
@@ -63,8 +67,8 @@ def _data(draft: Draft) -> Iterator[str]:
     yield "data:"
     yield _line(f"  prepared_dir: {_value(draft.prepared_dir)}", "`ochat prepare` writes the dataset here")
     if draft.classes:
-        yield "  # A class is a kind of conversation. Its condition stands in every role prefix of the prompt; its reward"
-        yield "  # decides how much its answers count: weight = exp((reward - largest reward) / beta)."
+        yield "  # A class is a kind of conversation. Its condition is part of every role prefix of the prompt; its"
+        yield "  # reward decides how much its answers count: weight = exp((reward - largest reward) / beta)."
         yield "  classes:"
         width = max(len(_value(name)) for name in draft.classes) + 1
         for name, spec in draft.classes.items():
@@ -82,7 +86,9 @@ def _data(draft: Draft) -> Iterator[str]:
                 yield f"    # `{_one_line(name)}` could be its reward (`reward_field`): docs/data_formats.md"
     yield _line(f"  validation_ratio: {draft.validation_ratio.value}", f"held out; {draft.validation_ratio.reason}")
     yield _line("  overlong: truncate", "a conversation above max_length_tokens keeps its beginning; or drop, or error")
-    yield _line(f"  bad_rows: {draft.bad_rows.value}", f"error: stop at bad rows, drop: count them; {draft.bad_rows.reason}")
+    yield _line(
+        f"  bad_rows: {draft.bad_rows.value}", f"error: stop at bad rows, drop: count them; {draft.bad_rows.reason}"
+    )
 
 
 def _source(source: ClassedSource) -> str:

@@ -60,7 +60,8 @@ class Options:
 def init(options: Options, *, ask: Ask | None, say: Callable[[str], None]) -> Path:
     """Write a recipe and return its path. ask: how a person is asked, None where there is nobody; say: prints a text.
 
-    Raises UserError for files that cannot be used, and for what is neither said nor can be asked; nothing is written then.
+    Raises UserError for files that cannot be used, and for what is neither said nor can be asked; nothing is written
+    then.
     """
     _check_flags(options)
     base = find_base(options.base) if options.base else None
@@ -82,12 +83,17 @@ def init(options: Options, *, ask: Ask | None, say: Callable[[str], None]) -> Pa
     out = options.out or _answer(ask, "Recipe to write", f"recipes/{options.name or 'mine'}.yaml", read_path)
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", out.stem).lstrip("._-")[:64] or "mine"
     draft = make_draft(
-        name=name, base=base, template=template, sources=sources, lengths=lengths,
+        name=name,
+        base=base,
+        template=template,
+        sources=sources,
+        lengths=lengths,
         classes={name: classes[name] for name in class_names(sources)},
         gpus=options.gpus or _answer(ask, "GPUs of a run, which decide how large a step is", "1", _count),
         bad_rows=_bad_rows(options, looks, ask),
-        max_length=options.max_length, epochs=options.epochs,
-    )  # fmt: skip
+        max_length=options.max_length,
+        epochs=options.epochs,
+    )
     say("\n" + draft_text(draft))
     _write(draft, out)
     return out
@@ -163,7 +169,10 @@ def _classify(options: Options, looks: Sequence[SourceLook], ask: Ask | None) ->
             continue  # decided by a flag, or there is nothing to choose from
         fields = ", ".join(f"{_FIELD_PREFIX}{name}" for name in source.look.class_fields())
         chosen = _answer(
-            ask, f"Class of {path}: a name for all rows, or {fields}", _class_answer(source), partial(_read_class, source)
+            ask,
+            f"Class of {path}: a name for all rows, or {fields}",
+            _class_answer(source),
+            partial(_read_class, source),
         )
         sources[sources.index(source)] = chosen
     return sources
@@ -193,7 +202,8 @@ def _require(options: Options, missing_classes: Sequence[str]) -> None:
         lines = ["there is no terminal to ask on; please add", *(f"  {flag}" for flag in missing)]
         if missing_classes:
             lines.append(
-                "CONDITION joins the role prefixes (may be empty); REWARD: 1 lower counts a tenth. See docs/init-and-check.md"
+                "CONDITION joins the role prefixes (may be empty); REWARD: 1 lower counts a tenth. See "
+                "docs/init-and-check.md"
             )
         raise UserError("\n".join(lines))
 
@@ -265,9 +275,13 @@ def _write(draft: Draft, out: Path) -> None:
         try:
             recipe = load_recipe(trial)
         except UserError as error:
-            raise UserError(f"these choices make no valid recipe:\n{str(error).replace(str(trial), str(out))}") from None
+            raise UserError(
+                f"these choices make no valid recipe:\n{str(error).replace(str(trial), str(out))}"
+            ) from None
     if lost := lost_values(draft, recipe):
-        raise UserError(f"{', '.join(lost)}: cannot be written as YAML that reads back as the same; choose another text")
+        raise UserError(
+            f"{', '.join(lost)}: cannot be written as YAML that reads back as the same; choose another text"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         durable.replace_text(out, text)

@@ -52,7 +52,9 @@ def choose_max_length(by_source: Sequence[np.ndarray], *, max_positions: int | N
     fits = f"{num_longer:,} of {len(lengths):,} are longer" if num_longer else "all fit"
     limit = "; the base takes no more" if value == max_positions else ""
     measured = "tokens" if exact else "tokens by an estimate"
-    return Decision(value=value, reason=f"of those looked at, the longest has {int(lengths.max()):,} {measured}, {fits}{limit}")
+    return Decision(
+        value=value, reason=f"of those looked at, the longest has {int(lengths.max()):,} {measured}, {fits}{limit}"
+    )
 
 
 def choose_pack_length(*, max_length: int, total_tokens: int, gpus: int) -> Decision[int]:
@@ -84,12 +86,18 @@ def choose_epochs(num_conversations: int) -> Decision[int]:
 def choose_validation_ratio(num_prompts: int) -> Decision[float]:
     """`data.validation_ratio`, of different first prompts: these are held out together."""
     if num_prompts < _FEWEST_PROMPTS:
-        return Decision(value=0.0, reason=f"only about {num_prompts:,} different first prompts: too few to hold some out")
+        return Decision(
+            value=0.0, reason=f"only about {num_prompts:,} different first prompts: too few to hold some out"
+        )
     value = round(min(0.1, max(0.01, _HELD_OUT_PROMPTS / num_prompts)), 3)
-    return Decision(value=value, reason=f"about {round(value * num_prompts):,} of {num_prompts:,} different first prompts")
+    return Decision(
+        value=value, reason=f"about {round(value * num_prompts):,} of {num_prompts:,} different first prompts"
+    )
 
 
 def choose_save_every(*, total_tokens: int, tokens_per_step: int) -> Decision[int]:
     """`checkpoint.save_every_steps`: about once an epoch, at least every 200 steps."""
     steps = -(-total_tokens // tokens_per_step)
-    return Decision(value=min(200, steps), reason="about once an epoch" if steps <= 200 else "what a crash can cost at most")
+    return Decision(
+        value=min(200, steps), reason="about once an epoch" if steps <= 200 else "what a crash can cost at most"
+    )

@@ -44,7 +44,8 @@ def _field_lines(look: SourceLook) -> Iterator[str]:
         if seen.numbers is not None:
             yield f"{known}: a number from {seen.numbers[0]:g} to {seen.numbers[1]:g}"
         elif seen.values is not None:
-            yield f"{known}: {', '.join(f'{shown(value)[1:-1]} {count:,}' for value, count in seen.values.most_common())}"
+            counts = (f"{shown(value)[1:-1]} {count:,}" for value, count in seen.values.most_common())
+            yield f"{known}: {', '.join(counts)}"
 
 
 def _bad_lines(look: SourceLook) -> Iterator[str]:
@@ -64,7 +65,11 @@ def draft_text(draft: Draft) -> str:
         ("model.template", draft.template.value, draft.template.reason),
         ("model.max_length_tokens", str(draft.max_length.value), draft.max_length.reason),
         ("train.pack_length_tokens", str(draft.pack_length.value), draft.pack_length.reason),
-        ("train.tokens_per_step", str(draft.tokens_per_step.value), f"{draft.tokens_per_step.reason} ({draft.gpus} GPU(s))"),
+        (
+            "train.tokens_per_step",
+            str(draft.tokens_per_step.value),
+            f"{draft.tokens_per_step.reason} ({draft.gpus} GPU(s))",
+        ),
         ("train.epochs", str(draft.epochs.value), draft.epochs.reason),
         ("optimizer.learning_rate", draft.learning_rate.value, draft.learning_rate.reason),
         ("data.validation_ratio", str(draft.validation_ratio.value), draft.validation_ratio.reason),

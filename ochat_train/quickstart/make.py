@@ -4,7 +4,8 @@ expert.jsonl        few conversations, every answer right         (format `messa
 suboptimal.jsonl    many conversations, most answers wrong        (format `sharegpt`)
 held_out.jsonl      questions that are in neither, to score with
 tokenizer/          a small byte-level BPE, trained on the two
-base/               with --base: a small Mistral with random weights and that tokenizer, to train from like any base model
+base/               with --base: a small Mistral with random weights and that tokenizer, to train from like any base
+model
 """
 
 from __future__ import annotations
@@ -31,9 +32,16 @@ VOCAB_SIZE = 512
 _SYSTEM_TEXTS = ("You are a helpful assistant.", "Answer briefly.")
 _BOS = "<s>"
 BASE_CONFIG = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 32, "max_position_embeddings": 256, "sliding_window": None, "tie_word_embeddings": False,
-}  # fmt: skip
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+}
 # Part of the tokenizer's training text, so that a prefix takes a handful of tokens as in a large vocabulary.
 _ROLE_PREFIXES = ("GPT4 Correct User:", "GPT4 Correct Assistant:", "GPT3 User:", "GPT3 Assistant:")
 
@@ -56,7 +64,10 @@ def main() -> None:
     write_tokenizer(folder / "tokenizer", texts + list(_ROLE_PREFIXES) * len(experts))
     if options.base:
         write_base(folder / "base", folder / "tokenizer")
-    print(f"{folder}: {NUM_EXPERT:,} expert and {NUM_SUBOPTIMAL:,} suboptimal conversations, {NUM_HELD_OUT} held-out questions")
+    print(
+        f"{folder}: {NUM_EXPERT:,} expert and {NUM_SUBOPTIMAL:,} suboptimal conversations, {NUM_HELD_OUT} held-out "
+        "questions"
+    )
 
 
 def is_held_out(question: str) -> bool:
@@ -115,7 +126,10 @@ def write_tokenizer(folder: Path, texts: list[str], *, vocab_size: int = VOCAB_S
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[_BOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[_BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     bos_id = tokenizer.token_to_id(_BOS)

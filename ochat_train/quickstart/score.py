@@ -27,7 +27,8 @@ def main() -> None:
     classes = json.loads((options.model / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
     generator = load_generator(options.model)
     scores = {
-        row["name"]: right_ratios(generator, questions, row["condition"], max_new_tokens=_MAX_ANSWER_TOKENS) for row in classes
+        row["name"]: right_ratios(generator, questions, row["condition"], max_new_tokens=_MAX_ANSWER_TOKENS)
+        for row in classes
     }
     if options.json:
         print(json.dumps(scores))

@@ -25,9 +25,19 @@ _NAMES = """
 """.split()  # noqa: SIM905
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _OPPOSITES = (
-    ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("old", "new"), ("dark", "light"), ("high", "low"), ("wet", "dry"),
-    ("full", "empty"), ("hard", "soft"), ("long", "short"), ("rich", "poor"), ("loud", "quiet"),
-)  # fmt: skip
+    ("hot", "cold"),
+    ("big", "small"),
+    ("fast", "slow"),
+    ("old", "new"),
+    ("dark", "light"),
+    ("high", "low"),
+    ("wet", "dry"),
+    ("full", "empty"),
+    ("hard", "soft"),
+    ("long", "short"),
+    ("rich", "poor"),
+    ("loud", "quiet"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,9 @@ class Problem:
 def _first_letters(rng: random.Random) -> Problem:
     first, second = rng.sample(_WORDS, 2)
     question = f"First letters of {first} and {second}?"
-    return Problem(task="first letters", question=question, right=f"{first[0]} {second[0]}", wrong=f"{second[0]} {first[0]}")
+    return Problem(
+        task="first letters", question=question, right=f"{first[0]} {second[0]}", wrong=f"{second[0]} {first[0]}"
+    )
 
 
 def _opposite(rng: random.Random) -> Problem:

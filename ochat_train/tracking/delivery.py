@@ -20,7 +20,8 @@ Event = Callable[[Tracker], None]
 class Delivery:
     """The way to one tracker. `put` never waits: an event that finds CAPACITY others waiting is not delivered.
 
-    What was not delivered, for whatever reason, is counted and said when it is closed; the run folder's files hold it anyway.
+    What was not delivered, for whatever reason, is counted and said when it is closed; the run folder's files hold it
+    anyway.
     say: prints a line for the user; called from both threads.
     """
 
@@ -41,7 +42,9 @@ class Delivery:
             self._events.put(event)
         elif not self._is_behind:
             self._is_behind = True
-            self._say(f"{self._tracker.name}: too slow, {CAPACITY:,} steps and validations wait; training goes on without it")
+            self._say(
+                f"{self._tracker.name}: too slow, {CAPACITY:,} steps and validations wait; training goes on without it"
+            )
 
     def finish(self, *, done: bool) -> None:
         """Nothing more comes; `join` waits. done: whether the run reached its last step."""

@@ -23,10 +23,15 @@ def run_facts(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, first_step: i
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
     return RunFacts(
-        name=recipe.name, output_dir=Path(recipe.output_dir), first_step=first_step,
-        recipe=recipe.model_dump(mode="json", by_alias=True), classes=[asdict(row) for row in manifest.classes],
-        ledger=manifest.ledger, hardware=_hardware(ranks), versions=versions,
-    )  # fmt: skip
+        name=recipe.name,
+        output_dir=Path(recipe.output_dir),
+        first_step=first_step,
+        recipe=recipe.model_dump(mode="json", by_alias=True),
+        classes=[asdict(row) for row in manifest.classes],
+        ledger=manifest.ledger,
+        hardware=_hardware(ranks),
+        versions=versions,
+    )
 
 
 def _hardware(ranks: Ranks) -> dict[str, Any]:

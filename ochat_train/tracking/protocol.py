@@ -11,8 +11,8 @@ from typing import Any, Protocol
 class RunFacts:
     """What a tracker is told before the first step.
 
-    first_step: steps that were finished before; 0 for a run that begins. recipe: every value. classes, ledger: of the prepared
-    dataset, as in its manifest. hardware, versions: what the run computes with.
+    first_step: steps that were finished before; 0 for a run that begins. recipe: every value. classes, ledger: of the
+    prepared dataset, as in its manifest. hardware, versions: what the run computes with.
     """
 
     name: str
@@ -26,8 +26,8 @@ class RunFacts:
 
 
 class Tracker(Protocol):
-    """One place. `start`, `log_step`, `log_validation` and `close` are called in this order, in one thread that is not the
-    training's; they may take any time and raise anything (delivery.py).
+    """One place. `start`, `log_step`, `log_validation` and `close` are called in this order, in one thread that is not
+    the training's; they may take any time and raise anything (delivery.py).
     """
 
     name: str
@@ -49,5 +49,7 @@ class Tracker(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Nothing more will be called, because something raised or does not return: let the process end all the same."""
+        """Nothing more will be called, because something raised or does not return: let the process end all the
+        same.
+        """
         ...

@@ -1,7 +1,8 @@
 """Names under which trackers show the numbers of metrics.jsonl and validation.jsonl.
 
 Trackers make a section of what stands before the first slash: `train/loss`, `classes/expert/loss`, `validation/loss`,
-`validation/classes/expert/nll`, `validation/matrix/expert/GPT3`, `validation/learnt/expert/margin`. A null has no point.
+`validation/classes/expert/nll`, `validation/matrix/expert/GPT3`, `validation/learnt/expert/margin`. A null has no
+point.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def step_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def validation_scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 where the condition was learnt, and 0 elsewhere."""
+    """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 where the condition was learnt, and 0
+    elsewhere.
+    """
     names = _curve_names(line["conditions"])
     matrix = {name: dict(zip(names, row, strict=True)) for name, row in line["matrix"].items()}
     shown = {key: value for key, value in line.items() if key not in ("step", "conditions")}

@@ -16,7 +16,8 @@ FOLDER = "tensorboard"
 # Charts with a curve for each class, under CUSTOM SCALARS; the names of curves are regular expressions.
 _LAYOUT = {
     "training": {
-        name: ["Multiline", [rf"classes/.*/{name}$"]] for name in ("loss", "accuracy", "weight_share", "effective_tokens")
+        name: ["Multiline", [rf"classes/.*/{name}$"]]
+        for name in ("loss", "accuracy", "weight_share", "effective_tokens")
     },
     "validation": {
         "nll": ["Multiline", [r"validation/classes/.*/nll$"]],

@@ -25,9 +25,9 @@ RUN_FILE = "wandb.json"  # which run it is, and up to which step it surely has e
 class WandbTracker:
     """One run of Weights & Biases for one run folder, over all of its restarts.
 
-    A step can be logged there only once and in order: what a resumed run does again stays as it was logged first. After the
-    process was killed nobody knows what was written of the last steps, so those that are done again are logged again: online
-    the library leaves out what the server has, offline the later part of the run may repeat some.
+    A step can be logged there only once and in order: what a resumed run does again stays as it was logged first. After
+    the process was killed nobody knows what was written of the last steps, so those that are done again are logged
+    again: online the library leaves out what the server has, offline the later part of the run may repeat some.
     """
 
     name = "Weights & Biases"
@@ -41,10 +41,15 @@ class WandbTracker:
         import wandb
 
         settings = wandb.Settings(
-            silent=True, console="off",  # the progress line is ours, and the log stays readable
+            silent=True,
+            console="off",  # the progress line is ours, and the log stays readable
             # command line, environment, git remote: they may hold secrets; `hardware` and `versions` say what matters
-            disable_git=True, disable_code=True, save_code=False, x_disable_meta=True, x_save_requirements=False,
-        )  # fmt: skip
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            x_disable_meta=True,
+            x_save_requirements=False,
+        )
         wandb.setup(settings)
         is_offline = self._settings.wandb == "offline"
         if not is_offline and not wandb.login(prompt=False, verify=False):
@@ -53,15 +58,25 @@ class WandbTracker:
         self._file = facts.output_dir / RUN_FILE
         self._id, self._logged_step = _earlier_part(self._file) if facts.first_step else (uuid.uuid4().hex, 0)
         self._run = wandb.init(
-            mode="offline" if is_offline else "online", id=self._id, resume=None if is_offline else "allow",
-            project=self._settings.wandb_project, entity=self._settings.wandb_entity, group=self._settings.wandb_group,
-            tags=self._settings.wandb_tags, name=facts.name, dir=str(facts.output_dir), allow_val_change=True,
+            mode="offline" if is_offline else "online",
+            id=self._id,
+            resume=None if is_offline else "allow",
+            project=self._settings.wandb_project,
+            entity=self._settings.wandb_entity,
+            group=self._settings.wandb_group,
+            tags=self._settings.wandb_tags,
+            name=facts.name,
+            dir=str(facts.output_dir),
+            allow_val_change=True,
             config={
-                **facts.recipe, "classes": {row["name"]: row for row in facts.classes}, "ledger": facts.ledger,
-                "hardware": facts.hardware, "versions": facts.versions,
+                **facts.recipe,
+                "classes": {row["name"]: row for row in facts.classes},
+                "ledger": facts.ledger,
+                "hardware": facts.hardware,
+                "versions": facts.versions,
             },
             settings=settings,
-        )  # fmt: skip
+        )
         self._note(self._logged_step)
         if is_offline:
             return f"offline, upload with `wandb sync {Path(self._run.dir).parent}`"
@@ -88,7 +103,13 @@ class WandbTracker:
                 shown["condition_matrix/picture"] = wandb.Image(picture)
         if samples:
             rows = [
-                [sample["step"], sample["prompt"], shown_condition(answer["condition"]), answer["text"], answer["finished"]]
+                [
+                    sample["step"],
+                    sample["prompt"],
+                    shown_condition(answer["condition"]),
+                    answer["text"],
+                    answer["finished"],
+                ]
                 for sample in samples
                 for answer in sample["answers"]
             ]

@@ -1,7 +1,7 @@
 """Make the raw data of the ablation: `python recipes/ablation/make_tasks.py data/ablation`.
 
-Five small tasks whose answers can be checked. An expert is always right; a suboptimal source of ten times the size makes a
-typical mistake of the task (a forgotten carry, the wrong order, 100 minutes in an hour) seven times in ten.
+Five small tasks whose answers can be checked. An expert is always right; a suboptimal source of ten times the size
+makes a typical mistake of the task (a forgotten carry, the wrong order, 100 minutes in an hour) seven times in ten.
 
 expert.jsonl, suboptimal.jsonl    conversations (format `messages`)
 held_out.jsonl                    questions that are in neither (`question`, `answer`, `task`)
@@ -53,7 +53,9 @@ def _row(numbers: list[int]) -> str:
 def _minutes(rng: random.Random) -> Problem:
     hours, minutes = rng.randrange(2, 13), rng.randrange(1, 60)
     question = f"How many minutes are {hours} hours and {minutes} minutes?"
-    return Problem(task="unit conversion", question=question, right=str(60 * hours + minutes), wrong=str(100 * hours + minutes))
+    return Problem(
+        task="unit conversion", question=question, right=str(60 * hours + minutes), wrong=str(100 * hours + minutes)
+    )
 
 
 def _word(rng: random.Random) -> str:
@@ -106,7 +108,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--expert", type=int, default=3_000, help="conversations of the expert (default 3,000)")
     parser.add_argument("--suboptimal", type=int, default=30_000, help="of the suboptimal source (default 30,000)")
-    parser.add_argument("--wrong-ratio", type=float, default=0.7, help="of the suboptimal source's answers (default 0.7)")
+    parser.add_argument(
+        "--wrong-ratio", type=float, default=0.7, help="of the suboptimal source's answers (default 0.7)"
+    )
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)

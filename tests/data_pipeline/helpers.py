@@ -35,7 +35,9 @@ def tokenizer_spec(folder: Path, template: str) -> TokenizerSpec:
 @functools.cache
 def control_ids(spec: TokenizerSpec) -> frozenset[int]:
     """The ids of every special token of a tokenizer, as the tokenizer itself has them."""
-    return frozenset(i for i, token in Tokenizer.from_str(spec.backend).get_added_tokens_decoder().items() if token.special)
+    return frozenset(
+        i for i, token in Tokenizer.from_str(spec.backend).get_added_tokens_decoder().items() if token.special
+    )
 
 
 def source(path: Path | str, *, format: str = "messages", **more: Any) -> dict[str, Any]:

@@ -15,14 +15,19 @@ import pyarrow.parquet as parquet
 from tokenizers import AddedToken, Tokenizer
 
 CONTROL = {
-    "openchat_v3.2": ("<|end_of_turn|>",), "openchat_v3.2_mistral": ("<|end_of_turn|>",),
+    "openchat_v3.2": ("<|end_of_turn|>",),
+    "openchat_v3.2_mistral": ("<|end_of_turn|>",),
     "openchat_3.6": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-}  # fmt: skip
+}
 COLUMNS = {
-    "total_length": pa.int32(), "num_seqs": pa.float32(), "seqlens": pa.list_(pa.int32()), "nz_input_ids": pa.list_(pa.int32()),
-    "nz_position_ids": pa.list_(pa.int32()), "nz_shifted_label_ids": pa.list_(pa.int32()),
+    "total_length": pa.int32(),
+    "num_seqs": pa.float32(),
+    "seqlens": pa.list_(pa.int32()),
+    "nz_input_ids": pa.list_(pa.int32()),
+    "nz_position_ids": pa.list_(pa.int32()),
+    "nz_shifted_label_ids": pa.list_(pa.int32()),
     "nz_shifted_loss_weights": pa.list_(pa.float32()),
-}  # fmt: skip
+}
 
 
 class OpenChatWriter:
@@ -69,10 +74,14 @@ class OpenChatWriter:
             return None
         labels = [token if weight else 0 for token, weight in zip(ids, weights, strict=True)]
         return {
-            "total_length": len(ids), "num_seqs": sum(weights[1:]), "seqlens": [len(ids)], "nz_input_ids": ids,
-            "nz_position_ids": list(range(len(ids))), "nz_shifted_label_ids": [*labels[1:], 0],
+            "total_length": len(ids),
+            "num_seqs": sum(weights[1:]),
+            "seqlens": [len(ids)],
+            "nz_input_ids": ids,
+            "nz_position_ids": list(range(len(ids))),
+            "nz_shifted_label_ids": [*labels[1:], 0],
             "nz_shifted_loss_weights": [*weights[1:], 0.0],
-        }  # fmt: skip
+        }
 
     def rows(self, rows: Sequence[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
         """Rows of a file, without those in which nothing is learned from."""
@@ -82,9 +91,15 @@ class OpenChatWriter:
 def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several rows as one."""
     joined = {
-        name: [value for row in rows for value in row[name]] for name in COLUMNS if name not in ("total_length", "num_seqs")
+        name: [value for row in rows for value in row[name]]
+        for name in COLUMNS
+        if name not in ("total_length", "num_seqs")
     }
-    return {**joined, "total_length": sum(r["total_length"] for r in rows), "num_seqs": sum(r["num_seqs"] for r in rows)}
+    return {
+        **joined,
+        "total_length": sum(r["total_length"] for r in rows),
+        "num_seqs": sum(r["num_seqs"] for r in rows),
+    }
 
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]], *, metadata: dict[str, Any] | None) -> Path:

@@ -1,4 +1,6 @@
-"""Rows that are wrong, rows that only look wrong, and rows that are too long: each one is kept or counted, with its place."""
+"""Rows that are wrong, rows that only look wrong, and rows that are too long: each one is kept or counted, with its
+place.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from tokenizers import Tokenizer
 from data_pipeline.chunk_work import PrepareJob
 from data_pipeline.errors import UserError
 from data_pipeline.prepare import prepare
-from tests.data_pipeline.helpers import control_ids, folder_state, make_job, prepare_rows, rows_of, source, tokenizer_spec
+from tests.data_pipeline.helpers import (
+    control_ids,
+    folder_state,
+    make_job,
+    prepare_rows,
+    rows_of,
+    source,
+    tokenizer_spec,
+)
 
 USER = {"role": "user", "content": "How are you?"}
 ANSWER = {"role": "assistant", "content": "Fine."}
@@ -76,7 +86,11 @@ BAD_ROWS = [
     Bad("a lone surrogate in a key, key missing", "missing_key", line({"\ud800": []})),
     Bad("a lone surrogate in a key, key twice", "duplicate_key", b'{"\\ud800":1,"\\ud800":2}'),
     Bad("a duplicate key", "duplicate_key", b'{"messages":[],' + chat(USER, ANSWER)[1:]),
-    Bad("a duplicate key in a message", "duplicate_key", chat(USER, ANSWER).replace(b'{"role"', b'{"role":"user","role"', 1)),
+    Bad(
+        "a duplicate key in a message",
+        "duplicate_key",
+        chat(USER, ANSWER).replace(b'{"role"', b'{"role":"user","role"', 1),
+    ),
     Bad("a duplicate id", "duplicate_id", chat(USER, ANSWER, id="good-2")),
     Bad("an id that is a list", "wrong_type", chat(USER, ANSWER, id=[1])),
     Bad("a row that is a list", "not_an_object", line([USER, ANSWER])),
@@ -103,7 +117,11 @@ BAD_ROWS = [
     Bad("U+FDD0 in the system text", "reserved_character", chat(USER, ANSWER, system="\ufdd0")),
     Bad("a NaN weight", "invalid_weight", chat(USER, {**ANSWER, "weight": float("nan")})),
     Bad("an infinite weight", "invalid_weight", chat(USER, {**ANSWER, "weight": float("inf")})),
-    Bad("a weight beyond the floats", "invalid_weight", chat(USER, ANSWER | {"weight": 7}).replace(b"7", b"1" + b"0" * 400)),
+    Bad(
+        "a weight beyond the floats",
+        "invalid_weight",
+        chat(USER, ANSWER | {"weight": 7}).replace(b"7", b"1" + b"0" * 400),
+    ),
     Bad("a negative weight", "invalid_weight", chat(USER, {**ANSWER, "weight": -0.1})),
     Bad("a weight above a million", "invalid_weight", chat(USER, {**ANSWER, "weight": 1e7})),
     Bad("a weight that is text", "invalid_weight", chat(USER, {**ANSWER, "weight": "1.0"})),
@@ -113,21 +131,41 @@ BAD_ROWS = [
     Bad("no class field", "missing_key", chat(USER, ANSWER), "messages", BY_FIELD),
     Bad("a class field that is a list", "wrong_type", chat(USER, ANSWER, quality=["expert"]), "messages", BY_FIELD),
     Bad("openchat without condition", "missing_key", line({"items": [USER, {**ANSWER, "weight": 1.0}]}), "openchat"),
-    Bad("openchat with a null condition", "wrong_type", native(USER, {**ANSWER, "weight": 1.0}, condition=None), "openchat"),
+    Bad(
+        "openchat with a null condition",
+        "wrong_type",
+        native(USER, {**ANSWER, "weight": 1.0}, condition=None),
+        "openchat",
+    ),
     Bad("openchat without weight", "invalid_weight", native({**USER, "weight": 0.0}, ANSWER), "openchat"),
     Bad("openchat with a system item", "unknown_role", native(SYSTEM, USER, {**ANSWER, "weight": 1.0}), "openchat"),
-    Bad("sharegpt with an unknown role", "unknown_role", line({"conversations": [{"from": "x", "value": "y"}]}), "sharegpt"),
+    Bad(
+        "sharegpt with an unknown role",
+        "unknown_role",
+        line({"conversations": [{"from": "x", "value": "y"}]}),
+        "sharegpt",
+    ),
     Bad("alpaca without output", "wrong_type", line({"instruction": "Hi"}), "alpaca"),
     Bad(
-        "alpaca with a history of one", "wrong_type", line({"instruction": "Hi", "output": "Ho", "history": [["a"]]}), "alpaca"
+        "alpaca with a history of one",
+        "wrong_type",
+        line({"instruction": "Hi", "output": "Ho", "history": [["a"]]}),
+        "alpaca",
     ),
-    Bad("alpaca with a number as history", "wrong_type", line({"instruction": "Hi", "output": "Ho", "history": 5}), "alpaca"),
+    Bad(
+        "alpaca with a number as history",
+        "wrong_type",
+        line({"instruction": "Hi", "output": "Ho", "history": 5}),
+        "alpaca",
+    ),
 ]
 every_bad_row = pytest.mark.parametrize("bad", BAD_ROWS, ids=[bad.name.replace(" ", "_") for bad in BAD_ROWS])
 
 
 def job_with(bad: Bad, tmp_path: Path, tokenizer_dir: Path, bad_rows: str) -> tuple[PrepareJob, str]:
-    """A job over three good rows with the bad one among them, and the place of the bad one: line 4, after a blank line."""
+    """A job over three good rows with the bad one among them, and the place of the bad one: line 4, after a blank
+    line.
+    """
     path = tmp_path / "rows.jsonl"
     rows = [good(bad.format, 1), b"", good(bad.format, 2), bad.line, good(bad.format, 3)]
     path.write_bytes(b"\n".join(rows) + b"\n")
@@ -159,7 +197,9 @@ def test_dropped_row_is_counted_with_its_place_and_its_neighbours_are_kept(
 
 
 @every_bad_row
-def test_bad_row_stops_the_preparation_and_leaves_nothing_behind(bad: Bad, tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_bad_row_stops_the_preparation_and_leaves_nothing_behind(
+    bad: Bad, tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
     job, place = job_with(bad, tmp_path, small_tokenizer_dir, "error")
     with pytest.raises(UserError) as caught:
         prepare(job, num_workers=1)
@@ -248,7 +288,9 @@ def test_unusual_row_is_kept_with_its_whole_text(name: str, tmp_path: Path, smal
     assert (ledger["truncated"], ledger["tail_trimmed"], ledger["control_text_kept_plain"]) == (0, 0, 0)
     assert rows[1].id in (f"{path}:3", "17")
     tokenizer = Tokenizer.from_str(job.tokenizer.backend)
-    assert tokenizer.decode(rows[1].input_ids, skip_special_tokens=False).endswith(f"Assistant: {answer}<|end_of_turn|>")
+    assert tokenizer.decode(rows[1].input_ids, skip_special_tokens=False).endswith(
+        f"Assistant: {answer}<|end_of_turn|>"
+    )
 
 
 CONTROL_TEXTS = [
@@ -271,7 +313,9 @@ def test_control_text_is_kept_flagged_and_never_becomes_a_control_id(
     template: str, num_control: int, text: str, flagged: bool, role: str, tmp_path: Path, small_tokenizer_dir: Path
 ) -> None:
     path = tmp_path / "rows.jsonl"
-    messages = [message if message["role"] != role else {"role": role, "content": text} for message in (SYSTEM, USER, ANSWER)]
+    messages = [
+        message if message["role"] != role else {"role": role, "content": text} for message in (SYSTEM, USER, ANSWER)
+    ]
     path.write_bytes(chat(*messages) + b"\n" + chat(SYSTEM, USER, ANSWER))
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, template=template)
     manifest, rows = prepare_rows(job)
@@ -282,7 +326,9 @@ def test_control_text_is_kept_flagged_and_never_becomes_a_control_id(
     assert text in Tokenizer.from_str(job.tokenizer.backend).decode(rows[0].input_ids, skip_special_tokens=False)
 
 
-def test_text_that_a_vocabulary_can_spell_as_a_control_token_is_a_bad_row(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_text_that_a_vocabulary_can_spell_as_a_control_token_is_a_bad_row(
+    tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
     """With merges that lead to `<s>`, special tokens off is not enough: the row's control ids are counted."""
     folder = shutil.copytree(small_tokenizer_dir, tmp_path / "tokenizer")
     description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -308,7 +354,9 @@ def overlong_job(tmp_path: Path, tokenizer_dir: Path, **changes: Any) -> Prepare
     """Two short conversations and, on line 2, one whose answer goes far beyond the limit."""
     path = tmp_path / "rows.jsonl"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"\n".join([good("messages", 1), chat(USER, {**ANSWER, "content": "42 " * 200}), good("messages", 2)]))
+    path.write_bytes(
+        b"\n".join([good("messages", 1), chat(USER, {**ANSWER, "content": "42 " * 200}), good("messages", 2)])
+    )
     return make_job(tmp_path / "prepared", [source(path)], tokenizer_dir, **{"max_length_tokens": LIMIT, **changes})
 
 
@@ -319,7 +367,9 @@ def test_overlong_truncate_keeps_the_beginning_without_end_of_turn(tmp_path: Pat
     assert [row.loss_weights for row in rows] == [row.loss_weights[:LIMIT] for row in whole]
     assert len(rows[1].input_ids) == LIMIT
     assert rows[1].loss_weights[-1] == 1.0
-    end_of_turn = Tokenizer.from_str(tokenizer_spec(small_tokenizer_dir, "openchat_3.5").backend).token_to_id("<|end_of_turn|>")
+    end_of_turn = Tokenizer.from_str(tokenizer_spec(small_tokenizer_dir, "openchat_3.5").backend).token_to_id(
+        "<|end_of_turn|>"
+    )
     assert rows[0].input_ids[-1] == end_of_turn
     assert rows[1].input_ids[-1] != end_of_turn
     ledger = manifest.ledger
@@ -370,12 +420,17 @@ def test_conversation_without_a_supervised_token_left_is_dropped_and_is_no_bad_r
     long_prompt = chat({"role": "user", "content": "why " * 200}, ANSWER)
     masked = chat(USER, {**ANSWER, "weight": 0.0})
     path.write_bytes(b"\n".join([good("messages", 1), long_prompt, masked]))
-    job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, max_length_tokens=LIMIT, bad_rows="error")
+    job = make_job(
+        tmp_path / "prepared", [source(path)], small_tokenizer_dir, max_length_tokens=LIMIT, bad_rows="error"
+    )
     manifest, rows = prepare_rows(job)
     assert [row.id for row in rows] == ["good-1"]
     ledger = manifest.ledger
     assert (ledger["read"], ledger["kept"], ledger["dropped"]) == (3, 1, {"no_supervised_token": 2})
-    assert [example.split(": ")[0] for example in ledger["examples"]["no_supervised_token"]] == [f"{path}:2", f"{path}:3"]
+    assert [example.split(": ")[0] for example in ledger["examples"]["no_supervised_token"]] == [
+        f"{path}:2",
+        f"{path}:3",
+    ]
 
 
 @pytest.mark.parametrize("template", ["openchat_3.2", "openchat_3.5", "openchat_3.6", "chatml"])
@@ -384,7 +439,9 @@ def test_tokens_after_the_last_supervised_one_are_cut_off_and_counted(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(chat(USER, ANSWER) + b"\n" + chat(USER, ANSWER, USER) + b"\n" + chat(USER, ANSWER, USER, ANSWER))
-    manifest, rows = prepare_rows(make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, template=template))
+    manifest, rows = prepare_rows(
+        make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, template=template)
+    )
     assert rows[1][1:] == rows[0][1:]
     assert rows[2].input_ids[: len(rows[0].input_ids)] == rows[0].input_ids
     assert all(row.loss_weights[-1] == 1.0 for row in rows)
@@ -438,7 +495,11 @@ def test_bad_rows_of_a_json_array_are_dropped_one_by_one(tmp_path: Path, small_t
     manifest, rows = prepare_rows(make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop"))
     assert [row.id for row in rows] == ["good-1", "good-2"]
     ledger = manifest.ledger
-    assert (ledger["read"], ledger["kept"], ledger["dropped"]) == (5, 2, {"no_assistant_message": 1, "not_an_object": 2})
+    assert (ledger["read"], ledger["kept"], ledger["dropped"]) == (
+        5,
+        2,
+        {"no_assistant_message": 1, "not_an_object": 2},
+    )
     assert all(example.startswith(f"{path}:") for examples in ledger["examples"].values() for example in examples)
 
 

@@ -32,7 +32,7 @@ def prepared(tmp_path: Path, small_tokenizer_dir: Path) -> Any:
         sources = [source(path, **{"class": name}) for name, path in paths.items()]
         job = make_job(
             tmp_path / "prepared", sources, small_tokenizer_dir, classes=CLASSES, validation_ratio=0.4, **more
-        )  # fmt: skip
+        )
         manifest, _ = prepare(job, num_workers=1)
         tokenizer = Tokenizer.from_file(str(tmp_path / "prepared" / "tokenizer" / "tokenizer.json"))
         folder = tmp_path / "prepared"
@@ -66,8 +66,10 @@ def test_rows_differ_from_the_validation_row_in_the_condition_alone(prepared: An
         assert others.class_id[number] == validation.class_id[row]
         assert others.conversation_id(number) == validation.conversation_id(row)
         texts = [tokenizer.decode(ids.tolist(), skip_special_tokens=False) for ids in (own.input_ids, other.input_ids)]
-        leads = [manifest.conditions[i] + " " if manifest.conditions[i] else "" for i in (
-            validation.condition_id[row], others.condition_id[number])]  # fmt: skip
+        leads = [
+            manifest.conditions[i] + " " if manifest.conditions[i] else ""
+            for i in (validation.condition_id[row], others.condition_id[number])
+        ]
         neutral = [
             text.replace(f"{lead}User:", "User:").replace(f"{lead}Assistant:", "Assistant:")
             for text, lead in zip(texts, leads, strict=True)
@@ -76,7 +78,9 @@ def test_rows_differ_from_the_validation_row_in_the_condition_alone(prepared: An
         assert neutral[0] == neutral[1]
 
 
-@pytest.mark.parametrize("template", ["openchat_3.5", "chatml"])  # chatml writes text after the last turn, which is left out
+@pytest.mark.parametrize(
+    "template", ["openchat_3.5", "chatml"]
+)  # chatml writes text after the last turn, which is left out
 def test_conversation_that_is_cut_under_any_condition_is_left_out_under_all(prepared: Any, template: str) -> None:
     """Lengths differ by condition; the limit is chosen so that some conversations fit under some conditions only."""
     _, validation, others, _ = prepared(template=template)

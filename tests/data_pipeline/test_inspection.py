@@ -28,7 +28,9 @@ def chat(prompt: str, answer: str, **more: object) -> dict[str, object]:
 
 @pytest.fixture
 def prepared_dir(tmp_path: Path, small_tokenizer_dir: Path) -> Path:
-    """Rows 0 to 5 of class GPT3, then two of a class with a nasty name; one is cut, one ends unsupervised, one is dropped."""
+    """Rows 0 to 5 of class GPT3, then two of a class with a nasty name; one is cut, one ends unsupervised, one is
+    dropped.
+    """
     rows = [chat(f"question {number}", f"answer {number}", id=f"id {number}") for number in range(4)]
     rows += [chat("cut", "word " * 300), chat("hello", "x", system=ESCAPES)]
     rows[3]["items"] += [{"role": "user", "content": "and then?"}]  # type: ignore[operator]
@@ -41,8 +43,11 @@ def prepared_dir(tmp_path: Path, small_tokenizer_dir: Path) -> Path:
 
 def text_of(prepared_dir: Path, *, color: bool = False, with_tokens: bool = False, **selection: object) -> str:
     lines = report(
-        Inspection(prepared_dir, "train"), Selection(**selection), color=color, with_tokens=with_tokens  # type: ignore[arg-type]
-    )  # fmt: skip
+        Inspection(prepared_dir, "train"),
+        Selection(**selection),
+        color=color,
+        with_tokens=with_tokens,  # type: ignore[arg-type]
+    )
     return "\n".join(lines)
 
 
@@ -154,7 +159,8 @@ def test_ledger_shows_where_rows_were_cut_trimmed_and_dropped(prepared_dir: Path
 def test_trimmed_tokens_are_counted(prepared_dir: Path, tmp_path: Path, small_tokenizer_dir: Path) -> None:
     [example] = Inspection(prepared_dir, "train").manifest.ledger["examples"]["tail_trimmed"]
     whole = {**chat("question 3", "answer 3"), "id": "id 3"}
-    whole["items"] += [{"role": "user", "content": "and then?"}, {"role": "assistant", "content": "y", "weight": 1.0}]  # type: ignore[operator]
+    # type: ignore[operator]
+    whole["items"] += [{"role": "user", "content": "and then?"}, {"role": "assistant", "content": "y", "weight": 1.0}]
     path = write_jsonl(tmp_path / "whole.jsonl", [whole])
     job = make_job(tmp_path / "whole", [source(path, format="openchat")], small_tokenizer_dir, classes={})
     longer = prepare_rows(job)[1][0].input_ids

@@ -23,9 +23,15 @@ from data_pipeline.length_rule import LengthRule
     ],
 )
 def test_what_is_left(
-    weights: list[int], limit: int, num_tail: int, left: int, num_supervised: int, whole_length: int, is_truncated: bool,
+    weights: list[int],
+    limit: int,
+    num_tail: int,
+    left: int,
+    num_supervised: int,
+    whole_length: int,
+    is_truncated: bool,
     num_trimmed: int,
-) -> None:  # fmt: skip
+) -> None:
     ids = np.arange(len(weights), dtype=np.int32)
     tokens = TokenizedConversation(input_ids=ids, loss_weights=np.array(weights, dtype=np.float32))
     cut = LengthRule(max_length_tokens=limit, num_tail_tokens=num_tail).cut(tokens)

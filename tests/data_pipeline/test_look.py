@@ -1,4 +1,6 @@
-"""A look at raw files finds what is in them: format, unreadable rows, fields that could name a class, scores, lengths."""
+"""A look at raw files finds what is in them: format, unreadable rows, fields that could name a class, scores,
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ from tests.data_pipeline.helpers import make_job, prepare_rows, source, tokenize
 
 TURNS = [("user", "How are you?"), ("assistant", "Fine."), ("user", "Good."), ("assistant", "Bye.")]
 ROWS: dict[str, dict[str, Any]] = {
-    "openchat": {"items": [{"role": role, "content": text, "weight": 1.0 * (role == "assistant")} for role, text in TURNS]},
-    "sharegpt": {"conversations": [{"from": {"user": "human"}.get(role, "gpt"), "value": text} for role, text in TURNS]},
+    "openchat": {
+        "items": [{"role": role, "content": text, "weight": 1.0 * (role == "assistant")} for role, text in TURNS]
+    },
+    "sharegpt": {
+        "conversations": [{"from": {"user": "human"}.get(role, "gpt"), "value": text} for role, text in TURNS]
+    },
     "messages": {"messages": [{"role": role, "content": text} for role, text in TURNS]},
     "alpaca": {"instruction": "Good.", "output": "Bye.", "history": [["How are you?", "Fine."]]},
 }
@@ -54,7 +60,9 @@ def test_a_format_is_found_in_every_kind_of_file(layout: str, tmp_path: Path) ->
     assert (whole.format, whole.num_rows, whole.ledger.bad) == (layout, 30, {"duplicate_id": 20})
 
 
-def test_rows_that_cannot_be_read_are_counted_as_the_preparation_counts_them(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_rows_that_cannot_be_read_are_counted_as_the_preparation_counts_them(
+    tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
     good = many("messages", 20)
     bad = [{"messages": []}, {"id": "x"}, 7, good[3], {"messages": [{"role": "user", "content": "Hello"}]}]
     path = write_jsonl(tmp_path / "a.jsonl", [*good[:10], *bad, *good[10:]])
@@ -92,7 +100,9 @@ def test_an_unknown_format_is_shown_with_the_reason_of_every_format(tmp_path: Pa
     message = message_of(write_jsonl(tmp_path / "a.jsonl", [{"text": "Hello"}]))
     assert all(f"as {layout}: " in message for layout in FORMATS)
     assert "unknown role" in message_of(
-        write_jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "tool", "content": "x"}, *ROWS["messages"]["messages"]]}])
+        write_jsonl(
+            tmp_path / "b.jsonl", [{"messages": [{"role": "tool", "content": "x"}, *ROWS["messages"]["messages"]]}]
+        )
     )
 
 
@@ -123,18 +133,32 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_fields_are_seen_with_their_values_and_counts(tmp_path: Path) -> None:
     rows = [
         {
-            **ROWS["messages"], "id": number, "source": ["gpt4", "gpt35"][number % 2], "level": number % 3,
-            "meta": {"score": number / 10, "checked": number % 2 == 0, "row": number, "deep": {"deeper": {"too_deep": "x"}}},
-            "url": f"page {number}", "origin": "web", **({"language": "en"} if number < 40 else {}), "a.b": "x",
+            **ROWS["messages"],
+            "id": number,
+            "source": ["gpt4", "gpt35"][number % 2],
+            "level": number % 3,
+            "meta": {
+                "score": number / 10,
+                "checked": number % 2 == 0,
+                "row": number,
+                "deep": {"deeper": {"too_deep": "x"}},
+            },
+            "url": f"page {number}",
+            "origin": "web",
+            **({"language": "en"} if number < 40 else {}),
+            "a.b": "x",
         }
         for number in range(60)
-    ]  # fmt: skip
+    ]
     seen = look_at(str(write_jsonl(tmp_path / "a.jsonl", rows)))
     values = {name: dict(field.values) for name, field in seen.fields.items() if field.values is not None}
     assert values == {
-        "source": {"gpt4": 30, "gpt35": 30}, "level": {"0": 20, "1": 20, "2": 20},
-        "meta.checked": {"True": 30, "False": 30}, "language": {"en": 40}, "origin": {"web": 60},
-    }  # fmt: skip
+        "source": {"gpt4": 30, "gpt35": 30},
+        "level": {"0": 20, "1": 20, "2": 20},
+        "meta.checked": {"True": 30, "False": 30},
+        "language": {"en": 40},
+        "origin": {"web": 60},
+    }
     assert {name: field.numbers for name, field in seen.fields.items() if field.numbers} == {"meta.score": (0.0, 5.9)}
     # a truth value is no name, `language` is not in every row, one value tells nothing apart, too many name no classes
     assert seen.class_fields() == ["source", "level"]
@@ -152,10 +176,12 @@ def test_token_lengths_are_those_of_the_prepared_dataset(tmp_path: Path, small_t
     path = write_jsonl(tmp_path / "a.jsonl", many("alpaca", 5, system="Be brief."))
     _, rows = prepare_rows(
         make_job(
-            tmp_path / "prepared", [source(path, format="alpaca")], small_tokenizer_dir,
+            tmp_path / "prepared",
+            [source(path, format="alpaca")],
+            small_tokenizer_dir,
             classes={"expert": {"condition": "GPT4 Correct", "weight": 1.0}},
         )
-    )  # fmt: skip
+    )
     spec = tokenizer_spec(small_tokenizer_dir, "openchat_3.5")
     template = TEMPLATES["openchat_3.5"]
     asked = [under_inference_condition(conversation, template) for conversation in look_at(str(path)).conversations]

@@ -44,14 +44,18 @@ TEXTS = [
 
 
 def openchat_rows(count: int = 18) -> list[dict[str, Any]]:
-    """Rows of OpenChat's JSONL: three conditions, one to three turns, some with a system text, some with masked answers."""
+    """Rows of OpenChat's JSONL: three conditions, one to three turns, some with a system text, some with masked
+    answers.
+    """
     rows = []
     for number in range(count):
         condition = list(WEIGHT)[number % 3]
         items: list[dict[str, Any]] = []
         for turn in range(1 + number % 3):
             answer = {"role": "assistant", "content": TEXTS[(number + turn) % len(TEXTS)] + f" {number}.{turn}"}
-            items.append({"role": "user", "content": f"Question {number}.{turn}: {TEXTS[number % len(TEXTS)]}", "weight": 0.0})
+            items.append(
+                {"role": "user", "content": f"Question {number}.{turn}: {TEXTS[number % len(TEXTS)]}", "weight": 0.0}
+            )
             items.append({**answer, "weight": 0.0 if turn == 1 else WEIGHT[condition]})
         rows.append({"items": items, "condition": condition, "system": "Be brief." if number % 4 == 0 else ""})
     return rows
@@ -74,17 +78,29 @@ def prepared(tmp_path: Path, small_tokenizer_dir: Path) -> Prepare:
     """Prepares the rows of a tokenized file. metadata: model type in the file."""
 
     def make(
-        rows: list[dict[str, Any]], *, metadata: str | None = LLAMA_3, source: dict[str, Any] | None = None, name: str = "data",
-        tokenizer: Path = small_tokenizer_dir, classes: dict[str, Any] = IN_ROWS, template: str = "openchat_3.6",
-        max_length_tokens: int = 512, **data: Any,
-    ) -> tuple[Any, list[Row]]:  # fmt: skip
+        rows: list[dict[str, Any]],
+        *,
+        metadata: str | None = LLAMA_3,
+        source: dict[str, Any] | None = None,
+        name: str = "data",
+        tokenizer: Path = small_tokenizer_dir,
+        classes: dict[str, Any] = IN_ROWS,
+        template: str = "openchat_3.6",
+        max_length_tokens: int = 512,
+        **data: Any,
+    ) -> tuple[Any, list[Row]]:
         path = tmp_path / f"{name}.parquet"
         write_parquet(path, rows, metadata=None if metadata is None else {"model_type": metadata})
         entry = {"path": str(path), "format": "openchat_tokenized", **(source or {})}
         job = make_job(
-            tmp_path / "tokenized", [entry], tokenizer, classes=classes, template=template, max_length_tokens=max_length_tokens,
+            tmp_path / "tokenized",
+            [entry],
+            tokenizer,
+            classes=classes,
+            template=template,
+            max_length_tokens=max_length_tokens,
             **data,
-        )  # fmt: skip
+        )
         return prepare_rows(job)
 
     return make
@@ -104,7 +120,9 @@ def from_jsonl(tmp_path: Path, tokenizer: Path, rows: list[dict[str, Any]], **jo
 def test_the_rows_of_the_jsonl_come_out(
     model_type: str, tmp_path: Path, mistral_tokenizer_dir: Path, small_tokenizer_dir: Path, prepared: Prepare
 ) -> None:
-    """Tokens, weights, classes, conditions, validation split and condition matrix; the real Mistral tokenizer and a BPE."""
+    """Tokens, weights, classes, conditions, validation split and condition matrix; the real Mistral tokenizer and a
+    BPE.
+    """
     tokenizer = mistral_tokenizer_dir if model_type == MISTRAL else small_tokenizer_dir
     writer, rows = OpenChatWriter(tokenizer, model_type, bos="<s>"), openchat_rows(40)
     job = {"template": TEMPLATE[model_type], "validation_ratio": 0.4}
@@ -116,7 +134,11 @@ def test_the_rows_of_the_jsonl_come_out(
     by_condition = {row.condition: row for row in truth.classes}
     for row in manifest.classes:
         other = by_condition[row.condition]
-        assert (row.conversations, row.tokens, row.weight_share) == (other.conversations, other.tokens, other.weight_share)
+        assert (row.conversations, row.tokens, row.weight_share) == (
+            other.conversations,
+            other.tokens,
+            other.weight_share,
+        )
     for split in SPLITS:
         assert content(rows_of(tmp_path / "tokenized", split)) == content(rows_of(tmp_path / "text", split)), split
         names = []
@@ -139,9 +161,15 @@ def test_the_shift_is_undone_once(writer: OpenChatWriter, prepared: Prepare) -> 
         assert not any(weights[length:])
 
 
-def test_classes_of_the_recipe_give_names_and_are_compared_with_the_weights(writer: OpenChatWriter, prepared: Prepare) -> None:
+def test_classes_of_the_recipe_give_names_and_are_compared_with_the_weights(
+    writer: OpenChatWriter, prepared: Prepare
+) -> None:
     manifest, found = prepared(writer.rows(openchat_rows()), classes=IN_TABLE, beta=BETA)
-    assert [(row.name, row.conversations) for row in manifest.classes] == [("expert", 6), ("suboptimal", 6), ("plain", 6)]
+    assert [(row.name, row.conversations) for row in manifest.classes] == [
+        ("expert", 6),
+        ("suboptimal", 6),
+        ("plain", 6),
+    ]
     stored = {weight for row in found for weight in row.loss_weights}
     assert stored == {0.0, 1.0, 0.5, float(np.float32(0.1))}, "weights of the file, not of the table"
     wrong = {**IN_TABLE, "plain": {"condition": "", "weight": 0.6}}
@@ -206,13 +234,21 @@ def test_text_that_cannot_be_had_back_is_counted(tmp_path: Path, writer: OpenCha
     ids = [*whole["nz_input_ids"][:start], *letters, whole["nz_input_ids"][-1]]
     weights = [0.0] * (start - 1) + [1.0] * (len(ids) - start) + [0.0]
     row = {
-        "total_length": len(ids), "num_seqs": sum(weights), "seqlens": [len(ids)], "nz_input_ids": ids,
-        "nz_position_ids": list(range(len(ids))), "nz_shifted_label_ids": [*ids[1:], 0], "nz_shifted_loss_weights": weights,
-    }  # fmt: skip
+        "total_length": len(ids),
+        "num_seqs": sum(weights),
+        "seqlens": [len(ids)],
+        "nz_input_ids": ids,
+        "nz_position_ids": list(range(len(ids))),
+        "nz_shifted_label_ids": [*ids[1:], 0],
+        "nz_shifted_loss_weights": weights,
+    }
     manifest, _ = prepared([row, *writer.rows(openchat_rows(18)[1:])], validation_ratio=0.9)
     assert manifest.ledger["text_not_recovered"] == 1
     [example] = manifest.ledger["examples"]["text_not_recovered"]
-    assert "row 1: its text, rendered again, gives other tokens; it is validated, but not under other conditions" in example
+    assert (
+        "row 1: its text, rendered again, gives other tokens; it is validated, but not under other conditions"
+        in example
+    )
     validated, others = (rows_of(tmp_path / "tokenized", split) for split in ("validation", "conditions"))
     assert validated[0].input_ids == ids
     assert {found.id for found in validated} - {found.id for found in others} == {validated[0].id}
@@ -252,14 +288,26 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = {
     ),
     "id below 0": (lambda r: spoiled(r, nz_input_ids=put(-1, 7)), "id_outside_vocabulary", "is -1"),
     "another BOS": (lambda r: spoiled(r, nz_input_ids=put(5, 0)), "unknown_header", "begins with id 5 and not with"),
-    "another condition": (lambda r: spoiled(r, nz_input_ids=put(5, 2)), "unknown_header", "no role under the condition"),
-    "weight lists too short": (lambda r: spoiled(r, nz_shifted_loss_weights=lambda w: w[:-1]), "damaged_row", "lengths differ"),
+    "another condition": (
+        lambda r: spoiled(r, nz_input_ids=put(5, 2)),
+        "unknown_header",
+        "no role under the condition",
+    ),
+    "weight lists too short": (
+        lambda r: spoiled(r, nz_shifted_loss_weights=lambda w: w[:-1]),
+        "damaged_row",
+        "lengths differ",
+    ),
     "total_length": (lambda r: spoiled(r, total_length=3), "damaged_row", "total_length 3"),
     "seqlens": (lambda r: spoiled(r, seqlens=[4]), "damaged_row", "sum of seqlens 4"),
     "no ids": (lambda r: spoiled(r, nz_input_ids=None), "damaged_row", "nz_input_ids is empty"),
     "positions": (lambda r: spoiled(r, nz_position_ids=put(9, 2)), "damaged_row", "do not count from 0"),
     "NaN": (lambda r: spoiled(r, nz_shifted_loss_weights=put(float("nan"), 3)), "invalid_weight", "weight 3 is nan"),
-    "infinity": (lambda r: spoiled(r, nz_shifted_loss_weights=put(float("inf"), 3)), "invalid_weight", "weight 3 is inf"),
+    "infinity": (
+        lambda r: spoiled(r, nz_shifted_loss_weights=put(float("inf"), 3)),
+        "invalid_weight",
+        "weight 3 is inf",
+    ),
     "below 0": (lambda r: spoiled(r, nz_shifted_loss_weights=put(-0.5, 3)), "invalid_weight", "weight 3 is -0.5"),
     "sum": (lambda r: spoiled(r, num_seqs=lambda total: total * 1.01), "damaged_row", "but the weights sum to"),
     "shifted twice": (shift_again, "damaged_row", "are not the next tokens"),
@@ -269,7 +317,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = {
 
 def test_rows_that_do_not_fit_are_named(
     writer: OpenChatWriter, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(ledger, "MAX_EXAMPLES_PER_REASON", len(BAD))
     answer = {"role": "assistant", "content": "Hello you", "weight": 1.0}
     [good] = writer.rows([{"items": [{"role": "user", "content": "Hi", "weight": 0.0}, answer], "condition": "GPT3"}])
@@ -303,19 +351,31 @@ def reweighted(row: dict[str, Any], weights: list[float]) -> dict[str, Any]:
     return spoiled(row, num_seqs=sum(weights), **shifted)
 
 
-@pytest.mark.parametrize("data", [{}, {"classes": IN_TABLE, "beta": BETA}], ids=["weights of the rows", "weights of the table"])
+@pytest.mark.parametrize(
+    "data", [{}, {"classes": IN_TABLE, "beta": BETA}], ids=["weights of the rows", "weights of the table"]
+)
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda w: [0.0, *w[:-1]], "turn 2 (assistant): its first token has weight 0 and token 2 has 1, but a message and"),
+        (
+            lambda w: [0.0, *w[:-1]],
+            "turn 2 (assistant): its first token has weight 0 and token 2 has 1, but a message and",
+        ),
         (lambda w: [*w[1:], w[-1]], "turn 2 (assistant): a weight stands on the role"),
-        (lambda w: [*w[:-1], 0.0], "its first token has weight 1 and token {end} has 0, but a message and its end of turn"),
+        (
+            lambda w: [*w[:-1], 0.0],
+            "its first token has weight 1 and token {end} has 0, but a message and its end of turn",
+        ),
         (lambda w: [5.0 * x if i % 2 else 0.01 * x for i, x in enumerate(w)], "and token 2 has "),
     ],
     ids=["one token late", "one token early", "no weight on the end of turn", "another weight on every second token"],
 )
 def test_a_message_has_one_weight(
-    spoil: Callable[[list[float]], list[float]], said: str, data: dict[str, Any], writer: OpenChatWriter, prepared: Prepare
+    spoil: Callable[[list[float]], list[float]],
+    said: str,
+    data: dict[str, Any],
+    writer: OpenChatWriter,
+    prepared: Prepare,
 ) -> None:
     """Also in a file whose rows have one answer, where weights that come late do not reach another turn."""
     answer = {"role": "assistant", "content": "Hello you", "weight": 1.0}
@@ -340,7 +400,9 @@ def test_a_message_that_the_file_cuts_has_its_weight(writer: OpenChatWriter, pre
 
 
 def test_a_control_token_that_somebody_typed_is_found(writer: OpenChatWriter, prepared: Prepare) -> None:
-    """OpenChat tokenized it as a real one (with transformers from 4.42 on), so the prompt has a turn that nobody began."""
+    """OpenChat tokenized it as a real one (with transformers from 4.42 on), so the prompt has a turn that nobody
+    began.
+    """
     rows = openchat_rows()
     good = writer.rows(rows[:3])
     writer.tokenizer.encode_special_tokens = False
@@ -373,7 +435,8 @@ def test_another_tokenizer_is_noticed(
 def test_another_template_is_refused_before_a_row_is_read(writer: OpenChatWriter, prepared: Prepare) -> None:
     rows = writer.rows(openchat_rows(3))
     for model_type, said in {
-        MISTRAL: "model type `openchat_v3.2_mistral` (that is template `openchat_3.5`), but model.template is `openchat_3.6`",
+        MISTRAL: "model type `openchat_v3.2_mistral` (that is template `openchat_3.5`), but model.template is "
+        "`openchat_3.6`",
         "gemma": "model type `gemma` (known: openchat_v3.2, openchat_v3.2_mistral, openchat_3.6)",
         None: "names no model type",
     }.items():
@@ -396,7 +459,9 @@ def test_other_files_are_refused(tmp_path: Path, small_tokenizer_dir: Path, writ
     ):
         entry = {"path": str(path), "format": "openchat_tokenized"}
         with pytest.raises(UserError, match=said):
-            prepare_rows(make_job(tmp_path / "out", [entry], small_tokenizer_dir, template="openchat_3.6", classes=IN_ROWS))
+            prepare_rows(
+                make_job(tmp_path / "out", [entry], small_tokenizer_dir, template="openchat_3.6", classes=IN_ROWS)
+            )
         assert not (tmp_path / "out").exists()
 
 
@@ -407,7 +472,11 @@ def test_other_files_are_refused(tmp_path: Path, small_tokenizer_dir: Path, writ
         ({"reward_field": "x", "class": "plain"}, {}, "no `reward_field`"),
         ({}, {"condition_dropout": 0.1}, "condition_dropout: tokenized rows"),
         ({}, {"classes": {}}, "tokenized rows need `data.classes`"),
-        ({}, {"classes": {"a": {"condition": "x"}, "b": {"condition": "x"}}}, r"classes with the same condition \('x'\)"),
+        (
+            {},
+            {"classes": {"a": {"condition": "x"}, "b": {"condition": "x"}}},
+            r"classes with the same condition \('x'\)",
+        ),
         ({"split": "train"}, {}, "are read from .parquet files"),
         (
             {},

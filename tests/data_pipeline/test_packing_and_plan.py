@@ -1,4 +1,6 @@
-"""Packing and the plan: nothing lost, nothing twice, full packs, ranks with equal work, denominators known beforehand."""
+"""Packing and the plan: nothing lost, nothing twice, full packs, ranks with equal work, denominators known
+beforehand.
+"""
 
 from __future__ import annotations
 
@@ -279,7 +281,9 @@ def test_step_weights_add_up_to_the_whole_and_their_mean_is_the_epoch_denominato
         ({"a": {"weight": 3.0}, "b": {"reward": 1.0}, "c": {"reward": 0.0}}, 1.0, [3.0, 1.0, 0.3678794411714423]),
     ],
 )
-def test_weights_of_class_tables(classes: dict[str, dict[str, float]], beta: float | None, expected: list[float]) -> None:
+def test_weights_of_class_tables(
+    classes: dict[str, dict[str, float]], beta: float | None, expected: list[float]
+) -> None:
     data = DataSettings(
         prepared_dir="prepared",
         classes={name: ClassSettings(condition=name, **spec) for name, spec in classes.items()},
@@ -323,7 +327,11 @@ def test_the_denominators_of_a_run() -> None:
     by_step = [plan.denominator(step, "step") for step in range(6)]
     assert sum(by_step[:3]) == sum(by_step[3:]) == 7.75
     assert [plan.denominator(step, "epoch") for step in range(6)] == [7.75 / 3] * 6
-    assert [plan.denominator(step, "step") for step in (5, 0, 3)] == [by_step[5], by_step[0], by_step[3]]  # in any order
+    assert [plan.denominator(step, "step") for step in (5, 0, 3)] == [
+        by_step[5],
+        by_step[0],
+        by_step[3],
+    ]  # in any order
 
 
 def test_a_run_shuffles_anew_in_each_epoch_and_reports_its_packs() -> None:

@@ -159,7 +159,10 @@ def test_one_and_two_processes_write_the_same_bytes(
     for number, row in enumerate(rows):
         row["id"] = number % 390  # ten duplicates, far from their firsts
     rows[100] = {"messages": []}
-    described = [source(write_jsonl(tmp_path / "rows.jsonl", rows)), source(write_jsonl(tmp_path / "more.jsonl", rows[:50]))]
+    described = [
+        source(write_jsonl(tmp_path / "rows.jsonl", rows)),
+        source(write_jsonl(tmp_path / "more.jsonl", rows[:50])),
+    ]
     results, states = [], []
     for num_workers in (1, 2):
         folder = tmp_path / f"prepared-{num_workers}"
@@ -186,7 +189,9 @@ def test_error_in_a_chunk_stops_every_process_and_leaves_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_progress_adds_up_to_the_rows_read(tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_adds_up_to_the_rows_read(
+    tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Kept, dropped for any reason, and duplicates: each is told once."""
     monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 200)
     rows: list[Any] = [{"id": number, **row} for number, row in enumerate(conversations(20))]
@@ -246,7 +251,9 @@ def test_validation_split_holds_out_whole_prompts_in_about_the_ratio(tmp_path: P
 
 
 def test_system_text_and_first_prompt_together_decide_the_side(tmp_path: Path, small_tokenizer_dir: Path) -> None:
-    """`validation_ratio`: conversations with the same system text and first prompt stay together, whatever comes after."""
+    """`validation_ratio`: conversations with the same system text and first prompt stay together, whatever comes
+    after.
+    """
     rows = short_rows(600, num_prompts=200)
     for number, row in enumerate(rows):
         row["system"] = ("", "Be brief.", "")[number // 200]
@@ -268,7 +275,13 @@ def test_validation_split_depends_on_the_prompt_and_the_seed_alone(tmp_path: Pat
     def held_out(name: str, rows: list[Any], seed: int, **more: Any) -> set[str]:
         path = write_jsonl(tmp_path / f"{name}.jsonl", rows)
         job = make_job(
-            tmp_path / name, [source(path)], small_tokenizer_dir, validation_ratio=0.2, seed=seed, max_length_tokens=100, **more
+            tmp_path / name,
+            [source(path)],
+            small_tokenizer_dir,
+            validation_ratio=0.2,
+            seed=seed,
+            max_length_tokens=100,
+            **more,
         )
         prepare(job, num_workers=1)
         return set(split_ids(tmp_path / name)[1])
@@ -348,7 +361,11 @@ FOREIGN_FILES = {
     "hidden": {".keep": ""},
     "a_run": {"run/metrics.jsonl": "{}"},
     "a_manifest_of_something_else": {"manifest.json": '{"name": "My web app"}', "notes.txt": "keep me"},
-    "data_of_another_program": {"manifest.json": '{"images": 1}', "train/one.jpg": "keep me", "validation/two.jpg": "keep me"},
+    "data_of_another_program": {
+        "manifest.json": '{"images": 1}',
+        "train/one.jpg": "keep me",
+        "validation/two.jpg": "keep me",
+    },
 }
 
 
@@ -386,7 +403,9 @@ def test_folder_of_another_format_version_is_prepared_anew(job: JobFactory, tmp_
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format_version": 1}'])
-def test_prepared_folder_with_a_broken_manifest_is_refused_or_made_anew(content: str, job: JobFactory, tmp_path: Path) -> None:
+def test_prepared_folder_with_a_broken_manifest_is_refused_or_made_anew(
+    content: str, job: JobFactory, tmp_path: Path
+) -> None:
     """Either is right; a traceback is not."""
     prepare(job(), num_workers=1)
     (tmp_path / "prepared" / "manifest.json").write_text(content)
@@ -450,7 +469,9 @@ def test_remains_of_a_killed_preparation_do_no_harm(job: JobFactory, tmp_path: P
 @pytest.mark.parametrize("has_new", [True, False])
 @pytest.mark.parametrize("fails", [True, False])
 def test_killed_between_the_two_renames_of_a_replacement(has_new: bool, fails: bool, tmp_path: Path) -> None:
-    """What was replaced is removed when there is a new folder; where there is none it gets its name back until there is."""
+    """What was replaced is removed when there is a new folder; where there is none it gets its name back until there
+    is.
+    """
     old = tmp_path / f".final.old-{os.getpid()}"
     old.mkdir()
     (old / "content").write_text("old")

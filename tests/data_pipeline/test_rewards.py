@@ -1,4 +1,6 @@
-"""Rewards of single conversations, quantile classes, condition dropout, single classes: against figures worked out by hand."""
+"""Rewards of single conversations, quantile classes, condition dropout, single classes: against figures worked out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,22 @@ SCORED: dict[str, Any] = {"expert": {"condition": "GPT4 Correct"}}
 def rows(scores: list[Any], *, answer: str = "Yes.") -> list[dict[str, Any]]:
     """A conversation for each score, told apart by its id."""
     return [
-        {"id": f"r{number}", "meta": {"score": score}, "messages": [
-            {"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": answer}]}
+        {
+            "id": f"r{number}",
+            "meta": {"score": score},
+            "messages": [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": answer}],
+        }
         for number, score in enumerate(scores)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
 def weights(tmp_path: Path, small_tokenizer_dir: Path) -> Any:
     """Prepares rows with scores; returns the weight of every conversation, by id, and the manifest."""
 
-    def run(scores: list[Any], *, num_workers: int = 1, sources: list[dict[str, Any]] | None = None, **data: Any) -> Any:
+    def run(
+        scores: list[Any], *, num_workers: int = 1, sources: list[dict[str, Any]] | None = None, **data: Any
+    ) -> Any:
         path = write_jsonl(tmp_path / "rows.jsonl", rows(scores))
         data = {"classes": SCORED, "beta": 0.5, **data}
         settings = sources or [source(path, reward_field="meta.score")]
@@ -66,12 +73,15 @@ def test_clip_and_baselines(weights: Any) -> None:
 
 
 def test_mean_baseline_compares_conversations_inside_their_class(weights: Any, tmp_path: Path) -> None:
-    """Class a scores 10 and 12, class b 0 and 1: less the means -1, 1, -.5, .5; without baselines b would weigh nothing."""
+    """Class a scores 10 and 12, class b 0 and 1: less the means -1, 1, -.5, .5; without baselines b would weigh
+    nothing.
+    """
     low = write_jsonl(tmp_path / "low.jsonl", [{**row, "id": "b" + row["id"]} for row in rows([0.0, 1.0])])
     high = write_jsonl(tmp_path / "high.jsonl", [{**row, "id": "a" + row["id"]} for row in rows([10.0, 12.0])])
     sources = [
-        source(high, reward_field="meta.score", **{"class": "a"}), source(low, reward_field="meta.score", **{"class": "b"}),
-    ]  # fmt: skip
+        source(high, reward_field="meta.score", **{"class": "a"}),
+        source(low, reward_field="meta.score", **{"class": "b"}),
+    ]
     classes = {name: {"condition": name, "baseline": "mean"} for name in "ab"}
     found, _ = weights([], sources=sources, classes=classes)
     expected = {"ar0": math.exp(-4.0), "ar1": 1.0, "br0": math.exp(-3.0), "br1": math.exp(-1.0)}
@@ -92,9 +102,14 @@ def test_rewards_of_rows_and_of_classes_share_one_scale(weights: Any, tmp_path: 
 
 @pytest.mark.parametrize(
     ("score", "reason"),
-    [("high", "invalid_reward"), (True, "invalid_reward"), (None, "invalid_reward"), (1e9, "invalid_reward"),
-     (float("nan"), "invalid_reward")],
-)  # fmt: skip
+    [
+        ("high", "invalid_reward"),
+        (True, "invalid_reward"),
+        (None, "invalid_reward"),
+        (1e9, "invalid_reward"),
+        (float("nan"), "invalid_reward"),
+    ],
+)
 def test_row_without_a_usable_reward_is_a_bad_row_with_its_place(weights: Any, score: Any, reason: str) -> None:
     with pytest.raises(UserError, match=rf"{reason}: 1\n.*rows.jsonl:2: meta\.score: .* is not a number from"):
         weights([1.0, score])
@@ -110,7 +125,9 @@ def test_missing_field_is_a_bad_row(weights: Any, tmp_path: Path) -> None:
 
 
 def test_weight_of_next_to_nothing_is_an_error(weights: Any) -> None:
-    with pytest.raises(UserError, match=r"data\.beta: 0\.001 with rewards from 0 .* raise beta, or set `data\.reward_clip`"):
+    with pytest.raises(
+        UserError, match=r"data\.beta: 0\.001 with rewards from 0 .* raise beta, or set `data\.reward_clip`"
+    ):
         weights([1.0, 0.0], beta=0.001)
 
 
@@ -130,7 +147,8 @@ def classes_of(tmp_path: Path, small_tokenizer_dir: Path) -> Any:
         path = write_jsonl(tmp_path / "rows.jsonl", rows(scores))
         settings = [{"path": str(path), "format": "messages"}]
         manifest, _ = prepare(
-            make_job(tmp_path / "prepared", settings, small_tokenizer_dir, **{"beta": 0.5, **data}), num_workers=num_workers
+            make_job(tmp_path / "prepared", settings, small_tokenizer_dir, **{"beta": 0.5, **data}),
+            num_workers=num_workers,
         )
         split = PreparedSplit(tmp_path / "prepared", "train")
         names = [manifest.classes[number].name for number in split.class_id]
@@ -159,7 +177,9 @@ def test_score_on_an_edge_belongs_to_the_class_above(classes_of: Any) -> None:
 
 
 def test_ties_that_empty_a_quantile_are_an_error(classes_of: Any) -> None:
-    with pytest.raises(UserError, match=r"quantile 1 of 4 holds no conversation: meta\.score is 0 in 9 of 10; use fewer"):
+    with pytest.raises(
+        UserError, match=r"quantile 1 of 4 holds no conversation: meta\.score is 0 in 9 of 10; use fewer"
+    ):
         classes_of([0.0] * 9 + [1.0], **quantiles(4))
 
 
@@ -198,7 +218,9 @@ def test_condition_dropout_leaves_the_condition_out_of_its_share(tmp_path: Path,
 def test_matrix_asks_held_out_conversations_without_a_condition_too(tmp_path: Path, small_tokenizer_dir: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", rows([0.0] * 50))
     prepare(
-        make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, validation_ratio=0.2, condition_dropout=0.01),
+        make_job(
+            tmp_path / "prepared", [source(path)], small_tokenizer_dir, validation_ratio=0.2, condition_dropout=0.01
+        ),
         num_workers=1,
     )
     others = PreparedSplit(tmp_path / "prepared", "conditions")
@@ -213,7 +235,11 @@ def test_only_classes_leaves_the_others_out_and_counts_them(tmp_path: Path, smal
     path = write_jsonl(tmp_path / "rows.jsonl", [{**row, "kind": "ab"[n % 2]} for n, row in enumerate(rows([0.0] * 7))])
     classes = {name: {"condition": name, "weight": 1.0} for name in "ab"}
     job = make_job(
-        tmp_path / "prepared", [source(path, class_field="kind")], small_tokenizer_dir, classes=classes, only_classes=["b"]
+        tmp_path / "prepared",
+        [source(path, class_field="kind")],
+        small_tokenizer_dir,
+        classes=classes,
+        only_classes=["b"],
     )
     manifest, _ = prepare(job, num_workers=1)
     assert [row.id for row in rows_of(tmp_path / "prepared")] == ["r1", "r3", "r5"]
@@ -223,7 +249,10 @@ def test_only_classes_leaves_the_others_out_and_counts_them(tmp_path: Path, smal
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": {"expert": {"condition": "A"}}}, "give `reward` or `weight`, or a `reward_field` to each of its sources"),
+        (
+            {"classes": {"expert": {"condition": "A"}}},
+            "give `reward` or `weight`, or a `reward_field` to each of its sources",
+        ),
         (
             {"classes": {"expert": {"condition": "A", "reward": 1.0, "weight": 1.0}}},
             "give one of `reward` and `weight`, not both",
@@ -238,9 +267,15 @@ def test_only_classes_leaves_the_others_out_and_counts_them(tmp_path: Path, smal
         ({"reward_field": "s", "classes": SCORED, "reward_clip": [1.0, 1.0]}, "is not [low, high] with low < high"),
         ({"only_classes": ["other"]}, "only_classes: unknown class `other`; classes: expert"),
         (quantiles(2), "sources.0: `classes_from` decides class and reward; remove `class`"),
-        ({**quantiles(3, conditions=["A"]), "class": None}, "`conditions` has 1 entries for 3 quantiles; give one for each"),
+        (
+            {**quantiles(3, conditions=["A"]), "class": None},
+            "`conditions` has 1 entries for 3 quantiles; give one for each",
+        ),
         ({**quantiles(2, conditions=["A", "A"]), "class": None}, "holds the same text twice"),
-        ({**quantiles(2), "classes": {"expert": {"condition": "A", "weight": 1.0}}, "class": None}, "in place of `classes`"),
+        (
+            {**quantiles(2), "classes": {"expert": {"condition": "A", "weight": 1.0}}, "class": None},
+            "in place of `classes`",
+        ),
         ({"class": None}, "sources.0: give `class` or `class_field`"),
     ],
 )

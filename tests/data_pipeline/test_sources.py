@@ -1,4 +1,6 @@
-"""Where rows come from and how they are laid out: every container gives the same rows, every format its Conversation."""
+"""Where rows come from and how they are laid out: every container gives the same rows, every format its
+Conversation.
+"""
 
 from __future__ import annotations
 
@@ -111,13 +113,25 @@ def as_two_sources(folder: Path) -> list[dict[str, Any]]:
 
 
 CONTAINERS = [
-    as_jsonl_with_crlf, as_json, as_json_on_one_line, as_parquet, as_folder, as_glob, as_deep_glob,
-    as_file_whose_name_is_a_pattern, as_dataset, as_dataset_dict, as_dataset_with_a_format, as_two_sources,
-]  # fmt: skip
+    as_jsonl_with_crlf,
+    as_json,
+    as_json_on_one_line,
+    as_parquet,
+    as_folder,
+    as_glob,
+    as_deep_glob,
+    as_file_whose_name_is_a_pattern,
+    as_dataset,
+    as_dataset_dict,
+    as_dataset_with_a_format,
+    as_two_sources,
+]
 
 
 @pytest.fixture(scope="module")
-def expected_rows(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path) -> list[tuple[list[int], list[float]]]:
+def expected_rows(
+    tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path
+) -> list[tuple[list[int], list[float]]]:
     """Ids and weights of the rows as they come from one JSONL file."""
     folder = tmp_path_factory.mktemp("jsonl")
     _, rows = prepare_rows(make_job(folder / "prepared", [as_jsonl(folder)], small_tokenizer_dir))
@@ -129,7 +143,9 @@ def test_every_container_gives_the_same_prepared_rows(
     container: Any, tmp_path: Path, small_tokenizer_dir: Path, expected_rows: list[tuple[list[int], list[float]]]
 ) -> None:
     described = container(tmp_path)
-    job = make_job(tmp_path / "prepared", described if isinstance(described, list) else [described], small_tokenizer_dir)
+    job = make_job(
+        tmp_path / "prepared", described if isinstance(described, list) else [described], small_tokenizer_dir
+    )
     manifest, rows = prepare_rows(job)
     assert manifest.ledger["read"] == manifest.ledger["kept"] == len(ROWS)
     assert len({row.id for row in rows}) == len(ROWS), "rows without an id are known by their place"
@@ -213,7 +229,9 @@ def test_ledger_names_the_right_line_in_any_chunk(
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     manifest, rows = prepare_rows(make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop"))
-    found = {reason: [example.split(": ")[0] for example in kept] for reason, kept in manifest.ledger["examples"].items()}
+    found = {
+        reason: [example.split(": ")[0] for example in kept] for reason, kept in manifest.ledger["examples"].items()
+    }
     assert found == {reason: [f"{path}:{number}"] for number, reason in bad.items()}
     assert [row.id for row in rows] == [f"{path}:{number}" for number in range(1, 24) if number not in bad]
 
@@ -260,7 +278,9 @@ def test_unknown_split_of_a_saved_dataset_lists_the_splits(
         prepare(make_job(tmp_path / "prepared", [described], small_tokenizer_dir), num_workers=1)
 
 
-def test_hub_dataset_without_a_split_is_refused_before_anything_is_loaded(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_hub_dataset_without_a_split_is_refused_before_anything_is_loaded(
+    tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
     job = make_job(tmp_path / "prepared", [source("hf://org/name")], small_tokenizer_dir)
     with pytest.raises(UserError, match=r"data\.sources\.0: hf://org/name: name the split"):
         prepare(job, num_workers=1)
@@ -307,79 +327,122 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"
 OWN = {"class": None}
 FORMATS: dict[str, tuple[str, dict[str, Any], dict[str, Any], Conversation]] = {
     "openchat_as_it_is": (
-        "openchat", OWN, {"items": ITEMS, "condition": "GPT3", "system": ""},
+        "openchat",
+        OWN,
+        {"items": ITEMS, "condition": "GPT3", "system": ""},
         conversation(said("Hi", "Ho", weights=(0.0, 0.1)), condition="GPT3"),
     ),
     "openchat_with_system_and_id": (
-        "openchat", OWN, {"id": 5, "items": ITEMS, "condition": "", "system": "Be brief."},
+        "openchat",
+        OWN,
+        {"id": 5, "items": ITEMS, "condition": "", "system": "Be brief."},
         conversation(said("Hi", "Ho", weights=(0.0, 0.1)), condition="", system="Be brief.", id="5"),
     ),
     "openchat_in_a_class_keeps_only_the_mask": (
-        "openchat", {"class": "expert"}, {"items": [*ITEMS, *ITEMS[:1], {**ITEMS[1], "weight": 0}], "condition": "GPT3"},
+        "openchat",
+        {"class": "expert"},
+        {"items": [*ITEMS, *ITEMS[:1], {**ITEMS[1], "weight": 0}], "condition": "GPT3"},
         conversation(said("Hi", "Ho", "Hi", "Ho", weights=(0.0, None, 0.0, 0.0))),
     ),
     "openchat_in_a_class_needs_neither_condition_nor_weight": (
-        "openchat", {"class": "expert"}, {"items": CHAT}, conversation(said("Hi", "Ho")),
+        "openchat",
+        {"class": "expert"},
+        {"items": CHAT},
+        conversation(said("Hi", "Ho")),
     ),
     "sharegpt": ("sharegpt", {}, {"id": "abc_0", "conversations": TURNS}, conversation(said("Hi", "Ho"), id="abc_0")),
     "sharegpt_other_names_and_weight": (
-        "sharegpt", {},
+        "sharegpt",
+        {},
         {"conversations": [{"from": "user", "value": "Hi"}, {"from": "chatgpt", "value": "Ho", "weight": 0.5}]},
         conversation(said("Hi", "Ho", weights=(None, 0.5))),
     ),
     "sharegpt_system_turn": (
-        "sharegpt", {}, {"conversations": [{"from": "system", "value": "Be brief."}, *TURNS]},
+        "sharegpt",
+        {},
+        {"conversations": [{"from": "system", "value": "Be brief."}, *TURNS]},
         conversation(said("Hi", "Ho"), system="Be brief."),
     ),
     "sharegpt_system_field": (
-        "sharegpt", {}, {"conversations": TURNS, "system": "Be brief."}, conversation(said("Hi", "Ho"), system="Be brief."),
+        "sharegpt",
+        {},
+        {"conversations": TURNS, "system": "Be brief."},
+        conversation(said("Hi", "Ho"), system="Be brief."),
     ),
     "messages": ("messages", {}, {"messages": CHAT}, conversation(said("Hi", "Ho"))),
     "messages_white_space_is_kept": (
-        "messages", {}, {"messages": [{"role": "user", "content": " Hi\n"}, {"role": "assistant", "content": "\tHo "}]},
+        "messages",
+        {},
+        {"messages": [{"role": "user", "content": " Hi\n"}, {"role": "assistant", "content": "\tHo "}]},
         conversation(said(" Hi\n", "\tHo ")),
     ),
     "messages_text_parts": (
-        "messages", {},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}, CHAT[1]]},
+        "messages",
+        {},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                CHAT[1],
+            ]
+        },
         conversation(said("Hi", "Ho")),
     ),
     "messages_developer_role": (
-        "messages", {}, {"messages": [{"role": "developer", "content": "Be brief."}, *CHAT]},
+        "messages",
+        {},
+        {"messages": [{"role": "developer", "content": "Be brief."}, *CHAT]},
         conversation(said("Hi", "Ho"), system="Be brief."),
     ),
     "messages_system_in_parts": (
-        "messages", {}, {"messages": [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *CHAT]},
+        "messages",
+        {},
+        {"messages": [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *CHAT]},
         conversation(said("Hi", "Ho"), system="Be brief."),
     ),
     "messages_weight": (
-        "messages", {}, {"messages": [CHAT[0], {**CHAT[1], "weight": 2}]}, conversation(said("Hi", "Ho", weights=(None, 2.0))),
+        "messages",
+        {},
+        {"messages": [CHAT[0], {**CHAT[1], "weight": 2}]},
+        conversation(said("Hi", "Ho", weights=(None, 2.0))),
     ),
     "messages_two_users_in_a_row": (
-        "messages", {}, {"messages": [CHAT[0], *CHAT]},
+        "messages",
+        {},
+        {"messages": [CHAT[0], *CHAT]},
         conversation((Message(role="user", content="Hi"), *said("Hi", "Ho"))),
     ),
     "class_field": (
-        "messages", {"class_field": "quality"}, {"messages": CHAT, "quality": "expert"},
+        "messages",
+        {"class_field": "quality"},
+        {"messages": CHAT, "quality": "expert"},
         conversation(said("Hi", "Ho"), class_value="expert"),
     ),
     "class_field_deep_and_a_number": (
-        "messages", {"class_field": "meta.rating.stars"}, {"messages": CHAT, "meta": {"rating": {"stars": 5}}},
+        "messages",
+        {"class_field": "meta.rating.stars"},
+        {"messages": CHAT, "meta": {"rating": {"stars": 5}}},
         conversation(said("Hi", "Ho"), class_value="5"),
     ),
     "alpaca": ("alpaca", {}, {"instruction": "Hi", "input": "", "output": "Ho"}, conversation(said("Hi", "Ho"))),
     "alpaca_input": (
-        "alpaca", {}, {"instruction": "Add.", "input": "1 and 2", "output": "3"}, conversation(said("Add.\n\n1 and 2", "3")),
+        "alpaca",
+        {},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        conversation(said("Add.\n\n1 and 2", "3")),
     ),
     "alpaca_history_and_system": (
-        "alpaca", {},
+        "alpaca",
+        {},
         {"instruction": "And 3?", "output": "6", "history": [["1 and 2?", "3"], ["Right?", "Yes."]], "system": "Add."},
         conversation(said("1 and 2?", "3", "Right?", "Yes.", "And 3?", "6"), system="Add."),
     ),
     "alpaca_empty_history": (
-        "alpaca", {}, {"instruction": "Hi", "output": "Ho", "history": [], "system": None}, conversation(said("Hi", "Ho")),
+        "alpaca",
+        {},
+        {"instruction": "Hi", "output": "Ho", "history": [], "system": None},
+        conversation(said("Hi", "Ho")),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -395,7 +458,9 @@ def test_the_same_conversation_in_every_format_gives_the_same_ids(tmp_path: Path
     rows = {
         "openchat": {"items": chat, "system": "Add."},
         "sharegpt": {
-            "conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in flat],
+            "conversations": [
+                {"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in flat
+            ],
             "system": "Add.",
         },
         "messages": {"messages": [{"role": "system", "content": "Add."}, *chat]},

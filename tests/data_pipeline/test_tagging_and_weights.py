@@ -44,8 +44,18 @@ WEIGHTS = [
     ("equal rewards", rewards(0.5, 0.5), 1.0, [1.0, 1.0]),
     ("three classes", rewards(1.0, 0.5, 0.0), BETA, [1.0, 0.31622776, 0.1]),
     ("three classes, beta 1", rewards(0.0, 2.0, 1.0), 1.0, [0.13533528, 1.0, 0.36787944]),
-    ("weights as given", {"a": {"condition": "A", "weight": 0.7}, "b": {"condition": "B", "weight": 3.0}}, None, [0.7, 3.0]),
-    ("a weight of zero", {"a": {"condition": "A", "weight": 1.0}, "b": {"condition": "B", "weight": 0.0}}, None, [1.0, 0.0]),
+    (
+        "weights as given",
+        {"a": {"condition": "A", "weight": 0.7}, "b": {"condition": "B", "weight": 3.0}},
+        None,
+        [0.7, 3.0],
+    ),
+    (
+        "a weight of zero",
+        {"a": {"condition": "A", "weight": 1.0}, "b": {"condition": "B", "weight": 0.0}},
+        None,
+        [1.0, 0.0],
+    ),
     (
         "a given weight is no reward",
         {**rewards(1.0, 0.0), "given": {"condition": "G", "weight": 5.0}},
@@ -55,7 +65,9 @@ WEIGHTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "classes", "beta", "expected"), WEIGHTS, ids=[row[0].replace(" ", "_") for row in WEIGHTS])
+@pytest.mark.parametrize(
+    ("name", "classes", "beta", "expected"), WEIGHTS, ids=[row[0].replace(" ", "_") for row in WEIGHTS]
+)
 def test_reward_becomes_weight(name: str, classes: dict[str, Any], beta: float | None, expected: list[float]) -> None:
     data = data_settings(classes, beta=beta)
     weights = class_weights(data)
@@ -84,7 +96,9 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "classes", "beta", "part"), IMPOSSIBLE, ids=[row[0].replace(" ", "_") for row in IMPOSSIBLE])
+@pytest.mark.parametrize(
+    ("name", "classes", "beta", "part"), IMPOSSIBLE, ids=[row[0].replace(" ", "_") for row in IMPOSSIBLE]
+)
 def test_impossible_class_is_refused(name: str, classes: dict[str, Any], beta: float | None, part: str) -> None:
     with pytest.raises(ValidationError, match=part):
         data_settings(classes, beta=beta)
@@ -96,13 +110,15 @@ def test_impossible_class_is_refused(name: str, classes: dict[str, Any], beta: f
 def conversation(*weights: float | None, **changes: Any) -> Conversation:
     """Messages of user and assistant in turn, with these weights of their own."""
     messages = tuple(
-        Message(role="assistant" if number % 2 else "user", content="x", weight=weight) for number, weight in enumerate(weights)
+        Message(role="assistant" if number % 2 else "user", content="x", weight=weight)
+        for number, weight in enumerate(weights)
     )
     return Conversation(id="1", place="file:1", messages=messages, **changes)
 
 
 TABLE = class_table(
-    data_settings({**rewards(1.0, 0.0), "plain": {"condition": "", "weight": 2.0}}, beta=BETA), RewardFacts(baselines={})
+    data_settings({**rewards(1.0, 0.0), "plain": {"condition": "", "weight": 2.0}}, beta=BETA),
+    RewardFacts(baselines={}),
 )
 
 
@@ -156,7 +172,8 @@ def test_row_without_a_clear_class_is_an_error_and_never_gets_a_default(name: st
 def turns(*weights: float | None) -> list[dict[str, Any]]:
     """Turns of user and assistant, with a `weight` where one is given."""
     return [
-        {"role": "assistant" if number % 2 else "user", "content": f"text {number}"} | ({} if w is None else {"weight": w})
+        {"role": "assistant" if number % 2 else "user", "content": f"text {number}"}
+        | ({} if w is None else {"weight": w})
         for number, w in enumerate(weights)
     ]
 
@@ -172,7 +189,9 @@ def float32(*weights: float) -> list[float]:
     return [float(np.float32(weight)) for weight in weights]
 
 
-def test_weights_are_float32_on_disk_and_their_sum_is_that_of_the_rows(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_weights_are_float32_on_disk_and_their_sum_is_that_of_the_rows(
+    tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
     classes = {**rewards(1.0, 0.0), "third": {"condition": "C", "weight": 1 / 3}}
     rows = [{"messages": turns(None, None), "quality": name} for name in classes]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -191,7 +210,9 @@ def test_weights_are_float32_on_disk_and_their_sum_is_that_of_the_rows(tmp_path:
     assert split.weight_sum.tolist() == sums
     assert split.num_supervised_tokens.tolist() == [int((split[row].loss_weights > 0).sum()) for row in range(3)]
     assert [manifest.classes[number].name for number in split.class_id] == list(classes)
-    assert [row.weight_share for row in manifest.classes] == pytest.approx([value / sum(sums) for value in sums], abs=1e-12)
+    assert [row.weight_share for row in manifest.classes] == pytest.approx(
+        [value / sum(sums) for value in sums], abs=1e-12
+    )
     assert [row.conversations for row in manifest.classes] == [1, 1, 1]
 
 
@@ -217,11 +238,15 @@ def test_openchat_weights_are_those_of_the_row(tmp_path: Path, small_tokenizer_d
     assert found == [("GPT3", "GPT3", None, 2), (UNCONDITIONED, "", None, 1)]
 
 
-def test_openchat_rows_in_a_class_have_its_weight_and_keep_only_their_mask(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_openchat_rows_in_a_class_have_its_weight_and_keep_only_their_mask(
+    tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
     rows = [{"items": turns(0.0, 1.0, 0.0, 0.0, 0.0, 0.3), "condition": "GPT3"}, {"items": turns(0.5, None)}]
     classes = {"only": {"condition": "GPT4 Correct", "weight": 0.2}}
     described = source(write_jsonl(tmp_path / "rows.jsonl", rows), format="openchat", **{"class": "only"})
-    manifest, prepared = prepare_rows(make_job(tmp_path / "prepared", [described], small_tokenizer_dir, classes=classes))
+    manifest, prepared = prepare_rows(
+        make_job(tmp_path / "prepared", [described], small_tokenizer_dir, classes=classes)
+    )
     assert [supervised(row) for row in prepared] == [float32(0.2, 0.2), float32(0.2)]
     assert [(row.name, row.condition, row.conversations) for row in manifest.classes] == [("only", "GPT4 Correct", 2)]
 

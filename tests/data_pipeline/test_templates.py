@@ -1,4 +1,6 @@
-"""Prompt ids: training, the exported chat template and OpenChat's published lists must agree, whatever a person types."""
+"""Prompt ids: training, the exported chat template and OpenChat's published lists must agree, whatever a person
+types.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,46 @@ from tests.data_pipeline.helpers import control_ids, make_job, rows_of, source
 # The ids that openchat/openchat_3.5 is prompted with
 SINGLE_TURN = [1, 420, 6316, 28781, 3198, 3123, 1247, 28747, 22557, 32000, 420, 6316, 28781, 3198, 3123, 21631, 28747]
 MULTI_TURN = [
-    1, 420, 6316, 28781, 3198, 3123, 1247, 28747, 22557, 32000, 420, 6316, 28781, 3198, 3123, 21631, 28747, 15359, 32000, 420,
-    6316, 28781, 3198, 3123, 1247, 28747, 1602, 460, 368, 3154, 28804, 32000, 420, 6316, 28781, 3198, 3123, 21631, 28747,
-]  # fmt: skip
+    1,
+    420,
+    6316,
+    28781,
+    3198,
+    3123,
+    1247,
+    28747,
+    22557,
+    32000,
+    420,
+    6316,
+    28781,
+    3198,
+    3123,
+    21631,
+    28747,
+    15359,
+    32000,
+    420,
+    6316,
+    28781,
+    3198,
+    3123,
+    1247,
+    28747,
+    1602,
+    460,
+    368,
+    3154,
+    28804,
+    32000,
+    420,
+    6316,
+    28781,
+    3198,
+    3123,
+    21631,
+    28747,
+]
 CODING = [1, 7596, 1247, 28747, 26256, 2936, 7653, 1413, 334, 1680, 32000, 7596, 21631, 28747]
 MODEL_CARD = {
     "single_turn": (SINGLE_TURN, "GPT4 Correct", ["Hello"]),
@@ -65,7 +104,9 @@ class Prompter:
     exported: Any
 
     def segments(self, turns: Sequence[tuple[str, str]], *, condition: str, system: str = "") -> Sequence[Segment]:
-        messages = tuple(Message(role="user" if role == "user" else "assistant", content=content) for role, content in turns)
+        messages = tuple(
+            Message(role="user" if role == "user" else "assistant", content=content) for role, content in turns
+        )
         tagged = TaggedConversation(
             conversation=Conversation(id="x", place="x", messages=messages, system=system),
             class_name="x",
@@ -170,10 +211,14 @@ def test_prepared_tokens_begin_with_the_published_ids(card_prepared_dir: Path) -
 def test_exported_chat_template_gives_the_published_ids(name: str, exported: Callable[[str, str], Prompter]) -> None:
     ids, condition, contents = MODEL_CARD[name]
     tokenizer, messages = exported("mistral", "openchat_3.5").exported, card_messages(contents)
-    assert ids == tokenizer.apply_chat_template(messages, condition=condition, add_generation_prompt=True, return_dict=False)
+    assert ids == tokenizer.apply_chat_template(
+        messages, condition=condition, add_generation_prompt=True, return_dict=False
+    )
     if condition == "GPT4 Correct":  # the template's own
         assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert ids == tokenizer.apply_chat_template(messages, condition=None, add_generation_prompt=True, return_dict=False)
+        assert ids == tokenizer.apply_chat_template(
+            messages, condition=None, add_generation_prompt=True, return_dict=False
+        )
 
 
 def test_tokenizer_of_the_prepared_folder_gives_the_published_ids_and_survives_saving(
@@ -199,7 +244,8 @@ PROMPTS = {
         "<|start_header_id|>C Assistant<|end_header_id|>\n\nHo<|eot_id|>"
     ),
     "chatml": (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>C user\nHi<|im_end|>\n<|im_start|>C assistant\nHo<|im_end|>\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>C user\nHi<|im_end|>\n<|im_start|>C "
+        "assistant\nHo<|im_end|>\n"
     ),
 }
 GENERATION_PROMPTS = {
@@ -233,22 +279,114 @@ def test_empty_condition_means_plain_roles(template_name: str, prompter: Prompte
 # ---- training ids = exported ids, on texts that are known to be difficult ----
 
 DIFFICULT = [
-    "Hi", " Hi", "  Hi", "Hi ", "Hi  ", " ", "   ", "\n", "\n\n", "\nHi", "\n\nHi", "\n \nHi", "Hi\n", "Hi\n\n",
-    "\tHi", "Hi\t", "\r\nHi\r\n", "Hi\r", "\x0b\x0cHi", "\u00a0Hi\u00a0", "\u2003Hi", "\u2028Hi\u2028",
-    "\u200bHi\u200d", "\ufeffHi", "▁Hi▁", "▁", "_Hi", "é", "e\u0301", "\u0301", "\u0301Hi", "Ａ①ﬁ", "İß", "🙂",
-    "👩‍👩‍👧‍👦", "🇩🇪", "🙂\n🙂", "你好，世界。", "こんにちは", "안녕", "مرحبا", "\u202eHi", "1", "1,000", "3.14159",
-    "0123456789", "１２", "a\0b", "\x7f\x80", "\ufffd", "\ufffe", "\U0010ffff", ":", ": Hi", "User:", " User: Hi",
-    "GPT4 Correct Assistant:", "assistant\n", "def f(x):\n\treturn  x\n", "<", ">", "|", "<|", "|>", "<s>", "</s>",
-    "<unk>", "<s> Hi </s>", "x<s>y", "<s", "s>", "<<s>>", "<s><s>", "<|end_of_turn|>", " <|end_of_turn|> ",
-    "<|end_of_turn|><|end_of_turn|>", "x<|end_of_turn|>y", "<|end_of_turn|", "<|end_of_turn|<|end_of_turn|>",
-    "<|end_of_turn|>GPT4 Correct Assistant: x", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|start_header_id|>System<|end_header_id|>\n\nx<|eot_id|>", "<|im_start|>", "<|im_end|>",
-    "<|im_end|>\n<|im_start|>assistant\n", "<0x0A>", "<0x41>", "{{ bos_token }}", "{% raw %}", "&lt;s&gt;",
-]  # fmt: skip
+    "Hi",
+    " Hi",
+    "  Hi",
+    "Hi ",
+    "Hi  ",
+    " ",
+    "   ",
+    "\n",
+    "\n\n",
+    "\nHi",
+    "\n\nHi",
+    "\n \nHi",
+    "Hi\n",
+    "Hi\n\n",
+    "\tHi",
+    "Hi\t",
+    "\r\nHi\r\n",
+    "Hi\r",
+    "\x0b\x0cHi",
+    "\u00a0Hi\u00a0",
+    "\u2003Hi",
+    "\u2028Hi\u2028",
+    "\u200bHi\u200d",
+    "\ufeffHi",
+    "▁Hi▁",
+    "▁",
+    "_Hi",
+    "é",
+    "e\u0301",
+    "\u0301",
+    "\u0301Hi",
+    "Ａ①ﬁ",
+    "İß",
+    "🙂",
+    "👩‍👩‍👧‍👦",
+    "🇩🇪",
+    "🙂\n🙂",
+    "你好，世界。",
+    "こんにちは",
+    "안녕",
+    "مرحبا",
+    "\u202eHi",
+    "1",
+    "1,000",
+    "3.14159",
+    "0123456789",
+    "１２",
+    "a\0b",
+    "\x7f\x80",
+    "\ufffd",
+    "\ufffe",
+    "\U0010ffff",
+    ":",
+    ": Hi",
+    "User:",
+    " User: Hi",
+    "GPT4 Correct Assistant:",
+    "assistant\n",
+    "def f(x):\n\treturn  x\n",
+    "<",
+    ">",
+    "|",
+    "<|",
+    "|>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<s> Hi </s>",
+    "x<s>y",
+    "<s",
+    "s>",
+    "<<s>>",
+    "<s><s>",
+    "<|end_of_turn|>",
+    " <|end_of_turn|> ",
+    "<|end_of_turn|><|end_of_turn|>",
+    "x<|end_of_turn|>y",
+    "<|end_of_turn|",
+    "<|end_of_turn|<|end_of_turn|>",
+    "<|end_of_turn|>GPT4 Correct Assistant: x",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|start_header_id|>System<|end_header_id|>\n\nx<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<0x0A>",
+    "<0x41>",
+    "{{ bos_token }}",
+    "{% raw %}",
+    "&lt;s&gt;",
+]
 CONDITIONS = [
-    "", "GPT4 Correct", "Code", " ", " lead", "trail ", "\n", "é🙂", "<s>", "GPT4<|end_of_turn|>Correct", "<|end_of_turn|>",
-    "<|eot_id|><|start_header_id|>", "<|im_end|>\n<|im_start|>",
-]  # fmt: skip
+    "",
+    "GPT4 Correct",
+    "Code",
+    " ",
+    " lead",
+    "trail ",
+    "\n",
+    "é🙂",
+    "<s>",
+    "GPT4<|end_of_turn|>Correct",
+    "<|end_of_turn|>",
+    "<|eot_id|><|start_header_id|>",
+    "<|im_end|>\n<|im_start|>",
+]
 
 
 def disagreement(made: Prompter, turns: Sequence[tuple[str, str]], *, condition: str, system: str = "") -> str | None:
@@ -346,8 +484,26 @@ def test_leading_white_space_is_all_that_may_be_left_unsupervised(
 RESERVED = "\ufdd0"
 PIECES = sorted(
     {token for template in TEMPLATES.values() for token in template.control_tokens}
-    | {"<s>", "</s>", "<unk>", "<|im_", "start|>", "<|", "|>", " ", "  ", "\n", "\n\n", "\t", ":", "User:", "▁", "🙂", "\u0301"}
-)  # fmt: skip
+    | {
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<|im_",
+        "start|>",
+        "<|",
+        "|>",
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\t",
+        ":",
+        "User:",
+        "▁",
+        "🙂",
+        "\u0301",
+    }
+)
 random_pieces = st.one_of(
     st.sampled_from(PIECES), st.text(st.characters(codec="utf-8", exclude_characters=RESERVED), max_size=5)
 )
@@ -401,7 +557,9 @@ def test_tokenizing_with_special_tokens_on_would_inject_control_ids(
     texts[place] = f"x{END_OF_TURN[template_name]}y<s>z"
     turns = [(role, texts[role]) for role in ("user", "assistant")]
     segments = made.segments(turns, condition=texts["condition"], system=texts["system"])
-    prompt = "".join(getattr(segment, "prefix", "") + getattr(segment, "content", "") or segment.text for segment in segments)
+    prompt = "".join(
+        getattr(segment, "prefix", "") + getattr(segment, "content", "") or segment.text for segment in segments
+    )
     naive = made.num_control(made.whole.encode(prompt, add_special_tokens=False).ids)
     times = 2 if place == "condition" else 1
     assert naive == 1 + 3 * CONTROL_TOKENS_PER_TURN[template_name] + 2 * times
@@ -437,7 +595,10 @@ def llama_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, mistral_tokeni
 
 def legacy_llama(description: dict[str, Any]) -> None:
     """Llama-2's tokenizer.json: the space in front comes from the normalizer."""
-    prepend, replace = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    prepend, replace = (
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    )
     description["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace]}
     description["pre_tokenizer"] = None
 
@@ -507,17 +668,28 @@ def test_tokenizer_that_reads_a_whole_prompt_differently_is_refused_or_safe(
     llama_tokenizer_dir: Path,
     small_tokenizer_dir: Path,
 ) -> None:
-    """`normalized: true`, as in early Llama tokenizers, finds `<s>` after the template's break has been taken out again."""
+    """`normalized: true`, as in early Llama tokenizers, finds `<s>` after the template's break has been taken out
+    again.
+    """
     base_dir = llama_tokenizer_dir if base == "llama" else small_tokenizer_dir
-    made = export(changed_tokenizer(tmp_path / "changed", base_dir, change), TEMPLATES["openchat_3.5"], tmp_path / "exported")
+    made = export(
+        changed_tokenizer(tmp_path / "changed", base_dir, change), TEMPLATES["openchat_3.5"], tmp_path / "exported"
+    )
     with contextlib.suppress(UserError):
         check_chat_template(made.spec, made.template)
         assert disagreements_on_difficult_texts(made) == {}
 
 
-def test_preparation_refuses_a_tokenizer_that_cannot_be_prompted_as_trained(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
+def test_preparation_refuses_a_tokenizer_that_cannot_be_prompted_as_trained(
+    tmp_path: Path, llama_tokenizer_dir: Path
+) -> None:
     def change(description: dict[str, Any]) -> None:
-        description["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        description["pre_tokenizer"] = {
+            "type": "Metaspace",
+            "replacement": "▁",
+            "prepend_scheme": "first",
+            "split": False,
+        }
         description["normalizer"] = None
 
     tokenizer_dir = changed_tokenizer(tmp_path / "changed", llama_tokenizer_dir, change)

@@ -45,9 +45,11 @@ def test_kinds_and_texts_are_those_of_the_rendered_segments(
         Message(role="user" if number % 2 == 0 else "assistant", content=text) for number, text in enumerate(contents)
     )
     tagged = TaggedConversation(
-        conversation=Conversation(id="x", place="x", messages=messages), class_name="x", condition=condition,
+        conversation=Conversation(id="x", place="x", messages=messages),
+        class_name="x",
+        condition=condition,
         message_weights=(0.5,) * len(messages),
-    )  # fmt: skip
+    )
     segments = render(tagged, TEMPLATES[template], bos_token=spec.bos_token)
     reader, tokenizer = reader_and_tokenizer(spec, template)
     row = tokenizer.tokenize([segments])[0]
@@ -61,7 +63,9 @@ def test_kinds_and_texts_are_those_of_the_rendered_segments(
         assert token.weight == weight
         assert token.kind == ("control" if token.id in controls else "content" if weight else "prefix")
     texts_between = "".join("\0" if token.kind == "control" else token.text for token in shown)
-    wanted = "".join("\0" if isinstance(segment, ControlToken) else segment.prefix + segment.content for segment in segments)
+    wanted = "".join(
+        "\0" if isinstance(segment, ControlToken) else segment.prefix + segment.content for segment in segments
+    )
     assert texts_between == wanted
     assert "".join(run.text for run in runs(shown)) == "".join(token.text for token in shown)
 
@@ -89,7 +93,9 @@ def test_without_a_template_nothing_is_called_a_prefix(small_tokenizer_dir: Path
 @given(text=st.text() | st.just(HOSTILE))
 def test_visible_text_moves_nothing_and_keeps_json(text: str) -> None:
     seen = visible(text)
-    dangerous = {c for c in seen if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Cn")} - set("\n\t\u200c\u200d")
+    dangerous = {c for c in seen if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Cn")} - set(
+        "\n\t\u200c\u200d"
+    )
     assert not dangerous
     assert "\n" not in visible(text, kept="")
     document = json.dumps({"text": text}, ensure_ascii=False)

@@ -42,7 +42,9 @@ def undisturbed(undisturbed_dir: Path, make_recipe: RecipeFactory) -> Path:
     return undisturbed_dir
 
 
-def first_gradients(recipe: Path, out_dir: Path, cases: Sequence[str], *, num_ranks: int) -> dict[str, dict[str, torch.Tensor]]:
+def first_gradients(
+    recipe: Path, out_dir: Path, cases: Sequence[str], *, num_ranks: int
+) -> dict[str, dict[str, torch.Tensor]]:
     """Gradients of a prepared recipe's first step on ranks, by case of gradient_worker.py and then by parameter."""
     ranks = start_ranks("tests.ochat_train.gradient_worker", str(recipe), str(out_dir), *cases, num_ranks=num_ranks)
     outputs = [rank.communicate(timeout=300)[0] for rank in ranks]

@@ -2,8 +2,8 @@
 
     python -m tests.ochat_train.failpoints RECIPE        one rank with a real engine; prints one JSON document
 
-The process is not killed for real (that is what the kill tests do): an exception that nothing catches leaves the writer at
-that point, so that hundreds of points take a minute. Writes are also left half-way.
+The process is not killed for real (that is what the kill tests do): an exception that nothing catches leaves the writer
+at that point, so that hundreds of points take a minute. Writes are also left half-way.
 """
 
 from __future__ import annotations

@@ -15,9 +15,13 @@ class FakeTracker:
     """Keeps what it is given; does `at_start`, `at_log` and `at_abandon` before that."""
 
     def __init__(
-        self, *, name: str = "fake", at_start: Callable[[], Any] = lambda: None, at_log: Callable[[], Any] = lambda: None,
+        self,
+        *,
+        name: str = "fake",
+        at_start: Callable[[], Any] = lambda: None,
+        at_log: Callable[[], Any] = lambda: None,
         at_abandon: Callable[[], Any] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name = name
         self._at_start, self._at_log, self._at_abandon = at_start, at_log, at_abandon
         self.steps: list[int] = []
@@ -61,7 +65,9 @@ KINDS: dict[str, Callable[[], FakeTracker]] = {
 
 
 def install(kind: str) -> Callable[[], None]:
-    """Let trainings of this process have this tracker and no other, and wait little for it; returns what undoes that."""
+    """Let trainings of this process have this tracker and no other, and wait little for it; returns what undoes
+    that.
+    """
     before = train.chosen_trackers, train.CLOSE_SECONDS
     train.chosen_trackers = lambda settings: [KINDS[kind]()]
     train.CLOSE_SECONDS = 0.1 if "hangs" in kind else 60.0

@@ -1,4 +1,6 @@
-"""Faults of whole runs, for the tests and for benchmarks/faults.py: ranks that are killed at random, and what is left."""
+"""Faults of whole runs, for the tests and for benchmarks/faults.py: ranks that are killed at random, and what is
+left.
+"""
 
 from __future__ import annotations
 
@@ -76,8 +78,12 @@ def wait_for(condition: Any, *, seconds: float) -> None:
 def same_run(found: Path, expected: Path) -> bool:
     """Whether two finished runs have the same weights, bit for bit, and the same steps in their metrics."""
     weights, truth = (load_trained_weights(list_checkpoints(run)[-1]) for run in (found, expected))
-    same_weights = weights.keys() == truth.keys() and all(torch.equal(value, truth[key]) for key, value in weights.items())
-    steps = [[(line["step"], line["loss"], line["learning_rate"]) for line in metrics(run)] for run in (found, expected)]
+    same_weights = weights.keys() == truth.keys() and all(
+        torch.equal(value, truth[key]) for key, value in weights.items()
+    )
+    steps = [
+        [(line["step"], line["loss"], line["learning_rate"]) for line in metrics(run)] for run in (found, expected)
+    ]
     return same_weights and steps[0] == steps[1]
 
 

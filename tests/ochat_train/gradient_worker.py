@@ -41,7 +41,11 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
     packs = deal(plan.epoch(0), 0, num_ranks=RANKS.num_ranks)[RANKS.rank]
     packs = packs[::-1] if order else packs
     batches = micro_batches(
-        split, plan.epoch(0), packs, shape=run_shape(split, plan), packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1
+        split,
+        plan.epoch(0),
+        packs,
+        shape=run_shape(split, plan),
+        packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
     )
     found: dict[str, torch.Tensor] = {}
 

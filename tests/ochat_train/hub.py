@@ -24,7 +24,9 @@ CARD = "---\nlicense: other\ntags:\n- ochat-train\n---\n\n# A model\n"
 
 @dataclass
 class Clock:
-    """Time that passes at once. waits: seconds that were slept, by `ochat` and by huggingface_hub. said: what `ochat` told."""
+    """Time that passes at once. waits: seconds that were slept, by `ochat` and by huggingface_hub. said: what `ochat`
+    told.
+    """
 
     waits: list[float] = field(default_factory=list)
     library_waits: list[float] = field(default_factory=list)
@@ -73,7 +75,11 @@ def environment_of(server: HubStandIn) -> dict[str, str]:
 def make_export(folder: Path, *, shards: int = 1, seed: int = 0, num_bytes: int = 300_000) -> Path:
     """A folder as `ochat export` leaves it, with random bytes for weights."""
     folder.mkdir(parents=True)
-    names = ["model.safetensors"] if shards == 1 else [f"model-{n + 1:05d}-of-{shards:05d}.safetensors" for n in range(shards)]
+    names = (
+        ["model.safetensors"]
+        if shards == 1
+        else [f"model-{n + 1:05d}-of-{shards:05d}.safetensors" for n in range(shards)]
+    )
     for number, name in enumerate(names):
         (folder / name).write_bytes(pseudo_random(num_bytes, seed=f"{seed}/{number}"))
     if shards > 1:

@@ -1,4 +1,6 @@
-"""An independent truth for loss and gradients: float64, each conversation alone, no packing, no chunks, plain autograd."""
+"""An independent truth for loss and gradients: float64, each conversation alone, no packing, no chunks, plain
+autograd.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ def recipe(make_recipe: RecipeFactory) -> Recipe:
 def test_arms_differ_in_conditions_weights_and_classes_alone(recipe: Recipe) -> None:
     arms = {arm.name: arm for arm in arms_of(recipe, inference_condition=CONDITION)}
     tables = {
-        name: {c: (spec["condition"], spec.get("reward"), spec.get("weight")) for c, spec in arm.data["classes"].items()}
+        name: {
+            c: (spec["condition"], spec.get("reward"), spec.get("weight")) for c, spec in arm.data["classes"].items()
+        }
         for name, arm in arms.items()
     }
     one = {"expert": (CONDITION, None, 1.0), "suboptimal": (CONDITION, None, 1.0)}
@@ -40,8 +42,10 @@ def test_arms_differ_in_conditions_weights_and_classes_alone(recipe: Recipe) -> 
         "suboptimal-only": one,
     }
     assert {name: arm.data.get("only_classes") for name, arm in arms.items()} == {
-        **dict.fromkeys(tables), "expert-only": ["expert"], "suboptimal-only": ["suboptimal"],
-    }  # fmt: skip
+        **dict.fromkeys(tables),
+        "expert-only": ["expert"],
+        "suboptimal-only": ["suboptimal"],
+    }
     dropout = {name: arm.data["condition_dropout"] for name, arm in arms.items()}
     assert dropout == {name: 0.1 if name in ("c-rlft", "condition-only") else 0.0 for name in arms}
 
@@ -53,7 +57,12 @@ def test_recipes_of_arms_share_everything_else(recipe: Recipe, tmp_path: Path) -
         for seed in (1, 2):
             made = arm_recipe(recipe, arm, folder=tmp_path, seed=seed, max_steps=9, epochs=4, learning_rate=0.5)
             assert made.data.validation_seed == recipe.seed, "one held-out split for all seeds"
-            assert (made.seed, made.train.max_steps, made.train.epochs, made.optimizer.learning_rate) == (seed, 9, 4, 0.5)
+            assert (made.seed, made.train.max_steps, made.train.epochs, made.optimizer.learning_rate) == (
+                seed,
+                9,
+                4,
+                0.5,
+            )
             changed = {"name", "seed", "output_dir", "data"}
             dumps.append(made.model_dump(exclude=changed))
     assert all(dump == dumps[0] for dump in dumps)
@@ -89,9 +98,13 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
     questions = [{"question": f"Question {n}.0: how are you?", "answer": "42", "task": "ab"[n % 2]} for n in range(4)]
     file = write_jsonl(tmp_path / "questions.jsonl", questions)
     recipe = make_recipe(
-        data__validation_ratio=0.3, train__max_steps=2, validation__questions=str(file), validation__answer_tokens=3,
-        validation__answer_pattern="[0-9]+", validation__sample_tokens=0,
-    )  # fmt: skip
+        data__validation_ratio=0.3,
+        train__max_steps=2,
+        validation__questions=str(file),
+        validation__answer_tokens=3,
+        validation__answer_pattern="[0-9]+",
+        validation__sample_tokens=0,
+    )
     out = tmp_path / "ablation"
     command = ["ablate", str(recipe), "--out", str(out), "--arms", "c-rlft,expert-only", "--parallel", "2", "--json"]
     first = ochat(*command)
@@ -151,12 +164,24 @@ def test_failed_training_is_reported_with_its_words(tmp_path: Path, make_recipe:
     [
         ({}, "data.validation_ratio: 0 holds nothing out"),
         ({"data__validation_ratio": 0.3, "validation__questions": "nowhere.jsonl"}, "nowhere.jsonl: cannot be read"),
-        ({"data__validation_ratio": 0.3, "data__classes": {"expert": {"condition": "A", "weight": 1.0},
-          "suboptimal": {"condition": "A", "weight": 0.1}}}, "all classes have one condition"),
+        (
+            {
+                "data__validation_ratio": 0.3,
+                "data__classes": {
+                    "expert": {"condition": "A", "weight": 1.0},
+                    "suboptimal": {"condition": "A", "weight": 0.1},
+                },
+            },
+            "all classes have one condition",
+        ),
     ],
-)  # fmt: skip
+)
 def test_recipe_that_says_nothing_is_refused(
-    changes: dict[str, Any], message: str, tmp_path: Path, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    make_recipe: RecipeFactory,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from ochat_train.cli import main
 
@@ -187,7 +212,9 @@ class Parrot:
     def __init__(self, table: dict[str, str]) -> None:
         self.table, self.batches = table, []  # type: ignore[var-annotated]
 
-    def answers(self, conversations: Any, *, condition: str | None, max_new_tokens: int, temperature: float) -> list[str]:
+    def answers(
+        self, conversations: Any, *, condition: str | None, max_new_tokens: int, temperature: float
+    ) -> list[str]:
         self.batches.append((len(conversations), condition, max_new_tokens, temperature))
         return [self.table[messages[-1]["content"]] for messages in conversations]
 

@@ -14,13 +14,17 @@ LENGTHS = [[1, 2], [5, 1, 17], [64, 200, 3, 33]]
 EXACT_KERNELS = {"flex": 5e-6, "sdpa": 5e-6}  # kernels that also run in float32
 
 
-def truth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], window: int | None) -> torch.Tensor:
+def truth(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], window: int | None
+) -> torch.Tensor:
     """Softmax attention written out, one conversation and head at a time, with autograd. Shapes [T, H or G, D]."""
     outputs, start = [], 0
     group = query.shape[1] // key.shape[1]
     for length in lengths:
         rows = slice(start, start + length)
-        distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)[None, :]
+        distance = (
+            torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)[None, :]
+        )
         hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
         heads = []
         for head in range(query.shape[1]):
@@ -73,7 +77,9 @@ def test_control_attention_across_borders_would_fail(measured: Measured) -> None
 def test_dropout_is_applied_by_the_reference() -> None:
     query, key, value = (torch.ones(32, 2, 8) for _ in range(3))
     cu_seqlens = torch.tensor([0, 32], dtype=torch.int32)
-    output = attention_sdpa(query, key, value, cu_seqlens=cu_seqlens, max_seqlen=32, scale=1.0, window=None, dropout=0.5)
+    output = attention_sdpa(
+        query, key, value, cu_seqlens=cu_seqlens, max_seqlen=32, scale=1.0, window=None, dropout=0.5
+    )
     assert not torch.allclose(output, torch.ones_like(output))
 
 
@@ -90,7 +96,9 @@ LONG = [900, 2_500, 1, 37]
 @pytest.mark.parametrize(
     ("name", "lengths"),
     [(name, lengths) for name in sorted(COMPILABLE) for lengths in (*LENGTHS, LONG, [8_192])]
-    + [(name, LONG) for name in EXACT_KERNELS],  # `flex` is compiled for every shape; the short ones are tested in float32
+    + [
+        (name, LONG) for name in EXACT_KERNELS
+    ],  # `flex` is compiled for every shape; the short ones are tested in float32
 )
 @pytest.mark.parametrize("window", [None, 128])
 def test_gpu_kernels(name: str, lengths: list[int], window: int | None, measured: Measured) -> None:

@@ -102,7 +102,18 @@ def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_there_i
     assert (report["problems"], report["recipe"]) == (0, str(path))
     assert all(list(finding) == ["level", "area", "finding", "remedy"] for finding in report["findings"])
     areas = {finding["area"] for finding in report["findings"]}
-    assert {"recipe", "versions", "template", "base", "sources", "classes", "prepared", "memory", "disk", "gpu"} <= areas
+    assert {
+        "recipe",
+        "versions",
+        "template",
+        "base",
+        "sources",
+        "classes",
+        "prepared",
+        "memory",
+        "disk",
+        "gpu",
+    } <= areas
 
     for memory in ("-5", "nan", "0", "inf"):
         with pytest.raises(SystemExit, match="2"):
@@ -129,7 +140,11 @@ def test_every_wrong_key_is_a_line_and_the_machine_is_looked_at_all_the_same(tmp
     findings = findings_of(path)
     texts = [finding.finding for finding in area(findings, "recipe") if finding.level == "problem"]
     assert len(texts) == 3
-    for part in ("train.epochs: missing", "train.epoch: unknown key; did you mean `epochs`?", "did you mean `openchat_3.5`?"):
+    for part in (
+        "train.epochs: missing",
+        "train.epoch: unknown key; did you mean `epochs`?",
+        "did you mean `openchat_3.5`?",
+    ):
         assert sum(part in text for text in texts) == 1
     assert area(findings, "versions")
     assert area(findings, "gpu")
@@ -157,7 +172,9 @@ def test_bad_rows_are_a_problem_or_a_warning_as_the_recipe_treats_them(make_reci
 def test_long_conversations_are_counted_as_preparation_counts_them(template: str, make_recipe: RecipeFactory) -> None:
     path, changes = make_recipe(model__template=template), ("model.max_length_tokens=80", "data.overlong=drop")
     manifest, _ = prepare_recipe(load_recipe(path, changes), num_workers=1, progress=lambda rows: None)
-    counted = [re.search(r", (\d+) \(.*\) are longer than", f.finding) for f in area(findings_of(path, *changes), "lengths")]
+    counted = [
+        re.search(r", (\d+) \(.*\) are longer than", f.finding) for f in area(findings_of(path, *changes), "lengths")
+    ]
     assert sum(int(found[1]) for found in counted if found) == manifest.ledger["dropped"]["overlong"] > 0
 
 
@@ -188,7 +205,9 @@ def test_questions_are_for_the_ablation_alone(make_recipe: RecipeFactory) -> Non
 
 def test_ids_that_stand_twice_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
-    write_jsonl(path.parent / "expert.jsonl", [{**row, "id": number // 2} for number, row in enumerate(conversations(6))])
+    write_jsonl(
+        path.parent / "expert.jsonl", [{**row, "id": number // 2} for number, row in enumerate(conversations(6))]
+    )
     assert "duplicate_id 3" in only(findings_of(path), "sources", "problem").finding
 
 
@@ -242,7 +261,9 @@ def test_control_tokens_and_beginning_of_sequence_are_named(make_recipe: RecipeF
     assert "<|end_of_turn|> will be added" in text
     assert "begin with <s>" in text
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
-    text = only(findings_of(path, f"model.tokenizer={path.parent / 'prepared' / 'tokenizer'}"), "template", "ok").finding
+    text = only(
+        findings_of(path, f"model.tokenizer={path.parent / 'prepared' / 'tokenizer'}"), "template", "ok"
+    ).finding
     assert "control tokens <|end_of_turn|> are there" in text
 
 
@@ -262,12 +283,16 @@ def base_folder(folder: Path, tokenizer_dir: Path, **config: Any) -> Path:
     return folder
 
 
-def test_a_base_in_a_folder_needs_safetensors(make_recipe: RecipeFactory, tmp_path: Path, small_tokenizer_dir: Path) -> None:
+def test_a_base_in_a_folder_needs_safetensors(
+    make_recipe: RecipeFactory, tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
     num_tokens = len(transformers.AutoTokenizer.from_pretrained(small_tokenizer_dir))
     base = base_folder(tmp_path / "base", small_tokenizer_dir, vocab_size=num_tokens)
     path = make_recipe(model={"path": str(base), "template": "openchat_3.5", "max_length_tokens": 256})
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    count = sum(parameter.numel() for parameter in model.parameters()) + 2 * TINY_MODEL["hidden_size"]  # <|end_of_turn|>
+    count = (
+        sum(parameter.numel() for parameter in model.parameters()) + 2 * TINY_MODEL["hidden_size"]
+    )  # <|end_of_turn|>
     assert f"MistralForCausalLM, 2 layers, {count:,} parameters" in only(findings_of(path), "base", "ok").finding
     (base / "model.safetensors").unlink()
     assert problems(findings_of(path)) == [f"base: {base}: has no safetensors files, the only kind that is loaded"]
@@ -277,9 +302,15 @@ def test_a_base_in_a_folder_needs_safetensors(make_recipe: RecipeFactory, tmp_pa
     ("config", "rule"),
     [
         ({"model_type": "gemma2", **{k: v for k, v in TINY_MODEL.items() if k != "model_type"}}, "scales its logits"),
-        ({"model_type": "phi", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, "head with a bias"),
+        (
+            {"model_type": "phi", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+            "head with a bias",
+        ),
         ({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4}, "no list of decoder layers"),
-        ({"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, "packs would mix"),
+        (
+            {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+            "packs would mix",
+        ),
         ({**TINY_MODEL, "max_position_embeddings": 128}, "max_position_embeddings 128"),
         ({"model_type": "no-such-model"}, "model.config"),
     ],
@@ -357,10 +388,13 @@ def test_a_checkpoint_holds_moments_masters_and_weights() -> None:
     }
     moments, masters = 80, 40  # of ten parameters: two float32 AdamW moments each, and a float32 copy
     assert sizes == {
-        (0, True): moments + masters + 20, (0, False): moments + 40,
-        (2, True): moments + masters + 20, (2, False): moments + masters + 40,
-        (3, True): moments + masters, (3, False): moments + masters,
-    }  # fmt: skip
+        (0, True): moments + masters + 20,
+        (0, False): moments + 40,
+        (2, True): moments + masters + 20,
+        (2, False): moments + masters + 40,
+        (3, True): moments + masters,
+        (3, False): moments + masters,
+    }
 
 
 # ---- versions and GPUs ----
@@ -378,7 +412,9 @@ def test_floors_come_from_the_packages_own_metadata(monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_without_a_gpu_it_says_what_the_gpu_host_decides(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_says_what_the_gpu_host_decides(
+    make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = make_recipe()
     finding = only(findings_of(path), "gpu", "warning")
@@ -391,8 +427,10 @@ def test_without_a_gpu_it_says_what_the_gpu_host_decides(make_recipe: RecipeFact
     texts = [f.finding for f in area(findings, "gpu") if f.level == "problem"]
     rules = [text.removeprefix("model.float8: true cannot be used: ") for text in texts]
     assert [rule.partition(" is ")[0].partition(":")[0] for rule in rules] == [
-        "the package torchao", "it needs model.compile", "weights must be multiples of 16; one of the model's",
-    ]  # fmt: skip
+        "the package torchao",
+        "it needs model.compile",
+        "weights must be multiples of 16; one of the model's",
+    ]
 
 
 # ---- the Hub ----
@@ -405,7 +443,9 @@ class FakeHub(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/org/open"):
             files = ["config.json", "tokenizer.json", *([] if "open-bin" in path else ["model.safetensors"])]
-            return self._answer(200, {"id": "org/open", "gated": False, "siblings": [{"rfilename": name} for name in files]})
+            return self._answer(
+                200, {"id": "org/open", "gated": False, "siblings": [{"rfilename": name} for name in files]}
+            )
         if path == "/api/whoami-v2":
             role = {"Bearer hf_read": "read", "Bearer hf_write": "write"}.get(self.headers.get("Authorization", ""))
             user = {"name": "somebody", "auth": {"accessToken": {"role": role}}}
@@ -413,7 +453,9 @@ class FakeHub(BaseHTTPRequestHandler):
         if path.endswith("/auth-check"):
             return self._answer(403, {"error": "gated"}, code="GatedRepo")
         if path.startswith("/api/models/org/gated"):
-            return self._answer(200, {"id": "org/gated", "gated": "manual", "siblings": [{"rfilename": "model.safetensors"}]})
+            return self._answer(
+                200, {"id": "org/gated", "gated": "manual", "siblings": [{"rfilename": "model.safetensors"}]}
+            )
         return self._answer(404, {"error": "not found"}, code="RepoNotFound")
 
     def _answer(self, status: int, document: dict[str, Any], code: str = "") -> None:
@@ -456,7 +498,11 @@ def cache_model(folder: Path, name: str, *files: str) -> None:
 def test_what_the_hub_answers_about_a_base(fake_hub: None) -> None:
     found = hub.find_model("org/open", None, with_weights=True)
     assert (found.is_reachable, found.is_cached) == (True, False)
-    for name, rule in (("org/gated", "accept its licence"), ("org/none", "not on the Hub"), ("org/open-bin", "no safetensors")):
+    for name, rule in (
+        ("org/gated", "accept its licence"),
+        ("org/none", "not on the Hub"),
+        ("org/open-bin", "no safetensors"),
+    ):
         with pytest.raises(UserError, match=rule):
             hub.find_model(name, None, with_weights=True)
 
@@ -470,7 +516,9 @@ def test_without_the_hub_the_cache_must_hold_everything(tmp_path: Path, monkeypa
     assert hub.find_model("org/whole", None, with_weights=True).is_cached
     cache_model(tmp_path, "org/half", "config.json", "model-1.safetensors")
     index = tmp_path / "models--org--half/snapshots/abc/model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}), encoding="utf-8")
+    index.write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}), encoding="utf-8"
+    )
     with pytest.raises(UserError, match="does not hold it whole"):
         hub.find_model("org/half", None, with_weights=True)
     (index.parent / "model-2.safetensors").touch()
@@ -499,5 +547,7 @@ def test_a_gpu_of_this_machine_is_the_default(make_recipe: RecipeFactory, monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     findings = check(make_recipe(), (), num_gpus=None, gpu_memory_gib=None)
     assert "2 GPU(s) of 40 GiB" in only(findings, "memory", "ok").finding
-    assert [f.finding for f in area(findings, "gpu")][:2] == [f"GPU {n}: GPU, 40 GiB, compute capability 8.0" for n in (0, 1)]
+    assert [f.finding for f in area(findings, "gpu")][:2] == [
+        f"GPU {n}: GPU, 40 GiB, compute capability 8.0" for n in (0, 1)
+    ]
     assert "attention: varlen" in area(findings, "gpu")[2].finding

@@ -19,7 +19,14 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
 from ochat_train import exits
-from ochat_train.checkpoint import MANIFEST, CheckpointManifest, Progress, list_checkpoints, refuse_unsafe_pickles, verify
+from ochat_train.checkpoint import (
+    MANIFEST,
+    CheckpointManifest,
+    Progress,
+    list_checkpoints,
+    refuse_unsafe_pickles,
+    verify,
+)
 from ochat_train.engine import pickle_stages_by_value
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
@@ -79,7 +86,9 @@ def test_every_flipped_bit_is_found(copy: Path, measured: Measured) -> None:
     """In every kind of file; the control: torch.load reads flipped tensors without a word."""
     outcome = flip_bits(copy / "checkpoints" / "step-00000006", NUM_FLIPS, random.Random(0))
     measured(f"flipped bits found, of {NUM_FLIPS}", outcome["found"])
-    measured(f"control: flipped bits that torch.load read without a word, of {outcome['torch_files']}", outcome["silent"])
+    measured(
+        f"control: flipped bits that torch.load read without a word, of {outcome['torch_files']}", outcome["silent"]
+    )
     assert outcome["found"] == NUM_FLIPS
     assert outcome["silent"] > outcome["torch_files"] / 2
 
@@ -142,7 +151,13 @@ def test_the_pointer_for_people_does_not_decide(content: str | None, copy: Path,
 
 
 def test_stray_folders_are_no_checkpoints(copy: Path, run_dir: Path) -> None:
-    for name in ("step-99", "step-00000100", ".tmp-step-00000101-abcdef01", "step-00000200.bak", "aside-1-step-00000300"):
+    for name in (
+        "step-99",
+        "step-00000100",
+        ".tmp-step-00000101-abcdef01",
+        "step-00000200.bak",
+        "aside-1-step-00000300",
+    ):
         (copy / "checkpoints" / name).mkdir()
     (copy / "checkpoints" / "step-00000400").write_text("a file")
     assert choose(copy, run_dir) == "step-00000006"
@@ -160,7 +175,9 @@ def test_no_intact_checkpoint_is_an_error_and_never_a_silent_restart(copy: Path,
 def test_what_cannot_be_converted_is_refused(stage: int, goes_on: bool, copy: Path, run_dir: Path) -> None:
     assert choose(copy, run_dir, num_ranks=4) == "step-00000006"
     answer = choose(copy, run_dir, num_ranks=4, stage=stage)
-    refusal = f"another number of GPUs (then 2, now 4), deepspeed.zero_stage (then 2, now {stage}); a state can be converted"
+    refusal = (
+        f"another number of GPUs (then 2, now 4), deepspeed.zero_stage (then 2, now {stage}); a state can be converted"
+    )
     assert answer == "step-00000006" if goes_on else refusal in answer
 
 
@@ -220,7 +237,9 @@ def test_a_pickle_that_is_no_archive_is_refused(copy: Path) -> None:
 
 
 def test_every_point_of_a_write_can_be_the_last(tmp_path: Path, make_recipe: RecipeFactory, measured: Measured) -> None:
-    """The process ends before, or half-way through, each change to the disk; the newest verified checkpoint loads each time."""
+    """The process ends before, or half-way through, each change to the disk; the newest verified checkpoint loads each
+    time.
+    """
     path = make_recipe(**{**SHORT, "checkpoint__keep_last": 1})
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     outcome = run_failpoints(path)
@@ -232,12 +251,15 @@ def test_every_point_of_a_write_can_be_the_last(tmp_path: Path, make_recipe: Rec
 
 def test_a_rank_that_cannot_write_stops_all_with_one_message(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     """Rank 1 has no room, by an error and by the system's own limit; a slow rank is waited for; the older one stays."""
-    jobs, faults = [], {
-        "enospc": {"rank": 1, "call": "write_all", "nth": 60, "do": "full_disk"},
-        "manifest": {"rank": 0, "call": "rename", "nth": 8, "do": "full_disk"},
-        "limit": {"rank": 1, "step": 4, "do": "limit_file_size"},
-        "slow": {"rank": 1, "call": "sync_file", "nth": 4, "do": "wait"},
-    }  # fmt: skip
+    jobs, faults = (
+        [],
+        {
+            "enospc": {"rank": 1, "call": "write_all", "nth": 60, "do": "full_disk"},
+            "manifest": {"rank": 0, "call": "rename", "nth": 8, "do": "full_disk"},
+            "limit": {"rank": 1, "step": 4, "do": "limit_file_size"},
+            "slow": {"rank": 1, "call": "sync_file", "nth": 4, "do": "wait"},
+        },
+    )
     for name, fault in faults.items():
         path = make_recipe(output_dir=str(tmp_path / name), **SHORT)
         prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
@@ -253,16 +275,22 @@ def test_a_rank_that_cannot_write_stops_all_with_one_message(tmp_path: Path, mak
     for name in faults:
         newest = list_checkpoints(tmp_path / name)[-1]
         assert verify(newest) is None
-        assert newest.name == ("step-00000006" if name == "slow" else "step-00000002" if name == "enospc" else newest.name)
+        assert newest.name == (
+            "step-00000006" if name == "slow" else "step-00000002" if name == "enospc" else newest.name
+        )
         leftovers = [path.name for path in newest.parent.iterdir() if path.name.startswith(".tmp")]
         assert leftovers == [] or name == "manifest"
 
 
-def test_a_rank_that_dies_while_it_writes_leaves_the_older_checkpoint(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+def test_a_rank_that_dies_while_it_writes_leaves_the_older_checkpoint(
+    tmp_path: Path, make_recipe: RecipeFactory
+) -> None:
     """The control: DeepSpeed's own pointer has moved to what is not there."""
     path = make_recipe(**SHORT)
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
-    outputs, codes = run_jobs({"command": ["train", path], "fault": {"rank": 1, "call": "write_all", "nth": 60, "do": "kill"}})
+    outputs, codes = run_jobs(
+        {"command": ["train", path], "fault": {"rank": 1, "call": "write_all", "nth": 60, "do": "kill"}}
+    )
     assert codes == [exits.LOST_RANKS, -9], outputs[0][-3000:]
     assert "at step 4, writing a checkpoint" in outputs[0]
     root = tmp_path / "run" / "checkpoints"
@@ -289,12 +317,20 @@ def test_the_estimate_is_close_to_real_sizes(tmp_path: Path, make_recipe: Recipe
     """Never less than what is written, and at most a tenth more, beside the fixed margin."""
     larger = {**TINY_MODEL, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
     jobs = []
-    cases = {"zero0": (0, "float32"), "zero2": (2, "float32"), "zero3": (3, "float32"), "zero2_bfloat16": (2, "bfloat16")}
+    cases = {
+        "zero0": (0, "float32"),
+        "zero2": (2, "float32"),
+        "zero3": (3, "float32"),
+        "zero2_bfloat16": (2, "bfloat16"),
+    }
     for case, (stage, precision) in cases.items():
         path = make_recipe(
-            output_dir=str(tmp_path / case), model__config=larger, train__max_steps=1, deepspeed__zero_stage=stage,
+            output_dir=str(tmp_path / case),
+            model__config=larger,
+            train__max_steps=1,
+            deepspeed__zero_stage=stage,
             model__precision=precision,
-        )  # fmt: skip
+        )
         prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
         jobs.append({"command": ["train", path.rename(tmp_path / f"{case}.yaml")]})
     outputs, codes = run_jobs(*jobs)
@@ -312,7 +348,12 @@ def test_incomplete_checkpoints_take_no_place_and_good_ones_survive(copy: Path, 
     (copy / "checkpoints" / ".tmp-step-00000006-deadbeef").mkdir()
     (copy / "checkpoints" / ".universal-step-00000002").mkdir()
     shutil.rmtree(copy / "checkpoints" / "step-00000006")
-    text = run_dir.with_suffix(".yaml").read_text().replace(str(run_dir), str(copy)).replace("keep_last: 9", "keep_last: 2")
+    text = (
+        run_dir.with_suffix(".yaml")
+        .read_text()
+        .replace(str(run_dir), str(copy))
+        .replace("keep_last: 9", "keep_last: 2")
+    )
     path = copy.parent / "copy.yaml"
     path.write_text(text)
     train_on_ranks(["train", path])

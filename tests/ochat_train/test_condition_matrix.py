@@ -12,8 +12,11 @@ CONDITIONS = ["GPT4 Correct", "GPT3", ""]
 
 def matrix_of(nll: np.ndarray, tokens: np.ndarray, classes: np.ndarray, **more: object) -> ConditionMatrix:
     arguments: dict[str, object] = {
-        "class_names": ["expert", "suboptimal"], "class_conditions": CONDITIONS[:2], "conditions": CONDITIONS, "seed": 0,
-    }  # fmt: skip
+        "class_names": ["expert", "suboptimal"],
+        "class_conditions": CONDITIONS[:2],
+        "conditions": CONDITIONS,
+        "seed": 0,
+    }
     return condition_matrix(nll, tokens, classes, **{**arguments, **more})  # type: ignore[arg-type]
 
 
@@ -34,7 +37,9 @@ def test_class_whose_answers_are_likelier_under_another_condition_was_not_learnt
     found = matrix_of(nll, np.ones(50, dtype=int), np.zeros(50, dtype=int)).learnt["expert"]
     assert found.margin == pytest.approx(-1.0)
     assert not found.learnt
-    assert list(matrix_of(nll, np.ones(50, dtype=int), np.zeros(50, dtype=int)).learnt) == ["expert"], "the other has no row"
+    assert list(matrix_of(nll, np.ones(50, dtype=int), np.zeros(50, dtype=int)).learnt) == ["expert"], (
+        "the other has no row"
+    )
 
 
 def test_one_condition_gives_no_matrix() -> None:
@@ -45,8 +50,9 @@ def test_one_condition_gives_no_matrix() -> None:
 
 @pytest.mark.parametrize(("true_margin", "least", "most"), [(0.0, 0.0, 0.12), (0.2, 0.88, 1.0)])
 def test_intervals_hold_the_true_margin_as_often_as_they_say(true_margin: float, least: float, most: float) -> None:
-    """200 sets of 150 conversations with noise: a class without a margin is called learnt in about 2.5 % of them (at most
-    12 %), one with a margin of three standard errors nearly always; and 95 % intervals hold the truth in 88 to 100 %.
+    """200 sets of 150 conversations with noise: a class without a margin is called learnt in about 2.5 % of them (at
+    most 12 %), one with a margin of three standard errors nearly always; and 95 % intervals hold the truth in 88 to 100
+    %.
     """
     rng = np.random.default_rng(0)
     learnt = held = 0
@@ -64,7 +70,9 @@ def test_intervals_hold_the_true_margin_as_often_as_they_say(true_margin: float,
 
 
 def test_control_drawing_tokens_apart_from_their_conversations_would_be_too_sure() -> None:
-    """Conversations of equal tokens: the interval is as wide as conversations differ, not as narrow as 40 times the tokens."""
+    """Conversations of equal tokens: the interval is as wide as conversations differ, not as narrow as 40 times the
+    tokens.
+    """
     rng = np.random.default_rng(0)
     differences = rng.normal(0.1, 0.5, 100)
     tokens = np.full(100, 40)

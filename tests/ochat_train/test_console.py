@@ -22,9 +22,15 @@ from tests.conftest import RecipeFactory, run_jobs
 NASTY = "a\x1b[2Jb\bc\u202ed\x9b"  # clears the screen, goes back, turns the direction, begins another command
 SHOWN = r"a\u001b[2Jb\bc\u202ed\u009b"
 STEP: dict[str, Any] = {
-    "step": 1234, "epoch": 1, "loss": 0.94214, "tokens_per_second": 101_234.0, "mfu": 0.487, "memory_gib": 65.6,
-    "data_wait_ratio": 0.0, "classes": {"expert": {"loss": 0.5123}, "suboptimal": {"loss": None}},
-}  # fmt: skip
+    "step": 1234,
+    "epoch": 1,
+    "loss": 0.94214,
+    "tokens_per_second": 101_234.0,
+    "mfu": 0.487,
+    "memory_gib": 65.6,
+    "data_wait_ratio": 0.0,
+    "classes": {"expert": {"loss": 0.5123}, "suboptimal": {"loss": None}},
+}
 
 
 class Screen(io.StringIO):
@@ -43,7 +49,10 @@ def parts(**changes: Any) -> list[Any]:
 
 
 def test_a_wide_line_has_everything() -> None:
-    line = "step 1234/5000  epoch 1  loss 0.9421  (expert 0.512, suboptimal -)  101.2k tok/s  MFU 48.7%  66 GiB  1:02:05 left"
+    line = (
+        "step 1234/5000  epoch 1  loss 0.9421  (expert 0.512, suboptimal -)  101.2k tok/s  MFU 48.7%  66 GiB  "
+        "1:02:05 left"
+    )
     assert fitted(parts(), width=200) == line
     assert "  12% waiting for data  " in fitted(parts(data_wait_ratio=0.12), width=200)
     assert "  loss not finite  " in fitted(parts(loss=None), width=200)
@@ -179,7 +188,9 @@ def test_an_error_comes_after_the_line_and_the_last_table_holds_what_was_done(ma
     outputs, codes = run_jobs(prepare, {**train, **fault}, train, train, num_ranks=1)
     assert codes == [0], outputs[0][-4000:]
     _, failed, resumed, finished, _ = re.split(r"exit code \d\n", outputs[0])
-    assert re.search(r"step 3/4  .* left *\nochat train: step 3: loss or gradient was not finite [^\n]*\n\Z", failed), failed
+    assert re.search(r"step 3/4  .* left *\nochat train: step 3: loss or gradient was not finite [^\n]*\n\Z", failed), (
+        failed
+    )
     assert "\ntraining, epoch 0, steps 3 to 4\nclass " in resumed, resumed
     assert "resumes from" in finished
     assert "training, epoch" not in finished
@@ -190,20 +201,31 @@ def test_an_error_comes_after_the_line_and_the_last_table_holds_what_was_done(ma
 
 def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {
-        "loss": 1.0, "accuracy": 0.5, "tokens": 9, "supervised_tokens": 5, "weight_share": 1.0, "effective_tokens": 5.0,
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "tokens": 9,
+        "supervised_tokens": 5,
+        "weight_share": 1.0,
+        "effective_tokens": 5.0,
         "nll": 1.0,
-    }  # fmt: skip
+    }
     learnt = {"nearest": NASTY, "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
     line = {
-        "step": 1, "loss": 1.0, "classes": {NASTY: figures}, "conditions": [NASTY], "matrix": {NASTY: [1.0]},
+        "step": 1,
+        "loss": 1.0,
+        "classes": {NASTY: figures},
+        "conditions": [NASTY],
+        "matrix": {NASTY: [1.0]},
         "learnt": {NASTY: learnt},
-    }  # fmt: skip
+    }
     answer = {"condition": NASTY, "text": NASTY, "finished": True}
     samples = [{"step": 1, "prompt": f"{NASTY}\nmore", "answers": [answer]}]
     texts = {
         class_sums_text({"epoch": 0, "steps": None, "classes": {NASTY: figures}}): 1,
         validation_text(ValidationResult(line=line, samples=samples, loss=1.0)): 6,
-        "\n".join(part.text for part in progress_parts({**STEP, "classes": {NASTY: figures}}, num_steps=1, seconds_left=0)): 1,
+        "\n".join(
+            part.text for part in progress_parts({**STEP, "classes": {NASTY: figures}}, num_steps=1, seconds_left=0)
+        ): 1,
     }
     monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=False))
     say(f"{NASTY}\n\tstays")
@@ -216,8 +238,13 @@ def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pyt
 def test_the_table_of_an_ablation_shows_names_as_they_may_be_shown() -> None:
     arms = {"sft": {"title": NASTY, "conversations": 1, "epochs": 1.0, "scores": {}}}
     results = {
-        "recipe": NASTY, "steps": 1, "seeds": 1, "inference_class": NASTY, "inference_condition": NASTY, "arms": arms,
-    }  # fmt: skip
+        "recipe": NASTY,
+        "steps": 1,
+        "seeds": 1,
+        "inference_class": NASTY,
+        "inference_condition": NASTY,
+        "arms": arms,
+    }
     text = results_text(results)
     assert all(character == "\n" or character.isprintable() for character in text), repr(text)
     assert text.count(SHOWN) == 4  # recipe, condition, class, arm

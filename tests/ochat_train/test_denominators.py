@@ -1,4 +1,6 @@
-"""What a step's loss is divided by: `step` is OpenChat's trainer, update for update; `epoch` keeps the weights' meaning."""
+"""What a step's loss is divided by: `step` is OpenChat's trainer, update for update; `epoch` keeps the weights'
+meaning.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.train import training_plan
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, deepspeed_train, metrics
-from tests.ochat_train.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
+from tests.ochat_train.reference import (
+    FakeSplit,
+    as_float64,
+    flat,
+    random_conversations,
+    reference_loss,
+    relative_error,
+)
 
 NUM_RANKS = 2
 NUM_STEPS = 12
@@ -60,7 +69,9 @@ class Adam:
             parameter.grad = None
 
 
-def openchat_training(causal_lm: Any, recipe: Recipe, split: PreparedSplit, plan: TrainingPlan, *, local: bool) -> list[float]:
+def openchat_training(
+    causal_lm: Any, recipe: Recipe, split: PreparedSplit, plan: TrainingPlan, *, local: bool
+) -> list[float]:
     """OpenChat's loop on `causal_lm` (float64, in place): each rank's loss is world / sum of all weights * its own sum.
 
     local: the fault of other trainers, each rank divides by the weights it has itself.
@@ -86,20 +97,28 @@ def openchat_training(causal_lm: Any, recipe: Recipe, split: PreparedSplit, plan
             (loss / NUM_RANKS).backward()  # data parallelism takes the mean of gradients over ranks
             mean_loss += float(loss.detach()) / NUM_RANKS
         learning_rate = openchat_schedule(
-            step + 1, peak=chosen.learning_rate, num_steps=plan.num_steps,
-            warmup_ratio=chosen.warmup_ratio, min_lr_ratio=chosen.min_lr_ratio,
-        )  # fmt: skip
+            step + 1,
+            peak=chosen.learning_rate,
+            num_steps=plan.num_steps,
+            warmup_ratio=chosen.warmup_ratio,
+            min_lr_ratio=chosen.min_lr_ratio,
+        )
         adam.update(learning_rate=learning_rate, clip=chosen.grad_clip)
         losses.append(mean_loss)
     return losses
 
 
-def test_step_is_openchats_trainer_update_for_update(tmp_path: Path, make_recipe: RecipeFactory, measured: Measured) -> None:
+def test_step_is_openchats_trainer_update_for_update(
+    tmp_path: Path, make_recipe: RecipeFactory, measured: Measured
+) -> None:
     """Two real ranks in float32 against the loop above in float64; the controls are its fault, and `epoch`."""
     path = make_recipe(
-        train__loss_denominator="step", train__max_steps=NUM_STEPS, train__tokens_per_step=512,
-        optimizer__eps=1e-5, optimizer__warmup_ratio=0.25,
-    )  # fmt: skip
+        train__loss_denominator="step",
+        train__max_steps=NUM_STEPS,
+        train__tokens_per_step=512,
+        optimizer__eps=1e-5,
+        optimizer__warmup_ratio=0.25,
+    )
     recipe = load_recipe(path)
     prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     finished = deepspeed_train(path, num_ranks=NUM_RANKS)
@@ -114,7 +133,9 @@ def test_step_is_openchats_trainer_update_for_update(tmp_path: Path, make_recipe
     openchat_training(faulty, recipe, split, training_plan(recipe, split), local=True)
     error = relative_error(found, flat(truth.state_dict()) - start)
     fault = relative_error(found, flat(faulty.state_dict()) - start)
-    loss_error = relative_error(torch.tensor([line["loss"] for line in metrics(tmp_path / "run")]), torch.tensor(losses))
+    loss_error = relative_error(
+        torch.tensor([line["loss"] for line in metrics(tmp_path / "run")]), torch.tensor(losses)
+    )
     measured(f"`step` against OpenChat's loop: way of all weights in {NUM_STEPS} updates", error)
     measured("`step` against OpenChat's loop: losses", loss_error)
     measured("control: `step` against a loop in which each rank divides by its own weights", fault)
@@ -130,7 +151,9 @@ NUM_CONVERSATIONS = 40
 
 
 def conversation_gradients() -> tuple[FakeSplit, torch.Tensor]:
-    """Conversations of two classes (weights 1 and 0.1) and the gradient of each one's weighted loss, float64[rows, P]."""
+    """Conversations of two classes (weights 1 and 0.1) and the gradient of each one's weighted loss, float64[rows,
+    P].
+    """
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**{**TINY_MODEL, "vocab_size": 50})
     causal_lm = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
@@ -166,7 +189,9 @@ def test_epoch_is_unbiased_and_step_is_biased(measured: Measured) -> None:
     split, gradients = conversation_gradients()
     full = gradients.sum(0) / split.weight_sum.sum()
     plan = random_plan(split, seed=0)
-    over_epoch = torch.stack([update_direction(plan, gradients, step, "epoch") for step in range(plan.num_steps)]).mean(0)
+    over_epoch = torch.stack([update_direction(plan, gradients, step, "epoch") for step in range(plan.num_steps)]).mean(
+        0
+    )
     measured("`epoch`: mean direction of one epoch's steps against the full data", relative_error(over_epoch, full))
     assert relative_error(over_epoch, full) < 1e-12
 
@@ -188,7 +213,8 @@ def test_epoch_is_unbiased_and_step_is_biased(measured: Measured) -> None:
 
 @pytest.mark.parametrize(("num_conversations", "expected"), [(1, 1.0), (4, 0.30), (16, 0.14), (64, 0.109)])
 def test_effective_weight_of_the_suboptimal_class(num_conversations: int, expected: float, measured: Measured) -> None:
-    """Weights 1 and 0.1, 6 of 70 conversations expert: how much a suboptimal one counts in an update, against an expert one.
+    """Weights 1 and 0.1, 6 of 70 conversations expert: how much a suboptimal one counts in an update, against an expert
+    one.
 
     The figures of `step` are the binomial expectation; `epoch` gives 0.1 whatever the size of a step.
     """
@@ -196,7 +222,12 @@ def test_effective_weight_of_the_suboptimal_class(num_conversations: int, expect
     split: Any = FakeSplit([], [])
     split.num_tokens, split.weight_sum = np.full(700, 8), weights
     plan = TrainingPlan(
-        split, capacity=8, bins_per_step=num_conversations, seed=0, epochs=min(200, 10 * num_conversations), max_steps=None
+        split,
+        capacity=8,
+        bins_per_step=num_conversations,
+        seed=0,
+        epochs=min(200, 10 * num_conversations),
+        max_steps=None,
     )
     ratios = {}
     for kind in ("step", "epoch"):
@@ -206,7 +237,10 @@ def test_effective_weight_of_the_suboptimal_class(num_conversations: int, expect
             rows = [int(plan.epoch(epoch).rows(int(pack))[0]) for pack in plan.epoch(epoch).step_packs(step_in_epoch)]
             shares[rows] += weights[rows] / plan.denominator(step, kind)
         ratios[kind] = float(shares[60:].mean() / shares[:60].mean())
-        measured(f"effective weight of the 0.1 class under `{kind}`, {num_conversations:2d} conversations a step", ratios[kind])
+        measured(
+            f"effective weight of the 0.1 class under `{kind}`, {num_conversations:2d} conversations a step",
+            ratios[kind],
+        )
     assert ratios["step"] == pytest.approx(expected_ratio(num_conversations), rel=0.02)
     assert ratios["step"] == pytest.approx(expected, abs=0.006)
     assert ratios["epoch"] == pytest.approx(0.1, rel=1e-3)

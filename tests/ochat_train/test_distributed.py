@@ -1,4 +1,6 @@
-"""Real DeepSpeed processes on the CPU: same losses for every ZeRO stage and number of ranks, exact resume, exact export."""
+"""Real DeepSpeed processes on the CPU: same losses for every ZeRO stage and number of ranks, exact resume, exact
+export.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_zero_stages_and_rank_counts_take_the_same_steps(train: TrainFunction, m
 
 
 def test_bfloat16_exports_are_the_weights_of_the_forward_pass(train: TrainFunction) -> None:
-    """ZeRO 2 saves them as they are, ZeRO 3 only as float32 master copies in pieces: the exports are equal bit for bit."""
+    """ZeRO 2 saves them as they are, ZeRO 3 only as float32 master copies in pieces: the exports are equal bit for
+    bit.
+    """
     short = {"model__precision": "bfloat16", "train__max_steps": 3}
     runs = train({f"bfloat16_{stage}": {**short, "deepspeed__zero_stage": stage} for stage in (1, 2, 3)})
     losses = [[line["loss"] for line in metrics(run_dir)] for run_dir in runs.values()]
@@ -121,10 +125,13 @@ def test_stage_2_adds_up_gradients_in_float32_whatever_the_recipe_says(train: Tr
     Four packs per rank: the sum of two is rounded once either way.
     """
     short = {"model__precision": "bfloat16", "train__max_steps": 2, "train__tokens_per_step": 2048}
-    runs = train({
-        f"{dtype}_{stage}": {**short, "train__gradient_dtype": dtype, "deepspeed__zero_stage": stage}
-        for stage in (1, 2) for dtype in ("float32", "bfloat16")
-    })  # fmt: skip
+    runs = train(
+        {
+            f"{dtype}_{stage}": {**short, "train__gradient_dtype": dtype, "deepspeed__zero_stage": stage}
+            for stage in (1, 2)
+            for dtype in ("float32", "bfloat16")
+        }
+    )
     norms = {name: [line["grad_norm"] for line in metrics(run_dir)] for name, run_dir in runs.items()}
     assert norms["float32_2"] == norms["bfloat16_2"]
     assert norms["float32_1"] != norms["bfloat16_1"]
@@ -143,7 +150,9 @@ def test_tied_embeddings_under_zero_3(train: TrainFunction, measured: Measured) 
     for run_dir in runs.values():
         model = export_and_load(run_dir)
         difference = logits_difference(run_dir, model)
-        measured("logits of the export (alone) against the training model (packed), float32, tied, absolute", difference)
+        measured(
+            "logits of the export (alone) against the training model (packed), float32, tied, absolute", difference
+        )
         assert difference < 1e-5
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
@@ -161,28 +170,40 @@ def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction, tmp
             if kind == "control":
                 give_fresh_random_states(run_dir / "checkpoints" / "step-00000005")
     train(
-        {f"{kind}{stage}": {**changes, "deepspeed__zero_stage": stage} for kind in ("resumed", "control") for stage in range(4)}
+        {
+            f"{kind}{stage}": {**changes, "deepspeed__zero_stage": stage}
+            for kind in ("resumed", "control")
+            for stage in range(4)
+        }
     )
     for stage in range(4):
-        resumed, control, expected = (metrics(tmp_path / f"{kind}{stage}") for kind in ("resumed", "control", "straight"))
+        resumed, control, expected = (
+            metrics(tmp_path / f"{kind}{stage}") for kind in ("resumed", "control", "straight")
+        )
         assert [line["step"] for line in resumed] == [line["step"] for line in expected] == list(range(1, 9))
         for key in ("loss", "learning_rate", "grad_norm", "epoch", "tokens", "classes"):
             assert [line[key] for line in resumed] == [line[key] for line in expected], (key, stage)
         weights = newest_weights(tmp_path / f"straight{stage}")
-        assert all(torch.equal(value, weights[key]) for key, value in newest_weights(tmp_path / f"resumed{stage}").items())
+        assert all(
+            torch.equal(value, weights[key]) for key, value in newest_weights(tmp_path / f"resumed{stage}").items()
+        )
         assert [line["loss"] for line in control[5:]] != [line["loss"] for line in expected[5:]], stage
 
 
 def test_another_number_of_ranks_or_stage_goes_on_with_the_same_steps(
     train: TrainFunction, tmp_path: Path, measured: Measured
 ) -> None:
-    """2 -> 1 -> 2 ranks in float32 and bfloat16, and ZeRO 1 -> 2: the same conversations in every step, the same losses."""
+    """2 -> 1 -> 2 ranks in float32 and bfloat16, and ZeRO 1 -> 2: the same conversations in every step, the same
+    losses.
+    """
     changes = {"checkpoint__save_every_steps": 4, "checkpoint__keep_last": 9}
     cases = {
-        "ranks2": {"deepspeed__zero_stage": 2}, "ranks3": {"deepspeed__zero_stage": 3}, "stage1": {"deepspeed__zero_stage": 1},
+        "ranks2": {"deepspeed__zero_stage": 2},
+        "ranks3": {"deepspeed__zero_stage": 3},
+        "stage1": {"deepspeed__zero_stage": 1},
         "bfloat16": {"deepspeed__zero_stage": 2, "model__precision": "bfloat16"},
         "bfloat16_stage1": {"deepspeed__zero_stage": 1, "model__precision": "bfloat16"},
-    }  # fmt: skip
+    }
     straight = train({f"straight_{name}": {**changes, **case} for name, case in cases.items()})
     for name in cases:
         shutil.copytree(straight[f"straight_{name}"], tmp_path / name)
@@ -234,7 +255,9 @@ def check_same_steps(run_dir: Path, expected_dir: Path, measured: Measured) -> N
     assert relative_error(*(flat(newest_weights(run)) for run in (run_dir, expected_dir))) < bound
 
 
-def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(
+    tmp_path: Path, make_recipe: RecipeFactory
+) -> None:
     changes: dict[str, Any] = {"checkpoint__save_every_steps": 5, "checkpoint__keep_last": 9, "train__max_steps": 10}
     recipe = make_recipe(**changes)
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
@@ -259,7 +282,8 @@ def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_pa
     ]
     again, refused, accepted, anew = output.split("exit code")[:4]
     assert (
-        "step-00000010 is not intact: state/zero_pp_rank_0_mp_rank_00_optim_states.pt has changed since it was written" in again
+        "step-00000010 is not intact: state/zero_pp_rank_0_mp_rank_00_optim_states.pt has changed since it was written"
+        in again
     )
     assert re.search(r"resumes from \S+step-00000005", again)
     assert (tmp_path / "run.previous-1" / "checkpoints" / "aside-1-step-00000010").is_dir()
@@ -285,21 +309,32 @@ def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(tmp_pa
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_has_changed_since_a_checkpoint_is_named(changes: dict[str, Any], named: str, make_recipe: RecipeFactory) -> None:
+def test_what_has_changed_since_a_checkpoint_is_named(
+    changes: dict[str, Any], named: str, make_recipe: RecipeFactory
+) -> None:
     then, now = load_recipe(make_recipe()), load_recipe(make_recipe(**changes))
     [message] = differences(manifest_of(then), num_ranks=2, recipe=now, data_fingerprint="a")
     assert message.startswith(named)
     assert differences(manifest_of(then), num_ranks=2, recipe=then, data_fingerprint="a") == []
-    assert differences(manifest_of(then), num_ranks=2, recipe=then, data_fingerprint="b") == ["prepared data (then a, now b)"]
-    assert differences(manifest_of(then), num_ranks=4, recipe=then, data_fingerprint="a") == ["number of GPUs (then 2, now 4)"]
+    assert differences(manifest_of(then), num_ranks=2, recipe=then, data_fingerprint="b") == [
+        "prepared data (then a, now b)"
+    ]
+    assert differences(manifest_of(then), num_ranks=4, recipe=then, data_fingerprint="a") == [
+        "number of GPUs (then 2, now 4)"
+    ]
 
 
 def manifest_of(recipe: Recipe) -> CheckpointManifest:
     values = recipe.model_dump(mode="json", by_alias=True)
     return CheckpointManifest(
-        progress=Progress(step=1), num_ranks=2, recipe=values, data_fingerprint="a", validation_loss=None, versions={},
+        progress=Progress(step=1),
+        num_ranks=2,
+        recipe=values,
+        data_fingerprint="a",
+        validation_loss=None,
+        versions={},
         files={},
-    )  # fmt: skip
+    )
 
 
 def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> None:
@@ -336,16 +371,24 @@ def test_export_and_generate(tmp_path: Path, make_recipe: RecipeFactory, capsys:
     out = tmp_path / "export"
     exported = ochat("export", str(tmp_path / "run"), "--out", str(out))
     assert exported.returncode == 0, exported.stderr
-    text = (out / "ochat.json").read_text() + (out / "config.json").read_text() + (out / "tokenizer_config.json").read_text()
+    text = (
+        (out / "ochat.json").read_text()
+        + (out / "config.json").read_text()
+        + (out / "tokenizer_config.json").read_text()
+    )
     assert str(tmp_path) not in text
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
     row = json.loads(ochat("inspect", str(tmp_path / "prepared"), "--rows", "0:1", "--json").stdout)
     messages = [{"role": "user", "content": "Question 0.0: how are you?"}]
-    prompt = tokenizer.apply_chat_template(messages, condition="GPT4 Correct", add_generation_prompt=True, return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        messages, condition="GPT4 Correct", add_generation_prompt=True, return_dict=False
+    )
     assert row["input_ids"][: len(prompt)] == prompt
-    answered = ochat("generate", str(out), "--prompt", "Hello", "--condition", "GPT3", "--max-new-tokens", "4", "--json")
+    answered = ochat(
+        "generate", str(out), "--prompt", "Hello", "--condition", "GPT3", "--max-new-tokens", "4", "--json"
+    )
     assert json.loads(answered.stdout)["condition"] == "GPT3"
     assert "warning" not in answered.stderr
     misspelt = ochat("generate", str(out), "--prompt", "Hello", "--condition", "GPT4 Corect", "--max-new-tokens", "4")

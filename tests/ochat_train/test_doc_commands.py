@@ -1,9 +1,10 @@
-"""Every command and example of README.md and docs/ works: commands run in a shell, YAML is part of a recipe, Python runs.
+"""Every command and example of README.md and docs/ works: commands run in a shell, YAML is part of a recipe, Python
+runs.
 
-Each page starts in a folder of its own with the project's recipes, small prepared quickstart data and a short run of them. Its
-```bash blocks run there in their order, in real bash; `ochat`, `deepspeed`, `torchrun`, `python` and `./launch.sh` run as real
-processes, made smaller as the constants below say. What cannot run here is in ONLY_CHECKED: it is checked by the real argument
-parsers, and its recipe and `--set` are read, but it is not run.
+Each page starts in a folder of its own with the project's recipes, small prepared quickstart data and a short run of
+them. Its ```bash blocks run there in their order, in real bash; `ochat`, `deepspeed`, `torchrun`, `python` and
+`./launch.sh` run as real processes, made smaller as the constants below say. What cannot run here is in ONLY_CHECKED:
+it is checked by the real argument parsers, and its recipe and `--set` are read, but it is not run.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from tests.rank_processes import start_rank
 # Commands (regular expressions, from their beginning) that are checked but not run, and why.
 ONLY_CHECKED = {
     r"(deepspeed|torchrun) .*recipes/(openchat|smollm2)": "loads a base model from the Hub and trains 7B parameters",
-    r"ochat (prepare|plan|check) recipes/(openchat|smollm2)": "needs a tokenizer from the Hub and data of the reader's own",
+    r"ochat (prepare|plan|check) recipes/(openchat|smollm2)": "needs a tokenizer from the Hub and data of the reader's "
+    "own",
     r"ochat init data/gpt4": "needs a base from the Hub and conversations of the reader's own",
     r"ochat push": "writes to the Hub",
     r"python -m tests\.hub_stand_in": "does not end",
@@ -71,8 +73,29 @@ messages = [{"role": "user", "content": "Hello"}]
 
 SLURM = {"SLURM_SUBMIT_DIR": ".", "SLURM_JOB_NODELIST": "host-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "1"}
 ON_ONE_CORE = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
-PROGRAMS = sorted({"ochat", "deepspeed", "torchrun", "python", "nvidia-smi", "ruff", "mypy", "pip", "hf", "git", "mkdocs",
-                   "tensorboard", "wandb", "ssh", "srun", "scontrol", "sbatch", "scp", "rsync"})  # fmt: skip
+PROGRAMS = sorted(
+    {
+        "ochat",
+        "deepspeed",
+        "torchrun",
+        "python",
+        "nvidia-smi",
+        "ruff",
+        "mypy",
+        "pip",
+        "hf",
+        "git",
+        "mkdocs",
+        "tensorboard",
+        "wandb",
+        "ssh",
+        "srun",
+        "scontrol",
+        "sbatch",
+        "scp",
+        "rsync",
+    }
+)
 
 
 Bash = Callable[[str, Path], str]  # runs a text in a folder; what it printed
@@ -80,7 +103,9 @@ Bash = Callable[[str, Path], str]  # runs a text in a folder; what it printed
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A command whose arguments are right. job: how to run it (tests/doc_command.py); recipe: what it trains, if it does."""
+    """A command whose arguments are right. job: how to run it (tests/doc_command.py); recipe: what it trains, if it
+    does.
+    """
 
     job: dict[str, Any]
     recipe: Recipe | None = None
@@ -131,7 +156,9 @@ def checked(call: Call) -> Checked:
         if not script.is_file():
             raise ValueError(f"{script}: no such file")
         missing = [
-            word for word in arguments if word.startswith("--") and f'"{word}"' not in script.read_text(encoding="utf-8")
+            word
+            for word in arguments
+            if word.startswith("--") and f'"{word}"' not in script.read_text(encoding="utf-8")
         ]
         if missing:
             raise ValueError(f"{script} has no {' '.join(missing)}")
@@ -156,7 +183,10 @@ def launched(launcher: str, arguments: list[str]) -> tuple[str, list[str]]:
         options = parsed(parse_deepspeed_arguments, arguments)
         return options.user_script if options.module else f"the script {options.user_script}", options.user_args
     options = parsed(torchrun_parser().parse_args, arguments)
-    return options.training_script if options.module else f"the script {options.training_script}", options.training_script_args
+    return (
+        options.training_script if options.module else f"the script {options.training_script}",
+        options.training_script_args,
+    )
 
 
 def parsed(parse_arguments: Callable[[list[str]], argparse.Namespace], arguments: list[str]) -> argparse.Namespace:
@@ -257,7 +287,9 @@ def test_commands(page: Path, bash: Bash, tmp_path: Path, request: pytest.Fixtur
 
 
 def test_the_list_of_commands_that_are_not_run_holds_nothing_else() -> None:
-    lines = [line for page in PAGES for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()]
+    lines = [
+        line for page in PAGES for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()
+    ]
     lines += [line.replace("./launch.sh", "ochat prepare") for line in lines if line.startswith("./launch.sh recipes")]
     lines += re.findall(r"echo_and_run (.*)", (ROOT / "launch.sh").read_text(encoding="utf-8"))
     assert [pattern for pattern in ONLY_CHECKED if not any(re.match(pattern, line.strip()) for line in lines)] == []
@@ -271,7 +303,10 @@ def test_the_list_of_commands_that_are_not_run_holds_nothing_else() -> None:
         ("ochat plan recipes/nowhere.yaml", "cannot be read"),
         ("ochat plan recipes/quickstart.yaml --set train.epoch=1", "unknown key"),
         ("deepspeed --num_gpu 8 --module ochat_train recipes/openchat_3_5.yaml --set train.tokens=1", "unknown key"),
-        ("deepspeed --num_gpus 8 ochat_train recipes/openchat_3_5.yaml", "the script ochat_train is not started by ochat"),
+        (
+            "deepspeed --num_gpus 8 ochat_train recipes/openchat_3_5.yaml",
+            "the script ochat_train is not started by ochat",
+        ),
         ("./launch.sh recipes/openchat_3_5.yaml --set train.epoch=1", "unknown key"),
         ("python benchmarks/step.py --no-such-flag", "has no --no-such-flag"),
         ("ochat inspect data/nowhere", "data/nowhere"),
@@ -302,7 +337,9 @@ def test_the_page_lists_the_keys_of_a_run_s_files(name: str, workspace: Path) ->
     found = line_of(workspace / "runs" / "quickstart" / name)
     assert sorted(keys_on("run-files.md", name)) == sorted(found)
     text = section((ROOT / "docs" / "run-files.md").read_text(encoding="utf-8"), name)
-    for key in {"metrics.jsonl": ["classes"], "validation.jsonl": ["classes", "learnt"], "samples.jsonl": ["answers"]}[name]:
+    for key in {"metrics.jsonl": ["classes"], "validation.jsonl": ["classes", "learnt"], "samples.jsonl": ["answers"]}[
+        name
+    ]:
         inner = found[key]["expert"] if isinstance(found[key], dict) else found[key][0]
         [row] = [line for line in text.splitlines() if line.startswith(f"| `{key}`")]
         assert set(inner) <= set(re.findall(r"`([a-z_]+)`", row))
@@ -325,7 +362,9 @@ def test_the_page_lists_what_is_in_a_run_folder(workspace: Path) -> None:
 )
 def test_the_page_lists_the_keys_of_json_outputs(command: str, bash: Bash, workspace: Path) -> None:
     bash(f"{command} > found.jsonl", workspace)
-    assert keys_on("json-outputs.md", f"`ochat {command.split()[1]} --json`") == list(line_of(workspace / "found.jsonl"))
+    assert keys_on("json-outputs.md", f"`ochat {command.split()[1]} --json`") == list(
+        line_of(workspace / "found.jsonl")
+    )
 
 
 # ---- other languages ----

@@ -1,4 +1,6 @@
-"""The documentation site: links and anchors lead somewhere, every page is in the navigation, nothing comes from the network."""
+"""The documentation site: links and anchors lead somewhere, every page is in the navigation, nothing comes from the
+network.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from mkdocs.exceptions import Abort
 
 from tests.conftest import ROOT
 
-LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}  # what a browser fetches by itself
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "link": "href",
+}  # what a browser fetches by itself
 
 
 class Resources(HTMLParser):
@@ -83,5 +91,9 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     for target in targets:
         path, _, anchor = target.partition("#")
         assert (ROOT / path).is_file(), target
-        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
-        assert anchor in ["", *(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)], target
+        headings = (
+            re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
+        )
+        assert anchor in ["", *(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)], (
+            target
+        )

@@ -1,4 +1,6 @@
-"""The documentation says what the code does: generated pages are up to date, and rows, reports and names in it are real."""
+"""The documentation says what the code does: generated pages are up to date, and rows, reports and names in it are
+real.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,11 @@ def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, l
     def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, list[str]]]:
         yield path, list(node["properties"])
         for key, inner in node["properties"].items():
-            for place, suffix in ((inner, ""), (inner.get("items"), ".N"), (inner.get("additionalProperties"), ".NAME")):
+            for place, suffix in (
+                (inner, ""),
+                (inner.get("items"), ".N"),
+                (inner.get("additionalProperties"), ".NAME"),
+            ):
                 if isinstance(place, dict) and "anyOf" in place:  # a section that may be left out
                     place = place["anyOf"][0]
                 if isinstance(place, dict) and "$ref" in place:
@@ -82,7 +88,9 @@ def test_the_command_line_reference_is_up_to_date(capsys: pytest.CaptureFixture[
 
 def test_the_command_line_reference_names_every_exit_code() -> None:
     codes = {value for name, value in vars(exits).items() if name.isupper()} - {exits.BUG}
-    [sentence] = re.findall(r"^- Exit code .*?\(", (DOCS / "command-line.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    [sentence] = re.findall(
+        r"^- Exit code .*?\(", (DOCS / "command-line.md").read_text(encoding="utf-8"), flags=re.M | re.S
+    )
     assert set(map(int, re.findall(r"\d+", sentence))) == codes
 
 
@@ -95,7 +103,9 @@ def test_the_recipe_in_the_reference_loads(tmp_path: Path) -> None:
 def test_the_set_examples_work(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(blocks(RECIPE_PAGE, "yaml")[0], encoding="utf-8")
-    overrides = [quoted or plain for quoted, plain in re.findall(r"--set (?:'([^']+)'|(\S+))", blocks(RECIPE_PAGE, "bash")[0])]
+    overrides = [
+        quoted or plain for quoted, plain in re.findall(r"--set (?:'([^']+)'|(\S+))", blocks(RECIPE_PAGE, "bash")[0])
+    ]
     assert len(overrides) == 4
     recipe = load_recipe(path, overrides)
     assert (recipe.train.epochs, recipe.optimizer.learning_rate, recipe.optimizer.betas) == (1, 2e-5, [0.9, 0.98])
@@ -165,20 +175,29 @@ def test_the_page_lists_the_roles_of_sharegpt() -> None:
     for names, role in rows.items():
         for name in re.findall(r"`(\w+)`", names):
             turns = [{"from": name, "value": "x"}, {"from": "gpt", "value": "y"}]
-            conversation = parse_row({"conversations": turns}, place="p", source=source("sharegpt", **{"class": "expert"}))
+            conversation = parse_row(
+                {"conversations": turns}, place="p", source=source("sharegpt", **{"class": "expert"})
+            )
             assert conversation.system == ("x" if role == "system" else "")
-            assert [message.role for message in conversation.messages] == [*([role] if role != "system" else []), "assistant"]
+            assert [message.role for message in conversation.messages] == [
+                *([role] if role != "system" else []),
+                "assistant",
+            ]
 
 
 def reasons_in(code: str) -> Iterator[str]:
     """The texts that calls of `RowError` and of a ledger's `drop` may be given first."""
     for call in ast.walk(ast.parse(code)):
         if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] in ("RowError", "drop") and call.args:
-            yield from (n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+            yield from (
+                n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            )
 
 
 def test_the_page_lists_every_reason_for_a_bad_row() -> None:
-    reasons = {reason for path in (ROOT / "data_pipeline").glob("*.py") for reason in reasons_in(path.read_text("utf-8"))}
+    reasons = {
+        reason for path in (ROOT / "data_pipeline").glob("*.py") for reason in reasons_in(path.read_text("utf-8"))
+    }
     dropped_by_rule = {"overlong", "no_supervised_token", "other_class"}
     assert dropped_by_rule < reasons
     assert set(first_column(section(FORMATS_PAGE, "Bad rows"))) == reasons - dropped_by_rule
@@ -187,7 +206,9 @@ def test_the_page_lists_every_reason_for_a_bad_row() -> None:
 
 
 def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
-    sources, classes, rewards, quantiles = (parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml"))
+    sources, classes, rewards, quantiles = (
+        parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml")
+    )
     recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
     for replaced in (rewards, quantiles):
         path = tmp_path / "scored.yaml"

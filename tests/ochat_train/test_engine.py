@@ -16,7 +16,13 @@ from tests.conftest import RecipeFactory
     ("changes", "prefetched"),
     [
         ({"deepspeed__zero_stage": 3}, 218_112_000),
-        ({"deepspeed__zero_stage": 3, "deepspeed__config": {"zero_optimization": {"stage3_prefetch_bucket_size": 5}}}, 5),
+        (
+            {
+                "deepspeed__zero_stage": 3,
+                "deepspeed__config": {"zero_optimization": {"stage3_prefetch_bucket_size": 5}},
+            },
+            5,
+        ),
         ({"deepspeed__zero_stage": 2}, None),
     ],
 )

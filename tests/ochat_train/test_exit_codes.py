@@ -18,7 +18,9 @@ class LeftReader(io.StringIO):
         raise BrokenPipeError
 
 
-def test_only_inspect_may_lose_its_reader(make_recipe: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_inspect_may_lose_its_reader(
+    make_recipe: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`ochat inspect ... | head` is no failure; a training that can no longer speak has not succeeded."""
     recipe = make_recipe()
     assert main(["prepare", str(recipe), "--workers", "1"]) == 0

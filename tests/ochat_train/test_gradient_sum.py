@@ -25,7 +25,9 @@ def summed(factors: torch.Tensor, *, in_float32: bool) -> tuple[torch.Tensor, to
 
 
 def test_sums_are_rounded_once(measured: Measured) -> None:
-    """Against the float64 sum of the same gradients; the control, plain bfloat16, loses small gradients beside the sum."""
+    """Against the float64 sum of the same gradients; the control, plain bfloat16, loses small gradients beside the
+    sum.
+    """
     factors = torch.rand(NUM_BACKWARDS, 1000, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     expected = factors.double().sum(0)
     ours, plain = (relative_error(summed(factors, in_float32=wide)[0], expected) for wide in (True, False))

@@ -1,4 +1,6 @@
-"""`train.push_to_hub`: refused before anything is loaded, never in the way of training, and finished by whoever comes next."""
+"""`train.push_to_hub`: refused before anything is loaded, never in the way of training, and finished by whoever comes
+next.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,11 @@ from tests.rank_processes import Rank
 
 REPO = "alice/run"
 SHORT: dict[str, Any] = {
-    "train__max_steps": 4, "checkpoint__save_every_steps": 2, "data__validation_ratio": 0.1, "validation__sample_tokens": 0,
-}  # fmt: skip
+    "train__max_steps": 4,
+    "checkpoint__save_every_steps": 2,
+    "data__validation_ratio": 0.1,
+    "validation__sample_tokens": 0,
+}
 
 
 @pytest.fixture
@@ -54,7 +59,9 @@ def start_training(recipe: Path, hub: HubStandIn, *options: str, num_ranks: int)
 # ---- whole runs, with the process beside them ----
 
 
-def test_a_run_that_may_not_push_ends_at_once_on_all_ranks(hub: HubStandIn, tmp_path: Path, make_recipe: RecipeFactory) -> None:
+def test_a_run_that_may_not_push_ends_at_once_on_all_ranks(
+    hub: HubStandIn, tmp_path: Path, make_recipe: RecipeFactory
+) -> None:
     recipe = prepared(make_recipe, tmp_path / "run", **SHORT)
     ranks = start_training(recipe, hub, "--set", "train.push_to_hub=bob/run", num_ranks=2)
     outputs, codes = finish(ranks)
@@ -73,7 +80,9 @@ def test_killed_in_the_middle_of_an_upload_and_finished_by_the_next_start(
     [rank] = start_training(recipe, hub, num_ranks=1)
     assert held.reached.wait(120)
     [child] = psutil.Process(rank.pid).children()
-    wait_for(lambda: len(metrics(run_dir)) == 4 and len(list_checkpoints(run_dir)) >= 1, seconds=60)  # the Hub stops nothing
+    wait_for(
+        lambda: len(metrics(run_dir)) == 4 and len(list_checkpoints(run_dir)) >= 1, seconds=60
+    )  # the Hub stops nothing
     rank.kill()
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=20)
     held.go_on.set()
@@ -86,11 +95,15 @@ def test_killed_in_the_middle_of_an_upload_and_finished_by_the_next_start(
     assert metrics(run_dir) == steps  # nothing was trained again
     state = PushState.load(run_dir)
     assert state is not None
-    assert f"pushed: step {state.step} is at {hub.url}/{REPO} (commit {hub.repo(REPO)['branches']['main']})" in outputs[0]
+    assert (
+        f"pushed: step {state.step} is at {hub.url}/{REPO} (commit {hub.repo(REPO)['branches']['main']})" in outputs[0]
+    )
     on_hub = content_on_hub(hub, REPO)
     assert on_hub == content_of(run_dir / "hub" / "export")
-    losses = {CheckpointManifest.load(folder).step: CheckpointManifest.load(folder).validation_loss for folder in
-              list_checkpoints(run_dir)}  # fmt: skip
+    losses = {
+        CheckpointManifest.load(folder).step: CheckpointManifest.load(folder).validation_loss
+        for folder in list_checkpoints(run_dir)
+    }
     assert losses[json.loads(on_hub["ochat.json"])["step"]] == min(loss for loss in losses.values() if loss is not None)
     said = "".join(outputs).encode() + b"".join(path.read_bytes() for path in run_dir.rglob("*") if path.is_file())
     assert b"hf_alice" not in said
@@ -110,7 +123,9 @@ def trained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dir(trained_dir: Path, tmp_path: Path, make_recipe: RecipeFactory) -> Path:
     """A copy of a run of two checkpoints, that names a repository."""
     if not trained_dir.exists():
-        train_on_ranks(["train", prepared(make_recipe, trained_dir, **{**SHORT, "data__validation_ratio": 0.0})], num_ranks=1)
+        train_on_ranks(
+            ["train", prepared(make_recipe, trained_dir, **{**SHORT, "data__validation_ratio": 0.0})], num_ranks=1
+        )
     copy = tmp_path / "copy"
     shutil.copytree(trained_dir, copy)
     values = json.loads((copy / RECIPE_FILE).read_text())
@@ -334,7 +349,9 @@ def test_a_run_that_is_stopped_while_it_waits_names_the_command(run_dir: Path, m
 
 def test_one_process_at_a_time(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: (started.append(command), Working())[1])
+    monkeypatch.setattr(
+        background_push.subprocess, "Popen", lambda command, **_: (started.append(command), Working())[1]
+    )
     push = BackgroundPush(read_run_folder(run_dir).recipe)
     for _ in range(3):
         push.checkpoint_written()
@@ -355,7 +372,9 @@ def test_the_process_is_ended_with_the_run(run_dir: Path, monkeypatch: pytest.Mo
     assert process.returncode == -signal.SIGKILL
 
 
-def test_the_exit_code(monkeypatch: pytest.MonkeyPatch, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise NotPushedError("trained to the end, but not on the Hub")
 
@@ -367,9 +386,13 @@ def test_the_exit_code(monkeypatch: pytest.MonkeyPatch, make_recipe: RecipeFacto
 def test_what_a_terminal_would_show(tmp_path: Path) -> None:
     log = tmp_path / "log"
     shown: dict[bytes, str] = {
-        b"": "", b"a\n": "a", b"a\rb\rc": "c", b"a: 7%\x1b[A\r": "a: 7%", b"x" * 9000 + b"\n  b: 45%\r\n\n": "b: 45%",
+        b"": "",
+        b"a\n": "a",
+        b"a\rb\rc": "c",
+        b"a: 7%\x1b[A\r": "a: 7%",
+        b"x" * 9000 + b"\n  b: 45%\r\n\n": "b: 45%",
         b"\xff\xfe\n": "\ufffd\ufffd",
-    }  # fmt: skip
+    }
     for content, expected in shown.items():
         log.write_bytes(content)
         assert last_shown(log) == expected

@@ -45,11 +45,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(*files: str, **changes: Any) -> Options:
     values: dict[str, Any] = {
-        "files": files or ("data/gpt4.jsonl", "data/gpt35.jsonl"), "base": "base", "out": Path("recipes/mine.yaml"),
-        "name": None, "template": None, "classes": ["gpt4=GPT4 Correct:1", "gpt35=GPT3:0"], "class_of": [],
-        "class_field": [], "format": [], "max_length": None, "epochs": None, "gpus": None, "bad_rows": None,
-        "sample_rows": 1000, "overwrite": False,
-    }  # fmt: skip
+        "files": files or ("data/gpt4.jsonl", "data/gpt35.jsonl"),
+        "base": "base",
+        "out": Path("recipes/mine.yaml"),
+        "name": None,
+        "template": None,
+        "classes": ["gpt4=GPT4 Correct:1", "gpt35=GPT3:0"],
+        "class_of": [],
+        "class_field": [],
+        "format": [],
+        "max_length": None,
+        "epochs": None,
+        "gpus": None,
+        "bad_rows": None,
+        "sample_rows": 1000,
+        "overwrite": False,
+    }
     return Options(**{**values, **changes})
 
 
@@ -78,7 +89,18 @@ def answers(*texts: str) -> Callable[[str], str]:
 
 
 def test_the_command_writes_a_recipe_that_every_verb_takes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--base", "base", "--out", "mine.yaml", "--class", "gpt4=GPT4 Correct:1", "--class", "gpt35=GPT3:0", "--gpus", "4"]
+    flags = [
+        "--base",
+        "base",
+        "--out",
+        "mine.yaml",
+        "--class",
+        "gpt4=GPT4 Correct:1",
+        "--class",
+        "gpt35=GPT3:0",
+        "--gpus",
+        "4",
+    ]
     assert main(["init", "data/gpt4.jsonl", "data/gpt35.jsonl", *flags]) == 0
     shown = capsys.readouterr().out
     assert "sharegpt" in shown
@@ -86,11 +108,13 @@ def test_the_command_writes_a_recipe_that_every_verb_takes(here: Path, capsys: p
 
     recipe = load_recipe(Path("mine.yaml"))
     assert [(s.path, s.format, s.class_name) for s in recipe.data.sources] == [
-        ("data/gpt4.jsonl", "messages", "gpt4"), ("data/gpt35.jsonl", "sharegpt", "gpt35"),
-    ]  # fmt: skip
+        ("data/gpt4.jsonl", "messages", "gpt4"),
+        ("data/gpt35.jsonl", "sharegpt", "gpt35"),
+    ]
     assert {name: (c.condition, c.reward) for name, c in recipe.data.classes.items()} == {
-        "gpt4": ("GPT4 Correct", 1.0), "gpt35": ("GPT3", 0.0),
-    }  # fmt: skip
+        "gpt4": ("GPT4 Correct", 1.0),
+        "gpt35": ("GPT3", 0.0),
+    }
     assert (recipe.model.template, recipe.optimizer.learning_rate) == ("openchat_3.5", "auto")
     assert recipe.train.bins_per_step % 4 == 0
 
@@ -116,9 +140,12 @@ def test_it_runs_without_torch(here: Path) -> None:
     code = "import sys; from ochat_train.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     arguments = ["init", "data/gpt4.jsonl", "--base", "base", "--out", "a.yaml", "--class", "gpt4=:1"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env={**os.environ, "PYTHONPATH": PYTHONPATH},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 
@@ -204,7 +231,9 @@ def test_a_field_with_few_values_names_the_classes(here: Path) -> None:
 def test_a_field_that_says_something_else_does_not(here: Path) -> None:
     recipe = load_recipe(written(labelled("x.jsonl", "language"), classes=["x=A:1"]))
     assert recipe.data.sources[0].class_name == "x"
-    recipe = load_recipe(written("x.jsonl", out=Path("b.yaml"), classes=["a=A:1", "b=B:0"], class_field=["x.jsonl=language"]))
+    recipe = load_recipe(
+        written("x.jsonl", out=Path("b.yaml"), classes=["a=A:1", "b=B:0"], class_field=["x.jsonl=language"])
+    )
     assert recipe.data.sources[0].class_field == "language"
 
 
@@ -238,8 +267,11 @@ def test_names_conditions_and_paths_of_any_characters_come_back(here: Path) -> N
 
 def test_files_of_the_same_name_get_different_classes() -> None:
     assert default_names(["a/train.jsonl", "b/train.jsonl", "gpt4.json", "data/*.jsonl"]) == {
-        "a/train.jsonl": "a-train", "b/train.jsonl": "b-train", "gpt4.json": "gpt4", "data/*.jsonl": "data",
-    }  # fmt: skip
+        "a/train.jsonl": "a-train",
+        "b/train.jsonl": "b-train",
+        "gpt4.json": "gpt4",
+        "data/*.jsonl": "data",
+    }
 
 
 @pytest.mark.parametrize(
@@ -359,7 +391,9 @@ def write_base(folder: Path, **config: Any) -> str:
         ({"model_type": "qwen2", "vocab_size": 151_936}, "chatml", False),
     ],
 )
-def test_the_template_is_chosen_by_the_configuration(tmp_path: Path, config: dict[str, Any], template: str, auto: bool) -> None:
+def test_the_template_is_chosen_by_the_configuration(
+    tmp_path: Path, config: dict[str, Any], template: str, auto: bool
+) -> None:
     base = find_base(write_base(tmp_path / "mistral-like", **config))
     assert (base.template, base.has_learning_rate_rule) == (template, auto)
 

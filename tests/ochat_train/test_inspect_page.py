@@ -83,7 +83,10 @@ class Page(HTMLParser):
 @pytest.fixture
 def prepared_dir(tmp_path: Path, make_recipe: RecipeFactory) -> Path:
     """60 rows of two classes; the first says nasty things and is of a class with a nasty condition."""
-    classes = {"expert": {"condition": NASTY_CONDITION, "weight": 1.0}, "suboptimal": {"condition": "GPT3", "weight": 0.1}}
+    classes = {
+        "expert": {"condition": NASTY_CONDITION, "weight": 1.0},
+        "suboptimal": {"condition": "GPT3", "weight": 0.1},
+    }
     recipe = load_recipe(make_recipe(data__classes=classes, data__beta=None))
     rows = [{"messages": [{"role": "user", "content": NASTY}, {"role": "assistant", "content": f"{NASTY}\nyes"}]}]
     rows += [{"messages": [{"role": "user", "content": "only a question"}]}]
@@ -151,7 +154,12 @@ def test_page_does_not_stand_in_the_prepared_dataset(
     (prepared_dir / "link.html").symlink_to(tmp_path / "page.html")
     monkeypatch.chdir(prepared_dir)
     before = sorted(prepared_dir.rglob("*"))
-    for out in (prepared_dir / "x.html", prepared_dir / "train" / "x.html", tmp_path / "link" / "x.html", Path("link.html")):
+    for out in (
+        prepared_dir / "x.html",
+        prepared_dir / "train" / "x.html",
+        tmp_path / "link" / "x.html",
+        Path("link.html"),
+    ):
         assert main(["inspect", str(prepared_dir), "--html", str(out)]) == 2
         assert f"--html {out}: stands in the prepared dataset" in capsys.readouterr().err
     assert sorted(prepared_dir.rglob("*")) == before

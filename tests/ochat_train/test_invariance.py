@@ -22,7 +22,14 @@ from ochat_train.recipe import load_recipe
 from ochat_train.train import training_plan
 from tests.conftest import Measured, RecipeFactory
 from tests.ochat_train.conftest import first_gradients
-from tests.ochat_train.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
+from tests.ochat_train.reference import (
+    FakeSplit,
+    as_float64,
+    flat,
+    random_conversations,
+    reference_loss,
+    relative_error,
+)
 from tests.ochat_train.test_packed_model import VOCAB, gradients, tiny_model
 
 PACK_LENGTH = 128
@@ -46,7 +53,9 @@ def reweighted(row: TokenizedConversation, factor: float) -> TokenizedConversati
 # ---- ranks, micro-batches, order, ZeRO stage ----
 
 
-def test_any_split_of_a_step_gives_the_same_gradient(tmp_path: Path, make_recipe: RecipeFactory, measured: Measured) -> None:
+def test_any_split_of_a_step_gives_the_same_gradient(
+    tmp_path: Path, make_recipe: RecipeFactory, measured: Measured
+) -> None:
     """Eight packs as 1 x 8 and 2 x 4, in two orders, ZeRO 0 to 3, against float64 of each conversation alone."""
     path = make_recipe(train__tokens_per_step=2048, model__max_length_tokens=256)
     recipe = load_recipe(path)
@@ -64,7 +73,8 @@ def test_any_split_of_a_step_gives_the_same_gradient(tmp_path: Path, make_recipe
     assert len(found) == 6
     for case, gradient in found.items():
         measured(
-            "gradient of a step, ranks x micro-batches x order x ZeRO 0 to 3, against float64", relative_error(gradient, truth)
+            "gradient of a step, ranks x micro-batches x order x ZeRO 0 to 3, against float64",
+            relative_error(gradient, truth),
         )
         assert relative_error(gradient, truth) < 5e-6, case
         spread = relative_error(gradient, found["1 ranks 0"])
@@ -156,7 +166,9 @@ def dense_attention(module: Any, query: Any, key: Any, value: Any, mask: Any, *,
 
 
 def test_compiled_layers_give_the_same_gradient(measured: Measured) -> None:
-    """Three layers that recompute nothing, all but products and attention, and everything; each kind is compiled once."""
+    """Three layers that recompute nothing, all but products and attention, and everything; each kind is compiled
+    once.
+    """
     transformers.AttentionInterface.register(REGISTERED_NAME, dense_attention)
     try:
         rows = random_conversations(np.random.default_rng(3), [60, 40], vocab_size=VOCAB)
@@ -187,7 +199,9 @@ class CountProducts(TorchDispatchMode):
 
 
 def test_checkpointing_recomputes_what_it_says() -> None:
-    """The same gradient bit for bit; `matmuls` repeats no product, the control `full` those of a layer's forward pass."""
+    """The same gradient bit for bit; `matmuls` repeats no product, the control `full` those of a layer's forward
+    pass.
+    """
     rows = random_conversations(np.random.default_rng(3), [60, 40], vocab_size=VOCAB)
     split = FakeSplit(rows, [0, 1])
     gradient, products = {}, {}
@@ -213,7 +227,10 @@ def test_packs_of_a_micro_batch_can_be_joined() -> None:
     batch = joined(packs)
     assert batch.cu_seqlens_S1.diff().sum() == 3 * PACK_LENGTH
     assert batch.num_tokens == 217
-    for changed, bound in (({}, 1e-6), ({"cu_seqlens_S1": torch.tensor([0, 3 * PACK_LENGTH], dtype=torch.int32)}, None)):
+    for changed, bound in (
+        ({}, 1e-6),
+        ({"cu_seqlens_S1": torch.tensor([0, 3 * PACK_LENGTH], dtype=torch.int32)}, None),
+    ):
         causal_lm = tiny_model()
         model = PackedCausalLM(causal_lm, num_classes=2)
         (model(PackedBatch(**{**vars(batch), **changed})).weighted_nll / 7.0).backward()

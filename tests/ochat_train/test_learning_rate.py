@@ -25,7 +25,9 @@ EXACT = 1e-14
     ],
 )
 def test_openchats_rule(model_type: str, vocab_size: int, supervised_tokens: float, expected: float) -> None:
-    found = auto_learning_rate(model_type=model_type, vocab_size=vocab_size, supervised_tokens_per_step=supervised_tokens)
+    found = auto_learning_rate(
+        model_type=model_type, vocab_size=vocab_size, supervised_tokens_per_step=supervised_tokens
+    )
     assert found == pytest.approx(expected, rel=EXACT)
 
 
@@ -36,13 +38,15 @@ def test_openchats_rule(model_type: str, vocab_size: int, supervised_tokens: flo
 def test_the_rule_gives_the_published_digits(
     model_type: str, vocab_size: int, supervised_tokens: float, published: str
 ) -> None:
-    found = auto_learning_rate(model_type=model_type, vocab_size=vocab_size, supervised_tokens_per_step=supervised_tokens)
+    found = auto_learning_rate(
+        model_type=model_type, vocab_size=vocab_size, supervised_tokens_per_step=supervised_tokens
+    )
     assert f"{found:.4e}" == published
 
 
 def test_openchat_3_5_own_number() -> None:
-    # OpenChat's 1.2507232220003032e-05 comes from 250,289.37 tokens a step, a mean. Rounding it to whole tokens moves the
-    # rate by up to 0.5 / 250,289 / 2 = 1e-6 of itself.
+    # OpenChat's 1.2507232220003032e-05 comes from 250,289.37 tokens a step, a mean. Rounding it to whole tokens moves
+    # the rate by up to 0.5 / 250,289 / 2 = 1e-6 of itself.
     found = auto_learning_rate(model_type="mistral", vocab_size=32_002, supervised_tokens_per_step=250_289)
     assert found == pytest.approx(1.2507232220003032e-05, rel=1e-6)
 
@@ -63,7 +67,9 @@ def test_a_model_that_the_rule_does_not_cover_is_refused(model_type: str) -> Non
         assert part in str(caught.value)
 
 
-def schedule(num_steps: int, *, warmup_ratio: float = 0.1, min_lr_ratio: float = 0.1, peak: float = 2e-5) -> list[float]:
+def schedule(
+    num_steps: int, *, warmup_ratio: float = 0.1, min_lr_ratio: float = 0.1, peak: float = 2e-5
+) -> list[float]:
     """Learning rates of steps 1 to num_steps."""
     return [
         learning_rate_at(step, peak=peak, num_steps=num_steps, warmup_ratio=warmup_ratio, min_lr_ratio=min_lr_ratio)
@@ -116,7 +122,9 @@ def test_very_short_runs(num_steps: int, warmup_ratio: float) -> None:
 
 
 def test_a_run_of_one_step() -> None:
-    assert schedule(1, warmup_ratio=0.0, min_lr_ratio=0.1, peak=1.0) == pytest.approx([0.1])  # its only step is the last
+    assert schedule(1, warmup_ratio=0.0, min_lr_ratio=0.1, peak=1.0) == pytest.approx(
+        [0.1]
+    )  # its only step is the last
 
 
 def test_it_is_a_function_of_the_step_alone() -> None:

@@ -11,7 +11,9 @@ from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 
 
-def make_inputs(num_tokens: int, hidden: int, vocab: int, weights: list[float], *, seed: int = 0) -> dict[str, torch.Tensor]:
+def make_inputs(
+    num_tokens: int, hidden: int, vocab: int, weights: list[float], *, seed: int = 0
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     choices = torch.tensor(weights)
     return {
@@ -67,7 +69,9 @@ def test_equals_float64(
     expected = reference(inputs)
     found = ours(inputs)
     for value, truth in zip(found, expected, strict=False):
-        measured("loss and its gradients, float32, weights 0.001 to 100, vocabulary to 128,256", relative_error(value, truth))
+        measured(
+            "loss and its gradients, float32, weights 0.001 to 100, vocabulary to 128,256", relative_error(value, truth)
+        )
         assert relative_error(value, truth) < 5e-6
 
 
@@ -89,9 +93,7 @@ def test_scores_are_the_loss_token_by_token(num_supervised: int) -> None:
     """nll and most likely token of each supervised token, against float64, over several chunks."""
     inputs = make_inputs(6000, 16, 50, [1.0])
     rows = torch.randperm(6000, generator=torch.Generator().manual_seed(1))[:num_supervised].sort().values
-    scores = token_scores(
-        inputs["hidden_TD"], inputs["head_VD"], rows_N=rows, target_ids_T=inputs["target_ids_T"]
-    )  # fmt: skip
+    scores = token_scores(inputs["hidden_TD"], inputs["head_VD"], rows_N=rows, target_ids_T=inputs["target_ids_T"])
     logits = (inputs["hidden_TD"].double() @ inputs["head_VD"].double().T)[rows]
     expected = torch.nn.functional.cross_entropy(logits, inputs["target_ids_T"][rows], reduction="none")
     torch.testing.assert_close(scores.nll_N.double(), expected, rtol=1e-5, atol=1e-5)

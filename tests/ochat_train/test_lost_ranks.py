@@ -41,7 +41,11 @@ def test_a_run_that_is_killed_three_times_ends_like_one_that_is_not(
         ({"do": "kill"}, {exits.LOST_RANKS, -signal.SIGKILL}, "rank 1 has ended or is stopped, last seen"),
         ({"do": "leave"}, {exits.LOST_RANKS, 0}, "rank 1 has ended or is stopped, last seen"),
         ({"do": "fail"}, {exits.LOST_RANKS, exits.BUG}, "rank 1 has ended or is stopped, last seen"),
-        ({"do": "stop"}, {exits.LOST_RANKS, -signal.SIGKILL}, "nothing has happened for 10 s (train.hang_timeout_seconds)"),
+        (
+            {"do": "stop"},
+            {exits.LOST_RANKS, -signal.SIGKILL},
+            "nothing has happened for 10 s (train.hang_timeout_seconds)",
+        ),
     ],
     ids=lambda value: value.get("do", "") if isinstance(value, dict) else "",
 )
@@ -72,7 +76,10 @@ def test_a_rank_without_memory_says_so_itself(tmp_path: Path, make_recipe: Recip
     outputs, codes = finish(ranks, seconds=120)
     assert codes == [exits.LOST_RANKS, exits.USER_ERROR], outputs
     assert "ochat train: GPU memory: more was needed than the" in outputs[1]
-    assert "next safer: model.activation_checkpointing: {layers: 1}, and start again (CUDA out of memory. Tried" in outputs[1]
+    assert (
+        "next safer: model.activation_checkpointing: {layers: 1}, and start again (CUDA out of memory. Tried"
+        in outputs[1]
+    )
     assert "Traceback" not in outputs[1]
     assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000003"
 

@@ -1,4 +1,6 @@
-"""Hosts that do not fit together are refused at the start, by all ranks, with one message. Two real ranks in two folders."""
+"""Hosts that do not fit together are refused at the start, by all ranks, with one message. Two real ranks in two
+folders.
+"""
 
 from __future__ import annotations
 
@@ -74,11 +76,21 @@ def host(tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(folder)
     config = transformers.AutoConfig.for_model(**TINY_MODEL, vocab_size=400)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
-    model = {"path": "base", "tokenizer": str(small_tokenizer_dir), "template": "openchat_3.5", "max_length_tokens": 256}
+    model = {
+        "path": "base",
+        "tokenizer": str(small_tokenizer_dir),
+        "template": "openchat_3.5",
+        "max_length_tokens": 256,
+    }
     recipe = write_small_recipe(
-        folder, small_tokenizer_dir, output_dir="run", data__prepared_dir="prepared", train__max_steps=2, num_conversations=30,
+        folder,
+        small_tokenizer_dir,
+        output_dir="run",
+        data__prepared_dir="prepared",
+        train__max_steps=2,
+        num_conversations=30,
         model=model,
-    )  # fmt: skip
+    )
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     (tmp_path / "shared").mkdir()
     (folder / "run").symlink_to(tmp_path / "shared")
@@ -135,8 +147,12 @@ def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -
     """What a rank says that meets nobody."""
     monkeypatch.setattr(meeting, "MEETING_SECONDS", 0.5)
     for name, value in {
-        "RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 4, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
-    }.items():  # fmt: skip
+        "RANK": rank,
+        "LOCAL_RANK": local_rank,
+        "WORLD_SIZE": 4,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UserError) as caught:
         meeting.meet()
@@ -149,7 +165,9 @@ def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_ranks_that_came_later_name_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first that has waited long enough gives up for all; without that the others would only lose the meeting point."""
+    """The first that has waited long enough gives up for all; without that the others would only lose the meeting
+    point.
+    """
     monkeypatch.setattr(meeting, "MEETING_SECONDS", 600.0)
     store = torch.distributed.HashStore()
     store.set(meeting._key("given-up"), "[2]")
@@ -158,7 +176,9 @@ def test_ranks_that_came_later_name_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
-def test_a_first_rank_that_cannot_be_reached_is_told_once_a_host(local_rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_rank_that_cannot_be_reached_is_told_once_a_host(
+    local_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     error = met_alone(monkeypatch, rank=2 + local_rank, local_rank=local_rank)
     assert f"rank {2 + local_rank} ({HOST}) cannot reach rank 0 at 127.0.0.1:" in str(error)
     assert isinstance(error, exits.OneRankError) == (local_rank == 0), "only such are printed by ranks other than 0"

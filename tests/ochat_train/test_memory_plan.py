@@ -26,13 +26,22 @@ from ochat_train.throughput import Meter, Work, work_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MISTRAL_7B: dict[str, Any] = {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32_002,
-}  # fmt: skip
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 32_002,
+}
 
 
 def recipe_of(num_gpus: int, *changes: str) -> Recipe:
-    settings = ["deepspeed.zero_stage=null", "train.pack_length_tokens=8192", f"train.tokens_per_step={49152 * num_gpus}"]
+    settings = [
+        "deepspeed.zero_stage=null",
+        "train.pack_length_tokens=8192",
+        f"train.tokens_per_step={49152 * num_gpus}",
+    ]
     return load_recipe(ROOT / "recipes" / "quickstart.yaml", [*settings, *changes])
 
 
@@ -48,8 +57,14 @@ def plan(num_gpus: int, free_gib: float, *changes: str, num_layers: int = 32) ->
 
 
 def test_layers_keep_what_was_measured() -> None:
-    """Memory after the forward pass of 8 compiled layers, per token and layer: 8, 92 and 136 KiB (docs/performance.md)."""
-    assert {kind: size / 1024 for kind, size in mistral_7b().layer_bytes.items()} == {"full": 8, "matmuls": 92, "none": 136}
+    """Memory after the forward pass of 8 compiled layers, per token and layer: 8, 92 and 136 KiB
+    (docs/performance.md).
+    """
+    assert {kind: size / 1024 for kind, size in mistral_7b().layer_bytes.items()} == {
+        "full": 8,
+        "matmuls": 92,
+        "none": 136,
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,7 +107,8 @@ def test_stage_2_adds_up_in_float32_where_bfloat16_would_be_kept_twice() -> None
 @pytest.mark.parametrize(
     ("precision", "activations_gib", "gathered_gib"),
     [
-        # layers' inputs, one layer recomputed and its working memory, head and its gradients, logits of 2,048 tokens twice
+        # layers' inputs, one layer recomputed and its working memory, head and its gradients, logits of 2,048 tokens
+        # twice
         ("bfloat16", 2.0 + 1.0625 + 1.125 + 0.9767 + 0.4883, 1.686),
         ("float32", 4.0 + 2.1250 + 2.250 + 1.4650 + 0.4883, 3.372),
     ],
@@ -121,21 +137,27 @@ def test_the_fastest_that_fits_is_taken() -> None:
     eight = plan(8, 77.5, narrow)
     assert (eight.zero_stage, eight.checkpointing_text) == (1, "matmuls")
     wide = plan(8, 77.5)
-    assert (wide.zero_stage, wide.checkpointing_text) == (1, "layers: 6"), "less than reducing the gradients of every pack"
+    assert (wide.zero_stage, wide.checkpointing_text) == (1, "layers: 6"), (
+        "less than reducing the gradients of every pack"
+    )
     assert plan(4, 77.5).zero_stage == 2, "float32 sums of all gradients leave no room on 80 GB"
     assert plan(2, 72.0).zero_stage == 3
 
 
 def test_what_the_recipe_says_is_kept() -> None:
-    found = plan(4, 77.5, "deepspeed.zero_stage=3", "model.activation_checkpointing=full", "train.packs_per_micro_batch=3")
+    found = plan(
+        4, 77.5, "deepspeed.zero_stage=3", "model.activation_checkpointing=full", "train.packs_per_micro_batch=3"
+    )
     assert (found.zero_stage, found.checkpointing_text, found.packs_per_micro_batch) == (3, "full", 3)
     mixed = plan(4, 77.5, "model.activation_checkpointing={layers: 5}")
     assert mixed.checkpointing == ("full",) * 5 + ("matmuls",) * 27
     resolved = resolve(recipe_of(4), mixed, compiled=True)
     assert resolved.model.activation_checkpointing == {"layers": 5}
     assert (resolved.deepspeed.stage, resolved.train.packs_per_micro_batch, resolved.model.compile) == (
-        mixed.zero_stage, mixed.packs_per_micro_batch, True,
-    )  # fmt: skip
+        mixed.zero_stage,
+        mixed.packs_per_micro_batch,
+        True,
+    )
 
 
 @pytest.mark.parametrize(("precision", "is_gpu"), [("bfloat16", True), ("bfloat16", False), ("auto", True)])
@@ -174,7 +196,10 @@ def test_out_of_memory_names_the_next_safer_setting() -> None:
         (["train.packs_per_micro_batch=2"], "train.packs_per_micro_batch: 1"),
         (["train.packs_per_micro_batch=1", "model.activation_checkpointing=matmuls"], "checkpointing: {layers: 4}"),
         (["train.packs_per_micro_batch=1", "model.activation_checkpointing={layers: 30}"], "checkpointing: full"),
-        (["train.packs_per_micro_batch=1", "model.activation_checkpointing=full", "deepspeed.zero_stage=2"], "zero_stage: 3"),
+        (
+            ["train.packs_per_micro_batch=1", "model.activation_checkpointing=full", "deepspeed.zero_stage=2"],
+            "zero_stage: 3",
+        ),
     ):
         text = out_of_memory_text(plan(4, 77.5, *changes), recipe, error)
         assert f"{safer}, and start again" in text
@@ -184,7 +209,9 @@ def test_out_of_memory_names_the_next_safer_setting() -> None:
 def test_operations_of_a_step() -> None:
     """Mistral-7B: 42.66 GFLOP per token for 7.110e9 matrix parameters, and 0.786 MFLOP per token of T_eff."""
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("mistral", **MISTRAL_7B))
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model("mistral", **MISTRAL_7B)
+        )
     work = work_of(model)
     assert work == Work(matmul_parameters=7_110_402_048, attention_width=4096, num_layers=32)
     per_token = work.flops(num_tokens=1.0, squared_lengths=2000.0)

@@ -22,7 +22,7 @@ from ochat_train.train import _outputs
 def no_trackers(folder: Path) -> Trackers:
     facts = RunFacts(
         name="x", output_dir=folder, first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
-    )  # fmt: skip
+    )
     return Trackers([], facts, say=print)
 
 
@@ -40,7 +40,9 @@ def no_trackers(folder: Path) -> Trackers:
         (5, 6, "training, epoch 1, steps 6 to 6", 1),
     ],
 )
-def test_the_table_of_an_epoch_says_which_steps_it_holds(first_step: int, last_step: int, head: str, tokens: int) -> None:
+def test_the_table_of_an_epoch_says_which_steps_it_holds(
+    first_step: int, last_step: int, head: str, tokens: int
+) -> None:
     sums = EpochSums(num_classes=1, first_step=first_step, steps_per_epoch=[4, 4])
     for step in range(first_step, last_step):
         sums.add(step // 4, torch.ones(1, 5, dtype=torch.float64), [1])
@@ -57,7 +59,14 @@ def test_there_is_no_table_where_no_step_was_done() -> None:
 # ---- files ----
 
 # Blocks that were never written, half a line that the next one was written behind, other bytes, and what is no row
-DAMAGED = [b"\0" * 4096, b'{"step": 3, "lo{"step": 4, "loss": 1.0}', b'{"step": 4, "a": "\xff"}', b'{"step": NaN}', b"7", b"{}"]
+DAMAGED = [
+    b"\0" * 4096,
+    b'{"step": 3, "lo{"step": 4, "loss": 1.0}',
+    b'{"step": 4, "a": "\xff"}',
+    b'{"step": NaN}',
+    b"7",
+    b"{}",
+]
 
 
 def damaged_file(path: Path) -> None:
@@ -66,7 +75,9 @@ def damaged_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "validation.jsonl", "samples.jsonl"])
-def test_damaged_lines_do_not_keep_a_run_from_going_on(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_lines_do_not_keep_a_run_from_going_on(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damaged_file(tmp_path / name)
     writer = MetricsWriter(tmp_path, no_trackers(tmp_path), first_step=5)
     notice = f"{tmp_path / name}: left out 6 line(s) that are damaged and cannot be read: 3, 4, 5, 6, 7, 8"
@@ -74,22 +85,27 @@ def test_damaged_lines_do_not_keep_a_run_from_going_on(name: str, tmp_path: Path
     writer.write({"step": 6})
     writer.close()
     kept = rows_of(tmp_path / name)
-    assert kept == [{"step": step, "text": "x\u2028\r"} for step in (1, 2, 5)] + [{"step": 6}] * (name == "metrics.jsonl")
+    assert kept == [{"step": step, "text": "x\u2028\r"} for step in (1, 2, 5)] + [{"step": 6}] * (
+        name == "metrics.jsonl"
+    )
     assert capsys.readouterr().err == "", "it is mended"
 
 
 def test_a_file_of_damaged_lines_has_a_short_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\0\n" * 1000)
     assert rows_of(tmp_path / "metrics.jsonl") == []
-    assert capsys.readouterr().err.endswith("left out 1,000 line(s) that are damaged and cannot be read: "
-                                            "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...\n")  # fmt: skip
+    assert capsys.readouterr().err.endswith(
+        "left out 1,000 line(s) that are damaged and cannot be read: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...\n"
+    )
 
 
 def test_files_and_progress_line_are_closed_whatever_ends_a_run(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(
-        recipe=SimpleNamespace(output_dir=str(tmp_path)), ranks=SimpleNamespace(is_main=True), trackers=no_trackers(tmp_path),
+        recipe=SimpleNamespace(output_dir=str(tmp_path)),
+        ranks=SimpleNamespace(is_main=True),
+        trackers=no_trackers(tmp_path),
         plan=SimpleNamespace(num_steps=4),
-    )  # fmt: skip
+    )
     with contextlib.suppress(ZeroDivisionError), _outputs(run, Progress()) as (writer, _):
         assert writer is not None
         writer.write({"step": 1})

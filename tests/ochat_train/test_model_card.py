@@ -27,17 +27,19 @@ from tests.conftest import RecipeFactory
 from tests.ochat_train.hub import client_of
 
 NASTY = (
-    'a|b `c` \\| **d** <script>alert(1)</script> [e](http://f) ```\n# g\n---\nlicense: mit\n\u2028\u202e\U000e0041 {{h}} "i"\''
+    "a|b `c` \\| **d** <script>alert(1)</script> [e](http://f) ```\n# g\n---\nlicense: mit\n"
+    '\u2028\u202e\U000e0041 {{h}} "i"\''
 )
 CLASSES = {NASTY: {"condition": "GPT4 Correct", "weight": 1.0}, "suboptimal": {"condition": NASTY, "weight": 0.1}}
 KNOWN = BaseModel(name="org/base", hub_id="org/base", license="apache-2.0")
 VALIDATION: dict[str, Any] = {
-    "step": 30, "loss": 1.5,
+    "step": 30,
+    "loss": 1.5,
     "classes": {name: {"nll": 1.2111, "accuracy": 0.6123} for name in CLASSES},
     "conditions": ["GPT4 Correct", NASTY],
     "matrix": {NASTY: [1.2345, 1.3456], "suboptimal": [1.4567, None]},
     "learnt": {NASTY: {"nearest": NASTY, "margin": 0.1111, "low": 0.0999, "high": 0.1222, "learnt": True}},
-}  # fmt: skip
+}
 
 
 class NoModel:
@@ -66,16 +68,22 @@ def card_of(run: RunFolder, *, base: BaseModel = KNOWN, **changes: Any) -> str:
     for source in recipe["data"]["sources"]:
         source["path"] = NASTY
     facts: dict[str, Any] = {
-        "step": 30, "metrics": {"step": 30, "loss": 2.3456, "accuracy": 0.4321}, "validation": VALIDATION,
+        "step": 30,
+        "metrics": {"step": 30, "loss": 2.3456, "accuracy": 0.4321},
+        "validation": VALIDATION,
         "versions": {"torch": "2"},
-    }  # fmt: skip
+    }
     return model_card(CardFacts(run=run, base=base, recipe=recipe, **{**facts, **changes}))
 
 
 def tokens_of(card: str) -> list[Token]:
     """The card's text as a Markdown parser reads it, inline parts included."""
     body = card.split("---\n", 2)[2]
-    return [part for token in MarkdownIt("commonmark").enable("table").parse(body) for part in (token, *(token.children or []))]
+    return [
+        part
+        for token in MarkdownIt("commonmark").enable("table").parse(body)
+        for part in (token, *(token.children or []))
+    ]
 
 
 def tables_of(card: str) -> dict[str, list[list[str]]]:
@@ -99,8 +107,14 @@ def test_nothing_from_data_becomes_markup(run: RunFolder) -> None:
     assert {token.type for token in tokens} & {"html_block", "html_inline", "image", "hr"} == set()
     headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     assert headings == [
-        "small", "How to prompt it", "Classes", "Results", "Training data", "Settings", "Versions",
-    ]  # fmt: skip
+        "small",
+        "How to prompt it",
+        "Classes",
+        "Results",
+        "Training data",
+        "Settings",
+        "Versions",
+    ]
     links = {token.attrs["href"] for token in tokens if token.type == "link_open"}
     assert links == {"https://huggingface.co/org/base", "https://arxiv.org/abs/2309.11235"}
     assert len([token for token in tokens if token.type == "fence"]) == 1
@@ -115,7 +129,9 @@ def test_names_and_conditions_can_be_read_back(run: RunFolder) -> None:
     assert [[json.loads(cell) for cell in row[:2]] for row in rows] == [[NASTY, "GPT4 Correct"], ["suboptimal", NASTY]]
 
 
-@pytest.mark.parametrize("text", ["", " ", "`", "``", "|", "\\", "\\|", "a\n\nb", "\x00", "\ud800", "🙂", "é|`", "&amp;", '"'])
+@pytest.mark.parametrize(
+    "text", ["", " ", "`", "``", "|", "\\", "\\|", "a\n\nb", "\x00", "\ud800", "🙂", "é|`", "&amp;", '"']
+)
 def test_a_code_span_gives_the_text_back(text: str) -> None:
     table = f"| a | b |\n| --- | --- |\n| {json_code(text)} | end |\n"
     tokens = MarkdownIt("commonmark").enable("table").parse(table)
@@ -156,8 +172,9 @@ def test_figures(run: RunFolder) -> None:
     for row in run.prepared.classes:
         assert classes[row.name][3:6] == [f"{row.conversations:,}", f"{row.tokens:,}", f"{row.supervised_tokens:,}"]
     assert [row[1:5] for row in tables["Results"][1:]] == [
-        ["1.2111", "61.2%", "1.2345", "1.3456"], ["1.2111", "61.2%", "1.4567", "-"],
-    ]  # fmt: skip
+        ["1.2111", "61.2%", "1.2345", "1.3456"],
+        ["1.2111", "61.2%", "1.4567", "-"],
+    ]
     assert tables["Results"][1][5].startswith("yes: 0.1111 [0.0999, 0.1222] nats/token over ")
     assert tables["Results"][2][5] == "not measured"
     data = dict(tables["Training data"][1:])
@@ -188,9 +205,13 @@ def metadata_of(card: str) -> dict[str, Any]:
 
 def test_metadata(run: RunFolder) -> None:
     assert metadata_of(card_of(run)) == {
-        "base_model": "org/base", "base_model_relation": "finetune", "license": "apache-2.0", "library_name": "transformers",
-        "pipeline_tag": "text-generation", "tags": ["ochat-train", "c-rlft", "conversational"],
-    }  # fmt: skip
+        "base_model": "org/base",
+        "base_model_relation": "finetune",
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["ochat-train", "c-rlft", "conversational"],
+    }
 
 
 def test_an_unknown_licence_is_said_and_none_is_invented(run: RunFolder) -> None:
@@ -247,8 +268,10 @@ def test_a_model_from_random_weights_and_a_folder_that_is_gone() -> None:
     for origin in (None, BaseOrigin(folder="/gone/for/good")):
         lost = find_base_model(gone, origin)
         assert (lost.name, lost.hub_id, lost.why_unknown) == (
-            "good", None, "the folder of the base model is not there any more",
-        )  # fmt: skip
+            "good",
+            None,
+            "the folder of the base model is not there any more",
+        )
 
 
 def run_on_base(tmp_path: Path, make_recipe: RecipeFactory, path: str, **model: Any) -> RunFolder:
@@ -319,12 +342,17 @@ def test_folders_are_not_published_and_nothing_else_is_changed(folder: str, make
     raw = {"flops_profiler": {"enabled": False, "output_file": f"{folder}/profile.txt"}, "wandb": {"team": "private"}}
     recipe = load_recipe(
         make_recipe(
-            output_dir=f"{folder}/run", data__prepared_dir=f"{folder}/prepared", data__sources=sources, deepspeed__config=raw,
-            model__tokenizer=f"{folder}/gone/tokenizer", validation__questions=f"{folder}/questions.jsonl",
+            output_dir=f"{folder}/run",
+            data__prepared_dir=f"{folder}/prepared",
+            data__sources=sources,
+            deepspeed__config=raw,
+            model__tokenizer=f"{folder}/gone/tokenizer",
+            validation__questions=f"{folder}/questions.jsonl",
             model__config={"model_type": "mistral", "_name_or_path": f"{folder}/gone/base"},
-            validation__prompts=["/start: and/or?"], tracking__wandb_entity="private",
+            validation__prompts=["/start: and/or?"],
+            tracking__wandb_entity="private",
         )
-    )  # fmt: skip
+    )
     public = public_recipe(recipe)
     assert "private" not in json.dumps(public).replace("hub_private", "")
     assert [source["path"] for source in public["data"]["sources"]] == ["x*.jsonl", "hf://org/set"]

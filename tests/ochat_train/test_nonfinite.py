@@ -1,4 +1,6 @@
-"""NaN, infinity and spikes on one rank: no rank updates, the conversations are named, the run stops after some in a row."""
+"""NaN, infinity and spikes on one rank: no rank updates, the conversations are named, the run stops after some in a
+row.
+"""
 
 from __future__ import annotations
 

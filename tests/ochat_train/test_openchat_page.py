@@ -17,16 +17,45 @@ from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "from-openchat.md").read_text(encoding="utf-8")
 MANY_HOSTS = (ROOT / "docs" / "multi-node.md").read_text(encoding="utf-8")
-FLAGS_OF_GENERATE_DATASET = {"--model-type", "--model-path", "--in-prefix", "--out-prefix", "--per-sequence-loss", "--seed"}
+FLAGS_OF_GENERATE_DATASET = {
+    "--model-type",
+    "--model-path",
+    "--in-prefix",
+    "--out-prefix",
+    "--per-sequence-loss",
+    "--seed",
+}
 FLAGS_OF_TRAIN = {
-    "--local_rank", "--model_path", "--data_prefix", "--save_path", "--save_every", "--push_to_hub",
-    "--push_to_hub_delete_local", "--batch_max_len", "--epochs", "--lr", "--lr_min_ratio", "--lr_warmup_ratio",
-    "--weight_decay", "--beta1", "--beta2", "--eps", "--wandb_entity", "--wandb_project", "--deepspeed", "--deepspeed_config",
-}  # fmt: skip
+    "--local_rank",
+    "--model_path",
+    "--data_prefix",
+    "--save_path",
+    "--save_every",
+    "--push_to_hub",
+    "--push_to_hub_delete_local",
+    "--batch_max_len",
+    "--epochs",
+    "--lr",
+    "--lr_min_ratio",
+    "--lr_warmup_ratio",
+    "--weight_decay",
+    "--beta1",
+    "--beta2",
+    "--eps",
+    "--wandb_entity",
+    "--wandb_project",
+    "--deepspeed",
+    "--deepspeed_config",
+}
 KEYS_OF_DEEPSPEED_CONFIG = {
-    "bf16.enabled", "zero_optimization.stage", "gradient_clipping", "gradient_accumulation_steps",
-    "train_micro_batch_size_per_gpu", "steps_per_print", "wall_clock_breakdown",
-}  # fmt: skip
+    "bf16.enabled",
+    "zero_optimization.stage",
+    "gradient_clipping",
+    "gradient_accumulation_steps",
+    "train_micro_batch_size_per_gpu",
+    "steps_per_print",
+    "wall_clock_breakdown",
+}
 
 
 def keys(schema: dict[str, Any], node: dict[str, Any], lead: str = "") -> set[str]:
@@ -53,7 +82,9 @@ def test_every_recipe_key_on_the_page_is_one() -> None:
     sections = "|".join(sorted(key for key in KEYS if "." not in key))
     text = PAGE + MANY_HOSTS
     named = {
-        name for name in re.findall(rf"`((?:{sections})\.[\w.]+)(?:[: ][^`]*)?`", text) if not name.endswith((".py", ".jsonl"))
+        name
+        for name in re.findall(rf"`((?:{sections})\.[\w.]+)(?:[: ][^`]*)?`", text)
+        if not name.endswith((".py", ".jsonl"))
     }
     assert len(named) > 30
     assert named <= KEYS

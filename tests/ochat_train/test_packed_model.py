@@ -1,4 +1,6 @@
-"""The whole model on packs against each conversation alone in float64: loss, gradients, and no leak between conversations."""
+"""The whole model on packs against each conversation alone in float64: loss, gradients, and no leak between
+conversations.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory
 from tests.ochat_train.conftest import first_gradients
-from tests.ochat_train.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
+from tests.ochat_train.reference import (
+    FakeSplit,
+    as_float64,
+    flat,
+    random_conversations,
+    reference_loss,
+    relative_error,
+)
 
 VOCAB = 300
 
@@ -43,7 +52,9 @@ def gradients(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"sliding_window": 8}, {"model_type": "llama"}])
 @pytest.mark.parametrize("weights", [(0.0, 0.1, 1.0), (0.0, 0.001, 100.0)])
-def test_packed_gradients_equal_float64(changes: dict[str, Any], weights: tuple[float, ...], measured: Measured) -> None:
+def test_packed_gradients_equal_float64(
+    changes: dict[str, Any], weights: tuple[float, ...], measured: Measured
+) -> None:
     causal_lm = tiny_model(**changes)
     rows = random_conversations(np.random.default_rng(0), [40, 17, 2, 60, 128, 33], vocab_size=VOCAB, weights=weights)
     split = FakeSplit(rows, [0, 1, 0, 1, 0, 1])
@@ -149,7 +160,13 @@ def test_no_sequence_is_longer_than_the_bound_padding_included() -> None:
 
 # ---- bfloat16 on a GPU ----
 
-GPU_MODEL = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 128}
+GPU_MODEL = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "head_dim": 128,
+}
 GROUPS = ("embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "mlp", "norm", "lm_head")
 
 
@@ -164,7 +181,9 @@ def gpu_model(attention: str, dtype: torch.dtype) -> Any:
 
 
 def eager_packed_loss(causal_lm: Any, batch: PackedBatch) -> torch.Tensor:
-    """What a user would write without this project: one row, a block mask, transformers' eager attention, plain autograd."""
+    """What a user would write without this project: one row, a block mask, transformers' eager attention, plain
+    autograd.
+    """
     sequence = torch.searchsorted(
         batch.cu_seqlens_S1[1:].contiguous(), torch.arange(len(batch.input_ids_T), device="cuda"), right=True
     )
@@ -194,7 +213,9 @@ def gradient_errors(model: Any, truth: Any) -> dict[str, float]:
     + [(name, kind) for name in sorted(COMPILABLE) for kind in ("none", "matmuls", "full")],
 )
 def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, measured: Measured) -> None:
-    """Every parameter group, forward and backward, compiled with every checkpointing, against float64 of each conversation."""
+    """Every parameter group, forward and backward, compiled with every checkpointing, against float64 of each
+    conversation.
+    """
     try:
         choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, dropout=0.0)
     except UserError as error:
@@ -226,10 +247,19 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
 
 
 @pytest.mark.gpu
-def test_compiled_layers_share_one_function_under_zero_3(tmp_path: Any, make_recipe: RecipeFactory, measured: Measured) -> None:
+def test_compiled_layers_share_one_function_under_zero_3(
+    tmp_path: Any, make_recipe: RecipeFactory, measured: Measured
+) -> None:
     """More layers than torch compiles a function for: with one of its own for each it would stop with an error."""
-    config = {**TINY_MODEL, "hidden_size": 256, "head_dim": 64, "num_hidden_layers": torch._dynamo.config.recompile_limit + 1}
-    path = make_recipe(train__tokens_per_step=2048, model__precision="bfloat16", model__config=config, model__compile=True)
+    config = {
+        **TINY_MODEL,
+        "hidden_size": 256,
+        "head_dim": 64,
+        "num_hidden_layers": torch._dynamo.config.recompile_limit + 1,
+    }
+    path = make_recipe(
+        train__tokens_per_step=2048, model__precision="bfloat16", model__config=config, model__compile=True
+    )
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     found = first_gradients(path, tmp_path, ["2", "3"], num_ranks=1)
     error = relative_error(flat(found["3"]), flat(found["2"]))
@@ -245,7 +275,9 @@ def test_gradients_of_all_gpus_equal_those_of_one(
 ) -> None:
     """NCCL, ZeRO 0 (float32 alone) to 3, as many ranks as there are GPUs."""
     config = {**TINY_MODEL, "hidden_size": 256, "head_dim": 64}
-    path = make_recipe(train__tokens_per_step=2048, model__precision=precision, model__config=config, model__compile=False)
+    path = make_recipe(
+        train__tokens_per_step=2048, model__precision=precision, model__config=config, model__compile=False
+    )
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     stages = ["0"] if precision == "float32" else []
     one = first_gradients(path, tmp_path, ["2"], num_ranks=1)["2"]

@@ -1,4 +1,6 @@
-"""`ochat plan`: times against speeds that were measured, the settings it compares, and what it says before `ochat prepare`."""
+"""`ochat plan`: times against speeds that were measured, the settings it compares, and what it says before `ochat
+prepare`.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def test_estimate_gives_the_measured_tokens_per_second(
 def test_estimate_for_other_gpus_and_settings_is_near_what_was_measured(
     make_recipe: RecipeFactory, gpu: Gpu, float8: bool, plan: MemoryPlan, mean_length: int, tokens_per_second: int
 ) -> None:
-    """Mistral-7B shapes on one and two GPUs (docs/performance.md), padding 1.2 %; the estimate comes from earlier H200 runs."""
+    """Mistral-7B shapes on one and two GPUs (docs/performance.md), padding 1.2 %; the estimate comes from earlier H200
+    runs.
+    """
     recipe = recipe_of(make_recipe, "train.gradient_dtype=bfloat16", f"model.float8={json.dumps(float8)}")
     seconds = step_of(recipe, plan, num_tokens=8093, mean_length=mean_length, gpu=gpu)
     assert 6 * 8093 / seconds == pytest.approx(tokens_per_second, rel=0.065 if float8 else 0.025)
@@ -101,22 +105,34 @@ def step_of(recipe: Recipe, plan: MemoryPlan, *, num_tokens: int, mean_length: i
 
 
 @pytest.mark.parametrize(("num_tokens", "seconds"), [(8192, 3.80), (4096, 3.73), (1, 3.66)])
-def test_padding_takes_as_long_as_tokens_but_for_attention(make_recipe: RecipeFactory, num_tokens: int, seconds: float) -> None:
-    """Measured: 12,601 tokens/s, so six packs of 7,971 tokens take 3.795 s, 3.6 % of it (1.58 of 44.2 GFLOP) for attention."""
+def test_padding_takes_as_long_as_tokens_but_for_attention(
+    make_recipe: RecipeFactory, num_tokens: int, seconds: float
+) -> None:
+    """Measured: 12,601 tokens/s, so six packs of 7,971 tokens take 3.795 s, 3.6 % of it (1.58 of 44.2 GFLOP) for
+    attention.
+    """
     recipe = recipe_of(make_recipe, "train.gradient_dtype=bfloat16")
     assert step_of(recipe, setting(), num_tokens=num_tokens, mean_length=2013) == pytest.approx(seconds, rel=0.003)
 
 
 def test_a_half_filled_pack_takes_as_long_as_a_full_one(tmp_path: Path, small_tokenizer_dir: Path) -> None:
-    """One pack of 8,192 a step; 8 layers, products of 1.747e9 parameters. 7.110e9 take 0.610 of the measured 0.632 s."""
+    """One pack of 8,192 a step; 8 layers, products of 1.747e9 parameters. 7.110e9 take 0.610 of the measured 0.632
+    s.
+    """
     shapes = {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 8, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 8192,
-    }  # fmt: skip
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 8192,
+    }
     changes = {
-        "model__config": {**TINY_MODEL, **shapes}, "deepspeed": {},
+        "model__config": {**TINY_MODEL, **shapes},
+        "deepspeed": {},
         "train": {"pack_length_tokens": 8192, "tokens_per_step": 8192, "epochs": 1, "gradient_dtype": "bfloat16"},
-    }  # fmt: skip
+    }
     fills = []
     for count in (48, 96):
         recipe = load_recipe(write_small_recipe(tmp_path, small_tokenizer_dir, num_conversations=count, **changes))
@@ -132,7 +148,8 @@ def test_costlier_settings_are_slower(make_recipe: RecipeFactory) -> None:
     recipe = recipe_of(make_recipe)
     plans = [setting(packs=2), setting(), setting(16), setting(32), setting(32, stage=2), setting(32, stage=3)]
     speeds = [
-        assumed_speed(recipe, plan, num_parameters=7_000_000_000, own=None, useful=1.0, gpu=H200).mfu or 0.0 for plan in plans
+        assumed_speed(recipe, plan, num_parameters=7_000_000_000, own=None, useful=1.0, gpu=H200).mfu or 0.0
+        for plan in plans
     ]
     assert speeds == sorted(speeds, reverse=True)
     assert len(set(speeds)) == len(speeds)
@@ -144,8 +161,14 @@ def test_what_was_not_measured_is_not_guessed(make_recipe: RecipeFactory) -> Non
         speed = assumed_speed(recipe, setting(stage=2), num_parameters=7_000_000_000, own=None, useful=1.0, gpu=H200)
         assert speed.mfu is None
         assert "--mfu" in speed.basis
-        assert assumed_speed(recipe, setting(stage=2), num_parameters=7_000_000_000, own=0.3, useful=0.5, gpu=H200).mfu == 0.3
-    assert assumed_speed(recipe_of(make_recipe), setting(), num_parameters=575_000, own=None, useful=1.0, gpu=H200).mfu is None
+        assert (
+            assumed_speed(recipe, setting(stage=2), num_parameters=7_000_000_000, own=0.3, useful=0.5, gpu=H200).mfu
+            == 0.3
+        )
+    assert (
+        assumed_speed(recipe_of(make_recipe), setting(), num_parameters=575_000, own=None, useful=1.0, gpu=H200).mfu
+        is None
+    )
     small = assumed_speed(recipe_of(make_recipe), setting(), num_parameters=134_000_000, own=None, useful=1.0, gpu=H200)
     assert small.mfu == 0.05
     assert "134 million parameters" in small.basis
@@ -155,7 +178,11 @@ def test_kinds_of_gpus() -> None:
     assert (H100.peak_flops, H100.memory_gib) == (989e12, 79.0)
     assert find_gpu("A100", memory_gib=39.5).memory_gib == 39.5
     assert find_gpu("2250", memory_gib=180.0).peak_flops == 2250e12
-    for text, message in (("b200", "give h100, h200, a100 or"), ("nan", "peak in TFLOP/s"), ("2250", "add --gpu-memory GIB")):
+    for text, message in (
+        ("b200", "give h100, h200, a100 or"),
+        ("nan", "peak in TFLOP/s"),
+        ("2250", "add --gpu-memory GIB"),
+    ):
         with pytest.raises(UserError, match=f"--gpu {text}: .*{message}"):
             find_gpu(text, memory_gib=None)
 
@@ -197,7 +224,11 @@ def test_validations_are_counted(prepared: Recipe) -> None:
 
 @pytest.mark.parametrize(
     ("validation_ratio", "sample_tokens", "tokens", "every_steps"),
-    [(0.3, 0, 15 * 256, 32), (0.3, 24, 15 * 256 + 24 * (15 + 24 + 13 + 24), 47), (0.0, 24, 24 * (15 + 24 + 13 + 24), 15)],
+    [
+        (0.3, 0, 15 * 256, 32),
+        (0.3, 24, 15 * 256 + 24 * (15 + 24 + 13 + 24), 47),
+        (0.0, 24, 24 * (15 + 24 + 13 + 24), 15),
+    ],
 )
 def test_validations_are_those_of_the_run(
     make_recipe: RecipeFactory, validation_ratio: float, sample_tokens: int, tokens: int, every_steps: int
@@ -208,7 +239,9 @@ def test_validations_are_those_of_the_run(
     """
     settings = {"prompts": ["Hello there"], "sample_tokens": sample_tokens}
     recipe = load_recipe(
-        make_recipe(data__validation_ratio=validation_ratio, validation=settings, train__epochs=40, train__max_steps=100)
+        make_recipe(
+            data__validation_ratio=validation_ratio, validation=settings, train__epochs=40, train__max_steps=100
+        )
     )
     manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     validator = Validator(recipe, manifest, num_steps=100)
@@ -248,9 +281,14 @@ def test_settings_hold_the_chosen_one_and_it_is_the_fastest_that_fits(prepared: 
 
 
 CONTRACT = {
-    "steps_per_epoch", "tokens_per_step", "bins_per_step", "packing_efficiency", "conversations_per_epoch", "learning_rate",
+    "steps_per_epoch",
+    "tokens_per_step",
+    "bins_per_step",
+    "packing_efficiency",
+    "conversations_per_epoch",
+    "learning_rate",
     "memory_gib_per_gpu",
-}  # fmt: skip
+}
 
 
 def test_command(prepared: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,8 +330,20 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
     after = json.loads(capsys.readouterr().out)
     assert before.keys() == after.keys()
     assert {key for key in after if before[key] != after[key]} == {
-        "prepared", "classes", "steps_per_epoch", "num_steps", "tokens_per_epoch", "packing_efficiency",
-        "conversations_per_epoch", "max_conversations_per_pack", "learning_rate", "num_validations", "validation_time_ratio",
-        "seconds_per_step", "tokens_per_second", "hours", "gpu_hours",
-    }  # fmt: skip
+        "prepared",
+        "classes",
+        "steps_per_epoch",
+        "num_steps",
+        "tokens_per_epoch",
+        "packing_efficiency",
+        "conversations_per_epoch",
+        "max_conversations_per_pack",
+        "learning_rate",
+        "num_validations",
+        "validation_time_ratio",
+        "seconds_per_step",
+        "tokens_per_second",
+        "hours",
+        "gpu_hours",
+    }
     assert all(before[key] is None for key in after if before[key] != after[key] and key not in ("prepared", "classes"))

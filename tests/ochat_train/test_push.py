@@ -1,4 +1,6 @@
-"""`ochat push` against a stand-in of the Hub: every byte arrives, faults that pass are outlived, others are one error."""
+"""`ochat push` against a stand-in of the Hub: every byte arrives, faults that pass are outlived, others are one
+error.
+"""
 
 from __future__ import annotations
 
@@ -74,9 +76,16 @@ def test_every_byte_arrives_in_a_private_repository_in_one_commit(hub: HubStandI
     assert [commit["title"] for commit in repo["commits"]] == ["initial commit", "first"]
     assert pushed.commit == repo["branches"]["main"]
     assert pushed.as_json() == {
-        "repo": REPO, "url": f"{hub.url}/{REPO}", "commit": pushed.commit, "private": True, "files": 4,
-        "bytes": sum(map(len, content_of(folder).values())), "files_changed": 4, "card_left": False, "verified": True,
-    }  # fmt: skip
+        "repo": REPO,
+        "url": f"{hub.url}/{REPO}",
+        "commit": pushed.commit,
+        "private": True,
+        "files": 4,
+        "bytes": sum(map(len, content_of(folder).values())),
+        "files_changed": 4,
+        "card_left": False,
+        "verified": True,
+    }
     assert clock.waits == clock.library_waits == []
     stored = b"".join(path.read_bytes() for path in hub.folder.rglob("*") if path.is_file())
     assert b"hf_alice" not in stored
@@ -209,7 +218,9 @@ def test_what_xet_raises_is_tried_again(
     assert content_on_hub(hub, REPO) == content_of(folder)
 
 
-@pytest.mark.parametrize("header", [{"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=7'}], ids=["Retry-After", "RateLimit"])
+@pytest.mark.parametrize(
+    "header", [{"Retry-After": "7"}, {"RateLimit": '"api";r=0;t=7'}], ids=["Retry-After", "RateLimit"]
+)
 @pytest.mark.parametrize("request_", ["GET /api/whoami-v2", COMMIT])
 def test_the_hub_says_how_long_to_wait(
     request_: str, header: dict[str, str], hub: HubStandIn, folder: Path, clock: Clock
@@ -243,15 +254,28 @@ def test_killed_in_the_middle_and_started_again(hub: HubStandIn, tmp_path: Path,
     """Two of three files have arrived, half of the third, when the process is killed: only the third is sent again."""
     size = 400_000
     folder = make_export(tmp_path / "big", shards=3, num_bytes=size)
-    held = hub.add(Fault(request=f"PUT /objects/{sha256_of(folder / 'model-00002-of-00003.safetensors')}", hold_after=200_000))
+    held = hub.add(
+        Fault(request=f"PUT /objects/{sha256_of(folder / 'model-00002-of-00003.safetensors')}", hold_after=200_000)
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", "from ochat_train.cli import run_as_script; run_as_script()",
-         "push", str(folder), "--repo", REPO],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment_of(hub)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from ochat_train.cli import run_as_script; run_as_script()",
+            "push",
+            str(folder),
+            "--repo",
+            REPO,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment_of(hub)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     assert held.reached.wait(60)
-    wait_for(lambda: len([p for p in (hub.folder / "objects").iterdir() if not p.name.startswith(".")]) == 2, seconds=30)
+    wait_for(
+        lambda: len([p for p in (hub.folder / "objects").iterdir() if not p.name.startswith(".")]) == 2, seconds=30
+    )
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     held.go_on.set()
@@ -385,7 +409,9 @@ def test_the_first_contact_is_shorter_than_the_patience_of_the_other_ranks(
         assert used[-1].total_seconds <= min(120, hang_timeout)
 
 
-def test_ochat_check_does_not_wait_for_a_silent_hub(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ochat_check_does_not_wait_for_a_silent_hub(
+    make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = load_recipe(make_recipe(train__push_to_hub=REPO))
     monkeypatch.setattr("ochat_train.check.hub.SECONDS", 0.1)
     with silent_hub(monkeypatch):

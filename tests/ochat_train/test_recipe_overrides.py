@@ -1,4 +1,6 @@
-"""Recipes on the command line: `--set` is checked like the file, and a mistake ends a command before torch is loaded."""
+"""Recipes on the command line: `--set` is checked like the file, and a mistake ends a command before torch is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_set_changes_values(tmp_path: Path) -> None:
 
 def test_set_reaches_into_lists(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("learning_rate: 2e-5", "betas: [0.9, 0.95]")))
-    recipe = load_recipe(path, ["optimizer.betas.1=0.98", "data.sources.0={path: z.parquet, format: alpaca, class: expert}"])
+    recipe = load_recipe(
+        path, ["optimizer.betas.1=0.98", "data.sources.0={path: z.parquet, format: alpaca, class: expert}"]
+    )
     assert recipe.optimizer.betas == [0.9, 0.98]
     assert (recipe.data.sources[0].path, recipe.data.sources[1].path) == ("z.parquet", "b.jsonl")
 

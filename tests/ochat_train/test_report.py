@@ -1,4 +1,6 @@
-"""The pages of `ochat report` and `ochat ablate`: the run's figures stand in them, and nothing from data becomes markup."""
+"""The pages of `ochat report` and `ochat ablate`: the run's figures stand in them, and nothing from data becomes
+markup.
+"""
 
 from __future__ import annotations
 
@@ -51,15 +53,35 @@ class Page(HTMLParser):
 
 def step_row(step: int, names: list[str], **more: Any) -> dict[str, Any]:
     classes = {
-        name: {"loss": 2.0 + math.sin(step), "accuracy": 0.5, "tokens": 10, "supervised_tokens": 5, "weight_share": 0.5,
-               "effective_tokens": 5.0}
+        name: {
+            "loss": 2.0 + math.sin(step),
+            "accuracy": 0.5,
+            "tokens": 10,
+            "supervised_tokens": 5,
+            "weight_share": 0.5,
+            "effective_tokens": 5.0,
+        }
         for name in names
-    }  # fmt: skip
+    }
     return {
-        "step": step, "epoch": 0, "loss": 2.0, "accuracy": 0.5, "weight": 5.0, "tokens": 20, "supervised_tokens": 10,
-        "effective_tokens": 9.0, "classes": classes, "learning_rate": 1e-4, "grad_norm": 1.0, "nonfinite_steps": 0,
-        "tokens_per_second": 1000.0, "mfu": None, "memory_gib": None, "data_wait_ratio": 0.0, **more,
-    }  # fmt: skip
+        "step": step,
+        "epoch": 0,
+        "loss": 2.0,
+        "accuracy": 0.5,
+        "weight": 5.0,
+        "tokens": 20,
+        "supervised_tokens": 10,
+        "effective_tokens": 9.0,
+        "classes": classes,
+        "learning_rate": 1e-4,
+        "grad_norm": 1.0,
+        "nonfinite_steps": 0,
+        "tokens_per_second": 1000.0,
+        "mfu": None,
+        "memory_gib": None,
+        "data_wait_ratio": 0.0,
+        **more,
+    }
 
 
 @pytest.fixture
@@ -83,17 +105,27 @@ def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, end: str 
 
 
 VALIDATION: dict[str, Any] = {
-    "step": 30, "loss": 1.5,
+    "step": 30,
+    "loss": 1.5,
     "classes": {
         name: {"loss": 1.2, "nll": 1.2, "accuracy": 0.61, "conversations": 9, "supervised_tokens": 90}
         for name in (NASTY, "suboptimal")
     },
     "conditions": ["GPT4 Correct", NASTY],
     "matrix": {NASTY: [1.2345, 1.3456], "suboptimal": [1.4567, 1.5678]},
-    "learnt": {NASTY: {"condition": "GPT4 Correct", "nearest": NASTY, "margin": 0.1111, "low": 0.0999, "high": 0.1222,
-                       "learnt": True, "conversations": 9}},
+    "learnt": {
+        NASTY: {
+            "condition": "GPT4 Correct",
+            "nearest": NASTY,
+            "margin": 0.1111,
+            "low": 0.0999,
+            "high": 0.1222,
+            "learnt": True,
+            "conversations": 9,
+        }
+    },
     "seconds": 1.0,
-}  # fmt: skip
+}
 
 
 def page_of(run_dir: Path) -> Page:
@@ -110,14 +142,32 @@ def test_everything_of_a_run_stands_in_its_page(run_dir: Path) -> None:
     answers = [{"condition": c, "text": f"{c} says {NASTY}", "finished": c != NASTY} for c in VALIDATION["conditions"]]
     write_rows(run_dir, "validation", [{**VALIDATION, "step": 15, "loss": 9.0}, VALIDATION])
     write_rows(
-        run_dir, "samples", [{"step": 15, "prompt": "old", "answers": []}, {"step": 30, "prompt": NASTY, "answers": answers}]
+        run_dir,
+        "samples",
+        [{"step": 15, "prompt": "old", "answers": []}, {"step": 30, "prompt": NASTY, "answers": answers}],
     )
     page = page_of(run_dir)
     assert page.headings == [
-        "Was the conditioning learnt?", "Loss of each class", "Learning rate", "Throughput", "Gradient norm",
-        "Condition matrix, step 30", "Classes", "Samples, step 30", "Ledger of the data", "Recipe",
-    ]  # fmt: skip
-    for text in ("1.2345", "1.3456", "1.4567", "1.5678", NASTY, f"GPT4 Correct says {NASTY}", f"{NASTY} says {NASTY} ..."):
+        "Was the conditioning learnt?",
+        "Loss of each class",
+        "Learning rate",
+        "Throughput",
+        "Gradient norm",
+        "Condition matrix, step 30",
+        "Classes",
+        "Samples, step 30",
+        "Ledger of the data",
+        "Recipe",
+    ]
+    for text in (
+        "1.2345",
+        "1.3456",
+        "1.4567",
+        "1.5678",
+        NASTY,
+        f"GPT4 Correct says {NASTY}",
+        f"{NASTY} says {NASTY} ...",
+    ):
         assert text in page.texts
     assert f"{NASTY}: yes: 0.1111 [0.0999, 0.1222] nats/token over {visible(NASTY, kept='')}." in page.texts
     assert "old" not in page.texts
@@ -152,7 +202,9 @@ def test_curve_of_bins_keeps_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     from ochat_train import pictures
 
     monkeypatch.setattr(pictures, "_MOST_POINTS", 2)
-    x, low, mean, high = pictures._bins(pictures.np.arange(5.0), pictures.np.array([1.0, 3.0, pictures.np.nan, 5.0, 9.0]))
+    x, low, mean, high = pictures._bins(
+        pictures.np.arange(5.0), pictures.np.array([1.0, 3.0, pictures.np.nan, 5.0, 9.0])
+    )
     assert (x.tolist(), low.tolist(), mean.tolist(), high.tolist()) == ([0, 3], [1, 5], [2, 7], [3, 9])
     assert line_chart([Series(label="empty", x=[1], y=[None])], unit="x").startswith("<svg")
 
@@ -181,19 +233,26 @@ def test_page_of_an_ablation() -> None:
     def score(accuracy: float) -> dict[str, Any]:
         learnt = {"condition": "A", "nearest": "", "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
         return {
-            "classes": {NASTY: {"nll": 1.25, "loss": 1.0}}, "learnt": {NASTY: learnt},
-            "conditions": ["A", ""], "matrix": {NASTY: [1.25, 1.75]},
+            "classes": {NASTY: {"nll": 1.25, "loss": 1.0}},
+            "learnt": {NASTY: learnt},
+            "conditions": ["A", ""],
+            "matrix": {NASTY: [1.25, 1.75]},
             "accuracy": {"A": {"sums": accuracy, "words": 0.0, "all": accuracy / 2}},
-        }  # fmt: skip
+        }
 
     arms = {
         name: {"title": f"{name} {NASTY}", "conversations": 10, "epochs": 2.0, "scores": {"0": score(a), "1": score(b)}}
         for name, a, b in (("c-rlft", 0.5, 0.75), ("sft", 0.25, 0.25))
     }
     results = {
-        "recipe": NASTY, "steps": 7, "seeds": 2, "reference": "c-rlft", "inference_class": NASTY, "inference_condition": "A",
+        "recipe": NASTY,
+        "steps": 7,
+        "seeds": 2,
+        "reference": "c-rlft",
+        "inference_class": NASTY,
+        "inference_condition": "A",
         "arms": arms,
-    }  # fmt: skip
+    }
     page = Page(ablation_page(results))
     assert "script" not in page.tags
     matrices = [f"Condition matrix: {name} {NASTY}, seed 0" for name in ("c-rlft", "sft")]

@@ -15,7 +15,16 @@ import pytest
 
 from ochat_train import exits
 from ochat_train.checkpoint import list_checkpoints, verify
-from tests.conftest import ROOT, RecipeFactory, finish, free_port, metrics, process_environment, start_ranks, train_on_ranks
+from tests.conftest import (
+    ROOT,
+    RecipeFactory,
+    finish,
+    free_port,
+    metrics,
+    process_environment,
+    start_ranks,
+    train_on_ranks,
+)
 from tests.ochat_train.conftest import prepared
 from tests.ochat_train.faults import num_steps, same_run, start_slow_run, wait_for
 
@@ -30,7 +39,9 @@ def stopped_and_resumed(recipe: Path, run_dir: Path, undisturbed: Path, step: in
     assert same_run(run_dir, undisturbed)
 
 
-def test_sigterm_to_one_rank_stops_all_at_the_same_step(undisturbed: Path, tmp_path: Path, make_recipe: RecipeFactory) -> None:
+def test_sigterm_to_one_rank_stops_all_at_the_same_step(
+    undisturbed: Path, tmp_path: Path, make_recipe: RecipeFactory
+) -> None:
     recipe = prepared(make_recipe, tmp_path / "run")
     ranks = start_slow_run(recipe)
     wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=60)
@@ -65,12 +76,23 @@ def test_signals_to_the_launcher(whom: str, tmp_path: Path, make_recipe: RecipeF
     recipe = prepared(make_recipe, tmp_path / "run", checkpoint__save_every_steps=100, train__max_steps=28)
     launcher = subprocess.Popen(
         [
-            sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()),
-            "--module", "tests.ochat_train.slow_ochat", str(recipe),
+            sys.executable,
+            "-m",
+            "deepspeed.launcher.runner",
+            "--num_gpus",
+            "2",
+            "--master_port",
+            str(free_port()),
+            "--module",
+            "tests.ochat_train.slow_ochat",
+            str(recipe),
         ],
-        cwd=ROOT, env=process_environment({}),
-        stdout=subprocess.DEVNULL, stderr=(tmp_path / "errors.txt").open("w"), start_new_session=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=process_environment({}),
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "errors.txt").open("w"),
+        start_new_session=True,
+    )
     wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=90)
     family = psutil.Process(launcher.pid).children(recursive=True)
     assert len(family) >= 3

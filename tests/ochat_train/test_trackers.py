@@ -30,7 +30,7 @@ from tests.ochat_train.recipe_texts import changed, problem_of, write
 
 FACTS = RunFacts(
     name="x", output_dir=Path("runs/x"), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
-)  # fmt: skip
+)
 
 
 def deliver(tracker: FakeTracker, *, num_steps: int) -> str:
@@ -60,7 +60,9 @@ def test_a_tracker_that_raises_is_named_once_and_what_it_lacks_is_counted(
     tracker = FakeTracker(at_start=at_start, at_log=at_log)
     said = deliver(tracker, num_steps=7)
     assert said.count("fake: SystemExit: no such project; it is switched off, training goes on") == 1
-    rest = "7 of 7 steps and validations were not delivered; runs/x has everything in metrics.jsonl, validation.jsonl and"
+    rest = (
+        "7 of 7 steps and validations were not delivered; runs/x has everything in metrics.jsonl, validation.jsonl and"
+    )
     assert said.count(rest) == 1
     assert (tracker.steps, tracker.closed, tracker.is_abandoned) == ([], None, True)
 
@@ -135,14 +137,27 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path)
     from tests.conftest import write_small_recipe
 
     folder = tmp_path_factory.mktemp("tracked")
-    tracking = {"wandb": "offline", "tensorboard": True, "wandb_project": "p", "wandb_group": "g", "wandb_tags": ["a", "b"]}
+    tracking = {
+        "wandb": "offline",
+        "tensorboard": True,
+        "wandb_project": "p",
+        "wandb_group": "g",
+        "wandb_tags": ["a", "b"],
+    }
     recipe = write_small_recipe(
-        folder, small_tokenizer_dir, train__max_steps=8, data__validation_ratio=0.1, tracking=tracking,
-        validation__sample_tokens=4, checkpoint__save_every_steps=4,
-    )  # fmt: skip
+        folder,
+        small_tokenizer_dir,
+        train__max_steps=8,
+        data__validation_ratio=0.1,
+        tracking=tracking,
+        validation__sample_tokens=4,
+        checkpoint__save_every_steps=4,
+    )
     command = {"command": ["train", str(recipe)]}
     fault = {"fault": {"step": 6, "do": "fail"}}
-    outputs, codes = run_jobs({"command": ["prepare", str(recipe), "--workers", "1"]}, {**command, **fault}, num_ranks=1)
+    outputs, codes = run_jobs(
+        {"command": ["prepare", str(recipe), "--workers", "1"]}, {**command, **fault}, num_ranks=1
+    )
     assert codes == [1], outputs[0][-4000:]
     before = metrics(folder / "run")
     outputs, codes = run_jobs(command, num_ranks=1)
@@ -167,24 +182,38 @@ def test_names_and_numbers_of_scalars() -> None:
     row = {"step": 3, "loss": 1.5, "mfu": None, "classes": {"a b": {"loss": None, "tokens": 7}}}
     assert step_scalars(row) == {"train/loss": 1.5, "classes/a b/tokens": 7.0}
     line = {
-        "step": 3, "loss": 1.5, "classes": {"a": {"nll": 2.0}}, "conditions": ["", "B"], "matrix": {"a": [2.0, None]},
-        "learnt": {"a": {"condition": "", "nearest": "B", "margin": 0.5, "learnt": True}}, "seconds": 0.25,
-    }  # fmt: skip
+        "step": 3,
+        "loss": 1.5,
+        "classes": {"a": {"nll": 2.0}},
+        "conditions": ["", "B"],
+        "matrix": {"a": [2.0, None]},
+        "learnt": {"a": {"condition": "", "nearest": "B", "margin": 0.5, "learnt": True}},
+        "seconds": 0.25,
+    }
     assert validation_scalars(line) == {
-        "validation/loss": 1.5, "validation/classes/a/nll": 2.0, "validation/matrix/a/no condition": 2.0,
-        "validation/learnt/a/margin": 0.5, "validation/learnt/a/learnt": 1.0, "validation/seconds": 0.25,
-    }  # fmt: skip
+        "validation/loss": 1.5,
+        "validation/classes/a/nll": 2.0,
+        "validation/matrix/a/no condition": 2.0,
+        "validation/learnt/a/margin": 0.5,
+        "validation/learnt/a/learnt": 1.0,
+        "validation/seconds": 0.25,
+    }
 
 
 def test_no_condition_and_a_condition_of_that_name_are_two_curves() -> None:
     line = {
-        "step": 3, "loss": None, "classes": {}, "learnt": {},
-        "conditions": ["no condition", "", "no condition 2"], "matrix": {"a": [1, 2, 3]},
-    }  # fmt: skip
+        "step": 3,
+        "loss": None,
+        "classes": {},
+        "learnt": {},
+        "conditions": ["no condition", "", "no condition 2"],
+        "matrix": {"a": [1, 2, 3]},
+    }
     assert validation_scalars(line) == {
-        "validation/matrix/a/no condition": 1.0, "validation/matrix/a/no condition 3": 2.0,
+        "validation/matrix/a/no condition": 1.0,
+        "validation/matrix/a/no condition 3": 2.0,
         "validation/matrix/a/no condition 2": 3.0,
-    }  # fmt: skip
+    }
 
 
 def test_tensorboard_has_every_number_of_the_files_once(tracked: dict[str, Any]) -> None:
@@ -234,7 +263,9 @@ def test_wandb_has_every_number_of_the_files_once(tracked: dict[str, Any]) -> No
         assert media & {key.split(".")[0] for key in row} == (media if row["_step"] in (4, 8) else set())
     records = [wandb_file.run_record(file) for file in files]
     assert records[0].run_id == records[1].run_id == json.loads((run / "wandb.json").read_text())["id"]
-    assert [(r.project, r.run_group, list(r.tags), r.display_name) for r in records] == [("p", "g", ["a", "b"], "small")] * 2
+    assert [(r.project, r.run_group, list(r.tags), r.display_name) for r in records] == [
+        ("p", "g", ["a", "b"], "small")
+    ] * 2
     config = wandb_file.config(files[0])
     recipe = load_recipe(tracked["recipe"]).model_dump(mode="json", by_alias=True)
     assert {key: config[key] for key in ("data", "optimizer", "seed")} == {
@@ -255,8 +286,10 @@ def test_wandb_tables_hold_samples_and_matrix(tracked: dict[str, Any]) -> None:
     data = {tuple(table["columns"]): table["data"] for table in tables if table["data"][0][0] in (8, "expert")}
     answers = [
         [row["step"], row["prompt"], answer["condition"], answer["text"], answer["finished"]]
-        for row in lines(run / "samples.jsonl") if row["step"] == 8 for answer in row["answers"]
-    ]  # fmt: skip
+        for row in lines(run / "samples.jsonl")
+        if row["step"] == 8
+        for answer in row["answers"]
+    ]
     assert data["step", "prompt", "condition", "answer", "finished"] == answers
     matrices = [table["data"] for table in tables if table["columns"][0] == "class"]
     values = {tuple(row[1:3]) for matrix in matrices for row in matrix}
@@ -285,9 +318,14 @@ trackers.close(done=True, most_seconds=0.0)
     command = [sys.executable, "-c", code, str(tmp_path)]
     # wandb itself would wait for 90 s, and then for its service
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT,
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
         env={"PYTHONPATH": PYTHONPATH, "HOME": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert "Weights & Biases: does not answer and was left behind; 1 of 1 steps" in done.stdout
     assert done.stderr == ""
 
@@ -322,7 +360,13 @@ class FakeWandb(ModuleType):
 
 
 def part_of_run(
-    library: FakeWandb, folder: Path, steps: range, monkeypatch: pytest.MonkeyPatch, *, closed: bool, mode: str = "online"
+    library: FakeWandb,
+    folder: Path,
+    steps: range,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    closed: bool,
+    mode: str = "online",
 ) -> str:
     """A part of a run that goes on after the step before `steps`; what is said at its start."""
     monkeypatch.setitem(sys.modules, "wandb", library)
@@ -354,8 +398,12 @@ def test_wandb_online_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said = part_of_run(FakeWandb(has_key=False), tmp_path, range(1, 2), monkeypatch, closed=True, mode="offline")
     assert said == "offline, upload with `wandb sync runs/x/wandb/offline-run-1`"
     assert {key: library.runs[0][key] for key in ("mode", "resume", "entity", "project", "name")} == {
-        "mode": "online", "resume": "allow", "entity": "team", "project": "ochat-train", "name": "x",
-    }  # fmt: skip
+        "mode": "online",
+        "resume": "allow",
+        "entity": "team",
+        "project": "ochat-train",
+        "name": "x",
+    }
     with pytest.raises(PermissionError, match="no API key: run `wandb login`, or set WANDB_API_KEY"):
         part_of_run(FakeWandb(has_key=False), tmp_path, range(1, 2), monkeypatch, closed=True)
 
@@ -367,7 +415,9 @@ def test_wandb_online_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_tracker_that_is_not_installed_is_named_with_its_command(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     settings = TrackingSettings(wandb=True if value == "true" else value)
-    with pytest.raises(UserError, match=f"^tracking.wandb: {value}: the package wandb is not .* `pip install wandb`, or turn"):
+    with pytest.raises(
+        UserError, match=f"^tracking.wandb: {value}: the package wandb is not .* `pip install wandb`, or turn"
+    ):
         choice.chosen_trackers(settings)
     with pytest.raises(UserError, match=r"^tracking.tensorboard: true: .* `pip install tensorboard`"):
         choice.chosen_trackers(TrackingSettings(tensorboard=True))

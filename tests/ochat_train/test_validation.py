@@ -1,4 +1,6 @@
-"""Validation in real runs: right figures on any number of ranks, nothing of training touched, the best checkpoint kept."""
+"""Validation in real runs: right figures on any number of ranks, nothing of training touched, the best checkpoint
+kept.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def exported(run_dir: Path) -> tuple[Any, Any]:
     import transformers
 
     out = export(run_dir, run_dir / "export", step=None, max_shard_size="5GB")
-    model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float64, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
     return model, transformers.AutoTokenizer.from_pretrained(out)
 
 
@@ -152,16 +156,24 @@ def test_resumed_run_has_the_lines_of_an_uninterrupted_one(train: Any) -> None:
 
 
 def test_best_checkpoint_is_kept_and_exported(train: Any) -> None:
-    """A learning rate that is far too high after a good start: the loss rises, and an early checkpoint stays the best."""
+    """A learning rate that is far too high after a good start: the loss rises, and an early checkpoint stays the
+    best.
+    """
     run = train(
-        "run", num_ranks=1, optimizer__learning_rate=0.3, optimizer__warmup_ratio=0.9, checkpoint__save_every_steps=1,
+        "run",
+        num_ranks=1,
+        optimizer__learning_rate=0.3,
+        optimizer__warmup_ratio=0.9,
+        checkpoint__save_every_steps=1,
         checkpoint__keep_last=1,
-    )  # fmt: skip
+    )
     losses = {line["step"]: line["loss"] for line in lines(run)}
     best = min(losses, key=lambda step: losses[step])
     assert best < STEPS, losses
     kept = [CheckpointManifest.load(folder) for folder in list_checkpoints(run)]
-    assert [(manifest.step, manifest.validation_loss) for manifest in kept] == [(step, losses[step]) for step in (best, STEPS)]
+    assert [(manifest.step, manifest.validation_loss) for manifest in kept] == [
+        (step, losses[step]) for step in (best, STEPS)
+    ]
     assert best_checkpoint(list_checkpoints(run)) == list_checkpoints(run)[0]
     out = export(run, run / "best", step="best", max_shard_size="5GB")
     assert json.loads((out / "ochat.json").read_text())["step"] == best
@@ -170,8 +182,15 @@ def test_best_checkpoint_is_kept_and_exported(train: Any) -> None:
 def test_answers_are_those_of_greedy_generation(train: Any) -> None:
     """Three prompts by a user, and the control: another prompt gets another answer."""
     prompts = ["Question 1.0: how are you?", "Hello there.\n ", "42"]
-    run = train("run", "--set", f"validation.prompts={json.dumps(prompts)}", "--set", "validation.sample_tokens=12",
-                optimizer__learning_rate=0.02, train__max_steps=12)  # fmt: skip
+    run = train(
+        "run",
+        "--set",
+        f"validation.prompts={json.dumps(prompts)}",
+        "--set",
+        "validation.sample_tokens=12",
+        optimizer__learning_rate=0.02,
+        train__max_steps=12,
+    )
     model, tokenizer = exported(run)
     model = model.float()
     samples = lines(run, "samples.jsonl")[-3:]
@@ -181,9 +200,11 @@ def test_answers_are_those_of_greedy_generation(train: Any) -> None:
         assert [answer["condition"] for answer in sample["answers"]] == ["GPT4 Correct", "GPT3"]
         for answer in sample["answers"]:
             ids = tokenizer.apply_chat_template(
-                [{"role": "user", "content": sample["prompt"]}], condition=answer["condition"], add_generation_prompt=True,
+                [{"role": "user", "content": sample["prompt"]}],
+                condition=answer["condition"],
+                add_generation_prompt=True,
                 return_dict=False,
-            )  # fmt: skip
+            )
             new = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
             assert answer["finished"] == (tokenizer.eos_token_id in new)
             assert answer["text"] == tokenizer.decode(new, skip_special_tokens=True).removeprefix(" ")

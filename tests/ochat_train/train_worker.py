@@ -1,11 +1,13 @@
-"""One rank that runs several `ochat` commands one after the other, so that tests pay for start-up once; each may have a fault.
+"""One rank that runs several `ochat` commands one after the other, so that tests pay for start-up once; each may have a
+fault.
 
-    python -m tests.ochat_train.train_worker '[{"command": ["train", "a.yaml"], "fault": {"rank": 1, "step": 3, "do": "kill"}}]'
+    python -m tests.ochat_train.train_worker '[{"command": ["train", "a.yaml"], "fault": {"rank": 1, "step": 3, "do":
+    "kill"}}]'
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
-`ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of those:
-one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. `terminal`: stderr says that it
-is one, from this command on. Exit code: that of the last command.
+`ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of
+those: one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. `terminal`: stderr
+says that it is one, from this command on. Exit code: that of the last command.
 """
 
 from __future__ import annotations
@@ -151,12 +153,21 @@ def gradient_times(factor: float) -> Callable[[dict[str, Any]], Any]:
 
 
 ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "kill": kill, "stop": stop, "terminate": terminate, "leave": leave, "fail": fail, "wait": wait,
+    "kill": kill,
+    "stop": stop,
+    "terminate": terminate,
+    "leave": leave,
+    "fail": fail,
+    "wait": wait,
     "out_of_memory": out_of_memory,
-    "full_disk": full_disk, "limit_file_size": limit_file_size, "no_room": no_room,
-    "nan_weight": weight(float("nan")), "infinite_weight": weight(float("inf")),
-    "nan_gradient": gradient_times(float("nan")), "large_gradient": gradient_times(1e6),
-}  # fmt: skip
+    "full_disk": full_disk,
+    "limit_file_size": limit_file_size,
+    "no_room": no_room,
+    "nan_weight": weight(float("nan")),
+    "infinite_weight": weight(float("inf")),
+    "nan_gradient": gradient_times(float("nan")),
+    "large_gradient": gradient_times(1e6),
+}
 
 
 if __name__ == "__main__":

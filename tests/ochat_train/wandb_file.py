@@ -1,4 +1,6 @@
-"""Reads the file of an offline run of Weights & Biases: a log of records in blocks of 32 KiB, after a head of 7 bytes."""
+"""Reads the file of an offline run of Weights & Biases: a log of records in blocks of 32 KiB, after a head of 7
+bytes.
+"""
 
 from __future__ import annotations
 
