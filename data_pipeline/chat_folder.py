@@ -14,9 +14,8 @@ import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import Conversation, Message, TaggedConversation
-from data_pipeline.dataset import write_text
-from data_pipeline.errors import UserError
-from data_pipeline.sources import RowError
+from data_pipeline.errors import RowError, UserError
+from data_pipeline.files import write_text
 from data_pipeline.templates import Template, chat_template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from data_pipeline.chunk_work import PrepareJob, RowColumns
 from data_pipeline.conversation import TaggedConversation
+from data_pipeline.errors import RowError
 from data_pipeline.length_rule import LengthRule
-from data_pipeline.sources import RowError
 from data_pipeline.templates import render
 from data_pipeline.tokenization import TemplateTokenizer
 

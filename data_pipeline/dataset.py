@@ -11,10 +11,6 @@ prepared_dir/
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +21,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
-from data_pipeline.files import sync
+from data_pipeline.files import write_text
 
 FORMAT_VERSION = 2
 Split = Literal["train", "validation", "conditions"]
@@ -228,56 +224,3 @@ def _hugging_face_features(split: Split) -> dict[str, Any]:
         return {"dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}
 
     return {column.name: feature(column.type) for column in SCHEMAS[split]}
-
-
-@contextmanager
-def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
-    """A new folder that takes the place of `final` when the block ends well, and vanishes when it does not.
-
-    owned: `final`, if it is there, may be replaced. Otherwise a folder with anything in it is a UserError.
-    """
-    final = final.resolve()  # a link to another disk stays a link
-    if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(
-            f"{final}: is there already and was not made by this command; choose another folder or remove it"
-        )
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(final)
-    temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
-    old = final.parent / f".{final.name}.old-{os.getpid()}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-        sync(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        if old.exists() and not final.exists():
-            old.rename(final)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _clear_leftovers(final: Path) -> None:
-    """Clear away what killed processes left behind when they were making the same folder.
-
-    The folder that one was just replacing gets its name back, if nothing has it; the new one takes its place in the
-    end.
-    """
-    for leftover in [*final.parent.glob(f".{final.name}.old-*"), *final.parent.glob(f".{final.name}.tmp-*")]:
-        process = leftover.name.rpartition("-")[2]
-        if process != str(os.getpid()) and Path("/proc", process).exists():
-            continue
-        if leftover.name.startswith(f".{final.name}.old-") and not final.exists():
-            leftover.rename(final)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file."""
-    path.write_text(text, encoding="utf-8")

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from data_pipeline.conversation import Conversation, Message, Role
+from data_pipeline.errors import RowError
 from data_pipeline.settings import SourceSettings
-from data_pipeline.sources import RowError
 from data_pipeline.text_rules import RESERVED_CHARACTER, shown, text_problem
 
 LARGEST_WEIGHT = 1_000_000

@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.errors import UserError
+from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats import LARGEST_WEIGHT
 from data_pipeline.settings import SourceSettings
-from data_pipeline.sources import RowError, source_files
+from data_pipeline.sources import source_files
 from data_pipeline.templates import Template
 
 _SCALARS: Mapping[str, pa.DataType] = {"total_length": pa.int32(), "num_seqs": pa.float32()}

@@ -27,13 +27,13 @@ from data_pipeline.dataset import (
     Manifest,
     PreparedWriter,
     holds_only_prepared_files,
-    replaced_folder,
 )
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, duplicate_id
+from data_pipeline.files import replaced_folder
 from data_pipeline.ledger import Ledger
 from data_pipeline.openchat_parquet import BatchChunk, tokenized_chunks, tokenized_files
 from data_pipeline.rewards import survey
-from data_pipeline.sources import Chunk, duplicate_id
+from data_pipeline.sources import Chunk
 from data_pipeline.tagging import ConversationClass, class_table
 from data_pipeline.text_rules import quoted
 

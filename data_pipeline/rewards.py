@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline import sources
-from data_pipeline.errors import UserError
+from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats import parse_row
 from data_pipeline.settings import SMALLEST_WEIGHT, DataSettings, class_specs, quantile_class
-from data_pipeline.sources import RowError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import RowError, UserError
 from data_pipeline.files import sha256_of_file
 from data_pipeline.settings import HUB_PREFIX, SourceSettings
 from data_pipeline.text_rules import shown
@@ -25,19 +25,6 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 _PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _LINES_CHUNK_BYTES = 2 << 20  # large enough to keep a worker busy for a second, small enough to balance
 _ROWS_PER_CHUNK = 1024
-
-
-class RowError(Exception):
-    """A row that is not a conversation. `reason` is the ledger's key; the message gives value, rule and remedy."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-def duplicate_id(identifier: str) -> RowError:
-    """The second conversation of a source with an id."""
-    return RowError("duplicate_id", f"id `{identifier}` stands twice in this source; make it unique")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from data_pipeline.conversation import Conversation, TaggedConversation
+from data_pipeline.errors import RowError
 from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import DataSettings, class_specs, class_weights
-from data_pipeline.sources import RowError
 from data_pipeline.text_rules import shown
 
 UNCONDITIONED = "unconditioned"  # class name of OpenChat rows whose condition is ""

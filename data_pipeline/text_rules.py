@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import unicodedata
+from typing import Any
 
 # U+FDD0 is a Unicode noncharacter, reserved for use inside a program. The exported chat template puts it into control
 # strings that a person typed, and the tokenizer removes it again (see templates.py); so no text may hold it.
@@ -47,3 +49,9 @@ def text_problem(text: str) -> str | None:
     except UnicodeEncodeError as error:
         return f"has half of a surrogate pair as character {error.start}; repair the text"
     return None
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """`did you mean X?` for the known name nearest to `value`, or an empty text."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else ""

@@ -13,8 +13,8 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.conversation import ControlToken, Segment, Text, TokenizedConversation
-from data_pipeline.errors import UserError
-from data_pipeline.sources import RowError
+from data_pipeline.errors import RowError, UserError
+from data_pipeline.hub_names import is_hub_id
 from data_pipeline.templates import Template
 from data_pipeline.text_rules import RESERVED_CHARACTER
 
@@ -54,11 +54,6 @@ class TokenizerSpec:
         """sha256 over everything that decides the ids and the tokenizer folder."""
         tokens = f"{self.bos_token}\0{self.pad_token}\0{self.unk_token}"
         return hashlib.sha256(f"{self.backend}\0{tokens}".encode()).hexdigest()
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model's name is looked for on the Hub: ORG/NAME, and no folder of that name is here."""
-    return not Path(name).exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:

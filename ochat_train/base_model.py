@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.tokenization import is_hub_id
+from data_pipeline.hub_names import is_hub_id
 from ochat_train.recipe import ModelSettings
 
 _TIMEOUT_SECONDS = 10.0  # an export does not wait longer for the Hub

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
-from ochat_train.recipe import Recipe, hub_name_problem
+from data_pipeline.hub_names import hub_name_problem
+from ochat_train.recipe import Recipe
 
 T = TypeVar("T")
 

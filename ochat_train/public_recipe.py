@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.tokenization import is_hub_id
+from data_pipeline.hub_names import is_hub_id
 from ochat_train.recipe import Recipe
 
 # an allow-list: what is added to recipes later stays private until it is named here

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -13,14 +12,15 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.errors import UserError
+from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.settings import BASELINE_RULE, DataSettings, Ratio, Section
 from data_pipeline.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_override
 from data_pipeline.templates import TEMPLATES
+from data_pipeline.text_rules import did_you_mean
 
 Positive = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HUB_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 
 
 _CHECKPOINTING_RULE = "expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"
@@ -99,7 +99,7 @@ class ModelSettings(Section):
     def _template_exists(cls, value: str) -> str:
         if value not in TEMPLATES:
             raise ValueError(
-                f"unknown template; {_did_you_mean(value, TEMPLATES) or 'templates: ' + ', '.join(TEMPLATES)}"
+                f"unknown template; {did_you_mean(value, TEMPLATES) or 'templates: ' + ', '.join(TEMPLATES)}"
             )
         return value
 
@@ -119,18 +119,6 @@ class ModelSettings(Section):
         source = self.tokenizer or self.path
         assert source is not None, "checked by _one_origin"
         return source
-
-
-def hub_name_problem(name: str) -> str | None:
-    """Why a text is not the name of a repository on the Hub (`ORG/NAME`); None if it is."""
-    if (
-        re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", name)
-        and "--" not in name
-        and ".." not in name
-        and not name.endswith(".git")
-    ):
-        return None
-    return "not the name of a repository on the Hub; write ORG/NAME, with letters, digits, `-`, `_` and `.`"
 
 
 class TrainSettings(Section):
@@ -501,7 +489,7 @@ def _describe(problem: Any, document: Document, path: Path) -> str:
     place = f"{origin} {'.'.join(map(str, location)) or 'recipe'}"
     if kind == "extra_forbidden":
         keys = _keys_of(location[:-1])
-        hint = _did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
+        hint = did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
         return f"{place}: unknown key; {hint}"
     if kind == "missing":
         return f"{place}: missing; {_description_of(location) or 'add it'}"
@@ -584,8 +572,3 @@ def _description_of(location: KeyPath) -> str:
     return next(
         (f.description or "" for name, f in section.model_fields.items() if location[-1] in (name, f.alias)), ""
     )
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else ""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
+from data_pipeline.hub_names import is_hub_id
 from data_pipeline.settings import HUB_PREFIX
-from data_pipeline.tokenization import is_hub_id
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.recipe import Recipe

@@ -17,8 +17,9 @@ import pytest
 
 from data_pipeline import sources
 from data_pipeline.chunk_work import PrepareJob
-from data_pipeline.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter, replaced_folder
+from data_pipeline.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter
 from data_pipeline.errors import UserError
+from data_pipeline.files import replaced_folder
 from data_pipeline.prepare import prepare
 from ochat_train.quickstart.make import write_tokenizer
 from tests.conftest import ROOT, conversations, write_jsonl

@@ -16,13 +16,14 @@ import huggingface_hub
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.hub_names import hub_name_problem
 from ochat_train import exits
 from ochat_train.check.findings import run_checks
 from ochat_train.check.hub import check_push
 from ochat_train.cli import main
 from ochat_train.hub import Patience, check_recipe_rights, persevere, read_repo
 from ochat_train.push import push
-from ochat_train.recipe import hub_name_problem, load_recipe
+from ochat_train.recipe import load_recipe
 from tests.conftest import PYTHONPATH, ROOT, RecipeFactory
 from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.faults import wait_for
