@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline import sources
+from data_pipeline.classes.rewards import RewardFacts
+from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
 from data_pipeline.length_rule import CutConversation, LengthRule
 from data_pipeline.openchat_parquet import BatchChunk, read_tokenized
-from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import DataSettings, SourceSettings
 from data_pipeline.sources import Chunk
-from data_pipeline.tagging import Tagger, class_table
 from data_pipeline.templates import Template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.turns import TurnReader

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from data_pipeline import sources
+from data_pipeline.classes.tagging import tag
 from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import RowError, UserError, duplicate_id
 from data_pipeline.formats import parse_row
@@ -19,7 +20,6 @@ from data_pipeline.ledger import Ledger
 from data_pipeline.openchat_parquet import is_tokenized
 from data_pipeline.settings import SourceSettings, TextFormat
 from data_pipeline.sources import Chunk
-from data_pipeline.tagging import tag
 from data_pipeline.templates import Template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 

@@ -19,6 +19,8 @@ import pyarrow as pa
 from data_pipeline import sources
 from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.chunk_work import ChunkProcessor, ChunkResult, PrepareJob
+from data_pipeline.classes.rewards import survey
+from data_pipeline.classes.tagging import ConversationClass, class_table
 from data_pipeline.condition_rows import HeldOut, condition_rows
 from data_pipeline.dataset import (
     FORMAT_VERSION,
@@ -32,9 +34,7 @@ from data_pipeline.errors import UserError, duplicate_id
 from data_pipeline.files import replaced_folder
 from data_pipeline.ledger import Ledger
 from data_pipeline.openchat_parquet import BatchChunk, tokenized_chunks, tokenized_files
-from data_pipeline.rewards import survey
 from data_pipeline.sources import Chunk
-from data_pipeline.tagging import ConversationClass, class_table
 from data_pipeline.text_rules import quoted
 
 

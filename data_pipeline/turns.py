@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from data_pipeline.classes.tagging import ClassTable, ConversationClass
 from data_pipeline.conversation import Conversation, Message, Role, TaggedConversation, Text, TokenizedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.tagging import ClassTable, ConversationClass
 from data_pipeline.templates import Template, header_segments
 from data_pipeline.text_rules import quoted, shown
 from data_pipeline.tokenization import TemplateTokenizer

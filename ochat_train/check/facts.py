@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_pipeline.classes.rewards import RewardFacts
+from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import TaggedConversation
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import RowError, UserError, duplicate_id
@@ -20,10 +22,8 @@ from data_pipeline.ledger import Ledger
 from data_pipeline.length_rule import LengthRule
 from data_pipeline.look import sample_rows, token_lengths, under_inference_condition
 from data_pipeline.openchat_parquet import read_tokenized, tokenized_chunks
-from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import is_dataset, source_files
-from data_pipeline.tagging import Tagger, class_table
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
 from data_pipeline.turns import TurnReader

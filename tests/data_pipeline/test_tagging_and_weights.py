@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from data_pipeline.classes.rewards import RewardFacts
+from data_pipeline.classes.tagging import UNCONDITIONED, class_table, tag
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.dataset import PreparedSplit
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.prepare import prepare
-from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import DataSettings, class_weights
-from data_pipeline.tagging import UNCONDITIONED, class_table, tag
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import Row, make_job, prepare_rows, source
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.rewards import RewardFacts
 from data_pipeline.settings import DataSettings, class_specs, class_weights
 from data_pipeline.text_rules import shown
 
