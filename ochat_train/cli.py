@@ -378,7 +378,7 @@ def _reader_may_leave() -> Iterator[None]:
 
 @_reader_may_leave()
 def _inspect(options: argparse.Namespace) -> None:
-    from data_pipeline.inspection import Inspection, Selection
+    from data_pipeline.look.prepared import Inspection, Selection
     from data_pipeline.text_rules import visible
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character of the data gets its number
@@ -401,7 +401,7 @@ def _inspect(options: argparse.Namespace) -> None:
         write_inspect_page(inspection, selection, options.html, with_tokens=options.tokens)
         print(options.html)
     else:
-        from data_pipeline.show import report
+        from data_pipeline.look.text import report
 
         is_for_people = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         color = options.color == "always" or (options.color == "auto" and is_for_people)

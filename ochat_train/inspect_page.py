@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.dataset import ClassRow
-from data_pipeline.inspection import Inspection, Selection, ShownRow
-from data_pipeline.show import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
+from data_pipeline.look.prepared import Inspection, Selection, ShownRow
+from data_pipeline.look.text import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
+from data_pipeline.look.tokens import ShownToken, runs
 from data_pipeline.text_rules import visible
-from data_pipeline.token_view import ShownToken, runs
 from ochat_train.page import Cell, Passage, Piece, Section, render_page, text_cells, write_page
 from ochat_train.pictures import bar_chart
 from ochat_train.report_text import shown_condition

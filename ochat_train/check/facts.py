@@ -20,7 +20,7 @@ from data_pipeline.formats import parse_row
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.ledger import Ledger
 from data_pipeline.length_rule import LengthRule
-from data_pipeline.look import sample_rows, token_lengths, under_inference_condition
+from data_pipeline.look.raw import sample_rows, token_lengths, under_inference_condition
 from data_pipeline.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import is_dataset, source_files

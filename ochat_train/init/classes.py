@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data_pipeline.errors import UserError
-from data_pipeline.look import SourceLook
+from data_pipeline.look.raw import SourceLook
 from data_pipeline.settings import ClassSettings
 
 # Last part of a field's name, the most telling first: fields of other names with few values (`language`) name no

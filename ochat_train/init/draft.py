@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.look import SourceLook, token_lengths, under_inference_condition
+from data_pipeline.look.raw import SourceLook, token_lengths, under_inference_condition
 from data_pipeline.settings import ClassSettings
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.tokenization import load_tokenizer_spec

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_pipeline.errors import UserError
-from data_pipeline.look import FORMATS, SAMPLED_ROWS, SourceLook, look_at
+from data_pipeline.look.raw import FORMATS, SAMPLED_ROWS, SourceLook, look_at
 from data_pipeline.settings import ClassSettings, TextFormat
 from data_pipeline.templates import TEMPLATES
 from ochat_train import durable

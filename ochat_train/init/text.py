@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from data_pipeline.look import SourceLook
+from data_pipeline.look.raw import SourceLook
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
 from ochat_train.init.draft import Draft, Lengths

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.inspection import Inspection, Selection
-from data_pipeline.show import count_in, ledger_text, length_bins, report
+from data_pipeline.look.prepared import Inspection, Selection
+from data_pipeline.look.text import count_in, ledger_text, length_bins, report
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import make_job, prepare_rows, rows_of, source
 

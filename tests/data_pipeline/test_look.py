@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from data_pipeline import look, sources
+from data_pipeline import sources
 from data_pipeline.errors import UserError
-from data_pipeline.look import FORMATS, look_at, sample_rows, token_lengths, under_inference_condition
+from data_pipeline.look import raw
+from data_pipeline.look.raw import FORMATS, look_at, sample_rows, token_lengths, under_inference_condition
 from data_pipeline.settings import SourceSettings
 from data_pipeline.templates import TEMPLATES
 from tests.conftest import write_jsonl
@@ -193,7 +194,7 @@ def test_a_sample_of_a_large_file_is_spread_over_it_and_all_rows_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(look, "_MOST_CHUNKS", 10)
+    monkeypatch.setattr(raw, "_MOST_CHUNKS", 10)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"number": {number}}}\n\n' for number in range(20_000)), encoding="utf-8")
     sample = sample_rows(SourceSettings(path=str(path), format="openchat"), where="here", most_rows=200)

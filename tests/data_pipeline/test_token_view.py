@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import ControlToken, Conversation, Message, TaggedConversation, TokenizedConversation
+from data_pipeline.look.tokens import TokenReader, runs
 from data_pipeline.templates import TEMPLATES, render
 from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem, visible
-from data_pipeline.token_view import TokenReader, runs
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 from tests.data_pipeline.helpers import control_ids, tokenizer_spec
 

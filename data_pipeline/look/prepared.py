@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from data_pipeline.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
 from data_pipeline.errors import UserError
+from data_pipeline.look.tokens import ShownToken, TokenReader
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.text_rules import shown
-from data_pipeline.token_view import ShownToken, TokenReader
 
 _HOW_A_SPLIT_IS_FILLED = {
     "validation": "set data.validation_ratio above 0 and run `ochat prepare` again",

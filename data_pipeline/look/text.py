@@ -10,9 +10,9 @@ import numpy as np
 from tqdm.utils import disp_len
 
 from data_pipeline.dataset import ClassRow
-from data_pipeline.inspection import Inspection, Selection, ShownRow
+from data_pipeline.look.prepared import Inspection, Selection, ShownRow
+from data_pipeline.look.tokens import ShownToken, runs
 from data_pipeline.text_rules import quoted, visible
-from data_pipeline.token_view import ShownToken, runs
 
 _RESET, _PLAIN, _CONTROL, _PREFIX = "\033[0m", "\033[2m", "\033[35m", "\033[36m"
 _SUPERVISED_CONTROL = "\033[1;4;35m"
