@@ -3,7 +3,7 @@
     python benchmarks/packing.py                                          # 10 million made lengths, capacity 8,192
     python benchmarks/packing.py --lengths openchat_v1_lengths.json       # and the lengths of a data set: a JSON list
 
-`data_pipeline.packing.pack` stands beside plain first-fit decreasing over all lengths at once (every conversation goes
+`data_pipeline.plan.packing.pack` stands beside plain first-fit decreasing over all lengths at once (every conversation goes
 into the first pack that has room, longest first; found with a segment tree; also numba, one core), the usual heuristic,
 whose packs are the same in every epoch. Printed: compilation apart; a table with the median seconds of each, the number
 of packs and how full they are; for given lengths also the steps of `--ranks` ranks with one pack each, and how full
@@ -72,8 +72,8 @@ Packer = Callable[[np.ndarray, int, int], tuple[int, Callable[[], np.ndarray]]]
 
 
 def ochat_pack(lengths: np.ndarray, capacity: int, seed: int) -> tuple[int, Callable[[], np.ndarray]]:
-    """`data_pipeline.packing.pack`; the pack numbers are worked out after the clock has stopped."""
-    from data_pipeline.packing import pack
+    """`data_pipeline.plan.packing.pack`; the pack numbers are worked out after the clock has stopped."""
+    from data_pipeline.plan.packing import pack
 
     packs = pack(lengths, capacity=capacity, rng=np.random.default_rng(seed))
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data_pipeline.dataset import PreparedSplit
-from data_pipeline.plan import EpochPlan, TrainingPlan, deal
+from data_pipeline.plan.plan import EpochPlan, TrainingPlan, deal
 
 T = TypeVar("T")
 _SEQLEN_MULTIPLE = 128

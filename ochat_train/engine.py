@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.plan import num_micro_batches
+from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.exits import OneRankError
 from ochat_train.gradient_sum import GradientSum
 from ochat_train.meeting import meet

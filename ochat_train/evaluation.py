@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data_pipeline.dataset import Manifest, PreparedSplit
-from data_pipeline.packing import Packs, pack
+from data_pipeline.plan.packing import Packs, pack
 from ochat_train.batches import PackShape, pack_batch
 from ochat_train.condition_matrix import ConditionMatrix, condition_matrix
 from ochat_train.engine import Ranks

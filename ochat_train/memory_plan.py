@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.plan import num_micro_batches
+from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.loss import CHUNK_TOKENS
 from ochat_train.model import model_dtype
 from ochat_train.recipe import Recipe

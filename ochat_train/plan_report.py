@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
-from data_pipeline.plan import TrainingPlan, num_micro_batches
+from data_pipeline.plan.plan import TrainingPlan, num_micro_batches
 from ochat_train.memory_plan import (
     GIB,
     MemoryPlan,

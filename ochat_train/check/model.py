@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.chat_folder import check_chat_template
-from data_pipeline.plan import num_micro_batches
+from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.templates import TEMPLATES
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.packing import Packs, pack
-from data_pipeline.plan import EMPTY_PACK, EpochPlan, TrainingPlan, deal, num_micro_batches, plan_epoch
+from data_pipeline.plan.packing import Packs, pack
+from data_pipeline.plan.plan import EMPTY_PACK, EpochPlan, TrainingPlan, deal, num_micro_batches, plan_epoch
 from data_pipeline.settings import ClassSettings, DataSettings, SourceSettings, class_weights
 
 CAPACITY = 8192
