@@ -3,12 +3,12 @@
     python benchmarks/packing.py                                          # 10 million made lengths, capacity 8,192
     python benchmarks/packing.py --lengths openchat_v1_lengths.json       # and the lengths of a data set: a JSON list
 
-`data_pipeline.plan.packing.pack` stands beside plain first-fit decreasing over all lengths at once (every conversation goes
-into the first pack that has room, longest first; found with a segment tree; also numba, one core), the usual heuristic,
-whose packs are the same in every epoch. Printed: compilation apart; a table with the median seconds of each, the number
-of packs and how full they are; for given lengths also the steps of `--ranks` ranks with one pack each, and how full
-these are. The time of `pack` holds everything from lengths to the rows of each pack; that of the baseline only the pack
-numbers.
+`data_pipeline.plan.packing.pack` stands beside plain first-fit decreasing over all lengths at once (every conversation
+goes into the first pack that has room, longest first; found with a segment tree; also numba, one core), the usual
+heuristic, whose packs are the same in every epoch. Printed: compilation apart; a table with the median seconds of each,
+the number of packs and how full they are; for given lengths also the steps of `--ranks` ranks with one pack each, and
+how full these are. The time of `pack` holds everything from lengths to the rows of each pack; that of the baseline only
+the pack numbers.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ def _message_texts(options: argparse.Namespace) -> list[str]:
 
 def measure_prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds to prepare the data, and the account of it."""
-    from data_pipeline.chunk_work import PrepareJob
-    from data_pipeline.prepare import prepare
+    from data_pipeline.prepare.job import PrepareJob
+    from data_pipeline.prepare.prepare import prepare
     from data_pipeline.settings import ClassSettings, DataSettings
     from data_pipeline.templates import TEMPLATES
     from data_pipeline.tokenization import find_tokenizer_files, load_tokenizer_spec

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipeline.chunk_work import PrepareJob
 from data_pipeline.dataset import Manifest
 from data_pipeline.errors import UserError
-from data_pipeline.prepare import input_fingerprints, prepare
+from data_pipeline.prepare.fingerprints import input_fingerprints
+from data_pipeline.prepare.job import PrepareJob
+from data_pipeline.prepare.prepare import prepare
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.tokenization import find_tokenizer_files, load_tokenizer_spec
 from ochat_train.recipe import Recipe
 
 
 def prepare_job(recipe: Recipe) -> PrepareJob:
-    """What `data_pipeline.prepare` needs to know of a recipe."""
+    """What `data_pipeline.prepare.prepare` needs to know of a recipe."""
     template = TEMPLATES[recipe.model.template]
     files = find_tokenizer_files(recipe.model.tokenizer_source, revision=recipe.model.revision)
     return PrepareJob(

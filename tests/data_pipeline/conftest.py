@@ -6,8 +6,8 @@ import functools
 
 import pytest
 
-from data_pipeline import prepare as prepare_module
 from data_pipeline.chat_folder import check_chat_template
+from data_pipeline.prepare import prepare as prepare_module
 from data_pipeline.templates import TEMPLATES, Template
 from data_pipeline.tokenization import TokenizerSpec
 

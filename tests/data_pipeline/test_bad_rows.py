@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline.chunk_work import PrepareJob
 from data_pipeline.errors import UserError
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.job import PrepareJob
+from data_pipeline.prepare.prepare import prepare
 from tests.data_pipeline.helpers import (
     control_ids,
     folder_state,

@@ -17,7 +17,7 @@ from data_pipeline import sources
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import UserError
 from data_pipeline.formats import parse_row
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.prepare import prepare
 from data_pipeline.settings import SourceSettings
 from tests.conftest import conversations, write_jsonl
 from tests.data_pipeline.helpers import make_job, prepare_rows, source

@@ -16,7 +16,7 @@ from data_pipeline.classes.tagging import UNCONDITIONED, class_table, tag
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.dataset import PreparedSplit
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.prepare import prepare
 from data_pipeline.settings import DataSettings, class_weights
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import Row, make_job, prepare_rows, source

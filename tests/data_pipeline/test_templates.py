@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.conversation import Conversation, Message, Segment, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import UserError
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.prepare import prepare
 from data_pipeline.templates import TEMPLATES, Template, render
 from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
 from tests.conftest import write_jsonl

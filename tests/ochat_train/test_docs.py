@@ -196,7 +196,7 @@ def reasons_in(code: str) -> Iterator[str]:
 
 def test_the_page_lists_every_reason_for_a_bad_row() -> None:
     reasons = {
-        reason for path in (ROOT / "data_pipeline").glob("*.py") for reason in reasons_in(path.read_text("utf-8"))
+        reason for path in (ROOT / "data_pipeline").rglob("*.py") for reason in reasons_in(path.read_text("utf-8"))
     }
     dropped_by_rule = {"overlong", "no_supervised_token", "other_class"}
     assert dropped_by_rule < reasons

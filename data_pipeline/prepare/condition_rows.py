@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from data_pipeline.chunk_work import PrepareJob, RowColumns
 from data_pipeline.conversation import TaggedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.length_rule import LengthRule
+from data_pipeline.prepare.columns import RowColumns
+from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.templates import render
 from data_pipeline.tokenization import TemplateTokenizer
 

@@ -6,40 +6,28 @@ Rows that hold tokens already are read, checked and cut; their class and text ar
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from data_pipeline import sources
-from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
-from data_pipeline.length_rule import CutConversation, LengthRule
+from data_pipeline.length_rule import LengthRule
 from data_pipeline.openchat_parquet import BatchChunk, read_tokenized
-from data_pipeline.settings import DataSettings, SourceSettings
+from data_pipeline.prepare.columns import RowColumns
+from data_pipeline.prepare.job import PrepareJob
+from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import Chunk
-from data_pipeline.templates import Template, render
-from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
+from data_pipeline.templates import render
+from data_pipeline.tokenization import TemplateTokenizer
 from data_pipeline.turns import TurnReader
 
 Items = list[tuple[TaggedConversation, TokenizedConversation | RowError]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareJob:
-    """Everything that decides the rows of a prepared dataset."""
-
-    data: DataSettings
-    template: Template
-    tokenizer: TokenizerSpec
-    max_length_tokens: int
-    seed: int  # decides which prompts are held out
-    inference_condition: str | None = None  # None: chosen by prepare.py
-    rewards: RewardFacts = field(default_factory=lambda: RewardFacts(baselines={}))  # found by prepare.py
 
 
 @dataclass(kw_only=True)
@@ -225,39 +213,3 @@ class ChunkProcessor:
     def _holds_control_text(self, conversation: Conversation) -> bool:
         texts = [conversation.system, *(message.content for message in conversation.messages)]
         return any(token in text for token in self._job.template.control_tokens for text in texts)
-
-
-@dataclass(kw_only=True)
-class RowColumns:
-    """Prepared rows, column by column."""
-
-    ids: list[np.ndarray] = field(default_factory=list)
-    weights: list[np.ndarray] = field(default_factory=list)
-    num_supervised: list[int] = field(default_factory=list)
-    truncated: list[bool] = field(default_factory=list)
-    tail_trimmed: list[bool] = field(default_factory=list)
-
-    def add(self, cut: CutConversation) -> None:
-        """Append one row."""
-        self.ids.append(cut.tokens.input_ids)
-        self.weights.append(cut.tokens.loss_weights)
-        self.num_supervised.append(cut.num_supervised)
-        self.truncated.append(cut.is_truncated)
-        self.tail_trimmed.append(cut.num_trimmed > 0)
-
-    def batch(self, identifiers: list[str]) -> pa.RecordBatch:
-        """All rows as one record batch, without `class_id` and `condition_id`."""
-        lengths = np.array([len(row) for row in self.ids], dtype=np.int32)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        sums = [float(row.sum(dtype=np.float64)) for row in self.weights]
-        ids = np.concatenate(self.ids) if self.ids else np.zeros(0, np.int32)
-        weights = np.concatenate(self.weights) if self.weights else np.zeros(0, np.float32)
-        columns = {
-            "id": pa.array(identifiers, pa.string()),
-            "num_tokens": pa.array(lengths),
-            "num_supervised_tokens": pa.array(self.num_supervised, pa.int32()),
-            "weight_sum": pa.array(sums, pa.float64()),
-            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
-            "loss_weights": pa.ListArray.from_arrays(offsets, pa.array(weights)),
-        }
-        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))

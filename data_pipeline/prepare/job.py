@@ -1,0 +1,23 @@
+"""What is to be prepared: everything that a worker process has to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data_pipeline.classes.rewards import RewardFacts
+from data_pipeline.settings import DataSettings
+from data_pipeline.templates import Template
+from data_pipeline.tokenization import TokenizerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJob:
+    """Everything that decides the rows of a prepared dataset."""
+
+    data: DataSettings
+    template: Template
+    tokenizer: TokenizerSpec
+    max_length_tokens: int
+    seed: int  # decides which prompts are held out
+    inference_condition: str | None = None  # None: chosen by prepare.py
+    rewards: RewardFacts = field(default_factory=lambda: RewardFacts(baselines={}))  # found by prepare.py
