@@ -24,7 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data_pipeline.dataset import Manifest  # noqa: E402
+from data_pipeline.prepared.dataset import Manifest  # noqa: E402
 from ochat_train.ablation.arms import arms_of  # noqa: E402
 from ochat_train.prepare_data import prepare_recipe  # noqa: E402
 from ochat_train.recipe import Recipe, load_recipe  # noqa: E402

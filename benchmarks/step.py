@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
 
-from data_pipeline.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
+from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
 from ochat_train.attention import choose_attention, register_attention  # noqa: E402
 from ochat_train.batches import PackedBatch, Prefetcher, joined, run_micro_batches  # noqa: E402
 from ochat_train.engine import Ranks, parameter_groups, start_engine, start_ranks, stop_ranks  # noqa: E402

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan.plan import EpochPlan
+from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint import Progress
 from ochat_train.console import say
 from ochat_train.engine import Ranks

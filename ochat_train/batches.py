@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan.plan import EpochPlan, TrainingPlan, deal
+from data_pipeline.prepared.dataset import PreparedSplit
 
 T = TypeVar("T")
 _SEQLEN_MULTIPLE = 128

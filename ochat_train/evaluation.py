@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.plan.packing import Packs, pack
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.batches import PackShape, pack_batch
 from ochat_train.condition_matrix import ConditionMatrix, condition_matrix
 from ochat_train.engine import Ranks

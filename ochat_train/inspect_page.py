@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.dataset import ClassRow
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.text import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
 from data_pipeline.look.tokens import ShownToken, runs
+from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import visible
 from ochat_train.page import Cell, Passage, Piece, Section, render_page, text_cells, write_page
 from ochat_train.pictures import bar_chart

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from data_pipeline.dataset import TOKENIZER_FOLDER, Manifest
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from ochat_train.attention import COMPILABLE, choose_attention, register_attention
 from ochat_train.batches import PackedBatch
 from ochat_train.float8 import use_float8

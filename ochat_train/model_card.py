@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.chat_folder import render_chat_template
-from data_pipeline.dataset import TOKENIZER_FOLDER
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from ochat_train.base_model import BaseModel
 from ochat_train.report_text import number_text, validation_table
 from ochat_train.run_folder import RunFolder

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, num_micro_batches
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.memory_plan import (
     GIB,
     MemoryPlan,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipeline.dataset import Manifest
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.fingerprints import input_fingerprints
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.tokenization import find_tokenizer_files, load_tokenizer_spec
 from ochat_train.recipe import Recipe

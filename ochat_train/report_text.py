@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.dataset import ClassRow, Manifest
 from data_pipeline.look.text import aligned, class_table, ledger_text
+from data_pipeline.prepared.dataset import ClassRow, Manifest
 from data_pipeline.text_rules import quoted, visible
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without

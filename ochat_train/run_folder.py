@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.base_model import BaseOrigin, base_origin
 from ochat_train.durable import replace_text
 from ochat_train.recipe import Recipe

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.dataset import TOKENIZER_FOLDER, Manifest
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from ochat_train.batches import PackedBatch
 from ochat_train.engine import Ranks
 from ochat_train.evaluation import HeldOutData

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, deal
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
 from ochat_train.anomalies import progressed, record_anomaly
 from ochat_train.background_push import BackgroundPush

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dataset import Manifest
+from data_pipeline.prepared.dataset import Manifest
 from ochat_train.engine import Ranks
 from ochat_train.evaluation import Evaluation, evaluate, held_out_data
 from ochat_train.recipe import Recipe

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_pipeline.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
 from data_pipeline.errors import UserError
 from data_pipeline.look.tokens import ShownToken, TokenReader
+from data_pipeline.prepared.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 

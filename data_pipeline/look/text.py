@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm.utils import disp_len
 
-from data_pipeline.dataset import ClassRow
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.tokens import ShownToken, runs
+from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import quoted, visible
 
 _RESET, _PLAIN, _CONTROL, _PREFIX = "\033[0m", "\033[2m", "\033[35m", "\033[36m"

@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan.packing import Packs, pack
+from data_pipeline.prepared.dataset import PreparedSplit
 
 EMPTY_PACK = -1  # fills up the last step of an epoch, and ranks that would otherwise have a pack less than others
 

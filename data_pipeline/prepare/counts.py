@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.classes.tagging import ConversationClass
-from data_pipeline.dataset import ClassRow
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.chunk import ChunkResult
+from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import quoted
 
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 
 from data_pipeline import sources
-from data_pipeline.dataset import FORMAT_VERSION
 from data_pipeline.prepare.job import PrepareJob
+from data_pipeline.prepared.dataset import FORMAT_VERSION
 
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:

@@ -14,14 +14,6 @@ import pyarrow as pa
 from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.classes.rewards import survey
 from data_pipeline.classes.tagging import class_table
-from data_pipeline.dataset import (
-    FORMAT_VERSION,
-    TOKENIZER_FOLDER,
-    ClassRow,
-    Manifest,
-    PreparedWriter,
-    holds_only_prepared_files,
-)
 from data_pipeline.errors import UserError, duplicate_id
 from data_pipeline.files import replaced_folder
 from data_pipeline.ledger import Ledger
@@ -32,6 +24,14 @@ from data_pipeline.prepare.counts import ClassCounts
 from data_pipeline.prepare.fingerprints import input_fingerprints, sha256_of_text
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.workers import results
+from data_pipeline.prepared.dataset import (
+    FORMAT_VERSION,
+    TOKENIZER_FOLDER,
+    ClassRow,
+    Manifest,
+    PreparedWriter,
+    holds_only_prepared_files,
+)
 
 
 def prepare(

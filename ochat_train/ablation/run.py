@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import yaml
 
-from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.ablation.arms import REFERENCE, Arm, arm_recipe, arms_of, run_dir
 from ochat_train.ablation.page import ablation_page, results_picture
 from ochat_train.ablation.table import results_text

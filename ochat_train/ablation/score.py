@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from data_pipeline.dataset import Manifest
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import Manifest
 from ochat_train.attention import choose_attention, register_attention
 from ochat_train.checkpoint import CheckpointManifest
 from ochat_train.durable import replace_text

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dataset import Manifest
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.facts import Facts, SourceSample

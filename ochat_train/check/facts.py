@@ -14,7 +14,6 @@ import numpy as np
 from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import TaggedConversation
-from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import RowError, UserError, duplicate_id
 from data_pipeline.formats import parse_row
 from data_pipeline.hub_names import is_hub_id
@@ -22,6 +21,7 @@ from data_pipeline.ledger import Ledger
 from data_pipeline.length_rule import LengthRule
 from data_pipeline.look.raw import sample_rows, token_lengths, under_inference_condition
 from data_pipeline.openchat_parquet import read_tokenized, tokenized_chunks
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import is_dataset, source_files
 from data_pipeline.templates import TEMPLATES

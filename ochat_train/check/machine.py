@@ -13,9 +13,9 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from data_pipeline.dataset import MANIFEST
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.prepared.dataset import MANIFEST
 from ochat_train.attention import attention_obstacles, choose_attention, missing_packages
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.dataset import Manifest
+from data_pipeline.prepared.dataset import Manifest
 from ochat_train.engine import Ranks
 from ochat_train.recipe import Recipe
 from ochat_train.tracking.protocol import RunFacts

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from data_pipeline.dataset import Manifest, Split
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepared.dataset import Manifest, Split
 from data_pipeline.settings import DataSettings
 from data_pipeline.templates import TEMPLATES
 from data_pipeline.tokenization import TokenizerSpec, find_tokenizer_files, load_tokenizer_spec

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.prepare import condition_rows
 from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from tests.conftest import conversations, write_jsonl
 from tests.data_pipeline.helpers import make_job, source
 

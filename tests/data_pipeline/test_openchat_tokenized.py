@@ -17,8 +17,8 @@ import pytest
 from pydantic import ValidationError
 
 from data_pipeline import ledger
-from data_pipeline.dataset import SPLITS, PreparedSplit
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import SPLITS, PreparedSplit
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import Row, make_job, prepare_rows, rows_of
 from tests.data_pipeline.openchat_writer import OpenChatWriter, grouped, write_parquet

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.dataset import Manifest, PreparedSplit
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from data_pipeline.settings import DataSettings
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import make_job, rows_of, source

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.classes.tagging import UNCONDITIONED, class_table, tag
 from data_pipeline.conversation import Conversation, Message
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.prepare.prepare import prepare
+from data_pipeline.prepared.dataset import PreparedSplit
 from data_pipeline.settings import DataSettings, class_weights
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import Row, make_job, prepare_rows, source

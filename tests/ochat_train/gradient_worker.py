@@ -16,8 +16,8 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan.plan import deal
+from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train import train
 from ochat_train.batches import micro_batches, run_shape
 from ochat_train.engine import start_engine, start_ranks, stop_ranks

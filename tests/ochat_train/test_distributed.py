@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.dataset import PreparedSplit
+from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.batches import pack_batch, run_shape
 from ochat_train.checkpoint import CheckpointManifest, Progress
 from ochat_train.cli import main

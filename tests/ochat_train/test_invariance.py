@@ -11,8 +11,8 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan.plan import TrainingPlan
+from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.attention import REGISTERED_NAME, register_attention
 from ochat_train.batches import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.layers import set_layer_forward

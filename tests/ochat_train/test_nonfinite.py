@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.plan.plan import deal
+from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.anomalies import SPIKE_FACTOR, progressed
 from ochat_train.checkpoint import CheckpointManifest, Progress, checkpoint_dir
 from ochat_train.export import load_trained_weights

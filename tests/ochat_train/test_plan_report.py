@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.dataset import PreparedSplit
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.cli import main
 from ochat_train.memory_plan import MemoryPlan
 from ochat_train.plan_report import plan_report

@@ -1,0 +1,1 @@
+"""The prepared dataset on disk: written once, then memory-mapped."""
