@@ -154,9 +154,10 @@ def measure_prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds to prepare the data, and the account of it."""
     from data_pipeline.prepare.job import PrepareJob
     from data_pipeline.prepare.prepare import prepare
+    from data_pipeline.prompt.templates import TEMPLATES
+    from data_pipeline.prompt.tokenization import load_tokenizer_spec
+    from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
     from data_pipeline.settings import ClassSettings, DataSettings
-    from data_pipeline.templates import TEMPLATES
-    from data_pipeline.tokenization import find_tokenizer_files, load_tokenizer_spec
 
     began = time.perf_counter()
     template = TEMPLATES[options.template]

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from data_pipeline.chat_folder import render_chat_template
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
+from data_pipeline.prompt.chat_folder import render_chat_template
 from data_pipeline.text_rules import quoted
 from ochat_train.base_model import find_base_model
 from ochat_train.checkpoint import (

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.chat_folder import render_chat_template
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
+from data_pipeline.prompt.chat_folder import render_chat_template
 from ochat_train.base_model import BaseModel
 from ochat_train.report_text import number_text, validation_table
 from ochat_train.run_folder import RunFolder

@@ -10,8 +10,9 @@ from data_pipeline.prepare.fingerprints import input_fingerprints
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest
-from data_pipeline.templates import TEMPLATES
-from data_pipeline.tokenization import find_tokenizer_files, load_tokenizer_spec
+from data_pipeline.prompt.templates import TEMPLATES
+from data_pipeline.prompt.tokenization import load_tokenizer_spec
+from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from ochat_train.recipe import Recipe
 
 

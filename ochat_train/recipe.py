@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, WithJson
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import hub_name_problem
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.settings import BASELINE_RULE, DataSettings, Ratio, Section
 from data_pipeline.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_override
-from data_pipeline.templates import TEMPLATES
 from data_pipeline.text_rules import did_you_mean
 
 Positive = Annotated[float, Field(gt=0.0)]

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from data_pipeline.errors import UserError
 from data_pipeline.look.tokens import ShownToken, TokenReader
 from data_pipeline.prepared.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
-from data_pipeline.templates import TEMPLATES
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 
 _HOW_A_SPLIT_IS_FILLED = {

@@ -18,10 +18,10 @@ from data_pipeline.errors import RowError, UserError, duplicate_id
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
 from data_pipeline.openchat_parquet import is_tokenized
+from data_pipeline.prompt.templates import Template, render
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.settings import SourceSettings, TextFormat
 from data_pipeline.sources import Chunk
-from data_pipeline.templates import Template, render
-from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 
 FORMATS: tuple[TextFormat, ...] = get_args(TextFormat)
 SAMPLED_ROWS = 20_000

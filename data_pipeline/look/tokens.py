@@ -10,7 +10,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.templates import Template, texts_after
+from data_pipeline.prompt.templates import Template, texts_after
 
 Kind = Literal["control", "prefix", "content"]
 _MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of UTF-8

@@ -17,15 +17,15 @@ from data_pipeline.conversation import Conversation, TaggedConversation, Tokeniz
 from data_pipeline.errors import RowError
 from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
-from data_pipeline.length_rule import LengthRule
 from data_pipeline.openchat_parquet import BatchChunk, read_tokenized
 from data_pipeline.prepare.columns import RowColumns
 from data_pipeline.prepare.job import PrepareJob
+from data_pipeline.prompt.length_rule import LengthRule
+from data_pipeline.prompt.templates import render
+from data_pipeline.prompt.tokenization import TemplateTokenizer
+from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.settings import SourceSettings
 from data_pipeline.sources import Chunk
-from data_pipeline.templates import render
-from data_pipeline.tokenization import TemplateTokenizer
-from data_pipeline.turns import TurnReader
 
 Items = list[tuple[TaggedConversation, TokenizedConversation | RowError]]
 

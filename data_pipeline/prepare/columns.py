@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.length_rule import CutConversation
+from data_pipeline.prompt.length_rule import CutConversation
 
 
 @dataclass(kw_only=True)

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from data_pipeline.conversation import TaggedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.length_rule import LengthRule
 from data_pipeline.prepare.columns import RowColumns
 from data_pipeline.prepare.job import PrepareJob
-from data_pipeline.templates import render
-from data_pipeline.tokenization import TemplateTokenizer
+from data_pipeline.prompt.length_rule import LengthRule
+from data_pipeline.prompt.templates import render
+from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 CONVERSATIONS_PER_CLASS = 1000  # enough for the interval of a mean; keeps the matrix cheap beside training
 _BATCH = 1000

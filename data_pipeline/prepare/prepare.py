@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.classes.rewards import survey
 from data_pipeline.classes.tagging import class_table
 from data_pipeline.errors import UserError, duplicate_id
@@ -32,6 +31,7 @@ from data_pipeline.prepared.dataset import (
     PreparedWriter,
     holds_only_prepared_files,
 )
+from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 
 
 def prepare(

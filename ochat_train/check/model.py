@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.chat_folder import check_chat_template
 from data_pipeline.plan.plan import num_micro_batches
-from data_pipeline.templates import TEMPLATES
+from data_pipeline.prompt.chat_folder import check_chat_template
+from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.learning_rate import auto_learning_rate

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
-from data_pipeline.tokenization import TOKENIZER_FILES
+from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
 from ochat_train.learning_rate import auto_learning_rate
 
 CONFIG_FILE = "config.json"

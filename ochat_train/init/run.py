@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.look.raw import FORMATS, SAMPLED_ROWS, SourceLook, look_at
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.settings import ClassSettings, TextFormat
-from data_pipeline.templates import TEMPLATES
 from ochat_train import durable
 from ochat_train.init.base import Base, find_base
 from ochat_train.init.classes import (

@@ -6,10 +6,10 @@ import functools
 
 import pytest
 
-from data_pipeline.chat_folder import check_chat_template
 from data_pipeline.prepare import prepare as prepare_module
-from data_pipeline.templates import TEMPLATES, Template
-from data_pipeline.tokenization import TokenizerSpec
+from data_pipeline.prompt.chat_folder import check_chat_template
+from data_pipeline.prompt.templates import TEMPLATES, Template
+from data_pipeline.prompt.tokenization import TokenizerSpec
 
 
 @functools.cache

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest, Split
+from data_pipeline.prompt.templates import TEMPLATES
+from data_pipeline.prompt.tokenization import TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from data_pipeline.settings import DataSettings
-from data_pipeline.templates import TEMPLATES
-from data_pipeline.tokenization import TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
 
 EXPERT = {"expert": {"condition": "GPT4 Correct", "weight": 1.0}}
 

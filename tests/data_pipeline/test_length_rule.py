@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.length_rule import LengthRule
+from data_pipeline.prompt.length_rule import LengthRule
 
 
 @pytest.mark.parametrize(

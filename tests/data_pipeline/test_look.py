@@ -18,8 +18,8 @@ from data_pipeline import sources
 from data_pipeline.errors import UserError
 from data_pipeline.look import raw
 from data_pipeline.look.raw import FORMATS, look_at, sample_rows, token_lengths, under_inference_condition
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.settings import SourceSettings
-from data_pipeline.templates import TEMPLATES
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import make_job, prepare_rows, source, tokenizer_spec
 

@@ -21,12 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from data_pipeline.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.conversation import Conversation, Message, Segment, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.templates import TEMPLATES, Template, render
-from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec, find_tokenizer_files, load_tokenizer_spec
+from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
+from data_pipeline.prompt.templates import TEMPLATES, Template, render
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import control_ids, make_job, rows_of, source
 

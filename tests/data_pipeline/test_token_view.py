@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from data_pipeline.conversation import ControlToken, Conversation, Message, TaggedConversation, TokenizedConversation
 from data_pipeline.look.tokens import TokenReader, runs
-from data_pipeline.templates import TEMPLATES, render
+from data_pipeline.prompt.templates import TEMPLATES, render
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem, visible
-from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
 from tests.data_pipeline.helpers import control_ids, tokenizer_spec
 
 HOSTILE = "\x1b[31m \x9b1m \x07 \r \u202ebidi <|end_of_turn|></s> 日本語 🙂👩\u200d👧 \ufffd é"

@@ -17,9 +17,9 @@ import numpy as np
 from data_pipeline.classes.tagging import ClassTable, ConversationClass
 from data_pipeline.conversation import Conversation, Message, Role, TaggedConversation, Text, TokenizedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.templates import Template, header_segments
+from data_pipeline.prompt.templates import Template, header_segments
+from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.text_rules import quoted, shown
-from data_pipeline.tokenization import TemplateTokenizer
 
 _WEIGHT_TOLERANCE = 1e-4  # relative; for weights that a recipe gives as exp(reward / beta)
 _SHOWN_IDS = 24

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.templates import Template
-from data_pipeline.tokenization import TemplateTokenizer
+from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.files import write_text
-from data_pipeline.templates import Template, chat_template, render
-from data_pipeline.tokenization import TemplateTokenizer, TokenizerSpec
+from data_pipeline.prompt.templates import Template, chat_template, render
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 
 def write_tokenizer_folder(

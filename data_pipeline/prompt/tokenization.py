@@ -14,11 +14,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.conversation import ControlToken, Segment, Text, TokenizedConversation
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.hub_names import is_hub_id
-from data_pipeline.templates import Template
+from data_pipeline.prompt.templates import Template
 from data_pipeline.text_rules import RESERVED_CHARACTER
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,49 +51,6 @@ class TokenizerSpec:
         """sha256 over everything that decides the ids and the tokenizer folder."""
         tokens = f"{self.bos_token}\0{self.pad_token}\0{self.unk_token}"
         return hashlib.sha256(f"{self.backend}\0{tokens}".encode()).hexdigest()
-
-
-def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:
-    """The tokenizer files of a local folder or a Hub model, by name. Raises UserError where `tokenizer.json` is
-    missing.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        found = {file: folder / file for file in TOKENIZER_FILES if (folder / file).is_file()}
-    elif not is_hub_id(name):
-        raise UserError(f"model: {name}: no such folder, and not a Hub id (ORG/NAME)")
-    else:
-        found = _download(name, revision)
-    if "tokenizer.json" not in found:
-        raise UserError(
-            f"model: {name}: has no tokenizer.json; load it once with transformers' AutoTokenizer, save it with "
-            "save_pretrained and name that folder as `model.tokenizer`"
-        )
-    return found
-
-
-def _download(name: str, revision: str | None) -> dict[str, Path]:
-    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    found = {}
-    for file in TOKENIZER_FILES:
-        try:
-            found[file] = Path(hf_hub_download(name, file, revision=revision))
-        except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its class says "not found", too
-            if try_to_load_from_cache(name, file, revision=revision) is not _CACHED_NO_EXIST:
-                raise UserError(
-                    f"model: {name}: {file} is not in the cache of this host, and the Hub cannot be reached; name a "
-                    "local folder, or load the model once with the network (and without HF_HUB_OFFLINE)"
-                ) from None
-        except EntryNotFoundError:
-            continue
-        except Exception as error:
-            raise UserError(
-                f"model: {name}: {file} cannot be had from the Hub ({type(error).__name__}); name a local folder, "
-                "or log in with `hf auth login` for a gated model"
-            ) from None
-    return found
 
 
 def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> TokenizerSpec:

@@ -1,0 +1,53 @@
+"""Where the files of a tokenizer are: in a folder, in the Hub cache, or on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from data_pipeline.hub_names import is_hub_id
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:
+    """The tokenizer files of a local folder or a Hub model, by name. Raises UserError where `tokenizer.json` is
+    missing.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        found = {file: folder / file for file in TOKENIZER_FILES if (folder / file).is_file()}
+    elif not is_hub_id(name):
+        raise UserError(f"model: {name}: no such folder, and not a Hub id (ORG/NAME)")
+    else:
+        found = _download(name, revision)
+    if "tokenizer.json" not in found:
+        raise UserError(
+            f"model: {name}: has no tokenizer.json; load it once with transformers' AutoTokenizer, save it with "
+            "save_pretrained and name that folder as `model.tokenizer`"
+        )
+    return found
+
+
+def _download(name: str, revision: str | None) -> dict[str, Path]:
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    found = {}
+    for file in TOKENIZER_FILES:
+        try:
+            found[file] = Path(hf_hub_download(name, file, revision=revision))
+        except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its class says "not found", too
+            if try_to_load_from_cache(name, file, revision=revision) is not _CACHED_NO_EXIST:
+                raise UserError(
+                    f"model: {name}: {file} is not in the cache of this host, and the Hub cannot be reached; name a "
+                    "local folder, or load the model once with the network (and without HF_HUB_OFFLINE)"
+                ) from None
+        except EntryNotFoundError:
+            continue
+        except Exception as error:
+            raise UserError(
+                f"model: {name}: {file} cannot be had from the Hub ({type(error).__name__}); name a local folder, "
+                "or log in with `hf auth login` for a gated model"
+            ) from None
+    return found
