@@ -136,8 +136,8 @@ def measure_raw(options: argparse.Namespace) -> dict[str, float]:
 
 def _message_texts(options: argparse.Namespace) -> list[str]:
     from data_pipeline.errors import RowError
-    from data_pipeline.formats import parse_row
-    from data_pipeline.sources import chunks, read_chunk
+    from data_pipeline.read.formats import parse_row
+    from data_pipeline.read.sources import chunks, read_chunk
 
     source, texts = _source(options), []
     for chunk in chunks(source, where="--data"):

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline import sources
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.formats import parse_row
+from data_pipeline.read import sources
+from data_pipeline.read.formats import parse_row
 from data_pipeline.settings import SMALLEST_WEIGHT, DataSettings, class_specs, quantile_class
 
 

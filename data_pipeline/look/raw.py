@@ -11,17 +11,17 @@ from typing import Any, get_args
 
 import numpy as np
 
-from data_pipeline import sources
 from data_pipeline.classes.tagging import tag
 from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import RowError, UserError, duplicate_id
-from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
-from data_pipeline.openchat_parquet import is_tokenized
 from data_pipeline.prompt.templates import Template, render
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
+from data_pipeline.read import sources
+from data_pipeline.read.formats import parse_row
+from data_pipeline.read.openchat_parquet import is_tokenized
+from data_pipeline.read.sources import Chunk
 from data_pipeline.settings import SourceSettings, TextFormat
-from data_pipeline.sources import Chunk
 
 FORMATS: tuple[TextFormat, ...] = get_args(TextFormat)
 SAMPLED_ROWS = 20_000

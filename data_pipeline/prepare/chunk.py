@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import sources
 from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.formats import parse_row
 from data_pipeline.ledger import Ledger
-from data_pipeline.openchat_parquet import BatchChunk, read_tokenized
 from data_pipeline.prepare.columns import RowColumns
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import LengthRule
 from data_pipeline.prompt.templates import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
+from data_pipeline.read import sources
+from data_pipeline.read.formats import parse_row
+from data_pipeline.read.openchat_parquet import BatchChunk, read_tokenized
+from data_pipeline.read.sources import Chunk
 from data_pipeline.settings import SourceSettings
-from data_pipeline.sources import Chunk
 
 Items = list[tuple[TaggedConversation, TokenizedConversation | RowError]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
-from data_pipeline import sources
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
+from data_pipeline.read import sources
 
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:

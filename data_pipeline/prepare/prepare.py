@@ -16,7 +16,6 @@ from data_pipeline.classes.tagging import class_table
 from data_pipeline.errors import UserError, duplicate_id
 from data_pipeline.files import replaced_folder
 from data_pipeline.ledger import Ledger
-from data_pipeline.openchat_parquet import tokenized_files
 from data_pipeline.prepare.chunk import ChunkResult
 from data_pipeline.prepare.condition_rows import HeldOut, condition_rows
 from data_pipeline.prepare.counts import ClassCounts
@@ -32,6 +31,7 @@ from data_pipeline.prepared.dataset import (
     holds_only_prepared_files,
 )
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
+from data_pipeline.read.openchat_parquet import tokenized_files
 
 
 def prepare(

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from data_pipeline import sources
 from data_pipeline.errors import UserError
-from data_pipeline.openchat_parquet import BatchChunk, tokenized_chunks
 from data_pipeline.prepare.chunk import ChunkProcessor, ChunkResult
 from data_pipeline.prepare.job import PrepareJob
-from data_pipeline.sources import Chunk
+from data_pipeline.read import sources
+from data_pipeline.read.openchat_parquet import BatchChunk, tokenized_chunks
+from data_pipeline.read.sources import Chunk
 
 _processor: ChunkProcessor | None = None
 

@@ -15,19 +15,19 @@ from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import TaggedConversation
 from data_pipeline.errors import RowError, UserError, duplicate_id
-from data_pipeline.formats import parse_row
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.ledger import Ledger
 from data_pipeline.look.raw import sample_rows, token_lengths, under_inference_condition
-from data_pipeline.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from data_pipeline.prompt.length_rule import LengthRule
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from data_pipeline.prompt.turns import TurnReader
+from data_pipeline.read.formats import parse_row
+from data_pipeline.read.openchat_parquet import read_tokenized, tokenized_chunks
+from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
-from data_pipeline.sources import is_dataset, source_files
 from ochat_train.check import hub
 from ochat_train.memory_plan import MemoryPlan
 from ochat_train.model import load_base_config

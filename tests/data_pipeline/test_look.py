@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from data_pipeline import sources
 from data_pipeline.errors import UserError
 from data_pipeline.look import raw
 from data_pipeline.look.raw import FORMATS, look_at, sample_rows, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
+from data_pipeline.read import sources
 from data_pipeline.settings import SourceSettings
 from tests.conftest import write_jsonl
 from tests.data_pipeline.helpers import make_job, prepare_rows, source, tokenizer_spec

@@ -15,12 +15,12 @@ from typing import Any
 import datasets
 import pytest
 
-from data_pipeline import sources
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter
+from data_pipeline.read import sources
 from ochat_train.quickstart.make import write_tokenizer
 from tests.conftest import ROOT, conversations, write_jsonl
 from tests.data_pipeline.helpers import EXPERT, folder_state, make_job, rows_of, source

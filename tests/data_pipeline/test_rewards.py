@@ -161,7 +161,7 @@ def classes_of(tmp_path: Path, small_tokenizer_dir: Path) -> Any:
 def test_quantile_classes_hold_equally_many_from_low_to_high(
     classes_of: Any, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipeline.sources._LINES_CHUNK_BYTES", 500)
+    monkeypatch.setattr("data_pipeline.read.sources._LINES_CHUNK_BYTES", 500)
     scores = np.random.default_rng(0).permutation(40).astype(float).tolist()
     found, manifest = classes_of(scores, num_workers=num_workers, **quantiles(4))
     assert found == {f"r{number}": f"q{1 + int(score // 10)}" for number, score in enumerate(scores)}

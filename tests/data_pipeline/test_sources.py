@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from data_pipeline import sources
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import UserError
-from data_pipeline.formats import parse_row
 from data_pipeline.prepare.prepare import prepare
+from data_pipeline.read import sources
+from data_pipeline.read.formats import parse_row
 from data_pipeline.settings import SourceSettings
 from tests.conftest import conversations, write_jsonl
 from tests.data_pipeline.helpers import make_job, prepare_rows, source

@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from data_pipeline.conversation import Message
-from data_pipeline.formats import parse_row
+from data_pipeline.read.formats import parse_row
 from data_pipeline.settings import SourceSettings
 from data_pipeline.strict_yaml import parse
 from ochat_train import exits

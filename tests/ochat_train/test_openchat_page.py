@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.openchat_parquet import TEMPLATE_OF_MODEL_TYPE
+from data_pipeline.read.openchat_parquet import TEMPLATE_OF_MODEL_TYPE
 from ochat_train import meeting
 from ochat_train.recipe import Recipe, load_recipe
 from tests.conftest import ROOT

@@ -29,10 +29,10 @@ import pyarrow.parquet as parquet
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.formats import LARGEST_WEIGHT
 from data_pipeline.prompt.templates import Template
+from data_pipeline.read.formats import LARGEST_WEIGHT
+from data_pipeline.read.sources import source_files
 from data_pipeline.settings import SourceSettings
-from data_pipeline.sources import source_files
 
 _SCALARS: Mapping[str, pa.DataType] = {"total_length": pa.int32(), "num_seqs": pa.float32()}
 _LISTS: Mapping[str, pa.DataType] = {

@@ -1,0 +1,1 @@
+"""From files and datasets to conversations: sources give raw rows, formats parse them."""
