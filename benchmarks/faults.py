@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ochat_train.checkpoint import list_checkpoints  # noqa: E402
+from ochat_train.checkpoint.state import list_checkpoints  # noqa: E402
 from ochat_train.prepare_data import prepare_recipe  # noqa: E402
 from ochat_train.recipe import load_recipe  # noqa: E402
 from tests.conftest import (  # noqa: E402

@@ -17,7 +17,7 @@ import torch
 
 from data_pipeline.plan.plan import EpochPlan
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.checkpoint import Progress
+from ochat_train.checkpoint.state import Progress
 from ochat_train.console import say
 from ochat_train.engine import Ranks
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train.checkpoint import MANIFEST, CheckpointManifest, best_checkpoint, list_checkpoints
+from ochat_train.checkpoint.state import MANIFEST, CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.durable import replace_text
 from ochat_train.exits import NotPushedError, StoppedBySignalError
 from ochat_train.recipe import Recipe

@@ -16,7 +16,7 @@ from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prompt.chat_folder import render_chat_template
 from data_pipeline.text_rules import quoted
 from ochat_train.base_model import find_base_model
-from ochat_train.checkpoint import (
+from ochat_train.checkpoint.state import (
     STATE,
     CheckpointManifest,
     best_checkpoint,

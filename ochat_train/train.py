@@ -21,8 +21,9 @@ from ochat_train.agreement import facts_of, on_every_rank, require_agreement, re
 from ochat_train.anomalies import progressed, record_anomaly
 from ochat_train.background_push import BackgroundPush
 from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
-from ochat_train.checkpoint import Progress
-from ochat_train.checkpoint_writer import save_checkpoint
+from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
+from ochat_train.checkpoint.state import Progress
+from ochat_train.checkpoint.writer import save_checkpoint
 from ochat_train.console import ProgressLine, say
 from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
 from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
@@ -43,7 +44,6 @@ from ochat_train.model import build_model, is_compiled, load_base_config, set_up
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
 from ochat_train.report_text import class_sums_text, validation_text
-from ochat_train.resume import choose_checkpoint, resume_state
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.stop_request import StopRequest
 from ochat_train.throughput import Meter, work_of

@@ -24,7 +24,7 @@ from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.ablation.arms import REFERENCE, Arm, arm_recipe, arms_of, run_dir
 from ochat_train.ablation.page import ablation_page, results_picture
 from ochat_train.ablation.table import results_text
-from ochat_train.checkpoint import checkpoints_dir
+from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.durable import replace_text
 from ochat_train.exits import STOPPED, StoppedBySignalError
 from ochat_train.pictures import as_file

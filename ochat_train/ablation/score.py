@@ -15,7 +15,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.attention import choose_attention, register_attention
-from ochat_train.checkpoint import CheckpointManifest
+from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.durable import replace_text
 from ochat_train.engine import Ranks
 from ochat_train.evaluation import evaluate, held_out_data

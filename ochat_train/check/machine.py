@@ -19,8 +19,8 @@ from data_pipeline.prepared.dataset import MANIFEST
 from ochat_train.attention import attention_obstacles, choose_attention, missing_packages
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
-from ochat_train.checkpoint import checkpoints_dir
-from ochat_train.checkpoint_writer import checkpoint_bytes
+from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.float8 import float8_obstacles
 from ochat_train.memory_plan import GIB
 from ochat_train.model import decoder_layers, model_dtype

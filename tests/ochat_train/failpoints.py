@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ochat_train import checkpoint_writer, durable, train
-from ochat_train.checkpoint import (
+from ochat_train import durable, train
+from ochat_train.checkpoint import writer
+from ochat_train.checkpoint.state import (
     CheckpointManifest,
     Progress,
     checkpoints_dir,
@@ -103,7 +104,7 @@ def main(recipe_path: Path) -> dict[str, int]:
             shutil.copytree(clean, output_dir)
             with Failpoint(nth, half=half) as failpoint:
                 try:
-                    checkpoint_writer.save_checkpoint(engine, ranks, output_dir, **arguments)
+                    writer.save_checkpoint(engine, ranks, output_dir, **arguments)
                 except EndOfProcessError:
                     pass
                 else:

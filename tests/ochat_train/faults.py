@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ochat_train.checkpoint import CheckpointManifest, list_checkpoints, verify
+from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints, verify
 from ochat_train.export import load_trained_weights
 from tests.conftest import finish, metrics, start_ranks
 from tests.rank_processes import Rank

@@ -19,7 +19,8 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
 from ochat_train import exits
-from ochat_train.checkpoint import (
+from ochat_train.checkpoint.resume import choose_checkpoint
+from ochat_train.checkpoint.state import (
     MANIFEST,
     CheckpointManifest,
     Progress,
@@ -30,7 +31,6 @@ from ochat_train.checkpoint import (
 from ochat_train.engine import pickle_stages_by_value
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
-from ochat_train.resume import choose_checkpoint
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, finish, metrics, run_jobs, start_ranks, train_on_ranks
 from tests.ochat_train.failpoints import run_failpoints
 from tests.ochat_train.faults import flip_bits

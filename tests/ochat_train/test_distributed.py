@@ -16,13 +16,13 @@ import torch
 
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.batches import pack_batch, run_shape
-from ochat_train.checkpoint import CheckpointManifest, Progress
+from ochat_train.checkpoint.resume import differences
+from ochat_train.checkpoint.state import CheckpointManifest, Progress
 from ochat_train.cli import main
 from ochat_train.export import export, load_trained_weights
 from ochat_train.model import build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe
-from ochat_train.resume import differences
 from ochat_train.train import training_plan
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, run_jobs, train_on_ranks
 from tests.ochat_train.faults import give_fresh_random_states

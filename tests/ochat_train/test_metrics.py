@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ochat_train.checkpoint import Progress
+from ochat_train.checkpoint.state import Progress
 from ochat_train.metrics import EpochSums, MetricsWriter, rows_of
 from ochat_train.report_text import class_sums_text
 from ochat_train.tracking.delivery import Trackers

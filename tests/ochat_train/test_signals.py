@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ochat_train import exits
-from ochat_train.checkpoint import list_checkpoints, verify
+from ochat_train.checkpoint.state import list_checkpoints, verify
 from tests.conftest import (
     ROOT,
     RecipeFactory,

@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from ochat_train import agreement, checkpoint_writer, durable, engine, train
+from ochat_train import agreement, durable, engine, train
+from ochat_train.checkpoint import writer
 from ochat_train.cli import main
 from tests.ochat_train import fake_trackers
 
@@ -173,13 +174,13 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 if __name__ == "__main__":
     train.stop_ranks = torch.distributed.barrier  # the process group lives until the last command is done
     status = 0
-    original_estimate = checkpoint_writer.estimated_bytes
+    original_estimate = writer.estimated_bytes
 
     def printed_estimate(*arguments: Any) -> int:
         print(f"\nestimated bytes {original_estimate(*arguments)}", flush=True)
         return original_estimate(*arguments)
 
-    checkpoint_writer.estimated_bytes = printed_estimate
+    writer.estimated_bytes = printed_estimate
     agreement.SIGHT_SECONDS = 0.3
     usual_group = engine.GROUP_ELEMENTS
     for job in json.loads(sys.argv[1]):

@@ -20,7 +20,8 @@ from safetensors.torch import save
 
 from data_pipeline.errors import UserError
 from ochat_train import durable
-from ochat_train.checkpoint import (
+from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.state import (
     MANIFEST,
     STATE,
     UNIVERSAL_PREFIX,
@@ -36,8 +37,6 @@ from ochat_train.checkpoint import (
 from ochat_train.engine import Ranks, on_main_rank
 from ochat_train.recipe import Recipe
 from ochat_train.versions import library_versions
-
-_MARGIN_BYTES = 1 << 20  # of every rank: names, settings and random number states beside the tensors
 
 
 class RankFiles:
@@ -163,16 +162,6 @@ def estimated_bytes(engine: Any, num_ranks: int) -> int:
         bfloat16=engine.bfloat16_enabled(),
         num_ranks=num_ranks,
     )
-
-
-def checkpoint_bytes(num_parameters: int, *, zero_stage: int, bfloat16: bool, num_ranks: int) -> int:
-    """Size of a checkpoint: AdamW's two float32 moments, a float32 master copy under ZeRO or bfloat16, and the
-    weights.
-    """
-    per_parameter = 12 if zero_stage or bfloat16 else 8
-    if zero_stage < 3:  # stage 3 has the weights as master copies only
-        per_parameter += 2 if bfloat16 else 4
-    return num_parameters * per_parameter + num_ranks * _MARGIN_BYTES
 
 
 def _check_complete(temporary: Path, records: dict[str, durable.FileRecord], engine: Any, ranks: Ranks) -> None:

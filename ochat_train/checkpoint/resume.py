@@ -12,7 +12,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train import durable
-from ochat_train.checkpoint import (
+from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, resharded
+from ochat_train.checkpoint.state import (
     CheckpointManifest,
     Progress,
     checkpoints_dir,
@@ -24,7 +25,6 @@ from ochat_train.checkpoint import (
 )
 from ochat_train.engine import Ranks
 from ochat_train.recipe import Recipe
-from ochat_train.reshard import CONVERTIBLE_STAGES, resharded
 
 _HARMLESS = (
     "train.log_every_steps",
