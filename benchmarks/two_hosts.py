@@ -334,7 +334,7 @@ def prepare(folder: Path) -> Trial:
     one_host = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ochat_train"]
     for command in (
         ["-m", "ochat_train.quickstart.make", "data/quickstart"],
-        ["-c", "from ochat_train.cli import run_as_script; run_as_script()", "prepare", str(RECIPE)],
+        ["-c", "from ochat_train.cli.main import run_as_script; run_as_script()", "prepare", str(RECIPE)],
         [*one_host, *trial.arguments("one_host")],
     ):
         subprocess.run(

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 
 from ochat_train import exits
-from ochat_train.cli import build_parser
+from ochat_train.cli.main import build_parser
 
 _INTRODUCTION = """\
 # Command line

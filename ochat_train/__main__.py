@@ -2,7 +2,7 @@
 
 import sys
 
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

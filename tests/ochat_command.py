@@ -1,6 +1,6 @@
 """The `ochat` script as a module, for tests that start it in a process of its own."""
 
-from ochat_train.cli import run_as_script
+from ochat_train.cli.main import run_as_script
 
 if __name__ == "__main__":
     run_as_script()

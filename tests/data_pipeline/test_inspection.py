@@ -182,7 +182,7 @@ def test_histogram_counts_every_row_once() -> None:
 
 
 def test_visible_json_is_the_same_document(prepared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ochat_train.cli import main
+    from ochat_train.cli.main import main
 
     assert main(["inspect", str(prepared_dir), "--json", "--rows", "0:"]) == 0
     out = capsys.readouterr().out

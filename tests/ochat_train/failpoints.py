@@ -78,7 +78,7 @@ def run_failpoints(recipe: Path) -> dict[str, int]:
 
 def main(recipe_path: Path) -> dict[str, int]:
     """Train two steps with a checkpoint after the first; then end the writer of the second at every point."""
-    from ochat_train.cli import main as ochat
+    from ochat_train.cli.main import main as ochat
 
     kept: dict[str, Any] = {}
     original = train.save_checkpoint

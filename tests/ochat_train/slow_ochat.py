@@ -2,7 +2,7 @@
 
 import sys
 
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from tests.ochat_train.faults import SLOW_STEP_SECONDS
 from tests.ochat_train.train_worker import install
 

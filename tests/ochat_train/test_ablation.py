@@ -183,7 +183,7 @@ def test_recipe_that_says_nothing_is_refused(
     make_recipe: RecipeFactory,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ochat_train.cli import main
+    from ochat_train.cli.main import main
 
     assert main(["ablate", str(make_recipe(**changes)), "--out", str(tmp_path / "ablation")]) == 2
     assert message in capsys.readouterr().err

@@ -29,7 +29,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 from data_pipeline.errors import UserError
 from data_pipeline.strict_yaml import parse
-from ochat_train.cli import build_parser
+from ochat_train.cli.main import build_parser
 from ochat_train.recipe import Recipe, load_recipe
 from tests.conftest import PYTHONPATH, ROOT, finish
 from tests.doc_pages import PAGES, blocks, first_column, page_name, section
@@ -173,7 +173,7 @@ def checked_verb(arguments: list[str], folder: Path) -> Checked:
     more = list(ADDED.get(options.verb, []))
     if options.verb == "train" and options.resume == "auto":
         more += ["--resume", "never"]
-    job = {"code": "from ochat_train.cli import run_as_script; run_as_script()", "words": [*arguments, *more]}
+    job = {"code": "from ochat_train.cli.main import run_as_script; run_as_script()", "words": [*arguments, *more]}
     return Checked(job=job, recipe=recipe if options.verb == "train" else None)
 
 

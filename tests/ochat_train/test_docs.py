@@ -20,7 +20,7 @@ from data_pipeline.read.formats import parse_row
 from data_pipeline.settings import SourceSettings
 from data_pipeline.strict_yaml import parse
 from ochat_train import exits
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.recipe import Recipe, TrainSettings, load_recipe
 from tests.conftest import ROOT, RecipeFactory
 from tests.doc_pages import first_column, section

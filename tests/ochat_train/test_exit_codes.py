@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from tests.conftest import RecipeFactory
 
 

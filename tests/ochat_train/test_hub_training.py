@@ -22,7 +22,7 @@ from ochat_train import train as train_module
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.background_push import BackgroundPush, PushState, checkpoint_to_push, is_pushed, last_shown
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.exits import NotPushedError, StoppedBySignalError
 from ochat_train.recipe import load_recipe
 from ochat_train.run_folder import RECIPE_FILE, read_run_folder

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.init import run as init_run
 from ochat_train.init import sizes
 from ochat_train.init.base import find_base
@@ -137,7 +137,7 @@ def test_every_key_has_a_comment(here: Path) -> None:
 
 
 def test_it_runs_without_torch(here: Path) -> None:
-    code = "import sys; from ochat_train.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    code = "import sys; from ochat_train.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     arguments = ["init", "data/gpt4.jsonl", "--base", "base", "--out", "a.yaml", "--class", "gpt4=:1"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.text_rules import visible
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from tests.conftest import RecipeFactory, write_jsonl

@@ -18,7 +18,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from ochat_train import exits, meeting
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from tests.conftest import TINY_MODEL, free_port, metrics, run_jobs, write_small_recipe

@@ -12,7 +12,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.memory_plan import MemoryPlan
 from ochat_train.plan_report import plan_report
 from ochat_train.prepare_data import prepare_recipe

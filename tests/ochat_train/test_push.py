@@ -20,7 +20,7 @@ from data_pipeline.hub_names import hub_name_problem
 from ochat_train import exits
 from ochat_train.check.findings import run_checks
 from ochat_train.check.hub import check_push
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.hub import Patience, check_recipe_rights, persevere, read_repo
 from ochat_train.push import push
 from ochat_train.recipe import load_recipe
@@ -262,7 +262,7 @@ def test_killed_in_the_middle_and_started_again(hub: HubStandIn, tmp_path: Path,
         [
             sys.executable,
             "-c",
-            "from ochat_train.cli import run_as_script; run_as_script()",
+            "from ochat_train.cli.main import run_as_script; run_as_script()",
             "push",
             str(folder),
             "--repo",

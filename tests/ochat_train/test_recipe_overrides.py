@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.recipe import load_recipe
 from tests.conftest import RecipeFactory, run
 from tests.ochat_train.recipe_texts import GOOD, changed, message_of, problem_of, write
@@ -127,7 +127,7 @@ def test_a_value_that_is_no_yaml_is_blamed_on_set(override: str, says: str, tmp_
 
 CHECK_TORCH = """\
 import sys
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 code = main(sys.argv[1:])
 assert "torch" not in sys.modules, "torch was imported"
 sys.exit(code)

@@ -15,7 +15,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import visible
 from ochat_train.ablation.page import ablation_page
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from ochat_train.pictures import Series, line_chart
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe

@@ -27,7 +27,7 @@ import torch
 
 from ochat_train import agreement, durable, engine, train
 from ochat_train.checkpoint import writer
-from ochat_train.cli import main
+from ochat_train.cli.main import main
 from tests.ochat_train import fake_trackers
 
 Undo = Callable[[], None]

@@ -1,0 +1,45 @@
+"""Arguments that several verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+
+Verb = Callable[..., argparse.ArgumentParser]  # adds a verb: its name, what runs it, what it does, an example
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A share above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, for example 0.5 for 50 %")
+    return value
+
+
+def step(text: str) -> int | str:
+    """A step, or `best`."""
+    return text if text == "best" else positive(text)
+
+
+def file_size(text: str) -> str:
+    """A size with its unit, as `huggingface_hub` takes it."""
+    if not re.fullmatch(r"[1-9][0-9]*(KB|MB|GB)", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, for example 500MB or 5GB")
+    return text

@@ -1,0 +1,35 @@
+"""`ochat prepare`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ochat_train.cli.arguments import Verb, positive
+
+
+def add_prepare(recipe_verb: Verb) -> None:
+    """Add the verb and its arguments."""
+    prepare = recipe_verb(
+        "prepare", _prepare, "Turn raw conversations into a prepared dataset.", "ochat prepare recipes/quickstart.yaml"
+    )
+    prepare.add_argument("--workers", type=positive, help="processes; default: one per core")
+    prepare.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from ochat_train.prepare_data import prepare_recipe, prepare_report
+    from ochat_train.recipe import load_recipe
+    from ochat_train.report_text import prepare_text
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    with tqdm(desc="prepare", unit="row", disable=not sys.stderr.isatty()) as bar:
+        manifest, reused = prepare_recipe(recipe, num_workers=options.workers, progress=bar.update)
+    if options.json:
+        print(json.dumps(prepare_report(manifest), ensure_ascii=False))
+    else:
+        print(prepare_text(manifest, Path(recipe.data.prepared_dir), reused=reused))
