@@ -2,109 +2,18 @@
 
 from __future__ import annotations
 
-import copyreg
-import logging
 import math
-import os
-import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
-from ochat_train.exits import OneRankError
+from ochat_train.distributed.ranks import Ranks
 from ochat_train.gradient_sum import GradientSum
-from ochat_train.meeting import meet
 from ochat_train.memory_plan import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums
 from ochat_train.model import PackedCausalLM, decoder_layers, model_dtype
-from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """Who this process is."""
-
-    rank: int
-    num_ranks: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the one process that prints and writes shared files."""
-        return self.rank == 0
-
-
-def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
-    """Join the process group of the launcher (`deepspeed`, `torchrun`), or make one of a single process.
-
-    timeout_seconds: how long a collective may wait for the other ranks.
-    """
-    quiet_libraries()
-    # Blocks that grow: without it a tenth of a full GPU is lost between blocks of different sizes.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    # Known, and empty: it would try a compiler on every rank, and on a CPU build collectives that only inference uses.
-    deepspeed.ops.__compatible_ops__ = {}
-    pickle_stages_by_value()
-    if "WORLD_SIZE" not in os.environ:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(_free_port())
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise OneRankError(
-                f"rank {local_rank} of this host has no GPU: {torch.cuda.device_count()} are visible; start fewer ranks"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    meeting = None if torch.distributed.is_initialized() else meet()
-    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
-    del meeting
-    return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
-
-
-def pickle_stages_by_value() -> None:
-    """Let checkpoints hold the ZeRO stage as its class and number, on every Python.
-
-    3.11.0 to 3.11.3 would write a call of `getattr`, which checkpoint.py refuses to load, as it must: anything can be
-    reached with it.
-    """
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))  # type: ignore[arg-type, return-value]
-
-
-def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do something on rank 0 only; all ranks wait, and all get its result, or its UserError or OSError as a
-    UserError.
-    """
-    message: list[Any] = [None, None]
-    if ranks.is_main:
-        try:
-            message[0] = work()
-        except (UserError, OSError) as error:
-            message[1] = str(error)
-    torch.distributed.broadcast_object_list(message, src=0)
-    if message[1] is not None:
-        raise UserError(message[1])
-    result: T = message[0]
-    return result
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def deepspeed_config(
@@ -199,13 +108,6 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_un
     if recipe.deepspeed.stage == 3:
         engine.module.register_for_zero_3()
     return engine
-
-
-def stop_ranks() -> None:
-    """Leave the process group; without it NCCL warns of leaked resources at exit."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def update(engine: Any) -> float:

@@ -20,7 +20,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from ochat_train.batches import PackedBatch
-from ochat_train.engine import Ranks
+from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation import HeldOutData
 
 _HELD_OUT_PROMPTS = 3

@@ -17,7 +17,6 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, deal
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
-from ochat_train.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
 from ochat_train.anomalies import progressed, record_anomaly
 from ochat_train.background_push import BackgroundPush
 from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
@@ -25,7 +24,11 @@ from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
 from ochat_train.checkpoint.state import Progress
 from ochat_train.checkpoint.writer import save_checkpoint
 from ochat_train.console import ProgressLine, say
-from ochat_train.engine import Ranks, on_main_rank, start_engine, start_ranks, stop_ranks, update
+from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
+from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks, stop_ranks
+from ochat_train.distributed.stop_request import StopRequest
+from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
+from ochat_train.engine import start_engine, update
 from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
 from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
@@ -45,13 +48,11 @@ from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
 from ochat_train.report_text import class_sums_text, validation_text
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
-from ochat_train.stop_request import StopRequest
 from ochat_train.throughput import Meter, work_of
 from ochat_train.tracking.choice import chosen_trackers
 from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.validation import Validator
-from ochat_train.watchdog import REMEDY, Watchdog, is_lost_contact
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
 _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing

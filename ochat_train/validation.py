@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepared.dataset import Manifest
-from ochat_train.engine import Ranks
+from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation import Evaluation, evaluate, held_out_data
 from ochat_train.recipe import Recipe
 from ochat_train.samples import Sampler

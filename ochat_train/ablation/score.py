@@ -16,8 +16,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.attention import choose_attention, register_attention
 from ochat_train.checkpoint.state import CheckpointManifest
+from ochat_train.distributed.ranks import Ranks
 from ochat_train.durable import replace_text
-from ochat_train.engine import Ranks
 from ochat_train.evaluation import evaluate, held_out_data
 from ochat_train.export import find_checkpoint, load_model
 from ochat_train.generate import Generator

@@ -17,7 +17,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint.state import STATE, UNIVERSAL_PREFIX, CheckpointManifest, refuse_unsafe_pickles
-from ochat_train.engine import Ranks, on_main_rank
+from ochat_train.distributed.ranks import Ranks, on_main_rank
 
 # ZeRO stages between which DeepSpeed's converter works: without ZeRO there are no pieces, and stage 3 names its files
 # otherwise

@@ -23,7 +23,7 @@ from ochat_train.checkpoint.state import (
     refuse_unsafe_pickles,
     verify,
 )
-from ochat_train.engine import Ranks
+from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe import Recipe
 
 _HARMLESS = (

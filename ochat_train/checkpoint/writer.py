@@ -34,7 +34,7 @@ from ochat_train.checkpoint.state import (
     rng_file,
     verify,
 )
-from ochat_train.engine import Ranks, on_main_rank
+from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.recipe import Recipe
 from ochat_train.versions import library_versions
 

@@ -20,7 +20,8 @@ from data_pipeline.plan.plan import deal
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train import train
 from ochat_train.batches import micro_batches, run_shape
-from ochat_train.engine import start_engine, start_ranks, stop_ranks
+from ochat_train.distributed.ranks import start_ranks, stop_ranks
+from ochat_train.engine import start_engine
 from ochat_train.memory_plan import resolve
 from ochat_train.model import build_model, set_up_layers
 from ochat_train.prepare_data import check_prepared

@@ -28,7 +28,7 @@ from ochat_train.checkpoint.state import (
     refuse_unsafe_pickles,
     verify,
 )
-from ochat_train.engine import pickle_stages_by_value
+from ochat_train.distributed.ranks import pickle_stages_by_value
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, finish, metrics, run_jobs, start_ranks, train_on_ranks

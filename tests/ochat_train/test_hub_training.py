@@ -23,10 +23,10 @@ from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.background_push import BackgroundPush, PushState, checkpoint_to_push, is_pushed, last_shown
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints
 from ochat_train.cli.main import main
+from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.exits import NotPushedError, StoppedBySignalError
 from ochat_train.recipe import load_recipe
 from ochat_train.run_folder import RECIPE_FILE, read_run_folder
-from ochat_train.stop_request import StopRequest
 from tests.conftest import RecipeFactory, finish, metrics, start_ranks, train_on_ranks
 from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.conftest import prepared

@@ -17,8 +17,9 @@ import transformers
 import yaml
 
 from data_pipeline.errors import UserError
-from ochat_train import exits, meeting
+from ochat_train import exits
 from ochat_train.cli.main import main
+from ochat_train.distributed import rendezvous
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from tests.conftest import TINY_MODEL, free_port, metrics, run_jobs, write_small_recipe
@@ -145,7 +146,7 @@ def test_a_recipe_that_one_host_lacks_is_told_by_that_host(
 
 def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -> UserError:
     """What a rank says that meets nobody."""
-    monkeypatch.setattr(meeting, "MEETING_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 0.5)
     for name, value in {
         "RANK": rank,
         "LOCAL_RANK": local_rank,
@@ -155,7 +156,7 @@ def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -
     }.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UserError) as caught:
-        meeting.meet()
+        rendezvous.meet()
     return caught.value
 
 
@@ -168,11 +169,11 @@ def test_ranks_that_came_later_name_the_same(monkeypatch: pytest.MonkeyPatch) ->
     """The first that has waited long enough gives up for all; without that the others would only lose the meeting
     point.
     """
-    monkeypatch.setattr(meeting, "MEETING_SECONDS", 600.0)
+    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 600.0)
     store = torch.distributed.HashStore()
-    store.set(meeting._key("given-up"), "[2]")
-    monkeypatch.setattr(meeting, "_look_seconds", lambda: 0.01)
-    assert meeting._missing_ranks(store, 3) == [2]
+    store.set(rendezvous._key("given-up"), "[2]")
+    monkeypatch.setattr(rendezvous, "_look_seconds", lambda: 0.01)
+    assert rendezvous._missing_ranks(store, 3) == [2]
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.read.openchat_parquet import TEMPLATE_OF_MODEL_TYPE
-from ochat_train import meeting
+from ochat_train.distributed import rendezvous
 from ochat_train.recipe import Recipe, load_recipe
 from tests.conftest import ROOT
 
@@ -127,7 +127,7 @@ def test_every_trial_of_two_hosts_is_on_its_page() -> None:
     table = MANY_HOSTS.split("\n## What was tried\n")[1]
     assert len(trials) > 10
     assert [trial for trial in trials if f"`{trial}`" not in table] == []
-    assert f"within {meeting.MEETING_SECONDS:g} s" in MANY_HOSTS
+    assert f"within {rendezvous.MEETING_SECONDS:g} s" in MANY_HOSTS
 
 
 def test_every_test_on_the_page_exists() -> None:

@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 
-from ochat_train import agreement, durable, engine, train
+from ochat_train import durable, engine, train
 from ochat_train.checkpoint import writer
 from ochat_train.cli.main import main
+from ochat_train.distributed import agreement
 from tests.ochat_train import fake_trackers
 
 Undo = Callable[[], None]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.engine import Ranks, on_main_rank
+from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.recipe import Recipe
 from ochat_train.versions import library_versions
 
