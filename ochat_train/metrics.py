@@ -15,8 +15,8 @@ import torch
 
 from ochat_train.console import say
 from ochat_train.durable import replace_text
+from ochat_train.evaluation.validation import ValidationResult
 from ochat_train.tracking.delivery import Trackers
-from ochat_train.validation import ValidationResult
 
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"

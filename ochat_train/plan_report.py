@@ -13,6 +13,8 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, num_micro_batches
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from ochat_train.evaluation.schedule import time_ratio
+from ochat_train.evaluation.validation import Validator
 from ochat_train.memory_plan import (
     GIB,
     MemoryPlan,
@@ -29,7 +31,6 @@ from ochat_train.recipe import Recipe
 from ochat_train.throughput import Work, work_of
 from ochat_train.time_plan import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
 from ochat_train.train import peak_learning_rate, training_plan
-from ochat_train.validation import Validator, time_ratio
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 

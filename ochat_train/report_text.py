@@ -11,7 +11,7 @@ from data_pipeline.prepared.dataset import ClassRow, Manifest
 from data_pipeline.text_rules import quoted, visible
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
-    from ochat_train.validation import ValidationResult
+    from ochat_train.evaluation.validation import ValidationResult
 
 _ANSWER_CHARACTERS = 100
 

@@ -29,6 +29,7 @@ from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks, stop
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
 from ochat_train.engine import start_engine, update
+from ochat_train.evaluation.validation import Validator
 from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
 from ochat_train.hub import Patience, check_recipe_rights
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
@@ -52,7 +53,6 @@ from ochat_train.throughput import Meter, work_of
 from ochat_train.tracking.choice import chosen_trackers
 from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
-from ochat_train.validation import Validator
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
 _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing

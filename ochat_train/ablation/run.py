@@ -26,10 +26,10 @@ from ochat_train.ablation.page import ablation_page, results_picture
 from ochat_train.ablation.table import results_text
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.durable import replace_text
+from ochat_train.evaluation.questions import load_questions
 from ochat_train.exits import STOPPED, StoppedBySignalError
 from ochat_train.pictures import as_file
 from ochat_train.prepare_data import prepare_recipe
-from ochat_train.questions import load_questions
 from ochat_train.recipe import Recipe
 from ochat_train.train import peak_learning_rate, training_plan
 

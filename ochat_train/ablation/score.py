@@ -18,14 +18,14 @@ from ochat_train.attention import choose_attention, register_attention
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.durable import replace_text
-from ochat_train.evaluation import evaluate, held_out_data
+from ochat_train.evaluation.evaluate import evaluate, held_out_data
+from ochat_train.evaluation.questions import load_questions, right_ratios
+from ochat_train.evaluation.validation import validation_line
 from ochat_train.export import find_checkpoint, load_model
 from ochat_train.generate import Generator
 from ochat_train.model import PackedCausalLM
-from ochat_train.questions import load_questions, right_ratios
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import read_run_folder
-from ochat_train.validation import validation_line
 
 
 def main() -> None:

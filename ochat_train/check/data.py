@@ -14,7 +14,7 @@ from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.facts import Facts, SourceSample
 from ochat_train.check.findings import Finding, from_error, ok, problem, warning
-from ochat_train.questions import load_questions
+from ochat_train.evaluation.questions import load_questions
 from ochat_train.recipe import Recipe
 
 _EXAMPLES = 2

@@ -9,9 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
+from ochat_train.evaluation.questions import load_questions, right_ratios
 from ochat_train.generate import load_generator
 from ochat_train.hub import EXPORT_MARK
-from ochat_train.questions import load_questions, right_ratios
 
 _MAX_ANSWER_TOKENS = 12
 

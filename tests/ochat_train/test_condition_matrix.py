@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ochat_train.condition_matrix import ConditionMatrix, condition_matrix
+from ochat_train.evaluation.condition_matrix import ConditionMatrix, condition_matrix
 
 CONDITIONS = ["GPT4 Correct", "GPT3", ""]
 

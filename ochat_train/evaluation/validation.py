@@ -10,13 +10,10 @@ from typing import Any
 
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.evaluation import Evaluation, evaluate, held_out_data
+from ochat_train.evaluation.evaluate import Evaluation, evaluate, held_out_data
+from ochat_train.evaluation.samples import Sampler
+from ochat_train.evaluation.schedule import default_interval
 from ochat_train.recipe import Recipe
-from ochat_train.samples import Sampler
-
-_VALIDATIONS = 10  # a run, by default
-_LARGEST_TIME_RATIO = 0.04  # of the training time, by default
-_COST_RATIO = 3  # a forward and backward pass takes as long as three forward passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +83,6 @@ class Validator:
         if line is not None:
             line["seconds"] = round(time.monotonic() - start, 3)
         return ValidationResult(line=line, samples=samples, loss=loss)
-
-
-def time_ratio(num_validations: int, tokens: int, *, tokens_per_step: int, num_steps: int) -> float:
-    """Time of validations that read so many tokens each, as a share of the time of the steps; answers are not
-    counted.
-    """
-    return num_validations * tokens / (_COST_RATIO * tokens_per_step * num_steps)
-
-
-def default_interval(*, held_out_tokens: int, sample_tokens: int, tokens_per_step: int, num_steps: int) -> int:
-    """Steps between validations that read so many tokens each: ten in a run, or as many as 4 % of the time on one GPU
-    allow.
-
-    Several ranks share held-out conversations, but each of them gives all answers (`samples.Sampler`).
-    """
-    affordable = (held_out_tokens + sample_tokens) / (_COST_RATIO * _LARGEST_TIME_RATIO * tokens_per_step)
-    return max(1, math.ceil(max(num_steps / _VALIDATIONS, affordable)))
 
 
 def validation_line(found: Evaluation) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from data_pipeline.plan.packing import Packs, pack
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.batches import PackShape, pack_batch
-from ochat_train.condition_matrix import ConditionMatrix, condition_matrix
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.evaluation.condition_matrix import ConditionMatrix, condition_matrix
 
 NLL, WEIGHTED_NLL, CORRECT, WEIGHTED_CORRECT = range(4)
 
