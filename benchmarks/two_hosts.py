@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from ochat_train.checkpoint.state import list_checkpoints
-from ochat_train.export import load_trained_weights
+from ochat_train.export.export import load_trained_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"

@@ -298,7 +298,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _push(recipe: Recipe, output_dir: Path, checkpoint: Path, repo: str, *, while_training: bool) -> None:
-    from ochat_train.export import export
+    from ochat_train.export.export import export
     from ochat_train.push import CARD_LEFT, push
 
     if while_training:

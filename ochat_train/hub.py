@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import hub_name_problem
+from ochat_train.export.layout import EXPORT_MARK, exported_names
 from ochat_train.recipe import Recipe
 
 T = TypeVar("T")
 
-EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 _PLACEHOLDERS = {".gitattributes", "README.md"}  # what the Hub puts into a new repository
 _TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # 409 and 412: somebody else has just committed
 _TRIES_AT_FIRST = 4  # nothing is lost yet, and a host without a network should say so soon
@@ -248,14 +248,6 @@ def read_remote_file(repo: str, name: str, *, revision: str) -> bytes:
     answer = get_session().get(f"{HfApi().endpoint}/{repo}/resolve/{revision}/{name}", headers=build_hf_headers())
     hf_raise_for_status(answer)
     return bytes(answer.content)
-
-
-def exported_names(mark: bytes) -> dict[str, str] | None:
-    """Name -> sha256 of the files of an export, from its ochat.json; None where that does not list them."""
-    try:
-        return {str(name): str(sha256) for name, sha256 in json.loads(mark)["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def check_recipe_rights(recipe: Recipe, *, patience: Patience) -> None:

@@ -16,14 +16,13 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
+from ochat_train.export.layout import CARD, EXPORT_MARK, exported_names
 from ochat_train.hub import (
-    EXPORT_MARK,
     Patience,
     RemoteFile,
     RemoteRepo,
     UploadError,
     check_rights,
-    exported_names,
     persevere,
     quiet_hub,
     read_remote_file,
@@ -31,7 +30,6 @@ from ochat_train.hub import (
     refuse,
 )
 
-CARD = "README.md"
 CARD_LEFT = f"{CARD} was edited there and is left as it is; `ochat push --overwrite` replaces it"
 _ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people lay beside a model
 _HASHING_THREADS = 4

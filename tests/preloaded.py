@@ -17,7 +17,7 @@ import transformers.modeling_utils
 import transformers.models.mistral.modeling_mistral  # noqa: F401
 
 import ochat_train.cli.main
-import ochat_train.export
+import ochat_train.export.export
 import ochat_train.train  # noqa: F401
 from data_pipeline.plan.packing import pack
 

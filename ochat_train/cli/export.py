@@ -35,7 +35,7 @@ def add_export(verb: Verb) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ochat_train.export import export
+    from ochat_train.export.export import export
 
     out = export(
         options.run_dir,

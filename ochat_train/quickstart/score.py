@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from ochat_train.evaluation.questions import load_questions, right_ratios
+from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.generate import load_generator
-from ochat_train.hub import EXPORT_MARK
 
 _MAX_ANSWER_TOKENS = 12
 

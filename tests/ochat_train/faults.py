@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints, verify
-from ochat_train.export import load_trained_weights
+from ochat_train.export.export import load_trained_weights
 from tests.conftest import finish, metrics, start_ranks
 from tests.rank_processes import Rank
 

@@ -19,7 +19,7 @@ from ochat_train.batches import pack_batch, run_shape
 from ochat_train.checkpoint.resume import differences
 from ochat_train.checkpoint.state import CheckpointManifest, Progress
 from ochat_train.cli.main import main
-from ochat_train.export import export, load_trained_weights
+from ochat_train.export.export import export, load_trained_weights
 from ochat_train.model import build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe

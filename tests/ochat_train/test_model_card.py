@@ -16,11 +16,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ochat_train import exits
-from ochat_train.base_model import BaseModel, BaseOrigin, base_origin, find_base_model
 from ochat_train.cli.main import main
-from ochat_train.model_card import CardFacts, json_code, last_row, model_card, python_literal
+from ochat_train.export.base_model import BaseModel, BaseOrigin, base_origin, find_base_model
+from ochat_train.export.card import CardFacts, json_code, last_row, model_card, python_literal
+from ochat_train.export.public_recipe import public_recipe
 from ochat_train.prepare_data import prepare_recipe
-from ochat_train.public_recipe import public_recipe
 from ochat_train.recipe import ModelSettings, Recipe, load_recipe
 from ochat_train.run_folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
 from tests.conftest import RecipeFactory

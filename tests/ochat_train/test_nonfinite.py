@@ -15,7 +15,7 @@ from data_pipeline.plan.plan import deal
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.anomalies import SPIKE_FACTOR, progressed
 from ochat_train.checkpoint.state import CheckpointManifest, Progress, checkpoint_dir
-from ochat_train.export import load_trained_weights
+from ochat_train.export.export import load_trained_weights
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from ochat_train.train import training_plan

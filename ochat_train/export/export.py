@@ -15,7 +15,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prompt.chat_folder import render_chat_template
 from data_pipeline.text_rules import quoted
-from ochat_train.base_model import find_base_model
 from ochat_train.checkpoint.state import (
     STATE,
     CheckpointManifest,
@@ -25,11 +24,11 @@ from ochat_train.checkpoint.state import (
     refuse_unsafe_pickles,
     verify,
 )
-from ochat_train.hub import EXPORT_MARK
+from ochat_train.export.base_model import find_base_model
+from ochat_train.export.card import CardFacts, last_row, model_card
+from ochat_train.export.layout import CARD, EXPORT_MARK
+from ochat_train.export.public_recipe import public_recipe
 from ochat_train.metrics import METRICS_FILE, VALIDATION_FILE, rows_of
-from ochat_train.model_card import CardFacts, last_row, model_card
-from ochat_train.public_recipe import public_recipe
-from ochat_train.push import CARD
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.versions import library_versions

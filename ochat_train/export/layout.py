@@ -1,0 +1,18 @@
+"""What an exported folder holds: names that pushing, loading and reports rely on."""
+
+from __future__ import annotations
+
+import json
+
+EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
+
+
+def exported_names(mark: bytes) -> dict[str, str] | None:
+    """Name -> sha256 of the files of an export, from its ochat.json; None where that does not list them."""
+    try:
+        return {str(name): str(sha256) for name, sha256 in json.loads(mark)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+CARD = "README.md"
