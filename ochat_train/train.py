@@ -18,7 +18,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, deal
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.anomalies import progressed, record_anomaly
-from ochat_train.background_push import BackgroundPush
 from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
 from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
 from ochat_train.checkpoint.state import Progress
@@ -31,7 +30,9 @@ from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
 from ochat_train.engine import start_engine, update
 from ochat_train.evaluation.validation import Validator
 from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
-from ochat_train.hub import Patience, check_recipe_rights
+from ochat_train.hub.background_push import BackgroundPush
+from ochat_train.hub.retry import Patience
+from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
 from ochat_train.memory_plan import (
     MemoryPlan,

@@ -16,9 +16,10 @@ from data_pipeline.errors import UserError
 from ochat_train.check.data import check_classes, check_lengths, check_prepared_data, check_sources
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Check, Finding, ok, problem, run_checks
-from ochat_train.check.hub import SECONDS, check_hub, check_push
+from ochat_train.check.hub import check_hub, check_push
 from ochat_train.check.machine import check_disk, check_gpus, check_versions
 from ochat_train.check.model import check_base, check_learning_rate, check_memory, check_template
+from ochat_train.hub.models import SECONDS
 from ochat_train.memory_plan import GIB
 from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe, load_recipe

@@ -36,7 +36,7 @@ def add_push(verb: Verb) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from ochat_train.push import push
+    from ochat_train.hub.push import push
 
     try:
         pushed = push(

@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import _http
 
-from ochat_train.hub import Patience
+from ochat_train.hub.retry import Patience
 from tests.hub_stand_in import HubStandIn
 
 CARD = "---\nlicense: other\ntags:\n- ochat-train\n---\n\n# A model\n"

@@ -214,7 +214,7 @@ class BackgroundPush:
         command = [
             sys.executable,
             "-m",
-            "ochat_train.background_push",
+            "ochat_train.hub.background_push",
             str(self._output_dir),
             str(os.getpid()),
             purpose,
@@ -299,7 +299,7 @@ def main(arguments: list[str]) -> int:
 
 def _push(recipe: Recipe, output_dir: Path, checkpoint: Path, repo: str, *, while_training: bool) -> None:
     from ochat_train.export.export import export
-    from ochat_train.push import CARD_LEFT, push
+    from ochat_train.hub.push import CARD_LEFT, push
 
     if while_training:
         _leave_room(checkpoint)

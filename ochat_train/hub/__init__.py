@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: rights, uploads that survive failures, pushes beside a run."""
