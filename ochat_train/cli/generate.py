@@ -28,7 +28,7 @@ def add_generate(verb: Verb) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from ochat_train.generate import load_generator, unknown_condition_text
+    from ochat_train.inference.generate import load_generator, unknown_condition_text
 
     if options.condition is not None and (text := unknown_condition_text(options.model, options.condition)) is not None:
         print(f"warning: {text}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ochat_train.evaluation.questions import load_questions, right_ratios
 from ochat_train.export.layout import EXPORT_MARK
-from ochat_train.generate import load_generator
+from ochat_train.inference.generate import load_generator
 
 _MAX_ANSWER_TOKENS = 12
 
