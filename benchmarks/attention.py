@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step import conversation_length
 from ochat_train.attention import KERNELS, AttentionKernel, attention_obstacles
-from ochat_train.batches import PackShape
+from ochat_train.model.batch import PackShape
 
 _HEADS, _KEY_HEADS, _HEAD_DIM = 32, 8, 128
 _RUNS = 20

@@ -23,8 +23,9 @@ from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.batches import PackedBatch, micro_batches, run_shape
-from ochat_train.model import build_model, decoder_layers
+from ochat_train.batches import micro_batches, run_shape
+from ochat_train.model.batch import PackedBatch
+from ochat_train.model.build import build_model, decoder_layers
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.train import training_plan

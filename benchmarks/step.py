@@ -39,12 +39,15 @@ import transformers  # noqa: E402
 
 from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
 from ochat_train.attention import choose_attention, register_attention  # noqa: E402
-from ochat_train.batches import PackedBatch, Prefetcher, joined, run_micro_batches  # noqa: E402
+from ochat_train.batches import Prefetcher, run_micro_batches  # noqa: E402
 from ochat_train.distributed.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
 from ochat_train.engine import parameter_groups, start_engine  # noqa: E402
-from ochat_train.loss import LossSums  # noqa: E402
 from ochat_train.memory_plan import GIB, MemoryPlan, resolve  # noqa: E402
-from ochat_train.model import PackedCausalLM, model_dtype, set_up_layers  # noqa: E402
+from ochat_train.model.batch import PackedBatch, joined  # noqa: E402
+from ochat_train.model.build import set_up_layers  # noqa: E402
+from ochat_train.model.config import model_dtype  # noqa: E402
+from ochat_train.model.loss import LossSums  # noqa: E402
+from ochat_train.model.packed import PackedCausalLM  # noqa: E402
 from ochat_train.recipe import Recipe, load_recipe  # noqa: E402
 from ochat_train.throughput import Meter, work_of  # noqa: E402
 from ochat_train.train import plan_memory, train_step, training_plan  # noqa: E402

@@ -8,136 +8,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 
 from data_pipeline.plan.plan import EpochPlan, TrainingPlan, deal
 from data_pipeline.prepared.dataset import PreparedSplit
+from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 
 T = TypeVar("T")
-_SEQLEN_MULTIPLE = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackShape:
-    """Sizes that all packs of a run share, so that compiled code sees static shapes.
-
-    max_seqlen: no sequence is longer. FlashAttention-2 starts a block for every 64 to 128 tokens of it in every
-    sequence, so that a bound of the whole pack would cost more than the attention itself where conversations are short.
-    max_sequences: of a pack, padding included.
-    """
-
-    pack_length: int
-    max_seqlen: int
-    max_sequences: int
-
-    @classmethod
-    def holding(cls, *, pack_length: int, longest: int, max_conversations: int) -> PackShape:
-        """For packs of at most `max_conversations` conversations of at most `longest` tokens, then padding."""
-        max_seqlen = min(pack_length, -(-longest // _SEQLEN_MULTIPLE) * _SEQLEN_MULTIPLE)
-        padding = -(-pack_length // max_seqlen)  # a pack may be empty
-        return cls(pack_length=pack_length, max_seqlen=max_seqlen, max_sequences=max_conversations + padding)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedBatch:
-    """A micro-batch: one pack, or several one after the other. All shapes but `supervised_rows_N` are constant over a
-    run.
-
-    A pack holds whole conversations one after the other, then padding.
-    input_ids_T: int64. position_ids_T: int64, from 0 in every conversation.
-    target_ids_T: int64, the next token of the same conversation. target_weights_T: float32, 0 where there is no target.
-    class_ids_T: int64, class of the conversation.
-    supervised_rows_N: int64, the tokens whose target has a weight.
-    cu_seqlens_S1: int32[S + 1], where sequences begin and end; the padding is in sequences of its own, and unused
-    entries repeat T (empty sequences).
-    max_seqlen: no sequence is longer, constant over a run. num_tokens: tokens that are not padding.
-    """
-
-    input_ids_T: torch.Tensor
-    position_ids_T: torch.Tensor
-    target_ids_T: torch.Tensor
-    target_weights_T: torch.Tensor
-    class_ids_T: torch.Tensor
-    supervised_rows_N: torch.Tensor
-    cu_seqlens_S1: torch.Tensor
-    max_seqlen: int
-    num_tokens: int
-
-    def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on another device; from pinned memory the copy does not wait."""
-        tensors: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **tensors)
-
-    def pinned(self) -> PackedBatch:
-        """The same batch in memory that a GPU can copy from by itself."""
-        tensors: dict[str, Any] = {
-            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **tensors)
-
-
-def pack_batch(split: PreparedSplit, rows: np.ndarray, shape: PackShape) -> PackedBatch:
-    """Lay the conversations `rows` into one pack. Targets are shifted here, and nowhere else."""
-    pack_length = shape.pack_length
-    input_ids = np.zeros(pack_length, dtype=np.int64)
-    position_ids = np.zeros(pack_length, dtype=np.int64)
-    target_ids = np.zeros(pack_length, dtype=np.int64)
-    target_weights = np.zeros(pack_length, dtype=np.float32)
-    class_ids = np.zeros(pack_length, dtype=np.int64)
-    cu_seqlens = np.full(shape.max_sequences + 1, pack_length, dtype=np.int32)
-    cu_seqlens[0] = 0
-    end = 0
-    for number, row in enumerate(rows, 1):
-        tokens = split[int(row)]
-        start, end = end, end + len(tokens.input_ids)
-        input_ids[start:end] = tokens.input_ids
-        position_ids[start:end] = np.arange(end - start)
-        target_ids[start : end - 1] = tokens.input_ids[1:]
-        target_weights[start : end - 1] = tokens.loss_weights[1:]
-        class_ids[start:end] = split.class_id[row]
-        cu_seqlens[number] = end
-    padding = np.arange(end, pack_length, shape.max_seqlen)
-    cu_seqlens[len(rows) : len(rows) + len(padding)] = padding
-    position_ids[end:] = np.arange(pack_length - end) % shape.max_seqlen
-    return PackedBatch(
-        input_ids_T=torch.from_numpy(input_ids),
-        position_ids_T=torch.from_numpy(position_ids),
-        target_ids_T=torch.from_numpy(target_ids),
-        target_weights_T=torch.from_numpy(target_weights),
-        class_ids_T=torch.from_numpy(class_ids),
-        supervised_rows_N=torch.from_numpy(np.flatnonzero(target_weights)),
-        cu_seqlens_S1=torch.from_numpy(cu_seqlens),
-        max_seqlen=shape.max_seqlen,
-        num_tokens=end,
-    )
-
-
-def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
-    """Several packs as one micro-batch; borders of conversations and of padding stay."""
-    if len(packs) == 1:
-        return packs[0]
-    length = len(packs[0].input_ids_T)
-    starts = range(0, length * len(packs), length)
-    same = [field.name for field in fields(PackedBatch) if field.name.endswith("_T")]
-    borders = [pack.cu_seqlens_S1[:-1] + start for pack, start in zip(packs, starts, strict=True)]
-    return PackedBatch(
-        **{name: torch.cat([getattr(pack, name) for pack in packs]) for name in same},
-        supervised_rows_N=torch.cat(
-            [pack.supervised_rows_N + start for pack, start in zip(packs, starts, strict=True)]
-        ),
-        cu_seqlens_S1=torch.cat((*borders, packs[-1].cu_seqlens_S1[-1:] + starts[-1])),
-        max_seqlen=packs[0].max_seqlen,
-        num_tokens=sum(pack.num_tokens for pack in packs),
-    )
 
 
 def run_shape(split: PreparedSplit, plan: TrainingPlan) -> PackShape:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from data_pipeline.errors import UserError
+from ochat_train.model.families import _DIVISORS
 
 BASE_LEARNING_RATE = 3e-4
 BASE_TOKENS_PER_STEP = 4e6
-
-# What OpenChat divides Llama-2's base rate by (ochat/training_deepspeed/train.py): larger vocabularies and better
-# trained bases want smaller steps.
-_DIVISORS: Mapping[str, float] = {"llama-2": 1.0, "mistral": 6.0, "gemma": 5.5, "llama-3": 5.3}
 
 
 def auto_learning_rate(*, model_type: str, vocab_size: int, supervised_tokens_per_step: float) -> float:

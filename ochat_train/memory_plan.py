@@ -14,8 +14,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
-from ochat_train.loss import CHUNK_TOKENS
-from ochat_train.model import model_dtype
+from ochat_train.model.config import model_dtype
+from ochat_train.model.loss import CHUNK_TOKENS
 from ochat_train.recipe import Recipe
 
 GIB = 2**30

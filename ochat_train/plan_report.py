@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, num_micro_batches
@@ -25,7 +24,7 @@ from ochat_train.memory_plan import (
     possible_plans,
     too_little_text,
 )
-from ochat_train.model import load_base_config
+from ochat_train.model.config import load_base_config, model_without_weights, num_added_rows, num_parameters
 from ochat_train.prepare_data import check_prepared, prepare_job
 from ochat_train.recipe import Recipe
 from ochat_train.throughput import Work, work_of
@@ -237,26 +236,6 @@ def _shown(plans: Sequence[MemoryPlan], chosen: MemoryPlan) -> Iterator[MemoryPl
             seen.add(key)
         if is_end or is_first_that_fits or plan is chosen:
             yield plan
-
-
-def model_without_weights(config: Any) -> Any:
-    """The causal LM of a `transformers` config on the meta device: shapes alone."""
-    import transformers
-
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
-
-
-def num_parameters(model: Any, vocab_size: int) -> int:
-    """Parameters of a model with rows for `vocab_size` tokens."""
-    tables = 1 if model.config.tie_word_embeddings else 2
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return int(count + num_added_rows(model, vocab_size) * model.config.hidden_size * tables)
-
-
-def num_added_rows(model: Any, vocab_size: int) -> int:
-    """Tokens that the base has no row for."""
-    return int(max(0, vocab_size - model.config.vocab_size))
 
 
 def _gib(size: float) -> float:

@@ -18,7 +18,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, deal
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.anomalies import progressed, record_anomaly
-from ochat_train.batches import PackedBatch, Prefetcher, run_micro_batches
+from ochat_train.batches import Prefetcher, run_micro_batches
 from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
 from ochat_train.checkpoint.state import Progress
 from ochat_train.checkpoint.writer import save_checkpoint
@@ -45,7 +45,9 @@ from ochat_train.memory_plan import (
     too_little_text,
 )
 from ochat_train.metrics import EpochSums, MetricsWriter, StepSums, step_metrics
-from ochat_train.model import build_model, is_compiled, load_base_config, set_up_layers
+from ochat_train.model.batch import PackedBatch
+from ochat_train.model.build import build_model, is_compiled, set_up_layers
+from ochat_train.model.config import load_base_config
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
 from ochat_train.report_text import class_sums_text, validation_text

@@ -23,7 +23,7 @@ from ochat_train.evaluation.questions import load_questions, right_ratios
 from ochat_train.evaluation.validation import validation_line
 from ochat_train.export.export import find_checkpoint, load_model
 from ochat_train.inference.generate import Generator
-from ochat_train.model import PackedCausalLM
+from ochat_train.model.packed import PackedCausalLM
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import read_run_folder
 

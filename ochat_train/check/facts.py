@@ -30,8 +30,8 @@ from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
 from ochat_train.check import hub
 from ochat_train.memory_plan import MemoryPlan
-from ochat_train.model import load_base_config
-from ochat_train.plan_report import memory_choice, model_without_weights, num_parameters
+from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
+from ochat_train.plan_report import memory_choice
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
 from ochat_train.train import training_plan

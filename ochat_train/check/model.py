@@ -12,7 +12,8 @@ from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.learning_rate import auto_learning_rate
 from ochat_train.memory_plan import GIB, parts_text, too_little_text
-from ochat_train.model import check_config, check_head, decoder_layers
+from ochat_train.model.build import check_head, decoder_layers
+from ochat_train.model.config import check_config
 
 
 def check_template(facts: Facts) -> Iterator[Finding]:

@@ -11,9 +11,9 @@ import torch
 
 from data_pipeline.plan.packing import Packs, pack
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
-from ochat_train.batches import PackShape, pack_batch
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.condition_matrix import ConditionMatrix, condition_matrix
+from ochat_train.model.batch import PackShape, pack_batch
 
 NLL, WEIGHTED_NLL, CORRECT, WEIGHTED_CORRECT = range(4)
 

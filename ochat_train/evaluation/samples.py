@@ -19,9 +19,9 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
-from ochat_train.batches import PackedBatch
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.evaluate import HeldOutData
+from ochat_train.model.batch import PackedBatch
 
 _HELD_OUT_PROMPTS = 3
 _LONGEST_HELD_OUT_PROMPT = 256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
 from ochat_train.learning_rate import auto_learning_rate
+from ochat_train.model.families import _TEMPLATES, _family, _family_by_name
 
 CONFIG_FILE = "config.json"
-_LLAMA_2_VOCABULARY, _LLAMA_3_VOCABULARY = 32_000, 128_256
-# Only for bases that are not here; the order matters: `llama-3` before `llama-2`, and a fine-tuned Mistral is a
-# Mistral.
-_FAMILY_NAMES = (("mistral", r"mistral|zephyr"), ("llama-3", r"llama-?3"), ("llama-2", r"llama-?2"))
-_TEMPLATES = {"mistral": "openchat_3.5", "llama-3": "openchat_3.6", "llama-2": "openchat_3.2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +88,3 @@ def _local_files(name: str) -> dict[str, Path]:
     except HFValidationError as error:
         raise UserError(f"--base {name}: not a Hub id: {error}") from None
     return {file: Path(path) for file, path in cached.items() if isinstance(path, str)}
-
-
-def _family(model_type: str, vocab_size: int | None) -> str:
-    if model_type == "llama":
-        return {_LLAMA_2_VOCABULARY: "llama-2", _LLAMA_3_VOCABULARY: "llama-3"}.get(vocab_size or 0, "other")
-    return model_type if model_type == "mistral" else "other"
-
-
-def _family_by_name(name: str) -> str:
-    plain = name.rpartition("/")[2].lower()
-    return next((family for family, pattern in _FAMILY_NAMES if re.search(pattern, plain)), "other")

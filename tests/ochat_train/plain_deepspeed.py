@@ -15,7 +15,7 @@ import torch
 
 from ochat_train.distributed.ranks import start_ranks
 from ochat_train.engine import start_engine
-from ochat_train.model import build_model
+from ochat_train.model.build import build_model
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import load_recipe
 

@@ -17,7 +17,7 @@ from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.plan.plan import TrainingPlan, deal
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.export.export import load_trained_weights
-from ochat_train.model import build_model
+from ochat_train.model.build import build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.train import training_plan

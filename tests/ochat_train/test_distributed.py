@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.batches import pack_batch, run_shape
+from ochat_train.batches import run_shape
 from ochat_train.checkpoint.resume import differences
 from ochat_train.checkpoint.state import CheckpointManifest, Progress
 from ochat_train.cli.main import main
 from ochat_train.export.export import export, load_trained_weights
-from ochat_train.model import build_model
+from ochat_train.model.batch import pack_batch
+from ochat_train.model.build import build_model
 from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe
 from ochat_train.train import training_plan

@@ -14,9 +14,10 @@ from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.attention import REGISTERED_NAME, register_attention
-from ochat_train.batches import PackedBatch, PackShape, joined, pack_batch
-from ochat_train.layers import set_layer_forward
-from ochat_train.model import PackedCausalLM, build_model
+from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
+from ochat_train.model.build import build_model
+from ochat_train.model.layers import set_layer_forward
+from ochat_train.model.packed import PackedCausalLM
 from ochat_train.prepare_data import check_prepared, prepare_recipe
 from ochat_train.recipe import load_recipe
 from ochat_train.train import training_plan

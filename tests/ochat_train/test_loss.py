@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ochat_train import loss as loss_module
-from ochat_train.loss import token_scores, weighted_loss_sums
+from ochat_train.model import loss as loss_module
+from ochat_train.model.loss import token_scores, weighted_loss_sums
 from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 

@@ -13,9 +13,10 @@ import transformers
 
 from data_pipeline.errors import UserError
 from ochat_train.attention import COMPILABLE, choose_attention, register_attention
-from ochat_train.batches import PackedBatch, PackShape, pack_batch
-from ochat_train.layers import set_layer_forward
-from ochat_train.model import PackedCausalLM, add_token_rows
+from ochat_train.model.batch import PackedBatch, PackShape, pack_batch
+from ochat_train.model.build import add_token_rows
+from ochat_train.model.layers import set_layer_forward
+from ochat_train.model.packed import PackedCausalLM
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory

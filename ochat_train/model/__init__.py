@@ -1,0 +1,1 @@
+"""The model: base, packed batches, attention kernels, layers, loss."""

@@ -1,0 +1,111 @@
+"""The model: an unmodified `transformers` causal LM, wrapped so that a pack goes in and loss sums come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from ochat_train.attention import COMPILABLE, choose_attention, register_attention
+from ochat_train.model.config import check_config, load_base_config, model_dtype
+from ochat_train.model.float8 import use_float8
+from ochat_train.model.layers import set_layer_forward
+from ochat_train.model.packed import PackedCausalLM
+from ochat_train.recipe import ModelSettings, Recipe
+
+
+def build_model(
+    settings: ModelSettings, manifest: Manifest, *, device: torch.device, seed: int
+) -> tuple[PackedCausalLM, str]:
+    """Load (or randomly initialise) the base on the CPU, with a row for every token. Also returns the attention kernel.
+
+    Tokens that the base has no row for get the mean of all rows; tied embeddings stay tied.
+    """
+    import transformers
+
+    config = load_base_config(settings, manifest.vocab_size)
+    check_config(config, settings)
+    dtype = model_dtype(settings, device)
+    kernel = choose_attention(
+        settings.attention, device=device, dtype=dtype, dropout=getattr(config, "attention_dropout", 0.0) or 0.0
+    )
+    attention = register_attention(kernel)
+    if settings.config is not None:
+        torch.manual_seed(seed)
+        causal_lm = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    else:
+        causal_lm = transformers.AutoModelForCausalLM.from_pretrained(
+            settings.path,
+            revision=settings.revision,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+        )
+    add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
+    check_head(causal_lm)
+    causal_lm.train()
+    return PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel
+
+
+def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -> bool:
+    """Whether decoder layers are compiled. Raises UserError where the recipe wants it and the attention kernel does not
+    fit.
+    """
+    if settings.compile and kernel not in COMPILABLE:
+        raise UserError(
+            f"model.compile: true cannot be used with the attention kernel `{kernel}`; "
+            f"kernels that fit: {', '.join(sorted(COMPILABLE))}"
+        )
+    return device.type == "cuda" and kernel in COMPILABLE if settings.compile is None else settings.compile
+
+
+def check_head(causal_lm: Any) -> None:
+    """Raise UserError for a language-model head that the loss would compute wrongly."""
+    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
+        raise UserError("model: a language-model head with a bias is not supported")
+
+
+def decoder_layers(causal_lm: Any) -> Any:
+    """The list of decoder layers. Raises UserError where a model has none by that name."""
+    layers = getattr(causal_lm.base_model, "layers", None)
+    if layers is None:
+        raise UserError(
+            f"model: {causal_lm.config.model_type} has no list of decoder layers named `layers`; not supported"
+        )
+    return layers
+
+
+def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
+    """Float8, compilation and checkpointing of the decoder layers, as a resolved recipe says."""
+    layers = decoder_layers(model.causal_lm)
+    compiled = bool(recipe.model.compile)
+    if recipe.model.float8:
+        use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
+    set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
+
+
+@torch.no_grad()
+def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
+    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones. Never shrinks."""
+    old = causal_lm.get_input_embeddings().weight.shape[0]
+    if vocab_size <= old:
+        return
+    tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
+    causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
+    embeddings = [causal_lm.get_input_embeddings()] + ([] if tied else [causal_lm.get_output_embeddings()])
+    for module in embeddings:
+        module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
+    still_tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
+    assert tied == still_tied, "resizing untied the embeddings"
+
+
+def end_of_turn_id(prepared_dir: Path) -> int:
+    """Id of the token that ends a turn, which the tokenizer folder names as its end-of-sequence token."""
+    import transformers
+
+    return int(transformers.AutoTokenizer.from_pretrained(prepared_dir / TOKENIZER_FOLDER).eos_token_id)

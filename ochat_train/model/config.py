@@ -1,0 +1,72 @@
+"""The base's configuration: loaded, checked, and what follows from it without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from ochat_train.recipe import ModelSettings
+
+# Config entries that change logits after the head; the loss works on hidden states and would not see them.
+_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+
+
+def model_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    """The dtype of weights in the forward pass; the optimizer always keeps float32 master weights."""
+    if settings.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+
+
+def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
+    """The `transformers` config of the base. A model from scratch takes its vocabulary size from the tokenizer."""
+    import transformers
+
+    if settings.config is not None:
+        values = dict(settings.config)
+        values.setdefault("vocab_size", vocab_size)
+        try:
+            return transformers.AutoConfig.for_model(**values)
+        except Exception as error:
+            raise UserError(f"model.config: {error}") from None
+    try:
+        return transformers.AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+    except Exception as error:
+        raise UserError(f"model.path: {settings.path}: cannot be loaded: {error}") from None
+
+
+def check_config(config: Any, settings: ModelSettings) -> None:
+    """Raise UserError for a base whose logits this trainer would compute wrongly, or that is too short for the
+    recipe.
+    """
+    for key, neutral in _LOGIT_TRANSFORMS.items():
+        if getattr(config, key, neutral) not in (neutral, None):
+            raise UserError(f"model: {config.model_type} scales its logits ({key}), which is not supported")
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and settings.max_length_tokens > longest:
+        raise UserError(
+            f"model.max_length_tokens: {settings.max_length_tokens} is more than the base's max_position_embeddings "
+            f"{longest}"
+        )
+
+
+def model_without_weights(config: Any) -> Any:
+    """The causal LM of a `transformers` config on the meta device: shapes alone."""
+    import transformers
+
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def num_parameters(model: Any, vocab_size: int) -> int:
+    """Parameters of a model with rows for `vocab_size` tokens."""
+    tables = 1 if model.config.tie_word_embeddings else 2
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return int(count + num_added_rows(model, vocab_size) * model.config.hidden_size * tables)
+
+
+def num_added_rows(model: Any, vocab_size: int) -> int:
+    """Tokens that the base has no row for."""
+    return int(max(0, vocab_size - model.config.vocab_size))

@@ -1,0 +1,69 @@
+"""The model that a run trains: an unmodified causal LM on packs, with the loss in place of logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ochat_train.model.batch import PackedBatch
+from ochat_train.model.loss import LossSums, TokenScores, token_scores, weighted_loss_sums
+
+
+class PackedCausalLM(torch.nn.Module):
+    """A causal LM and the weighted loss of its next-token predictions over one pack."""
+
+    def __init__(self, causal_lm: Any, *, num_classes: int) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.loss = LossHead(causal_lm.get_output_embeddings(), num_classes=num_classes)
+
+    def forward(self, batch: PackedBatch, *, score: bool = False) -> LossSums | TokenScores:
+        """Loss sums of a pack, or with `score` how it does token by token. Attention stays inside
+        `batch.cu_seqlens_S1`.
+        """
+        hidden_1TD = self.causal_lm.base_model(
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            cu_seqlens=batch.cu_seqlens_S1,
+            max_seqlen=batch.max_seqlen,
+        ).last_hidden_state
+        result: LossSums | TokenScores = self.loss(hidden_1TD[0], batch, score=score)
+        return result
+
+    def register_for_zero_3(self) -> None:
+        """Tell DeepSpeed that the loss reads the head's weight, so that stage 3 gathers it. After `initialize`."""
+        import deepspeed
+
+        deepspeed.zero.register_external_parameter(self.loss, self.loss.head_weight)
+
+
+class LossHead(torch.nn.Module):
+    """The loss as a module of its own, so that ZeRO-3 gathers the head's weight for just as long as it is needed."""
+
+    def __init__(self, head: torch.nn.Linear, *, num_classes: int) -> None:
+        super().__init__()
+        self._head = (head,)  # in a tuple, so that its weight is not registered a second time
+        self._num_classes = num_classes
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The weight of the language-model head, [V, D]."""
+        return self._head[0].weight
+
+    def forward(self, hidden_TD: torch.Tensor, batch: PackedBatch, *, score: bool) -> LossSums | TokenScores:
+        """Loss sums of a pack from its hidden states, or the scores of its supervised tokens."""
+        if score:
+            return token_scores(
+                hidden_TD, self.head_weight, rows_N=batch.supervised_rows_N, target_ids_T=batch.target_ids_T
+            )
+        return weighted_loss_sums(
+            hidden_TD,
+            self.head_weight,
+            rows_N=batch.supervised_rows_N,
+            target_ids_T=batch.target_ids_T,
+            target_weights_T=batch.target_weights_T,
+            class_ids_T=batch.class_ids_T,
+            num_classes=self._num_classes,
+        )
