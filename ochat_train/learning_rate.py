@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from data_pipeline.errors import UserError
-from ochat_train.model.families import _DIVISORS
+from ochat_train.model.families import LEARNING_RATE_DIVISORS
 
 BASE_LEARNING_RATE = 3e-4
 BASE_TOKENS_PER_STEP = 4e6
@@ -21,11 +21,15 @@ def auto_learning_rate(*, model_type: str, vocab_size: int, supervised_tokens_pe
     family = model_type
     if model_type == "llama":
         family = "llama-3" if vocab_size >= 100_000 else "llama-2"
-    if family not in _DIVISORS:
+    if family not in LEARNING_RATE_DIVISORS:
         raise UserError(
             f"optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `{model_type}`; give a number"
         )
-    return BASE_LEARNING_RATE / _DIVISORS[family] * math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
+    return (
+        BASE_LEARNING_RATE
+        / LEARNING_RATE_DIVISORS[family]
+        * math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
+    )
 
 
 def learning_rate_at(step: int, *, peak: float, num_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:

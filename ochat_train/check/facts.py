@@ -28,7 +28,7 @@ from data_pipeline.read.formats import parse_row
 from data_pipeline.read.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
-from ochat_train.check import hub
+from ochat_train.hub import models
 from ochat_train.memory_plan import MemoryPlan
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
 from ochat_train.plan_report import memory_choice
@@ -75,13 +75,13 @@ class Facts:
             raise fact
         return fact  # type: ignore[no-any-return]
 
-    def hub_model(self, name: str) -> hub.Repository:
+    def hub_model(self, name: str) -> models.Repository:
         """A base or tokenizer on the Hub. Raises UserError where it can be had neither from there nor from the
         cache.
         """
         revision = self.recipe.model.revision
         return self._once(
-            f"hub {name}", lambda: hub.find_model(name, revision, with_weights=name == self.recipe.model.path)
+            f"hub {name}", lambda: models.find_model(name, revision, with_weights=name == self.recipe.model.path)
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.settings import HUB_PREFIX
 from ochat_train.check.findings import Finding, ok, problem, warning
-from ochat_train.hub.models import _LOG_IN, SECONDS
+from ochat_train.hub.models import LOG_IN, SECONDS
 from ochat_train.hub.retry import Patience
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.recipe import Recipe
@@ -43,9 +43,9 @@ def _check_dataset(name: str) -> Finding:
         if info.gated:
             HfApi().auth_check(name, repo_type="dataset")
     except GatedRepoError:
-        return problem("hub", f"dataset {name}: is gated", f"accept its terms on the Hub and {_LOG_IN}")
+        return problem("hub", f"dataset {name}: is gated", f"accept its terms on the Hub and {LOG_IN}")
     except RepositoryNotFoundError:
-        return problem("hub", f"dataset {name}: not on the Hub, or private", f"check the name, or {_LOG_IN}")
+        return problem("hub", f"dataset {name}: not on the Hub, or private", f"check the name, or {LOG_IN}")
     except Exception as error:
         reason = f"dataset {name}: the Hub cannot be reached ({type(error).__name__})"
         return warning("hub", reason, "it must be in the cache for `ochat prepare`")

@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 SECONDS = 5.0  # to wait for an answer
 
 
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ def _files_on_hub(name: str, revision: str | None) -> list[str]:
             HfApi().auth_check(name)
     except GatedRepoError:
         raise UserError(
-            f"{name}: is gated, and this login may not read it; accept its licence on the Hub and {_LOG_IN}"
+            f"{name}: is gated, and this login may not read it; accept its licence on the Hub and {LOG_IN}"
         ) from None
     except RevisionNotFoundError:
         raise UserError(f"{name}: has no revision `{revision}`; see model.revision") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{name}: not on the Hub, or private; check the name, or {_LOG_IN}") from None
+        raise UserError(f"{name}: not on the Hub, or private; check the name, or {LOG_IN}") from None
     except Exception as error:  # whatever the HTTP library raises without a network
         reason = f"the Hub cannot be reached ({type(error).__name__})"
         raise _UnreachableError(reason, "check the network, or name a local folder") from None

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # 409 and 412: somebody else has just committed
 
 
-_NEW_TOKEN = "make one with write access at https://huggingface.co/settings/tokens, and set HF_TOKEN"
+NEW_TOKEN = "make one with write access at https://huggingface.co/settings/tokens, and set HF_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +199,12 @@ def _message(error: BaseException, repo: str) -> str:
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, LocalTokenNotFoundError):
-        return f"{repo}: there is no token for the Hub; {_NEW_TOKEN}"
+        return f"{repo}: there is no token for the Hub; {NEW_TOKEN}"
     if isinstance(error, OfflineModeIsEnabled):
         return f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push"
     status = _status(error)
     if status == 401:
-        return f"{repo}: the Hub does not accept the token (HTTP 401); {_NEW_TOKEN}"
+        return f"{repo}: the Hub does not accept the token (HTTP 401); {NEW_TOKEN}"
     if status == 403 or type(error).__name__ == "XetAuthenticationError":
         return (
             f"{repo}: this token may not write there ({_short(error)}); in HF_TOKEN, set a token with write access to "

@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_names import hub_name_problem
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.hub.repository import RemoteRepo, quiet_hub, read_repo
-from ochat_train.hub.retry import _NEW_TOKEN, Patience, persevere
+from ochat_train.hub.retry import NEW_TOKEN, Patience, persevere
 from ochat_train.recipe import Recipe
 
 _TRIES_AT_FIRST = 4  # nothing is lost yet, and a host without a network should say so soon
@@ -108,7 +108,7 @@ def namespace_problem(account: Mapping[str, Any], repo: str) -> str | None:
 def _token_problem(account: Mapping[str, Any], repo: str) -> str | None:
     token = account.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
-        return f"{repo}: the token in HF_TOKEN may only read; {_NEW_TOKEN}"
+        return f"{repo}: the token in HF_TOKEN may only read; {NEW_TOKEN}"
     if token.get("role") == "fineGrained":
         scopes = token.get("fineGrained", {}).get("scoped", [])
         names = {repo.lower(), repo.split("/")[0].lower()}

@@ -11,7 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
 from ochat_train.learning_rate import auto_learning_rate
-from ochat_train.model.families import _TEMPLATES, _family, _family_by_name
+from ochat_train.model.families import FAMILY_TEMPLATES, family_by_name, family_of
 
 CONFIG_FILE = "config.json"
 
@@ -33,13 +33,13 @@ class Base:
     @property
     def template(self) -> str:
         """The prompt format of OpenChat's models on this family, `chatml` for others."""
-        return _TEMPLATES.get(self.family, "chatml")
+        return FAMILY_TEMPLATES.get(self.family, "chatml")
 
     @property
     def has_learning_rate_rule(self) -> bool:
         """Whether `learning_rate: auto` covers it."""
         if self.model_type is None:
-            return self.family in _TEMPLATES
+            return self.family in FAMILY_TEMPLATES
         try:
             auto_learning_rate(
                 model_type=self.model_type, vocab_size=self.vocab_size or 0, supervised_tokens_per_step=1.0
@@ -61,7 +61,7 @@ def find_base(name: str) -> Base:
     model_type, vocab_size = config.get("model_type"), config.get("vocab_size")
     return Base(
         name=name,
-        family=_family_by_name(name) if model_type is None else _family(model_type, vocab_size),
+        family=family_by_name(name) if model_type is None else family_of(model_type, vocab_size),
         model_type=model_type,
         vocab_size=vocab_size,
         max_positions=config.get("max_position_embeddings"),
