@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step import conversation_length
-from ochat_train.attention import KERNELS, AttentionKernel, attention_obstacles
+from ochat_train.model.attention.choose import KERNELS, attention_obstacles
+from ochat_train.model.attention.torch_kernels import AttentionKernel
 from ochat_train.model.batch import PackShape
 
 _HEADS, _KEY_HEADS, _HEAD_DIM = 32, 8, 128

@@ -26,11 +26,12 @@ sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
 
-from ochat_train.attention import choose_attention, register_attention  # noqa: E402
 from ochat_train.checkpoint.state import Progress, checkpoint_dir  # noqa: E402
 from ochat_train.checkpoint.writer import save_checkpoint  # noqa: E402
 from ochat_train.distributed.ranks import start_ranks, stop_ranks  # noqa: E402
 from ochat_train.engine import start_engine  # noqa: E402
+from ochat_train.model.attention.choose import choose_attention  # noqa: E402
+from ochat_train.model.attention.register import register_attention  # noqa: E402
 from ochat_train.model.batch import PackedBatch  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402

@@ -38,11 +38,12 @@ sys.path.insert(0, str(ROOT))
 import transformers  # noqa: E402
 
 from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
-from ochat_train.attention import choose_attention, register_attention  # noqa: E402
 from ochat_train.batches import Prefetcher, run_micro_batches  # noqa: E402
 from ochat_train.distributed.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
 from ochat_train.engine import parameter_groups, start_engine  # noqa: E402
 from ochat_train.memory_plan import GIB, MemoryPlan, resolve  # noqa: E402
+from ochat_train.model.attention.choose import choose_attention  # noqa: E402
+from ochat_train.model.attention.register import register_attention  # noqa: E402
 from ochat_train.model.batch import PackedBatch, joined  # noqa: E402
 from ochat_train.model.build import set_up_layers  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402

@@ -14,7 +14,6 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
-from ochat_train.attention import choose_attention, register_attention
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.durable import replace_text
@@ -23,6 +22,8 @@ from ochat_train.evaluation.questions import load_questions, right_ratios
 from ochat_train.evaluation.validation import validation_line
 from ochat_train.export.export import find_checkpoint, load_model
 from ochat_train.inference.generate import Generator
+from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.register import register_attention
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.quiet import quiet_libraries
 from ochat_train.run_folder import read_run_folder

@@ -16,12 +16,12 @@ from packaging.specifiers import SpecifierSet
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prepared.dataset import MANIFEST
-from ochat_train.attention import attention_obstacles, choose_attention, missing_packages
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.memory_plan import GIB
+from ochat_train.model.attention.choose import attention_obstacles, choose_attention, missing_packages
 from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.float8 import float8_obstacles

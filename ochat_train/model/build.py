@@ -10,7 +10,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
-from ochat_train.attention import COMPILABLE, choose_attention, register_attention
+from ochat_train.model.attention.choose import COMPILABLE, choose_attention
+from ochat_train.model.attention.register import register_attention
 from ochat_train.model.config import check_config, load_base_config, model_dtype
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.attention import COMPILABLE, KERNELS, attention_sdpa, choose_attention
+from ochat_train.model.attention.choose import COMPILABLE, KERNELS, choose_attention
+from ochat_train.model.attention.torch_kernels import attention_sdpa
 from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.attention import REGISTERED_NAME, register_attention
+from ochat_train.model.attention.register import REGISTERED_NAME, register_attention
 from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.model.build import build_model
 from ochat_train.model.layers import set_layer_forward

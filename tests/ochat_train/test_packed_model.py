@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
-from ochat_train.attention import COMPILABLE, choose_attention, register_attention
+from ochat_train.model.attention.choose import COMPILABLE, choose_attention
+from ochat_train.model.attention.register import register_attention
 from ochat_train.model.batch import PackedBatch, PackShape, pack_batch
 from ochat_train.model.build import add_token_rows
 from ochat_train.model.layers import set_layer_forward
