@@ -41,7 +41,6 @@ from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter
 from ochat_train.batches import Prefetcher, run_micro_batches  # noqa: E402
 from ochat_train.distributed.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
 from ochat_train.engine import parameter_groups, start_engine  # noqa: E402
-from ochat_train.memory_plan import GIB, MemoryPlan, resolve  # noqa: E402
 from ochat_train.model.attention.choose import choose_attention  # noqa: E402
 from ochat_train.model.attention.register import register_attention  # noqa: E402
 from ochat_train.model.batch import PackedBatch, joined  # noqa: E402
@@ -49,9 +48,12 @@ from ochat_train.model.build import set_up_layers  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.loss import LossSums  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
+from ochat_train.planning.memory import GIB, MemoryPlan, resolve  # noqa: E402
+from ochat_train.planning.steps import training_plan  # noqa: E402
+from ochat_train.planning.work import work_of  # noqa: E402
 from ochat_train.recipe import Recipe, load_recipe  # noqa: E402
-from ochat_train.throughput import Meter, work_of  # noqa: E402
-from ochat_train.train import plan_memory, train_step, training_plan  # noqa: E402
+from ochat_train.throughput import Meter  # noqa: E402
+from ochat_train.train import plan_memory, train_step  # noqa: E402
 
 _VOCAB = 32_002
 _WARMUP_STEPS = 2

@@ -33,8 +33,11 @@ from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import Patience
 from ochat_train.hub.rights import check_recipe_rights
-from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
-from ochat_train.memory_plan import (
+from ochat_train.metrics import EpochSums, MetricsWriter, StepSums, step_metrics
+from ochat_train.model.batch import PackedBatch
+from ochat_train.model.build import build_model, is_compiled, set_up_layers
+from ochat_train.planning.learning_rate import learning_rate_at
+from ochat_train.planning.memory import (
     MemoryPlan,
     fastest_plan,
     free_gpu_bytes,
@@ -44,15 +47,13 @@ from ochat_train.memory_plan import (
     resolve,
     too_little_text,
 )
-from ochat_train.metrics import EpochSums, MetricsWriter, StepSums, step_metrics
-from ochat_train.model.batch import PackedBatch
-from ochat_train.model.build import build_model, is_compiled, set_up_layers
-from ochat_train.model.config import load_base_config
+from ochat_train.planning.steps import peak_learning_rate, training_plan
+from ochat_train.planning.work import work_of
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
 from ochat_train.report_text import class_sums_text, validation_text
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
-from ochat_train.throughput import Meter, work_of
+from ochat_train.throughput import Meter
 from ochat_train.tracking.choice import chosen_trackers
 from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
@@ -417,32 +418,6 @@ def _stopped(stop_request: StopRequest, progress: Progress, plan: TrainingPlan) 
     return (
         f"stopped by {stop_request.reason or 'a signal to another rank'} after step {progress.step} of "
         f"{plan.num_steps}; its checkpoint is written, start again to go on"
-    )
-
-
-def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:
-    """The plan of a whole run."""
-    return TrainingPlan(
-        split,
-        capacity=recipe.train.pack_length_tokens,
-        bins_per_step=recipe.train.bins_per_step,
-        seed=recipe.seed,
-        epochs=recipe.train.epochs,
-        max_steps=recipe.train.max_steps,
-    )
-
-
-def peak_learning_rate(recipe: Recipe, manifest: Manifest) -> float:
-    """The recipe's learning rate, or OpenChat's rule for `auto`."""
-    if isinstance(recipe.optimizer.learning_rate, float):
-        return recipe.optimizer.learning_rate
-    counts = manifest.splits["train"]
-    supervised_ratio = counts["supervised_tokens"] / counts["tokens"]
-    config = load_base_config(recipe.model, manifest.vocab_size)
-    return auto_learning_rate(
-        model_type=config.model_type,
-        vocab_size=config.vocab_size,
-        supervised_tokens_per_step=recipe.train.tokens_per_step * supervised_ratio,
     )
 
 

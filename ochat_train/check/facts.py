@@ -29,12 +29,12 @@ from data_pipeline.read.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
 from ochat_train.hub import models
-from ochat_train.memory_plan import MemoryPlan
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
-from ochat_train.plan_report import memory_choice
+from ochat_train.planning.memory import MemoryPlan
+from ochat_train.planning.report import memory_choice
+from ochat_train.planning.steps import training_plan
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import Recipe
-from ochat_train.train import training_plan
 
 T = TypeVar("T")
 _SAMPLED_ROWS = 5_000

@@ -20,11 +20,11 @@ from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import checkpoints_dir
-from ochat_train.memory_plan import GIB
 from ochat_train.model.attention.choose import attention_obstacles, choose_attention, missing_packages
 from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.float8 import float8_obstacles
+from ochat_train.planning.memory import GIB
 from ochat_train.recipe import Recipe
 
 _DISTRIBUTION = "ochat-train"

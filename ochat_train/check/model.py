@@ -10,10 +10,10 @@ from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
-from ochat_train.learning_rate import auto_learning_rate
-from ochat_train.memory_plan import GIB, parts_text, too_little_text
 from ochat_train.model.build import check_head, decoder_layers
 from ochat_train.model.config import check_config
+from ochat_train.planning.learning_rate import auto_learning_rate
+from ochat_train.planning.memory import GIB, parts_text, too_little_text
 
 
 def check_template(facts: Facts) -> Iterator[Finding]:

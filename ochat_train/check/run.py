@@ -20,10 +20,10 @@ from ochat_train.check.hub import check_hub, check_push
 from ochat_train.check.machine import check_disk, check_gpus, check_versions
 from ochat_train.check.model import check_base, check_learning_rate, check_memory, check_template
 from ochat_train.hub.models import SECONDS
-from ochat_train.memory_plan import GIB
+from ochat_train.planning.memory import GIB
+from ochat_train.planning.time import find_gpu
 from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe import Recipe, load_recipe
-from ochat_train.time_plan import find_gpu
 
 
 def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_memory_gib: float | None) -> list[Finding]:

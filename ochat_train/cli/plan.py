@@ -36,9 +36,9 @@ def _plan(options: argparse.Namespace) -> None:
     from ochat_train.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)  # before torch
-    from ochat_train.plan_report import plan_report
-    from ochat_train.report_text import plan_text
-    from ochat_train.time_plan import find_gpu
+    from ochat_train.planning.report import plan_report
+    from ochat_train.planning.text import plan_text
+    from ochat_train.planning.time import find_gpu
 
     gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
     report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu)

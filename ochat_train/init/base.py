@@ -10,8 +10,8 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
-from ochat_train.learning_rate import auto_learning_rate
 from ochat_train.model.families import FAMILY_TEMPLATES, family_by_name, family_of
+from ochat_train.planning.learning_rate import auto_learning_rate
 
 CONFIG_FILE = "config.json"
 

@@ -22,8 +22,8 @@ from ochat_train import train
 from ochat_train.batches import micro_batches, run_shape
 from ochat_train.distributed.ranks import start_ranks, stop_ranks
 from ochat_train.engine import start_engine
-from ochat_train.memory_plan import resolve
 from ochat_train.model.build import build_model, set_up_layers
+from ochat_train.planning.memory import resolve
 from ochat_train.prepare_data import check_prepared
 from ochat_train.recipe import load_recipe
 

@@ -24,7 +24,7 @@ from ochat_train.check.findings import Finding, ok, problem, run_checks, warning
 from ochat_train.check.machine import check_versions, num_checkpoints
 from ochat_train.check.run import check
 from ochat_train.cli.main import main
-from ochat_train.memory_plan import GIB
+from ochat_train.planning.memory import GIB
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import load_recipe
 from tests.conftest import ROOT, TINY_MODEL, RecipeFactory, conversations, write_jsonl

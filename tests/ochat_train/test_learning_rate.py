@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from data_pipeline.errors import UserError
-from ochat_train.learning_rate import auto_learning_rate, learning_rate_at
+from ochat_train.planning.learning_rate import auto_learning_rate, learning_rate_at
 
 # Three operations in float64 (a root, a product, a quotient) leave at most a few units in the 16th digit.
 EXACT = 1e-14

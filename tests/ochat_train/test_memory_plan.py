@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
-from ochat_train.memory_plan import (
+from ochat_train.planning.memory import (
     GIB,
     MemoryPlan,
     ModelShape,
@@ -21,8 +21,9 @@ from ochat_train.memory_plan import (
     resolve,
     too_little_text,
 )
+from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe import Recipe, load_recipe
-from ochat_train.throughput import Meter, Work, work_of
+from ochat_train.throughput import Meter
 
 ROOT = Path(__file__).resolve().parents[2]
 MISTRAL_7B: dict[str, Any] = {

@@ -14,13 +14,13 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.cli.main import main
 from ochat_train.evaluation.validation import Validator
-from ochat_train.memory_plan import MemoryPlan
-from ochat_train.plan_report import plan_report
+from ochat_train.planning.memory import MemoryPlan
+from ochat_train.planning.report import plan_report
+from ochat_train.planning.text import plan_text
+from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, find_gpu, step_seconds, useful_ratio
+from ochat_train.planning.work import Work
 from ochat_train.prepare_data import prepare_recipe
 from ochat_train.recipe import Recipe, load_recipe
-from ochat_train.report_text import plan_text
-from ochat_train.throughput import Work
-from ochat_train.time_plan import Gpu, MeanPack, assumed_speed, find_gpu, step_seconds, useful_ratio
 from tests.conftest import TINY_MODEL, RecipeFactory, write_small_recipe
 
 H100 = find_gpu("h100", memory_gib=None)

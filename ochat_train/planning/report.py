@@ -14,7 +14,8 @@ from data_pipeline.plan.plan import TrainingPlan, num_micro_batches
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.evaluation.schedule import time_ratio
 from ochat_train.evaluation.validation import Validator
-from ochat_train.memory_plan import (
+from ochat_train.model.config import load_base_config, model_without_weights, num_added_rows, num_parameters
+from ochat_train.planning.memory import (
     GIB,
     MemoryPlan,
     ModelShape,
@@ -24,12 +25,11 @@ from ochat_train.memory_plan import (
     possible_plans,
     too_little_text,
 )
-from ochat_train.model.config import load_base_config, model_without_weights, num_added_rows, num_parameters
+from ochat_train.planning.steps import peak_learning_rate, training_plan
+from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
+from ochat_train.planning.work import Work, work_of
 from ochat_train.prepare_data import check_prepared, prepare_job
 from ochat_train.recipe import Recipe
-from ochat_train.throughput import Work, work_of
-from ochat_train.time_plan import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
-from ochat_train.train import peak_learning_rate, training_plan
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from data_pipeline.errors import UserError
-from ochat_train.memory_plan import MemoryPlan, StepCosts
+from ochat_train.planning.memory import MemoryPlan, StepCosts
+from ochat_train.planning.work import PEAK_FLOPS, Work
 from ochat_train.recipe import Recipe
-from ochat_train.throughput import PEAK_FLOPS, Work
 
 # Two sizes were measured, 7.24 billion and 134 million parameters: which of them is nearer, and what is like neither.
 _SMALL_MODEL_PARAMETERS = 1_000_000_000
