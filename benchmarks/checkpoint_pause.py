@@ -35,7 +35,7 @@ from ochat_train.model.attention.register import register_attention  # noqa: E40
 from ochat_train.model.batch import PackedBatch  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
-from ochat_train.recipe import load_recipe  # noqa: E402
+from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.train import train_step  # noqa: E402
 
 

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ochat_train.checkpoint.state import list_checkpoints  # noqa: E402
-from ochat_train.prepare_data import prepare_recipe  # noqa: E402
-from ochat_train.recipe import load_recipe  # noqa: E402
+from ochat_train.recipe.load import load_recipe  # noqa: E402
+from ochat_train.recipe.preparation import prepare_recipe  # noqa: E402
 from tests.conftest import (  # noqa: E402
     TINY_MODEL,
     finish,

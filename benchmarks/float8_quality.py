@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
 
 _LAST_STEPS = 30
 _LARGEST_DIFFERENCE = 0.01

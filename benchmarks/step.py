@@ -51,7 +51,8 @@ from ochat_train.model.packed import PackedCausalLM  # noqa: E402
 from ochat_train.planning.memory import GIB, MemoryPlan, resolve  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import work_of  # noqa: E402
-from ochat_train.recipe import Recipe, load_recipe  # noqa: E402
+from ochat_train.recipe.load import load_recipe  # noqa: E402
+from ochat_train.recipe.sections import Recipe  # noqa: E402
 from ochat_train.throughput import Meter  # noqa: E402
 from ochat_train.train import plan_memory, train_step  # noqa: E402
 

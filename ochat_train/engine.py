@@ -15,7 +15,7 @@ from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.planning.memory import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 
 def deepspeed_config(

@@ -24,7 +24,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.durable import replace_text
 from ochat_train.export.base_model import BaseOrigin, base_origin
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 RECIPE_FILE = "recipe.json"
 PREPARED_FILE = "prepared.json"

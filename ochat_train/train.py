@@ -49,8 +49,8 @@ from ochat_train.planning.memory import (
 )
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import work_of
-from ochat_train.prepare_data import check_prepared
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.preparation import check_prepared
+from ochat_train.recipe.sections import Recipe
 from ochat_train.report_text import class_sums_text, validation_text
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.throughput import Meter

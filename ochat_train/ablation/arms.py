@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 REFERENCE = "c-rlft"
 

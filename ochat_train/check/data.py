@@ -15,7 +15,7 @@ from data_pipeline.text_rules import quoted
 from ochat_train.check.facts import Facts, SourceSample
 from ochat_train.check.findings import Finding, from_error, ok, problem, warning
 from ochat_train.evaluation.questions import load_questions
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 _EXAMPLES = 2
 _FEW_LONGER = 0.01  # of a source; `ochat init` proposes a limit that 99 % fit into

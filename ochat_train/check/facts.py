@@ -33,8 +33,8 @@ from ochat_train.model.config import load_base_config, model_without_weights, nu
 from ochat_train.planning.memory import MemoryPlan
 from ochat_train.planning.report import memory_choice
 from ochat_train.planning.steps import training_plan
-from ochat_train.prepare_data import check_prepared
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.preparation import check_prepared
+from ochat_train.recipe.sections import Recipe
 
 T = TypeVar("T")
 _SAMPLED_ROWS = 5_000

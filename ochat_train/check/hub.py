@@ -11,7 +11,7 @@ from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.hub.models import LOG_IN, SECONDS
 from ochat_train.hub.retry import Patience
 from ochat_train.hub.rights import check_recipe_rights
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 if TYPE_CHECKING:
     from ochat_train.check.facts import Facts

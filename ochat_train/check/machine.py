@@ -25,7 +25,7 @@ from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.float8 import float8_obstacles
 from ochat_train.planning.memory import GIB
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 _DISTRIBUTION = "ochat-train"
 _SHOWN = ("torch", "deepspeed", "transformers")

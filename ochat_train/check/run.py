@@ -23,7 +23,8 @@ from ochat_train.hub.models import SECONDS
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu
 from ochat_train.quiet import quiet_libraries
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
 
 
 def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_memory_gib: float | None) -> list[Finding]:

@@ -24,7 +24,7 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 _HARMLESS = (
     "train.log_every_steps",

@@ -35,7 +35,7 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.distributed.ranks import Ranks, on_main_rank
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 from ochat_train.versions import library_versions
 
 

@@ -28,7 +28,7 @@ def add_ablate(recipe_verb: Verb) -> None:
 
 
 def _ablate(options: argparse.Namespace) -> None:
-    from ochat_train.recipe import load_recipe
+    from ochat_train.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     from ochat_train.ablation.run import Options, ablate

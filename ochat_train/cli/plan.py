@@ -33,7 +33,7 @@ def add_plan(recipe_verb: Verb) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from ochat_train.recipe import load_recipe
+    from ochat_train.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)  # before torch
     from ochat_train.planning.report import plan_report

@@ -22,8 +22,8 @@ def add_prepare(recipe_verb: Verb) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from ochat_train.prepare_data import prepare_recipe, prepare_report
-    from ochat_train.recipe import load_recipe
+    from ochat_train.recipe.load import load_recipe
+    from ochat_train.recipe.preparation import prepare_recipe, prepare_report
     from ochat_train.report_text import prepare_text
 
     recipe = load_recipe(options.recipe, options.overrides)

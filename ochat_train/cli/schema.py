@@ -14,6 +14,6 @@ def add_schema(verb: Verb) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from ochat_train.recipe import Recipe
+    from ochat_train.recipe.sections import Recipe
 
     print(json.dumps(Recipe.model_json_schema(by_alias=True), indent=1))

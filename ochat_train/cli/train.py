@@ -37,7 +37,7 @@ def add_train(recipe_verb: Verb) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from ochat_train.recipe import load_recipe
+    from ochat_train.recipe.load import load_recipe
 
     try:
         recipe = load_recipe(

@@ -13,7 +13,7 @@ from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.evaluate import Evaluation, evaluate, held_out_data
 from ochat_train.evaluation.samples import Sampler
 from ochat_train.evaluation.schedule import default_interval
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.hub_names import is_hub_id
-from ochat_train.recipe import ModelSettings
+from ochat_train.recipe.sections import ModelSettings
 
 _TIMEOUT_SECONDS = 10.0  # an export does not wait longer for the Hub
 

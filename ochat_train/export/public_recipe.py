@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.hub_names import is_hub_id
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 # an allow-list: what is added to recipes later stays private until it is named here
 _PUBLIC = {"name", "seed", "model", "data", "train", "optimizer", "deepspeed", "validation", "checkpoint"}

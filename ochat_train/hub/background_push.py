@@ -31,7 +31,7 @@ from ochat_train.checkpoint.state import MANIFEST, CheckpointManifest, best_chec
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.durable import replace_text
 from ochat_train.exits import NotPushedError, StoppedBySignalError
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 from ochat_train.run_folder import read_run_folder
 
 _POLL_SECONDS = 0.5

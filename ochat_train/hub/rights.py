@@ -11,7 +11,7 @@ from data_pipeline.hub_names import hub_name_problem
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.hub.repository import RemoteRepo, quiet_hub, read_repo
 from ochat_train.hub.retry import NEW_TOKEN, Patience, persevere
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 _TRIES_AT_FIRST = 4  # nothing is lost yet, and a host without a network should say so soon
 _REQUEST_SECONDS_AT_FIRST = 20.0

@@ -29,7 +29,8 @@ from ochat_train.init.draft import Draft, lost_values, make_draft, measure
 from ochat_train.init.recipe_text import recipe_text
 from ochat_train.init.sizes import Decision
 from ochat_train.init.text import draft_text, looks_text
-from ochat_train.recipe import NAME_PATTERN, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import NAME_PATTERN
 
 Ask = Callable[[str], str]
 T = TypeVar("T")

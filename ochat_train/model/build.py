@@ -16,7 +16,7 @@ from ochat_train.model.config import check_config, load_base_config, model_dtype
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
-from ochat_train.recipe import ModelSettings, Recipe
+from ochat_train.recipe.sections import ModelSettings, Recipe
 
 
 def build_model(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.recipe import ModelSettings
+from ochat_train.recipe.sections import ModelSettings
 
 # Config entries that change logits after the head; the loss works on hidden states and would not see them.
 _LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}

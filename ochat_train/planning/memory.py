@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.model.config import model_dtype
 from ochat_train.model.loss import CHUNK_TOKENS
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 GIB = 2**30
 BUCKET_ELEMENTS = 200_000_000  # what DeepSpeed reduces over GPUs at once

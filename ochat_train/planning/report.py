@@ -28,8 +28,8 @@ from ochat_train.planning.memory import (
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
 from ochat_train.planning.work import Work, work_of
-from ochat_train.prepare_data import check_prepared, prepare_job
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.preparation import check_prepared, prepare_job
+from ochat_train.recipe.sections import Recipe
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from data_pipeline.errors import UserError
 from ochat_train.planning.memory import MemoryPlan, StepCosts
 from ochat_train.planning.work import PEAK_FLOPS, Work
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 # Two sizes were measured, 7.24 billion and 134 million parameters: which of them is nearer, and what is like neither.
 _SMALL_MODEL_PARAMETERS = 1_000_000_000

@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.versions import library_versions
 

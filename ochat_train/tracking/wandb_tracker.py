@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_train.durable import replace_text
-from ochat_train.recipe import TrackingSettings
+from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.report_text import learnt_text, matrix_columns, shown_condition
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from tests.conftest import TINY_MODEL, RecipeFactory, start_ranks, train_on_ranks
 
 LONG: dict[str, Any] = {

@@ -24,8 +24,8 @@ from ochat_train.distributed.ranks import start_ranks, stop_ranks
 from ochat_train.engine import start_engine
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.planning.memory import resolve
-from ochat_train.prepare_data import check_prepared
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import check_prepared
 
 
 def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
 
 GOOD = """\
 name: good

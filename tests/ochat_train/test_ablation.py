@@ -13,7 +13,8 @@ from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.ablation.table import Figure, arm_figures
 from ochat_train.evaluation.questions import Question, load_questions, result_of, right_ratios
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
 from tests.conftest import RecipeFactory, metrics, ochat, write_jsonl
 
 CONDITION = "GPT4 Correct"

@@ -25,8 +25,8 @@ from ochat_train.check.machine import check_versions, num_checkpoints
 from ochat_train.check.run import check
 from ochat_train.cli.main import main
 from ochat_train.planning.memory import GIB
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from tests.conftest import ROOT, TINY_MODEL, RecipeFactory, conversations, write_jsonl
 from tests.data_pipeline.helpers import folder_state
 from tests.ochat_train.recipe_texts import changed, write

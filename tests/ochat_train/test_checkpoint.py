@@ -29,8 +29,8 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.distributed.ranks import pickle_stages_by_value
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, finish, metrics, run_jobs, start_ranks, train_on_ranks
 from tests.ochat_train.failpoints import run_failpoints
 from tests.ochat_train.faults import flip_bits

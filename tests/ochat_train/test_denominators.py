@@ -19,8 +19,9 @@ from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.export.export import load_trained_weights
 from ochat_train.model.build import build_model
 from ochat_train.planning.steps import training_plan
-from ochat_train.prepare_data import check_prepared, prepare_recipe
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import check_prepared, prepare_recipe
+from ochat_train.recipe.sections import Recipe
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, deepspeed_train, metrics
 from tests.ochat_train.reference import (
     FakeSplit,

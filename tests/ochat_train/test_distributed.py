@@ -23,8 +23,9 @@ from ochat_train.export.export import export, load_trained_weights
 from ochat_train.model.batch import pack_batch
 from ochat_train.model.build import build_model
 from ochat_train.planning.steps import training_plan
-from ochat_train.prepare_data import check_prepared, prepare_recipe
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import check_prepared, prepare_recipe
+from ochat_train.recipe.sections import Recipe
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, run_jobs, train_on_ranks
 from tests.ochat_train.faults import give_fresh_random_states
 from tests.ochat_train.reference import flat, relative_error

@@ -28,9 +28,10 @@ from deepspeed.launcher.runner import parse_args as parse_deepspeed_arguments
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from data_pipeline.errors import UserError
-from data_pipeline.strict_yaml import parse
 from ochat_train.cli.main import build_parser
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.strict_yaml import parse
 from tests.conftest import PYTHONPATH, ROOT, finish
 from tests.doc_pages import PAGES, blocks, first_column, page_name, section
 from tests.doc_shell import Answer, Call, shell

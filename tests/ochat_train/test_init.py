@@ -22,8 +22,8 @@ from ochat_train.init.base import find_base
 from ochat_train.init.classes import default_names
 from ochat_train.init.recipe_text import _value, recipe_text
 from ochat_train.init.run import Options, init
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from tests.conftest import PYTHONPATH, TINY_MODEL, conversations, write_jsonl, write_small_tokenizer
 
 MISTRAL = {"model_type": "mistral", "vocab_size": 32_000, "max_position_embeddings": 4096}

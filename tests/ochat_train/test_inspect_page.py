@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline.text_rules import visible
 from ochat_train.cli.main import main
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from tests.conftest import RecipeFactory, write_jsonl
 
 NASTY = "<script>alert(1)</script>&\"' \x1b[31m \u202e</mark></div> <|end_of_turn|>"

@@ -19,8 +19,8 @@ from ochat_train.model.build import build_model
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.planning.steps import training_plan
-from ochat_train.prepare_data import check_prepared, prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import check_prepared, prepare_recipe
 from tests.conftest import Measured, RecipeFactory
 from tests.ochat_train.conftest import first_gradients
 from tests.ochat_train.reference import (

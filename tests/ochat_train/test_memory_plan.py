@@ -22,7 +22,8 @@ from ochat_train.planning.memory import (
     too_little_text,
 )
 from ochat_train.planning.work import Work, work_of
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
 from ochat_train.throughput import Meter
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ import yaml
 
 from data_pipeline.read.openchat_parquet import TEMPLATE_OF_MODEL_TYPE
 from ochat_train.distributed import rendezvous
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "from-openchat.md").read_text(encoding="utf-8")

@@ -18,8 +18,8 @@ from ochat_train.model.batch import PackedBatch, PackShape, pack_batch
 from ochat_train.model.build import add_token_rows
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory
 from tests.ochat_train.conftest import first_gradients
 from tests.ochat_train.reference import (

@@ -19,8 +19,9 @@ from ochat_train.planning.report import plan_report
 from ochat_train.planning.text import plan_text
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, find_gpu, step_seconds, useful_ratio
 from ochat_train.planning.work import Work
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
+from ochat_train.recipe.sections import Recipe
 from tests.conftest import TINY_MODEL, RecipeFactory, write_small_recipe
 
 H100 = find_gpu("h100", memory_gib=None)

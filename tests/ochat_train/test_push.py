@@ -25,7 +25,7 @@ from ochat_train.hub.push import push
 from ochat_train.hub.repository import read_repo
 from ochat_train.hub.retry import Patience, persevere
 from ochat_train.hub.rights import check_recipe_rights
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
 from tests.conftest import PYTHONPATH, ROOT, RecipeFactory
 from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.faults import wait_for

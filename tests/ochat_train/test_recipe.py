@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from data_pipeline.strict_yaml import parse_override
-from ochat_train.recipe import Recipe, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.strict_yaml import parse_override
 from tests.conftest import ROOT
 from tests.ochat_train.recipe_texts import GOOD, changed, message_of, problem_of, write
 

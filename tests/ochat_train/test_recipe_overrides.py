@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ochat_train.cli.main import main
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
 from tests.conftest import RecipeFactory, run
 from tests.ochat_train.recipe_texts import GOOD, changed, message_of, problem_of, write
 

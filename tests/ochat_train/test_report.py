@@ -17,8 +17,8 @@ from data_pipeline.text_rules import visible
 from ochat_train.ablation.page import ablation_page
 from ochat_train.cli.main import main
 from ochat_train.pictures import Series, line_chart
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.run_page import write_run_page
 from tests.conftest import RecipeFactory
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
 from tests.conftest import RecipeFactory, ochat
 
 CANARY = "hf_CANARYcanaryCANARYcanary1234567"

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from ochat_train.recipe import TrackingSettings, load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.tracking import choice, delivery
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts

@@ -19,8 +19,8 @@ from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.checkpoint.state import CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.evaluation.schedule import default_interval
 from ochat_train.export.export import export, load_trained_weights
-from ochat_train.prepare_data import prepare_recipe
-from ochat_train.recipe import load_recipe
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
 from tests.conftest import TINY_MODEL, RecipeFactory, ochat, train_on_ranks
 
 Lines = list[dict[str, Any]]

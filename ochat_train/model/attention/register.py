@@ -8,7 +8,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.choose import KERNELS
-from ochat_train.model.attention.torch_kernels import _torch_varlen
+from ochat_train.model.attention.torch_kernels import torch_varlen
 
 REGISTERED_NAME = "ochat_packed"
 
@@ -19,7 +19,7 @@ def register_attention(kernel_name: str) -> str:
 
     kernel = KERNELS[kernel_name]
     if kernel_name == "varlen":
-        _torch_varlen()  # looks at a signature, which compiled code cannot
+        torch_varlen()  # looks at a signature, which compiled code cannot
 
     def packed_attention(
         module: torch.nn.Module,

@@ -65,7 +65,7 @@ def attention_varlen(
     dropout: float,
 ) -> torch.Tensor:
     """torch's own variable-length kernel (FlashAttention-2), CUDA, half precision."""
-    varlen_attn, style = _torch_varlen()
+    varlen_attn, style = torch_varlen()
     arguments: dict[str, Any] = {"scale": scale}
     if style == "is_causal":  # torch 2.10
         if window is not None and max_seqlen > window:
@@ -84,7 +84,7 @@ def attention_varlen(
 
 
 @cache
-def _torch_varlen() -> tuple[Callable[..., Any], str]:
+def torch_varlen() -> tuple[Callable[..., Any], str]:
     """torch's function and which of its three signatures it has."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -13,7 +13,7 @@ from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import load_tokenizer_spec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
-from ochat_train.recipe import Recipe
+from ochat_train.recipe.sections import Recipe
 
 
 def prepare_job(recipe: Recipe) -> PrepareJob:

@@ -1,0 +1,73 @@
+"""Reads a recipe strictly: all problems at once, each with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_pipeline.errors import UserError
+from ochat_train.export.export import _describe
+from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_override
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe. `overrides` are `section.key=value` texts (`--set`), checked in the same way.
+
+    Raises UserError with every problem found, each with its place, value, rule and the nearest valid key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    document = parse(text, name=str(path))
+    if not isinstance(document.value, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections (name, model, data, train, ...)")
+    problems = list(document.problems)
+    for override in overrides:
+        problems += _apply_override(document, override)
+    problems += [_secret_problem(place, document, path) for place in _secret_places(document.value)]
+    try:
+        recipe = Recipe.model_validate(document.value)
+    except ValidationError as error:
+        problems += dict.fromkeys(_describe(problem, document, path) for problem in error.errors())
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in problems)]))
+    return recipe
+
+
+def _apply_override(document: Document, override: str) -> list[str]:
+    """Put the value of a `--set` into the document, and note that its place is the command line."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        return [f"--set {override}: expected section.key=value"]
+    parts = key.split(".")
+    path: KeyPath = ()
+    target: Any = document.value
+    for number, part in enumerate(parts):
+        is_last = number == len(parts) - 1
+        if isinstance(target, list) and part.isascii() and part.isdigit() and int(part) < len(target):
+            index: int | str = int(part)
+        elif isinstance(target, dict):
+            index = part
+            if not is_last and part not in target:
+                target[part] = {}
+                document.lines[(*path, part)] = COMMAND_LINE
+        else:
+            return [f"--set {override}: `{key}` is not inside a section"]
+        path = (*path, index)
+        if is_last:
+            value, problems = parse_override(text, key=key)
+            if problems:
+                return problems
+            target[index] = value
+            for inner in [known for known in document.lines if known[: len(path)] == path]:
+                del document.lines[inner]  # what the file said inside
+        else:
+            target = target[index]
+    document.lines[path] = COMMAND_LINE
+    return []
