@@ -18,8 +18,8 @@ import torch
 from data_pipeline.plan.plan import EpochPlan
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.state import Progress
-from ochat_train.console import say
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.report.progress_line import say
 
 ANOMALIES_FILE = "anomalies.jsonl"
 SPIKE_FACTOR = 10.0

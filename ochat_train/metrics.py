@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 import torch
 
-from ochat_train.console import say
 from ochat_train.durable import replace_text
 from ochat_train.evaluation.validation import ValidationResult
+from ochat_train.report.progress_line import say
 from ochat_train.tracking.delivery import Trackers
 
 METRICS_FILE = "metrics.jsonl"

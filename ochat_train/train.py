@@ -22,7 +22,6 @@ from ochat_train.batches import Prefetcher, run_micro_batches
 from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
 from ochat_train.checkpoint.state import Progress
 from ochat_train.checkpoint.writer import save_checkpoint
-from ochat_train.console import ProgressLine, say
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
 from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks, stop_ranks
 from ochat_train.distributed.stop_request import StopRequest
@@ -51,7 +50,8 @@ from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import work_of
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
-from ochat_train.report_text import class_sums_text, validation_text
+from ochat_train.report.progress_line import ProgressLine, say
+from ochat_train.report.text import class_sums_text, validation_text
 from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.throughput import Meter
 from ochat_train.tracking.choice import chosen_trackers

@@ -8,9 +8,9 @@ from typing import Any
 
 from data_pipeline.text_rules import quoted
 from ochat_train.ablation.table import HEAD, ArmFigures, Figure, arm_figures, cells
-from ochat_train.matrix_section import matrix_section
-from ochat_train.page import Section, render_page, text_cells
-from ochat_train.pictures import bar_chart
+from ochat_train.report.matrix_section import matrix_section
+from ochat_train.report.page import Section, render_page, text_cells
+from ochat_train.report.pictures import bar_chart
 
 _HOW_TO_READ = (
     "Every arm takes the same steps from the same base with the same seeds; an arm with fewer conversations goes over "

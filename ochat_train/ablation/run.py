@@ -28,10 +28,10 @@ from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.durable import replace_text
 from ochat_train.evaluation.questions import load_questions
 from ochat_train.exits import STOPPED, StoppedBySignalError
-from ochat_train.pictures import as_file
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.sections import Recipe
+from ochat_train.report.pictures import as_file
 
 SCORE_FILE = "score.json"
 _TAIL_CHARACTERS = 2000

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from data_pipeline.text_rules import quoted, visible
-from ochat_train.report_text import table
+from ochat_train.report.tables import table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def _inspect(options: argparse.Namespace) -> None:
         for number in inspection.select(selection):
             print(visible(json.dumps(inspection.document(number), ensure_ascii=False)))
     elif options.html:
-        from ochat_train.inspect_page import write_inspect_page
+        from ochat_train.report.inspect_page import write_inspect_page
 
         write_inspect_page(inspection, selection, options.html, with_tokens=options.tokens)
         print(options.html)

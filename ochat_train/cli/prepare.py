@@ -24,7 +24,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
     from ochat_train.recipe.load import load_recipe
     from ochat_train.recipe.preparation import prepare_recipe, prepare_report
-    from ochat_train.report_text import prepare_text
+    from ochat_train.report.text import prepare_text
 
     recipe = load_recipe(options.recipe, options.overrides)
     with tqdm(desc="prepare", unit="row", disable=not sys.stderr.isatty()) as bar:

@@ -16,7 +16,7 @@ def add_report(verb: Verb) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from ochat_train.run_page import write_run_page
+    from ochat_train.report.run_page import write_run_page
 
     out = options.out or options.run_dir / "report.html"
     write_run_page(options.run_dir, out)

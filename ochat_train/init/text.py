@@ -8,7 +8,7 @@ from data_pipeline.look.raw import SourceLook
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
 from ochat_train.init.draft import Draft, Lengths
-from ochat_train.report_text import table
+from ochat_train.report.tables import table
 
 _EXAMPLES = 2  # of rows that cannot be read, by reason
 

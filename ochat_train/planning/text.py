@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipeline.look.text import class_table
 from data_pipeline.prepared.dataset import ClassRow
-from ochat_train.report_text import table
+from ochat_train.report.tables import table
 
 
 def plan_text(report: dict[str, Any]) -> str:

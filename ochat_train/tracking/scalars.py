@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ochat_train.report_text import shown_condition
+from ochat_train.report.tables import shown_condition
 
 
 def step_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ochat_train.report_text import learnt_text, matrix_columns, number_text, shown_condition
+from ochat_train.report.tables import learnt_text, matrix_columns, number_text, shown_condition
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
@@ -82,7 +82,7 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
 
     def _add_matrix(self, line: Mapping[str, Any]) -> None:
-        from ochat_train.pictures import heat_map
+        from ochat_train.report.pictures import heat_map
 
         picture = heat_map(line["matrix"], line["conditions"], self._conditions)
         self._writer.add_image(  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ochat_train.durable import replace_text
 from ochat_train.recipe.sections import TrackingSettings
-from ochat_train.report_text import learnt_text, matrix_columns, shown_condition
+from ochat_train.report.tables import learnt_text, matrix_columns, shown_condition
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
@@ -94,7 +94,7 @@ class WandbTracker:
         if line is not None:
             shown |= validation_scalars(line)
             if line["matrix"]:
-                from ochat_train.pictures import heat_map
+                from ochat_train.report.pictures import heat_map
 
                 columns = ["class", *matrix_columns(line["conditions"])]
                 rows = [[name, *row, learnt_text(line["learnt"].get(name))] for name, row in line["matrix"].items()]

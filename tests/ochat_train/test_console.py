@@ -14,9 +14,19 @@ from typing import Any
 import pytest
 
 from ochat_train.ablation.table import results_text
-from ochat_train.console import Part, ProgressLine, TimeLeft, duration_text, fitted, progress_parts, say, terminal_line
 from ochat_train.evaluation.validation import ValidationResult
-from ochat_train.report_text import class_sums_text, table, validation_text
+from ochat_train.report.progress_line import (
+    Part,
+    ProgressLine,
+    TimeLeft,
+    duration_text,
+    fitted,
+    progress_parts,
+    say,
+    terminal_line,
+)
+from ochat_train.report.tables import table
+from ochat_train.report.text import class_sums_text, validation_text
 from tests.conftest import RecipeFactory, run_jobs
 
 NASTY = "a\x1b[2Jb\bc\u202ed\x9b"  # clears the screen, goes back, turns the direction, begins another command

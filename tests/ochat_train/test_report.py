@@ -16,10 +16,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import visible
 from ochat_train.ablation.page import ablation_page
 from ochat_train.cli.main import main
-from ochat_train.pictures import Series, line_chart
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.run_page import write_run_page
+from ochat_train.report.pictures import Series, line_chart
+from ochat_train.report.run_page import write_run_page
 from tests.conftest import RecipeFactory
 
 NASTY = "<script>alert(1)</script>&\"'$x$\u2028\x85"  # the last two end a line for str.splitlines
@@ -199,7 +199,7 @@ def test_long_runs_give_small_pages(run_dir: Path) -> None:
 
 
 def test_curve_of_bins_keeps_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ochat_train import pictures
+    from ochat_train.report import pictures
 
     monkeypatch.setattr(pictures, "_MOST_POINTS", 2)
     x, low, mean, high = pictures._bins(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ochat_train.page import Cell, Section
-from ochat_train.pictures import row_shades
-from ochat_train.report_text import learnt_text, matrix_columns, number_text
+from ochat_train.report.page import Cell, Section
+from ochat_train.report.pictures import row_shades
+from ochat_train.report.tables import learnt_text, matrix_columns, number_text
 
 _HOW_TO_READ = (
     "Nats per token of each class's held-out answers under each condition; lower (lighter) is likelier. A class has "

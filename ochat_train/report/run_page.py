@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from ochat_train.matrix_section import matrix_section
-from ochat_train.page import Section, render_page, text_cells, write_page
-from ochat_train.pictures import Series, line_chart
-from ochat_train.report_text import learnt_text, number_text, shown_condition
+from ochat_train.report.matrix_section import matrix_section
+from ochat_train.report.page import Section, render_page, text_cells, write_page
+from ochat_train.report.pictures import Series, line_chart
+from ochat_train.report.tables import learnt_text, number_text, shown_condition
 from ochat_train.run_history import RunHistory, read_run_history
 
 

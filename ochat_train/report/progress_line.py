@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
 from data_pipeline.text_rules import visible
-from ochat_train.report_text import number_text
+from ochat_train.report.tables import number_text
 
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 _FEWEST_BAR_CHARACTERS = 8

@@ -13,9 +13,9 @@ from data_pipeline.look.text import MOST_COLUMNS, count_in, ledger_reasons, leng
 from data_pipeline.look.tokens import ShownToken, runs
 from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import visible
-from ochat_train.page import Cell, Passage, Piece, Section, render_page, text_cells, write_page
-from ochat_train.pictures import bar_chart
-from ochat_train.report_text import shown_condition
+from ochat_train.report.page import Cell, Passage, Piece, Section, render_page, text_cells, write_page
+from ochat_train.report.pictures import bar_chart
+from ochat_train.report.tables import shown_condition
 
 _LIGHTEST_SHADE, _HEAVIEST_SHADE = 0.06, 0.4
 _HOW_TO_READ = (

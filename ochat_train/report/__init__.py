@@ -1,0 +1,1 @@
+"""What people read: tables and a progress line for a terminal, HTML pages with pictures."""
