@@ -4,7 +4,6 @@ neighbours.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,8 @@ import torch
 
 from ochat_train.durable import replace_text
 from ochat_train.evaluation.validation import ValidationResult
-from ochat_train.report.progress_line import say
+from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
 from ochat_train.tracking.delivery import Trackers
-
-METRICS_FILE = "metrics.jsonl"
-VALIDATION_FILE = "validation.jsonl"
-SAMPLES_FILE = "samples.jsonl"
-_MOST_LINE_NUMBERS = 10  # of unreadable lines, in a notice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +132,7 @@ class MetricsWriter:
         self._trackers.log_validation(result.line, result.samples)
 
     def _append(self, name: str, document: dict[str, Any]) -> None:
-        self._files[name].write(_json_line(document))
+        self._files[name].write(json_line(document))
         self._files[name].flush()
 
     def close(self) -> None:
@@ -150,44 +144,5 @@ class MetricsWriter:
 def _open_after(path: Path, *, first_step: int) -> TextIO:
     """A file of JSON lines to go on with after a step: what an earlier run wrote of later steps is taken out."""
     kept = [row for row in rows_of(path) if row["step"] <= first_step] if first_step else []
-    replace_text(path, "".join(map(_json_line, kept)))
+    replace_text(path, "".join(map(json_line, kept)))
     return path.open("a", encoding="utf-8")
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of one of these files, none where there is no file.
-
-    A last line without its end was being written when the process was killed, and is left out. So is any other that
-    cannot be read (a power cut may leave NULs behind), with a notice: a log must not keep a run from going on.
-    """
-    rows, unreadable = [], []
-    # not splitlines(), which also ends a line at characters that may stand in an answer (U+2028)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is None:
-            unreadable.append(number)
-        else:
-            rows.append(row)
-    if unreadable:
-        numbers = ", ".join(map(str, unreadable[:_MOST_LINE_NUMBERS])) + (
-            ", ..." if unreadable[_MOST_LINE_NUMBERS:] else ""
-        )
-        say(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
-    return rows
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -52,7 +52,7 @@ from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
 from ochat_train.report.progress_line import ProgressLine, say
 from ochat_train.report.text import class_sums_text, validation_text
-from ochat_train.run_folder import lock_run_folder, unlock_run_folder, write_run_folder
+from ochat_train.runs.folder import lock_run_folder, unlock_run_folder, write_run_folder
 from ochat_train.throughput import Meter
 from ochat_train.tracking.choice import chosen_trackers
 from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers

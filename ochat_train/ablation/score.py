@@ -26,7 +26,7 @@ from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.quiet import quiet_libraries
-from ochat_train.run_folder import read_run_folder
+from ochat_train.runs.folder import read_run_folder
 
 
 def main() -> None:

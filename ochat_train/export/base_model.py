@@ -8,17 +8,9 @@ from typing import Any
 
 from data_pipeline.hub_names import is_hub_id
 from ochat_train.recipe.sections import ModelSettings
+from ochat_train.runs.base_origin import BaseOrigin
 
 _TIMEOUT_SECONDS = 10.0  # an export does not wait longer for the Hub
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseOrigin:
-    """Where a run took its base from: a folder, or a model of the Hub; everything is None for random weights."""
-
-    folder: str | None = None
-    hub_id: str | None = None
-    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +29,6 @@ class BaseModel:
     license_name: str | None = None
     license_link: str | None = None
     why_unknown: str | None = None
-
-
-def base_origin(settings: ModelSettings) -> BaseOrigin:
-    """Where the base is loaded from, here and now: a folder comes before a model of the Hub, as transformers has it."""
-    if settings.path is None:
-        return BaseOrigin()
-    folder = Path(settings.path)
-    if folder.is_dir():
-        return BaseOrigin(folder=str(folder.resolve()))
-    return BaseOrigin(hub_id=settings.path, revision=settings.revision)
 
 
 def find_base_model(settings: ModelSettings, origin: BaseOrigin | None) -> BaseModel:

@@ -15,7 +15,7 @@ from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_chat_template
 from ochat_train.export.base_model import BaseModel
 from ochat_train.report.tables import number_text, validation_table
-from ochat_train.run_folder import RunFolder
+from ochat_train.runs.folder import RunFolder
 
 _PAPER = "https://arxiv.org/abs/2309.11235"
 _TAGS = ["ochat-train", "c-rlft", "conversational"]

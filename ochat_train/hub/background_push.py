@@ -32,7 +32,7 @@ from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.durable import replace_text
 from ochat_train.exits import NotPushedError, StoppedBySignalError
 from ochat_train.recipe.sections import Recipe
-from ochat_train.run_folder import read_run_folder
+from ochat_train.runs.folder import read_run_folder
 
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 15.0

@@ -12,7 +12,7 @@ from ochat_train.report.matrix_section import matrix_section
 from ochat_train.report.page import Section, render_page, text_cells, write_page
 from ochat_train.report.pictures import Series, line_chart
 from ochat_train.report.tables import learnt_text, number_text, shown_condition
-from ochat_train.run_history import RunHistory, read_run_history
+from ochat_train.runs.history import RunHistory, read_run_history
 
 
 def write_run_page(run_dir: Path, out: Path) -> None:

@@ -27,7 +27,7 @@ from ochat_train.exits import NotPushedError, StoppedBySignalError
 from ochat_train.hub import background_push
 from ochat_train.hub.background_push import BackgroundPush, PushState, checkpoint_to_push, is_pushed, last_shown
 from ochat_train.recipe.load import load_recipe
-from ochat_train.run_folder import RECIPE_FILE, read_run_folder
+from ochat_train.runs.folder import RECIPE_FILE, read_run_folder
 from tests.conftest import RecipeFactory, finish, metrics, start_ranks, train_on_ranks
 from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.conftest import prepared

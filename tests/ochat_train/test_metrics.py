@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from ochat_train.checkpoint.state import Progress
-from ochat_train.metrics import EpochSums, MetricsWriter, rows_of
+from ochat_train.metrics import EpochSums, MetricsWriter
 from ochat_train.report.text import class_sums_text
+from ochat_train.runs.lines import rows_of
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.train import _outputs

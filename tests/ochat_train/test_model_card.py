@@ -17,13 +17,14 @@ from markdown_it.token import Token
 
 from ochat_train import exits
 from ochat_train.cli.main import main
-from ochat_train.export.base_model import BaseModel, BaseOrigin, base_origin, find_base_model
+from ochat_train.export.base_model import BaseModel, find_base_model
 from ochat_train.export.card import CardFacts, json_code, last_row, model_card, python_literal
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.sections import ModelSettings, Recipe
-from ochat_train.run_folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
+from ochat_train.runs.base_origin import BaseOrigin, base_origin
+from ochat_train.runs.folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
 from tests.conftest import RecipeFactory
 from tests.ochat_train.hub import client_of
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train.metrics import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, rows_of
-from ochat_train.run_folder import RunFolder, read_run_folder
+from ochat_train.runs.folder import RunFolder, read_run_folder
+from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.durable import replace_text
-from ochat_train.export.base_model import BaseOrigin, base_origin
 from ochat_train.recipe.sections import Recipe
+from ochat_train.runs.base_origin import BaseOrigin, base_origin
 
 RECIPE_FILE = "recipe.json"
 PREPARED_FILE = "prepared.json"

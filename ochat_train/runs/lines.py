@@ -1,0 +1,59 @@
+"""The JSON lines of a run folder: their files' names, written and read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ochat_train.report.progress_line import say
+
+METRICS_FILE = "metrics.jsonl"
+
+
+VALIDATION_FILE = "validation.jsonl"
+
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+_MOST_LINE_NUMBERS = 10  # of unreadable lines, in a notice
+
+
+def json_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of one of these files, none where there is no file.
+
+    A last line without its end was being written when the process was killed, and is left out. So is any other that
+    cannot be read (a power cut may leave NULs behind), with a notice: a log must not keep a run from going on.
+    """
+    rows, unreadable = [], []
+    # not splitlines(), which also ends a line at characters that may stand in an answer (U+2028)
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is None:
+            unreadable.append(number)
+        else:
+            rows.append(row)
+    if unreadable:
+        numbers = ", ".join(map(str, unreadable[:_MOST_LINE_NUMBERS])) + (
+            ", ..." if unreadable[_MOST_LINE_NUMBERS:] else ""
+        )
+        say(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
