@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from ochat_train import exits
 from ochat_train.cli.main import build_parser
+from ochat_train.system import exits
 
 _INTRODUCTION = """\
 # Command line

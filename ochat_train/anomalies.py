@@ -19,7 +19,7 @@ from data_pipeline.plan.plan import EpochPlan
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.report.progress_line import say
+from ochat_train.system.say import say
 
 ANOMALIES_FILE = "anomalies.jsonl"
 SPIKE_FACTOR = 10.0

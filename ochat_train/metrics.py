@@ -12,9 +12,9 @@ from typing import Any, TextIO
 
 import torch
 
-from ochat_train.durable import replace_text
 from ochat_train.evaluation.validation import ValidationResult
 from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
+from ochat_train.system.durable import replace_text
 from ochat_train.tracking.delivery import Trackers
 
 

@@ -28,7 +28,6 @@ from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
 from ochat_train.engine import start_engine, update
 from ochat_train.evaluation.validation import Validator
-from ochat_train.exits import LostRanksError, OneRankError, StoppedBySignalError
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import Patience
 from ochat_train.hub.rights import check_recipe_rights
@@ -50,9 +49,11 @@ from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import work_of
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
-from ochat_train.report.progress_line import ProgressLine, say
+from ochat_train.report.progress_line import ProgressLine
 from ochat_train.report.text import class_sums_text, validation_text
 from ochat_train.runs.folder import lock_run_folder, unlock_run_folder, write_run_folder
+from ochat_train.system.exits import LostRanksError, OneRankError, StoppedBySignalError
+from ochat_train.system.say import say
 from ochat_train.throughput import Meter
 from ochat_train.tracking.choice import chosen_trackers
 from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers

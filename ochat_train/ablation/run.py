@@ -25,13 +25,13 @@ from ochat_train.ablation.arms import REFERENCE, Arm, arm_recipe, arms_of, run_d
 from ochat_train.ablation.page import ablation_page, results_picture
 from ochat_train.ablation.table import results_text
 from ochat_train.checkpoint.state import checkpoints_dir
-from ochat_train.durable import replace_text
 from ochat_train.evaluation.questions import load_questions
-from ochat_train.exits import STOPPED, StoppedBySignalError
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.sections import Recipe
 from ochat_train.report.pictures import as_file
+from ochat_train.system.durable import replace_text
+from ochat_train.system.exits import STOPPED, StoppedBySignalError
 
 SCORE_FILE = "score.json"
 _TAIL_CHARACTERS = 2000

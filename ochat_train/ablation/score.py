@@ -16,7 +16,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.durable import replace_text
 from ochat_train.evaluation.evaluate import evaluate, held_out_data
 from ochat_train.evaluation.questions import load_questions, right_ratios
 from ochat_train.evaluation.validation import validation_line
@@ -25,8 +24,9 @@ from ochat_train.inference.generate import Generator
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.packed import PackedCausalLM
-from ochat_train.quiet import quiet_libraries
 from ochat_train.runs.folder import read_run_folder
+from ochat_train.system.durable import replace_text
+from ochat_train.system.quiet import quiet_libraries
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from ochat_train.check.model import check_base, check_learning_rate, check_memor
 from ochat_train.hub.models import SECONDS
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu
-from ochat_train.quiet import quiet_libraries
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
+from ochat_train.system.quiet import quiet_libraries
 
 
 def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_memory_gib: float | None) -> list[Finding]:

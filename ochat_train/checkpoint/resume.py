@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train import durable
 from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, resharded
 from ochat_train.checkpoint.state import (
     CheckpointManifest,
@@ -25,6 +24,7 @@ from ochat_train.checkpoint.state import (
 )
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.sections import Recipe
+from ochat_train.system import durable
 
 _HARMLESS = (
     "train.log_every_steps",

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import save
 
 from data_pipeline.errors import UserError
-from ochat_train import durable
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import (
     MANIFEST,
@@ -36,7 +35,8 @@ from ochat_train.checkpoint.state import (
 )
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.recipe.sections import Recipe
-from ochat_train.versions import library_versions
+from ochat_train.system import durable
+from ochat_train.system.versions import library_versions
 
 
 class RankFiles:

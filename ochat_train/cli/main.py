@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train import __version__, exits
+from ochat_train import __version__
 from ochat_train.cli.ablate import add_ablate
 from ochat_train.cli.check import add_check
 from ochat_train.cli.export import add_export
@@ -23,6 +23,7 @@ from ochat_train.cli.push import add_push
 from ochat_train.cli.report import add_report
 from ochat_train.cli.schema import add_schema
 from ochat_train.cli.train import add_train
+from ochat_train.system import exits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from ochat_train import exits
 from ochat_train.cli.arguments import Verb
+from ochat_train.system import exits
 
 
 def add_push(verb: Verb) -> None:

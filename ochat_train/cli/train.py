@@ -7,8 +7,8 @@ import os
 import socket
 
 from data_pipeline.errors import UserError
-from ochat_train import exits
 from ochat_train.cli.arguments import Verb
+from ochat_train.system import exits
 
 
 def add_train(recipe_verb: Verb) -> None:

@@ -22,7 +22,7 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.recipe.sections import Recipe
-from ochat_train.versions import library_versions
+from ochat_train.system.versions import library_versions
 
 T = TypeVar("T")
 

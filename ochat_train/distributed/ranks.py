@@ -15,8 +15,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.distributed.rendezvous import meet
-from ochat_train.exits import OneRankError
-from ochat_train.quiet import quiet_libraries
+from ochat_train.system.exits import OneRankError
+from ochat_train.system.quiet import quiet_libraries
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.exits import OneRankError
+from ochat_train.system.exits import OneRankError
 
 MEETING_SECONDS = 600.0  # hosts may start minutes apart, and read their libraries from a slow disk
 _SHOWN_RANKS = 8

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ochat_train import exits
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.system import exits
 
 _BEAT_SECONDS = 1.0
 _SILENT_SECONDS = 4.0  # a rank that has given no sign of life for so long is stopped or gone

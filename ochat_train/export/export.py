@@ -28,10 +28,10 @@ from ochat_train.export.base_model import find_base_model
 from ochat_train.export.card import CardFacts, last_row, model_card
 from ochat_train.export.layout import CARD, EXPORT_MARK
 from ochat_train.export.public_recipe import public_recipe
-from ochat_train.quiet import quiet_libraries
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, rows_of
-from ochat_train.versions import library_versions
+from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.versions import library_versions
 
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 

@@ -29,10 +29,10 @@ from typing import Any
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint.state import MANIFEST, CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.distributed.stop_request import StopRequest
-from ochat_train.durable import replace_text
-from ochat_train.exits import NotPushedError, StoppedBySignalError
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import read_run_folder
+from ochat_train.system.durable import replace_text
+from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 15.0

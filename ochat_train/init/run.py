@@ -14,7 +14,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.look.raw import FORMATS, SAMPLED_ROWS, SourceLook, look_at
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.settings import ClassSettings, TextFormat
-from ochat_train import durable
 from ochat_train.init.base import Base, find_base
 from ochat_train.init.classes import (
     ClassedSource,
@@ -31,6 +30,7 @@ from ochat_train.init.sizes import Decision
 from ochat_train.init.text import draft_text, looks_text
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import NAME_PATTERN
+from ochat_train.system import durable
 
 Ask = Callable[[str], str]
 T = TypeVar("T")

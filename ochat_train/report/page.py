@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from ochat_train.durable import replace_text
+from ochat_train.system.durable import replace_text
 
 
 @dataclass(frozen=True, kw_only=True)

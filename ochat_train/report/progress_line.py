@@ -15,19 +15,12 @@ from tqdm.utils import disp_len, disp_trim
 
 from data_pipeline.text_rules import visible
 from ochat_train.report.tables import number_text
+from ochat_train.system.say import say
 
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 _FEWEST_BAR_CHARACTERS = 8
 _MOST_BAR_CHARACTERS = 30
 _UNKNOWN_COLUMNS = 80
-
-
-def say(text: str) -> None:
-    """Print lines to stderr, above the progress line if there is one. Any thread may call it.
-
-    The text may hold users' data and a model's answers: control characters, which a terminal would obey, are escaped.
-    """
-    tqdm.write(visible(text), file=sys.stderr)
 
 
 class TimeLeft:

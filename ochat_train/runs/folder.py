@@ -22,9 +22,9 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
-from ochat_train.durable import replace_text
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
+from ochat_train.system.durable import replace_text
 
 RECIPE_FILE = "recipe.json"
 PREPARED_FILE = "prepared.json"

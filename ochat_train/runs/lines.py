@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ochat_train.report.progress_line import say
+from ochat_train.system.say import say
 
 METRICS_FILE = "metrics.jsonl"
 

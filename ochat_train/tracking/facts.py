@@ -13,8 +13,8 @@ import torch
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.sections import Recipe
+from ochat_train.system.versions import library_versions
 from ochat_train.tracking.protocol import RunFacts
-from ochat_train.versions import library_versions
 
 
 def run_facts(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, first_step: int) -> RunFacts:

@@ -12,9 +12,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from ochat_train.durable import replace_text
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.report.tables import learnt_text, matrix_columns, shown_condition
+from ochat_train.system.durable import replace_text
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ochat_train import durable, train
+from ochat_train import train
 from ochat_train.checkpoint import writer
 from ochat_train.checkpoint.state import (
     CheckpointManifest,
@@ -25,6 +25,7 @@ from ochat_train.checkpoint.state import (
     load_random_states,
     verify,
 )
+from ochat_train.system import durable
 
 CHANGES = ("write_all", "sync_file", "sync_folder", "make_folder", "rename", "remove_folder")
 

@@ -18,7 +18,6 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
-from ochat_train import exits
 from ochat_train.checkpoint.resume import choose_checkpoint
 from ochat_train.checkpoint.state import (
     MANIFEST,
@@ -31,6 +30,7 @@ from ochat_train.checkpoint.state import (
 from ochat_train.distributed.ranks import pickle_stages_by_value
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
+from ochat_train.system import exits
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, finish, metrics, run_jobs, start_ranks, train_on_ranks
 from tests.ochat_train.failpoints import run_failpoints
 from tests.ochat_train.faults import flip_bits

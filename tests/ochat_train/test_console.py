@@ -22,11 +22,11 @@ from ochat_train.report.progress_line import (
     duration_text,
     fitted,
     progress_parts,
-    say,
     terminal_line,
 )
 from ochat_train.report.tables import table
 from ochat_train.report.text import class_sums_text, validation_text
+from ochat_train.system.say import say
 from tests.conftest import RecipeFactory, run_jobs
 
 NASTY = "a\x1b[2Jb\bc\u202ed\x9b"  # clears the screen, goes back, turns the direction, begins another command

@@ -18,11 +18,11 @@ from pydantic import BaseModel
 from data_pipeline.conversation import Message
 from data_pipeline.read.formats import parse_row
 from data_pipeline.settings import SourceSettings
-from ochat_train import exits
 from ochat_train.cli.main import main
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe, TrainSettings
 from ochat_train.recipe.strict_yaml import parse
+from ochat_train.system import exits
 from tests.conftest import ROOT, RecipeFactory
 from tests.doc_pages import first_column, section
 

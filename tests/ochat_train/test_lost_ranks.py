@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ochat_train import exits
 from ochat_train.checkpoint.state import list_checkpoints
+from ochat_train.system import exits
 from tests.conftest import RecipeFactory, finish, start_ranks
 from tests.ochat_train.conftest import prepared
 from tests.ochat_train.faults import kill_and_resume, num_steps, same_run, start_slow_run, wait_for

@@ -17,11 +17,11 @@ import transformers
 import yaml
 
 from data_pipeline.errors import UserError
-from ochat_train import exits
 from ochat_train.cli.main import main
 from ochat_train.distributed import rendezvous
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
+from ochat_train.system import exits
 from tests.conftest import TINY_MODEL, free_port, metrics, run_jobs, write_small_recipe
 
 HOST = socket.gethostname()

@@ -15,7 +15,6 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from ochat_train import exits
 from ochat_train.cli.main import main
 from ochat_train.export.base_model import BaseModel, find_base_model
 from ochat_train.export.card import CardFacts, json_code, last_row, model_card, python_literal
@@ -25,6 +24,7 @@ from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.sections import ModelSettings, Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
 from ochat_train.runs.folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
+from ochat_train.system import exits
 from tests.conftest import RecipeFactory
 from tests.ochat_train.hub import client_of
 

@@ -17,7 +17,6 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import hub_name_problem
-from ochat_train import exits
 from ochat_train.check.findings import run_checks
 from ochat_train.check.hub import check_push
 from ochat_train.cli.main import main
@@ -26,6 +25,7 @@ from ochat_train.hub.repository import read_repo
 from ochat_train.hub.retry import Patience, persevere
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.recipe.load import load_recipe
+from ochat_train.system import exits
 from tests.conftest import PYTHONPATH, ROOT, RecipeFactory
 from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.faults import wait_for

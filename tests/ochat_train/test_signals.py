@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ochat_train import exits
 from ochat_train.checkpoint.state import list_checkpoints, verify
+from ochat_train.system import exits
 from tests.conftest import (
     ROOT,
     RecipeFactory,

@@ -5,7 +5,7 @@ fault.
     "kill"}}]'
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
-`ochat_train.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of
+`ochat_train.system.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of
 those: one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. `terminal`: stderr
 says that it is one, from this command on. Exit code: that of the last command.
 """
@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
-from ochat_train import durable, engine, train
+from ochat_train import engine, train
 from ochat_train.checkpoint import writer
 from ochat_train.cli.main import main
 from ochat_train.distributed import agreement
+from ochat_train.system import durable
 from tests.ochat_train import fake_trackers
 
 Undo = Callable[[], None]

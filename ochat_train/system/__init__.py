@@ -1,0 +1,1 @@
+"""Leaves that everything may use: durable writes, exit codes, messages, library versions."""
