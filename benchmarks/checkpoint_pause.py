@@ -29,14 +29,14 @@ import transformers  # noqa: E402
 from ochat_train.checkpoint.state import Progress, checkpoint_dir  # noqa: E402
 from ochat_train.checkpoint.writer import save_checkpoint  # noqa: E402
 from ochat_train.distributed.ranks import start_ranks, stop_ranks  # noqa: E402
-from ochat_train.engine import start_engine  # noqa: E402
 from ochat_train.model.attention.choose import choose_attention  # noqa: E402
 from ochat_train.model.attention.register import register_attention  # noqa: E402
 from ochat_train.model.batch import PackedBatch  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
-from ochat_train.train import train_step  # noqa: E402
+from ochat_train.training.engine import start_engine  # noqa: E402
+from ochat_train.training.step import train_step  # noqa: E402
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.batches import micro_batches, run_shape
 from ochat_train.model.batch import PackedBatch
 from ochat_train.model.build import build_model, decoder_layers
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
+from ochat_train.training.batches import micro_batches, run_shape
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Chosen = Callable[[int, int, str], bool]  # number of a layer, layers in all, name of a linear module: is it float8?

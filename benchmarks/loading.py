@@ -25,7 +25,8 @@ import datasets  # noqa: E402
 
 from data_pipeline.plan.plan import TrainingPlan  # noqa: E402
 from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
-from ochat_train.batches import Prefetcher, run_micro_batches  # noqa: E402
+from ochat_train.training.batches import run_micro_batches  # noqa: E402
+from ochat_train.training.prefetch import Prefetcher  # noqa: E402
 
 _PACK = 8192
 

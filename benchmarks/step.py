@@ -38,9 +38,7 @@ sys.path.insert(0, str(ROOT))
 import transformers  # noqa: E402
 
 from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
-from ochat_train.batches import Prefetcher, run_micro_batches  # noqa: E402
 from ochat_train.distributed.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
-from ochat_train.engine import parameter_groups, start_engine  # noqa: E402
 from ochat_train.model.attention.choose import choose_attention  # noqa: E402
 from ochat_train.model.attention.register import register_attention  # noqa: E402
 from ochat_train.model.batch import PackedBatch, joined  # noqa: E402
@@ -53,8 +51,12 @@ from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import work_of  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.sections import Recipe  # noqa: E402
-from ochat_train.throughput import Meter  # noqa: E402
-from ochat_train.train import plan_memory, train_step  # noqa: E402
+from ochat_train.training.batches import run_micro_batches  # noqa: E402
+from ochat_train.training.engine import parameter_groups, start_engine  # noqa: E402
+from ochat_train.training.meter import Meter  # noqa: E402
+from ochat_train.training.prefetch import Prefetcher  # noqa: E402
+from ochat_train.training.run import plan_memory  # noqa: E402
+from ochat_train.training.step import train_step  # noqa: E402
 
 _VOCAB = 32_002
 _WARMUP_STEPS = 2

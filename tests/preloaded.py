@@ -18,7 +18,7 @@ import transformers.models.mistral.modeling_mistral  # noqa: F401
 
 import ochat_train.cli.main
 import ochat_train.export.export
-import ochat_train.train  # noqa: F401
+import ochat_train.training.run  # noqa: F401
 from data_pipeline.plan.packing import pack
 
 pack(np.array([1]), capacity=1, rng=np.random.default_rng(0))  # loads what numba has compiled

@@ -47,6 +47,6 @@ def _train(options: argparse.Namespace) -> None:
         if int(os.environ.get("RANK", "0")) > 0 and os.environ.get("LOCAL_RANK") == "0":  # of another host
             raise exits.OneRankError(f"{socket.gethostname()}: {error}") from None
         raise
-    from ochat_train.train import train
+    from ochat_train.training.run import train
 
     train(recipe, resume=options.resume, accept_changes=options.accept_changes)

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ochat_train import train
 from ochat_train.checkpoint import writer
 from ochat_train.checkpoint.state import (
     CheckpointManifest,
@@ -26,6 +25,7 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.system import durable
+from ochat_train.training import run
 
 CHANGES = ("write_all", "sync_file", "sync_folder", "make_folder", "rename", "remove_folder")
 
@@ -82,14 +82,14 @@ def main(recipe_path: Path) -> dict[str, int]:
     from ochat_train.cli.main import main as ochat
 
     kept: dict[str, Any] = {}
-    original = train.save_checkpoint
+    original = run.save_checkpoint
 
     def keep(engine: Any, ranks: Any, output_dir: Path, **arguments: Any) -> Any:
         kept.update(engine=engine, ranks=ranks, output_dir=output_dir, arguments=arguments)
         return original(engine, ranks, output_dir, **arguments)
 
-    train.save_checkpoint = keep
-    train.stop_ranks = lambda: None
+    run.save_checkpoint = keep
+    run.stop_ranks = lambda: None
     assert ochat(["train", str(recipe_path)]) == 0
     engine, ranks, output_dir, arguments = kept["engine"], kept["ranks"], kept["output_dir"], kept["arguments"]
     clean = output_dir.with_name("clean")

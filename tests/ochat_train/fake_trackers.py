@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ochat_train import train
 from ochat_train.tracking.protocol import RunFacts
+from ochat_train.training import run
 
 
 class FakeTracker:
@@ -68,11 +68,11 @@ def install(kind: str) -> Callable[[], None]:
     """Let trainings of this process have this tracker and no other, and wait little for it; returns what undoes
     that.
     """
-    before = train.chosen_trackers, train.CLOSE_SECONDS
-    train.chosen_trackers = lambda settings: [KINDS[kind]()]
-    train.CLOSE_SECONDS = 0.1 if "hangs" in kind else 60.0
+    before = run.chosen_trackers, run.CLOSE_SECONDS
+    run.chosen_trackers = lambda settings: [KINDS[kind]()]
+    run.CLOSE_SECONDS = 0.1 if "hangs" in kind else 60.0
 
     def undo() -> None:
-        train.chosen_trackers, train.CLOSE_SECONDS = before
+        run.chosen_trackers, run.CLOSE_SECONDS = before
 
     return undo

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 
 from data_pipeline.plan.plan import deal
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train import train
-from ochat_train.batches import micro_batches, run_shape
 from ochat_train.distributed.ranks import start_ranks, stop_ranks
-from ochat_train.engine import start_engine
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.planning.memory import resolve
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
+from ochat_train.training import run
+from ochat_train.training.batches import micro_batches, run_shape
+from ochat_train.training.engine import start_engine
 
 
 def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
@@ -33,9 +33,9 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
     recipe = load_recipe(recipe_path, [f"deepspeed.zero_stage={stage}"])
     manifest = check_prepared(recipe)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
-    plan = train.training_plan(recipe, split)
+    plan = run.training_plan(recipe, split)
     model, kernel = build_model(recipe.model, manifest, device=RANKS.device, seed=recipe.seed)
-    memory, compiled = train.plan_memory(recipe, model.causal_lm, RANKS, kernel=kernel)
+    memory, compiled = run.plan_memory(recipe, model.causal_lm, RANKS, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=RANKS.device)
     engine = start_engine(model, recipe, RANKS)
@@ -56,9 +56,9 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
             found[name.removeprefix("causal_lm.")] = gradient.detach().float().cpu().clone()
         return 0.0
 
-    train.update = keep_gradients
+    run.update = keep_gradients
     denominator = plan.denominator(0, recipe.train.loss_denominator)
-    train.train_step(engine, batches, denominator=denominator, learning_rate=0.0, num_ranks=RANKS.num_ranks)
+    run.train_step(engine, batches, denominator=denominator, learning_rate=0.0, num_ranks=RANKS.num_ranks)
     return found
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from ochat_train.distributed.ranks import start_ranks
-from ochat_train.engine import start_engine
 from ochat_train.model.build import build_model
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
+from ochat_train.training.engine import start_engine
 
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]))

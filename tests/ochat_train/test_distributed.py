@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.batches import run_shape
 from ochat_train.checkpoint.resume import differences
 from ochat_train.checkpoint.state import CheckpointManifest, Progress
 from ochat_train.cli.main import main
@@ -26,6 +25,7 @@ from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared, prepare_recipe
 from ochat_train.recipe.sections import Recipe
+from ochat_train.training.batches import run_shape
 from tests.conftest import TINY_MODEL, Measured, RecipeFactory, metrics, ochat, run_jobs, train_on_ranks
 from tests.ochat_train.faults import give_fresh_random_states
 from tests.ochat_train.reference import flat, relative_error

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ochat_train.engine import deepspeed_config
 from ochat_train.recipe.load import load_recipe
+from ochat_train.training.engine import deepspeed_config
 from tests.conftest import RecipeFactory
 
 

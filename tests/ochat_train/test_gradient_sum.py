@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ochat_train import engine
-from ochat_train.gradient_sum import GradientSum
+from ochat_train.training import engine
+from ochat_train.training.gradient_sum import GradientSum
 from tests.conftest import Measured
 from tests.ochat_train.reference import relative_error
 

@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 
-from ochat_train import train as train_module
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints
 from ochat_train.cli.main import main
@@ -28,6 +27,7 @@ from ochat_train.recipe.load import load_recipe
 from ochat_train.runs.folder import RECIPE_FILE, read_run_folder
 from ochat_train.system import exits
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
+from ochat_train.training import run as train_module
 from tests.conftest import RecipeFactory, finish, metrics, start_ranks, train_on_ranks
 from tests.hub_stand_in import Fault, HubStandIn
 from tests.ochat_train.conftest import prepared

@@ -24,7 +24,7 @@ from ochat_train.planning.memory import (
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
-from ochat_train.throughput import Meter
+from ochat_train.training.meter import Meter
 
 ROOT = Path(__file__).resolve().parents[2]
 MISTRAL_7B: dict[str, Any] = {

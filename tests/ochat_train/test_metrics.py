@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from ochat_train.checkpoint.state import Progress
-from ochat_train.metrics import EpochSums, MetricsWriter
 from ochat_train.report.text import class_sums_text
 from ochat_train.runs.lines import rows_of
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
-from ochat_train.train import _outputs
+from ochat_train.training.loop import outputs
+from ochat_train.training.metrics import EpochSums
+from ochat_train.training.outputs import MetricsWriter
 
 
 def no_trackers(folder: Path) -> Trackers:
@@ -107,7 +108,7 @@ def test_files_and_progress_line_are_closed_whatever_ends_a_run(tmp_path: Path) 
         trackers=no_trackers(tmp_path),
         plan=SimpleNamespace(num_steps=4),
     )
-    with contextlib.suppress(ZeroDivisionError), _outputs(run, Progress()) as (writer, _):
+    with contextlib.suppress(ZeroDivisionError), outputs(run, Progress()) as (writer, _):
         assert writer is not None
         writer.write({"step": 1})
         raise ZeroDivisionError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ochat_train.batches import Prefetcher
+from ochat_train.training.prefetch import Prefetcher
 
 
 def test_order_end_and_waiting() -> None:

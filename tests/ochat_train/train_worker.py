@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from ochat_train import engine, train
 from ochat_train.checkpoint import writer
 from ochat_train.cli.main import main
 from ochat_train.distributed import agreement
 from ochat_train.system import durable
+from ochat_train.training import engine, run
 from tests.ochat_train import fake_trackers
 
 Undo = Callable[[], None]
@@ -61,7 +61,7 @@ def _at_call(name: str, nth: int, action: Callable[[], None]) -> Undo:
 
 
 def _at_step(fault: dict[str, Any]) -> Undo:
-    original, steps = train.train_step, 0
+    original, steps = run.train_step, 0
 
     def step(deepspeed_engine: Any, batches: Any, **arguments: Any) -> Any:
         nonlocal steps
@@ -71,8 +71,8 @@ def _at_step(fault: dict[str, Any]) -> Undo:
             batches = ACTIONS[fault["do"]]({**fault, "engine": deepspeed_engine, "batches": batches}) or batches
         return original(deepspeed_engine, batches, **arguments)
 
-    train.train_step = step
-    return lambda: setattr(train, "train_step", original)
+    run.train_step = step
+    return lambda: setattr(run, "train_step", original)
 
 
 # ---- what can happen ----
@@ -174,7 +174,7 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 if __name__ == "__main__":
-    train.stop_ranks = torch.distributed.barrier  # the process group lives until the last command is done
+    run.stop_ranks = torch.distributed.barrier  # the process group lives until the last command is done
     status = 0
     original_estimate = writer.estimated_bytes
 

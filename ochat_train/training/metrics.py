@@ -6,33 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-
-from ochat_train.evaluation.validation import ValidationResult
-from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
-from ochat_train.system.durable import replace_text
-from ochat_train.tracking.delivery import Trackers
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSums:
-    """Sums of one optimizer step over all ranks and micro-batches.
-
-    per_class: float64[C, 5], as in loss.LossSums. num_tokens: without padding.
-    grad_norm: 2-norm of the gradient over all parameters, before clipping; not finite where the update was left out.
-    bad_packs: numbers (from 0) of this rank's micro-batches whose loss is not finite.
-    stop: whether any rank was asked to stop.
-    """
-
-    per_class: torch.Tensor
-    num_tokens: int
-    grad_norm: float
-    bad_packs: list[int]
-    stop: bool
 
 
 def step_metrics(
@@ -103,46 +79,3 @@ class EpochSums:
             "steps": None if is_whole else (self._steps_before + 1, self._last_step),
             **step_metrics(self._per_class, class_names, tokens_per_class=self._tokens),
         }
-
-
-class MetricsWriter:
-    """Writes logged steps and validations into the run folder, and hands them to trackers.
-
-    Files are only ever appended to, and a resumed run goes on after its last step.
-    """
-
-    def __init__(self, output_dir: Path, trackers: Trackers, *, first_step: int) -> None:
-        self._files = {
-            name: _open_after(output_dir / name, first_step=first_step)
-            for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE)
-        }
-        self._trackers = trackers
-
-    def write(self, metrics: dict[str, Any]) -> None:
-        """Write the metrics of one step to all places."""
-        self._append(METRICS_FILE, metrics)
-        self._trackers.log_step(metrics)
-
-    def write_validation(self, result: ValidationResult) -> None:
-        """Write a validation and its samples to all places."""
-        if result.line is not None:
-            self._append(VALIDATION_FILE, result.line)
-        for sample in result.samples:
-            self._append(SAMPLES_FILE, sample)
-        self._trackers.log_validation(result.line, result.samples)
-
-    def _append(self, name: str, document: dict[str, Any]) -> None:
-        self._files[name].write(json_line(document))
-        self._files[name].flush()
-
-    def close(self) -> None:
-        """Finish all files."""
-        for file in self._files.values():
-            file.close()
-
-
-def _open_after(path: Path, *, first_step: int) -> TextIO:
-    """A file of JSON lines to go on with after a step: what an earlier run wrote of later steps is taken out."""
-    kept = [row for row in rows_of(path) if row["step"] <= first_step] if first_step else []
-    replace_text(path, "".join(map(json_line, kept)))
-    return path.open("a", encoding="utf-8")

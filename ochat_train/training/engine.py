@@ -10,12 +10,12 @@ import torch
 
 from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.gradient_sum import GradientSum
 from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.planning.memory import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums
 from ochat_train.recipe.sections import Recipe
+from ochat_train.training.gradient_sum import GradientSum
 
 
 def deepspeed_config(

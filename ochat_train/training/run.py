@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.plan.plan import TrainingPlan, deal
+from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
-from ochat_train.anomalies import progressed, record_anomaly
-from ochat_train.batches import Prefetcher, run_micro_batches
 from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
 from ochat_train.checkpoint.state import Progress
-from ochat_train.checkpoint.writer import save_checkpoint
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
 from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks, stop_ranks
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
-from ochat_train.engine import start_engine, update
 from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import Patience
 from ochat_train.hub.rights import check_recipe_rights
-from ochat_train.metrics import EpochSums, MetricsWriter, StepSums, step_metrics
-from ochat_train.model.batch import PackedBatch
 from ochat_train.model.build import build_model, is_compiled, set_up_layers
-from ochat_train.planning.learning_rate import learning_rate_at
 from ochat_train.planning.memory import (
     MemoryPlan,
     fastest_plan,
@@ -49,67 +36,20 @@ from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import work_of
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
-from ochat_train.report.progress_line import ProgressLine
-from ochat_train.report.text import class_sums_text, validation_text
 from ochat_train.runs.folder import lock_run_folder, unlock_run_folder, write_run_folder
-from ochat_train.system.exits import LostRanksError, OneRankError, StoppedBySignalError
+from ochat_train.system.exits import LostRanksError, OneRankError
 from ochat_train.system.say import say
-from ochat_train.throughput import Meter
 from ochat_train.tracking.choice import chosen_trackers
 from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
+from ochat_train.training.batches import run_micro_batches
+from ochat_train.training.engine import start_engine
+from ochat_train.training.loop import Run, outputs, run_steps
+from ochat_train.training.meter import Meter
+from ochat_train.training.prefetch import Prefetcher
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
 _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing
-
-
-def train_step(
-    engine: Any,
-    batches: Iterable[PackedBatch],
-    *,
-    denominator: float,
-    learning_rate: float,
-    num_ranks: int,
-    stop: bool = False,
-) -> StepSums:
-    """One optimizer step over all ranks: gradient of sum(w * nll) / denominator, clip, AdamW update.
-
-    batches: this rank's micro-batches, as many as the engine's gradient accumulation steps. denominator: weight by
-    which the loss sum of all ranks and micro-batches is divided; DeepSpeed averages gradients over ranks, which the
-    factor num_ranks undoes. stop: whether this rank was asked to stop; all ranks learn of it with the sums.
-
-    Returns the sums over all ranks. A loss or gradient that is not finite, on any rank, leaves the update out on all.
-    """
-    device = next(engine.module.parameters()).device
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    per_class: torch.Tensor | float = 0.0
-    num_tokens = 0
-    losses = []
-    for index, batch in enumerate(batches):
-        if index:
-            engine.step()  # not at a boundary: counts the micro-batch
-        sums = engine(batch.to(device))
-        losses.append(sums.weighted_nll.detach())
-        # a loss that is not finite must not be lost between finite gradients: it makes all of them NaN
-        scale = torch.where(losses[-1].isfinite(), num_ranks / denominator, torch.nan)
-        engine.backward(sums.weighted_nll * scale, scale_wrt_gas=False)
-        per_class = per_class + sums.per_class.double()
-        num_tokens += batch.num_tokens
-    assert isinstance(per_class, torch.Tensor), "a step has at least one micro-batch"
-    everything = torch.cat((per_class.flatten(), per_class.new_tensor([num_tokens, stop])))
-    torch.distributed.all_reduce(everything)
-    grad_norm = update(engine)
-    everything = everything.cpu()  # waits for the GPU, so after the update has been given to it
-    is_finite = math.isfinite(grad_norm)
-    bad_packs = [] if is_finite else (~torch.stack(losses).isfinite()).nonzero()[:, 0].tolist()
-    return StepSums(
-        per_class=everything[:-2].reshape(per_class.shape),
-        num_tokens=int(everything[-2]),
-        grad_norm=grad_norm,
-        bad_packs=bad_packs,
-        stop=bool(everything[-1]),
-    )
 
 
 def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
@@ -227,8 +167,8 @@ def _train(
         push=push,
     )
     try:
-        with _outputs(run, progress) as (writer, line):
-            _loop(run, progress, stop_request, watchdog, writer, line)
+        with outputs(run, progress) as (writer, line):
+            run_steps(run, progress, stop_request, watchdog, writer, line)
         watchdog.progress(plan.num_steps, "closing trackers")
         trackers.close(done=True, most_seconds=min(CLOSE_SECONDS, recipe.train.hang_timeout_seconds / 2))
     except torch.OutOfMemoryError as error:
@@ -270,156 +210,6 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
     if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
         raise UserError(too_little_text(plan, num_gpus=ranks.num_ranks))
     return plan, compiled
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What stays the same over a run."""
-
-    recipe: Recipe
-    manifest: Manifest
-    split: PreparedSplit
-    plan: TrainingPlan
-    ranks: Ranks
-    engine: Any
-    peak: float
-    batches: Prefetcher[PackedBatch]
-    meter: Meter
-    validator: Validator
-    trackers: Trackers
-    push: BackgroundPush | None  # of rank 0, if the recipe pushes
-
-
-@contextlib.contextmanager
-def _outputs(run: Run, progress: Progress) -> Iterator[tuple[MetricsWriter | None, ProgressLine]]:
-    """The run folder's files (rank 0) and the progress line; closed whatever ends the steps, so before a message about
-    it.
-    """
-    with contextlib.ExitStack() as stack:
-        writer = None
-        if run.ranks.is_main:
-            writer = MetricsWriter(Path(run.recipe.output_dir), run.trackers, first_step=progress.step)
-            stack.enter_context(contextlib.closing(writer))
-        line = ProgressLine(first_step=progress.step, num_steps=run.plan.num_steps, shown=run.ranks.is_main)
-        yield writer, stack.enter_context(contextlib.closing(line))
-
-
-def _loop(
-    run: Run,
-    progress: Progress,
-    stop_request: StopRequest,
-    watchdog: Watchdog,
-    writer: MetricsWriter | None,
-    line: ProgressLine,
-) -> None:
-    recipe, plan, ranks, output_dir = run.recipe, run.plan, run.ranks, Path(run.recipe.output_dir)
-    save_every = recipe.checkpoint.save_every_steps or plan.num_steps
-    class_names = [row.name for row in run.manifest.classes]
-    epoch_sums = EpochSums(num_classes=len(class_names), first_step=progress.step, steps_per_epoch=plan.steps_per_epoch)
-    for step in range(progress.step, plan.num_steps):
-        run.meter.start(waited_seconds=run.batches.waited_seconds)
-        watchdog.progress(step + 1, "training")
-        epoch, step_in_epoch = plan.locate(step)
-        epoch_plan = plan.epoch(epoch)
-        packs = deal(epoch_plan, step_in_epoch, num_ranks=ranks.num_ranks)[ranks.rank]
-        learning_rate = learning_rate_at(
-            step + 1,
-            peak=run.peak,
-            num_steps=plan.num_steps,
-            warmup_ratio=recipe.optimizer.warmup_ratio,
-            min_lr_ratio=recipe.optimizer.min_lr_ratio,
-        )
-        sums = train_step(
-            run.engine,
-            islice(run.batches, run.engine.gradient_accumulation_steps()),
-            denominator=plan.denominator(step, recipe.train.loss_denominator),
-            learning_rate=learning_rate,
-            num_ranks=ranks.num_ranks,
-            stop=stop_request.reason is not None,
-        )
-        squared_lengths = float(epoch_plan.attention_costs[epoch_plan.step_packs(step_in_epoch)].sum())
-        speed = run.meter.stop(
-            num_tokens=sums.num_tokens, squared_lengths=squared_lengths, waited_seconds=run.batches.waited_seconds
-        )
-        tokens_per_class = _tokens_per_class(
-            run.split, epoch_plan.step_rows(step_in_epoch), num_classes=len(class_names)
-        )
-        epoch_sums.add(epoch, sums.per_class, tokens_per_class)
-        progress, anomaly = progressed(progress, sums.grad_norm)
-        if anomaly is not None:
-            record_anomaly(
-                anomaly,
-                output_dir,
-                ranks,
-                progress=progress,
-                grad_norm=sums.grad_norm,
-                split=run.split,
-                plan=epoch_plan,
-                packs=packs,
-                bad_packs=sums.bad_packs,
-            )
-        is_last = progress.step == plan.num_steps
-        if writer is not None and (progress.step % recipe.train.log_every_steps == 0 or is_last):
-            metrics = {
-                "step": progress.step,
-                "epoch": epoch,
-                **step_metrics(sums.per_class, class_names, tokens_per_class=tokens_per_class),
-                "learning_rate": learning_rate,
-                "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
-                "nonfinite_steps": progress.nonfinite_steps,
-                **speed,
-            }
-            writer.write(metrics)
-            line.update(metrics)
-        if progress.nonfinite_in_a_row >= recipe.train.max_nonfinite_steps:
-            raise UserError(_too_many_nonfinite(progress))
-        saves = progress.step % save_every == 0 or is_last
-        validation_loss = None
-        if run.validator.is_due(progress.step, saves=saves) and not sums.stop:  # a stopped run has no time for it
-            watchdog.progress(progress.step, "validating")
-            result = run.validator.run(run.engine, ranks, progress.step)
-            validation_loss = result.loss
-            if writer is not None:
-                writer.write_validation(result)
-                line.print(validation_text(result))
-        if saves or sums.stop:
-            watchdog.progress(progress.step, "writing a checkpoint")
-            save_checkpoint(
-                run.engine,
-                ranks,
-                output_dir,
-                progress=progress,
-                recipe=recipe,
-                data_fingerprint=run.manifest.fingerprint,
-                validation_loss=validation_loss,
-            )
-            if run.push is not None and not sums.stop:
-                run.push.checkpoint_written()
-        if sums.stop and not is_last:
-            raise StoppedBySignalError(_stopped(stop_request, progress, plan))
-    if (summary := epoch_sums.metrics(class_names)) is not None:
-        line.print(class_sums_text(summary))
-
-
-def _tokens_per_class(split: PreparedSplit, rows: np.ndarray, *, num_classes: int) -> list[int]:
-    """All tokens of rows (int64) of each class, prompts included."""
-    tokens = np.bincount(split.class_id[rows], weights=split.num_tokens[rows], minlength=num_classes)
-    return [int(count) for count in tokens]
-
-
-def _too_many_nonfinite(progress: Progress) -> str:
-    return (
-        f"step {progress.step}: loss or gradient was not finite {progress.nonfinite_in_a_row} times in a row "
-        "(train.max_nonfinite_steps); the model was not updated by these steps, and its checkpoints are finite. "
-        "Lower optimizer.learning_rate, or look at the conversations in anomalies.jsonl"
-    )
-
-
-def _stopped(stop_request: StopRequest, progress: Progress, plan: TrainingPlan) -> str:
-    return (
-        f"stopped by {stop_request.reason or 'a signal to another rank'} after step {progress.step} of "
-        f"{plan.num_steps}; its checkpoint is written, start again to go on"
-    )
 
 
 def _announce(

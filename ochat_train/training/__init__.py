@@ -1,0 +1,1 @@
+"""Training: set up a run, walk its steps, take one step."""

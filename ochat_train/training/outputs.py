@@ -1,0 +1,54 @@
+"""The run folder's files while a run writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TextIO
+
+from ochat_train.evaluation.validation import ValidationResult
+from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
+from ochat_train.system.durable import replace_text
+from ochat_train.tracking.delivery import Trackers
+
+
+class MetricsWriter:
+    """Writes logged steps and validations into the run folder, and hands them to trackers.
+
+    Files are only ever appended to, and a resumed run goes on after its last step.
+    """
+
+    def __init__(self, output_dir: Path, trackers: Trackers, *, first_step: int) -> None:
+        self._files = {
+            name: _open_after(output_dir / name, first_step=first_step)
+            for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE)
+        }
+        self._trackers = trackers
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Write the metrics of one step to all places."""
+        self._append(METRICS_FILE, metrics)
+        self._trackers.log_step(metrics)
+
+    def write_validation(self, result: ValidationResult) -> None:
+        """Write a validation and its samples to all places."""
+        if result.line is not None:
+            self._append(VALIDATION_FILE, result.line)
+        for sample in result.samples:
+            self._append(SAMPLES_FILE, sample)
+        self._trackers.log_validation(result.line, result.samples)
+
+    def _append(self, name: str, document: dict[str, Any]) -> None:
+        self._files[name].write(json_line(document))
+        self._files[name].flush()
+
+    def close(self) -> None:
+        """Finish all files."""
+        for file in self._files.values():
+            file.close()
+
+
+def _open_after(path: Path, *, first_step: int) -> TextIO:
+    """A file of JSON lines to go on with after a step: what an earlier run wrote of later steps is taken out."""
+    kept = [row for row in rows_of(path) if row["step"] <= first_step] if first_step else []
+    replace_text(path, "".join(map(json_line, kept)))
+    return path.open("a", encoding="utf-8")
