@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.errors import UserError
-from ochat_train.export.export import _describe
+from ochat_train.recipe.problems import describe
+from ochat_train.recipe.secrets import secret_places, secret_problem
 from ochat_train.recipe.sections import Recipe
 from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_override
 
@@ -29,11 +30,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = list(document.problems)
     for override in overrides:
         problems += _apply_override(document, override)
-    problems += [_secret_problem(place, document, path) for place in _secret_places(document.value)]
+    problems += [secret_problem(place, document, path) for place in secret_places(document.value)]
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
-        problems += dict.fromkeys(_describe(problem, document, path) for problem in error.errors())
+        problems += dict.fromkeys(describe(problem, document, path) for problem in error.errors())
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserError("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in problems)]))

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from data_pipeline.settings import BASELINE_RULE
 from data_pipeline.text_rules import did_you_mean
-from ochat_train.recipe.secrets import _SECRET_KEY
-from ochat_train.recipe.sections import _CHECKPOINTING_RULE, _NUMBER_OR_AUTO, Recipe
+from ochat_train.recipe.secrets import SECRET_KEY
+from ochat_train.recipe.sections import CHECKPOINTING_RULE, NUMBER_OR_AUTO, Recipe
 from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath
 
 
@@ -36,7 +36,7 @@ def describe(problem: Any, document: Document, path: Path) -> str:
     is_one_value = getattr(_field_at(location) if location else None, "annotation", None) in _UNION_RULES
     if kind == "value_error" and isinstance(problem["input"], dict | BaseModel) and not is_one_value:
         return f"{place}: {message}"
-    shown = "***" if _SECRET_KEY.search(str(location[-1])) else repr(problem["input"])
+    shown = "***" if SECRET_KEY.search(str(location[-1])) else repr(problem["input"])
     return f"{place}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message[0].lower()}{message[1:]}"
 
 
@@ -53,9 +53,9 @@ _PLAIN_MESSAGES = {
 
 
 _UNION_RULES: dict[Any, str] = {
-    float | str: _NUMBER_OR_AUTO,
+    float | str: NUMBER_OR_AUTO,
     float | str | None: BASELINE_RULE,
-    str | dict[str, Any]: _CHECKPOINTING_RULE,
+    str | dict[str, Any]: CHECKPOINTING_RULE,
     bool | Literal["online", "offline"]: "expected `true`, `false`, `online` or `offline`",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath
 
-_SECRET_KEY = re.compile(
+SECRET_KEY = re.compile(
     r"(^|_)(api_?key|access_?key|password|passwd|secret|credentials?|(hf|hub|wandb|auth|access)_token)$", re.I
 )
 
@@ -20,11 +20,12 @@ def secret_places(value: Any, place: KeyPath = ()) -> list[KeyPath]:
     pairs = (
         list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     )
-    found = [(*place, key) for key, _ in pairs if isinstance(key, str) and _SECRET_KEY.search(key)]
+    found = [(*place, key) for key, _ in pairs if isinstance(key, str) and SECRET_KEY.search(key)]
     return found + [inner for key, item in pairs for inner in secret_places(item, (*place, key))]
 
 
 def secret_problem(place: KeyPath, document: Document, path: Path) -> str:
+    """What to say of a key that looks like a secret."""
     line = document.lines.get(place, 1)
     origin = "--set" if line == COMMAND_LINE else f"{path}:{line}:"
     return (

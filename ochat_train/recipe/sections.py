@@ -20,7 +20,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-_CHECKPOINTING_RULE = "expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"
+CHECKPOINTING_RULE = "expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"
 
 
 def _is_count(value: Any) -> bool:
@@ -30,7 +30,7 @@ def _is_count(value: Any) -> bool:
 def _checkpointing(value: str | dict[str, Any]) -> str | dict[str, Any]:
     known = ("auto", "none", "matmuls", "full")
     if value not in known if isinstance(value, str) else list(value) != ["layers"] or not _is_count(value["layers"]):
-        raise ValueError(_CHECKPOINTING_RULE)
+        raise ValueError(CHECKPOINTING_RULE)
     return value
 
 
@@ -182,12 +182,12 @@ class TrainSettings(Section):
         return self.tokens_per_step // self.pack_length_tokens
 
 
-_NUMBER_OR_AUTO = "expected a number above 0, or `auto`"
+NUMBER_OR_AUTO = "expected a number above 0, or `auto`"
 
 
 def _number_or_auto(value: float | str) -> float | str:
     if value != "auto" and (isinstance(value, str) or value <= 0):
-        raise ValueError(_NUMBER_OR_AUTO)
+        raise ValueError(NUMBER_OR_AUTO)
     return value
 
 

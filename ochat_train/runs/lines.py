@@ -21,6 +21,7 @@ _MOST_LINE_NUMBERS = 10  # of unreadable lines, in a notice
 
 
 def json_line(row: dict[str, Any]) -> str:
+    """A row as one line of JSON, its end included."""
     return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
 
 

@@ -77,6 +77,7 @@ def run_steps(
     writer: MetricsWriter | None,
     line: ProgressLine,
 ) -> None:
+    """Take the steps of the run that are left, and save, validate and report between them."""
     recipe, plan, ranks, output_dir = run.recipe, run.plan, run.ranks, Path(run.recipe.output_dir)
     save_every = recipe.checkpoint.save_every_steps or plan.num_steps
     class_names = [row.name for row in run.manifest.classes]

@@ -5,7 +5,8 @@ fault.
     "kill"}}]'
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
-`ochat_train.system.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place of
+`ochat_train.system.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place
+of
 those: one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. `terminal`: stderr
 says that it is one, from this command on. Exit code: that of the last command.
 """
