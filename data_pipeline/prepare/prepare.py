@@ -53,7 +53,7 @@ def prepare(
     check_chat_template(job.tokenizer, job.template)
     for number, source in enumerate(job.data.sources):
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
-            tokenized_files(source, job.template, where=f"data.sources.{number}")
+            tokenized_files(source, job.template.name, where=f"data.sources.{number}")
     job = replace(job, rewards=survey(job.data))
     with replaced_folder(prepared_dir, owned=owned) as folder:
         manifest = _write_rows(job, folder, inputs, fingerprint, num_workers or os.cpu_count() or 1, progress)

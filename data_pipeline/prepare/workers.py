@@ -34,7 +34,7 @@ def _all_chunks(job: PrepareJob) -> Iterator[tuple[int, Chunk | BatchChunk]]:
     for number, source in enumerate(job.data.sources):
         where = f"data.sources.{number}"
         if source.is_tokenized:
-            for batch in tokenized_chunks(source, job.template, where=where):
+            for batch in tokenized_chunks(source, job.template.name, where=where):
                 yield number, batch
             continue
         for chunk in sources.chunks(source, where=where):

@@ -29,7 +29,6 @@ import pyarrow.parquet as parquet
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.prompt.templates import Template
 from data_pipeline.read.formats import LARGEST_WEIGHT
 from data_pipeline.read.sources import source_files
 from data_pipeline.settings import SourceSettings
@@ -71,7 +70,7 @@ def is_tokenized(file: Path) -> bool:
         return False
 
 
-def tokenized_files(source: SourceSettings, template: Template, *, where: str) -> list[Path]:
+def tokenized_files(source: SourceSettings, template: str, *, where: str) -> list[Path]:
     """The files of a source. Raises UserError where one is no such file, or was made for another prompt format."""
     files = source_files(source, where=where)
     for file in files:
@@ -80,7 +79,7 @@ def tokenized_files(source: SourceSettings, template: Template, *, where: str) -
     return files
 
 
-def tokenized_chunks(source: SourceSettings, template: Template, *, where: str) -> Iterator[BatchChunk]:
+def tokenized_chunks(source: SourceSettings, template: str, *, where: str) -> Iterator[BatchChunk]:
     """Cut a source into chunks, in order."""
     for file in tokenized_files(source, template, where=where):
         first_row = 1
@@ -109,7 +108,7 @@ def read_tokenized(chunk: BatchChunk) -> Iterator[tuple[str, TokenizedConversati
             yield (place if len(conversations) == 1 else f"{place}.{number}"), conversation
 
 
-def _check_file(file: Path, template: Template, *, where: str) -> None:
+def _check_file(file: Path, template: str, *, where: str) -> None:
     if file.suffix != ".parquet":
         raise UserError(
             f"{where}: {file}: format `openchat_tokenized` is a .parquet file; for OpenChat's .jsonl use `openchat`"
@@ -127,11 +126,11 @@ def _check_file(file: Path, template: Template, *, where: str) -> None:
             raise UserError(f"{file}: {problem}: this is no file of OpenChat's generate_dataset")
     model_type = _model_type(file, schema.metadata or {})
     made_for = TEMPLATE_OF_MODEL_TYPE.get(model_type)
-    if made_for != template.name:
+    if made_for != template:
         fitting = f"that is template `{made_for}`" if made_for else f"known: {', '.join(TEMPLATE_OF_MODEL_TYPE)}"
         raise UserError(
             f"{file}: was tokenized for model type `{model_type}` ({fitting}), but model.template is "
-            f"`{template.name}`; prepare from the .jsonl (format `openchat`), or use the template of the file"
+            f"`{template}`; prepare from the .jsonl (format `openchat`), or use the template of the file"
         )
 
 

@@ -207,7 +207,7 @@ class Facts:
         try:
             table = class_table(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
             reader = TurnReader(TemplateTokenizer(self.tokenizer), template, table, bos_token=self.tokenizer.bos_token)
-            for chunk in tokenized_chunks(source, template, where=where):
+            for chunk in tokenized_chunks(source, template.name, where=where):
                 num_rows += chunk.batch.num_rows
                 if ledger.num_read >= _SAMPLED_ROWS:
                     continue  # the others are only counted

@@ -17,9 +17,9 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
 from ochat_train.export.layout import CARD, EXPORT_MARK, exported_names
-from ochat_train.hub.repository import RemoteRepo, quiet_hub, read_remote_file, read_repo
+from ochat_train.hub.repository import RemoteFile, RemoteRepo, quiet_hub, read_remote_file, read_repo
 from ochat_train.hub.retry import Patience, UploadError, persevere
-from ochat_train.hub.rights import RemoteFile, check_rights, refuse
+from ochat_train.hub.rights import check_rights, refuse
 
 CARD_LEFT = f"{CARD} was edited there and is left as it is; `ochat push --overwrite` replaces it"
 _ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people lay beside a model

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ochat_train.export.layout import EXPORT_MARK, exported_names
-from ochat_train.hub.rights import RemoteFile
 
 _PLACEHOLDERS = {".gitattributes", "README.md"}  # what the Hub puts into a new repository
 
@@ -73,3 +72,14 @@ def quiet_hub(*, progress: bool) -> None:
         huggingface_hub.utils.enable_progress_bars()  # transformers' setting turns these off, too
     else:
         huggingface_hub.utils.disable_progress_bars()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file of a repository. sha256: of files that are stored as LFS objects, else None. git_id: of the blob or
+    pointer.
+    """
+
+    num_bytes: int
+    sha256: str | None
+    git_id: str

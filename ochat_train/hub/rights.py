@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from data_pipeline.errors import UserError
@@ -16,17 +16,6 @@ from ochat_train.recipe.sections import Recipe
 _TRIES_AT_FIRST = 4  # nothing is lost yet, and a host without a network should say so soon
 _REQUEST_SECONDS_AT_FIRST = 20.0
 _TOTAL_SECONDS_AT_FIRST = 90.0  # the other ranks of a run wait meanwhile
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoteFile:
-    """A file of a repository. sha256: of files that are stored as LFS objects, else None. git_id: of the blob or
-    pointer.
-    """
-
-    num_bytes: int
-    sha256: str | None
-    git_id: str
 
 
 def check_rights(

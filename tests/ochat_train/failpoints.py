@@ -25,7 +25,7 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.system import durable
-from ochat_train.training import run
+from ochat_train.training import loop, run
 
 CHANGES = ("write_all", "sync_file", "sync_folder", "make_folder", "rename", "remove_folder")
 
@@ -82,13 +82,13 @@ def main(recipe_path: Path) -> dict[str, int]:
     from ochat_train.cli.main import main as ochat
 
     kept: dict[str, Any] = {}
-    original = run.save_checkpoint
+    original = loop.save_checkpoint
 
     def keep(engine: Any, ranks: Any, output_dir: Path, **arguments: Any) -> Any:
         kept.update(engine=engine, ranks=ranks, output_dir=output_dir, arguments=arguments)
         return original(engine, ranks, output_dir, **arguments)
 
-    run.save_checkpoint = keep
+    loop.save_checkpoint = keep
     run.stop_ranks = lambda: None
     assert ochat(["train", str(recipe_path)]) == 0
     engine, ranks, output_dir, arguments = kept["engine"], kept["ranks"], kept["output_dir"], kept["arguments"]

@@ -21,9 +21,10 @@ from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.distributed.ranks import start_ranks, stop_ranks
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.planning.memory import resolve
+from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
-from ochat_train.training import run
+from ochat_train.training import run, step
 from ochat_train.training.batches import micro_batches, run_shape
 from ochat_train.training.engine import start_engine
 
@@ -33,7 +34,7 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
     recipe = load_recipe(recipe_path, [f"deepspeed.zero_stage={stage}"])
     manifest = check_prepared(recipe)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
-    plan = run.training_plan(recipe, split)
+    plan = training_plan(recipe, split)
     model, kernel = build_model(recipe.model, manifest, device=RANKS.device, seed=recipe.seed)
     memory, compiled = run.plan_memory(recipe, model.causal_lm, RANKS, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
@@ -56,9 +57,9 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
             found[name.removeprefix("causal_lm.")] = gradient.detach().float().cpu().clone()
         return 0.0
 
-    run.update = keep_gradients
+    step.update = keep_gradients
     denominator = plan.denominator(0, recipe.train.loss_denominator)
-    run.train_step(engine, batches, denominator=denominator, learning_rate=0.0, num_ranks=RANKS.num_ranks)
+    step.train_step(engine, batches, denominator=denominator, learning_rate=0.0, num_ranks=RANKS.num_ranks)
     return found
 
 

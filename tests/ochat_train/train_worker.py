@@ -30,7 +30,7 @@ from ochat_train.checkpoint import writer
 from ochat_train.cli.main import main
 from ochat_train.distributed import agreement
 from ochat_train.system import durable
-from ochat_train.training import engine, run
+from ochat_train.training import engine, loop, run
 from tests.ochat_train import fake_trackers
 
 Undo = Callable[[], None]
@@ -62,7 +62,7 @@ def _at_call(name: str, nth: int, action: Callable[[], None]) -> Undo:
 
 
 def _at_step(fault: dict[str, Any]) -> Undo:
-    original, steps = run.train_step, 0
+    original, steps = loop.train_step, 0
 
     def step(deepspeed_engine: Any, batches: Any, **arguments: Any) -> Any:
         nonlocal steps
@@ -72,8 +72,8 @@ def _at_step(fault: dict[str, Any]) -> Undo:
             batches = ACTIONS[fault["do"]]({**fault, "engine": deepspeed_engine, "batches": batches}) or batches
         return original(deepspeed_engine, batches, **arguments)
 
-    run.train_step = step
-    return lambda: setattr(run, "train_step", original)
+    loop.train_step = step
+    return lambda: setattr(loop, "train_step", original)
 
 
 # ---- what can happen ----
