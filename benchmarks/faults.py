@@ -26,17 +26,12 @@ sys.path.insert(0, str(ROOT))
 from ochat_train.checkpoint.state import list_checkpoints  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.preparation import prepare_recipe  # noqa: E402
-from tests.conftest import (  # noqa: E402
-    TINY_MODEL,
-    finish,
-    metrics,
-    start_ranks,
-    train_on_ranks,
-    write_small_recipe,
-    write_small_tokenizer,
-)
-from tests.ochat_train.failpoints import run_failpoints  # noqa: E402
-from tests.ochat_train.faults import flip_bits, give_fresh_random_states, kill_and_resume, same_run  # noqa: E402
+from tests.support.failpoints import run_failpoints  # noqa: E402
+from tests.support.faults import flip_bits, give_fresh_random_states, kill_and_resume, same_run  # noqa: E402
+from tests.support.processes import finish, start_ranks, train_on_ranks  # noqa: E402
+from tests.support.run_folder import metrics  # noqa: E402
+from tests.support.small_recipe import TINY_MODEL, write_small_recipe  # noqa: E402
+from tests.support.tokenizers import write_small_tokenizer  # noqa: E402
 
 LARGE_MODEL = {
     **TINY_MODEL,
@@ -159,8 +154,8 @@ def flips(folder: Path, options: Any) -> dict[str, Any]:
 
 def rows(folder: Path, options: Any) -> dict[str, Any]:
     """Wrong and unusual rows, one at a time: each dropped for its reason with its place, or kept whole."""
-    from tests.data_pipeline.helpers import make_job, prepare_rows, source
-    from tests.data_pipeline.test_bad_rows import ACCEPTED, BAD_ROWS, good, job_with
+    from tests.support.bad_rows import ACCEPTED, BAD_ROWS, good, job_with
+    from tests.support.data import make_job, prepare_rows, source
 
     folder.mkdir()
     tokenizer = write_small_tokenizer(folder / "tokenizer")
@@ -184,9 +179,9 @@ def latest(folder: Path, options: Any) -> dict[str, Any]:
     """Rank 1 dies before its shard is written: is the newest checkpoint that the pointer names whole?"""
     recipe = small_recipe(folder, options, train__max_steps=6, checkpoint__save_every_steps=2)
     jobs = [{"command": ["train", str(recipe)], "fault": {"rank": 1, "call": "write_all", "nth": 60, "do": "kill"}}]
-    finish(start_ranks("tests.ochat_train.train_worker", json.dumps(jobs), num_ranks=2))
+    finish(start_ranks("tests.support.train_worker", json.dumps(jobs), num_ranks=2))
     held = int([path.name for path in list_checkpoints(folder / "run")] == ["step-00000002"])
-    finish(start_ranks("tests.ochat_train.plain_deepspeed", str(recipe), str(folder / "plain"), num_ranks=2))
+    finish(start_ranks("tests.support.plain_deepspeed", str(recipe), str(folder / "plain"), num_ranks=2))
     pointer = (folder / "plain" / "latest").read_text(encoding="utf-8")
     shards = len(list((folder / "plain" / pointer).glob("*optim_states.pt")))
     return row(

@@ -1,0 +1,213 @@
+"""A look at raw files finds what is in them: format, unreadable rows, fields that could name a class, scores,
+lengths.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.look import raw
+from data_pipeline.look.raw import FORMATS, look_at, sample_rows, token_lengths, under_inference_condition
+from data_pipeline.prompt.templates import TEMPLATES
+from data_pipeline.read import sources
+from data_pipeline.settings import SourceSettings
+from tests.support.data import make_job, prepare_rows, source, tokenizer_spec
+from tests.support.rows import write_jsonl
+
+TURNS = [("user", "How are you?"), ("assistant", "Fine."), ("user", "Good."), ("assistant", "Bye.")]
+ROWS: dict[str, dict[str, Any]] = {
+    "openchat": {
+        "items": [{"role": role, "content": text, "weight": 1.0 * (role == "assistant")} for role, text in TURNS]
+    },
+    "sharegpt": {
+        "conversations": [{"from": {"user": "human"}.get(role, "gpt"), "value": text} for role, text in TURNS]
+    },
+    "messages": {"messages": [{"role": role, "content": text} for role, text in TURNS]},
+    "alpaca": {"instruction": "Good.", "output": "Bye.", "history": [["How are you?", "Fine."]]},
+}
+
+
+def many(layout: str, count: int = 10, **more: Any) -> list[dict[str, Any]]:
+    return [{**ROWS[layout], **more, "id": number} for number in range(count)]
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_each_format_is_found(layout: str, tmp_path: Path) -> None:
+    seen = look_at(str(write_jsonl(tmp_path / "a.jsonl", many(layout))))
+    assert (seen.format, seen.num_rows, seen.num_sampled, seen.num_bad) == (layout, 10, 10, 0)
+    assert seen.roles == {"system": 0, "user": 20, "assistant": 20}
+    assert seen.characters().tolist() == [sum(len(text) for _, text in TURNS)] * 10
+    assert len(seen.prompts) == 1
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_format_is_found_in_every_kind_of_file(layout: str, tmp_path: Path) -> None:
+    rows = many(layout)
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet", row_group_size=3)
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    for path in (tmp_path / "a.json", tmp_path / "b.parquet", tmp_path / "c.jsonl"):
+        assert (look_at(str(path)).format, look_at(str(path)).num_rows) == (layout, 10)
+    whole = look_at(str(tmp_path))  # ids that stand in several files of one source are no longer unique
+    assert (whole.format, whole.num_rows, whole.ledger.bad) == (layout, 30, {"duplicate_id": 20})
+
+
+def test_rows_that_cannot_be_read_are_counted_as_the_preparation_counts_them(
+    tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
+    good = many("messages", 20)
+    bad = [{"messages": []}, {"id": "x"}, 7, good[3], {"messages": [{"role": "user", "content": "Hello"}]}]
+    path = write_jsonl(tmp_path / "a.jsonl", [*good[:10], *bad, *good[10:]])
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write('{"messages": [\n')
+    seen = look_at(str(path))
+    job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop")
+    manifest, rows = prepare_rows(job)
+    assert dict(seen.ledger.bad) == manifest.ledger["dropped"]
+    assert seen.ledger.as_json()["examples"] == manifest.ledger["examples"]
+    assert len(seen.conversations) == len(rows)
+
+
+def message_of(path: Path, **more: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        look_at(str(path), **more)
+    return str(caught.value)
+
+
+def test_files_of_two_formats_are_an_error_with_counts_and_a_place(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*many("messages", 7), *many("sharegpt", 3)])
+    message = message_of(path)
+    assert "7 messages" in message
+    assert "3 sharegpt" in message
+    assert f"{path}:8" in message
+
+
+def test_rows_that_fit_two_formats_need_a_word(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", many("messages", **ROWS["sharegpt"]))
+    assert f"--format {path}=sharegpt" in message_of(path)
+    assert look_at(str(path), format="messages").format == "messages"
+
+
+def test_an_unknown_format_is_shown_with_the_reason_of_every_format(tmp_path: Path) -> None:
+    message = message_of(write_jsonl(tmp_path / "a.jsonl", [{"text": "Hello"}]))
+    assert all(f"as {layout}: " in message for layout in FORMATS)
+    assert "unknown role" in message_of(
+        write_jsonl(
+            tmp_path / "b.jsonl", [{"messages": [{"role": "tool", "content": "x"}, *ROWS["messages"]["messages"]]}]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.jsonl", b"\n\n", "holds no rows"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.jsonl.gz", b"\x1f\x8b", "unpack it first"),
+        ("a.csv", b"a,b", "expected .jsonl, .json, .parquet"),
+        ("a.parquet", b"PAR1", "not a readable Parquet file"),
+        ("a.jsonl", b'{"messages": "\xff"}\n', "not valid UTF-8"),
+        ("a.jsonl", b"[1]\n2\n", "expected an object"),
+    ],
+)
+def test_files_that_cannot_be_used(name: str, content: bytes, rule: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    message = message_of(tmp_path / name)
+    assert rule in message
+    assert name in message
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    assert "no such file" in message_of(tmp_path / "nothing.jsonl")
+
+
+def test_fields_are_seen_with_their_values_and_counts(tmp_path: Path) -> None:
+    rows = [
+        {
+            **ROWS["messages"],
+            "id": number,
+            "source": ["gpt4", "gpt35"][number % 2],
+            "level": number % 3,
+            "meta": {
+                "score": number / 10,
+                "checked": number % 2 == 0,
+                "row": number,
+                "deep": {"deeper": {"too_deep": "x"}},
+            },
+            "url": f"page {number}",
+            "origin": "web",
+            **({"language": "en"} if number < 40 else {}),
+            "a.b": "x",
+        }
+        for number in range(60)
+    ]
+    seen = look_at(str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    values = {name: dict(field.values) for name, field in seen.fields.items() if field.values is not None}
+    assert values == {
+        "source": {"gpt4": 30, "gpt35": 30},
+        "level": {"0": 20, "1": 20, "2": 20},
+        "meta.checked": {"True": 30, "False": 30},
+        "language": {"en": 40},
+        "origin": {"web": 60},
+    }
+    assert {name: field.numbers for name, field in seen.fields.items() if field.numbers} == {"meta.score": (0.0, 5.9)}
+    # a truth value is no name, `language` is not in every row, one value tells nothing apart, too many name no classes
+    assert seen.class_fields() == ["source", "level"]
+
+
+def test_openchat_rows_carry_their_classes_only_if_all_do(tmp_path: Path) -> None:
+    rows = many("openchat", condition="GPT4")
+    assert look_at(str(write_jsonl(tmp_path / "a.jsonl", rows))).carries_classes
+    for broken in ({**ROWS["openchat"]}, {"items": [{"role": "assistant", "content": "x"}], "condition": "GPT4"}):
+        assert not look_at(str(write_jsonl(tmp_path / "b.jsonl", [*rows, broken]))).carries_classes
+    assert not look_at(str(write_jsonl(tmp_path / "c.jsonl", many("messages", condition="GPT4")))).carries_classes
+
+
+def test_token_lengths_are_those_of_the_prepared_dataset(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", many("alpaca", 5, system="Be brief."))
+    _, rows = prepare_rows(
+        make_job(
+            tmp_path / "prepared",
+            [source(path, format="alpaca")],
+            small_tokenizer_dir,
+            classes={"expert": {"condition": "GPT4 Correct", "weight": 1.0}},
+        )
+    )
+    spec = tokenizer_spec(small_tokenizer_dir, "openchat_3.5")
+    template = TEMPLATES["openchat_3.5"]
+    asked = [under_inference_condition(conversation, template) for conversation in look_at(str(path)).conversations]
+    lengths = token_lengths(asked, template, spec)
+    assert lengths.tolist() == [len(row.input_ids) for row in rows]
+
+
+def test_a_sample_of_a_large_file_is_spread_over_it_and_all_rows_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(raw, "_MOST_CHUNKS", 10)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"number": {number}}}\n\n' for number in range(20_000)), encoding="utf-8")
+    sample = sample_rows(SourceSettings(path=str(path), format="openchat"), where="here", most_rows=200)
+    numbers = np.array([row["number"] for _, row in sample.rows])
+    assert sample.num_rows == 20_000
+    assert 100 <= len(numbers) <= 400
+    assert (np.diff(numbers) > 0).all()
+    tenths = Counter((numbers // 2000).tolist())
+    assert set(tenths) == set(range(10))
+    assert [place for place, _ in sample.rows] == [f"{path}:{2 * number + 1}" for number in numbers]
+
+
+def test_a_small_file_is_read_whole(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", many("messages", 300))
+    sample = sample_rows(SourceSettings(path=str(path), format="messages"), where="here")
+    assert len(sample.rows) == sample.num_rows == 300

@@ -1,0 +1,270 @@
+"""The documentation says what the code does: generated pages are up to date, and rows, reports and names in it are
+real.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from data_pipeline.conversation import Message
+from data_pipeline.read.formats import parse_row
+from data_pipeline.settings import SourceSettings
+from ochat_train.cli.main import main
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe, TrainSettings
+from ochat_train.recipe.strict_yaml import parse
+from ochat_train.system import exits
+from tests.support.doc_pages import first_column, section
+from tests.support.processes import ROOT
+from tests.support.small_recipe import RecipeFactory
+
+DOCS = ROOT / "docs"
+RECIPE_PAGE = (DOCS / "recipe.md").read_text(encoding="utf-8")
+FORMATS_PAGE = (DOCS / "data_formats.md").read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced examples of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+
+
+# ---- docs/recipe.md and docs/recipe.schema.json ----
+
+
+def test_the_recipe_reference_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(DOCS / "generate_recipe_reference.py"), run_name="__main__")
+    remedy = "run `python docs/generate_recipe_reference.py > docs/recipe.md`"
+    assert capsys.readouterr().out == RECIPE_PAGE, remedy
+
+
+def test_the_schema_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    remedy = "run `ochat schema > docs/recipe.schema.json`"
+    assert capsys.readouterr().out == (DOCS / "recipe.schema.json").read_text(encoding="utf-8"), remedy
+
+
+def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, list[str]]]:
+    """(heading, keys) of a section and of the sections inside it, read from the JSON schema."""
+    schema = model.model_json_schema(by_alias=True)
+
+    def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, list[str]]]:
+        yield path, list(node["properties"])
+        for key, inner in node["properties"].items():
+            for place, suffix in (
+                (inner, ""),
+                (inner.get("items"), ".N"),
+                (inner.get("additionalProperties"), ".NAME"),
+            ):
+                if isinstance(place, dict) and "anyOf" in place:  # a section that may be left out
+                    place = place["anyOf"][0]
+                if isinstance(place, dict) and "$ref" in place:
+                    target = schema["$defs"][place["$ref"].split("/")[-1]]
+                    yield from walk(target, f"{path}.{key}{suffix}".lstrip("."))
+
+    yield from walk(schema, path)
+
+
+def test_the_reference_has_every_key_of_the_schema() -> None:
+    sections = dict(sections_of(Recipe))
+    assert {"", "data", "data.classes.NAME", "data.sources.N", "data.classes_from", "tracking"} <= set(sections)
+    for path, keys in sections.items():
+        assert first_column(section(RECIPE_PAGE, f"`{path}`" if path else "Top level")) == keys
+        if path:
+            assert re.search(rf"^#+ `{re.escape(path)}`$", RECIPE_PAGE, flags=re.MULTILINE)
+
+
+def test_the_command_line_reference_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(DOCS / "generate_cli_reference.py"), run_name="__main__")
+    remedy = "run `python docs/generate_cli_reference.py > docs/command-line.md`"
+    assert capsys.readouterr().out == (DOCS / "command-line.md").read_text(encoding="utf-8"), remedy
+
+
+def test_the_command_line_reference_names_every_exit_code() -> None:
+    codes = {value for name, value in vars(exits).items() if name.isupper()} - {exits.BUG}
+    [sentence] = re.findall(
+        r"^- Exit code .*?\(", (DOCS / "command-line.md").read_text(encoding="utf-8"), flags=re.M | re.S
+    )
+    assert set(map(int, re.findall(r"\d+", sentence))) == codes
+
+
+def test_the_recipe_in_the_reference_loads(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(blocks(RECIPE_PAGE, "yaml")[0], encoding="utf-8")
+    assert load_recipe(path).name == "my_run"
+
+
+def test_the_set_examples_work(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(blocks(RECIPE_PAGE, "yaml")[0], encoding="utf-8")
+    overrides = [
+        quoted or plain for quoted, plain in re.findall(r"--set (?:'([^']+)'|(\S+))", blocks(RECIPE_PAGE, "bash")[0])
+    ]
+    assert len(overrides) == 4
+    recipe = load_recipe(path, overrides)
+    assert (recipe.train.epochs, recipe.optimizer.learning_rate, recipe.optimizer.betas) == (1, 2e-5, [0.9, 0.98])
+
+
+# ---- docs/data_formats.md ----
+
+USER = Message(role="user", content="What is 6 times 7?")
+ANSWER = Message(role="assistant", content="42.")
+
+# format -> system text, messages, condition of the example on the page
+EXAMPLES: dict[str, tuple[str, tuple[Message, ...], str | None]] = {
+    "sharegpt": ("Answer briefly.", (USER, ANSWER), None),
+    "messages": ("Answer briefly.", (USER, ANSWER), None),
+    "alpaca": (
+        "",
+        (
+            Message(role="user", content="Hello"),
+            Message(role="assistant", content="Hi. What can I do for you?"),
+            Message(role="user", content="Add the numbers.\n\n6 and 7"),
+            Message(role="assistant", content="13"),
+        ),
+        None,
+    ),
+    "openchat": (
+        "",
+        (Message(role="user", content=USER.content, weight=0.0), Message(role="assistant", content="42.", weight=1.0)),
+        "GPT4",
+    ),
+}
+
+
+def source(layout: str, **changes: str) -> SourceSettings:
+    return SourceSettings.model_validate({"path": "a.jsonl", "format": layout, **changes})
+
+
+def example_row(heading: str) -> Any:
+    [block] = blocks(section(FORMATS_PAGE, heading), "json")
+    return json.loads(block)
+
+
+@pytest.mark.parametrize("layout", EXAMPLES)
+def test_the_example_rows_are_read_as_the_page_says(layout: str) -> None:
+    system, messages, condition = EXAMPLES[layout]
+    classes = {} if condition else {"class": "expert"}
+    conversation = parse_row(example_row(f"`{layout}`"), place="a.jsonl:1", source=source(layout, **classes))
+    assert (conversation.system, conversation.messages, conversation.condition) == (system, messages, condition)
+    assert conversation.id == ("abc_0" if layout == "sharegpt" else "a.jsonl:1")
+
+
+def test_an_openchat_row_with_a_class_keeps_only_masks() -> None:
+    row = example_row("`openchat`")
+    conversation = parse_row(row, place="a.jsonl:1", source=source("openchat", **{"class": "expert"}))
+    assert conversation.condition is None
+    assert [message.weight for message in conversation.messages] == [0.0, None]
+
+
+def test_the_example_with_weights() -> None:
+    row = example_row("Weights of single messages")
+    conversation = parse_row(row, place="a.jsonl:1", source=source("messages", **{"class": "expert"}))
+    assert [message.weight for message in conversation.messages] == [None, 0.0, None, None]
+
+
+def test_the_page_lists_the_roles_of_sharegpt() -> None:
+    table = section(FORMATS_PAGE, "`sharegpt`")
+    rows = dict(re.findall(r"^\| (`.+`) \| (user|assistant|system)", table, flags=re.MULTILINE))
+    for names, role in rows.items():
+        for name in re.findall(r"`(\w+)`", names):
+            turns = [{"from": name, "value": "x"}, {"from": "gpt", "value": "y"}]
+            conversation = parse_row(
+                {"conversations": turns}, place="p", source=source("sharegpt", **{"class": "expert"})
+            )
+            assert conversation.system == ("x" if role == "system" else "")
+            assert [message.role for message in conversation.messages] == [
+                *([role] if role != "system" else []),
+                "assistant",
+            ]
+
+
+def reasons_in(code: str) -> Iterator[str]:
+    """The texts that calls of `RowError` and of a ledger's `drop` may be given first."""
+    for call in ast.walk(ast.parse(code)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] in ("RowError", "drop") and call.args:
+            yield from (
+                n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            )
+
+
+def test_the_page_lists_every_reason_for_a_bad_row() -> None:
+    reasons = {
+        reason for path in (ROOT / "data_pipeline").rglob("*.py") for reason in reasons_in(path.read_text("utf-8"))
+    }
+    dropped_by_rule = {"overlong", "no_supervised_token", "other_class"}
+    assert dropped_by_rule < reasons
+    assert set(first_column(section(FORMATS_PAGE, "Bad rows"))) == reasons - dropped_by_rule
+    for reason in dropped_by_rule:
+        assert f"`{reason}`" in section(FORMATS_PAGE, "Classes" if reason == "other_class" else "Long conversations")
+
+
+def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
+    sources, classes, rewards, quantiles = (
+        parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml")
+    )
+    recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
+    for replaced in (rewards, quantiles):
+        path = tmp_path / "scored.yaml"
+        path.write_text(json.dumps({**recipe, "data": {"prepared_dir": "data/scored", **replaced}}), encoding="utf-8")
+        load_recipe(path)
+    recipe["data"] |= {**sources, **classes}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    assert len(load_recipe(path).data.sources) == 3
+
+
+def test_the_prepared_folder_and_its_report_look_as_the_page_says(
+    make_recipe: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(data__validation_ratio=0.2, model__max_length_tokens=100, train__pack_length_tokens=256)
+    with (tmp_path / "expert.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"messages": []}\n')
+    assert main(["prepare", str(recipe), "--workers", "1", "--set", "data.bad_rows=drop", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    example = example_row("`ochat prepare --json`")
+
+    assert list(report) == list(example) == first_column(section(FORMATS_PAGE, "`ochat prepare --json`"))
+    for key in ("conversations", "splits"):
+        assert list(report[key]) == list(example[key])
+    assert list(report["splits"]["train"]) == list(example["splits"]["train"])
+    assert list(report["classes"][0]) == list(example["classes"][0])
+    for account in (report["conversations"], example["conversations"]):
+        assert account["read"] == account["kept"] + sum(account["dropped"].values())
+    assert report["conversations"]["dropped"] == {"no_messages": 1}
+
+    prepared = tmp_path / "prepared"
+    tree = section(FORMATS_PAGE, "The prepared folder")
+    assert {entry.name for entry in prepared.iterdir()} == set(re.findall(r"^    ([\w.]+)", tree, flags=re.MULTILINE))
+    info = json.loads((prepared / "train" / "dataset_info.json").read_text(encoding="utf-8"))
+    assert list(info["features"]) == first_column(tree)
+
+
+# ---- docs/correctness.md and docs/reliability.md ----
+
+
+def test_every_test_that_the_page_on_correctness_names_exists() -> None:
+    page = (DOCS / "correctness.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)`(?:: `(\w+)`)?", page)
+    assert len(named) > 20
+    for file, part in named:
+        [path] = ROOT.glob(f"tests/**/{file}")
+        tests = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert [test for test in tests if part in test], (file, part)
+
+
+def test_the_page_on_reliability_knows_every_exit_code_and_limit() -> None:
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}
+    assert codes == {value for name, value in vars(exits).items() if name.isupper()}
+    defaults = TrainSettings(epochs=1, pack_length_tokens=1, tokens_per_step=1)
+    assert f"`train.hang_timeout_seconds` ({defaults.hang_timeout_seconds:,.0f} unless" in page
+    assert f"`train.max_nonfinite_steps` ({defaults.max_nonfinite_steps})" in page

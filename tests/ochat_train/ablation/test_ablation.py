@@ -1,0 +1,247 @@
+"""`ochat ablate`: what the arms differ in, a real small ablation, going on after an interruption, and questions."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UserError
+from ochat_train.ablation.arms import arm_recipe, arms_of
+from ochat_train.ablation.table import Figure, arm_figures
+from ochat_train.evaluation.questions import Question, load_questions, result_of, right_ratios
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
+from tests.support.processes import ochat
+from tests.support.rows import write_jsonl
+from tests.support.run_folder import metrics
+from tests.support.small_recipe import RecipeFactory
+
+CONDITION = "GPT4 Correct"
+
+
+@pytest.fixture
+def recipe(make_recipe: RecipeFactory) -> Recipe:
+    return load_recipe(make_recipe(data__validation_ratio=0.3, data__condition_dropout=0.1))
+
+
+def test_arms_differ_in_conditions_weights_and_classes_alone(recipe: Recipe) -> None:
+    arms = {arm.name: arm for arm in arms_of(recipe, inference_condition=CONDITION)}
+    tables = {
+        name: {
+            c: (spec["condition"], spec.get("reward"), spec.get("weight")) for c, spec in arm.data["classes"].items()
+        }
+        for name, arm in arms.items()
+    }
+    one = {"expert": (CONDITION, None, 1.0), "suboptimal": (CONDITION, None, 1.0)}
+    assert tables == {
+        "c-rlft": {"expert": (CONDITION, 1.0, None), "suboptimal": ("GPT3", 0.0, None)},
+        "condition-only": {"expert": (CONDITION, None, 1.0), "suboptimal": ("GPT3", None, 1.0)},
+        "weights-only": {"expert": (CONDITION, 1.0, None), "suboptimal": (CONDITION, 0.0, None)},
+        "sft": one,
+        "expert-only": one,
+        "suboptimal-only": one,
+    }
+    assert {name: arm.data.get("only_classes") for name, arm in arms.items()} == {
+        **dict.fromkeys(tables),
+        "expert-only": ["expert"],
+        "suboptimal-only": ["suboptimal"],
+    }
+    dropout = {name: arm.data["condition_dropout"] for name, arm in arms.items()}
+    assert dropout == {name: 0.1 if name in ("c-rlft", "condition-only") else 0.0 for name in arms}
+
+
+def test_recipes_of_arms_share_everything_else(recipe: Recipe, tmp_path: Path) -> None:
+    arms = arms_of(recipe, inference_condition=CONDITION)
+    dumps = []
+    for arm in arms:
+        for seed in (1, 2):
+            made = arm_recipe(recipe, arm, folder=tmp_path, seed=seed, max_steps=9, epochs=4, learning_rate=0.5)
+            assert made.data.validation_seed == recipe.seed, "one held-out split for all seeds"
+            assert (made.seed, made.train.max_steps, made.train.epochs, made.optimizer.learning_rate) == (
+                seed,
+                9,
+                4,
+                0.5,
+            )
+            changed = {"name", "seed", "output_dir", "data"}
+            dumps.append(made.model_dump(exclude=changed))
+    assert all(dump == dumps[0] for dump in dumps)
+    base = recipe.model_dump(exclude={"name", "seed", "output_dir", "data"})
+    assert dumps[0]["model"] == base["model"]
+    assert dumps[0]["validation"] == base["validation"]
+
+
+def test_rewards_in_rows_are_not_read_by_arms_without_weights(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    classes = {"expert": {"condition": CONDITION}, "suboptimal": {"condition": "GPT3"}}
+    raw = str(tmp_path / "expert.jsonl")
+    sources = [{"path": raw, "format": "messages", "class": name, "reward_field": "score"} for name in classes]
+    recipe = load_recipe(make_recipe(data__classes=classes, data__sources=sources, data__reward_clip=[0.0, 1.0]))
+    for arm in arms_of(recipe, inference_condition=CONDITION):
+        made = arm_recipe(recipe, arm, folder=tmp_path, seed=0, max_steps=1, epochs=1, learning_rate=1.0)
+        has_rewards = any(source.reward_field for source in made.data.sources)
+        assert has_rewards == (arm.name in ("c-rlft", "weights-only"))
+
+
+def test_recipe_without_classes_cannot_be_ablated(make_recipe: RecipeFactory) -> None:
+    rule = {"field": "score", "quantiles": 2, "conditions": ["low", "high"]}
+    recipe = load_recipe(
+        make_recipe(data__classes={}, data__classes_from=rule, data__sources=[{"path": "a", "format": "messages"}])
+    )
+    with pytest.raises(UserError, match=r"data\.classes: the ablation changes conditions and weights"):
+        arms_of(recipe, inference_condition="high")
+
+
+# ---- a real one ----
+
+
+def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    questions = [{"question": f"Question {n}.0: how are you?", "answer": "42", "task": "ab"[n % 2]} for n in range(4)]
+    file = write_jsonl(tmp_path / "questions.jsonl", questions)
+    recipe = make_recipe(
+        data__validation_ratio=0.3,
+        train__max_steps=2,
+        validation__questions=str(file),
+        validation__answer_tokens=3,
+        validation__answer_pattern="[0-9]+",
+        validation__sample_tokens=0,
+    )
+    out = tmp_path / "ablation"
+    command = ["ablate", str(recipe), "--out", str(out), "--arms", "c-rlft,expert-only", "--parallel", "2", "--json"]
+    first = ochat(*command)
+    assert first.returncode == 0, first.stderr
+    results = json.loads(first.stdout)
+    assert results == json.loads((out / "results.json").read_text())
+    assert "</html>" in (out / "results.html").read_text()
+    assert "expert only" in (out / "results.txt").read_text()
+    assert xml.etree.ElementTree.parse(out / "results.svg").getroot().tag.endswith("svg")
+    figures = {row.name: row for row in arm_figures(results)}
+    assert list(figures) == ["c-rlft", "expert-only"]
+    assert figures["c-rlft"].conversations > figures["expert-only"].conversations
+    exams = set()
+    for name, row in figures.items():
+        assert row.accuracy is not None
+        assert row.nll is not None
+        assert row.margin is not None, "scored under both conditions, also where training saw one"
+        run = out / name / "seed-1"
+        assert len(metrics(run)) == 2
+        assert not (run / "checkpoints").exists()
+        score = json.loads((run / "score.json").read_text())
+        exams.add(tuple(entry["supervised_tokens"] for entry in score["classes"].values()))
+        assert set(score["accuracy"]) == {CONDITION, "GPT3"}
+        assert set(score["accuracy"][CONDITION]) == {"a", "b", "all"}
+    assert len(exams) == 1, "all arms answer the same exam"
+
+    before = (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns
+    (out / "expert-only" / "seed-1" / "score.json").unlink()
+    (out / "expert-only" / "seed-1" / "metrics.jsonl").unlink()
+    again = ochat(*command)
+    assert again.returncode == 0, again.stderr
+    assert "2 trainings of 2 steps, 1 finished already" in again.stderr
+    assert json.loads(again.stdout) == results, "the same seeds give the same figures"
+    assert (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns == before
+
+    other = ochat(*command, "--set", "train.max_steps=3")
+    assert other.returncode == 2
+    assert "holds the ablation of a recipe with another train; choose another --out" in other.stderr
+    unknown = ochat(*command[:4], "--arms", "c-rltf")
+    assert unknown.returncode == 2
+    assert "--arms: unknown c-rltf; arms: c-rlft, condition-only" in unknown.stderr
+
+
+def test_failed_training_is_reported_with_its_words(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    recipe = make_recipe(
+        data__validation_ratio=0.3, train__max_steps=2, train__max_nonfinite_steps=1, optimizer__learning_rate=1e30
+    )
+    found = ochat("ablate", str(recipe), "--out", str(tmp_path / "ablation"), "--arms", "sft")
+    assert found.returncode == 2
+    assert "sft, seed 1: ended with exit code 2" in found.stderr
+    assert "was not finite" in found.stderr
+    assert "1 of 1 trainings failed; mend the cause and start again" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "data.validation_ratio: 0 holds nothing out"),
+        ({"data__validation_ratio": 0.3, "validation__questions": "nowhere.jsonl"}, "nowhere.jsonl: cannot be read"),
+        (
+            {
+                "data__validation_ratio": 0.3,
+                "data__classes": {
+                    "expert": {"condition": "A", "weight": 1.0},
+                    "suboptimal": {"condition": "A", "weight": 0.1},
+                },
+            },
+            "all classes have one condition",
+        ),
+    ],
+)
+def test_recipe_that_says_nothing_is_refused(
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    make_recipe: RecipeFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ochat_train.cli.main import main
+
+    assert main(["ablate", str(make_recipe(**changes)), "--out", str(tmp_path / "ablation")]) == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- questions ----
+
+
+@pytest.mark.parametrize(
+    ("answer", "pattern", "expected"),
+    [
+        (" 42 ", None, "42"),
+        ("so 6 * 7 = 42\n#### 42", r"####\s*(\S+)", "42"),
+        ("#### 1\n#### 2", r"####\s*(\S+)", "2"),
+        ("no number", r"[0-9]+", None),
+        ("7 then 8", r"[0-9]+", "8"),
+    ],
+)
+def test_what_of_an_answer_is_compared(answer: str, pattern: str | None, expected: str | None) -> None:
+    assert result_of(answer, pattern) == expected
+
+
+class Parrot:
+    """Answers each question with what the table says, and notes how it was asked."""
+
+    def __init__(self, table: dict[str, str]) -> None:
+        self.table, self.batches = table, []  # type: ignore[var-annotated]
+
+    def answers(
+        self, conversations: Any, *, condition: str | None, max_new_tokens: int, temperature: float
+    ) -> list[str]:
+        self.batches.append((len(conversations), condition, max_new_tokens, temperature))
+        return [self.table[messages[-1]["content"]] for messages in conversations]
+
+
+def test_right_answers_are_counted_by_task() -> None:
+    questions = [Question(question=f"q{n}", answer=str(n), task="even" if n % 2 == 0 else "odd") for n in range(300)]
+    parrot = Parrot({f"q{n}": str(n if n < 100 else -1) for n in range(300)})
+    found = right_ratios(parrot, questions, "C", max_new_tokens=7)
+    assert found == {"even": 50 / 150, "odd": 50 / 150, "all": 100 / 300}
+    assert parrot.batches == [(250, "C", 7, 0.0), (50, "C", 7, 0.0)]
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "{", '{"question": "q"}', '{"question": "", "answer": "a"}', '{"question": 1, "answer": "a"}']
+)
+def test_wrong_question_is_an_error_with_its_line(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"questions\.jsonl:2: expected an object with the texts"):
+        load_questions(path)
+
+
+def test_mean_and_spread() -> None:
+    figure = Figure(values=[0.5, 0.7])
+    assert (figure.mean, figure.text(".1%")) == (pytest.approx(0.6), "60.0% ± 14.1%")
+    assert Figure(values=[0.5]).text(".2f") == "0.50"

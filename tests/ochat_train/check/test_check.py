@@ -1,0 +1,555 @@
+"""`ochat check` finds what would stop a run, runs every check whatever one of them meets, and touches nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from data_pipeline.errors import UserError
+from ochat_train.check import facts as facts_module
+from ochat_train.check import hub, machine
+from ochat_train.check import run as run_module
+from ochat_train.check.findings import Finding, ok, problem, run_checks, warning
+from ochat_train.check.machine import check_versions, num_checkpoints
+from ochat_train.check.run import check
+from ochat_train.cli.main import main
+from ochat_train.planning.memory import GIB
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
+from tests.support.data import folder_state
+from tests.support.processes import ROOT
+from tests.support.recipe_texts import changed, write
+from tests.support.rows import conversations, write_jsonl
+from tests.support.small_recipe import TINY_MODEL, RecipeFactory
+
+
+def findings_of(path: Path, *overrides: str, gpus: int = 1, gpu_memory: float = 79.0) -> list[Finding]:
+    return check(path, overrides, num_gpus=gpus, gpu_memory_gib=gpu_memory)
+
+
+def area(findings: list[Finding], name: str) -> list[Finding]:
+    return [finding for finding in findings if finding.area == name]
+
+
+def problems(findings: list[Finding]) -> list[str]:
+    return [f"{finding.area}: {finding.finding}" for finding in findings if finding.level == "problem"]
+
+
+def only(findings: list[Finding], name: str, level: str) -> Finding:
+    [finding] = [finding for finding in area(findings, name) if finding.level == level]
+    return finding
+
+
+# ---- the runner ----
+
+
+def test_every_check_runs_whatever_an_earlier_one_meets() -> None:
+    def missing() -> Iterator[Finding]:
+        yield ok("a", "seen before the error")
+        raise UserError("base: not there; name another")
+
+    def broken() -> Iterator[Finding]:
+        yield from ()
+        raise ZeroDivisionError("a defect")
+
+    findings = run_checks([("a", missing), ("b", missing), ("c", broken), ("d", lambda: [warning("d", "x")])])
+    assert findings == [
+        ok("a", "seen before the error"),
+        problem("a", "base: not there", "name another"),
+        ok("a", "seen before the error"),
+        warning("b", "not checked: see the problem of a"),
+        problem("c", "the check itself failed: ZeroDivisionError: a defect", findings[4].remedy),
+        warning("d", "x"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["check_base", "check_sources"])
+def test_a_check_that_crashes_is_a_problem_and_the_others_go_on(
+    name: str, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*arguments: Any) -> None:
+        raise RuntimeError("boom")
+
+    path = make_recipe()
+    healthy = findings_of(path)
+    monkeypatch.setattr(run_module, name, crash)
+    findings = findings_of(path)
+    assert [text.partition(": ")[2] for text in problems(findings)] == ["the check itself failed: RuntimeError: boom"]
+    crashed = next(finding.area for finding in findings if finding.level == "problem")
+    assert [f for f in findings if f.area != crashed] == [f for f in healthy if f.area != crashed]
+
+
+# ---- the command ----
+
+
+def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_there_is_a_problem(
+    make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_recipe()
+    before = folder_state(path.parent)
+    assert main(["check", str(path), "--gpus", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert folder_state(path.parent) == before
+    assert (report["problems"], report["recipe"]) == (0, str(path))
+    assert all(list(finding) == ["level", "area", "finding", "remedy"] for finding in report["findings"])
+    areas = {finding["area"] for finding in report["findings"]}
+    assert {
+        "recipe",
+        "versions",
+        "template",
+        "base",
+        "sources",
+        "classes",
+        "prepared",
+        "memory",
+        "disk",
+        "gpu",
+    } <= areas
+
+    for memory in ("-5", "nan", "0", "inf"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["check", str(path), "--gpu-memory", memory])
+        assert "is not a number above 0" in capsys.readouterr().err
+    assert main(["check", str(path), "--gpu-memory", "0.5"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"ochat check: {path}: 1 problem\n"
+    lines = captured.out.splitlines()
+    assert any(line.startswith("problem  memory") for line in lines)
+    assert all(line.split()[0] in ("ok", "warning", "problem", "->") for line in lines)
+
+
+def test_the_page_lists_every_area(make_recipe: RecipeFactory) -> None:
+    page = (ROOT / "docs" / "init-and-check.md").read_text(encoding="utf-8")
+    recipe = load_recipe(make_recipe())
+    facts = facts_module.Facts(recipe=recipe, num_gpus=1, gpu_memory_gib=79.0)
+    areas = ["recipe", *(name for name, _ in run_module._checks(facts, recipe))]
+    assert re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE) == areas
+
+
+def test_every_wrong_key_is_a_line_and_the_machine_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(("epochs: 5", "epoch: 5"), ("template: openchat_3.5", "template: openchat_35")))
+    findings = findings_of(path)
+    texts = [finding.finding for finding in area(findings, "recipe") if finding.level == "problem"]
+    assert len(texts) == 3
+    for part in (
+        "train.epochs: missing",
+        "train.epoch: unknown key; did you mean `epochs`?",
+        "did you mean `openchat_3.5`?",
+    ):
+        assert sum(part in text for text in texts) == 1
+    assert area(findings, "versions")
+    assert area(findings, "gpu")
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "no.yaml"
+    assert problems(findings_of(path)) == [f"recipe: {path}: cannot be read: No such file or directory"]
+
+
+# ---- data ----
+
+
+def test_bad_rows_are_a_problem_or_a_warning_as_the_recipe_treats_them(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    with (path.parent / "expert.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"messages": []}\n')
+    finding = only(findings_of(path), "sources", "problem")
+    assert "25 of 25 rows looked at, 1 cannot be read (no_messages 1)" in finding.finding
+    assert "expert.jsonl:25: messages: the list is empty" in finding.finding
+    assert not problems(findings_of(path, "data.bad_rows=drop"))
+
+
+@pytest.mark.parametrize("template", ["openchat_3.5", "chatml"])
+def test_long_conversations_are_counted_as_preparation_counts_them(template: str, make_recipe: RecipeFactory) -> None:
+    path, changes = make_recipe(model__template=template), ("model.max_length_tokens=80", "data.overlong=drop")
+    manifest, _ = prepare_recipe(load_recipe(path, changes), num_workers=1, progress=lambda rows: None)
+    counted = [
+        re.search(r", (\d+) \(.*\) are longer than", f.finding) for f in area(findings_of(path, *changes), "lengths")
+    ]
+    assert sum(int(found[1]) for found in counted if found) == manifest.ledger["dropped"]["overlong"] > 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "overlong", "level", "text"),
+    [
+        (256, "error", "ok", "tokens, all fit into model.max_length_tokens 256"),
+        (40, "truncate", "warning", "they keep their beginning (data.overlong: truncate)"),
+        (40, "error", "problem", "data.overlong: error does not allow that"),
+    ],
+)
+def test_what_becomes_of_long_conversations_is_said(
+    limit: int, overlong: str, level: str, text: str, make_recipe: RecipeFactory
+) -> None:
+    findings = findings_of(make_recipe(), f"model.max_length_tokens={limit}", f"data.overlong={overlong}")
+    assert [(finding.level, text in finding.finding) for finding in area(findings, "lengths")] == [(level, True)] * 2
+
+
+def test_questions_are_for_the_ablation_alone(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    questions = path.parent / "questions.jsonl"
+    findings = findings_of(path, f"validation.questions={questions}")
+    assert not problems(findings)
+    assert "cannot be read" in only(findings, "sources", "warning").finding
+    questions.write_text('{"question": "1+1?", "answer": "2"}\n', encoding="utf-8")
+    assert f"{questions}: 1 questions" in [f.finding for f in findings_of(path, f"validation.questions={questions}")]
+
+
+def test_ids_that_stand_twice_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    write_jsonl(
+        path.parent / "expert.jsonl", [{**row, "id": number // 2} for number, row in enumerate(conversations(6))]
+    )
+    assert "duplicate_id 3" in only(findings_of(path), "sources", "problem").finding
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [(None, "no such file"), (b"", "holds no rows"), (b'{"text": "x"}\n', "cannot be read (missing_key 1)")],
+)
+def test_files_that_cannot_be_used(content: bytes | None, rule: str, make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    file = path.parent / "expert.jsonl"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    [text] = problems(findings_of(path))
+    assert rule in text
+    assert "expert.jsonl" in text
+
+
+def test_raw_files_are_not_needed_once_the_dataset_is_prepared(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    assert only(findings_of(path), "prepared", "warning").finding.endswith("not prepared yet")
+    prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    assert "train 60" in only(findings_of(path), "prepared", "ok").finding
+    assert "from other settings" in only(findings_of(path, "data.overlong=drop"), "prepared", "warning").finding
+    (path.parent / "expert.jsonl").unlink()
+    findings = findings_of(path)
+    assert not problems(findings)
+    assert "the prepared dataset is there" in only(findings, "sources", "warning").finding
+
+
+def test_classes_that_nobody_uses_and_that_nobody_knows(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    findings = findings_of(path, "data.classes.third={condition: GPT3, reward: 0.5}")
+    texts = [finding.finding for finding in area(findings, "classes") if finding.level == "warning"]
+    assert texts[0].startswith("suboptimal and third have the same condition 'GPT3'")
+    assert texts[1] == "third: no source has this class"
+    rows = [{**row, "kind": ["expert", "other"][number % 2]} for number, row in enumerate(conversations(10))]
+    write_jsonl(path.parent / "expert.jsonl", rows)
+    source = f"data.sources=[{{path: {path.parent / 'expert.jsonl'}, format: messages, class_field: kind}}]"
+    findings = findings_of(path, source)
+    assert "unknown_class 5" in only(findings, "sources", "problem").finding
+    assert "suboptimal: no conversation in the rows looked at" in [f.finding for f in area(findings, "classes")]
+
+
+# ---- tokenizer and base ----
+
+
+def test_control_tokens_and_beginning_of_sequence_are_named(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    text = only(findings_of(path), "template", "ok").finding
+    assert "<|end_of_turn|> will be added" in text
+    assert "begin with <s>" in text
+    prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    text = only(
+        findings_of(path, f"model.tokenizer={path.parent / 'prepared' / 'tokenizer'}"), "template", "ok"
+    ).finding
+    assert "control tokens <|end_of_turn|> are there" in text
+
+
+def test_a_tokenizer_that_is_missing_hides_nothing_else(make_recipe: RecipeFactory, tmp_path: Path) -> None:
+    findings = findings_of(make_recipe(model__tokenizer=str(tmp_path / "nowhere")))
+    assert [text.partition(":")[0] for text in problems(findings)] == ["template"]
+    assert only(findings, "prepared", "warning").finding == "not checked: see the problem of template"
+    assert all(finding.level == "ok" for finding in area(findings, "sources"))
+
+
+def base_folder(folder: Path, tokenizer_dir: Path, **config: Any) -> Path:
+    """A base with random weights and the small tokenizer."""
+    model_config = transformers.AutoConfig.for_model(**{**TINY_MODEL, "vocab_size": 400, **config})
+    transformers.AutoModelForCausalLM.from_config(model_config).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_dir / file, folder / file)
+    return folder
+
+
+def test_a_base_in_a_folder_needs_safetensors(
+    make_recipe: RecipeFactory, tmp_path: Path, small_tokenizer_dir: Path
+) -> None:
+    num_tokens = len(transformers.AutoTokenizer.from_pretrained(small_tokenizer_dir))
+    base = base_folder(tmp_path / "base", small_tokenizer_dir, vocab_size=num_tokens)
+    path = make_recipe(model={"path": str(base), "template": "openchat_3.5", "max_length_tokens": 256})
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    count = (
+        sum(parameter.numel() for parameter in model.parameters()) + 2 * TINY_MODEL["hidden_size"]
+    )  # <|end_of_turn|>
+    assert f"MistralForCausalLM, 2 layers, {count:,} parameters" in only(findings_of(path), "base", "ok").finding
+    (base / "model.safetensors").unlink()
+    assert problems(findings_of(path)) == [f"base: {base}: has no safetensors files, the only kind that is loaded"]
+
+
+@pytest.mark.parametrize(
+    ("config", "rule"),
+    [
+        ({"model_type": "gemma2", **{k: v for k, v in TINY_MODEL.items() if k != "model_type"}}, "scales its logits"),
+        (
+            {"model_type": "phi", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+            "head with a bias",
+        ),
+        ({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4}, "no list of decoder layers"),
+        (
+            {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+            "packs would mix",
+        ),
+        ({**TINY_MODEL, "max_position_embeddings": 128}, "max_position_embeddings 128"),
+        ({"model_type": "no-such-model"}, "model.config"),
+    ],
+)
+def test_bases_that_would_be_computed_wrongly(config: dict[str, Any], rule: str, make_recipe: RecipeFactory) -> None:
+    findings = findings_of(make_recipe(model__config=config))
+    assert rule in only(findings, "base", "problem").finding
+    assert all(finding.level == "ok" for finding in area(findings, "sources"))
+
+
+def test_auto_learning_rate_is_for_bases_that_the_rule_covers(make_recipe: RecipeFactory) -> None:
+    qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
+    path = make_recipe(model__config=qwen, optimizer={})
+    assert problems(findings_of(path)) == [
+        "learning rate: optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `qwen2`"
+    ]
+    assert not problems(findings_of(path, "optimizer.learning_rate=1e-5"))
+
+
+# ---- memory and disk ----
+
+
+def test_packs_that_the_gpus_cannot_share_evenly(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()  # 4 packs of 256 a step
+    finding = only(findings_of(path, gpus=3), "memory", "warning")
+    assert "4 packs a step on 3 GPU(s): 2 packs of every step stay empty" in finding.finding
+    assert finding.remedy == "for example train.tokens_per_step: 1536"
+    assert not [f for f in area(findings_of(path, gpus=4), "memory") if f.level != "ok"]
+    findings = findings_of(path, "train.packs_per_micro_batch=3")
+    assert "3 does not divide the 4 packs" in only(findings, "memory", "problem").finding
+
+
+def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3}, deepspeed={"zero_stage": 2})
+    parameters = facts_module.Facts(recipe=load_recipe(path), num_gpus=2, gpu_memory_gib=79.0).num_parameters
+    margin = 2 * 2**20
+    needed = 4 * (parameters * 14 + margin) + 2 * parameters
+    prepared = 2 * sum((path.parent / name).stat().st_size for name in ("expert.jsonl", "suboptimal.jsonl"))
+
+    def disk(free: float) -> Callable[[Path], Any]:
+        return lambda folder: type("Usage", (), {"free": free})
+
+    monkeypatch.setattr(machine.shutil, "disk_usage", disk(needed + prepared))
+    assert only(findings_of(path, gpus=2), "disk", "ok")
+    monkeypatch.setattr(machine.shutil, "disk_usage", disk(needed + prepared - 1))
+    finding = only(findings_of(path, gpus=2), "disk", "problem")
+    assert "4 checkpoint(s)" in finding.finding
+
+
+def test_checkpoints_that_are_there_take_no_more_room(make_recipe: RecipeFactory) -> None:
+    path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3})
+    before = only(findings_of(path), "disk", "ok").finding
+    parameters = facts_module.Facts(recipe=load_recipe(path), num_gpus=1, gpu_memory_gib=79.0).num_parameters
+    size = machine.checkpoint_bytes(parameters, zero_stage=2, bfloat16=True, num_ranks=1)
+    folder = path.parent / "run" / "checkpoints" / "step-2"
+    folder.mkdir(parents=True)
+    (folder / "state").write_bytes(bytes(size))
+    after = only(findings_of(path), "disk", "ok").finding
+    assert f"4 checkpoint(s) {4 * size / 2**20:.1f} MiB" in before
+    assert f"4 checkpoint(s) {3 * size / 2**20:.1f} MiB" in after
+
+
+def test_a_run_has_no_more_checkpoints_than_it_saves(make_recipe: RecipeFactory) -> None:
+    recipe = load_recipe(make_recipe(checkpoint={"save_every_steps": 10, "keep_last": 2}, data__validation_ratio=0.1))
+    assert [num_checkpoints(recipe, num_steps=steps) for steps in (None, 5, 11, 35, 1000)] == [4, 1, 2, 4, 4]
+    at_end = load_recipe(make_recipe())
+    assert num_checkpoints(at_end, num_steps=None) == 1
+
+
+def test_a_checkpoint_holds_moments_masters_and_weights() -> None:
+    sizes = {
+        (stage, bfloat16): machine.checkpoint_bytes(10, zero_stage=stage, bfloat16=bfloat16, num_ranks=0)
+        for stage in (0, 2, 3)
+        for bfloat16 in (True, False)
+    }
+    moments, masters = 80, 40  # of ten parameters: two float32 AdamW moments each, and a float32 copy
+    assert sizes == {
+        (0, True): moments + masters + 20,
+        (0, False): moments + 40,
+        (2, True): moments + masters + 20,
+        (2, False): moments + masters + 40,
+        (3, True): moments + masters,
+        (3, False): moments + masters,
+    }
+
+
+# ---- versions and GPUs ----
+
+
+def test_floors_come_from_the_packages_own_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {finding.level for finding in check_versions()} == {"ok"}
+    needs = ["torch>=99", "no-such-package>=1", "numpy>=1", 'torchao>=99; extra == "gpu"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: needs)
+    found = [(f.finding, f.remedy) for f in check_versions()]
+    torch_version = importlib.metadata.version("torch")
+    assert found == [
+        (f"torch {torch_version}: >=99 is needed", 'pip install "torch>=99"'),
+        ("no-such-package is not there: >=1 is needed", 'pip install "no-such-package>=1"'),
+    ]
+
+
+def test_without_a_gpu_it_says_what_the_gpu_host_decides(
+    make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = make_recipe()
+    finding = only(findings_of(path), "gpu", "warning")
+    assert "no GPU here" in finding.finding
+    assert "varlen" in finding.finding
+    wanted = findings_of(path, "model.attention=flash_attention_3")
+    assert any("flash_attn_3 is not installed" in f.finding for f in area(wanted, "gpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    findings = findings_of(path, "model.float8=true", "model.compile=false", "model.config.intermediate_size=40")
+    texts = [f.finding for f in area(findings, "gpu") if f.level == "problem"]
+    rules = [text.removeprefix("model.float8: true cannot be used: ") for text in texts]
+    assert [rule.partition(" is ")[0].partition(":")[0] for rule in rules] == [
+        "the package torchao",
+        "it needs model.compile",
+        "weights must be multiples of 16; one of the model's",
+    ]
+
+
+# ---- the Hub ----
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """Answers as the Hub does: one open model, a gated one, and errors with the Hub's own codes."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/org/open"):
+            files = ["config.json", "tokenizer.json", *([] if "open-bin" in path else ["model.safetensors"])]
+            return self._answer(
+                200, {"id": "org/open", "gated": False, "siblings": [{"rfilename": name} for name in files]}
+            )
+        if path == "/api/whoami-v2":
+            role = {"Bearer hf_read": "read", "Bearer hf_write": "write"}.get(self.headers.get("Authorization", ""))
+            user = {"name": "somebody", "auth": {"accessToken": {"role": role}}}
+            return self._answer(200, user) if role else self._answer(401, {"error": "Invalid token"})
+        if path.endswith("/auth-check"):
+            return self._answer(403, {"error": "gated"}, code="GatedRepo")
+        if path.startswith("/api/models/org/gated"):
+            return self._answer(
+                200, {"id": "org/gated", "gated": "manual", "siblings": [{"rfilename": "model.safetensors"}]}
+            )
+        return self._answer(404, {"error": "not found"}, code="RepoNotFound")
+
+    def _answer(self, status: int, document: dict[str, Any], code: str = "") -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def cache_model(folder: Path, name: str, *files: str) -> None:
+    snapshot = folder / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in files:
+        (snapshot / file).write_text("{}", encoding="utf-8")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc", encoding="utf-8")
+
+
+def test_what_the_hub_answers_about_a_base(fake_hub: None) -> None:
+    found = hub.find_model("org/open", None, with_weights=True)
+    assert (found.is_reachable, found.is_cached) == (True, False)
+    for name, rule in (
+        ("org/gated", "accept its licence"),
+        ("org/none", "not on the Hub"),
+        ("org/open-bin", "no safetensors"),
+    ):
+        with pytest.raises(UserError, match=rule):
+            hub.find_model(name, None, with_weights=True)
+
+
+def test_without_the_hub_the_cache_must_hold_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        hub.find_model("org/whole", None, with_weights=True)
+    cache_model(tmp_path, "org/whole", "config.json", "model.safetensors")
+    assert hub.find_model("org/whole", None, with_weights=True).is_cached
+    cache_model(tmp_path, "org/half", "config.json", "model-1.safetensors")
+    index = tmp_path / "models--org--half/snapshots/abc/model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}), encoding="utf-8"
+    )
+    with pytest.raises(UserError, match="does not hold it whole"):
+        hub.find_model("org/half", None, with_weights=True)
+    (index.parent / "model-2.safetensors").touch()
+    assert not hub.find_model("org/half", None, with_weights=True).is_reachable
+
+
+def test_a_hub_that_does_not_answer_is_one_problem(
+    make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # the discard port: refused at once
+    path = make_recipe(model={"path": "org/base", "template": "openchat_3.5", "max_length_tokens": 256})
+    findings = findings_of(path)
+    assert [text.partition(" (")[0] for text in problems(findings)] == ["hub: org/base: the Hub cannot be reached"]
+    hidden = {f.area for f in findings if f.finding == "not checked: see the problem of hub"}
+    assert hidden == {"template", "base", "lengths", "prepared", "memory", "disk"}
+    assert all(finding.level == "ok" for finding in area(findings, "sources"))
+
+
+def test_a_gpu_of_this_machine_is_the_default(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = type("Properties", (), {"name": "GPU", "total_memory": 40 * GIB, "major": 8, "minor": 0})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    findings = check(make_recipe(), (), num_gpus=None, gpu_memory_gib=None)
+    assert "2 GPU(s) of 40 GiB" in only(findings, "memory", "ok").finding
+    assert [f.finding for f in area(findings, "gpu")][:2] == [
+        f"GPU {n}: GPU, 40 GiB, compute capability 8.0" for n in (0, 1)
+    ]
+    assert "attention: varlen" in area(findings, "gpu")[2].finding

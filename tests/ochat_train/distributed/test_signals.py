@@ -1,0 +1,106 @@
+"""SIGTERM and Ctrl-C, to a rank and to the launcher: one checkpoint, the documented exit code, nobody left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ochat_train.checkpoint.state import list_checkpoints, verify
+from ochat_train.system import exits
+from tests.support.disturbed_runs import prepared
+from tests.support.faults import num_steps, same_run, start_slow_run, wait_for
+from tests.support.processes import ROOT, finish, free_port, process_environment, start_ranks, train_on_ranks
+from tests.support.run_folder import metrics
+from tests.support.small_recipe import RecipeFactory
+
+
+def stopped_and_resumed(recipe: Path, run_dir: Path, undisturbed: Path, step: int) -> None:
+    """One checkpoint at the step that was said, and a restart that ends like the undisturbed run."""
+    newest = list_checkpoints(run_dir)[-1]
+    assert newest.name == f"step-{step:08d}"
+    assert verify(newest) is None
+    assert len(metrics(run_dir)) == step
+    train_on_ranks(["train", recipe])
+    assert same_run(run_dir, undisturbed)
+
+
+def test_sigterm_to_one_rank_stops_all_at_the_same_step(
+    undisturbed: Path, tmp_path: Path, make_recipe: RecipeFactory
+) -> None:
+    recipe = prepared(make_recipe, tmp_path / "run")
+    ranks = start_slow_run(recipe)
+    wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=60)
+    ranks[1].terminate()
+    start = time.monotonic()
+    outputs, codes = finish(ranks)
+    assert time.monotonic() - start < 25.0
+    assert codes == [exits.STOPPED] * 2, outputs
+    said = outputs[0].split("stopped by a signal to another rank after step ")[1]
+    stopped_and_resumed(recipe, tmp_path / "run", undisturbed, int(said.split()[0]))
+
+
+def test_a_second_signal_quits_at_once(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """The first one comes while the rank sleeps in a step; the second ends it there, without a checkpoint."""
+    recipe = prepared(make_recipe, tmp_path / "run", checkpoint__save_every_steps=100)
+    jobs = [{"command": ["train", str(recipe)], "fault": {"slow": 8.0, "step": 99}}]
+    [rank] = start_ranks("tests.support.train_worker", json.dumps(jobs), num_ranks=1)
+    wait_for(lambda: (tmp_path / "run" / ".ranks" / "00000.json").exists(), seconds=60)
+    wait_for(lambda: "training" in (tmp_path / "run" / ".ranks" / "00000.json").read_text(), seconds=60)
+    rank.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert rank.poll() is None
+    rank.send_signal(signal.SIGINT)
+    rank.communicate(timeout=5)
+    assert rank.returncode == -signal.SIGINT
+    assert list_checkpoints(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("whom", ["deepspeed", "everyone"])
+def test_signals_to_the_launcher(whom: str, tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """SIGTERM to the `deepspeed` command, which dies of it; or Ctrl-C, which reaches the whole foreground group."""
+    recipe = prepared(make_recipe, tmp_path / "run", checkpoint__save_every_steps=100, train__max_steps=28)
+    launcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "deepspeed.launcher.runner",
+            "--num_gpus",
+            "2",
+            "--master_port",
+            str(free_port()),
+            "--module",
+            "tests.support.slow_ochat",
+            str(recipe),
+        ],
+        cwd=ROOT,
+        env=process_environment({}),
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "errors.txt").open("w"),
+        start_new_session=True,
+    )
+    wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=90)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(family) >= 3
+    if whom == "everyone":
+        os.killpg(launcher.pid, signal.SIGINT)
+    else:
+        launcher.terminate()
+    start = time.monotonic()
+    _, alive = psutil.wait_procs(family, timeout=28)
+    launcher.wait(timeout=10)
+    assert alive == []
+    assert time.monotonic() - start < 28.0
+    [newest] = list_checkpoints(tmp_path / "run")
+    text = (tmp_path / "errors.txt").read_text()
+    assert f"stopped by {'SIGINT' if whom == 'everyone' else 'the end of the launcher'} after step" in text
+    assert verify(newest) is None
+    assert newest.name < "step-00000028"
+    assert newest.name == f"step-{len(metrics(tmp_path / 'run')):08d}"

@@ -1,0 +1,145 @@
+"""The weighted cross-entropy against plain float64 autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ochat_train.model import loss as loss_module
+from ochat_train.model.loss import token_scores, weighted_loss_sums
+from tests.support.measured import Measured
+from tests.support.reference import relative_error
+
+
+def make_inputs(
+    num_tokens: int, hidden: int, vocab: int, weights: list[float], *, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    choices = torch.tensor(weights)
+    return {
+        "hidden_TD": torch.randn(num_tokens, hidden, generator=generator),
+        "head_VD": torch.randn(vocab, hidden, generator=generator) / hidden**0.5,
+        "target_ids_T": torch.randint(vocab, (num_tokens,), generator=generator),
+        "target_weights_T": choices[torch.randint(len(weights), (num_tokens,), generator=generator)],
+        "class_ids_T": torch.randint(2, (num_tokens,), generator=generator),
+    }
+
+
+def reference(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss and its gradients in float64, all logits at once."""
+    hidden = inputs["hidden_TD"].double().requires_grad_()
+    head = inputs["head_VD"].double().requires_grad_()
+    nll = torch.nn.functional.cross_entropy(hidden @ head.T, inputs["target_ids_T"], reduction="none")
+    total = (nll * inputs["target_weights_T"].double()).sum()
+    total.backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    return total.detach(), hidden.grad, head.grad
+
+
+def ours(
+    inputs: dict[str, torch.Tensor], *, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = inputs["hidden_TD"].clone().requires_grad_()
+    head = inputs["head_VD"].clone().requires_grad_()
+    rest = {key: value for key, value in inputs.items() if key not in ("hidden_TD", "head_VD")}
+    rows_N = torch.nonzero(rest["target_weights_T"])[:, 0]
+    sums = weighted_loss_sums(hidden, head, rows_N=rows_N, **rest, num_classes=2)
+    (sums.weighted_nll * scale).backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    return sums.weighted_nll.detach(), hidden.grad, head.grad, sums.per_class
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "vocab", "weights"),
+    [
+        (300, 1_000, [0.0, 0.1, 1.0]),
+        (300, 1_000, [0.0, 0.001, 100.0]),
+        (1, 1_000, [1.0]),
+        (40, 32_002, [0.0, 0.1, 1.0]),
+        (12, 128_256, [0.1, 1.0]),
+    ],
+)
+def test_equals_float64(
+    num_tokens: int, vocab: int, weights: list[float], monkeypatch: pytest.MonkeyPatch, measured: Measured
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 64)  # several chunks, the last one partly full
+    inputs = make_inputs(num_tokens, 64, vocab, weights)
+    expected = reference(inputs)
+    found = ours(inputs)
+    for value, truth in zip(found, expected, strict=False):
+        measured(
+            "loss and its gradients, float32, weights 0.001 to 100, vocabulary to 128,256", relative_error(value, truth)
+        )
+        assert relative_error(value, truth) < 5e-6
+
+
+def test_scaling_in_the_backward_pass_is_exact() -> None:
+    inputs = make_inputs(100, 32, 500, [0.0, 0.1, 1.0])
+    _, hidden, head, _ = ours(inputs)
+    _, scaled_hidden, scaled_head, _ = ours(inputs, scale=0.25)
+    assert torch.equal(scaled_hidden, hidden * 0.25)
+    assert torch.equal(scaled_head, head * 0.25)
+
+
+def test_no_supervised_token_gives_zeros_with_a_graph() -> None:
+    found = ours(make_inputs(10, 16, 50, [0.0]))
+    assert all(torch.count_nonzero(tensor) == 0 for tensor in found)
+
+
+@pytest.mark.parametrize("num_supervised", [0, 5, 5000])
+def test_scores_are_the_loss_token_by_token(num_supervised: int) -> None:
+    """nll and most likely token of each supervised token, against float64, over several chunks."""
+    inputs = make_inputs(6000, 16, 50, [1.0])
+    rows = torch.randperm(6000, generator=torch.Generator().manual_seed(1))[:num_supervised].sort().values
+    scores = token_scores(inputs["hidden_TD"], inputs["head_VD"], rows_N=rows, target_ids_T=inputs["target_ids_T"])
+    logits = (inputs["hidden_TD"].double() @ inputs["head_VD"].double().T)[rows]
+    expected = torch.nn.functional.cross_entropy(logits, inputs["target_ids_T"][rows], reduction="none")
+    torch.testing.assert_close(scores.nll_N.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scores.predicted_N, logits.argmax(-1))
+
+
+def test_sums_per_class() -> None:
+    inputs = make_inputs(200, 32, 100, [0.0, 0.1, 1.0])
+    per_class = ours(inputs)[3]
+    logits = inputs["hidden_TD"].double() @ inputs["head_VD"].double().T
+    nll = torch.nn.functional.cross_entropy(logits, inputs["target_ids_T"], reduction="none")
+    correct = (logits.argmax(-1) == inputs["target_ids_T"]).double()
+    for index in range(2):
+        weights = inputs["target_weights_T"].double() * (inputs["class_ids_T"] == index)
+        sums = [nll * weights, weights, correct * weights, (weights > 0).double(), weights**2]
+        expected = torch.stack([column.sum() for column in sums])
+        torch.testing.assert_close(per_class[index].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_control_gradients_scaled_by_the_first_token_would_fail(measured: Measured) -> None:
+    """The fault of Liger's fused cross-entropy up to 0.8.1: all gradients times grad_output[0]."""
+    inputs = make_inputs(300, 64, 1_000, [0.0, 0.1, 1.0])
+    _, hidden, head = reference(inputs)
+    unweighted = {**inputs, "target_weights_T": torch.ones_like(inputs["target_weights_T"])}
+    _, faulty_hidden, faulty_head = reference(unweighted)
+    first = inputs["target_weights_T"][0].double()
+    measured("control: gradients scaled by the first token's weight", relative_error(faulty_hidden * first, hidden))
+    assert relative_error(faulty_hidden * first, hidden) > 0.1
+    assert relative_error(faulty_head * first, head) > 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab", [32_002, 128_256])
+def test_bfloat16_is_no_worse_than_eager(vocab: int, measured: Measured) -> None:
+    """Error against float64 of the same bfloat16 inputs: at most that of plain eager bfloat16 with autograd."""
+    inputs = make_inputs(4_096, 1_024, vocab, [0.0, 0.1, 1.0])
+    inputs["hidden_TD"], inputs["head_VD"] = inputs["hidden_TD"].bfloat16(), inputs["head_VD"].bfloat16()
+    inputs = {key: value.cuda() for key, value in inputs.items()}
+    expected = reference(inputs)
+    hidden, head = inputs["hidden_TD"].clone().requires_grad_(), inputs["head_VD"].clone().requires_grad_()
+    nll = torch.nn.functional.cross_entropy((hidden @ head.T), inputs["target_ids_T"], reduction="none")
+    eager = (nll * inputs["target_weights_T"]).sum()
+    eager.backward()
+    for name, found, plain, truth in zip(
+        ("loss", "hidden", "head"), ours(inputs), (eager, hidden.grad, head.grad), expected, strict=False
+    ):
+        measured(f"loss in bfloat16, {name}, against float64", relative_error(found, truth))
+        measured(f"loss in bfloat16, {name}, plain eager bfloat16 against float64", relative_error(plain, truth))
+        assert relative_error(found, truth) <= relative_error(plain, truth) * 1.05

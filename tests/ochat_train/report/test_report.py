@@ -1,0 +1,262 @@
+"""The pages of `ochat report` and `ochat ablate`: the run's figures stand in them, and nothing from data becomes
+markup.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.text_rules import visible
+from ochat_train.ablation.page import ablation_page
+from ochat_train.cli.main import main
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.preparation import prepare_recipe
+from ochat_train.report.pictures import Series, line_chart
+from ochat_train.report.run_page import write_run_page
+from tests.support.small_recipe import RecipeFactory
+
+NASTY = "<script>alert(1)</script>&\"'$x$\u2028\x85"  # the last two end a line for str.splitlines
+
+
+class Page(HTMLParser):
+    """Collects a page's text, headings, tags and attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.headings: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self._in_heading = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self._in_heading = tag == "h2"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_heading = False
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self._in_heading:
+            self.headings.append(data)
+
+
+def step_row(step: int, names: list[str], **more: Any) -> dict[str, Any]:
+    classes = {
+        name: {
+            "loss": 2.0 + math.sin(step),
+            "accuracy": 0.5,
+            "tokens": 10,
+            "supervised_tokens": 5,
+            "weight_share": 0.5,
+            "effective_tokens": 5.0,
+        }
+        for name in names
+    }
+    return {
+        "step": step,
+        "epoch": 0,
+        "loss": 2.0,
+        "accuracy": 0.5,
+        "weight": 5.0,
+        "tokens": 20,
+        "supervised_tokens": 10,
+        "effective_tokens": 9.0,
+        "classes": classes,
+        "learning_rate": 1e-4,
+        "grad_norm": 1.0,
+        "nonfinite_steps": 0,
+        "tokens_per_second": 1000.0,
+        "mfu": None,
+        "memory_gib": None,
+        "data_wait_ratio": 0.0,
+        **more,
+    }
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, make_recipe: RecipeFactory) -> Path:
+    """A run folder as training writes it, with nasty names, without training."""
+    classes = {NASTY: {"condition": "GPT4 Correct", "weight": 1.0}, "suboptimal": {"condition": NASTY, "weight": 0.1}}
+    raw = str(tmp_path / "expert.jsonl")
+    sources = [{"path": raw, "format": "messages", "class": name} for name in classes]
+    recipe = load_recipe(make_recipe(data__classes=classes, data__sources=sources, data__beta=None))
+    prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json", by_alias=True)))
+    (folder / "prepared.json").write_text((Path(recipe.data.prepared_dir) / "manifest.json").read_text())
+    write_rows(folder, "metrics", [step_row(step, list(classes)) for step in range(1, 31)])
+    return folder
+
+
+def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, end: str = "") -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + end)
+
+
+VALIDATION: dict[str, Any] = {
+    "step": 30,
+    "loss": 1.5,
+    "classes": {
+        name: {"loss": 1.2, "nll": 1.2, "accuracy": 0.61, "conversations": 9, "supervised_tokens": 90}
+        for name in (NASTY, "suboptimal")
+    },
+    "conditions": ["GPT4 Correct", NASTY],
+    "matrix": {NASTY: [1.2345, 1.3456], "suboptimal": [1.4567, 1.5678]},
+    "learnt": {
+        NASTY: {
+            "condition": "GPT4 Correct",
+            "nearest": NASTY,
+            "margin": 0.1111,
+            "low": 0.0999,
+            "high": 0.1222,
+            "learnt": True,
+            "conversations": 9,
+        }
+    },
+    "seconds": 1.0,
+}
+
+
+def page_of(run_dir: Path) -> Page:
+    write_run_page(run_dir, run_dir / "report.html")
+    text = (run_dir / "report.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert not [value for name, value in page.attributes if name in ("src", "href") and not value.startswith("#")]
+    assert "http" not in text.replace("http-equiv", "")
+    return page
+
+
+def test_everything_of_a_run_stands_in_its_page(run_dir: Path) -> None:
+    answers = [{"condition": c, "text": f"{c} says {NASTY}", "finished": c != NASTY} for c in VALIDATION["conditions"]]
+    write_rows(run_dir, "validation", [{**VALIDATION, "step": 15, "loss": 9.0}, VALIDATION])
+    write_rows(
+        run_dir,
+        "samples",
+        [{"step": 15, "prompt": "old", "answers": []}, {"step": 30, "prompt": NASTY, "answers": answers}],
+    )
+    page = page_of(run_dir)
+    assert page.headings == [
+        "Was the conditioning learnt?",
+        "Loss of each class",
+        "Learning rate",
+        "Throughput",
+        "Gradient norm",
+        "Condition matrix, step 30",
+        "Classes",
+        "Samples, step 30",
+        "Ledger of the data",
+        "Recipe",
+    ]
+    for text in (
+        "1.2345",
+        "1.3456",
+        "1.4567",
+        "1.5678",
+        NASTY,
+        f"GPT4 Correct says {NASTY}",
+        f"{NASTY} says {NASTY} ...",
+    ):
+        assert text in page.texts
+    assert f"{NASTY}: yes: 0.1111 [0.0999, 0.1222] nats/token over {visible(NASTY, kept='')}." in page.texts
+    assert "old" not in page.texts
+    assert page.attributes.count(("class", "outlined")) == 2
+
+
+def test_run_without_validation_says_so(run_dir: Path) -> None:
+    page = page_of(run_dir)
+    assert "Nothing was held out (data.validation_ratio) or validated yet, so this is not known." in page.texts
+    assert not any("matrix" in heading or "Samples" in heading for heading in page.headings)
+
+
+def test_killed_run_and_steps_without_figures(run_dir: Path) -> None:
+    rows = [
+        step_row(1, [NASTY, "suboptimal"]),
+        step_row(2, [NASTY, "suboptimal"], loss=None, grad_norm=None, nonfinite_steps=1),
+    ]
+    rows[1]["classes"]["suboptimal"]["loss"] = None
+    write_rows(run_dir, "metrics", rows, end='{"step": 3, "lo')
+    page = page_of(run_dir)
+    assert "1 step(s) were left out because loss or gradient was not finite." in page.texts
+    assert "run: step 2, epoch 0, loss -" in page.texts
+
+
+def test_long_runs_give_small_pages(run_dir: Path) -> None:
+    write_rows(run_dir, "metrics", [step_row(step, [NASTY, "suboptimal"]) for step in range(1, 30_001)])
+    page_of(run_dir)
+    assert (run_dir / "report.html").stat().st_size < 1_000_000
+
+
+def test_curve_of_bins_keeps_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ochat_train.report import pictures
+
+    monkeypatch.setattr(pictures, "_MOST_POINTS", 2)
+    x, low, mean, high = pictures._bins(
+        pictures.np.arange(5.0), pictures.np.array([1.0, 3.0, pictures.np.nan, 5.0, 9.0])
+    )
+    assert (x.tolist(), low.tolist(), mean.tolist(), high.tolist()) == ([0, 3], [1, 5], [2, 7], [3, 9])
+    assert line_chart([Series(label="empty", x=[1], y=[None])], unit="x").startswith("<svg")
+
+
+def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run_dir), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").is_file()
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    for out, said in {
+        tmp_path / "nowhere" / "page.html": "is a folder, or stands in one that is not there; name a file",
+        tmp_path: "is a folder",
+        tmp_path / "prepared" / "page.html": "stands in the prepared dataset",
+        tmp_path / ("x" * 300): "cannot be written: File name too long",
+    }.items():
+        assert main(["report", str(run_dir), "--out", str(out)]) == 2
+        assert f"--out {out}: {said}" in capsys.readouterr().err
+    assert not list(tmp_path.rglob(".*.tmp"))
+    (run_dir / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="no step is written yet"):
+        write_run_page(run_dir, tmp_path / "none.html")
+
+
+def test_page_of_an_ablation() -> None:
+    def score(accuracy: float) -> dict[str, Any]:
+        learnt = {"condition": "A", "nearest": "", "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
+        return {
+            "classes": {NASTY: {"nll": 1.25, "loss": 1.0}},
+            "learnt": {NASTY: learnt},
+            "conditions": ["A", ""],
+            "matrix": {NASTY: [1.25, 1.75]},
+            "accuracy": {"A": {"sums": accuracy, "words": 0.0, "all": accuracy / 2}},
+        }
+
+    arms = {
+        name: {"title": f"{name} {NASTY}", "conversations": 10, "epochs": 2.0, "scores": {"0": score(a), "1": score(b)}}
+        for name, a, b in (("c-rlft", 0.5, 0.75), ("sft", 0.25, 0.25))
+    }
+    results = {
+        "recipe": NASTY,
+        "steps": 7,
+        "seeds": 2,
+        "reference": "c-rlft",
+        "inference_class": NASTY,
+        "inference_condition": "A",
+        "arms": arms,
+    }
+    page = Page(ablation_page(results))
+    assert "script" not in page.tags
+    matrices = [f"Condition matrix: {name} {NASTY}, seed 0" for name in ("c-rlft", "sft")]
+    assert page.headings == ["Arms", "Right answers", "Right answers by task", "Held-out nll", *matrices, "All figures"]
+    assert page.texts.count("yes: 0.5000 [0.2500, 0.7500] nats/token over no condition") == 2
+    for text in ("31.2% ± 8.8%", "62.5% ± 17.7%", "12.5% ± 0.0%", "1.2500 ± 0.0000", "0.5000 ± 0.0000"):
+        assert text in page.texts
