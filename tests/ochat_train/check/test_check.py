@@ -244,7 +244,7 @@ def test_classes_that_nobody_uses_and_that_nobody_knows(make_recipe: RecipeFacto
     path = make_recipe()
     findings = findings_of(path, "data.classes.third={condition: GPT3, reward: 0.5}")
     texts = [finding.finding for finding in area(findings, "classes") if finding.level == "warning"]
-    assert texts[0].startswith("suboptimal and third have the same condition 'GPT3'")
+    assert texts[0].startswith("suboptimal and third share the condition 'GPT3'")
     assert texts[1] == "third: no source has this class"
     rows = [{**row, "kind": ["expert", "other"][number % 2]} for number, row in enumerate(conversations(10))]
     write_jsonl(path.parent / "expert.jsonl", rows)

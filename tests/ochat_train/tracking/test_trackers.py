@@ -303,7 +303,7 @@ def test_a_server_that_never_answers_does_not_hold_the_process(tmp_path: Path) -
     code = """
 import os, socket, sys
 from pathlib import Path
-from ochat_train.recipe import TrackingSettings
+from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking import wandb_tracker
