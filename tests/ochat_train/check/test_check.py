@@ -18,12 +18,13 @@ import transformers
 
 from data_pipeline.errors import UserError
 from ochat_train.check import facts as facts_module
-from ochat_train.check import hub, machine
+from ochat_train.check import machine
 from ochat_train.check import run as run_module
 from ochat_train.check.findings import Finding, ok, problem, run_checks, warning
 from ochat_train.check.machine import check_versions, num_checkpoints
 from ochat_train.check.run import check
 from ochat_train.cli.main import main
+from ochat_train.hub.models import find_model
 from ochat_train.planning.memory import GIB
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
@@ -498,7 +499,7 @@ def cache_model(folder: Path, name: str, *files: str) -> None:
 
 
 def test_what_the_hub_answers_about_a_base(fake_hub: None) -> None:
-    found = hub.find_model("org/open", None, with_weights=True)
+    found = find_model("org/open", None, with_weights=True)
     assert (found.is_reachable, found.is_cached) == (True, False)
     for name, rule in (
         ("org/gated", "accept its licence"),
@@ -506,25 +507,25 @@ def test_what_the_hub_answers_about_a_base(fake_hub: None) -> None:
         ("org/open-bin", "no safetensors"),
     ):
         with pytest.raises(UserError, match=rule):
-            hub.find_model(name, None, with_weights=True)
+            find_model(name, None, with_weights=True)
 
 
 def test_without_the_hub_the_cache_must_hold_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        hub.find_model("org/whole", None, with_weights=True)
+        find_model("org/whole", None, with_weights=True)
     cache_model(tmp_path, "org/whole", "config.json", "model.safetensors")
-    assert hub.find_model("org/whole", None, with_weights=True).is_cached
+    assert find_model("org/whole", None, with_weights=True).is_cached
     cache_model(tmp_path, "org/half", "config.json", "model-1.safetensors")
     index = tmp_path / "models--org--half/snapshots/abc/model.safetensors.index.json"
     index.write_text(
         json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}), encoding="utf-8"
     )
     with pytest.raises(UserError, match="does not hold it whole"):
-        hub.find_model("org/half", None, with_weights=True)
+        find_model("org/half", None, with_weights=True)
     (index.parent / "model-2.safetensors").touch()
-    assert not hub.find_model("org/half", None, with_weights=True).is_reachable
+    assert not find_model("org/half", None, with_weights=True).is_reachable
 
 
 def test_a_hub_that_does_not_answer_is_one_problem(

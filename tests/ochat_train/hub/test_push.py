@@ -405,7 +405,7 @@ def test_the_first_contact_is_shorter_than_the_patience_of_the_other_ranks(
     make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[Patience] = []
-    monkeypatch.setattr("ochat_train.hub.retry.persevere", lambda work, patience, repo: used.append(patience))
+    monkeypatch.setattr("ochat_train.hub.rights.persevere", lambda work, patience, repo: used.append(patience))
     for hang_timeout in (1800.0, 7.0):
         recipe = load_recipe(make_recipe(train__push_to_hub=REPO, train__hang_timeout_seconds=hang_timeout))
         check_recipe_rights(recipe, patience=Patience())
@@ -417,7 +417,7 @@ def test_ochat_check_does_not_wait_for_a_silent_hub(
     make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(make_recipe(train__push_to_hub=REPO))
-    monkeypatch.setattr("ochat_train.hub.models.SECONDS", 0.1)
+    monkeypatch.setattr("ochat_train.check.hub.SECONDS", 0.1)
     with silent_hub(monkeypatch):
         [found] = run_checks([("push", lambda: check_push(recipe))])
     assert found.level == "problem"

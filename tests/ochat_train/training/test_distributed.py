@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.resume import differences
-from ochat_train.checkpoint.state import CheckpointManifest, Progress
+from ochat_train.checkpoint.state import STATE, CheckpointManifest, Progress
 from ochat_train.cli.main import main
 from ochat_train.export.export import export, load_trained_weights
 from ochat_train.model.batch import pack_batch
@@ -108,8 +109,10 @@ def test_zero_stages_and_rank_counts_take_the_same_steps(train: TrainFunction, m
 
 
 def test_bfloat16_exports_are_the_weights_of_the_forward_pass(train: TrainFunction) -> None:
-    """ZeRO 2 saves them as they are, ZeRO 3 only as float32 master copies in pieces: the exports are equal bit for
-    bit.
+    """ZeRO 2 saves them unchanged, ZeRO 3 only as float32 master copies in pieces, which an export has to round.
+
+    The two stages add up gradients in different orders, so on some processors a few weights are one step of bfloat16
+    apart. The control, master copies cut off instead of rounded, differs everywhere.
     """
     short = {"model__precision": "bfloat16", "train__max_steps": 3}
     runs = train({f"bfloat16_{stage}": {**short, "deepspeed__zero_stage": stage} for stage in (1, 2, 3)})
@@ -119,7 +122,13 @@ def test_bfloat16_exports_are_the_weights_of_the_forward_pass(train: TrainFuncti
     del runs["bfloat16_1"]
     weights = [export_and_load(run_dir).state_dict() for run_dir in runs.values()]
     assert all(value.dtype == torch.bfloat16 for value in weights[0].values())
-    assert [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])] == []
+    stage_2, stage_3 = (torch.cat([value.flatten() for value in state.values()]) for state in weights)
+    assert bool(((stage_2.float() - stage_3.float()).abs() <= 2.0**-7 * stage_2.float().abs()).all())
+    assert (stage_2 != stage_3).float().mean() < 1e-3
+    [checkpoint] = (runs["bfloat16_3"] / "checkpoints").glob("step-*")
+    masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
+    cut = torch.cat([masters[f"causal_lm.{name}"].flatten() for name in weights[0]]).view(torch.int16)[1::2]
+    assert (cut.view(torch.bfloat16) != stage_2).float().mean() > 0.1
     trained = newest_weights(runs["bfloat16_2"])
     assert [name for name, value in trained.items() if not torch.equal(value, weights[0][name])] == []
 

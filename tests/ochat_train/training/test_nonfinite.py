@@ -67,7 +67,9 @@ def test_a_step_that_is_not_finite_on_one_rank_updates_nothing(tmp_path: Path, m
                 tmp_path / f"{name}.yaml", rank=1, pack=1
             )
     assert "the loss is not finite on rank 1, pack 1 (" in outputs[0]
-    assert "all losses are finite, but the gradient is not; the model was not updated (1 in a row, 1 in all)" in outputs[0]
+    assert (
+        "all losses are finite, but the gradient is not; the model was not updated (1 in a row, 1 in all)" in outputs[0]
+    )
 
 
 def test_too_many_in_a_row_stop_the_run_and_a_spike_is_named(tmp_path: Path, make_recipe: RecipeFactory) -> None:
