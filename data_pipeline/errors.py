@@ -1,10 +1,24 @@
-"""The one exception for everything a user can mend: its message names place, value, rule and remedy."""
+"""The exceptions for what a user can fix: in the surroundings (`UserError`), or in one row of data (`RowError`)."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A problem in the user's input or surroundings. The command line prints the message without a traceback."""
+    """A problem in the user's input or surroundings. The command line prints `place: problem; remedy`, no traceback.
+
+    place: key of the recipe, file and line, option, or package. problem: the value that was found and the rule that it
+    breaks. remedy: what to do about it; empty where the problem says so itself.
+    """
+
+    exit_code = 2
+
+    def __init__(self, place: str, problem: str = "", remedy: str = "") -> None:
+        super().__init__(place, problem, remedy)  # all of them, so that it can be sent between processes
+        self.place, self.problem, self.remedy = place, problem, remedy
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.problem}" if self.problem else self.place
+        return f"{text}; {self.remedy}" if self.remedy else text
 
 
 class RowError(Exception):
