@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """A problem in the user's input or surroundings. The command line prints `place: problem; remedy`, no traceback.
@@ -12,9 +14,9 @@ class UserError(Exception):
 
     exit_code = 2
 
-    def __init__(self, place: str, problem: str = "", remedy: str = "") -> None:
-        super().__init__(place, problem, remedy)  # all of them, so that it can be sent between processes
-        self.place, self.problem, self.remedy = place, problem, remedy
+    def __init__(self, place: str | Path, problem: str = "", remedy: str = "") -> None:
+        super().__init__(str(place), problem, remedy)  # all of them, so that it can be sent between processes
+        self.place, self.problem, self.remedy = str(place), problem, remedy
 
     def __str__(self) -> str:
         text = f"{self.place}: {self.problem}" if self.problem else self.place

@@ -39,7 +39,7 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
     final = final.resolve()  # a link to another disk stays a link
     if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
         raise UserError(
-            f"{final}: is there already and was not made by this command; choose another folder or remove it"
+            final, "is there already and was not made by this command", "choose another folder or remove it"
         )
     final.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(final)

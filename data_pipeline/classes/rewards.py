@@ -75,8 +75,10 @@ def survey(data: DataSettings) -> RewardFacts:
     assert data.beta is not None, "checked by DataSettings"
     if (smallest - largest) / data.beta < math.log(SMALLEST_WEIGHT):
         raise UserError(
-            f"data.beta: {data.beta} with rewards from {smallest:.6g} (class {name}) to {largest:.6g} gives a weight "
-            "of next to nothing; raise beta, or set `data.reward_clip`"
+            "data.beta",
+            f"{data.beta} with rewards from {smallest:.6g} (class {name}) to {largest:.6g} gives a weight of next to "
+            "nothing",
+            "raise beta, or set `data.reward_clip`",
         )
     return RewardFacts(baselines=baselines, largest=largest)
 
@@ -109,7 +111,9 @@ def _edges(scores: Sequence[float], data: DataSettings) -> tuple[float, ...]:
     if not sizes.all():
         value, count = Counter(scores).most_common(1)[0]
         raise UserError(
-            f"data.classes_from.quantiles: quantile {int(np.argmin(sizes)) + 1} of {rule.quantiles} holds no "
-            f"conversation: {rule.field} is {value:g} in {count} of {len(scores)}; use fewer quantiles"
+            "data.classes_from.quantiles",
+            f"quantile {int(np.argmin(sizes)) + 1} of {rule.quantiles} holds no conversation: {rule.field} is "
+            f"{value:g} in {count} of {len(scores)}",
+            "use fewer quantiles",
         )
     return tuple(float(edge) for edge in edges)

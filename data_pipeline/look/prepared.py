@@ -66,12 +66,12 @@ class Inspection:
         assert split in SPLITS
         manifest = Manifest.load(prepared_dir)
         if manifest is None:
-            raise UserError(f"{prepared_dir}: holds no prepared dataset; name the recipe's `data.prepared_dir`")
+            raise UserError(prepared_dir, "holds no prepared dataset", "name the recipe's `data.prepared_dir`")
         self.prepared_dir, self.split, self.manifest = prepared_dir, split, manifest
         self.data = PreparedSplit(prepared_dir, split)
         if not len(self.data):
             remedy = _HOW_A_SPLIT_IS_FILLED.get(split, "run `ochat prepare` again")
-            raise UserError(f"{prepared_dir}: split `{split}` is empty; {remedy}")
+            raise UserError(prepared_dir, f"split `{split}` is empty", remedy)
         self._tokenizer = Tokenizer.from_file(str(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"))
         self._read = TokenReader(self._tokenizer, TEMPLATES.get(manifest.template))
 
@@ -88,11 +88,13 @@ class Inspection:
             most = None if selection.stop is None else max(selection.stop, selection.start + 1)
             rows = self._holding(selection.find, rows, most=most)
         if not len(rows):
-            raise UserError(f"{self._described(selection)}: no row matches")
+            raise UserError(f"{self._described(selection)}", "no row matches")
         if selection.start >= len(rows):
             asked = f"--rows {selection.start}:{'' if selection.stop is None else selection.stop}"
             raise UserError(
-                f"{asked}: {self._described(selection)} has {len(rows):,} rows; give 0:{len(rows)} or a part of it"
+                asked,
+                f"{self._described(selection)} has {len(rows):,} rows",
+                f"give 0:{len(rows)} or a part of it",
             )
         return [int(row) for row in rows[selection.start : selection.stop]]
 
@@ -141,7 +143,9 @@ class Inspection:
             names = [row.name for row in self.manifest.classes]
             if selection.class_name not in names:
                 raise UserError(
-                    f"--class {shown(selection.class_name)}: no such class; classes: {', '.join(map(shown, names))}"
+                    f"--class {shown(selection.class_name)}",
+                    "no such class",
+                    f"classes: {', '.join(map(shown, names))}",
                 )
             rows = np.flatnonzero(self.data.class_id == names.index(selection.class_name))
         if selection.conversation_id is not None:

@@ -167,15 +167,16 @@ def look_at(path: str, *, format: TextFormat | None = None, most_rows: int = SAM
     """
     probe = SourceSettings.model_validate({"path": path, "format": format or FORMATS[0], "class": "probe"})
     if sources.is_dataset(probe):
-        raise UserError(f"{path}: only files are looked at; write a source for a Hub dataset or a saved one by hand")
+        raise UserError(path, "only files are looked at", "write a source for a Hub dataset or a saved one by hand")
     if tokenized := [file for file in sources.source_files(probe, where="FILE") if is_tokenized(file)]:
         raise UserError(
-            f"{path}: {tokenized[0].name} holds conversations that OpenChat has tokenized, without their text; write "
-            "the source by hand, with `format: openchat_tokenized` (docs/from-openchat.md)"
+            path,
+            f"{tokenized[0].name} holds conversations that OpenChat has tokenized, without their text",
+            "write the source by hand, with `format: openchat_tokenized` (docs/from-openchat.md)",
         )
     sample = sample_rows(probe, where="FILE", most_rows=most_rows)
     if not sample.rows:
-        raise UserError(f"{path}: holds no rows")
+        raise UserError(path, "holds no rows")
     found: dict[TextFormat, dict[int, Conversation]] = {}
     errors: dict[TextFormat, dict[int, RowError]] = {}
     for candidate in FORMATS if format is None else (format,):
@@ -282,14 +283,16 @@ def _one_format(
         other = next(name for name, num in mixed.items() if num)
         example = sample.rows[min(found[other].keys() - found[best].keys())][0]
         raise UserError(
-            f"{path}: holds rows of several formats ({counts}; first {other} row: {example}); "
-            "give each format a file of its own"
+            path,
+            f"holds rows of several formats ({counts}; first {other} row: {example})",
+            "give each format a file of its own",
         )
     equals = [name for name, rows in found.items() if rows.keys() == found[best].keys()]
     if len(equals) > 1:
         raise UserError(
-            f"{path}: its rows can be read as {' and as '.join(equals)}; say which is meant, for example "
-            f"`--format {path}={equals[0]}`"
+            path,
+            f"its rows can be read as {' and as '.join(equals)}",
+            f"say which is meant, for example `--format {path}={equals[0]}`",
         )
     return best
 

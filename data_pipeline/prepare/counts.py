@@ -66,8 +66,9 @@ class ClassCounts:
             known = self.table.setdefault(name, ConversationClass(name=name, condition=condition, weight=None))
             if known.condition != condition:
                 raise UserError(
-                    f"data.classes.{name}: the class has condition {quoted(known.condition)}, but OpenChat rows whose "
-                    f"condition is {quoted(condition)} have no `class`: rename the class or give that source a `class`"
+                    f"data.classes.{name}",
+                    f"the class has condition {quoted(known.condition)}, but OpenChat rows whose condition is "
+                    f"{quoted(condition)} have no `class`: rename the class or give that source a `class`",
                 )
             if name not in self.ids:
                 self._register(name)

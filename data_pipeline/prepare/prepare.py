@@ -133,8 +133,9 @@ def _inference_condition(job: PrepareJob, classes: Sequence[ClassRow]) -> str:
     if job.inference_condition is not None:
         if job.inference_condition not in conditions:
             raise UserError(
-                f"model.inference_condition: no class has condition `{job.inference_condition}`; conditions: "
-                f"{conditions}"
+                "model.inference_condition",
+                f"no class has condition `{job.inference_condition}`",
+                f"conditions: {conditions}",
             )
         return job.inference_condition
     if job.template.inference_condition in conditions:
@@ -163,11 +164,12 @@ def _check_outcome(job: PrepareJob, ledger: Ledger, splits: dict[str, dict[str, 
         raise UserError("\n".join(lines))
     if not splits["train"]["conversations"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.dropped.items()) or "the sources are empty"
-        raise UserError(f"data.sources: no conversation is left to train on ({ledger.num_read} read; {reasons})")
+        raise UserError("data.sources", f"no conversation is left to train on ({ledger.num_read} read; {reasons})")
     if job.data.validation_ratio and not splits["validation"]["conversations"]:
         raise UserError(
-            f"data.validation_ratio: {job.data.validation_ratio} of {ledger.num_kept} conversations selects none; "
-            "raise it, or set it to 0 for no validation"
+            "data.validation_ratio",
+            f"{job.data.validation_ratio} of {ledger.num_kept} conversations selects none",
+            "raise it, or set it to 0 for no validation",
         )
 
 

@@ -116,7 +116,7 @@ class Manifest:
         except (KeyError, TypeError):
             pass
         raise UserError(
-            f"{where}: was prepared by another version of ochat-train, or is damaged; run `ochat prepare` again"
+            where, "was prepared by another version of ochat-train, or is damaged", "run `ochat prepare` again"
         )
 
     def save(self, prepared_dir: Path) -> None:

@@ -81,7 +81,8 @@ def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
         ids = whole.encode(prompt, add_special_tokens=False).ids
         if isinstance(tokens, RowError) or tokens.input_ids.tolist() != ids:
             raise UserError(
-                f"model.tokenizer: with template `{template.name}` this tokenizer gives other ids for a whole prompt "
-                f"than for its parts (message {content!r}), so a trained model could not be prompted as it was "
-                "trained; use another template or tokenizer"
+                "model.tokenizer",
+                f"with template `{template.name}` this tokenizer gives other ids for a whole prompt than for its parts "
+                f"(message {content!r}), so a trained model could not be prompted as it was trained",
+                "use another template or tokenizer",
             )

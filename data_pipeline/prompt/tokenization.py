@@ -73,7 +73,7 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> Tokeni
     )
     bos_token = _token_text(config.get("bos_token"))
     if bos_token is not None and tokenizer.token_to_id(bos_token) is None:
-        raise UserError(f"model: {files['tokenizer.json']}: bos_token `{bos_token}` is not in the vocabulary")
+        raise UserError("model", f"{files['tokenizer.json']}: bos_token `{bos_token}` is not in the vocabulary")
     if bos_token in template.control_tokens:
         bos_token = None  # chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
     return TokenizerSpec(

@@ -18,13 +18,15 @@ def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str,
     if folder.is_dir():
         found = {file: folder / file for file in TOKENIZER_FILES if (folder / file).is_file()}
     elif not is_hub_id(name):
-        raise UserError(f"model: {name}: no such folder, and not a Hub id (ORG/NAME)")
+        raise UserError("model", f"{name}: no such folder, and not a Hub id (ORG/NAME)")
     else:
         found = _download(name, revision)
     if "tokenizer.json" not in found:
         raise UserError(
-            f"model: {name}: has no tokenizer.json; load it once with transformers' AutoTokenizer, save it with "
-            "save_pretrained and name that folder as `model.tokenizer`"
+            "model",
+            f"{name}: has no tokenizer.json",
+            "load it once with transformers' AutoTokenizer, save it with save_pretrained and name that folder as "
+            "`model.tokenizer`",
         )
     return found
 
@@ -40,14 +42,16 @@ def _download(name: str, revision: str | None) -> dict[str, Path]:
         except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its class says "not found", too
             if try_to_load_from_cache(name, file, revision=revision) is not _CACHED_NO_EXIST:
                 raise UserError(
-                    f"model: {name}: {file} is not in the cache of this host, and the Hub cannot be reached; name a "
-                    "local folder, or load the model once with the network (and without HF_HUB_OFFLINE)"
+                    "model",
+                    f"{name}: {file} is not in the cache of this host, and the Hub cannot be reached",
+                    "name a local folder, or load the model once with the network (and without HF_HUB_OFFLINE)",
                 ) from None
         except EntryNotFoundError:
             continue
         except Exception as error:
             raise UserError(
-                f"model: {name}: {file} cannot be had from the Hub ({type(error).__name__}); name a local folder, "
-                "or log in with `hf auth login` for a gated model"
+                "model",
+                f"{name}: {file} cannot be had from the Hub ({type(error).__name__})",
+                "name a local folder, or log in with `hf auth login` for a gated model",
             ) from None
     return found

@@ -88,7 +88,7 @@ def tokenized_chunks(source: SourceSettings, template: str, *, where: str) -> It
                 yield BatchChunk(path=str(file), first_row=first_row, batch=batch)
                 first_row += batch.num_rows
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: damaged after row {first_row - 1} ({error}); get the file again") from None
+            raise UserError(file, f"damaged after row {first_row - 1} ({error})", "get the file again") from None
 
 
 def read_tokenized(chunk: BatchChunk) -> Iterator[tuple[str, TokenizedConversation | RowError]]:
@@ -111,26 +111,29 @@ def read_tokenized(chunk: BatchChunk) -> Iterator[tuple[str, TokenizedConversati
 def _check_file(file: Path, template: str, *, where: str) -> None:
     if file.suffix != ".parquet":
         raise UserError(
-            f"{where}: {file}: format `openchat_tokenized` is a .parquet file; for OpenChat's .jsonl use `openchat`"
+            where,
+            f"{file}: format `openchat_tokenized` is a .parquet file",
+            "for OpenChat's .jsonl use `openchat`",
         )
     try:
         schema = parquet.read_schema(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({error}); write it again") from None
+        raise UserError(file, f"not a readable Parquet file ({error})", "write it again") from None
     expected = {**_SCALARS, **{name: pa.list_(kind) for name, kind in _LISTS.items()}}
     for name, kind in expected.items():
         found = schema.field(name).type if name in schema.names else pa.null()
         is_list = pa.types.is_list(kind) and pa.types.is_list(found)
         if found != kind and not (is_list and found.value_type == kind.value_type):  # the name of the items may differ
             problem = f"column `{name}` is {'missing' if found == pa.null() else f'{found}, not {kind}'}"
-            raise UserError(f"{file}: {problem}: this is no file of OpenChat's generate_dataset")
+            raise UserError(file, f"{problem}: this is no file of OpenChat's generate_dataset")
     model_type = _model_type(file, schema.metadata or {})
     made_for = TEMPLATE_OF_MODEL_TYPE.get(model_type)
     if made_for != template:
         fitting = f"that is template `{made_for}`" if made_for else f"known: {', '.join(TEMPLATE_OF_MODEL_TYPE)}"
         raise UserError(
-            f"{file}: was tokenized for model type `{model_type}` ({fitting}), but model.template is "
-            f"`{template}`; prepare from the .jsonl (format `openchat`), or use the template of the file"
+            file,
+            f"was tokenized for model type `{model_type}` ({fitting}), but model.template is `{template}`",
+            "prepare from the .jsonl (format `openchat`), or use the template of the file",
         )
 
 
@@ -139,8 +142,9 @@ def _model_type(file: Path, metadata: Mapping[bytes, bytes]) -> str:
         return str(json.loads(metadata[b"metadata_json"])["model_type"])
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{file}: its schema names no model type (metadata_json), so its prompt format is unknown; prepare from "
-            "the .jsonl"
+            file,
+            "its schema names no model type (metadata_json), so its prompt format is unknown",
+            "prepare from the .jsonl",
         ) from None
 
 
@@ -151,8 +155,10 @@ def _refuse_epochs(files: list[Path], *, where: str) -> None:
         match = _EPOCH_FILE.fullmatch(str(file))
         if match and (other := seen.setdefault(match[1], file)) != file:
             raise UserError(
-                f"{where}: {other.name} and {file.name} are two epochs of one dataset; name one of them "
-                "(`train.epochs` repeats it), or make each a source of its own if they hold different conversations"
+                where,
+                f"{other.name} and {file.name} are two epochs of one dataset",
+                "name one of them (`train.epochs` repeats it), or make each a source of its own if they hold different "
+                "conversations",
             )
 
 

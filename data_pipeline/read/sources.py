@@ -71,12 +71,12 @@ def source_files(source: SourceSettings, *, where: str) -> list[Path]:
         files, rule = [], "no such file or folder"
     if not files:
         raise UserError(
-            f"{where}: {source.path}: {rule}; relative paths start at the current folder ({Path.cwd().name}/)"
+            where, f"{source.path}: {rule}", f"relative paths start at the current folder ({Path.cwd().name}/)"
         )
     for file in files:
         if file.suffix not in SUFFIXES:
             remedy = "; unpack it first" if file.suffix in _PACKED_SUFFIXES else ""
-            raise UserError(f"{where}: {file}: unknown kind of file; expected {', '.join(SUFFIXES)}{remedy}")
+            raise UserError(where, f"{file}: unknown kind of file", f"expected {', '.join(SUFFIXES)}{remedy}")
     return files
 
 
@@ -122,7 +122,7 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
             rows = parquet.ParquetFile(chunk.path).read_row_group(chunk.row_group).to_pylist()
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{chunk.path}: row group {chunk.row_group} is damaged ({error}); get the file again"
+                chunk.path, f"row group {chunk.row_group} is damaged ({error})", "get the file again"
             ) from None
         for number, row in enumerate(rows, chunk.first_row):
             yield f"{chunk.path}:row {number}", row
@@ -160,7 +160,7 @@ def _parquet_chunks(file: Path) -> Iterator[ParquetChunk]:
     try:
         metadata = parquet.ParquetFile(file).metadata
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({error}); write it again") from None
+        raise UserError(file, f"not a readable Parquet file ({error})", "write it again") from None
     first_row = 1
     for group in range(metadata.num_row_groups):
         yield ParquetChunk(path=str(file), row_group=group, first_row=first_row)
@@ -194,16 +194,16 @@ def _find_dataset(source: SourceSettings, *, where: str) -> Any:
     if source.is_on_hub:
         name = source.path.removeprefix(HUB_PREFIX)
         if source.split is None:
-            raise UserError(f"{where}: {source.path}: name the split, for example `split: train`")
+            raise UserError(where, f"{source.path}: name the split, for example `split: train`")
         try:
             return datasets.load_dataset(name, split=source.split)
         except Exception as error:
-            raise UserError(f"{where}: {source.path}: cannot be loaded from the Hub: {error}") from None
+            raise UserError(where, f"{source.path}: cannot be loaded from the Hub: {error}") from None
     loaded = datasets.load_from_disk(source.path)
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     if source.split not in loaded:
-        raise UserError(f"{where}: {source.path}: split `{source.split}` is not there; splits: {', '.join(loaded)}")
+        raise UserError(where, f"{source.path}: split `{source.split}` is not there", f"splits: {', '.join(loaded)}")
     return loaded[source.split]
 
 
@@ -211,15 +211,15 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
     """Rows of a JSON file that holds a list of objects, decoded one after the other."""
     data = file.read_bytes()
     if data.startswith(b"\xef\xbb\xbf"):
-        raise UserError(f"{file}: begins with a byte order mark; save it as UTF-8 without one")
+        raise UserError(file, "begins with a byte order mark", "save it as UTF-8 without one")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: byte {error.start} is not valid UTF-8; save the file as UTF-8") from None
+        raise UserError(file, f"byte {error.start} is not valid UTF-8", "save the file as UTF-8") from None
     decoder = _decoder()
     position = _skip_space(text, 0)
     if position == len(text) or text[position] != "[":
-        raise UserError(f"{file}: expected a JSON list of objects; for one object a line, name the file .jsonl")
+        raise UserError(file, "expected a JSON list of objects", "for one object a line, name the file .jsonl")
     position, number = _skip_space(text, position + 1), 0
     while position < len(text) and text[position] != "]":
         number += 1
@@ -230,19 +230,19 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
             row, position = error, json.JSONDecoder().raw_decode(text, position)[1]
         except (ValueError, RecursionError) as error:
             problem = f"broken off or not JSON in row {number}: {error}"
-            raise UserError(f"{file}: {problem}; {number - 1} rows could be read") from None
+            raise UserError(file, problem, f"{number - 1} rows could be read") from None
         yield f"{file}:row {number}", row
         position = _skip_space(text, position)
         if position < len(text) and text[position] == ",":
             position = _skip_space(text, position + 1)
         elif position < len(text) and text[position] != "]":
-            raise UserError(f"{file}: expected `,` or `]` after row {number}")
+            raise UserError(file, f"expected `,` or `]` after row {number}")
     if position >= len(text):
         raise UserError(
-            f"{file}: the list has no end; {number} rows could be read, the rest is missing: get the file again"
+            file, "the list has no end", f"{number} rows could be read, the rest is missing: get the file again"
         )
     if _skip_space(text, position + 1) != len(text):
-        raise UserError(f"{file}: something follows after the list of {number} rows; a .json file holds one list")
+        raise UserError(file, f"something follows after the list of {number} rows", "a .json file holds one list")
 
 
 def _skip_space(text: str, position: int) -> int:

@@ -32,8 +32,9 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
     data = recipe.data.model_dump(mode="json", by_alias=True, exclude_none=True)
     if not recipe.data.classes:
         raise UserError(
-            "data.classes: the ablation changes conditions and weights of classes, so the recipe must name them (not "
-            "`classes_from`); for OpenChat's own rows give the classes, and `class_field: condition` to the source"
+            "data.classes",
+            "the ablation changes conditions and weights of classes, so the recipe must name them (not `classes_from`)",
+            "for OpenChat's own rows give the classes, and `class_field: condition` to the source",
         )
 
     def classes(*, conditions: bool, weights: bool) -> dict[str, dict[str, Any]]:

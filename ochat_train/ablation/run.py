@@ -69,17 +69,21 @@ def ablate(recipe: Recipe, options: Options, *, say: Callable[[str], None]) -> d
     training.
     """
     if not recipe.data.validation_ratio:
-        raise UserError("data.validation_ratio: 0 holds nothing out to score the arms on; set it, for example to 0.02")
+        raise UserError(
+            "data.validation_ratio", "0 holds nothing out to score the arms on", "set it, for example to 0.02"
+        )
     questions = Path(recipe.validation.questions) if recipe.validation.questions else None
     if questions:
         load_questions(questions)  # a wrong line costs a second now, not a training
     _claim(options.folder, recipe)
     manifest, _ = prepare_recipe(recipe, num_workers=None, progress=lambda rows: None)
     if len(manifest.conditions) < 2:
-        raise UserError("data.classes: all classes have one condition, so there is nothing to ablate")
+        raise UserError("data.classes", "all classes have one condition, so there is nothing to ablate")
     arms = arms_of(recipe, inference_condition=manifest.inference_condition)
     if unknown := set(options.only) - {arm.name for arm in arms}:
-        raise UserError(f"--arms: unknown {', '.join(sorted(unknown))}; arms: {', '.join(arm.name for arm in arms)}")
+        raise UserError(
+            "--arms", f"unknown {', '.join(sorted(unknown))}", f"arms: {', '.join(arm.name for arm in arms)}"
+        )
     if options.only:
         arms = [arm for arm in arms if arm.name in options.only]
     jobs = list(_jobs(recipe, manifest, arms, options))
@@ -102,11 +106,12 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         changed = [section for section in values if before.get(section) != values[section]]
         if changed:
             raise UserError(
-                f"{folder}: holds the ablation of a recipe with another {', '.join(changed)}; choose another --out, or "
-                "remove it"
+                folder,
+                f"holds the ablation of a recipe with another {', '.join(changed)}",
+                "choose another --out, or remove it",
             )
     elif any(folder.iterdir()):
-        raise UserError(f"{folder}: holds files that are not an ablation's; choose another --out")
+        raise UserError(folder, "holds files that are not an ablation's", "choose another --out")
     replace_text(path, text)
 
 
@@ -238,7 +243,7 @@ def _environment(place: int, gpus: int) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     if available:
         if gpus > available:
-            raise UserError(f"--gpus {gpus}: this host has {available}")
+            raise UserError(f"--gpus {gpus}", f"this host has {available}")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(available)))).split(",")
         chosen = [visible[(place * gpus + number) % available] for number in range(gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)

@@ -49,8 +49,10 @@ def _convert(folder: Path, target: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: going on with another number of GPUs or ZeRO stage needs about {needed / 2**30:.2f} GiB beside "
-            f"it for a while, and {free / 2**30:.2f} GiB are free; make room"
+            folder,
+            f"going on with another number of GPUs or ZeRO stage needs about {needed / 2**30:.2f} GiB beside it for a "
+            f"while, and {free / 2**30:.2f} GiB are free",
+            "make room",
         )
     arguments = SimpleNamespace(
         input_folder=str(folder / STATE),

@@ -86,9 +86,10 @@ def choose_checkpoint(
         stages = (manifest.recipe["deepspeed"]["zero_stage"], recipe.deepspeed.zero_stage)
         if stages not in CONVERTIBLE_STAGES:
             raise UserError(
-                f"{chosen}: was written with another {', '.join(reshard)}; a state can be converted between ZeRO 1 and "
-                "2 and between numbers of GPUs in ZeRO 1 to 3 only: go back to that, or start anew with `--resume "
-                "never`"
+                chosen,
+                f"was written with another {', '.join(reshard)}",
+                "a state can be converted between ZeRO 1 and 2 and between numbers of GPUs in ZeRO 1 to 3 only: go "
+                "back to that, or start anew with `--resume never`",
             )
         print(f"goes on with another {', '.join(reshard)}: the checkpoint is converted first", file=sys.stderr)
     _set_later_checkpoints_aside(output_dir, manifest.step)
@@ -121,7 +122,7 @@ def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
     if resume != "auto":
         problem = verify(Path(resume))
         if problem is not None:
-            raise UserError(f"--resume {resume}: {problem}")
+            raise UserError(f"--resume {resume}", problem)
         return Path(resume)
     broken = []
     for folder in reversed(list_checkpoints(output_dir)):
@@ -133,7 +134,7 @@ def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
     if broken:
         problems = "; ".join(broken)
         raise UserError(
-            f"{checkpoints_dir(output_dir)}: no checkpoint is intact ({problems}); `--resume never` starts anew"
+            f"{checkpoints_dir(output_dir)}", f"no checkpoint is intact ({problems})", "`--resume never` starts anew"
         )
     return None
 
@@ -141,8 +142,10 @@ def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
 def _check_fits(folder: Path, changed: list[str], *, accept_changes: bool) -> None:
     if changed and not accept_changes:
         raise UserError(
-            f"{folder}: was written with another {', '.join(changed)}; go back to that, use another output_dir, start "
-            "anew with `--resume never`, or go on with the change (`--accept-changes`)"
+            folder,
+            f"was written with another {', '.join(changed)}",
+            "go back to that, use another output_dir, start anew with `--resume never`, or go on with the change "
+            "(`--accept-changes`)",
         )
     if changed:
         print(f"goes on with another {', '.join(changed)}, as asked", file=sys.stderr)

@@ -93,7 +93,7 @@ class CheckpointManifest:
                 raise ValueError("it has changed since it was written")
             return cls(**{**content, "progress": Progress(**content["progress"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder}: no readable {MANIFEST} ({error}); choose another checkpoint") from None
+            raise UserError(folder, f"no readable {MANIFEST} ({error})", "choose another checkpoint") from None
 
 
 def _sha256(text: str) -> str:
@@ -154,7 +154,7 @@ def load_engine_state(engine: Any, folder: Path) -> None:
     """Load weights and optimizer states of a verified checkpoint into the engine."""
     loaded, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if loaded is None:
-        raise UserError(f"{folder}: DeepSpeed could not load it; choose another checkpoint")
+        raise UserError(folder, "DeepSpeed could not load it", "choose another checkpoint")
 
 
 def load_random_states(folder: Path, *, rank: int, device: torch.device) -> None:
@@ -176,9 +176,10 @@ def refuse_unsafe_pickles(folder: Path) -> None:
         try:
             unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - _ALLOWED_GLOBALS
         except Exception as error:
-            raise UserError(f"{path}: cannot be read as a torch file ({error}); choose another checkpoint") from None
+            raise UserError(path, f"cannot be read as a torch file ({error})", "choose another checkpoint") from None
         if unknown:
             raise UserError(
-                f"{path}: would run {', '.join(sorted(unknown))} when loaded, which ochat-train never does; choose "
-                "another checkpoint, or start anew with --resume never"
+                path,
+                f"would run {', '.join(sorted(unknown))} when loaded, which ochat-train never does",
+                "choose another checkpoint, or start anew with --resume never",
             )

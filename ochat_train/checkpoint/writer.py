@@ -128,7 +128,7 @@ def _from_main(ranks: Ranks, work: Callable[[], str], *, what: str = "no checkpo
             return work()
         except OSError as error:
             remedy = "earlier checkpoints are as they were; make room, and start again to go on from the newest"
-            raise UserError(f"{what}: {error}; {remedy}") from error
+            raise UserError(what, f"{error}", remedy) from error
 
     return str(on_main_rank(ranks, with_remedy))
 

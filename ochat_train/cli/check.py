@@ -30,4 +30,4 @@ def _check(options: argparse.Namespace) -> None:
     print(json.dumps(check_report(options.recipe, findings)) if options.json else check_text(findings))
     num_problems = sum(finding.level == "problem" for finding in findings)
     if num_problems:
-        raise UserError(f"{options.recipe}: {num_problems} problem{'s' if num_problems > 1 else ''}")
+        raise UserError(options.recipe, f"{num_problems} problem{('s' if num_problems > 1 else '')}")

@@ -45,7 +45,7 @@ def _train(options: argparse.Namespace) -> None:
         )  # before torch: a wrong recipe costs a second, not a GPU
     except UserError as error:
         if int(os.environ.get("RANK", "0")) > 0 and os.environ.get("LOCAL_RANK") == "0":  # of another host
-            raise exits.OneRankError(f"{socket.gethostname()}: {error}") from None
+            raise exits.OneRankError(f"{socket.gethostname()}", f"{error}") from None
         raise
     from ochat_train.training.run import train
 

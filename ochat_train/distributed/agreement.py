@@ -90,7 +90,7 @@ def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
             for value, numbers in others.items()
         ]
     if problems:
-        raise UserError(f"not all hosts run the same: {'; '.join(problems)}; give all of them the same")
+        raise UserError("not all hosts run the same", f"{'; '.join(problems)}", "give all of them the same")
 
 
 def require_shared_folder(ranks: Ranks, folder: Path, *, name: str) -> None:
@@ -109,9 +109,10 @@ def require_shared_folder(ranks: Ranks, folder: Path, *, name: str) -> None:
     if blind:
         (host, (written, _)), (_, (looked, _)) = found[0], found[blind[0]]
         raise UserError(
-            f"{name}: {_ranks_text(blind, found)} looked into {looked} and did not find what rank 0 ({host}) has just "
-            f"written into {written}. All ranks write checkpoints, so this must be one folder on a disk that all hosts "
-            "share (NFS, Lustre, ...), under the same path"
+            name,
+            f"{_ranks_text(blind, found)} looked into {looked} and did not find what rank 0 ({host}) has just written "
+            f"into {written}. All ranks write checkpoints, so this must be one folder on a disk that all hosts share "
+            "(NFS, Lustre, ...), under the same path",
         )
 
 
@@ -120,7 +121,7 @@ def _write_token(folder: Path) -> str:
     try:
         (folder / token).touch()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+        raise UserError(folder, f"cannot be written to: {error.strerror}") from None
     return token
 
 

@@ -57,7 +57,9 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise OneRankError(
-                f"rank {local_rank} of this host has no GPU: {torch.cuda.device_count()} are visible; start fewer ranks"
+                f"rank {local_rank} of this host has no GPU",
+                f"{torch.cuda.device_count()} are visible",
+                "start fewer ranks",
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)

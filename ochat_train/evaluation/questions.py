@@ -39,7 +39,7 @@ def load_questions(path: Path) -> list[Question]:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"validation.questions: {path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+            "validation.questions", f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
     questions = []
     for number, line in enumerate(lines, 1):
@@ -50,12 +50,13 @@ def load_questions(path: Path) -> list[Question]:
             fields = {}
         if not fields or not all(isinstance(value, str) for value in fields.values()) or not fields["question"]:
             raise UserError(
-                f"validation.questions: {path}:{number}: expected an object with the texts `question` and `answer` "
-                f"(and `task`), found {line[:80]}"
+                "validation.questions",
+                f"{path}:{number}: expected an object with the texts `question` and `answer` (and `task`), found "
+                f"{line[:80]}",
             )
         questions.append(Question(**fields))
     if not questions:
-        raise UserError(f"validation.questions: {path}: holds no question")
+        raise UserError("validation.questions", f"{path}: holds no question")
     return questions
 
 

@@ -64,8 +64,10 @@ class Sampler:
             length = max(map(len, prompt.input_ids.values())) + max_new_tokens
             if length > pack_length:
                 raise UserError(
-                    f"validation.prompts.{number}: {length} tokens with the answer (validation.sample_tokens) are more "
-                    f"than train.pack_length_tokens {pack_length}; shorten it"
+                    f"validation.prompts.{number}",
+                    f"{length} tokens with the answer (validation.sample_tokens) are more than "
+                    f"train.pack_length_tokens {pack_length}",
+                    "shorten it",
                 )
         if not prompts and data is not None:
             self.prompts = list(self._held_out(data))

@@ -51,14 +51,14 @@ def export(
     quiet_libraries()
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"--out {out}: {there} is a file, and an export is a folder; name another one")
+        raise UserError(f"--out {out}", f"{there} is a file, and an export is a folder", "name another one")
     replaceable = overwrite and (out / EXPORT_MARK).is_file()
     if out.exists() and any(out.iterdir()) and not replaceable:
-        raise UserError(f"--out {out}: is there already; choose another folder, or `--overwrite` an earlier export")
+        raise UserError(f"--out {out}", "is there already", "choose another folder, or `--overwrite` an earlier export")
     run = read_run_folder(run_dir)
     checkpoint = find_checkpoint(run, step)
     if (problem := verify(checkpoint)) is not None:
-        raise UserError(f"{checkpoint}: {problem}; export another step")
+        raise UserError(checkpoint, problem, "export another step")
     trained = load_model(run, checkpoint)
     with replaced_folder(out, owned=replaceable) as folder:
         trained.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -75,21 +75,21 @@ def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
     """
     available = list_checkpoints(run.path)
     if not available:
-        raise UserError(f"{checkpoints_dir(run.path)}: holds no complete checkpoint; train first")
+        raise UserError(f"{checkpoints_dir(run.path)}", "holds no complete checkpoint", "train first")
     if step is None:
         return available[-1]
     if step == "best":
         best = best_checkpoint(available)
         if best is None:
             raise UserError(
-                f"--step best: no checkpoint of {run.path} was validated; set data.validation_ratio, or name a step"
+                "--step best", f"no checkpoint of {run.path} was validated", "set data.validation_ratio, or name a step"
             )
         return best
     for folder in available:
         if CheckpointManifest.load(folder).step == step:
             return folder
     steps = ", ".join(str(CheckpointManifest.load(folder).step) for folder in available)
-    raise UserError(f"--step {step}: no such checkpoint; steps there: {steps}")
+    raise UserError(f"--step {step}", "no such checkpoint", f"steps there: {steps}")
 
 
 def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -182,7 +182,7 @@ def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
     expected, found = trained.state_dict(), loaded.state_dict()
     wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
     if wrong:
-        raise UserError(f"{folder}: weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}; not exported")
+        raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
     tokenizer, reference = _tokenizer(folder), _tokenizer(run.path / "tokenizer")
     template = (run.path / "tokenizer" / "chat_template.jinja").read_text(encoding="utf-8")
     messages = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
@@ -192,12 +192,14 @@ def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
         ids = tokenizer.apply_chat_template(messages, return_dict=False, **variables)
         if ids != reference.backend_tokenizer.encode(prompt, add_special_tokens=False).ids:
             raise UserError(
-                f"{folder}: the tokenizer gives other ids after loading (condition {quoted(condition)}); not exported"
+                folder,
+                f"the tokenizer gives other ids after loading (condition {quoted(condition)})",
+                "not exported",
             )
         probe = torch.tensor([ids])
         if not torch.equal(trained(probe).logits, loaded(probe).logits):
             raise UserError(
-                f"{folder}: the loaded model gives other logits (condition {quoted(condition)}); not exported"
+                folder, f"the loaded model gives other logits (condition {quoted(condition)})", "not exported"
             )
 
 

@@ -37,12 +37,12 @@ def find_model(name: str, revision: str | None, *, with_weights: bool) -> Reposi
     except _UnreachableError as error:
         if not cached:
             raise UserError(
-                f"{name}: {error}, and the Hub cache of this machine does not hold it whole; {error.remedy}"
+                name, f"{error}, and the Hub cache of this machine does not hold it whole", f"{error.remedy}"
             ) from None
         return Repository(name=name, is_cached=True, hub_says=str(error), is_reachable=False)
     if with_weights and not any(file.endswith(".safetensors") for file in files):
         raise UserError(
-            f"{name}: has no safetensors files, the only kind that is loaded; convert it, or name another base"
+            name, "has no safetensors files, the only kind that is loaded", "convert it, or name another base"
         )
     return Repository(name=name, is_cached=cached, hub_says="there and readable", is_reachable=True)
 
@@ -67,12 +67,12 @@ def _files_on_hub(name: str, revision: str | None) -> list[str]:
             HfApi().auth_check(name)
     except GatedRepoError:
         raise UserError(
-            f"{name}: is gated, and this login may not read it; accept its licence on the Hub and {LOG_IN}"
+            name, "is gated, and this login may not read it", f"accept its licence on the Hub and {LOG_IN}"
         ) from None
     except RevisionNotFoundError:
-        raise UserError(f"{name}: has no revision `{revision}`; see model.revision") from None
+        raise UserError(name, f"has no revision `{revision}`", "see model.revision") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{name}: not on the Hub, or private; check the name, or {LOG_IN}") from None
+        raise UserError(name, "not on the Hub, or private", f"check the name, or {LOG_IN}") from None
     except Exception as error:  # whatever the HTTP library raises without a network
         reason = f"the Hub cannot be reached ({type(error).__name__})"
         raise _UnreachableError(reason, "check the network, or name a local folder") from None

@@ -141,18 +141,19 @@ def exported_files(folder: Path) -> list[LocalFile]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     names = [path.relative_to(folder).as_posix() for path in paths]
     if missing := sorted(written.keys() - names):
-        raise UserError(f"{folder}: {missing[0]} is missing since the export; export again with --overwrite")
+        raise UserError(folder, f"{missing[0]} is missing since the export", "export again with --overwrite")
     for name in sorted(set(names) - written.keys() - {EXPORT_MARK}):
         if not any(fnmatch(name, pattern) for pattern in _ADDABLE):
             raise UserError(
-                f"{folder}: {name} was not written by `ochat export` and is not pushed; move it away "
-                f"(beside an export may lie: {', '.join(_ADDABLE)})"
+                folder,
+                f"{name} was not written by `ochat export` and is not pushed",
+                f"move it away (beside an export may lie: {', '.join(_ADDABLE)})",
             )
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         hashes = list(pool.map(_sha256, paths))
     for name, sha256 in zip(names, hashes, strict=True):
         if name in written and name != CARD and sha256 != written[name]:
-            raise UserError(f"{folder}: {name} has changed since the export verified it; export again with --overwrite")
+            raise UserError(folder, f"{name} has changed since the export verified it", "export again with --overwrite")
     _check_card(folder / CARD)
     return [
         LocalFile(path=path, name=name, num_bytes=path.stat().st_size, sha256=sha256)
@@ -162,19 +163,20 @@ def exported_files(folder: Path) -> list[LocalFile]:
 
 def _files_of_export(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; export a run first: `ochat export RUN --out {folder}`")
+        raise UserError(folder, "no such folder", f"export a run first: `ochat export RUN --out {folder}`")
     try:
         written = exported_names((folder / EXPORT_MARK).read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"{folder}: {EXPORT_MARK} is missing, so it was not made by `ochat export`, which comes first"
+            folder, f"{EXPORT_MARK} is missing, so it was not made by `ochat export`, which comes first"
         ) from None
     except OSError as error:
-        raise UserError(f"{folder / EXPORT_MARK}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{folder / EXPORT_MARK}", f"cannot be read: {error.strerror}") from None
     if written is None:
         raise UserError(
-            f"{folder}: {EXPORT_MARK} lists no files: it is damaged, or of an older version; export again with "
-            "--overwrite"
+            folder,
+            f"{EXPORT_MARK} lists no files: it is damaged, or of an older version",
+            "export again with --overwrite",
         )
     return written
 
@@ -184,7 +186,7 @@ def _sha256(path: Path) -> str:
         return sha256_of_file(path)
     except OSError as error:
         target = f" (a link to {path.readlink()})" if path.is_symlink() else ""
-        raise UserError(f"{path}{target}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}{target}", f"cannot be read: {error.strerror}") from None
 
 
 def _check_card(path: Path) -> None:
@@ -194,9 +196,9 @@ def _check_card(path: Path) -> None:
         metadata = ModelCard(path.read_text(encoding="utf-8")).data.to_dict()
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: the metadata between the `---` lines cannot be read: {reason}") from None
+        raise UserError(path, f"the metadata between the `---` lines cannot be read: {reason}") from None
     if not metadata:
-        raise UserError(f"{path}: has no metadata between `---` lines at its top; export again with --overwrite")
+        raise UserError(path, "has no metadata between `---` lines at its top", "export again with --overwrite")
 
 
 def _make_repo(repo: str, *, private: bool, revision: str | None, is_new: bool) -> None:
@@ -265,7 +267,9 @@ def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:
         found = remote.files.get(first.name)
         held = f"{found.num_bytes:,} bytes, {found.sha256 or found.git_id}" if found else "nothing"
         raise UserError(
-            f"{repo} at {remote.head[:12]}: {len(wrong)} of {len(files)} files differ from the folder: "
-            f"{', '.join(wrong[:5])} ({first.name}: the Hub holds {held}; here {first.num_bytes:,} bytes, "
-            f"{first.sha256 if found is None or found.sha256 else first.git_id}); push again"
+            f"{repo} at {remote.head[:12]}",
+            f"{len(wrong)} of {len(files)} files differ from the folder: {', '.join(wrong[:5])} ({first.name}: the Hub "
+            f"holds {held}; here {first.num_bytes:,} bytes, "
+            f"{(first.sha256 if found is None or found.sha256 else first.git_id)})",
+            "push again",
         )

@@ -73,8 +73,10 @@ def persevere(work: Callable[[], T], patience: Patience, *, repo: str) -> T:
             if number == patience.tries or is_too_long:
                 wish = f"; it asks for a pause of {asked:.0f} s" if asked else ""
                 raise UserError(
-                    f"{repo}: {_short(found)}; gave up after {number} {'try' if number == 1 else 'tries'}{wish}. "
-                    "Run the same command later: what has been uploaded is not sent again"
+                    repo,
+                    f"{_short(found)}",
+                    f"gave up after {number} {('try' if number == 1 else 'tries')}{wish}. Run the same command later: "
+                    "what has been uploaded is not sent again",
                 ) from error
             patience.say(f"{repo}: {_short(found)}; try {number + 1} of {patience.tries} in {wait:.0f} s")
             patience.sleep(wait)

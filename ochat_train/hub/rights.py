@@ -26,7 +26,7 @@ def check_rights(
     private: what the repository is wanted to be. Raises UserError; changes nothing on the Hub.
     """
     if (problem := hub_name_problem(repo)) is not None:
-        raise UserError(f"{repo!r}: {problem}")
+        raise UserError(f"{repo!r}", problem)
     first_contact = replace(
         patience,
         tries=min(patience.tries, _TRIES_AT_FIRST),
@@ -49,7 +49,7 @@ def _check_rights(repo: str, private: bool, revision: str | None, overwrite: boo
             raise UserError(problem) from None
         for kind in ("dataset", "space"):
             if _exists(repo, kind):
-                raise UserError(f"{repo}: is a {kind} on the Hub, not a model; choose another name") from None
+                raise UserError(repo, f"is a {kind} on the Hub, not a model", "choose another name") from None
         return None
     if (problem := _token_problem(account, repo)) is not None:
         raise UserError(problem)
@@ -62,14 +62,16 @@ def refuse(repo: str, remote: RemoteRepo, *, private: bool, overwrite: bool) -> 
     """Raise UserError where a push would publish a private model, or replace what `ochat` has not made."""
     if private and not remote.private:
         raise UserError(
-            f"{repo}: is public; push with `--public` (recipe: `train.hub_private: false`), make it private in its "
-            "settings, or choose another name"
+            repo,
+            "is public",
+            "push with `--public` (recipe: `train.hub_private: false`), make it private in its settings, or choose "
+            "another name",
         )
     if remote.is_foreign and not overwrite:
         raise UserError(
-            f"{repo}: holds {len(remote.files)} files and no {EXPORT_MARK} of an export, so it was not made by `ochat "
-            "push`; choose another name, or replace all of them with `ochat push --overwrite` (they stay in its "
-            "history)"
+            repo,
+            f"holds {len(remote.files)} files and no {EXPORT_MARK} of an export, so it was not made by `ochat push`",
+            "choose another name, or replace all of them with `ochat push --overwrite` (they stay in its history)",
         )
 
 

@@ -22,7 +22,7 @@ def load_generator(folder: Path) -> Generator:
     import transformers
 
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: not an exported model (config.json is missing)")
+        raise UserError(folder, "not an exported model (config.json is missing)")
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)

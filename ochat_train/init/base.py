@@ -57,7 +57,7 @@ def find_base(name: str) -> Base:
         try:
             config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"--base {name}: {CONFIG_FILE} is not JSON: {error}") from None
+            raise UserError(f"--base {name}", f"{CONFIG_FILE} is not JSON: {error}") from None
     model_type, vocab_size = config.get("model_type"), config.get("vocab_size")
     return Base(
         name=name,
@@ -75,16 +75,16 @@ def _local_files(name: str) -> dict[str, Path]:
     if folder.is_dir():
         if not (folder / CONFIG_FILE).is_file():
             raise UserError(
-                f"--base {name}: the folder holds no {CONFIG_FILE}; name a Hugging Face model folder or a Hub id"
+                f"--base {name}", f"the folder holds no {CONFIG_FILE}", "name a Hugging Face model folder or a Hub id"
             )
         return {file: folder / file for file in wanted if (folder / file).is_file()}
     if not is_hub_id(name):
-        raise UserError(f"--base {name}: no such folder, and not a Hub id (ORG/NAME)")
+        raise UserError(f"--base {name}", "no such folder, and not a Hub id (ORG/NAME)")
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         cached = {file: try_to_load_from_cache(name, file) for file in wanted}
     except HFValidationError as error:
-        raise UserError(f"--base {name}: not a Hub id: {error}") from None
+        raise UserError(f"--base {name}", f"not a Hub id: {error}") from None
     return {file: Path(path) for file, path in cached.items() if isinstance(path, str)}

@@ -40,9 +40,9 @@ def pairs(texts: Sequence[str], *, flag: str, paths: Sequence[str]) -> dict[str,
     for text in texts:
         path, separator, value = text.rpartition("=")
         if not separator or not path or not value:
-            raise UserError(f"{flag} {text}: expected FILE={flag.removeprefix('--').upper()}")
+            raise UserError(f"{flag} {text}", f"expected FILE={flag.removeprefix('--').upper()}")
         if path not in paths:
-            raise UserError(f"{flag} {text}: {path} is not one of the files: {', '.join(paths)}")
+            raise UserError(f"{flag} {text}", f"{path} is not one of the files: {', '.join(paths)}")
         result[path] = value
     return result
 
@@ -105,7 +105,7 @@ def _classify(
     look: SourceLook, *, default: str, wanted: str | None, field: str | None, named: Sequence[str]
 ) -> ClassedSource:
     if wanted is not None and field is not None:
-        raise UserError(f"{look.path}: give one of --class-of and --class-field, not both")
+        raise UserError(look.path, "give one of --class-of and --class-field, not both")
     if wanted is not None:
         return ClassedSource(look=look, class_name=wanted, names=[wanted], reason="as --class-of says")
     if field is not None:
@@ -127,13 +127,16 @@ def _names(look: SourceLook, field: str) -> list[str]:
     seen = look.fields.get(field)
     if seen is None:
         known = ", ".join(look.class_fields()) or "none"
-        raise UserError(f"--class-field {look.path}={field}: no row has such a field with few values; fields: {known}")
+        raise UserError(
+            f"--class-field {look.path}={field}", "no row has such a field with few values", f"fields: {known}"
+        )
     if seen.values is None or not seen.is_name:
-        raise UserError(f"--class-field {look.path}={field}: its values are not names of a few classes")
+        raise UserError(f"--class-field {look.path}={field}", "its values are not names of a few classes")
     if seen.num_rows < len(look.conversations):
         raise UserError(
-            f"--class-field {look.path}={field}: {len(look.conversations) - seen.num_rows:,} of the "
-            f"{len(look.conversations):,} rows looked at do not have it"
+            f"--class-field {look.path}={field}",
+            f"{len(look.conversations) - seen.num_rows:,} of the {len(look.conversations):,} rows looked at do not "
+            "have it",
         )
     return [name for name, _ in seen.values.most_common()]
 
@@ -156,13 +159,16 @@ def read_classes(texts: Sequence[str], *, known: Sequence[str]) -> dict[str, Cla
         fitting = [name for name in known if text.startswith(f"{name}=")]
         if not fitting:
             raise UserError(
-                f"--class {text}: expected NAME=CONDITION:REWARD with one of the classes: {', '.join(known) or 'none'}"
+                f"--class {text}",
+                f"expected NAME=CONDITION:REWARD with one of the classes: {', '.join(known) or 'none'}",
             )
         name = max(fitting, key=len)
         condition, separator, reward = text[len(name) + 1 :].rpartition(":")
         if not separator:
             raise UserError(
-                f"--class {text}: the reward is missing; expected {name}=CONDITION:REWARD, for example {name}=GPT4:1.0"
+                f"--class {text}",
+                "the reward is missing",
+                f"expected {name}=CONDITION:REWARD, for example {name}=GPT4:1.0",
             )
         classes[name] = class_settings(condition, reward, where=f"--class {text}")
     return classes
@@ -175,8 +181,8 @@ def class_settings(condition: str, reward: str, *, where: str) -> ClassSettings:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: {reward!r} is not a number")
+        raise UserError(where, f"{reward!r} is not a number")
     try:
         return ClassSettings(condition=condition, reward=value)
     except ValidationError as error:
-        raise UserError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(where, f"{error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

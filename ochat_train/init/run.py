@@ -106,23 +106,23 @@ def _check_flags(options: Options) -> None:
         _writable_path(str(options.out), overwrite=options.overwrite)
     if options.name is not None and not NAME_PATTERN.fullmatch(options.name):
         raise UserError(
-            f"--name {options.name}: use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
+            f"--name {options.name}", "use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
         )
     if options.template is not None and options.template not in TEMPLATES:
-        raise UserError(f"--template {options.template}: unknown template; templates: {', '.join(TEMPLATES)}")
+        raise UserError(f"--template {options.template}", "unknown template", f"templates: {', '.join(TEMPLATES)}")
     twice = next((path for path in options.files if options.files.count(path) > 1), None)
     if twice is not None:
-        raise UserError(f"{twice}: is named twice")
+        raise UserError(twice, "is named twice")
 
 
 def _writable_path(text: str, *, overwrite: bool) -> Path:
     out = Path(text)
     if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; name a file, for example {out / 'mine.yaml'}")
+        raise UserError(f"--out {out}", "is a folder", f"name a file, for example {out / 'mine.yaml'}")
     if out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out {out}: a recipe's name ends in .yaml, for example recipes/mine.yaml")
+        raise UserError(f"--out {out}", "a recipe's name ends in .yaml, for example recipes/mine.yaml")
     if out.exists() and not overwrite:
-        raise UserError(f"--out {out}: is there already; choose another name, or give --overwrite")
+        raise UserError(f"--out {out}", "is there already", "choose another name, or give --overwrite")
     return out
 
 
@@ -132,7 +132,7 @@ def _look_at_all(options: Options) -> list[SourceLook]:
     for path, name in pairs(options.format, flag="--format", paths=options.files).items():
         known = next((known for known in FORMATS if known == name), None)
         if known is None:
-            raise UserError(f"--format {path}={name}: unknown format; formats: {', '.join(FORMATS)}")
+            raise UserError(f"--format {path}={name}", "unknown format", f"formats: {', '.join(FORMATS)}")
         formats[path] = known
     looks, problems = [], []
     for path in options.files:
@@ -241,13 +241,13 @@ def _bad_rows(options: Options, looks: Sequence[SourceLook], ask: Ask | None) ->
 
 def _error_or_drop(text: str) -> str:
     if text not in ("error", "drop"):
-        raise UserError(f"{text}: answer error or drop")
+        raise UserError(text, "answer error or drop")
     return text
 
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise UserError(f"{text}: expected a whole number above 0")
+        raise UserError(text, "expected a whole number above 0")
     return int(text)
 
 
@@ -281,10 +281,10 @@ def _write(draft: Draft, out: Path) -> None:
             ) from None
     if lost := lost_values(draft, recipe):
         raise UserError(
-            f"{', '.join(lost)}: cannot be written as YAML that reads back as the same; choose another text"
+            f"{', '.join(lost)}", "cannot be written as YAML that reads back as the same", "choose another text"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         durable.replace_text(out, text)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--out {out}", f"cannot be written: {error.strerror}") from None

@@ -59,8 +59,9 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
     """
     if settings.compile and kernel not in COMPILABLE:
         raise UserError(
-            f"model.compile: true cannot be used with the attention kernel `{kernel}`; "
-            f"kernels that fit: {', '.join(sorted(COMPILABLE))}"
+            "model.compile",
+            f"true cannot be used with the attention kernel `{kernel}`",
+            f"kernels that fit: {', '.join(sorted(COMPILABLE))}",
         )
     return device.type == "cuda" and kernel in COMPILABLE if settings.compile is None else settings.compile
 
@@ -68,7 +69,7 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
 def check_head(causal_lm: Any) -> None:
     """Raise UserError for a language-model head that the loss would compute wrongly."""
     if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("model: a language-model head with a bias is not supported")
+        raise UserError("model", "a language-model head with a bias is not supported")
 
 
 def decoder_layers(causal_lm: Any) -> Any:
@@ -76,7 +77,7 @@ def decoder_layers(causal_lm: Any) -> Any:
     layers = getattr(causal_lm.base_model, "layers", None)
     if layers is None:
         raise UserError(
-            f"model: {causal_lm.config.model_type} has no list of decoder layers named `layers`; not supported"
+            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "not supported"
         )
     return layers
 

@@ -30,11 +30,11 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
         try:
             return transformers.AutoConfig.for_model(**values)
         except Exception as error:
-            raise UserError(f"model.config: {error}") from None
+            raise UserError("model.config", f"{error}") from None
     try:
         return transformers.AutoConfig.from_pretrained(settings.path, revision=settings.revision)
     except Exception as error:
-        raise UserError(f"model.path: {settings.path}: cannot be loaded: {error}") from None
+        raise UserError("model.path", f"{settings.path}: cannot be loaded: {error}") from None
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:
@@ -43,12 +43,12 @@ def check_config(config: Any, settings: ModelSettings) -> None:
     """
     for key, neutral in _LOGIT_TRANSFORMS.items():
         if getattr(config, key, neutral) not in (neutral, None):
-            raise UserError(f"model: {config.model_type} scales its logits ({key}), which is not supported")
+            raise UserError("model", f"{config.model_type} scales its logits ({key}), which is not supported")
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and settings.max_length_tokens > longest:
         raise UserError(
-            f"model.max_length_tokens: {settings.max_length_tokens} is more than the base's max_position_embeddings "
-            f"{longest}"
+            "model.max_length_tokens",
+            f"{settings.max_length_tokens} is more than the base's max_position_embeddings {longest}",
         )
 
 

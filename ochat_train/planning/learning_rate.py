@@ -23,7 +23,7 @@ def auto_learning_rate(*, model_type: str, vocab_size: int, supervised_tokens_pe
         family = "llama-3" if vocab_size >= 100_000 else "llama-2"
     if family not in LEARNING_RATE_DIVISORS:
         raise UserError(
-            f"optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `{model_type}`; give a number"
+            "optimizer.learning_rate", f"`auto` knows Llama, Mistral and Gemma, not `{model_type}`", "give a number"
         )
     return (
         BASE_LEARNING_RATE

@@ -268,8 +268,9 @@ def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
     dtype = model_dtype(recipe.model, torch.device("cuda" if is_gpu else "cpu"))
     if settings.zero_stage == 0 and dtype == torch.bfloat16:
         raise UserError(
-            "deepspeed.zero_stage: 0 cannot be used with a bfloat16 model, as DeepSpeed keeps its float32 sums of "
-            "gradients from stage 1 on; use 1, which needs less memory and takes no longer, or leave it out"
+            "deepspeed.zero_stage",
+            "0 cannot be used with a bfloat16 model, as DeepSpeed keeps its float32 sums of gradients from stage 1 on",
+            "use 1, which needs less memory and takes no longer, or leave it out",
         )
     if settings.zero_stage is not None:
         return [settings.zero_stage]
@@ -299,9 +300,10 @@ def _packs(recipe: Recipe, num_gpus: int, is_gpu: bool) -> list[int]:
     if wanted is not None:
         if per_gpu % wanted:
             raise UserError(
-                f"train.packs_per_micro_batch: {wanted} does not divide the {per_gpu} packs that each of {num_gpus} "
-                "GPU(s) works on in a step (train.tokens_per_step / train.pack_length_tokens / GPUs); use a divisor of "
-                "it"
+                "train.packs_per_micro_batch",
+                f"{wanted} does not divide the {per_gpu} packs that each of {num_gpus} GPU(s) works on in a step "
+                "(train.tokens_per_step / train.pack_length_tokens / GPUs)",
+                "use a divisor of it",
             )
         return [wanted]
     most = max(1, _MOST_TOKENS // recipe.train.pack_length_tokens) if is_gpu else 1

@@ -41,7 +41,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
     prepared yet. Raises UserError where the prepared dataset is another recipe's.
     """
     if recipe.model.float8 and gpu.name == "A100":
-        raise UserError("model.float8: true cannot be used on an A100: it needs an Ada, Hopper or later GPU")
+        raise UserError("model.float8", "true cannot be used on an A100: it needs an Ada, Hopper or later GPU")
     is_prepared = Manifest.load(Path(recipe.data.prepared_dir)) is not None
     manifest = check_prepared(recipe) if is_prepared else None
     vocab_size = manifest.vocab_size if manifest else prepare_job(recipe).tokenizer.vocab_size

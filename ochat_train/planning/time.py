@@ -99,10 +99,10 @@ def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
         peak = 0.0
     if not 0.0 < peak < float("inf"):
         raise UserError(
-            f"--gpu {text}: give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250"
+            f"--gpu {text}", f"give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250"
         )
     if memory_gib is None:
-        raise UserError(f"--gpu {text}: how much memory such a GPU has is not known; add --gpu-memory GIB")
+        raise UserError(f"--gpu {text}", "how much memory such a GPU has is not known", "add --gpu-memory GIB")
     return Gpu(name=f"GPU of {text} TFLOP/s", peak_flops=peak, memory_gib=memory_gib)
 
 

@@ -23,10 +23,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     document = parse(text, name=str(path))
     if not isinstance(document.value, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections (name, model, data, train, ...)")
+        raise UserError(path, "a recipe is a mapping of sections (name, model, data, train, ...)")
     problems = list(document.problems)
     for override in overrides:
         problems += _apply_override(document, override)

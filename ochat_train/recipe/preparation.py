@@ -46,7 +46,7 @@ def check_prepared(recipe: Recipe) -> Manifest:
     manifest = Manifest.load(Path(prepared_dir))
     if manifest is None:
         raise UserError(
-            f"data.prepared_dir: {prepared_dir} holds no prepared dataset; run `ochat prepare RECIPE` first"
+            "data.prepared_dir", f"{prepared_dir} holds no prepared dataset", "run `ochat prepare RECIPE` first"
         )
     job = prepare_job(recipe)
     try:
@@ -56,8 +56,9 @@ def check_prepared(recipe: Recipe) -> Manifest:
     changed = [name for name, value in now.items() if manifest.inputs.get(name) != value]
     if changed:
         raise UserError(
-            f"data.prepared_dir: {prepared_dir} was prepared from other {', '.join(changed)} than this recipe names; "
-            "run `ochat prepare RECIPE` again"
+            "data.prepared_dir",
+            f"{prepared_dir} was prepared from other {', '.join(changed)} than this recipe names",
+            "run `ochat prepare RECIPE` again",
         )
     return manifest
 

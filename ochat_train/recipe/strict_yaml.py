@@ -55,18 +55,18 @@ def parse(text: str, *, name: str) -> Document:
         for event in yaml.parse(text, Loader=_Yaml12Loader):
             place = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise UserError(f"{place}: aliases and anchors are not allowed; write the value out")
+                raise UserError(place, "aliases and anchors are not allowed", "write the value out")
             if tag := getattr(event, "tag", None):
-                raise UserError(f"{place}: tags ({tag}) are not allowed; remove it")
+                raise UserError(place, f"tags ({tag}) are not allowed", "remove it")
         node = yaml.compose(text, Loader=_Yaml12Loader)
         document = Document(value={}, lines={}, problems=[])
         value = _construct(node, (), document, name) if node is not None else {}
     except RecursionError:
-        raise UserError(f"{name}: nested too deeply for a recipe") from None
+        raise UserError(name, "nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(place, f"not valid YAML: {getattr(error, 'problem', None) or error}") from None
     return Document(value=value, lines=document.lines, problems=document.problems)
 
 
@@ -103,4 +103,4 @@ def _construct(node: yaml.Node, path: KeyPath, document: Document, name: str) ->
     try:
         return _Yaml12Loader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
     except ValueError:  # a whole number with thousands of digits
-        raise UserError(f"{name}:{node.start_mark.line + 1}: not a number that can be read") from None
+        raise UserError(f"{name}:{node.start_mark.line + 1}", "not a number that can be read") from None

@@ -83,14 +83,14 @@ def write_page(out: Path, page: str, *, option: str, prepared_dir: Path) -> None
     """
     try:
         if out.is_dir() or not out.parent.is_dir():
-            raise UserError(f"{option} {out}: is a folder, or stands in one that is not there; name a file")
+            raise UserError(f"{option} {out}", "is a folder, or stands in one that is not there", "name a file")
         if out.parent.resolve().is_relative_to(prepared_dir.resolve()):
             raise UserError(
-                f"{option} {out}: stands in the prepared dataset, which holds nothing else; name a file elsewhere"
+                f"{option} {out}", "stands in the prepared dataset, which holds nothing else", "name a file elsewhere"
             )
         replace_text(out, page)
     except OSError as error:
-        raise UserError(f"{option} {out}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{option} {out}", f"cannot be written: {error.strerror}") from None
 
 
 def text_cells(values: Sequence[str]) -> list[Cell]:

@@ -59,7 +59,7 @@ def lock_run_folder(output_dir: Path) -> None:
     except OSError:
         lock.close()
         raise UserError(
-            f"output_dir: {output_dir}: another process trains there; wait for it, or use another folder"
+            "output_dir", f"{output_dir}: another process trains there", "wait for it, or use another folder"
         ) from None
     _locks.append(lock)
 
@@ -88,7 +88,7 @@ def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:
 def read_run_folder(path: Path) -> RunFolder:
     """Read a run folder. Raises UserError where the folder is not one."""
     if not (path / RECIPE_FILE).is_file():
-        raise UserError(f"{path}: not a run folder ({RECIPE_FILE} is missing); name the recipe's `output_dir`")
+        raise UserError(path, f"not a run folder ({RECIPE_FILE} is missing)", "name the recipe's `output_dir`")
     recipe = Recipe.model_validate_json((path / RECIPE_FILE).read_text(encoding="utf-8"))
     content = (path / PREPARED_FILE).read_text(encoding="utf-8")
     base = path / BASE_FILE

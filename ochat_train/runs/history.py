@@ -26,5 +26,5 @@ def read_run_history(run_dir: Path) -> RunHistory:
     run = read_run_folder(run_dir)
     steps, validations, samples = (rows_of(run_dir / name) for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE))
     if not steps:
-        raise UserError(f"{run_dir}: no step is written yet ({METRICS_FILE} is empty or missing); train first")
+        raise UserError(run_dir, f"no step is written yet ({METRICS_FILE} is empty or missing)", "train first")
     return RunHistory(run=run, steps=steps, validations=validations, samples=samples)

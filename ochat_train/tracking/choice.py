@@ -25,7 +25,9 @@ def chosen_trackers(settings: TrackingSettings) -> list[Tracker]:
 
 def _check_installed(package: str, place: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{place}: the package {package} is not installed; run `pip install {package}`, or turn it off")
+        raise UserError(
+            place, f"the package {package} is not installed", f"run `pip install {package}`, or turn it off"
+        )
 
 
 def _yaml(value: bool | str) -> str:

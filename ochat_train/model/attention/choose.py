@@ -45,7 +45,7 @@ def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, d
         return next(name for name, obstacle in obstacles.items() if obstacle is None)
     if obstacles[wanted] is not None:
         usable = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
-        raise UserError(f"model.attention: `{wanted}` cannot be used: {obstacles[wanted]}; usable here: {usable}")
+        raise UserError("model.attention", f"`{wanted}` cannot be used: {obstacles[wanted]}", f"usable here: {usable}")
     return wanted
 
 

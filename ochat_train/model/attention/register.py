@@ -36,7 +36,7 @@ def register_attention(kernel_name: str) -> str:
         **unused: Any,
     ) -> tuple[torch.Tensor, None]:
         if unused.get("softcap") is not None:
-            raise UserError("model: attention with logit soft-capping is not supported")
+            raise UserError("model", "attention with logit soft-capping is not supported")
         query, key, value = (x[0].transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTD))
         output_THD = kernel(
             query,

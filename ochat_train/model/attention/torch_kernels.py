@@ -70,7 +70,7 @@ def attention_varlen(
     if style == "is_causal":  # torch 2.10
         if window is not None and max_seqlen > window:
             raise UserError(
-                "model.attention: this torch's varlen kernel has no sliding window; use torch 2.11 or flash-attn"
+                "model.attention", "this torch's varlen kernel has no sliding window", "use torch 2.11 or flash-attn"
             )
         arguments["is_causal"] = True
     else:
