@@ -257,12 +257,14 @@ def file_values(file: Path) -> Values:
         start = 8 + int.from_bytes(content[:8], "little")
         tensors = {name: entry for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}
         parts = {name: content[slice(*(start + at for at in entry["data_offsets"]))] for name, entry in tensors.items()}
-        return {name: f"{t['dtype']} {t['shape']} {sha256(parts[name])}" for name, t in tensors.items()}
+        values = {name: f"{t['dtype']} {t['shape']} {sha256(parts[name])}" for name, t in tensors.items()}
+        return {**values, "number of tensors": str(len(tensors))}
     if file.suffix == ".txt":
         return {line: "" for line in content.decode("utf-8").splitlines()}
     if file.suffix == ".jsonl":
         rows = [dict(leaves(json.loads(line))) for line in content.split(b"\n") if line]
-        return {f"{n} {key}": text for n, row in enumerate(rows) for key, text in row.items() if key not in TIMINGS}
+        values = {f"{n} {key}": text for n, row in enumerate(rows) for key, text in row.items() if key not in TIMINGS}
+        return {**values, "number of rows": str(len(rows))}
     if file.name not in BY_KEY:
         return {"sha256": sha256(content)}
     values = {key: text for key, text in leaves(json.loads(content or "{}")) if key not in NOT_COMPARED}
@@ -272,6 +274,8 @@ def file_values(file: Path) -> Values:
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Key path and JSON text of every value inside. The texts of two floats are equal where all their bits are."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, list):
+        yield f"{place} length", str(len(value))  # so that a longer list is a difference
     for key, inner in inside:
         yield from leaves(inner, f"{place}.{key}" if place else str(key))
     if not inside:
