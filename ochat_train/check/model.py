@@ -10,6 +10,7 @@ from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.model.attention.register import check_attention
 from ochat_train.model.build import check_head, decoder_layers
 from ochat_train.model.config import check_config
 from ochat_train.planning.learning_rate import auto_learning_rate
@@ -40,12 +41,7 @@ def check_base(facts: Facts) -> Iterator[Finding]:
     check_config(config, settings)
     model = facts.model
     name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
-        remedy = "use a base whose layers are all softmax attention, such as Mistral, Llama, Qwen2 or Qwen3"
-        yield problem(
-            "base", f"{name} does not take its attention from transformers' registry: packs would mix", remedy
-        )
-        return
+    check_attention(config)
     check_head(model)
     layers = decoder_layers(model)
     if (
