@@ -14,7 +14,8 @@ from ochat_train.model.attention.register import check_attention
 from ochat_train.model.build import check_head, decoder_layers
 from ochat_train.model.config import check_config
 from ochat_train.planning.learning_rate import auto_learning_rate
-from ochat_train.planning.memory import GIB, parts_text, too_little_text
+from ochat_train.planning.memory import GIB
+from ochat_train.planning.memory_text import parts_text, too_little_memory
 
 
 def check_template(facts: Facts) -> Iterator[Finding]:
@@ -81,8 +82,8 @@ def check_memory(facts: Facts) -> Iterator[Finding]:
     if plan.fits:
         yield ok("memory", f"{gpus}: {plan.total / GIB:.1f} GiB each with {setting} ({parts_text(plan.parts)})")
     else:
-        finding, _, remedy = too_little_text(plan, num_gpus=facts.num_gpus).removeprefix("GPU memory: ").partition("; ")
-        yield problem("memory", f"{finding} (GPUs of {facts.gpu_memory_gib:g} GiB)", remedy)
+        error = too_little_memory(plan, num_gpus=facts.num_gpus)
+        yield problem("memory", f"{error.problem} (GPUs of {facts.gpu_memory_gib:g} GiB)", error.remedy)
     empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus
