@@ -41,7 +41,7 @@ COSTS: Mapping[str, Cost] = {
     ),
     "none": Cost(
         value=0.01,
-        what="keeping everything in a compiled layer: to write and read it takes as long as to recompute it (`matmuls`)",
+        what="keeping everything in a compiled layer: writing and reading it takes as long as recomputing it",
         source="docs/development/performance-log.md, `matmuls` instead of `none`",
     ),
     "stage_0": Cost(value=0.0, what="ZeRO-0: only adds up gradients", source="counted by `float32`, `bfloat16`"),
