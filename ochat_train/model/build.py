@@ -79,9 +79,9 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
 
 
 def check_head(causal_lm: Any) -> None:
-    """Raise UserError for a language-model head that the loss would compute wrongly."""
+    """Raise UserError for a language-model head that the loss does not compute."""
     if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("model", "a language-model head with a bias is not supported")
+        raise UserError("model", "a language-model head with a bias is not supported", "use another base")
 
 
 def decoder_layers(causal_lm: Any) -> Any:
@@ -89,13 +89,16 @@ def decoder_layers(causal_lm: Any) -> Any:
     layers = getattr(causal_lm.base_model, "layers", None)
     if layers is None:
         raise UserError(
-            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "not supported"
+            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "use another base"
         )
     return layers
 
 
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
-    """Float8, compilation and checkpointing of the decoder layers, as a resolved recipe says."""
+    """Apply float8, compilation and activation checkpointing to the decoder layers, in place.
+
+    recipe: resolved, nothing is `auto`. checkpointing: one of `none`, `matmuls`, `full` per layer.
+    """
     layers = decoder_layers(model.causal_lm)
     compiled = bool(recipe.model.compile)
     if recipe.model.float8:
@@ -105,7 +108,10 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
 
 @torch.no_grad()
 def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
-    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones. Never shrinks."""
+    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones.
+
+    Tied embeddings stay tied. Never shrinks: bases may have spare rows.
+    """
     old = causal_lm.get_input_embeddings().weight.shape[0]
     if vocab_size <= old:
         return

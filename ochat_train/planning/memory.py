@@ -1,6 +1,7 @@
 """What fits into GPU memory, decided before a run: ZeRO stage, activation checkpointing, packs per micro-batch.
 
-All from shapes, so that `ochat plan` says the same without a GPU. docs/performance.md compares it with measured peaks.
+Computed from shapes alone, so that `ochat plan` gives the same answer without a GPU. docs/performance.md compares it
+with measured peaks.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What the memory of a model depends on. layer_bytes: by `activation_checkpointing`, bytes kept per token and layer
-    in 16-bit precision.
+    """What the memory of a model depends on.
+
+    hidden, intermediate: sizes of the hidden states and of the MLP. vocab_size: rows of the head.
+    layer_bytes: bytes that a layer keeps per token in 16-bit precision, by `activation_checkpointing`.
     """
 
     num_parameters: int
@@ -97,7 +100,7 @@ class MemoryPlan(MemorySetting):
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """What the costs of a setting depend on, besides the setting."""
+    """What the time of a step depends on, besides the setting."""
 
     pack_length_tokens: int
     compiled: bool
@@ -193,7 +196,10 @@ def _adds_up(recipe: Recipe, num_gpus: int, packs_per_micro_batch: int) -> bool:
 def fastest_plan(
     recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, compiled: bool, is_gpu: bool
 ) -> MemoryPlan:
-    """The fastest setting that needs no more than `free_bytes`, or the smallest; what the recipe decides is kept."""
+    """The fastest setting that fits into `free_bytes`, or the smallest if none does. The recipe's decisions are kept.
+
+    compiled: whether decoder layers are. Raises UserError for a setting of the recipe that cannot be used.
+    """
     plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=is_gpu)
     return fastest_of(plans, StepCosts.of(recipe, compiled=compiled))
 
@@ -201,7 +207,7 @@ def fastest_plan(
 def possible_plans(
     recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, is_gpu: bool
 ) -> list[MemoryPlan]:
-    """Every setting that the recipe leaves open, with what it needs."""
+    """Every setting that the recipe allows, with the memory that it needs."""
     budget = free_bytes * COSTS["usable_ratio"].value - (COSTS["nccl_bytes"].value if num_gpus > 1 else 0.0)
     plans = []
     for stage, checkpointing, packs in product(
@@ -221,7 +227,7 @@ def possible_plans(
 
 
 def fastest_of(plans: Sequence[MemoryPlan], costs: StepCosts) -> MemoryPlan:
-    """The fastest that fits (of equally fast ones the smallest), or the smallest where none does."""
+    """The fastest plan that fits (of equally fast ones the smallest), or the smallest if none fits."""
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         return min(plans, key=lambda plan: plan.total)
@@ -229,7 +235,7 @@ def fastest_of(plans: Sequence[MemoryPlan], costs: StepCosts) -> MemoryPlan:
 
 
 def resolve(recipe: Recipe, plan: MemoryPlan, *, compiled: bool) -> Recipe:
-    """The recipe with everything decided that it left open."""
+    """The recipe with the plan's settings in place of `auto` and null."""
     num_full = plan.checkpointing.count("full")
     checkpointing = {"layers": num_full} if 0 < num_full < len(plan.checkpointing) else plan.checkpointing[-1]
     return recipe.model_copy(
@@ -242,7 +248,7 @@ def resolve(recipe: Recipe, plan: MemoryPlan, *, compiled: bool) -> Recipe:
 
 
 def free_gpu_bytes(device: torch.device) -> float:
-    """Bytes that a process could still take on its GPU, those that its allocator holds unused included."""
+    """Bytes that this process can still use on its GPU, unused blocks of its allocator included."""
     free, _ = torch.cuda.mem_get_info(device)
     return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
@@ -253,7 +259,7 @@ def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
     if settings.zero_stage == 0 and dtype == torch.bfloat16:
         raise UserError(
             "deepspeed.zero_stage",
-            "0 cannot be used with a bfloat16 model, as DeepSpeed keeps its float32 sums of gradients from stage 1 on",
+            "0 cannot be used with a bfloat16 model, because DeepSpeed keeps float32 sums only from stage 1 on",
             "use 1, which needs less memory and takes no longer, or leave it out",
         )
     if settings.zero_stage is not None:

@@ -95,6 +95,7 @@ def check_attention(config: Any) -> None:
 
     AttentionInterface.register(_PROBE_NAME, _probe)
     AttentionMaskInterface.register(_PROBE_NAME, lambda *args, **kwargs: None)
+    config = copy.deepcopy(config)  # `transformers` writes into it
     if not getattr(model_without_weights(config), "_supports_attention_backend", False):
         raise UserError(
             "model",
@@ -102,9 +103,7 @@ def check_attention(config: Any) -> None:
             _REMEDY,
         )
     with torch.device("meta"), torch.no_grad():
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=torch.bfloat16, attn_implementation=_PROBE_NAME
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=_PROBE_NAME)
         try:
             model.base_model(
                 input_ids=torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64),

@@ -314,6 +314,10 @@ def test_a_base_in_a_folder_needs_safetensors(
             {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
             "packs would mix",
         ),
+        (
+            {**TINY_MODEL, "model_type": "gpt_oss", "num_local_experts": 4, "sliding_window": 8},
+            "needs `s_aux` (attention sinks)",
+        ),
         ({**TINY_MODEL, "max_position_embeddings": 128}, "max_position_embeddings 128"),
         ({"model_type": "no-such-model"}, "model.config"),
     ],
