@@ -10,10 +10,12 @@ from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.model.attention.register import check_attention
 from ochat_train.model.build import check_head, decoder_layers
 from ochat_train.model.config import check_config
 from ochat_train.planning.learning_rate import auto_learning_rate
-from ochat_train.planning.memory import GIB, parts_text, too_little_text
+from ochat_train.planning.memory import GIB
+from ochat_train.planning.memory_text import parts_text, too_little_memory
 
 
 def check_template(facts: Facts) -> Iterator[Finding]:
@@ -40,12 +42,7 @@ def check_base(facts: Facts) -> Iterator[Finding]:
     check_config(config, settings)
     model = facts.model
     name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
-        remedy = "use a base whose layers are all softmax attention, such as Mistral, Llama, Qwen2 or Qwen3"
-        yield problem(
-            "base", f"{name} does not take its attention from transformers' registry: packs would mix", remedy
-        )
-        return
+    check_attention(config)
     check_head(model)
     layers = decoder_layers(model)
     if (
@@ -85,8 +82,8 @@ def check_memory(facts: Facts) -> Iterator[Finding]:
     if plan.fits:
         yield ok("memory", f"{gpus}: {plan.total / GIB:.1f} GiB each with {setting} ({parts_text(plan.parts)})")
     else:
-        finding, _, remedy = too_little_text(plan, num_gpus=facts.num_gpus).removeprefix("GPU memory: ").partition("; ")
-        yield problem("memory", f"{finding} (GPUs of {facts.gpu_memory_gib:g} GiB)", remedy)
+        error = too_little_memory(plan, num_gpus=facts.num_gpus)
+        yield problem("memory", f"{error.problem} (GPUs of {facts.gpu_memory_gib:g} GiB)", error.remedy)
     empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus

@@ -314,6 +314,10 @@ def test_a_base_in_a_folder_needs_safetensors(
             {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
             "packs would mix",
         ),
+        (
+            {**TINY_MODEL, "model_type": "gpt_oss", "num_local_experts": 4, "sliding_window": 8},
+            "needs `s_aux` (attention sinks)",
+        ),
         ({**TINY_MODEL, "max_position_embeddings": 128}, "max_position_embeddings 128"),
         ({"model_type": "no-such-model"}, "model.config"),
     ],
@@ -328,7 +332,7 @@ def test_auto_learning_rate_is_for_bases_that_the_rule_covers(make_recipe: Recip
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
     assert problems(findings_of(path)) == [
-        "learning rate: optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `qwen2`"
+        "learning rate: optimizer.learning_rate: `auto` knows Mistral, Gemma and Llama, not `qwen2`"
     ]
     assert not problems(findings_of(path, "optimizer.learning_rate=1e-5"))
 
