@@ -230,12 +230,14 @@ def fastest_of(plans: Sequence[MemoryPlan], costs: StepCosts) -> MemoryPlan:
     return min(fitting, key=lambda plan: (costs.relative_seconds(plan), plan.total))
 
 
-def too_little_text(plan: MemoryPlan, *, num_gpus: int) -> str:
-    """What to do where not even the smallest setting fits."""
-    return (
-        f"GPU memory: the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
-        f"({parts_text(plan.parts)}), more than is free; use more GPUs, deepspeed.offload_optimizer: true, "
-        "train.gradient_dtype: bfloat16 or a shorter train.pack_length_tokens"
+def too_little_memory(plan: MemoryPlan, *, num_gpus: int) -> UserError:
+    """The error for a recipe of which not even the smallest setting, `plan`, fits."""
+    return UserError(
+        "GPU memory",
+        f"the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
+        f"({parts_text(plan.parts)}), more than is free",
+        "use more GPUs, deepspeed.offload_optimizer: true, train.gradient_dtype: bfloat16 or a shorter "
+        "train.pack_length_tokens",
     )
 
 

@@ -23,7 +23,7 @@ from ochat_train.planning.memory import (
     fastest_of,
     model_shape,
     possible_plans,
-    too_little_text,
+    too_little_memory,
 )
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
@@ -85,7 +85,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
         "mfu_basis": speed.basis,
         "peak_tflops": gpu.peak_flops / 1e12,
         "fits": chosen.fits,
-        "problem": None if chosen.fits else too_little_text(chosen, num_gpus=num_gpus),
+        "problem": None if chosen.fits else str(too_little_memory(chosen, num_gpus=num_gpus)),
         "zero_stage": chosen.zero_stage,
         "activation_checkpointing": chosen.checkpointing_text,
         "packs_per_micro_batch": chosen.packs_per_micro_batch,

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
@@ -30,7 +29,7 @@ from ochat_train.planning.memory import (
     model_shape,
     out_of_memory_text,
     resolve,
-    too_little_text,
+    too_little_memory,
 )
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import work_of
@@ -208,7 +207,7 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
         recipe, shape, num_gpus=ranks.num_ranks, free_bytes=float(free), compiled=compiled, is_gpu=is_gpu
     )
     if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
-        raise UserError(too_little_text(plan, num_gpus=ranks.num_ranks))
+        raise too_little_memory(plan, num_gpus=ranks.num_ranks)
     return plan, compiled
 
 

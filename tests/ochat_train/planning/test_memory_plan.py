@@ -19,7 +19,7 @@ from ochat_train.planning.memory import (
     model_shape,
     out_of_memory_text,
     resolve,
-    too_little_text,
+    too_little_memory,
 )
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
@@ -185,7 +185,8 @@ def test_too_little_memory_is_refused_with_the_need() -> None:
     least = plan(1, 30.0)
     assert not least.fits
     assert least.checkpointing_text == "full"
-    assert "needs on 1 GPU(s) is 127.1 GiB each (weights 13.5, gradients 27.0" in too_little_text(least, num_gpus=1)
+    error = too_little_memory(least, num_gpus=1)
+    assert "needs on 1 GPU(s) is 127.1 GiB each (weights 13.5, gradients 27.0" in error.problem
     assert plan(1, 138.0).fits
     with pytest.raises(UserError, match="packs_per_micro_batch: 4 does not divide the 6 packs"):
         plan(1, 138.0, "train.packs_per_micro_batch=4")
