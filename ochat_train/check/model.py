@@ -11,6 +11,7 @@ from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, from_error, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
+from ochat_train.model.attention.register import check_attention
 from ochat_train.model.build import check_head, decoder_layers
 from ochat_train.model.config import check_config
 from ochat_train.planning.learning_rate import auto_learning_rate
@@ -35,14 +36,7 @@ def check_base(facts: RecipeFacts) -> Iterator[Finding]:
     check_config(config, settings)
     model = facts.model
     name, place = type(model).__name__, settings.path or "model.config"
-    if not getattr(model, "_supports_attention_backend", False):
-        yield problem(
-            "base",
-            place,
-            f"{name} does not take its attention from transformers' registry: packs would mix",
-            "use a base whose layers are all softmax attention, such as Mistral, Llama, Qwen2 or Qwen3",
-        )
-        return
+    check_attention(config)
     check_head(model)
     folder = Path(settings.path or "")
     if settings.path is not None and folder.is_dir() and not list(folder.glob("*.safetensors")):

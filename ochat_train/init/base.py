@@ -10,8 +10,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
-from ochat_train.model.families import FAMILY_TEMPLATES, family_by_name, family_of
-from ochat_train.planning.learning_rate import auto_learning_rate
+from ochat_train.model.families import Family, family_by_name, family_of
 
 CONFIG_FILE = "config.json"
 
@@ -20,11 +19,12 @@ CONFIG_FILE = "config.json"
 class Base:
     """A base model. Everything but the name is None, or empty, where its files are not on this machine.
 
-    family: `mistral`, `llama-2`, `llama-3`, or `other`. max_positions: the longest text it was made for, in tokens.
+    family: by its config or, without one, by its name; None where it belongs to none. max_positions: the longest text
+    it was made for, in tokens.
     """
 
     name: str
-    family: str
+    family: Family | None
     model_type: str | None
     vocab_size: int | None
     max_positions: int | None
@@ -33,20 +33,7 @@ class Base:
     @property
     def template(self) -> str:
         """The prompt format of OpenChat's models on this family, `chatml` for others."""
-        return FAMILY_TEMPLATES.get(self.family, "chatml")
-
-    @property
-    def has_learning_rate_rule(self) -> bool:
-        """Whether `learning_rate: auto` covers it."""
-        if self.model_type is None:
-            return self.family in FAMILY_TEMPLATES
-        try:
-            auto_learning_rate(
-                model_type=self.model_type, vocab_size=self.vocab_size or 0, supervised_tokens_per_step=1.0
-            )
-        except UserError:
-            return False
-        return True
+        return (self.family and self.family.template) or "chatml"
 
 
 def find_base(name: str) -> Base:

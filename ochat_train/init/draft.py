@@ -133,9 +133,14 @@ def _total_tokens(lengths: Lengths, looks: Sequence[SourceLook], *, max_length: 
 
 
 def _learning_rate(base: Base) -> Decision[str]:
-    if base.has_learning_rate_rule:
+    family = base.family
+    if family is None:
+        reason = "a careful value: OpenChat's rule does not cover this model"
+        return Decision(value=f"{_LEARNING_RATE:.1e}", reason=reason)
+    if family.learning_rate_of is None:
         return Decision(value="auto", reason="OpenChat's rule for this family of models")
-    return Decision(value=f"{_LEARNING_RATE:.1e}", reason="a careful value: OpenChat's rule does not cover this model")
+    reason = f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
+    return Decision(value="auto", reason=reason)
 
 
 def _num_prompts(sources: Sequence[ClassedSource]) -> int:

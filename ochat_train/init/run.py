@@ -152,9 +152,10 @@ def _template(options: Options, base: Base | None) -> Decision[str]:
         return Decision(value=next(iter(TEMPLATES)), reason="")  # only for a message about what is missing
     tokens = "" if base.vocab_size is None else f", {base.vocab_size:,} tokens"
     how = "by its name" if base.model_type is None else f"model_type {base.model_type}{tokens}"
-    if base.family == "other":
-        return Decision(value=base.template, reason=f"OpenChat has no format for this base ({how})")
-    return Decision(value=base.template, reason=f"OpenChat's for {base.family} ({how})")
+    if base.family is None or base.family.template is None:
+        bases = "this base" if base.family is None else base.family.title
+        return Decision(value=base.template, reason=f"OpenChat has no format for {bases} ({how})")
+    return Decision(value=base.template, reason=f"OpenChat's for {base.family.title} ({how})")
 
 
 def _classify(options: Options, looks: Sequence[SourceLook], ask: Ask | None) -> list[ClassedSource]:

@@ -342,7 +342,7 @@ def test_auto_learning_rate_is_for_bases_that_the_rule_covers(make_recipe: Recip
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
     assert problems(findings_of(path)) == [
-        "learning rate: optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `qwen2`"
+        "learning rate: optimizer.learning_rate: `auto` knows Mistral, Gemma and Llama, not `qwen2`"
     ]
     assert not problems(findings_of(path, "optimizer.learning_rate=1e-5"))
 

@@ -18,7 +18,6 @@ from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
 from ochat_train.init import run as init_run
 from ochat_train.init import sizes
-from ochat_train.init.base import find_base
 from ochat_train.init.classes import default_names
 from ochat_train.init.recipe_text import _value, recipe_text
 from ochat_train.init.run import Options, init
@@ -384,21 +383,35 @@ def write_base(folder: Path, **config: Any) -> str:
     return str(folder)
 
 
+FAMILY_RULE = "OpenChat's rule for this family of models"
+
+
 @pytest.mark.parametrize(
-    ("config", "template", "auto"),
+    ("config", "template", "learning_rate"),
     [
-        (MISTRAL, "openchat_3.5", True),
-        ({"model_type": "llama", "vocab_size": 128_256}, "openchat_3.6", True),
-        ({"model_type": "llama", "vocab_size": 32_000}, "openchat_3.2", True),
-        ({"model_type": "llama", "vocab_size": 49_152}, "chatml", True),
-        ({"model_type": "qwen2", "vocab_size": 151_936}, "chatml", False),
+        (MISTRAL, "openchat_3.5", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 128_256}, "openchat_3.6", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 128_264}, "openchat_3.6", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 32_000}, "openchat_3.2", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 32_002}, "openchat_3.2", FAMILY_RULE),
+        ({"model_type": "gemma", "vocab_size": 256_000}, "chatml", FAMILY_RULE),
+        (
+            {"model_type": "llama", "vocab_size": 49_152},
+            "chatml",
+            "OpenChat's rule for Llama-2: it has none for other bases of the Llama architecture",
+        ),
+        ({"model_type": "qwen2", "vocab_size": 151_936}, "chatml", None),
     ],
 )
-def test_the_template_is_chosen_by_the_configuration(
-    tmp_path: Path, config: dict[str, Any], template: str, auto: bool
+def test_template_and_learning_rate_follow_the_configuration(
+    config: dict[str, Any], template: str, learning_rate: str | None, here: Path
 ) -> None:
-    base = find_base(write_base(tmp_path / "mistral-like", **config))
-    assert (base.template, base.has_learning_rate_rule) == (template, auto)
+    path = written(base=write_base(Path("mistral-like"), **config))
+    recipe = load_recipe(path)
+    assert recipe.model.template == template
+    assert recipe.optimizer.learning_rate == (1e-5 if learning_rate is None else "auto")
+    rule = "a careful value: OpenChat's rule does not cover this model" if learning_rate is None else learning_rate
+    assert rule in " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
 
 
 def test_a_base_whose_configuration_names_no_vocabulary(here: Path) -> None:
