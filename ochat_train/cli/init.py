@@ -54,7 +54,8 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ochat_train.init.run import Options, init
+    from ochat_train.init.init import init
+    from ochat_train.init.options import Options
 
     values = {name: value for name, value in vars(options).items() if name in Options.__dataclass_fields__}
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
