@@ -73,11 +73,16 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb_parser.set_defaults(run=verb.run)
-        add_debug(verb_parser)
-        if verb.takes_recipe:
-            add_recipe(verb_parser)
-        verb.add_arguments(verb_parser)
+        add_arguments(verb_parser, verb)
     return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """All arguments of a verb: those that it shares with others, then its own."""
+    add_debug(parser)
+    if verb.takes_recipe:
+        add_recipe(parser)
+    verb.add_arguments(parser)
 
 
 def run_as_script() -> Any:

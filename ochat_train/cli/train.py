@@ -24,7 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue from a checkpoint even if data or settings have changed since it was written",
     )
-    # given by the deepspeed launcher, which sets LOCAL_RANK, too; only that is read
+    # the deepspeed launcher passes this and sets LOCAL_RANK; only LOCAL_RANK is read
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
 

@@ -12,7 +12,7 @@ class Verb:
     """One verb. Each has a file of its own in this folder and a row in `main.VERBS`.
 
     name: as typed. summary: one sentence, for `--help` and docs/command-line.md. example: a command line.
-    add_arguments: adds the verb's own arguments to its parser; `--debug` is there already.
+    add_arguments: adds the verb's own arguments to its parser; `main` adds those of every verb.
     run: reads the arguments, calls one function of another package and prints its result. Raises ReportedError.
     takes_recipe: whether the verb has the arguments RECIPE and `--set`.
     """

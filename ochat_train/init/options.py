@@ -1,4 +1,4 @@
-"""What `ochat init` was told on the command line, and what is wrong with it whatever the files hold."""
+"""The flags of `ochat init`, and the mistakes in them that can be found without reading the files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Options:
 
 
 def check_options(options: Options) -> None:
-    """Raise UserError for flags that are wrong whatever the files hold."""
+    """Raise UserError for mistakes that can be found without reading the files."""
     if options.out is not None:
         check_out(options.out, overwrite=options.overwrite)
     if options.name is not None and not NAME_PATTERN.fullmatch(options.name):

@@ -60,7 +60,7 @@ def _body(draft: Draft) -> Iterator[str]:
     yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)
     yield "checkpoint:"
     yield _line(f"  save_every_steps: {draft.save_every.value}", draft.save_every.reason)
-    yield _line("  keep_last: 2", "older checkpoints are deleted; the best validated one is kept too")
+    yield _line("  keep_last: 2", "older checkpoints are deleted; the best validated one is also kept")
     yield "tracking:"
     yield _line("  tensorboard: true", "files for TensorBoard in the run folder; `wandb: true` for Weights & Biases")
 

@@ -1,4 +1,4 @@
-"""`ochat check` finds what would stop a run, runs every check whatever one of them meets, and touches nothing."""
+"""`ochat check` finds what would stop a run, runs every check even if one fails, and changes nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def only(findings: list[Finding], name: str, level: str) -> Finding:
 # ---- the runner ----
 
 
-def test_every_check_runs_whatever_an_earlier_one_meets() -> None:
+def test_every_check_runs_even_if_an_earlier_one_fails() -> None:
     def missing() -> Iterator[Finding]:
         yield ok("a", "base", "seen before the error")
         raise UserError("base", "not there", "name another")
@@ -148,7 +148,7 @@ def test_the_page_lists_every_area() -> None:
     assert re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE) == areas
 
 
-def test_every_wrong_key_is_a_line_and_the_machine_is_looked_at_all_the_same(tmp_path: Path) -> None:
+def test_every_wrong_key_is_a_finding_and_the_machine_is_still_checked(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("epochs: 5", "epoch: 5"), ("template: openchat_3.5", "template: openchat_35")))
     findings = findings_of(path)
     wrong = [finding for finding in area(findings, "recipe") if finding.level == "problem"]
@@ -164,7 +164,7 @@ def test_every_wrong_key_is_a_line_and_the_machine_is_looked_at_all_the_same(tmp
     assert area(findings, "gpu")
 
 
-def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
     path = tmp_path / "no.yaml"
     assert problems(findings_of(path)) == [f"recipe: {path}: cannot be read: No such file or directory"]
 
@@ -200,7 +200,7 @@ def test_long_conversations_are_counted_as_preparation_counts_them(template: str
         (40, "error", "problem", "data.overlong: error does not allow that"),
     ],
 )
-def test_what_becomes_of_long_conversations_is_said(
+def test_a_finding_says_what_happens_to_long_conversations(
     limit: int, overlong: str, level: str, text: str, make_recipe: RecipeFactory
 ) -> None:
     findings = findings_of(make_recipe(), f"model.max_length_tokens={limit}", f"data.overlong={overlong}")
@@ -217,7 +217,7 @@ def test_questions_are_for_the_ablation_alone(make_recipe: RecipeFactory) -> Non
     assert f"{questions}: 1 questions" in [f.finding for f in findings_of(path, f"validation.questions={questions}")]
 
 
-def test_ids_that_stand_twice_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
+def test_duplicate_ids_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
     write_jsonl(
         path.parent / "expert.jsonl", [{**row, "id": number // 2} for number, row in enumerate(conversations(6))]
@@ -254,7 +254,7 @@ def test_raw_files_are_not_needed_once_the_dataset_is_prepared(make_recipe: Reci
     assert finding.problem.endswith("; not needed, as the dataset is prepared already")
 
 
-def test_classes_that_nobody_uses_and_that_nobody_knows(make_recipe: RecipeFactory) -> None:
+def test_unused_classes_and_unknown_classes(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
     findings = findings_of(path, "data.classes.third={condition: GPT3, reward: 0.5}")
     texts = [finding.finding for finding in area(findings, "classes") if finding.level == "warning"]
@@ -284,7 +284,7 @@ def test_control_tokens_and_beginning_of_sequence_are_named(make_recipe: RecipeF
     assert "the tokenizer has the control tokens <|end_of_turn|>" in text
 
 
-def test_a_tokenizer_that_is_missing_hides_nothing_else(make_recipe: RecipeFactory, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_hides_nothing_else(make_recipe: RecipeFactory, tmp_path: Path) -> None:
     findings = findings_of(make_recipe(model__tokenizer=str(tmp_path / "nowhere")))
     assert [text.partition(":")[0] for text in problems(findings)] == ["template"]
     assert only(findings, "prepared", "warning").finding == "not checked: see the problem of template"
@@ -377,7 +377,7 @@ def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monk
     assert "4 checkpoint(s)" in finding.finding
 
 
-def test_checkpoints_that_are_there_take_no_more_room(make_recipe: RecipeFactory) -> None:
+def test_existing_checkpoints_need_no_more_space(make_recipe: RecipeFactory) -> None:
     path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3})
     before = only(findings_of(path), "disk", "ok").finding
     parameters = RecipeFacts(recipe=load_recipe(path), num_gpus=1, gpu_memory_gib=79.0).num_parameters

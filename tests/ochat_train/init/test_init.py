@@ -384,7 +384,7 @@ def test_a_run_is_named_like_its_recipe(file: str, name: str) -> None:
 def test_the_prepared_dataset_never_lies_in_a_folder_that_is_read(here: Path) -> None:
     Path("data/gpt35.jsonl").unlink()
     recipe = load_recipe(written("data", classes=["data=x:1"]))
-    for _ in range(2):  # the second time, the prepared files are there
+    for _ in range(2):  # the second time with the prepared files of the first
         manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
         assert manifest.ledger["read"] == 120
 
