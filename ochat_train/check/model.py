@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
-from ochat_train.check.findings import Finding, from_error, ok, problem, warning
+from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.attention.register import check_attention
 from ochat_train.model.build import check_head, decoder_layers
 from ochat_train.model.config import check_config
 from ochat_train.planning.learning_rate import auto_learning_rate
-from ochat_train.planning.memory import GIB, parts_text, too_little_memory
+from ochat_train.planning.memory import GIB
+from ochat_train.planning.memory_text import parts_text, too_little_memory
 
 
 def check_template(facts: RecipeFacts) -> Iterator[Finding]:
@@ -72,8 +72,9 @@ def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
         gpus = f"{facts.num_gpus} GPU(s) of {facts.gpu_memory_gib:g} GiB"
         yield ok("memory", gpus, f"{plan.total / GIB:.1f} GiB each with {setting} ({parts_text(plan.parts)})")
     else:
-        for found in from_error("memory", too_little_memory(plan, num_gpus=facts.num_gpus)):
-            yield replace(found, problem=f"{found.problem} (GPUs of {facts.gpu_memory_gib:g} GiB)")
+        error = too_little_memory(plan, num_gpus=facts.num_gpus)
+        text = f"{error.problem} (GPUs of {facts.gpu_memory_gib:g} GiB)"
+        yield problem("memory", error.place, text, error.remedy)
     empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus

@@ -52,6 +52,11 @@ def check_config(config: Any, settings: ModelSettings) -> None:
         )
 
 
+def head_dimension(config: Any) -> int:
+    """Numbers in a query, key or value of one head; configs that do not name it share `hidden_size` over the heads."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def model_without_weights(config: Any) -> Any:
     """The causal LM of a `transformers` config on the meta device: shapes alone."""
     import transformers

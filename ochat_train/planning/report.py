@@ -23,8 +23,8 @@ from ochat_train.planning.memory import (
     fastest_of,
     model_shape,
     possible_plans,
-    too_little_memory,
 )
+from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
 from ochat_train.planning.work import Work, work_of

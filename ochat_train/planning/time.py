@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from data_pipeline.errors import UserError
-from ochat_train.planning.memory import MemoryPlan, StepCosts
+from ochat_train.planning.memory import MemorySetting, StepCosts
 from ochat_train.planning.work import PEAK_FLOPS, Work
 from ochat_train.recipe.sections import Recipe
 
@@ -46,7 +46,7 @@ class Measurement:
     """
 
     mfu: float
-    setting: MemoryPlan
+    setting: MemorySetting
     pack_length_tokens: int
     source: str
 
@@ -57,9 +57,7 @@ def _seen(mfu: float, *, num_full: int, sum_dtype: str, text: str) -> Measuremen
         mfu=mfu,
         pack_length_tokens=8192,
         source=f"{text}, Mistral-7B shapes on 1 x H200",
-        setting=MemoryPlan(
-            zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, sum_dtype=sum_dtype, parts={}, fits=True
-        ),
+        setting=MemorySetting(zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, sum_dtype=sum_dtype),
     )
 
 
@@ -127,7 +125,7 @@ def useful_ratio(work: Work, pack: MeanPack, *, pack_length_tokens: int) -> floa
 
 
 def assumed_speed(
-    recipe: Recipe, plan: MemoryPlan, *, gpu: Gpu, num_parameters: int, own: float | None, useful: float
+    recipe: Recipe, setting: MemorySetting, *, gpu: Gpu, num_parameters: int, own: float | None, useful: float
 ) -> AssumedSpeed:
     """The MFU to reckon with. own: the user's, which is taken as it is: a share of operations that count, padding left
     out.
@@ -153,7 +151,7 @@ def assumed_speed(
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
     costs = StepCosts.of(recipe, compiled=True)
     then = replace(costs, pack_length_tokens=seen.pack_length_tokens).relative_seconds(seen.setting)
-    now = costs.relative_seconds(plan)
+    now = costs.relative_seconds(setting)
     basis = (
         f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this GPU, setting and padding; smaller models are slower"
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ochat_train.model.config import head_dimension
+
 # Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets; the first that fits counts.
 PEAK_FLOPS = {
     "GB200": 2.5e15,
@@ -47,10 +49,9 @@ def work_of(causal_lm: Any) -> Work:
     """The work of a model, before an engine has taken its parameters apart."""
     config = causal_lm.config
     linears = [module for module in causal_lm.modules() if isinstance(module, torch.nn.Linear)]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Work(
         matmul_parameters=sum(module.weight.numel() for module in linears),
-        attention_width=config.num_attention_heads * head_dim,
+        attention_width=config.num_attention_heads * head_dimension(config),
         num_layers=config.num_hidden_layers,
     )
 

@@ -25,12 +25,10 @@ from ochat_train.planning.memory import (
     MemoryPlan,
     fastest_plan,
     free_gpu_bytes,
-    memory_text,
     model_shape,
-    out_of_memory_text,
     resolve,
-    too_little_memory,
 )
+from ochat_train.planning.memory_text import memory_text, out_of_memory_text, too_little_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import work_of
 from ochat_train.recipe.preparation import check_prepared
@@ -171,7 +169,7 @@ def _train(
         watchdog.progress(plan.num_steps, "closing trackers")
         trackers.close(done=True, most_seconds=min(CLOSE_SECONDS, recipe.train.hang_timeout_seconds / 2))
     except torch.OutOfMemoryError as error:
-        raise OneRankError(out_of_memory_text(memory, recipe, error)) from error
+        raise OneRankError(out_of_memory_text(memory, error)) from error
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise

@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.cli.main import main
 from ochat_train.evaluation.validation import Validator
-from ochat_train.planning.memory import MemoryPlan
+from ochat_train.planning.memory import MemorySetting
 from ochat_train.planning.report import plan_report
 from ochat_train.planning.text import plan_text
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, find_gpu, step_seconds, useful_ratio
@@ -35,11 +35,9 @@ def mistral(num_layers: int = 32) -> Work:
 
 def setting(
     num_full: int = 0, *, stage: int = 1, packs: int = 1, num_layers: int = 32, sum_dtype: str = "bfloat16"
-) -> MemoryPlan:
+) -> MemorySetting:
     layers = ("full",) * num_full + ("matmuls",) * (num_layers - num_full)
-    return MemoryPlan(
-        zero_stage=stage, checkpointing=layers, packs_per_micro_batch=packs, sum_dtype=sum_dtype, parts={}, fits=True
-    )
+    return MemorySetting(zero_stage=stage, checkpointing=layers, packs_per_micro_batch=packs, sum_dtype=sum_dtype)
 
 
 def recipe_of(make_recipe: RecipeFactory, *changes: str) -> Recipe:
@@ -58,7 +56,7 @@ def recipe_of(make_recipe: RecipeFactory, *changes: str) -> Recipe:
     ],
 )
 def test_estimate_gives_the_measured_tokens_per_second(
-    make_recipe: RecipeFactory, changes: list[str], plan: MemoryPlan, mean_length: int, tokens_per_second: int
+    make_recipe: RecipeFactory, changes: list[str], plan: MemorySetting, mean_length: int, tokens_per_second: int
 ) -> None:
     """Whole steps of Mistral-7B shapes on H200 (docs/performance.md), padding 2.7 %; mean_length: T_eff of the run."""
     seconds = step_of(recipe_of(make_recipe, *changes), plan, num_tokens=7971, mean_length=mean_length)
@@ -85,7 +83,7 @@ def test_estimate_gives_the_measured_tokens_per_second(
     ],
 )
 def test_estimate_for_other_gpus_and_settings_is_near_what_was_measured(
-    make_recipe: RecipeFactory, gpu: Gpu, float8: bool, plan: MemoryPlan, mean_length: int, tokens_per_second: int
+    make_recipe: RecipeFactory, gpu: Gpu, float8: bool, plan: MemorySetting, mean_length: int, tokens_per_second: int
 ) -> None:
     """Mistral-7B shapes on one and two GPUs (docs/performance.md), padding 1.2 %; the estimate comes from earlier H200
     runs.
@@ -95,7 +93,7 @@ def test_estimate_for_other_gpus_and_settings_is_near_what_was_measured(
     assert 6 * 8093 / seconds == pytest.approx(tokens_per_second, rel=0.065 if float8 else 0.025)
 
 
-def step_of(recipe: Recipe, plan: MemoryPlan, *, num_tokens: int, mean_length: int, gpu: Gpu = H200) -> float:
+def step_of(recipe: Recipe, plan: MemorySetting, *, num_tokens: int, mean_length: int, gpu: Gpu = H200) -> float:
     """Seconds of a step of six packs with so many tokens each."""
     work = mistral(len(plan.checkpointing))
     pack = MeanPack(num_tokens=num_tokens, squared_lengths=num_tokens * mean_length)
