@@ -29,6 +29,22 @@ def load_generator(folder: Path) -> Generator:
     return Generator(model, folder)
 
 
+def answer_prompt(
+    folder: Path, prompt: str, *, system: str, condition: str | None, max_new_tokens: int, temperature: float
+) -> str:
+    """The answer of an exported model to one message of a user. system: empty for none; condition: None for the
+    export's own; temperature: 0 for greedy.
+
+    Raises UserError where the folder is not an export.
+    """
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    [answer] = load_generator(folder).answers(
+        [messages], condition=condition, max_new_tokens=max_new_tokens, temperature=temperature
+    )
+    return answer
+
+
 def unknown_condition_text(folder: Path, condition: str) -> str | None:
     """A warning for a condition that an export was not trained under; None if it was, or if the export does not say."""
     try:

@@ -17,10 +17,10 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base model. Everything but the name is None, or empty, where its files are not on this machine.
+    """A base model. Everything but the name is None or empty if its files are not on this machine.
 
     family: by its config or, without one, by its name; None where it belongs to none. max_positions: the longest text
-    it was made for, in tokens.
+    it supports, in tokens.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Base:
 
 
 def find_base(name: str) -> Base:
-    """Look for a base in a folder or in the Hub cache. Raises UserError for what is neither a folder nor a Hub id."""
+    """Look for a base in a folder or in the Hub cache. Raises UserError for neither a folder nor a Hub id."""
     files = _local_files(name)
     config = {}
     if CONFIG_FILE in files:
@@ -61,12 +61,11 @@ def _local_files(name: str) -> dict[str, Path]:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / CONFIG_FILE).is_file():
-            raise UserError(
-                f"--base {name}", f"the folder holds no {CONFIG_FILE}", "name a Hugging Face model folder or a Hub id"
-            )
+            remedy = "name a Hugging Face model folder or a Hub id"
+            raise UserError(f"--base {name}", f"the folder holds no {CONFIG_FILE}", remedy)
         return {file: folder / file for file in wanted if (folder / file).is_file()}
     if not is_hub_id(name):
-        raise UserError(f"--base {name}", "no such folder, and not a Hub id (ORG/NAME)")
+        raise UserError(f"--base {name}", "no such folder, and not a Hub id", "a Hub id is ORG/NAME")
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
+from data_pipeline.errors import Problem
 from data_pipeline.settings import BASELINE_RULE
 from data_pipeline.text_rules import did_you_mean
 from ochat_train.recipe.secrets import SECRET_KEY
@@ -14,8 +15,8 @@ from ochat_train.recipe.sections import CHECKPOINTING_RULE, NUMBER_OR_AUTO, Reci
 from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath
 
 
-def describe(problem: Any, document: Document, path: Path) -> str:
-    """One line for one problem: place, key, what is wrong, and the nearest valid key."""
+def describe(problem: Any, document: Document, path: Path) -> Problem:
+    """One problem: place and key, what is wrong, and the nearest valid key."""
     kind = problem["type"]
     location: KeyPath = problem["loc"] if kind == "extra_forbidden" else without_union_parts(problem["loc"])
     known = location
@@ -27,17 +28,18 @@ def describe(problem: Any, document: Document, path: Path) -> str:
     if kind == "extra_forbidden":
         keys = _keys_of(location[:-1])
         hint = did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
-        return f"{place}: unknown key; {hint}"
+        return Problem(place=place, problem="unknown key", remedy=hint)
     if kind == "missing":
-        return f"{place}: missing; {_description_of(location) or 'add it'}"
+        return Problem(place=place, problem="missing", remedy=_description_of(location) or "add it")
     message = _PLAIN_MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")
     if location != problem["loc"]:  # each type that was tried reports; as one rule they are one problem
         message = _UNION_RULES[_field_at(location).annotation]
     is_one_value = getattr(_field_at(location) if location else None, "annotation", None) in _UNION_RULES
     if kind == "value_error" and isinstance(problem["input"], dict | BaseModel) and not is_one_value:
-        return f"{place}: {message}"
+        return Problem(place=place, problem=message)
     shown = "***" if SECRET_KEY.search(str(location[-1])) else repr(problem["input"])
-    return f"{place}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message[0].lower()}{message[1:]}"
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return Problem(place=place, problem=f"{shown}: {message[0].lower()}{message[1:]}")
 
 
 _PLAIN_MESSAGES = {

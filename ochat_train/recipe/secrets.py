@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import Problem
 from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath
 
 SECRET_KEY = re.compile(
@@ -24,11 +25,12 @@ def secret_places(value: Any, place: KeyPath = ()) -> list[KeyPath]:
     return found + [inner for key, item in pairs for inner in secret_places(item, (*place, key))]
 
 
-def secret_problem(place: KeyPath, document: Document, path: Path) -> str:
+def secret_problem(place: KeyPath, document: Document, path: Path) -> Problem:
     """What to say of a key that looks like a secret."""
     line = document.lines.get(place, 1)
     origin = "--set" if line == COMMAND_LINE else f"{path}:{line}:"
-    return (
-        f"{origin} {'.'.join(map(str, place))}: secrets do not belong into a recipe, which is copied into runs and "
-        "exports; set HF_TOKEN or WANDB_API_KEY in the environment"
+    return Problem(
+        place=f"{origin} {'.'.join(map(str, place))}",
+        problem="secrets do not belong in a recipe, which is copied into runs and exports",
+        remedy="set HF_TOKEN or WANDB_API_KEY in the environment",
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import Problem, UserError
 
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = 0  # "line" of a value that was given by `--set`
@@ -23,7 +23,7 @@ class Document:
 
     value: Any
     lines: dict[KeyPath, int]
-    problems: list[str]
+    problems: list[Problem]
 
 
 class _Yaml12Loader(yaml.SafeLoader):
@@ -70,14 +70,14 @@ def parse(text: str, *, name: str) -> Document:
     return Document(value=value, lines=document.lines, problems=document.problems)
 
 
-def parse_override(text: str, *, key: str) -> tuple[Any, list[str]]:
+def parse_override(text: str, *, key: str) -> tuple[Any, list[Problem]]:
     """The value of a `--set key=value`, read by the same rules as a recipe's values, and the problems found."""
     if not text.strip():
         return "", []
     try:
         document = parse(text, name=f"--set {key}")
     except UserError as error:
-        return None, [str(error)]
+        return None, list(error.problems)
     return document.value, document.problems
 
 
@@ -88,12 +88,18 @@ def _construct(node: yaml.Node, path: KeyPath, document: Document, name: str) ->
         for key_node, value_node in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                document.problems.append(f"{name}:{line}: a key must be plain text")
+                document.problems.append(Problem(place=f"{name}:{line}", problem="a key must be plain text"))
                 continue
             if key in mapping:
                 place = ".".join(map(str, (*path, key)))
                 first = document.lines[(*path, key)]
-                document.problems.append(f"{name}:{line}: {place}: duplicate key, first on line {first}; keep one")
+                document.problems.append(
+                    Problem(
+                        place=f"{name}:{line}: {place}",
+                        problem=f"duplicate key, first on line {first}",
+                        remedy="keep one",
+                    )
+                )
                 continue
             document.lines[(*path, key)] = line
             mapping[key] = _construct(value_node, (*path, key), document, name)
