@@ -42,7 +42,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "tracking": "distributed recipe report system",
     "training": "checkpoint distributed evaluation hub model planning recipe report runs system tracking",
     "check": "checkpoint evaluation hub model planning recipe system",
-    "init": "model planning recipe report system",
+    "init": "model recipe report system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
     "quickstart": "evaluation export inference system",
     "cli": "ablation check export hub inference init planning recipe report system training",
