@@ -29,7 +29,7 @@ class ClassSettings(Section):
     """A class of conversations: the condition that joins its role prefixes, and how much its tokens count."""
 
     condition: str = setting(
-        description='text that joins every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and '
+        description='text added to every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and '
         "`Assistant:`",
         decides_steps=True,
         is_public=True,
@@ -41,14 +41,14 @@ class ClassSettings(Section):
         None,
         ge=0.0,
         le=1e6,
-        description="the loss weight itself, in place of `reward`",
+        description="the loss weight itself, instead of `reward`",
         decides_steps=True,
         is_public=True,
     )
     baseline: Baseline = setting(
         None,
-        description="taken off the rewards in the rows of this class (`reward_field`): a number, or `mean`, the mean "
-        "reward of its conversations",
+        description="subtracted from the rewards in the rows of this class (`reward_field`): a number, or `mean` for "
+        "the mean reward of its conversations",
         decides_steps=True,
         is_public=True,
     )
@@ -79,7 +79,7 @@ class SourceSettings(Section):
         is_public=True,
     )
     format: Format = setting(
-        description="how a row is laid out; `openchat_tokenized`: what OpenChat's own `generate_dataset` has written",
+        description="layout of the rows; `openchat_tokenized` is what OpenChat's own `generate_dataset` writes",
         decides_steps=True,
         is_public=True,
     )
@@ -88,19 +88,23 @@ class SourceSettings(Section):
     )
     class_field: str | None = setting(
         None,
-        description="in place of `class`: the field of a row (dots go deeper, `meta.quality`) that names its class",
+        description="instead of `class`: the field of a row that names its class (dots for nested fields, "
+        "`meta.quality`)",
         decides_steps=True,
         is_public=True,
     )
     reward_field: str | None = setting(
         None,
-        description="the field of a row (dots go deeper, `meta.score`) that holds the reward of this conversation, a "
-        "number; its class has no `reward` or `weight` then",
+        description="the field of a row that holds the reward of its conversation, a number (dots for nested fields, "
+        "`meta.score`); the class then has no `reward` or `weight`",
         decides_steps=True,
         is_public=True,
     )
     split: str | None = setting(
-        None, description="split of a Hub dataset or of a folder made by `datasets`", decides_steps=True, is_public=True
+        None,
+        description="split of a Hub dataset, or of a folder made by `datasets`",
+        decides_steps=True,
+        is_public=True,
     )
 
     @property
@@ -127,15 +131,15 @@ class SourceSettings(Section):
 
 
 class ClassesFrom(Section):
-    """Classes made from a score: equally many conversations in each, from the lowest scores (`q1`) to the highest."""
+    """Classes made from a score: quantiles with equally many conversations, from the lowest scores (`q1`) up."""
 
     field: str = setting(
         min_length=1,
-        description="the field of a row (dots go deeper, `meta.score`) that holds the score, a number",
+        description="the field of a row that holds the score, a number (dots for nested fields, `meta.score`)",
         decides_steps=True,
         is_public=True,
     )
-    quantiles: int = setting(ge=2, le=100, description="how many classes", decides_steps=True, is_public=True)
+    quantiles: int = setting(ge=2, le=100, description="number of classes", decides_steps=True, is_public=True)
     conditions: list[str] = setting(
         description="condition of each class, from the lowest scores to the highest", decides_steps=True, is_public=True
     )
@@ -167,7 +171,7 @@ def quantile_class(number: int) -> str:
 
 
 class DataSettings(Section):
-    """Raw conversations, their classes, and what becomes of rows that do not fit."""
+    """Raw conversations, their classes, and how to treat rows that do not fit."""
 
     prepared_dir: str = setting(
         min_length=1,
@@ -177,33 +181,33 @@ class DataSettings(Section):
     )
     classes: dict[str, ClassSettings] = setting(
         default_factory=dict,
-        description="class name -> condition and reward; optional only for OpenChat's own rows",
+        description="class name -> condition and reward; only OpenChat's own rows can do without",
         decides_steps=True,
         is_public=True,
     )
     classes_from: ClassesFrom | None = setting(
         None,
-        description="in place of `classes`: classes made from a score in the rows",
+        description="instead of `classes`: classes made from a score in the rows",
         decides_steps=True,
         is_public=True,
     )
     beta: float | None = setting(
         None,
         gt=0.0,
-        description="temperature of the rewards, needed where there are rewards",
+        description="temperature of the rewards; required if there are rewards",
         decides_steps=True,
         is_public=True,
     )
     reward_clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = setting(
         None,
-        description="[low, high]: rewards in the rows (`reward_field`) are brought inside",
+        description="[low, high]: rewards in the rows (`reward_field`) are clipped to this range",
         decides_steps=True,
         is_public=True,
     )
     condition_dropout: Ratio = setting(
         0.0,
         description="share of the training conversations that are prompted without their condition, so that the model "
-        "can also be used without one; class and weight stay",
+        "can also be used without one; class and weight do not change",
         decides_steps=True,
         is_public=True,
     )
@@ -212,7 +216,8 @@ class DataSettings(Section):
     )
     validation_ratio: Ratio = setting(
         0.0,
-        description="share of prompts held out; conversations with the same system text and first prompt stay together",
+        description="share of prompts held out for validation; conversations with the same system text and first "
+        "prompt stay together",
         decides_steps=True,
         is_public=True,
     )
@@ -220,26 +225,27 @@ class DataSettings(Section):
         None,
         ge=0,
         lt=2**32,
-        description="decides which prompts are held out; default: `seed`",
+        description="seed that selects the held-out prompts; default: `seed`",
         decides_steps=True,
         is_public=True,
     )
     only_classes: list[str] | None = setting(
         None,
         min_length=1,
-        description="keep conversations of these classes alone; the others are left out and counted",
+        description="keep only conversations of these classes; the others are dropped and counted",
         decides_steps=True,
         is_public=True,
     )
     overlong: Literal["truncate", "drop", "error"] = setting(
         "truncate",
-        description="a conversation longer than `model.max_length_tokens`: keep its beginning, leave it out, or stop",
+        description="what to do with a conversation longer than `model.max_length_tokens`: cut off its end, drop it, "
+        "or stop",
         decides_steps=True,
         is_public=True,
     )
     bad_rows: Literal["error", "drop"] = setting(
         "error",
-        description="a row that cannot be read as a conversation: stop and list them, or leave it out and count it",
+        description="what to do with rows that are not valid conversations: stop and list them, or drop and count them",
         decides_steps=True,
         is_public=True,
     )
