@@ -31,8 +31,8 @@ def _ablate(options: argparse.Namespace) -> None:
     from ochat_train.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    from ochat_train.ablation.run import Options, ablate
-    from ochat_train.ablation.table import results_text
+    from ochat_train.ablation.ablate import Options, ablate
+    from ochat_train.ablation.results_table import results_text
 
     arms = [name for name in options.arms.split(",") if name]
     choices = Options(
@@ -44,4 +44,4 @@ def _ablate(options: argparse.Namespace) -> None:
         keep_checkpoints=options.keep_checkpoints,
     )
     results = ablate(recipe, choices, say=lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(results) if options.json else f"{results_text(results)}\n{options.out / 'results.html'}")
+    print(json.dumps(results.to_json()) if options.json else f"{results_text(results)}\n{options.out / 'results.html'}")

@@ -42,4 +42,4 @@ def _plan(options: argparse.Namespace) -> None:
 
     gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
     report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu)
-    print(json.dumps(report) if options.json else plan_text(report))
+    print(json.dumps(report.to_json()) if options.json else plan_text(report))

@@ -11,7 +11,8 @@ import pytest
 
 from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import arm_recipe, arms_of
-from ochat_train.ablation.table import Figure, arm_figures
+from ochat_train.ablation.results import AblationResults
+from ochat_train.ablation.results_table import Figure, arm_figures
 from ochat_train.evaluation.questions import Question, load_questions, result_of, right_ratios
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
@@ -118,7 +119,7 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
     assert "</html>" in (out / "results.html").read_text()
     assert "expert only" in (out / "results.txt").read_text()
     assert xml.etree.ElementTree.parse(out / "results.svg").getroot().tag.endswith("svg")
-    figures = {row.name: row for row in arm_figures(results)}
+    figures = {row.name: row for row in arm_figures(AblationResults.from_json(results))}
     assert list(figures) == ["c-rlft", "expert-only"]
     assert figures["c-rlft"].conversations > figures["expert-only"].conversations
     exams = set()
@@ -160,7 +161,7 @@ def test_failed_training_is_reported_with_its_words(tmp_path: Path, make_recipe:
     assert found.returncode == 2
     assert "sft, seed 1: ended with exit code 2" in found.stderr
     assert "was not finite" in found.stderr
-    assert "1 of 1 trainings failed; mend the cause and start again" in found.stderr
+    assert "1 of 1 trainings failed; repair the cause and run the command again" in found.stderr
 
 
 @pytest.mark.parametrize(
