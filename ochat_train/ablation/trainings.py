@@ -149,7 +149,7 @@ def _environment(place: int, gpus: int) -> dict[str, str]:
     environment = without_launcher(os.environ)  # an arm's training is a launch of its own
     if available:
         if gpus > available:
-            raise UserError(f"--gpus {gpus}", f"this host has {available}")
+            raise UserError(f"--gpus {gpus}", f"this host has {available}", "use at most as many")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(available)))).split(",")
         chosen = [visible[(place * gpus + number) % available] for number in range(gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)

@@ -128,12 +128,12 @@ def _introduction(facts: CardFacts) -> str:
     )
     if base.license is None:
         text += (
-            f"\n\n> **Licence: not known.** It could not be found out: {base.why_unknown}. `license: other` in the "
-            "metadata stands for that. Look it up and set it before you pass the model on."
+            f"\n\n> **Licence: unknown**, because {base.why_unknown}. The metadata therefore says `license: other`. "
+            "Look the licence up and set it before you publish the model."
         )
     elif base.license == "other" and (base.license_name or base.license_link):
         shown = ", ".join(json_code(part) for part in (base.license_name, base.license_link) if part)
-        text += f"\n\nThe base model has a licence of its own ({shown}), which holds for this model, too."
+        text += f"\n\nThe base model has its own licence ({shown}), which also applies to this model."
     return text
 
 

@@ -42,7 +42,9 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
     dataset was made from another recipe.
     """
     if recipe.model.float8 and gpu.name == "A100":
-        raise UserError("model.float8", "true cannot be used on an A100: it needs an Ada, Hopper or later GPU")
+        raise UserError(
+            "model.float8", "true cannot be used on an A100: it needs an Ada, Hopper or later GPU", "set it to false"
+        )
     train = recipe.train
     is_prepared = Manifest.load(Path(recipe.data.prepared_dir)) is not None
     manifest = check_prepared(recipe) if is_prepared else None

@@ -24,7 +24,7 @@ class Piece:
     """A piece of a marked text.
 
     kind: `control`, `prefix` or `content`. shade: 0 to 1, None for a piece that is not marked. label: small text before
-    it. note: small text below it; a piece with a note gets a box of its own.
+    it. note: small text below it; a piece with a note gets its own box.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """A text with marked pieces under a heading of its own; a long one gets a window to scroll in."""
+    """A text with marked pieces, under its own heading; a long one scrolls in a window."""
 
     heading: str
     pieces: Sequence[Piece]

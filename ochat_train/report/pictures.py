@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's palette, told apart with any colour vision; black and yellow are left out for dark and light pages.
+# Okabe and Ito's palette, distinct for any colour vision; without black and yellow, which dark and light pages hide.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MOST_POINTS = 400
 _MOST_LABEL_CHARACTERS = 24
-_INK = "#010203"  # stands for the page's text colour until the picture is done
+_INK = "#010203"  # a placeholder for the page's text colour, replaced in the finished SVG
 _SHARPEST_SHADE = 0.55
-_DRAWING = threading.Lock()  # matplotlib's settings are the process's, and trackers draw in threads of their own
+_DRAWING = threading.Lock()  # matplotlib's settings are the process's, and trackers draw in their own threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def _short(text: str) -> str:
 
 
 def as_file(svg: str) -> str:
-    """A picture of a page as the text of a file of its own."""
+    """A picture of a page as the text of an SVG file."""
     return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 
 
@@ -169,7 +169,7 @@ class Bins:
 
 
 def binned(x: np.ndarray, y: np.ndarray, *, most_points: int) -> Bins:
-    """A curve as at most `most_points` bins of consecutive points; NaN in y is passed over."""
+    """A curve as at most `most_points` bins of consecutive points; NaN in y is skipped."""
     known = ~np.isnan(y)
     x, y = x[known], y[known]
     if not len(x):

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: one line on a terminal, plain lines now and then in a log file."""
+"""What a training shows while it runs: one line on a terminal, or a plain line every ten seconds in a log file."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _stderr_columns() -> int:
 
 
 class ProgressLine:
-    """One line on a terminal; without a terminal a plain line now and then, so that log files stay readable.
+    """One line on a terminal; without a terminal a plain line every ten seconds, so that log files stay readable.
 
     shown: whether this rank shows anything. clock: seconds.
     """
@@ -144,5 +144,5 @@ class ProgressLine:
             say(text)
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """Finish the line; it stays on the terminal."""
         self._bar.close()

@@ -50,7 +50,7 @@ def learnt_text(learnt: Learnt | None, *, shown: Callable[[str], str] | None = N
 
 
 def shown_condition(condition: str) -> str:
-    """A condition as it is named to people."""
+    """A condition as people see it."""
     return visible(condition, kept="") or "no condition"
 
 

@@ -16,7 +16,7 @@ _ANSWER_CHARACTERS = 100
 
 def prepare_text(manifest: Manifest, prepared_dir: Path, *, reused: bool) -> str:
     """Class table and ledger of a preparation."""
-    state = "unchanged, used as it is" if reused else "prepared"
+    state = "unchanged, reused" if reused else "prepared"
     lines = [
         f"{prepared_dir}: {state}",
         class_table(manifest.classes),

@@ -1,4 +1,4 @@
-"""README.md of an export: the run's figures stand in it, and nothing from data becomes metadata or markup."""
+"""README.md of an export: it has the run's figures, and nothing from data becomes metadata or markup."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_nothing_from_data_becomes_markup(run: RunFolder) -> None:
 
 
 def test_names_and_conditions_can_be_read_back(run: RunFolder) -> None:
-    """Each code span is a JSON string of the text that it stands for."""
+    """Each code span is a JSON string of the text."""
     head, *rows = tables_of(card_of(run))["Classes"]
     assert head[:2] == ["class", "condition"]
     assert [[json.loads(cell) for cell in row[:2]] for row in rows] == [[NASTY, "GPT4 Correct"], ["suboptimal", NASTY]]
@@ -233,7 +233,7 @@ def test_an_unknown_licence_is_said_and_none_is_invented(run: RunFolder) -> None
     card = card_of(run, base=BaseModel(name=NASTY, why_unknown="it is lost"))
     assert metadata_of(card)["license"] == "other"
     assert "base_model" not in metadata_of(card)
-    assert "> **Licence: not known.** It could not be found out: it is lost." in card
+    assert "> **Licence: unknown**, because it is lost. " in card
 
 
 def base(path: str | None, **settings: Any) -> BaseModel:
@@ -285,7 +285,7 @@ def test_a_model_from_random_weights_and_a_folder_that_is_gone() -> None:
         assert (lost.name, lost.hub_id, lost.why_unknown) == (
             "good",
             None,
-            "the folder of the base model is not there any more",
+            "the folder of the base model no longer exists",
         )
 
 

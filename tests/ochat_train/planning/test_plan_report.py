@@ -16,6 +16,7 @@ from ochat_train.cli.main import main
 from ochat_train.evaluation.validation import Validator
 from ochat_train.planning.memory import MemoryPlan
 from ochat_train.planning.report import plan_report
+from ochat_train.planning.results import PlanReport
 from ochat_train.planning.text import plan_text
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, find_gpu, step_seconds, useful_ratio
 from ochat_train.planning.work import Work
@@ -196,7 +197,7 @@ def prepared(make_recipe: RecipeFactory) -> Recipe:
 
 
 def test_hours_follow_from_operations_peak_and_share(prepared: Recipe) -> None:
-    """A share of one's own counts as the meter does, in docs/performance.md: operations for padding are no work."""
+    """A share given by the user counts operations as the meter does (docs/performance.md): without padding."""
     report = plan_report(prepared, num_gpus=2, gpu=H100, mfu=0.5)
     prepared_dir = Path(prepared.data.prepared_dir)
     lengths = PreparedSplit(prepared_dir, "train").num_tokens.tolist()
@@ -298,6 +299,7 @@ def test_command(prepared: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert set(report) >= CONTRACT | {"hours", "gpu_hours", "mfu_assumed", "mfu_basis", "settings"}
     assert report["gpu_memory_gib"] == 139.0
+    assert json.dumps(PlanReport.from_json(report).to_json()) == json.dumps(report)
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "not known: no speed was measured with so small a model" in text
@@ -320,6 +322,7 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
     command = ["plan", str(recipe), "--gpus", "2", "--mfu", "0.4"]
     assert main([*command, "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
+    assert json.dumps(PlanReport.from_json(before).to_json()) == json.dumps(before)
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "known after `ochat prepare RECIPE`" in text
@@ -329,6 +332,7 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     assert main([*command, "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
+    assert json.dumps(PlanReport.from_json(after).to_json()) == json.dumps(after)
     assert before.keys() == after.keys()
     assert {key for key in after if before[key] != after[key]} == {
         "prepared",

@@ -1,4 +1,4 @@
-"""`ochat inspect` as a command, and its page: structure, what stands in it, and that data stay text."""
+"""`ochat inspect` as a command, and its page: structure, content, and that data stay text."""
 
 from __future__ import annotations
 

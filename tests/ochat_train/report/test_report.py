@@ -1,4 +1,4 @@
-"""The pages of `ochat report` and `ochat ablate`: the run's figures stand in them, and nothing from data becomes
+"""The pages of `ochat report` and `ochat ablate`: they have the run's figures, and nothing from data becomes
 markup.
 """
 
@@ -140,7 +140,7 @@ def page_of(run_dir: Path) -> Page:
     return page
 
 
-def test_everything_of_a_run_stands_in_its_page(run_dir: Path) -> None:
+def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
     answers = [{"condition": c, "text": f"{c} says {NASTY}", "finished": c != NASTY} for c in VALIDATION["conditions"]]
     write_rows(run_dir, "validation", [{**VALIDATION, "step": 15, "loss": 9.0}, VALIDATION])
     write_rows(
