@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,10 +19,10 @@ import yaml
 from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import Arm
 from ochat_train.checkpoint.state import checkpoints_dir
+from ochat_train.distributed.launch import free_port, without_launcher
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system.durable import replace_text
 from ochat_train.system.exits import STOPPED, StoppedBySignalError
-from ochat_train.system.launcher import without_launcher
 
 SCORE_FILE = "score.json"
 _TAIL_CHARACTERS = 2000
@@ -102,7 +101,7 @@ def _train_and_score(job: TrainingJob, exam: Exam, *, place: int, gpus: int, kee
     recipe_file, log = job.run_dir.with_suffix(".yaml"), job.run_dir.with_suffix(".log")
     values = job.recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
     replace_text(recipe_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    environment = _environment(place, gpus)
+    environment = arm_environment(place, gpus)
     with log.open("w", encoding="utf-8") as output:
         for command in (_train_command(recipe_file, gpus), _score_command(job, exam)):
             process = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
@@ -120,16 +119,13 @@ def _train_and_score(job: TrainingJob, exam: Exam, *, place: int, gpus: int, kee
 def _train_command(recipe_file: Path, gpus: int) -> list[str]:
     if gpus == 1:
         return [sys.executable, "-m", "ochat_train", str(recipe_file)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run"]
     return [
         *launcher,
         "--nproc-per-node",
         str(gpus),
         "--master-port",
-        str(port),
+        str(free_port()),
         "-m",
         "ochat_train",
         str(recipe_file),
@@ -143,10 +139,13 @@ def _score_command(job: TrainingJob, exam: Exam) -> list[str]:
     return [sys.executable, "-m", "ochat_train.ablation.score", *map(str, arguments)]
 
 
-def _environment(place: int, gpus: int) -> dict[str, str]:
-    """GPUs of one of several places; places share GPUs where there are more of them than GPUs."""
+def arm_environment(place: int, gpus: int) -> dict[str, str]:
+    """The environment of a training at one of several places: its GPUs, and nothing of this process's launcher.
+
+    Places share GPUs if there are more places than GPUs.
+    """
     available = torch.cuda.device_count()
-    environment = without_launcher(os.environ)  # an arm's training is a launch of its own
+    environment = without_launcher(os.environ)
     if available:
         if gpus > available:
             raise UserError(f"--gpus {gpus}", f"this host has {available}", "use at most as many")

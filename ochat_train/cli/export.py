@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ochat_train.cli.arguments import Verb, file_size, step
-from ochat_train.export.layout import MAX_SHARD_SIZE
+from ochat_train.export.layout import DEFAULT_SHARD_SIZE
 
 
 def add_export(verb: Verb) -> None:
@@ -29,9 +29,9 @@ def add_export(verb: Verb) -> None:
     export.add_argument(
         "--max-shard-size",
         type=file_size,
-        default=MAX_SHARD_SIZE,
+        default=DEFAULT_SHARD_SIZE,
         metavar="SIZE",
-        help=f"write several files of at most this size (default {MAX_SHARD_SIZE})",
+        help=f"write several files of at most this size (default {DEFAULT_SHARD_SIZE})",
     )
 
 

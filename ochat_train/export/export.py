@@ -27,7 +27,7 @@ from ochat_train.checkpoint.state import (
 )
 from ochat_train.evaluation.results import Validation
 from ochat_train.export.card import CardFacts, last_until, model_card
-from ochat_train.export.layout import CARD, EXPORT_MARK, MAX_SHARD_SIZE
+from ochat_train.export.layout import CARD, DEFAULT_SHARD_SIZE, EXPORT_MARK
 from ochat_train.export.provenance import find_base_model
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
@@ -54,7 +54,7 @@ def export(
 
 
 def export_checkpoint(
-    run: RunFolder, checkpoint: Path, out: Path, *, max_shard_size: str = MAX_SHARD_SIZE, overwrite: bool = False
+    run: RunFolder, checkpoint: Path, out: Path, *, max_shard_size: str = DEFAULT_SHARD_SIZE, overwrite: bool = False
 ) -> Path:
     """Write the model of a checkpoint of a run as a Hugging Face folder.
 

@@ -6,7 +6,7 @@ import json
 
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 CARD = "README.md"
-MAX_SHARD_SIZE = "5GB"  # of a file of weights, by default
+DEFAULT_SHARD_SIZE = "5GB"  # a larger model is written as several files of at most this size
 
 
 def exported_names(mark: bytes) -> dict[str, str] | None:

@@ -51,7 +51,7 @@ def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
     bins = length_bins(everything)
     names = [f"{low:,} to {high:,}" for low, high in bins]
     text = f"Mean {everything.mean():,.0f}, median {np.median(everything):,.0f}, longest {everything.max():,} tokens."
-    chart = bar_chart(names, count_in(everything, bins), [None] * len(bins), unit="rows")
+    chart = bar_chart(names, count_in(everything, bins), [None] * len(bins), unit="rows of this many tokens")
     yield Section(heading="Lengths", paragraphs=[text], svg=chart)
     if not 1 < len(class_lengths) <= MOST_COLUMNS:
         return
