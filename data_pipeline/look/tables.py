@@ -70,9 +70,14 @@ class LedgerReason:
 
 def ledger_summary(ledger: Mapping[str, Any]) -> str:
     """The account in one line: what was read, kept and dropped, and what was changed of the kept ones."""
+    read, kept, dropped = ledger_totals(ledger)
     counts = ", ".join(f"{what} {count:,}" for what, count in ledger_counts(ledger))
-    dropped = sum(ledger["dropped"].values())
-    return f"read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}; {counts}"
+    return f"read {read:,} = kept {kept:,} + dropped {dropped:,}; {counts}"
+
+
+def ledger_totals(ledger: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Conversations that were read, kept and dropped; the first is the sum of the others."""
+    return ledger["read"], ledger["kept"], sum(ledger["dropped"].values())
 
 
 def ledger_counts(ledger: Mapping[str, Any]) -> list[tuple[str, int]]:

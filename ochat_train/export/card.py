@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger_counts, ledger_reasons
+from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger_counts, ledger_reasons, ledger_totals
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_chat_template
 from ochat_train.evaluation.results import Validation
@@ -42,7 +42,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text of README.md, with metadata that huggingface_hub reads back as it was meant."""
+    """The text of README.md. Its metadata is read back with huggingface_hub, to see that it stays the same."""
     from huggingface_hub import ModelCard
 
     metadata = _metadata(facts.base)
@@ -80,11 +80,12 @@ def json_code(text: str, *, in_table: bool = True) -> str:
     """
     unsafe = "|`" if in_table else "`"
     characters = json.dumps(text, ensure_ascii=False)
-    return f"`{''.join(c if c.isprintable() and c not in unsafe else _json_escape(c) for c in characters)}`"
+    safe = "".join(c if c.isprintable() and c not in unsafe else _json_escape(c) for c in characters)
+    return f"`{safe}`"
 
 
 def python_literal(text: str) -> str:
-    """A text as a string of Python's, in one line, without a backquote and without what cannot be printed."""
+    """A text as a Python string literal: one line, no backquote, only printable characters."""
     characters = json.dumps(text, ensure_ascii=False)  # its escapes are Python's, too; those of _json_escape are not
     return "".join(c if c.isprintable() and c != "`" else _python_escape(c) for c in characters)
 
@@ -141,13 +142,15 @@ def _prompting(facts: CardFacts) -> str:
     prepared = facts.run.prepared
     default = prepared.inference_condition
     others = dict.fromkeys(row.condition for row in prepared.classes if row.condition != default)
-    comment = f"  # or {', '.join(python_literal(condition) for condition in others)}" if others else ""
+    alternatives = ", ".join(map(python_literal, others))
+    comment = f"  # or {alternatives}" if others else ""
     template = (facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     prompts = []
     for condition in (default, *others):
         prompt = render_chat_template(template, question, condition=condition, add_generation_prompt=True)
         prompts.append(f"- {json_code(condition)}: {json_code(prompt, in_table=False)}")
+    prompt_list = "\n".join(prompts)
     return f"""## How to prompt it
 
 The chat template takes the condition of the class whose answers you want.
@@ -170,7 +173,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 The prompts that this makes:
 
-{chr(10).join(prompts)}"""
+{prompt_list}"""
 
 
 def _classes(facts: CardFacts) -> str:
@@ -201,22 +204,25 @@ def _results(facts: CardFacts) -> str:
 
 def _data(facts: CardFacts) -> str:
     prepared = facts.run.prepared
-    sources = ", ".join(
-        f"{json_code(source['path'])} ({source['format']})" for source in facts.recipe["data"]["sources"]
-    )
-    counts = [("read", prepared.ledger["read"]), ("kept", prepared.ledger["kept"])]
+    sources = [f"{json_code(source['path'])} ({source['format']})" for source in facts.recipe["data"]["sources"]]
+    read, kept, _ = ledger_totals(prepared.ledger)
+    counts = [("read", read), ("kept", kept)]
     for row in ledger_reasons(prepared.ledger):
         if row.is_dropped:
             counts.append((f"dropped: {json_code(row.reason)}", row.num_conversations))
     counts += ledger_counts(prepared.ledger)
     counts += [(f"in `{name}`", split["conversations"]) for name, split in prepared.splits.items()]
     rows = [(what, f"{count:,}") for what, count in counts]
-    return f"## Training data\n\nSources: {sources}.\n\n{markdown_table(('conversations', 'number'), rows)}"
+    table = markdown_table(("conversations", "number"), rows)
+    return f"## Training data\n\nSources: {', '.join(sources)}.\n\n{table}"
 
 
 def _settings(facts: CardFacts) -> str:
     # plain values of fixed keys: names, numbers and lists of numbers, which hold nothing to escape
-    rows = [(f"`{section}.{key}`", f"`{json.dumps(facts.recipe[section][key])}`") for section, key in _SHOWN_SETTINGS]
+    rows = []
+    for section, key in _SHOWN_SETTINGS:
+        value = json.dumps(facts.recipe[section][key])
+        rows.append((f"`{section}.{key}`", f"`{value}`"))
     table = markdown_table(("key", "value"), rows)
     return f"## Settings\n\n{table}\n\n`ochat.json` has the recipe, without folders and trackers."
 
