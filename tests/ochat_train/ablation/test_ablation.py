@@ -13,7 +13,13 @@ from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.ablation.results import AblationResults
 from ochat_train.ablation.results_table import Figure, arm_figures
-from ochat_train.evaluation.questions import Question, load_questions, result_of, right_ratios
+from ochat_train.evaluation.questions import (
+    Question,
+    load_questions,
+    result_of,
+    right_ratios,
+    right_ratios_by_condition,
+)
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
 from tests.support.processes import ochat
@@ -230,6 +236,17 @@ def test_right_answers_are_counted_by_task() -> None:
     found = right_ratios(parrot, questions, "C", max_new_tokens=7)
     assert found == {"even": 50 / 150, "odd": 50 / 150, "all": 100 / 300}
     assert parrot.batches == [(250, "C", 7, 0.0), (50, "C", 7, 0.0)]
+
+
+def test_each_condition_is_asked_once() -> None:
+    questions = [Question(question="q", answer="1", task="")]
+    parrot = Parrot({"q": "1"})
+    assert right_ratios_by_condition(parrot, questions, ["A", "B", "A"], max_new_tokens=3) == {
+        "A": {"all": 1.0},
+        "B": {"all": 1.0},
+    }
+    assert [condition for _, condition, _, _ in parrot.batches] == ["A", "B"]
+    assert right_ratios_by_condition(parrot, [], ["A"], max_new_tokens=3) == {}
 
 
 @pytest.mark.parametrize(

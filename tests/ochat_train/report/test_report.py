@@ -176,6 +176,13 @@ def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
     assert page.attributes.count(("class", "outlined")) == 2
 
 
+def test_weights_from_rows_are_shown_as_in_other_tables(run_dir: Path) -> None:
+    manifest = json.loads((run_dir / "prepared.json").read_text())
+    manifest["classes"][1] |= {"weight": None, "smallest_weight": 0.125, "largest_weight": 0.5}
+    (run_dir / "prepared.json").write_text(json.dumps(manifest))
+    assert "0.125 to 0.5" in page_of(run_dir).texts
+
+
 def test_run_without_validation_says_so(run_dir: Path) -> None:
     page = page_of(run_dir)
     assert "Nothing was held out (data.validation_ratio) or validated yet, so this is not known." in page.texts
