@@ -27,8 +27,8 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs no wait
-    from ochat_train.ablation.run import Options, ablate
-    from ochat_train.ablation.table import results_text
+    from ochat_train.ablation.ablate import Options, ablate
+    from ochat_train.ablation.results_table import results_text
 
     choices = Options(
         folder=options.out,
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> None:
         keep_checkpoints=options.keep_checkpoints,
     )
     results = ablate(recipe, choices, say=lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(results) if options.json else f"{results_text(results)}\n{options.out / 'results.html'}")
+    print(json.dumps(results.to_json()) if options.json else f"{results_text(results)}\n{options.out / 'results.html'}")
 
 
 ABLATE = Verb(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ochat_train.cli.arguments import file_size, step
 from ochat_train.cli.verb import Verb
+from ochat_train.export.layout import DEFAULT_SHARD_SIZE
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +23,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-shard-size",
         type=file_size,
-        default="5GB",
+        default=DEFAULT_SHARD_SIZE,
         metavar="SIZE",
-        help="split the weights into files of at most this size (default 5GB)",
+        help=f"split the weights into files of at most this size (default {DEFAULT_SHARD_SIZE})",
     )
 
 

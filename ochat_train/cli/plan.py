@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> None:
 
     gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
     report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu)
-    print(json.dumps(report) if options.json else plan_text(report))
+    print(json.dumps(report.to_json()) if options.json else plan_text(report))
 
 
 PLAN = Verb(

@@ -30,14 +30,13 @@ from data_pipeline.errors import UserError
 from ochat_train.checkpoint.state import MANIFEST, CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.recipe.sections import Recipe
-from ochat_train.runs.folder import read_run_folder
+from ochat_train.runs.folder import RunFolder, read_run_folder
 from ochat_train.system.durable import replace_text
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 15.0
 _END_SECONDS = 5.0
-_SHARD_SIZE = "5GB"  # what `ochat export` takes by default
 _CURSOR_MOVE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -285,7 +284,7 @@ def main(arguments: list[str]) -> int:
     assert repo is not None, "started by runs that push"
     while (checkpoint := checkpoint_to_push(output_dir)) is not None and not is_pushed(output_dir, repo):
         try:
-            _push(run.recipe, output_dir, checkpoint, repo, while_training=while_training)
+            _push(run, checkpoint, repo, while_training=while_training)
         except Exception as error:
             if not checkpoint.exists():
                 continue  # the run has deleted it meanwhile, for newer ones
@@ -297,17 +296,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _push(recipe: Recipe, output_dir: Path, checkpoint: Path, repo: str, *, while_training: bool) -> None:
-    from ochat_train.export.export import export
+def _push(run: RunFolder, checkpoint: Path, repo: str, *, while_training: bool) -> None:
+    from ochat_train.export.export import export_checkpoint
     from ochat_train.hub.push import CARD_LEFT, push
 
     if while_training:
         _leave_room(checkpoint)
+    output_dir, step = run.path, CheckpointManifest.load(checkpoint).step
     _state(output_dir, checkpoint, repo, "exporting")
-    step, out = CheckpointManifest.load(checkpoint).step, export_folder(output_dir)
-    export(output_dir, out, step=step, max_shard_size=_SHARD_SIZE, overwrite=True)
+    out = export_checkpoint(run, checkpoint, export_folder(output_dir), overwrite=True)
     _state(output_dir, checkpoint, repo, "uploading")
-    pushed = push(out, repo, private=recipe.train.hub_private, message=f"Step {step}", progress=True)
+    pushed = push(out, repo, private=run.recipe.train.hub_private, message=f"Step {step}", progress=True)
     note = f"{repo}: {CARD_LEFT}" if pushed.card_left else None
     _state(output_dir, checkpoint, repo, "pushed", url=pushed.url, commit=pushed.commit, note=note)
 

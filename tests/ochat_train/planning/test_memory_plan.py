@@ -240,8 +240,7 @@ def test_the_meter_of_a_cpu_has_no_share_of_a_peak() -> None:
     meter = Meter(Work(matmul_parameters=10, attention_width=4, num_layers=1), torch.device("cpu"), num_ranks=2)
     meter.start(waited_seconds=1.0)
     found = meter.stop(num_tokens=100, squared_lengths=50.0, waited_seconds=1.0)
-    assert found["mfu"] is None
-    assert found["memory_gib"] is None
-    assert found["data_wait_ratio"] == 0.0
-    assert found["tokens_per_second"] is not None
-    assert found["tokens_per_second"] > 0
+    assert found.mfu is None
+    assert found.memory_gib is None
+    assert found.data_wait_ratio == 0.0
+    assert found.tokens_per_second > 0
