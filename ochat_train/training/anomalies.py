@@ -60,17 +60,18 @@ def record_anomaly(
     split: PreparedSplit,
     plan: EpochPlan,
     packs: np.ndarray,
-    bad_packs: list[int],
+    packs_per_micro_batch: int,
+    bad_micro_batches: list[int],
 ) -> None:
     """Write what every rank worked on in this step, and say so in a line. All ranks call it.
 
-    packs: this rank's packs; bad_packs: those of them (numbers from 0) whose own loss is not finite.
+    packs: this rank's packs. bad_micro_batches: numbers (from 0) of this rank's micro-batches whose loss is not finite.
     """
     mine = {
         "rank": ranks.rank,
         "packs": [
             {
-                "loss_is_finite": number not in bad_packs,
+                "loss_is_finite": number // packs_per_micro_batch not in bad_micro_batches,
                 "conversations": [split.conversation_id(int(row)) for row in plan.rows(int(pack))],
             }
             for number, pack in enumerate(packs)

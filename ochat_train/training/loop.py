@@ -122,7 +122,8 @@ def run_steps(
                 split=run.split,
                 plan=epoch_plan,
                 packs=packs,
-                bad_packs=sums.bad_packs,
+                packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
+                bad_micro_batches=sums.bad_micro_batches,
             )
         is_last = progress.step == plan.num_steps
         if writer is not None and (progress.step % recipe.train.log_every_steps == 0 or is_last):

@@ -52,12 +52,12 @@ def train_step(
     grad_norm = update(engine)
     everything = everything.cpu()  # waits for the GPU, so after the update has been given to it
     is_finite = math.isfinite(grad_norm)
-    bad_packs = [] if is_finite else (~torch.stack(losses).isfinite()).nonzero()[:, 0].tolist()
+    bad_micro_batches = [] if is_finite else (~torch.stack(losses).isfinite()).nonzero()[:, 0].tolist()
     return StepSums(
         per_class=everything[:-2].reshape(per_class.shape),
         num_tokens=int(everything[-2]),
         grad_norm=grad_norm,
-        bad_packs=bad_packs,
+        bad_micro_batches=bad_micro_batches,
         stop=bool(everything[-1]),
     )
 
@@ -68,12 +68,12 @@ class StepSums:
 
     per_class: float64[C, 5], as in loss.LossSums. num_tokens: without padding.
     grad_norm: 2-norm of the gradient over all parameters, before clipping; not finite where the update was left out.
-    bad_packs: numbers (from 0) of this rank's micro-batches whose loss is not finite.
+    bad_micro_batches: numbers (from 0) of this rank's micro-batches whose loss is not finite.
     stop: whether any rank was asked to stop.
     """
 
     per_class: torch.Tensor
     num_tokens: int
     grad_norm: float
-    bad_packs: list[int]
+    bad_micro_batches: list[int]
     stop: bool
