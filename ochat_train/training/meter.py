@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and which share of a GPU's peak that is (model FLOPs utilization)."""
+"""Speed of training steps, in tokens and as a share of the GPUs' peak (model FLOPs utilization)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Meter:
         self._start = time.monotonic(), waited_seconds
 
     def stop(self, *, num_tokens: int, squared_lengths: float, waited_seconds: float) -> dict[str, float | None]:
-        """A step has ended, of so many tokens and such a sum of squared lengths over all ranks; metrics of the step.
+        """A step has ended; returns its metrics.
+
+        num_tokens, squared_lengths: over all ranks, tokens without padding and the sum of squared lengths.
 
         `mfu` is null where the GPU's peak is not known, `memory_gib` (the most that this rank's GPU has held) on a CPU.
         """

@@ -1,6 +1,4 @@
-"""From loss sums to the numbers a person reads, and the run folder's files of them: metrics.jsonl and its
-neighbours.
-"""
+"""From loss sums to the means that a person reads, as in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ def step_metrics(
     """Means of one or several steps. `loss` is the weighted mean nll in nats per token, as `accuracy` is a weighted
     share.
 
-    per_class: float64[C, 5], sums as in loss.LossSums. tokens_per_class: all tokens of each class, prompts included.
-    effective_tokens: (sum w)^2 / sum w^2 over supervised tokens (Kish's effective sample size): how many tokens of one
-    weight would give a mean as certain.
-    A class that has no token has null for its means, as has a loss that is not finite.
+    per_class: float64[C, 5], sums as in `LossSums`. tokens_per_class: all tokens of each class, prompts included.
+    effective_tokens: (sum w)^2 / sum w^2 over supervised tokens (Kish's effective sample size): how many tokens of
+    equal weight would give an equally certain mean.
+    Means are None for a class without tokens, and for a loss that is not finite.
     """
     total_weight = float(per_class[:, 1].sum())
     rows = zip(class_names, per_class, tokens_per_class, strict=True)
@@ -47,7 +45,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 class EpochSums:
-    """Adds up the steps of an epoch, for its summary. first_step: done by an earlier part of the run."""
+    """Adds up the steps of an epoch, for its summary. first_step: number of steps that an earlier process took."""
 
     def __init__(self, *, num_classes: int, first_step: int, steps_per_epoch: Sequence[int]) -> None:
         self._empty = torch.zeros(num_classes, 5, dtype=torch.float64), [0] * num_classes
@@ -56,7 +54,7 @@ class EpochSums:
         self._steps_before = self._last_step = first_step
 
     def add(self, epoch: int, per_class: torch.Tensor, tokens_per_class: Sequence[int]) -> None:
-        """Add the next step; steps whose loss is not finite are left out of the sums, as they are of the model."""
+        """Add the next step; a step whose loss is not finite is left out, as it did not update the model."""
         if epoch != self._epoch:
             self._epoch, (self._per_class, self._tokens) = epoch, self._empty
             self._steps_before = self._last_step
