@@ -198,10 +198,9 @@ def _take_steps(
         )
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(recipe, training.memory, watchdog))
-        with outputs(Path(recipe.output_dir), trackers, ranks, first_step=progress.step, num_steps=num_steps) as (
-            writer,
-            line,
-        ):
+        output_dir = Path(recipe.output_dir)
+        opened = outputs(output_dir, trackers, ranks, first_step=progress.step, num_steps=num_steps)
+        with opened as (writer, line):
             run = Run(
                 recipe=recipe,
                 manifest=training.manifest,

@@ -51,6 +51,13 @@ def no_base(host: Path) -> None:
     shutil.rmtree(host / "base")
 
 
+def other_settings(host: Path) -> None:
+    path = host / "prepared" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["inputs"]["settings"] = "0" * 64
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
 def own_disk(host: Path) -> None:
     (host / "run").unlink()
     (host / "run").mkdir()
@@ -173,6 +180,20 @@ def test_ranks_that_came_later_name_the_same() -> None:
         rendezvous.join(store, rank)
     assert rendezvous.missing_ranks(store, 3, seconds=0.0, poll_seconds=0.01) == [2]
     assert rendezvous.missing_ranks(store, 3, seconds=600.0, poll_seconds=0.01) == [2]
+
+
+def test_hosts_with_different_problems_are_all_told(host: Path, tmp_path: Path) -> None:
+    folders = []
+    for name, spoil in (("first", no_data), ("second", other_settings)):
+        shutil.copytree(host, tmp_path / name, symlinks=True)
+        spoil(tmp_path / name)
+        folders.append(str(tmp_path / name))
+    outputs, codes = run_jobs({"command": ["train", "recipe.yaml"], "folders": folders})
+    assert codes == [exits.USER_ERROR] * 2
+    lines = outputs[0].splitlines()
+    start = lines.index("ochat train: ranks cannot start, for different reasons: ")
+    assert lines[start + 1].startswith(f"rank 0 ({HOST}): data.prepared_dir: prepared holds no prepared dataset")
+    assert lines[start + 2].startswith(f"rank 1 ({HOST}): data.prepared_dir: prepared was prepared from other settings")
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])

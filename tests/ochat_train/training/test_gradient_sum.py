@@ -38,7 +38,7 @@ def test_sums_are_rounded_once(measured: Measured) -> None:
 
 
 def test_a_second_step_begins_anew() -> None:
-    """Between backward passes nothing stands in `grad`; after a step is taken, its sum is forgotten."""
+    """Between backward passes `grad` is None; after a step is taken, its sum is forgotten."""
     parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     GradientSum([parameter], num_backwards=2)
     for step in (1.0, 4.0):
