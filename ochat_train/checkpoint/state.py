@@ -149,7 +149,7 @@ def verify(folder: Path, *, hashes: bool = True) -> str | None:
     try:
         manifest = CheckpointManifest.load(folder)
     except UserError as error:
-        return str(error)
+        return error.problem
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST, MANIFEST_HASH}
     if unknown := present - manifest.files.keys():
         return f"{min(unknown)} is not in its {MANIFEST}"
