@@ -135,7 +135,7 @@ def check_prepared_data(facts: Facts) -> Iterator[Finding]:
     if manifest is None:
         yield warning("prepared", f"{folder}: not prepared yet", remedy)
         return
-    splits = ", ".join(f"{name} {counts['conversations']:,}" for name, counts in manifest.splits.items())
+    splits = ", ".join(f"{name} {counts.conversations:,}" for name, counts in manifest.splits.items())
     yield ok("prepared", f"{folder}: made from this recipe ({splits})")
 
 

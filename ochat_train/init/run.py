@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_pipeline.errors import UserError
-from data_pipeline.look.raw import FORMATS, SAMPLED_ROWS, SourceLook, look_at
+from data_pipeline.formats.table import TEXT_FORMATS
+from data_pipeline.look.raw import SAMPLED_ROWS, SourceLook, look_at
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.settings import ClassSettings, TextFormat
+from data_pipeline.settings import ClassSettings
 from ochat_train.init.base import Base, find_base
 from ochat_train.init.classes import (
     ClassedSource,
@@ -128,12 +129,10 @@ def _writable_path(text: str, *, overwrite: bool) -> Path:
 
 def _look_at_all(options: Options) -> list[SourceLook]:
     """Look at every file; the problems of all files come as one UserError."""
-    formats: dict[str, TextFormat] = {}
-    for path, name in pairs(options.format, flag="--format", paths=options.files).items():
-        known = next((known for known in FORMATS if known == name), None)
-        if known is None:
-            raise UserError(f"--format {path}={name}", "unknown format", f"formats: {', '.join(FORMATS)}")
-        formats[path] = known
+    formats = pairs(options.format, flag="--format", paths=options.files)
+    for path, name in formats.items():
+        if name not in TEXT_FORMATS:
+            raise UserError(f"--format {path}={name}", "unknown format", f"formats: {', '.join(TEXT_FORMATS)}")
     looks, problems = [], []
     for path in options.files:
         try:

@@ -125,9 +125,9 @@ def test_the_command_writes_a_recipe_that_every_verb_takes(here: Path, capsys: p
     weights = {row.name: row.weight for row in manifest.classes}
     assert weights["gpt4"] == 1.0
     assert weights["gpt35"] == pytest.approx(0.1, rel=1e-6)
-    assert manifest.ledger["read"] == manifest.ledger["kept"] == 300
-    assert manifest.ledger["truncated"] == 0
-    assert manifest.splits["validation"]["conversations"] > 0
+    assert manifest.ledger.read == manifest.ledger.kept == 300
+    assert manifest.ledger.truncated == 0
+    assert manifest.splits["validation"].conversations > 0
 
 
 def test_every_key_has_a_comment(here: Path) -> None:
@@ -351,7 +351,7 @@ def test_the_prepared_dataset_never_lies_in_a_folder_that_is_read(here: Path) ->
     recipe = load_recipe(written("data", classes=["data=x:1"]))
     for _ in range(2):  # the second time, the prepared files are there
         manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
-        assert manifest.ledger["read"] == 120
+        assert manifest.ledger.read == 120
 
 
 # ---- on a terminal ----
