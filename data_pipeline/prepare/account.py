@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.ledger import Tally
-from data_pipeline.prepare.chunk import ChunkResult
+from data_pipeline.prepare.chunk_result import ChunkResult
 from data_pipeline.prepare.condition_rows import HeldOut
 from data_pipeline.prepare.counts import ClassCounts
 from data_pipeline.prepared.dataset import Split, SplitCounts

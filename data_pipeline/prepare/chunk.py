@@ -6,62 +6,23 @@ Rows that hold tokens are read and cut; their class and text are recovered from 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.held_out import is_held_out, loses_condition
 from data_pipeline.ledger import Tally
+from data_pipeline.prepare.chunk_result import ChunkResult, KeptRow
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
-from data_pipeline.prepare.workers import SourceChunk
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
 from data_pipeline.prompt.templates import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
-from data_pipeline.read.conversations import BadRow, read_conversations
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeptRow:
-    """What the main process has to know of a row beside its tokens.
-
-    own_id: the id that the row names itself, None where its place serves as one.
-    condition: the one it is prompted with; lost_condition: whether condition dropout left out that of its class.
-    has_control_text: whether a text spells a control token.
-    """
-
-    place: str
-    own_id: str | None
-    class_name: str
-    condition: str
-    is_held_out: bool
-    is_truncated: bool
-    is_tail_trimmed: bool
-    has_control_text: bool
-    lost_condition: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkResult:
-    """The rows of one chunk. Class names become ids in the main process, which also finds rows whose id is taken.
-
-    columns: the prepared rows, without `class_id` and `condition_id`. rows: one for each of them.
-    conditions: of each class that a row of the chunk has, rows included that were dropped because of their length.
-    held_out: row -> conversation, of the held-out rows that were kept whole.
-    tally: every conversation read, and those that were dropped here.
-    """
-
-    source: int
-    columns: pa.RecordBatch
-    rows: Sequence[KeptRow]
-    conditions: dict[str, str]
-    held_out: dict[int, TaggedConversation]
-    tally: Tally
+from data_pipeline.read.conversations import BadRow, SourceChunk, read_conversations
 
 
 class ChunkProcessor:

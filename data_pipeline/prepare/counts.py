@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data_pipeline.classes.tagging import ConversationClass
 from data_pipeline.errors import UserError
-from data_pipeline.prepare.chunk import ChunkResult
+from data_pipeline.prepare.chunk_result import ChunkResult
 from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import quoted
 

@@ -21,7 +21,7 @@ from data_pipeline.prepare.inference_condition import inference_condition
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.outcome import check_outcome
 from data_pipeline.prepare.survey import survey
-from data_pipeline.prepare.workers import SourceChunk, over_chunks
+from data_pipeline.prepare.workers import over_chunks
 from data_pipeline.prepared.dataset import (
     FORMAT_VERSION,
     TOKENIZER_FOLDER,
@@ -30,7 +30,7 @@ from data_pipeline.prepared.dataset import (
     holds_only_prepared_files,
 )
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
-from data_pipeline.read.conversations import conversation_chunks
+from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.openchat_parquet import tokenized_files
 from data_pipeline.read.sources import ChunkSizes
 

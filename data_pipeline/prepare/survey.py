@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from data_pipeline.classes.rewards import RewardFacts, needs_scores, reward_facts
-from data_pipeline.prepare.workers import SourceChunk, over_chunks
+from data_pipeline.prepare.workers import over_chunks
 from data_pipeline.read import sources
-from data_pipeline.read.conversations import BadRow, parse_rows
+from data_pipeline.read.conversations import BadRow, SourceChunk, parse_rows
 from data_pipeline.read.openchat_parquet import BatchChunk
 from data_pipeline.read.sources import ChunkSizes
 from data_pipeline.settings import DataSettings

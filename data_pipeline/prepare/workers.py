@@ -11,33 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
-from data_pipeline.read.conversations import AnyChunk
 
-
-@dataclass(frozen=True, kw_only=True)
-class SourceChunk:
-    """A chunk and the number of its source in the recipe."""
-
-    source: int
-    chunk: AnyChunk
-
-
+T = TypeVar("T")
 R = TypeVar("R")
-ChunkWork = Callable[[SourceChunk], R]
 
-_work: ChunkWork[Any] | None = None  # of this worker process
+_work: Callable[[Any], Any] | None = None  # of this worker process
 
 
-def over_chunks(make_work: Callable[[], ChunkWork[R]], chunks: Iterable[SourceChunk], num_workers: int) -> Iterator[R]:
+def over_chunks(make_work: Callable[[], Callable[[T], R]], chunks: Iterable[T], num_workers: int) -> Iterator[R]:
     """Yield the result of each chunk, in the order of the chunks whatever the number of workers.
 
-    make_work: called once in each process, so it is sent there, and what it returns is not. Results are sent back. An
-    error of a chunk ends the work. Raises UserError where a process was killed.
+    make_work: called once in each process, to make the function that works on a chunk; it must be possible to pickle
+    make_work, chunks and results, but not that function. An exception of a chunk ends the work. Raises UserError where
+    a process was killed.
     """
     chunks = iter(chunks)
     first = list(islice(chunks, 2))
@@ -63,12 +53,12 @@ def over_chunks(make_work: Callable[[], ChunkWork[R]], chunks: Iterable[SourceCh
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(make_work: Callable[[], ChunkWork[Any]]) -> None:
+def _start(make_work: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _work = make_work()
 
 
-def _do(chunk: SourceChunk) -> Any:
+def _do(chunk: Any) -> Any:
     assert _work is not None, "the pool's initializer ran"
     return _work(chunk)

@@ -35,6 +35,14 @@ class BadRow:
         return BadRow(place=place, reason=error.reason, message=str(error))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceChunk:
+    """A chunk and the number of its source in the recipe."""
+
+    source: int
+    chunk: AnyChunk
+
+
 class Tag(Protocol):
     """Gives a conversation its class, condition and weights; `classes.tagging.Tagger` is one."""
 

@@ -6,15 +6,15 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipeline.classes.rewards import RewardFacts
-from data_pipeline.classes.tagging import Tagger, class_table
+from data_pipeline.classes.rewards import RewardFacts, needs_scores
+from data_pipeline.classes.tagging import ClassTable, Tagger, class_table
 from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
@@ -206,11 +206,19 @@ class Facts:
         read_turns = None
         if source.is_tokenized:
             tokenizer = TemplateTokenizer(self.tokenizer)
-            table = class_table(data, rewards)
+            table = self._classes_of_tokens()
             read_turns = TurnReader(tokenizer, template, table, bos_token=self.tokenizer.bos_token)
         return functools.partial(
             read_conversations, source=source, scored_by=data.scored_by, tag=tag, read_turns=read_turns
         )
+
+    def _classes_of_tokens(self) -> ClassTable:
+        """The class table that rows of tokens are compared with; without weights where those need all rewards."""
+        data = self.recipe.data
+        table = class_table(data, RewardFacts(baselines={}))
+        if needs_scores(data):
+            return {name: replace(spec, weight=None) for name, spec in table.items()}
+        return table
 
     def token_lengths(self, sample: SourceSample) -> np.ndarray:
         """int64: how many tokens some of the sampled conversations have, as the limit counts them.

@@ -194,7 +194,7 @@ def test_the_problems_of_all_files_come_together(here: Path) -> None:
         ({"out": Path("8")}, "ends in .yaml"),
         ({"out": Path("data"), "overwrite": True}, "is a folder"),
         ({"out": Path("data/gpt4.jsonl/mine.yaml")}, "cannot be written"),
-        ({"classes": ["gpt4=a:9999", "gpt35=b:0"]}, "next to nothing"),
+        ({"classes": ["gpt4=a:9999", "gpt35=b:0"]}, "a weight below 1e-30"),
     ],
 )
 def test_wrong_flags(here: Path, changes: dict[str, Any], rule: str) -> None:
