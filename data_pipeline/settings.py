@@ -252,7 +252,7 @@ class DataSettings(Section):
             if twice:
                 problems.append(
                     f"sources.{number}: classes with the same condition ({', '.join(map(quoted, twice))}) cannot be "
-                    "told apart in tokenized rows; name one as `class` of the source"
+                    "distinguished in tokenized rows; name one as `class` of the source"
                 )
         return problems
 

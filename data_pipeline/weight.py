@@ -1,7 +1,7 @@
 """The weight of a conversation by its reward: w = exp((r - r_max) / beta) (C-RLFT, arXiv 2309.11235).
 
 The weight of a token is made in three files: here; in `classes/tagging.py`, which gives each message the weight of its
-class (or of its own reward), times the row's factor for that message; and in `prompt/templates.py`, which puts it on
+class (or of its own reward), times the row's factor for that message; and in `prompt/render.py`, which puts it on
 the message's content and its end of turn. All other tokens weigh 0.
 """
 

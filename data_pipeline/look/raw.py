@@ -16,7 +16,8 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
-from data_pipeline.prompt.templates import Template, render
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
 from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids

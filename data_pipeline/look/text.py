@@ -168,7 +168,7 @@ def _legend(color: bool) -> str:
 
 
 def _marked(tokens: Sequence[ShownToken], *, heaviest: float, color: bool) -> str:
-    """A row's text with its tokens told apart; the plain form shows every weight as a number."""
+    """A row's text with its kinds of tokens marked; the plain form shows every weight as a number."""
     if color:
         return "".join(_style(run.kind, run.weight / heaviest) + visible(run.text) + _RESET for run in runs(tokens))
     pieces = []
@@ -191,7 +191,7 @@ def _style(kind: str, share: float) -> str:
 
 
 def _token_table_legend() -> str:
-    return 'tokens: one a line; `""`: the beginning of a character of several tokens, which stands with its last one'
+    return 'tokens: one a line; `""`: the beginning of a character of several tokens, which is shown with its last one'
 
 
 def _token_table(tokens: Sequence[ShownToken]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from data_pipeline.prepare.chunk_result import ChunkResult, KeptRow
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.templates import render
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import BadRow, SourceChunk, read_conversations

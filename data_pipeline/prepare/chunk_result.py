@@ -13,7 +13,7 @@ from data_pipeline.ledger import Tally
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeptRow:
-    """What the main process has to know of a row beside its tokens.
+    """What the main process has to know of a row, besides its tokens.
 
     own_id: the id that the row names itself, None where its place serves as one.
     condition: the one it is prompted with; lost_condition: whether condition dropout left out that of its class.

@@ -18,7 +18,7 @@ from data_pipeline.errors import RowError
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.templates import render
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 CONVERSATIONS_PER_CLASS = 1000  # enough for a narrow confidence interval; keeps the matrix cheap compared to training

@@ -1,4 +1,4 @@
-"""One raw row to one conversation: the source's format, and the fields beside the messages."""
+"""One raw row to one conversation: the source's format, and the fields around the messages."""
 
 from __future__ import annotations
 

@@ -77,9 +77,7 @@ class Facts:
         return fact  # type: ignore[no-any-return]
 
     def hub_model(self, name: str) -> models.Repository:
-        """A base or tokenizer on the Hub. Raises UserError where it can be had neither from there nor from the
-        cache.
-        """
+        """A base or tokenizer on the Hub. Raises UserError where neither the Hub nor the cache has it."""
         revision = self.recipe.model.revision
         return self._once(
             f"hub {name}", lambda: models.find_model(name, revision, with_weights=name == self.recipe.model.path)
@@ -162,7 +160,9 @@ class Facts:
         return self._once("steps", lambda: training_plan(self.recipe, split).num_steps)
 
     def samples(self) -> Sequence[tuple[SourceSettings, SourceSample | UserError]]:
-        """What was seen in each source, or why nothing could be. Datasets on the Hub are left out: they come whole."""
+        """What was seen in each source, or why nothing could be seen. Datasets on the Hub are left out: looking at one
+        would download it whole.
+        """
         return self._once(
             "samples", lambda: [(source, self._sample(number)) for number, source in self._readable_sources()]
         )

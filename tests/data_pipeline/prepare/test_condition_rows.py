@@ -12,7 +12,7 @@ from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.prepare.condition_rows import HeldOut, condition_rows
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
-from data_pipeline.prompt.templates import render
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from tests.support.data import make_job, source
 from tests.support.rows import conversations, write_jsonl

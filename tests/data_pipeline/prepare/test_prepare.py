@@ -373,7 +373,7 @@ def test_foreign_files_are_never_replaced(prepared: bool, name: str, job: JobFac
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     before = folder_state(tmp_path / "prepared")
-    with pytest.raises(UserError, match=r"prepared: is there already and was not made by this command"):
+    with pytest.raises(UserError, match=r"prepared: already exists and was not made by this command"):
         prepare(job(seed=1), num_workers=1)
     assert folder_state(tmp_path / "prepared") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "rows.jsonl"]
@@ -381,7 +381,7 @@ def test_foreign_files_are_never_replaced(prepared: bool, name: str, job: JobFac
 
 def test_file_in_place_of_the_folder_is_refused_and_left_as_it_is(job: JobFactory, tmp_path: Path) -> None:
     (tmp_path / "prepared").write_text("keep me")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         prepare(job(), num_workers=1)
     assert (tmp_path / "prepared").read_text() == "keep me"
 

@@ -360,7 +360,7 @@ def reweighted(row: dict[str, Any], weights: list[float]) -> dict[str, Any]:
             lambda w: [0.0, *w[:-1]],
             "turn 2 (assistant): its first token has weight 0 and token 2 has 1, but a message and",
         ),
-        (lambda w: [*w[1:], w[-1]], "turn 2 (assistant): a weight stands on the role"),
+        (lambda w: [*w[1:], w[-1]], "turn 2 (assistant): the role has a weight"),
         (
             lambda w: [*w[:-1], 0.0],
             "its first token has weight 1 and token {end} has 0, but a message and its end of turn",
