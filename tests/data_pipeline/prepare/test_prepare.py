@@ -396,7 +396,25 @@ def test_folder_of_another_format_version_is_prepared_anew(job: JobFactory, tmp_
     assert prepare(job(), num_workers=1)[1]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format_version": 1}'])
+def test_manifest_without_a_count_that_came_later_is_read_and_its_folder_reused(
+    job: JobFactory, tmp_path: Path
+) -> None:
+    manifest, _ = prepare(job(), num_workers=1)
+    path = tmp_path / "prepared" / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["ledger"]["text_not_recovered"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert prepare(job(), num_workers=1) == (manifest, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "null", '{"format_version": 1}'),
+        '{"format_version": 2, "classes": [], "splits": [], "ledger": {}}',
+        '{"format_version": 2, "classes": [], "splits": {}, "ledger": []}',
+    ],
+)
 def test_prepared_folder_with_a_broken_manifest_is_refused_or_made_anew(
     content: str, job: JobFactory, tmp_path: Path
 ) -> None:
