@@ -30,11 +30,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = list(document.problems)
     for override in overrides:
         problems += _apply_override(document, override)
-    problems += [secret_problem(place, document, path) for place in secret_places(document.value)]
+    problems += [secret_problem(place, document) for place in secret_places(document.value)]
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
-        problems += dict.fromkeys(describe(problem, document, path) for problem in error.errors())
+        problems += [describe(problem, document) for problem in error.errors()]
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserErrors(path, count, problems)
