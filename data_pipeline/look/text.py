@@ -1,14 +1,14 @@
-"""`ochat inspect` as text for a terminal, a pipe or a file. Nothing from data reaches it raw (`text_rules.visible`)."""
+"""`ochat inspect` as text for a terminal, a pipe or a file. Text from data goes through `text_rules.visible`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm.utils import disp_len
 
+from data_pipeline.ledger import Ledger
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.tokens import ShownToken, runs
 from data_pipeline.prepared.dataset import ClassRow
@@ -74,29 +74,32 @@ def weight_text(row: ClassRow) -> str:
     return f"{row.smallest_weight:.4g}" + ("" if same else f" to {row.largest_weight:.4g}")
 
 
-def ledger_text(ledger: Mapping[str, Any]) -> str:
+def ledger_text(ledger: Ledger) -> str:
     """What a preparation read, kept, cut and left out, with the first examples of each."""
-    dropped = ledger["dropped"]
     lines = [
-        f"read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {sum(dropped.values()):,}; "
-        f"truncated {ledger['truncated']:,}, unsupervised tail trimmed {ledger['tail_trimmed']:,}, "
-        f"control strings kept as text {ledger['control_text_kept_plain']:,}, "
-        f"condition left out {ledger['condition_left_out']:,}",
+        f"read {ledger.read:,} = kept {ledger.kept:,} + dropped {ledger.num_dropped:,}; "
+        f"truncated {ledger.truncated:,}, unsupervised tail trimmed {ledger.tail_trimmed:,}, "
+        f"control strings kept as text {ledger.control_text_kept_plain:,}, "
+        f"condition left out {ledger.condition_left_out:,}",
     ]
     for reason, (count, is_dropped) in ledger_reasons(ledger).items():
         lines.append(f"  {'dropped' if is_dropped else 'kept'}, {reason}: {count:,}")
-        lines += [f"    {visible(example, kept='')}" for example in ledger["examples"].get(reason, [])]
+        lines += [f"    {visible(example, kept='')}" for example in ledger.examples.get(reason, [])]
     return "\n".join(lines)
 
 
-def ledger_reasons(ledger: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
+def ledger_reasons(ledger: Ledger) -> dict[str, tuple[int, bool]]:
     """Reason -> how many conversations, and whether they were dropped (or kept, with something missing).
 
     Reasons without any are left out.
     """
-    noted = ("truncated", "tail_trimmed", "text_not_recovered")  # older prepared datasets lack the last
-    cut = {reason: (ledger[reason], False) for reason in noted if ledger.get(reason)}
-    return {reason: (count, True) for reason, count in ledger["dropped"].items()} | cut
+    noted = {
+        "truncated": ledger.truncated,
+        "tail_trimmed": ledger.tail_trimmed,
+        "text_not_recovered": ledger.text_not_recovered,
+    }
+    kept = {reason: (count, False) for reason, count in noted.items() if count}
+    return {reason: (count, True) for reason, count in ledger.dropped.items()} | kept
 
 
 def length_bins(lengths: np.ndarray) -> list[tuple[int, int]]:

@@ -270,8 +270,8 @@ def _results(
         assert max_steps is not None, "set by _jobs"
         facts[arm.name] = {
             "title": arm.title,
-            "conversations": split["conversations"],
-            "epochs": max_steps * recipe.train.tokens_per_step / split["tokens"],
+            "conversations": split.conversations,
+            "epochs": max_steps * recipe.train.tokens_per_step / split.tokens,
         }
     return {
         "recipe": recipe.name,

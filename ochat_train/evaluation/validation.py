@@ -37,7 +37,7 @@ class Validator:
     def __init__(self, recipe: Recipe, manifest: Manifest, *, num_steps: int) -> None:
         prepared_dir, settings = Path(recipe.data.prepared_dir), recipe.validation
         pack_length = recipe.train.pack_length_tokens
-        has_held_out = manifest.splits["validation"]["conversations"] > 0
+        has_held_out = manifest.splits["validation"].conversations > 0
         self._data = held_out_data(prepared_dir, manifest, pack_length=pack_length) if has_held_out else None
         self._sampler = Sampler(
             prepared_dir,

@@ -211,13 +211,13 @@ def _data(facts: CardFacts) -> str:
     sources = ", ".join(
         f"{json_code(source['path'])} ({source['format']})" for source in facts.recipe["data"]["sources"]
     )
-    rows = [("read", f"{ledger['read']:,}"), ("kept", f"{ledger['kept']:,}")]
-    rows += [(f"dropped: {json_code(reason)}", f"{count:,}") for reason, count in ledger["dropped"].items()]
+    rows = [("read", f"{ledger.read:,}"), ("kept", f"{ledger.kept:,}")]
+    rows += [(f"dropped: {json_code(reason)}", f"{count:,}") for reason, count in ledger.dropped.items()]
     rows += [
-        ("cut to the longest length", f"{ledger['truncated']:,}"),
-        ("without the part after the last trained token", f"{ledger['tail_trimmed']:,}"),
-        ("prompted without their condition", f"{ledger['condition_left_out']:,}"),
-        *((f"in `{name}`", f"{counts['conversations']:,}") for name, counts in prepared.splits.items()),
+        ("cut to the longest length", f"{ledger.truncated:,}"),
+        ("without the part after the last trained token", f"{ledger.tail_trimmed:,}"),
+        ("prompted without their condition", f"{ledger.condition_left_out:,}"),
+        *((f"in `{name}`", f"{counts.conversations:,}") for name, counts in prepared.splits.items()),
     ]
     return f"## Training data\n\nSources: {sources}.\n\n{_table(('conversations', 'number'), rows)}"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from data_pipeline.ledger import Ledger
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.text import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
 from data_pipeline.look.tokens import ShownToken, runs
@@ -95,11 +95,10 @@ def _shares(lengths: np.ndarray, bins: Sequence[tuple[int, int]]) -> list[Cell]:
     return [Cell(text=f"{n:,} ({n / len(lengths):.0%})", shade=_HEAVIEST_SHADE * n / len(lengths)) for n in counts]
 
 
-def _ledger(ledger: Mapping[str, Any]) -> Section:
-    dropped = sum(ledger["dropped"].values())
+def _ledger(ledger: Ledger) -> Section:
     text = (
-        f"Read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}. Control strings kept as text: "
-        f"{ledger['control_text_kept_plain']:,}. Condition left out: {ledger['condition_left_out']:,}."
+        f"Read {ledger.read:,} = kept {ledger.kept:,} + dropped {ledger.num_dropped:,}. Control strings kept as text: "
+        f"{ledger.control_text_kept_plain:,}. Condition left out: {ledger.condition_left_out:,}."
     )
     rows = [
         text_cells(
@@ -108,7 +107,7 @@ def _ledger(ledger: Mapping[str, Any]) -> Section:
                 "dropped" if is_dropped else "kept, cut",
                 f"{count:,}",
                 "\n".join(
-                    visible(example, kept="") for example in ledger["examples"].get(reason, ["no example was kept"])
+                    visible(example, kept="") for example in ledger.examples.get(reason, ["no example was kept"])
                 ),
             ]
         )

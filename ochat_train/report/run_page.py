@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.ledger import Ledger
 from ochat_train.report.matrix_section import matrix_section
 from ochat_train.report.page import Section, render_page, text_cells, write_page
 from ochat_train.report.pictures import Series, line_chart
@@ -165,15 +166,15 @@ def _samples(history: RunHistory) -> Section:
     return Section(heading=f"Samples, step {last_step}", head=["prompt", *map(shown_condition, conditions)], rows=rows)
 
 
-def _ledger(ledger: dict[str, Any]) -> Section:
-    dropped = sum(ledger["dropped"].values())
+def _ledger(ledger: Ledger) -> Section:
     text = (
-        f"Read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}; truncated {ledger['truncated']:,}, "
-        f"unsupervised tail trimmed {ledger['tail_trimmed']:,}, condition left out {ledger['condition_left_out']:,}."
+        f"Read {ledger.read:,} = kept {ledger.kept:,} + dropped {ledger.num_dropped:,}; truncated "
+        f"{ledger.truncated:,}, unsupervised tail trimmed {ledger.tail_trimmed:,}, condition left out "
+        f"{ledger.condition_left_out:,}."
     )
-    reasons = {**ledger["dropped"], **{reason: "" for reason in ledger["examples"] if reason not in ledger["dropped"]}}
+    reasons = {**ledger.dropped, **{reason: "" for reason in ledger.examples if reason not in ledger.dropped}}
     rows = [
-        text_cells([reason, f"{count:,}" if count != "" else "", "\n".join(ledger["examples"].get(reason, []))])
+        text_cells([reason, f"{count:,}" if count != "" else "", "\n".join(ledger.examples.get(reason, []))])
         for reason, count in reasons.items()
     ]
     return Section(heading="Ledger of the data", paragraphs=[text], head=["reason", "dropped", "examples"], rows=rows)
