@@ -12,11 +12,13 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.check.data import check_classes, check_lengths, check_prepared_data, check_sources
+from ochat_train.check.disk import check_disk
 from ochat_train.check.findings import Finding, from_error, ok, run_checks
+from ochat_train.check.gpus import check_gpus, check_gpus_without_recipe
 from ochat_train.check.hub import check_hub, check_push
-from ochat_train.check.machine import check_disk, check_gpus, check_gpus_without_recipe, check_versions
 from ochat_train.check.model import check_base, check_learning_rate, check_memory, check_template
 from ochat_train.check.recipe_facts import RecipeFacts
+from ochat_train.check.versions import check_versions
 from ochat_train.hub.models import SECONDS
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu

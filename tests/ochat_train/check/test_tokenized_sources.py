@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ochat_train.check.facts import Facts, SourceSample
 
+from ochat_train.check.recipe_facts import RecipeFacts, SourceSample
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.openchat_writer import OpenChatWriter, write_parquet
@@ -30,7 +30,7 @@ def tokenized_source(folder: Path, tokenizer_dir: Path, *, wrong_rows: int) -> d
 
 
 def samples(recipe: Path) -> list[SourceSample]:
-    facts = Facts(recipe=load_recipe(recipe), num_gpus=1, gpu_memory_gib=80.0)
+    facts = RecipeFacts(recipe=load_recipe(recipe), num_gpus=1, gpu_memory_gib=80.0)
     found = [sample for _, sample in facts.samples()]
     assert all(isinstance(sample, SourceSample) for sample in found)
     return [sample for sample in found if isinstance(sample, SourceSample)]
