@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from ochat_train.ablation.arms import REFERENCE, Arm, arm_recipe, arms_of, run_d
 from ochat_train.ablation.page import ablation_page, results_picture
 from ochat_train.ablation.table import results_text
 from ochat_train.checkpoint.state import checkpoints_dir
+from ochat_train.distributed.launch import free_port, without_launcher
 from ochat_train.evaluation.questions import load_questions
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.recipe.preparation import prepare_recipe
@@ -191,7 +191,7 @@ def _train_and_score(
     values = job.recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
     replace_text(recipe_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     log = run.with_suffix(".log")
-    environment = _environment(place, options.gpus)
+    environment = arm_environment(place, options.gpus)
     score = [
         sys.executable,
         "-m",
@@ -220,9 +220,6 @@ def _train_and_score(
 def _launch(recipe_file: Path, gpus: int) -> list[str]:
     if gpus == 1:
         return [sys.executable, "-m", "ochat_train", str(recipe_file)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     return [
         sys.executable,
         "-m",
@@ -230,17 +227,20 @@ def _launch(recipe_file: Path, gpus: int) -> list[str]:
         "--nproc-per-node",
         str(gpus),
         "--master-port",
-        str(port),
+        str(free_port()),
         "-m",
         "ochat_train",
         str(recipe_file),
     ]
 
 
-def _environment(place: int, gpus: int) -> dict[str, str]:
-    """GPUs of one of several places; places share GPUs where there are more of them than GPUs."""
+def arm_environment(place: int, gpus: int) -> dict[str, str]:
+    """The environment of a training at one of several places: its GPUs, and nothing of this process's launcher.
+
+    Places share GPUs if there are more places than GPUs.
+    """
     available = torch.cuda.device_count()
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment = without_launcher(os.environ)
     if available:
         if gpus > available:
             raise UserError(f"--gpus {gpus}", f"this host has {available}")

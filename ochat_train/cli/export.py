@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ochat_train.cli.arguments import Verb, file_size, step
+from ochat_train.export.layout import DEFAULT_SHARD_SIZE
 
 
 def add_export(verb: Verb) -> None:
@@ -28,9 +29,9 @@ def add_export(verb: Verb) -> None:
     export.add_argument(
         "--max-shard-size",
         type=file_size,
-        default="5GB",
+        default=DEFAULT_SHARD_SIZE,
         metavar="SIZE",
-        help="write several files of at most this size (default 5GB)",
+        help=f"write several files of at most this size (default {DEFAULT_SHARD_SIZE})",
     )
 
 

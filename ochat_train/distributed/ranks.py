@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copyreg
 import logging
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.distributed.launch import is_launched, single_rank
 from ochat_train.distributed.rendezvous import meet
 from ochat_train.system.exits import OneRankError
 from ochat_train.system.quiet import quiet_libraries
@@ -48,10 +47,8 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # Known, and empty: it would try a compiler on every rank, and on a CPU build collectives that only inference uses.
     deepspeed.ops.__compatible_ops__ = {}
-    pickle_stages_by_value()
-    if "WORLD_SIZE" not in os.environ:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(_free_port())
+    if not is_launched(os.environ):
+        os.environ |= single_rank()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -69,17 +66,6 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
 
 
-def pickle_stages_by_value() -> None:
-    """Let checkpoints hold the ZeRO stage as its class and number, on every Python.
-
-    3.11.0 to 3.11.3 would write a call of `getattr`, which checkpoint.py refuses to load, as it must: anything can be
-    reached with it.
-    """
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))  # type: ignore[arg-type, return-value]
-
-
 def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do something on rank 0 only; all ranks wait, and all get its result, or its UserError or OSError as a
     UserError.
@@ -95,12 +81,6 @@ def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
         raise UserError(message[1])
     result: T = message[0]
     return result
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def stop_ranks() -> None:

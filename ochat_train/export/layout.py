@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
+CARD = "README.md"
+DEFAULT_SHARD_SIZE = "5GB"  # a larger model is written as several files of at most this size
 
 
 def exported_names(mark: bytes) -> dict[str, str] | None:
@@ -13,6 +15,3 @@ def exported_names(mark: bytes) -> dict[str, str] | None:
         return {str(name): str(sha256) for name, sha256 in json.loads(mark)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-CARD = "README.md"

@@ -1,0 +1,48 @@
+"""What launchers tell a process in its environment, and how to start one that no launcher has started."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+# Set by torchrun and by DeepSpeed's launcher. A process that is started from a rank must not inherit them: it would
+# take itself for that rank, or wait for the ranks of another run.
+_VARIABLES = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"),  # torchrun
+        *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"),  # DeepSpeed
+    }
+)
+_PREFIX = "TORCHELASTIC_"  # torchrun: restarts, and whether the launcher keeps the store of the process group
+
+
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher has started the process of this environment."""
+    return "WORLD_SIZE" in environment
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process of its own, without what a launcher told this one."""
+    return {
+        name: value for name, value in environment.items() if name not in _VARIABLES and not name.startswith(_PREFIX)
+    }
+
+
+def single_rank() -> dict[str, str]:
+    """What a launcher would tell the only rank of a run."""
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+
+
+def free_port() -> int:
+    """A TCP port of this host that nothing listens on. Another process may take it before it is used."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
