@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.settings import HUB_PREFIX
 from ochat_train.check.findings import Finding, ok, problem, warning
-from ochat_train.hub.models import LOG_IN, SECONDS
-from ochat_train.hub.retry import Patience
+from ochat_train.hub.models import ANSWER_SECONDS, LOG_IN
+from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.recipe.sections import Recipe
 
@@ -39,7 +39,7 @@ def _check_dataset(name: str) -> Finding:
             "hub", f"dataset {name}: not checked, HF_HUB_OFFLINE is set", "it must be in the cache for `ochat prepare`"
         )
     try:
-        info = HfApi().dataset_info(name, timeout=SECONDS)
+        info = HfApi().dataset_info(name, timeout=ANSWER_SECONDS)
         if info.gated:
             HfApi().auth_check(name, repo_type="dataset")
     except GatedRepoError:
@@ -52,9 +52,10 @@ def _check_dataset(name: str) -> Finding:
     return ok("hub", f"dataset {name}: there and readable; its rows are looked at by `ochat prepare`")
 
 
-def check_push(recipe: Recipe) -> Iterator[Finding]:
-    """The right to push, where the recipe has `train.push_to_hub`; nothing where it has not. Raises UserError without
-    it.
+def check_push(recipe: Recipe, *, timeout_seconds: float = ANSWER_SECONDS) -> Iterator[Finding]:
+    """The right to push, if the recipe has `train.push_to_hub`. Raises UserError if this login may not push.
+
+    timeout_seconds: how long to wait for the Hub.
     """
     if recipe.train.push_to_hub is None:
         return
@@ -65,5 +66,6 @@ def check_push(recipe: Recipe) -> Iterator[Finding]:
             "push", "the recipe pushes to the Hub, and HF_HUB_OFFLINE is set", "unset it, or remove train.push_to_hub"
         )
         return
-    check_recipe_rights(recipe, patience=Patience(tries=1, request_seconds=SECONDS, total_seconds=SECONDS))
+    policy = RetryPolicy(max_tries=1, request_seconds=timeout_seconds, total_seconds=timeout_seconds)
+    check_recipe_rights(recipe, policy=policy)
     yield ok("push", f"{recipe.train.push_to_hub}: this login may write there")

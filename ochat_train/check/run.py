@@ -19,7 +19,7 @@ from ochat_train.check.findings import Check, Finding, ok, problem, run_checks
 from ochat_train.check.hub import check_hub, check_push
 from ochat_train.check.machine import check_disk, check_gpus, check_versions
 from ochat_train.check.model import check_base, check_learning_rate, check_memory, check_template
-from ochat_train.hub.models import SECONDS
+from ochat_train.hub.models import ANSWER_SECONDS
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu
 from ochat_train.recipe.load import load_recipe
@@ -33,7 +33,7 @@ def check(path: Path, overrides: Sequence[str], *, num_gpus: int | None, gpu_mem
     num_gpus, gpu_memory_gib: None for the GPUs of this machine, or one H100 where it has none.
     """
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # read by huggingface_hub when it is imported
-        os.environ.setdefault(name, f"{SECONDS:.0f}")
+        os.environ.setdefault(name, f"{ANSWER_SECONDS:.0f}")
     quiet_libraries()
     try:
         recipe = load_recipe(path, overrides)

@@ -19,7 +19,7 @@ from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
 from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
-from ochat_train.hub.retry import Patience
+from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.build import build_model, is_compiled, set_up_layers
 from ochat_train.planning.memory import (
@@ -68,7 +68,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
         on_main_rank(ranks, lambda: _check_and_lock(recipe))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir")
         if recipe.train.push_to_hub is not None:
-            on_main_rank(ranks, lambda: check_recipe_rights(recipe, patience=Patience()))  # before hours are spent
+            on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
             push = BackgroundPush(recipe) if ranks.is_main else None
         _train(recipe, manifest, ranks, push, stop_request, resume=resume, accept_changes=accept_changes)
         stop_ranks()
