@@ -22,8 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.step import conversation_length
-from ochat_train.model.attention.choose import KERNELS, attention_obstacles
-from ochat_train.model.attention.torch_kernels import AttentionKernel
+from ochat_train.model.attention.choose import attention_obstacles
+from ochat_train.model.attention.kernel import AttentionFunction
+from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.batch import PackShape
 
 _HEADS, _KEY_HEADS, _HEAD_DIM = 32, 8, 128
@@ -55,7 +56,7 @@ def main() -> None:
         cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
         for name in kernels:
             found, whole = (
-                milliseconds(KERNELS[name], cu_seqlens, bound, device, dtype)
+                milliseconds(KERNELS[name].run, cu_seqlens, bound, device, dtype)
                 for bound in (shape.max_seqlen, shape.pack_length)
             )
             sizes = f"{mean_length:>6,}{max(lengths):>9,}{len(lengths):>11,}"
@@ -71,7 +72,7 @@ def pack_lengths(mean_length: int, pack_length: int) -> list[int]:
 
 
 def milliseconds(
-    kernel: AttentionKernel, cu_seqlens: torch.Tensor, max_seqlen: int, device: torch.device, dtype: torch.dtype
+    kernel: AttentionFunction, cu_seqlens: torch.Tensor, max_seqlen: int, device: torch.device, dtype: torch.dtype
 ) -> float:
     """Forward and backward, after everything has been compiled: the time of kernels on a GPU, of the operators on a
     CPU.

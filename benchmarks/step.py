@@ -270,7 +270,7 @@ def work(task: dict[str, Any]) -> None:
         squared = float(plan.epoch(0).attention_costs[packs].sum())
         speed = meter.stop(num_tokens=sums.num_tokens, squared_lengths=squared, waited_seconds=batches.waited_seconds)
         first_step_seconds = first_step_seconds or time.monotonic() - start
-        found.append({**speed, "squared": squared, "tokens": sums.num_tokens})
+        found.append({**asdict(speed), "squared": squared, "tokens": sums.num_tokens})
     found_profile = profile(next_step, ranks) if options.profile else None
     batches.close()
     if ranks.is_main:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
+from data_pipeline.section import Rule, Section, setting
 from data_pipeline.text_rules import quoted, text_problem
 
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -17,41 +18,39 @@ HUB_PREFIX = "hf://"  # of a source's path: a dataset on the Hub
 SMALLEST_WEIGHT = 1e-30  # far above float32's smallest number, far below any weight that matters
 
 
-class Section(BaseModel):
-    """A recipe section: unknown keys and wrong types are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-BASELINE_RULE = "expected a number, or `mean`"
-
-
-def _number_or_mean(value: float | str | None) -> float | str | None:
-    if isinstance(value, str) and value != "mean":
-        raise ValueError(BASELINE_RULE)
-    return value
-
-
 Baseline = Annotated[
-    float | str | None,
-    AfterValidator(_number_or_mean),
+    float | Literal["mean"] | None,
     WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "mean"}, {"type": "null"}]}),
+    Rule("expected a number, or `mean`"),
 ]
 
 
 class ClassSettings(Section):
     """A class of conversations: the condition that joins its role prefixes, and how much its tokens count."""
 
-    condition: str = Field(
-        description='text that joins every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and '
-        "`Assistant:`"
+    condition: str = setting(
+        description='text added to every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and '
+        "`Assistant:`",
+        decides_steps=True,
+        is_public=True,
     )
-    reward: float | None = Field(None, description="reward r; the loss weight is exp((r - largest r) / beta)")
-    weight: float | None = Field(None, ge=0.0, le=1e6, description="the loss weight itself, in place of `reward`")
-    baseline: Baseline = Field(
+    reward: float | None = setting(
+        None, description="reward r; the loss weight is exp((r - largest r) / beta)", decides_steps=True, is_public=True
+    )
+    weight: float | None = setting(
         None,
-        description="taken off the rewards in the rows of this class (`reward_field`): a number, or `mean`, the mean "
-        "reward of its conversations",
+        ge=0.0,
+        le=1e6,
+        description="the loss weight itself, instead of `reward`",
+        decides_steps=True,
+        is_public=True,
+    )
+    baseline: Baseline = setting(
+        None,
+        description="subtracted from the rewards in the rows of this class (`reward_field`): a number, or `mean` for "
+        "the mean reward of its conversations",
+        decides_steps=True,
+        is_public=True,
     )
 
     @model_validator(mode="after")
@@ -72,25 +71,41 @@ class ClassSettings(Section):
 class SourceSettings(Section):
     """Where raw conversations come from, and which class they have."""
 
-    path: str = Field(
+    path: str = setting(
         min_length=1,
         description="a .jsonl, .json or .parquet file, a folder or glob of them, a folder made by "
         "`datasets.save_to_disk`, or `hf://ORG/NAME` for a dataset on the Hub",
+        decides_steps=True,
+        is_public=True,
     )
-    format: Format = Field(
-        description="how a row is laid out; `openchat_tokenized`: what OpenChat's own `generate_dataset` has written"
+    format: Format = setting(
+        description="layout of the rows; `openchat_tokenized` is what OpenChat's own `generate_dataset` writes",
+        decides_steps=True,
+        is_public=True,
     )
-    class_name: str | None = Field(None, alias="class", description="the class of every row of this source")
-    class_field: str | None = Field(
+    class_name: str | None = setting(
+        None, alias="class", description="the class of every row of this source", decides_steps=True, is_public=True
+    )
+    class_field: str | None = setting(
         None,
-        description="in place of `class`: the field of a row (dots go deeper, `meta.quality`) that names its class",
+        description="instead of `class`: the field of a row that names its class (dots for nested fields, "
+        "`meta.quality`)",
+        decides_steps=True,
+        is_public=True,
     )
-    reward_field: str | None = Field(
+    reward_field: str | None = setting(
         None,
-        description="the field of a row (dots go deeper, `meta.score`) that holds the reward of this conversation, a "
-        "number; its class has no `reward` or `weight` then",
+        description="the field of a row that holds the reward of its conversation, a number (dots for nested fields, "
+        "`meta.score`); the class then has no `reward` or `weight`",
+        decides_steps=True,
+        is_public=True,
     )
-    split: str | None = Field(None, description="split of a Hub dataset or of a folder made by `datasets`")
+    split: str | None = setting(
+        None,
+        description="split of a Hub dataset, or of a folder made by `datasets`",
+        decides_steps=True,
+        is_public=True,
+    )
 
     @property
     def is_on_hub(self) -> bool:
@@ -116,15 +131,23 @@ class SourceSettings(Section):
 
 
 class ClassesFrom(Section):
-    """Classes made from a score: equally many conversations in each, from the lowest scores (`q1`) to the highest."""
+    """Classes made from a score: quantiles with equally many conversations, from the lowest scores (`q1`) up."""
 
-    field: str = Field(
-        min_length=1, description="the field of a row (dots go deeper, `meta.score`) that holds the score, a number"
+    field: str = setting(
+        min_length=1,
+        description="the field of a row that holds the score, a number (dots for nested fields, `meta.score`)",
+        decides_steps=True,
+        is_public=True,
     )
-    quantiles: int = Field(ge=2, le=100, description="how many classes")
-    conditions: list[str] = Field(description="condition of each class, from the lowest scores to the highest")
-    rewards: list[float] | None = Field(
-        None, description="reward of each class, from the lowest scores to the highest; default: evenly from 0 to 1"
+    quantiles: int = setting(ge=2, le=100, description="number of classes", decides_steps=True, is_public=True)
+    conditions: list[str] = setting(
+        description="condition of each class, from the lowest scores to the highest", decides_steps=True, is_public=True
+    )
+    rewards: list[float] | None = setting(
+        None,
+        description="reward of each class, from the lowest scores to the highest; default: evenly from 0 to 1",
+        decides_steps=True,
+        is_public=True,
     )
 
     @model_validator(mode="after")
@@ -148,42 +171,83 @@ def quantile_class(number: int) -> str:
 
 
 class DataSettings(Section):
-    """Raw conversations, their classes, and what becomes of rows that do not fit."""
+    """Raw conversations, their classes, and how to treat rows that do not fit."""
 
-    prepared_dir: str = Field(min_length=1, description="folder of the prepared dataset, written by `ochat prepare`")
-    classes: dict[str, ClassSettings] = Field(
-        default_factory=dict, description="class name -> condition and reward; optional only for OpenChat's own rows"
+    prepared_dir: str = setting(
+        min_length=1,
+        description="folder of the prepared dataset, written by `ochat prepare`",
+        decides_steps=False,
+        is_public=False,
     )
-    classes_from: ClassesFrom | None = Field(
-        None, description="in place of `classes`: classes made from a score in the rows"
+    classes: dict[str, ClassSettings] = setting(
+        default_factory=dict,
+        description="class name -> condition and reward; only OpenChat's own rows can do without",
+        decides_steps=True,
+        is_public=True,
     )
-    beta: float | None = Field(None, gt=0.0, description="temperature of the rewards, needed where there are rewards")
-    reward_clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="[low, high]: rewards in the rows (`reward_field`) are brought inside"
+    classes_from: ClassesFrom | None = setting(
+        None,
+        description="instead of `classes`: classes made from a score in the rows",
+        decides_steps=True,
+        is_public=True,
     )
-    condition_dropout: Ratio = Field(
+    beta: float | None = setting(
+        None,
+        gt=0.0,
+        description="temperature of the rewards; required if there are rewards",
+        decides_steps=True,
+        is_public=True,
+    )
+    reward_clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = setting(
+        None,
+        description="[low, high]: rewards in the rows (`reward_field`) are clipped to this range",
+        decides_steps=True,
+        is_public=True,
+    )
+    condition_dropout: Ratio = setting(
         0.0,
         description="share of the training conversations that are prompted without their condition, so that the model "
-        "can also be used without one; class and weight stay",
+        "can also be used without one; class and weight do not change",
+        decides_steps=True,
+        is_public=True,
     )
-    sources: list[SourceSettings] = Field(min_length=1, description="what to read, in this order")
-    validation_ratio: Ratio = Field(
+    sources: list[SourceSettings] = setting(
+        min_length=1, description="what to read, in this order", decides_steps=True, is_public=True
+    )
+    validation_ratio: Ratio = setting(
         0.0,
-        description="share of prompts held out; conversations with the same system text and first prompt stay together",
+        description="share of prompts held out for validation; conversations with the same system text and first "
+        "prompt stay together",
+        decides_steps=True,
+        is_public=True,
     )
-    validation_seed: int | None = Field(
-        None, ge=0, lt=2**32, description="decides which prompts are held out; default: `seed`"
+    validation_seed: int | None = setting(
+        None,
+        ge=0,
+        lt=2**32,
+        description="seed that selects the held-out prompts; default: `seed`",
+        decides_steps=True,
+        is_public=True,
     )
-    only_classes: list[str] | None = Field(
-        None, min_length=1, description="keep conversations of these classes alone; the others are left out and counted"
+    only_classes: list[str] | None = setting(
+        None,
+        min_length=1,
+        description="keep only conversations of these classes; the others are dropped and counted",
+        decides_steps=True,
+        is_public=True,
     )
-    overlong: Literal["truncate", "drop", "error"] = Field(
+    overlong: Literal["truncate", "drop", "error"] = setting(
         "truncate",
-        description="a conversation longer than `model.max_length_tokens`: keep its beginning, leave it out, or stop",
+        description="what to do with a conversation longer than `model.max_length_tokens`: cut off its end, drop it, "
+        "or stop",
+        decides_steps=True,
+        is_public=True,
     )
-    bad_rows: Literal["error", "drop"] = Field(
+    bad_rows: Literal["error", "drop"] = setting(
         "error",
-        description="a row that cannot be read as a conversation: stop and list them, or leave it out and count it",
+        description="what to do with rows that are not valid conversations: stop and list them, or drop and count them",
+        decides_steps=True,
+        is_public=True,
     )
 
     def _problems_of_rewards(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Prints docs/command-line.md, the reference of the `ochat` command: walks the parser of every verb.
+"""Prints docs/command-line.md, the reference of the `ochat` command, from the record of each verb.
 
 python docs/generate_cli_reference.py > docs/command-line.md
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from ochat_train.cli.main import build_parser
+from ochat_train.cli.main import VERBS, add_arguments
+from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
 
 _INTRODUCTION = """\
@@ -26,6 +27,8 @@ One command, `ochat`, with a verb for each thing to do. `ochat VERB --help` says
 - Relative paths start at the folder in which the command runs.
 """
 
+_OF_EVERY_VERB = ("help", "debug")  # the introduction names them
+
 _LAUNCHERS = """
 ## Launchers
 
@@ -37,7 +40,7 @@ deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml --set trai
 torchrun --nproc-per-node 8 -m ochat_train recipes/openchat_3_5.yaml
 ```
 
-`./launch.sh` makes an environment, prepares and trains; what stands behind `--` goes to the `deepspeed` launcher:
+`./launch.sh` creates an environment, prepares and trains. Arguments after `--` go to the `deepspeed` launcher:
 
 ```bash
 ./launch.sh recipes/openchat_3_5.yaml --set train.epochs=3 -- --num_gpus 4
@@ -54,30 +57,20 @@ def reference() -> str:
         lost=exits.LOST_RANKS,
         not_pushed=exits.NOT_PUSHED,
     )
-    verbs = (_section(name, parser) for name, parser in verb_parsers().items())
-    return "".join([introduction, *verbs, _LAUNCHERS])
+    return "".join([introduction, *map(_section, VERBS), _LAUNCHERS])
 
 
-def verb_parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each verb, in the order of `ochat --help`."""
-    [verbs] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(verbs.choices)
-
-
-def _section(name: str, parser: argparse.ArgumentParser) -> str:
-    description, example = parser.description or "", (parser.epilog or "").removeprefix("example:").strip()
-    assert description, f"ochat {name} has no description"
-    assert example, f"ochat {name} has no example"
-    return f"\n## `ochat {name}`\n\n{description}\n\n```bash\n{example}\n```\n\n" + "".join(_arguments(parser))
+def _section(verb: Verb) -> str:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, verb)
+    head = f"\n## `ochat {verb.name}`\n\n{verb.summary}\n\n```bash\n{verb.example}\n```\n\n"
+    return head + "".join(_arguments(parser))
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
     """A list entry for each argument that a person may give."""
     for action in parser._actions:
-        if action.help == argparse.SUPPRESS or action.dest in (
-            "help",
-            "debug",
-        ):  # of every verb; the introduction names them
+        if action.help == argparse.SUPPRESS or action.dest in _OF_EVERY_VERB:
             continue
         value = str(action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper()))
         value = {0: "", "+": f"{value} ...", "*": f"[{value} ...]", "?": f"[{value}]"}.get(action.nargs, value)

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.utils import disp_len
 
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
+from data_pipeline.look.tables import CLASS_HEAD, class_rows, ledger_reasons, ledger_summary
 from data_pipeline.look.tokens import ShownToken, runs
 from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import quoted, visible
@@ -47,56 +48,16 @@ def report(inspection: Inspection, selection: Selection, *, color: bool, with_to
 
 def class_table(classes: Sequence[ClassRow]) -> str:
     """The classes of a prepared dataset as a table; `effective`: ClassRow.effective_conversations."""
-    head = ("class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share")
-    lines = [
-        (
-            visible(row.name, kept=""),
-            quoted(row.condition),
-            weight_text(row),
-            f"{row.conversations:,}",
-            f"{row.effective_conversations:,.0f}",
-            f"{row.tokens:,}",
-            f"{row.supervised_tokens:,}",
-            f"{row.weight_share:.1%}",
-        )
-        for row in classes
-    ]
-    return "\n".join(aligned((head, *lines)))
-
-
-def weight_text(row: ClassRow) -> str:
-    """A class's weight, or the range of its conversations' weights."""
-    if row.weight is not None:
-        return f"{row.weight:.4g}"
-    if row.smallest_weight is None or row.largest_weight is None:
-        return "in rows"
-    same = math.isclose(row.smallest_weight, row.largest_weight, rel_tol=1e-6)
-    return f"{row.smallest_weight:.4g}" + ("" if same else f" to {row.largest_weight:.4g}")
+    return "\n".join(aligned((CLASS_HEAD, *class_rows(classes))))
 
 
 def ledger_text(ledger: Mapping[str, Any]) -> str:
     """What a preparation read, kept, cut and left out, with the first examples of each."""
-    dropped = ledger["dropped"]
-    lines = [
-        f"read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {sum(dropped.values()):,}; "
-        f"truncated {ledger['truncated']:,}, unsupervised tail trimmed {ledger['tail_trimmed']:,}, "
-        f"control strings kept as text {ledger['control_text_kept_plain']:,}, "
-        f"condition left out {ledger['condition_left_out']:,}",
-    ]
-    for reason, (count, is_dropped) in ledger_reasons(ledger).items():
-        lines.append(f"  {'dropped' if is_dropped else 'kept'}, {reason}: {count:,}")
-        lines += [f"    {visible(example, kept='')}" for example in ledger["examples"].get(reason, [])]
+    lines = [ledger_summary(ledger)]
+    for row in ledger_reasons(ledger):
+        lines.append(f"  {'dropped' if row.is_dropped else 'kept'}, {row.reason}: {row.num_conversations:,}")
+        lines += [f"    {visible(example, kept='')}" for example in row.examples]
     return "\n".join(lines)
-
-
-def ledger_reasons(ledger: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-    """Reason -> how many conversations, and whether they were dropped (or kept, with something missing).
-
-    Reasons without any are left out.
-    """
-    noted = ("truncated", "tail_trimmed", "text_not_recovered")  # older prepared datasets lack the last
-    cut = {reason: (ledger[reason], False) for reason in noted if ledger.get(reason)}
-    return {reason: (count, True) for reason, count in ledger["dropped"].items()} | cut
 
 
 def length_bins(lengths: np.ndarray) -> list[tuple[int, int]]:

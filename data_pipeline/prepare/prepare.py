@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data_pipeline.classes.rewards import survey
 from data_pipeline.classes.tagging import class_table
-from data_pipeline.errors import UserError, duplicate_id
+from data_pipeline.errors import Problem, UserError, UserErrors, duplicate_id
 from data_pipeline.files import replaced_folder
 from data_pipeline.ledger import Ledger
 from data_pipeline.prepare.chunk import ChunkResult
@@ -155,13 +155,15 @@ def _check_outcome(job: PrepareJob, ledger: Ledger, splits: dict[str, dict[str, 
     if job.data.overlong == "error" and ledger.dropped["overlong"]:
         fatal["overlong"] = ledger.dropped["overlong"]
     if fatal:
-        lines = [f"{sum(fatal.values())} of {ledger.num_read} rows cannot be used:"]
-        for reason, count in sorted(fatal.items()):
-            lines += [f"  {reason}: {count}", *(f"    {example}" for example in ledger.examples[reason])]
-        lines.append(
-            "Repair them, or set `data.bad_rows: drop` (and `data.overlong`) to leave such rows out and count them."
+        raise UserErrors(
+            "data.sources",
+            f"{sum(fatal.values())} of {ledger.num_read} rows cannot be used",
+            [
+                Problem(place=reason, problem="\n  ".join([str(count), *ledger.examples[reason]]))
+                for reason, count in sorted(fatal.items())
+            ],
+            "Repair them, or set `data.bad_rows: drop` (and `data.overlong`) to leave such rows out and count them.",
         )
-        raise UserError("\n".join(lines))
     if not splits["train"]["conversations"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.dropped.items()) or "the sources are empty"
         raise UserError("data.sources", f"no conversation is left to train on ({ledger.num_read} read; {reasons})")

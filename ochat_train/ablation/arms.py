@@ -27,7 +27,7 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
 
     Arms without conditions prompt every class with `inference_condition`, and so do the arms of a single class. Arms
     without weights give every class weight 1.
-    Raises UserError for a recipe whose classes stand in the rows.
+    Raises UserError for a recipe whose classes come from its rows.
     """
     data = recipe.data.model_dump(mode="json", by_alias=True, exclude_none=True)
     if not recipe.data.classes:
@@ -37,27 +37,9 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
             "for OpenChat's own rows give the classes, and `class_field: condition` to the source",
         )
 
-    def classes(*, conditions: bool, weights: bool) -> dict[str, dict[str, Any]]:
-        table = {}
-        for name, spec in data["classes"].items():
-            changed = dict(spec)
-            if not conditions:
-                changed["condition"] = inference_condition
-            if not weights:
-                changed = {"condition": changed["condition"], "weight": 1.0}
-            table[name] = changed
-        return table
-
     def arm(name: str, title: str, *, conditions: bool, weights: bool, **more: Any) -> Arm:
-        changed = {**data, "classes": classes(conditions=conditions, weights=weights), **more}
-        if not weights:
-            changed["sources"] = [
-                {k: v for k, v in source.items() if k != "reward_field"} for source in data["sources"]
-            ]
-            changed = {key: value for key, value in changed.items() if key not in ("beta", "reward_clip")}
-        if not conditions:
-            changed["condition_dropout"] = 0.0
-        return Arm(name=name, title=title, data=changed)
+        changed = _arm_data(data, inference_condition, conditions=conditions, weights=weights)
+        return Arm(name=name, title=title, data={**changed, **more})
 
     both = [
         arm(REFERENCE, "C-RLFT", conditions=True, weights=True),
@@ -70,6 +52,23 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
         for name in recipe.data.classes
     ]
     return both + alone
+
+
+def _arm_data(data: Mapping[str, Any], inference_condition: str, *, conditions: bool, weights: bool) -> dict[str, Any]:
+    """The `data` section of an arm. conditions, weights: whether it keeps those of the recipe."""
+    classes = {}
+    for name, spec in data["classes"].items():
+        condition = spec["condition"] if conditions else inference_condition
+        classes[name] = {**spec, "condition": condition} if weights else {"condition": condition, "weight": 1.0}
+    changed = {**data, "classes": classes}
+    if not weights:
+        changed = {key: value for key, value in changed.items() if key not in ("beta", "reward_clip")}
+        changed["sources"] = [
+            {key: value for key, value in source.items() if key != "reward_field"} for source in data["sources"]
+        ]
+    if not conditions:
+        changed["condition_dropout"] = 0.0
+    return changed
 
 
 def arm_recipe(

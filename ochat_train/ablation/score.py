@@ -1,4 +1,4 @@
-"""Scores one trained arm on the conversations that C-RLFT's own preparation held out: every arm answers the same exam.
+"""Scores one trained arm on the conversations that C-RLFT's own preparation held out, the same for every arm:
 
 python -m ochat_train.ablation.score RUN PREPARED_DIR RESULT.json [QUESTIONS.jsonl]
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.prepared.dataset import Manifest
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from ochat_train.ablation.results import ArmScore
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.evaluation.evaluate import evaluate, held_out_data
-from ochat_train.evaluation.questions import load_questions, right_ratios
-from ochat_train.evaluation.validation import validation_line
+from ochat_train.evaluation.evaluate import evaluate
+from ochat_train.evaluation.held_out import held_out_data
+from ochat_train.evaluation.questions import load_questions, right_ratios_by_condition
 from ochat_train.export.export import find_checkpoint, load_model
 from ochat_train.inference.generate import Generator
 from ochat_train.model.attention.choose import choose_attention
@@ -39,14 +39,13 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     result = score(options.run_dir, options.prepared_dir, questions=options.questions)
-    replace_text(options.result, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    replace_text(options.result, json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
 
 
-def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> dict[str, Any]:
-    """The newest checkpoint of a run on the held-out conversations of a prepared dataset.
+def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> ArmScore:
+    """The newest checkpoint of a run on the held-out conversations of a prepared dataset, and on questions.
 
-    Returns the document of a validation (validation.jsonl) with `step` and `accuracy`: per condition, per task the
-    share of questions answered rightly ({} without questions).
+    Raises UserError where nothing was held out, or there is no checkpoint.
     """
     run = read_run_folder(run_dir)
     manifest = Manifest.load(prepared_dir)
@@ -55,21 +54,21 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> dict[
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = find_checkpoint(run, None)
     causal_lm = load_model(run, checkpoint).to(device)
-    asked = load_questions(questions) if questions else []
     settings = run.recipe.validation
-    generator = Generator(causal_lm, run.path / "tokenizer")
-    accuracy = {
-        condition: right_ratios(
-            generator, asked, condition, max_new_tokens=settings.answer_tokens, pattern=settings.answer_pattern
-        )
-        for condition in (manifest.conditions if asked else [])
-    }
+    accuracy = right_ratios_by_condition(
+        Generator(causal_lm, run.path / TOKENIZER_FOLDER),
+        load_questions(questions) if questions else [],
+        manifest.conditions,
+        max_new_tokens=settings.answer_tokens,
+        pattern=settings.answer_pattern,
+    )
+    # after the answers, which are generated with the kernel that transformers chooses
     kernel = choose_attention(run.recipe.model.attention, device=device, dtype=causal_lm.dtype, dropout=0.0)
     causal_lm.set_attn_implementation(register_attention(kernel))
     data = held_out_data(prepared_dir, manifest, pack_length=run.recipe.train.pack_length_tokens)
     model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes))
     found = evaluate(model, data, Ranks(rank=0, num_ranks=1, device=device), seed=0)
-    return {"step": CheckpointManifest.load(checkpoint).step, **validation_line(found), "accuracy": accuracy}
+    return ArmScore(step=CheckpointManifest.load(checkpoint).step, evaluation=found, accuracy=accuracy)
 
 
 if __name__ == "__main__":

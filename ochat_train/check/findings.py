@@ -1,4 +1,4 @@
-"""A finding, and how checks are run: all of them, whatever one of them meets."""
+"""A finding, and how checks are run: all of them, even if one fails."""
 
 from __future__ import annotations
 
@@ -9,65 +9,81 @@ from typing import Literal
 from data_pipeline.errors import UserError
 
 Level = Literal["ok", "warning", "problem"]
+Check = Callable[[], Iterable["Finding"]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of `ochat check`. A problem would stop the run; a warning would not, or cannot be decided here."""
+    """One line of `ochat check`.
+
+    level: a problem would stop the run; a warning would not, or cannot be decided on this machine.
+    area: as in the table of docs/init-and-check.md.
+    place: key of the recipe, file, package or device; empty where the area says enough.
+    problem: what was found there; for `ok`, what is right.
+    remedy: what to do about it, or empty.
+    """
 
     level: Level
     area: str
-    finding: str
+    place: str
+    problem: str
     remedy: str = ""
 
+    @property
+    def finding(self) -> str:
+        """Place and problem as one sentence."""
+        return f"{self.place}: {self.problem}" if self.place else self.problem
 
-def ok(area: str, finding: str) -> Finding:
+
+def ok(area: str, place: object, said: str) -> Finding:
     """Nothing to do."""
-    return Finding(level="ok", area=area, finding=finding)
+    return Finding(level="ok", area=area, place=str(place), problem=said)
 
 
-def warning(area: str, finding: str, remedy: str = "") -> Finding:
+def warning(area: str, place: object, said: str, remedy: str = "") -> Finding:
     """Worth a look."""
-    return Finding(level="warning", area=area, finding=finding, remedy=remedy)
+    return Finding(level="warning", area=area, place=str(place), problem=said, remedy=remedy)
 
 
-def problem(area: str, finding: str, remedy: str = "") -> Finding:
+def problem(area: str, place: object, said: str, remedy: str = "") -> Finding:
     """Would stop the run."""
-    return Finding(level="problem", area=area, finding=finding, remedy=remedy)
+    return Finding(level="problem", area=area, place=str(place), problem=said, remedy=remedy)
 
 
-Check = Callable[[], Iterable[Finding]]
+def from_error(area: str, error: UserError, *, level: Level = "problem", remedy: str = "") -> list[Finding]:
+    """A finding for each problem of an error. remedy: for those that name none."""
+    return [
+        Finding(
+            level=level,
+            area=area,
+            place=found.place if found.problem else "",
+            problem=found.problem or found.place,
+            remedy=found.remedy or remedy,
+        )
+        for found in error.problems
+    ]
 
 
 def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Finding]:
     """The findings of all (area, check) pairs.
 
-    A UserError becomes a problem. Where several checks meet the same one (a tokenizer that is missing), the later ones
-    say only that they could not look. Any other exception is a defect of the check and a problem, too: it has not
-    looked.
+    A UserError becomes a problem. If several checks meet the same one (a missing tokenizer), the later ones only say
+    that they could not look. Any other exception is a defect of the check, and a problem as well: nothing was checked.
     """
     findings: list[Finding] = []
-    areas_of: dict[str, str] = {}
+    area_of: dict[tuple[object, ...], str] = {}
     for area, check in checks:
         try:
             for finding in check():
                 findings.append(finding)  # one by one: what was found before an exception counts
         except UserError as error:
-            text = str(error)
-            if text in areas_of:
-                findings.append(warning(area, f"not checked: see the problem of {areas_of[text]}"))
+            if error.problems in area_of:
+                findings.append(warning(area, "", f"not checked: see the problem of {area_of[error.problems]}"))
             else:
-                areas_of[text] = area
-                findings.append(from_error(area, error))
+                area_of[error.problems] = area
+                findings += from_error(area, error)
         except Exception as error:
             reason = f"the check itself failed: {type(error).__name__}: {error}"
-            findings.append(
-                problem(area, reason, "please report this; `ochat plan` and `ochat train` look at it again")
-            )
+            remedy = "please report this; `ochat plan` and `ochat train` check the same again"
+            findings.append(problem(area, "", reason, remedy))
     return findings
-
-
-def from_error(area: str, error: UserError) -> Finding:
-    """A problem from a UserError, whose text ends with the remedy, after the last semicolon."""
-    finding, separator, remedy = str(error).rpartition("; ")
-    return problem(area, finding, remedy) if separator and "\n" not in remedy else problem(area, str(error))

@@ -1,4 +1,4 @@
-"""The machine: versions of packages, GPUs and kernels, room on disks."""
+"""The machine: versions of packages, GPUs and kernels, space on disks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from packaging.specifiers import SpecifierSet
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prepared.dataset import MANIFEST
-from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.model.attention.choose import attention_obstacles, choose_attention, missing_packages
@@ -30,35 +31,34 @@ from ochat_train.recipe.sections import Recipe
 _DISTRIBUTION = "ochat-train"
 _SHOWN = ("torch", "deepspeed", "transformers")
 _PREPARED_BYTES_PER_SOURCE_BYTE = 2  # a token is about four bytes of text and takes eight bytes: id and weight
-_BFLOAT16_BYTES = 2
+_BFLOAT16_BYTES, _FLOAT32_BYTES = 2, 4
 _HOPPER = (9, 0)
 
 
 def check_versions() -> Iterator[Finding]:
-    """Every package that this one asks for is there in a version that it takes, by its own metadata."""
+    """Whether every package that this one requires is installed in a version that it supports, by its metadata."""
     try:
         metadata = importlib.metadata.metadata(_DISTRIBUTION)
         requirements = [Requirement(text) for text in importlib.metadata.requires(_DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError:
-        remedy = "install it, for example with `pip install -e .`"
-        yield warning(
-            "versions", f"{_DISTRIBUTION} runs from a folder without being installed: versions are not known", remedy
-        )
+        text = "runs from a folder without being installed, so the versions it needs are not known"
+        yield warning("versions", _DISTRIBUTION, text, "install it, for example with `pip install -e .`")
         return
     python = SpecifierSet(str(metadata["Requires-Python"] or ""))
     if platform.python_version() not in python:
-        yield problem("versions", f"Python {platform.python_version()} is not {python}", "use a supported Python")
+        yield problem("versions", "Python", f"{platform.python_version()} is not {python}", "use a supported Python")
     needed = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
     wrong = False
     for requirement in needed:
         found = _version(requirement.name)
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             wrong = True
-            text = f"{requirement.name} {found or 'is not there'}: {requirement.specifier or 'any version'} is needed"
-            yield problem("versions", text, f'pip install "{requirement.name}{requirement.specifier}"')
+            text = f"{found or 'not installed'}, but {requirement.specifier or 'any version'} is needed"
+            remedy = f'pip install "{requirement.name}{requirement.specifier}"'
+            yield problem("versions", requirement.name, text, remedy)
     if not wrong:
         shown = ", ".join(f"{name} {_version(name)}" for name in _SHOWN)
-        yield ok("versions", f"{shown} and the other {len(needed) - len(_SHOWN)} packages are as needed")
+        yield ok("versions", "", f"{shown} and the other {len(needed) - len(_SHOWN)} packages are as needed")
 
 
 def _version(name: str) -> str | None:
@@ -68,96 +68,128 @@ def _version(name: str) -> str | None:
         return None
 
 
-def check_gpus(facts: Facts | None) -> Iterator[Finding]:
-    """GPUs of this machine and the kernels that a run would use; facts: None where the recipe cannot be read."""
+def check_gpus(facts: RecipeFacts) -> Iterator[Finding]:
+    """The GPUs of this machine and the kernels that a run would use."""
+    model = facts.recipe.model
     if not torch.cuda.is_available():
-        yield from _kernels_without_gpu(facts)
+        yield from _kernels_without_gpu(model.attention)
+        if model.float8:
+            yield from _float8(facts, _HOPPER)
         return
-    for number in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(number)
-        text = f"GPU {number}: {properties.name}, {properties.total_memory / GIB:.0f} GiB, compute capability "
-        text += f"{properties.major}.{properties.minor}"
-        if properties.major < 8:
-            yield problem("gpu", f"{text}: no bfloat16", "use an Ampere GPU or later, or model.precision: float32")
-        else:
-            yield ok("gpu", text)
-    if facts is None:
-        return
-    device, settings = torch.device("cuda", 0), facts.recipe.model
-    dtype, dropout = model_dtype(settings, device), getattr(facts.config, "attention_dropout", 0.0) or 0.0
-    kernel = choose_attention(settings.attention, device=device, dtype=dtype, dropout=dropout)
+    yield from _gpus()
+    device = torch.device("cuda", 0)
+    dtype, dropout = model_dtype(model, device), getattr(facts.config, "attention_dropout", 0.0) or 0.0
+    kernel = choose_attention(model.attention, device=device, dtype=dtype, dropout=dropout)
     others = attention_obstacles(device=device, dtype=dtype, dropout=dropout).items()
     not_usable = "; ".join(f"{name}: {obstacle}" for name, obstacle in others if obstacle)
-    yield ok("gpu", f"attention: {kernel}" + (f" (not usable: {not_usable})" if not_usable else ""))
-    if settings.float8:
+    yield ok("gpu", "model.attention", kernel + (f" (not usable: {not_usable})" if not_usable else ""))
+    if model.float8:
         yield from _float8(facts, torch.cuda.get_device_capability(device))
 
 
-def _kernels_without_gpu(facts: Facts | None) -> Iterator[Finding]:
-    remedy = "run `ochat check` on the GPU host, too; on this machine a run would use the CPU"
+def check_gpus_without_recipe() -> Iterator[Finding]:
+    """The part of `check_gpus` that does not depend on the recipe."""
+    yield from _gpus() if torch.cuda.is_available() else _kernels_without_gpu("auto")
+
+
+def _gpus() -> Iterator[Finding]:
+    for number in range(torch.cuda.device_count()):
+        place, properties = f"GPU {number}", torch.cuda.get_device_properties(number)
+        text = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, compute capability "
+        text += f"{properties.major}.{properties.minor}"
+        if properties.major < 8:
+            remedy = "use an Ampere GPU or later, or model.precision: float32"
+            yield problem("gpu", place, f"{text}: no bfloat16", remedy)
+        else:
+            yield ok("gpu", place, text)
+
+
+def _kernels_without_gpu(wanted: str) -> Iterator[Finding]:
+    """wanted: `model.attention` of the recipe."""
     packages = missing_packages()
-    there = ", ".join(name for name, missing in packages.items() if missing is None)
-    wanted = "auto" if facts is None else facts.recipe.model.attention
-    choice = f"the first of these that fits the GPU: {there}" if wanted == "auto" else wanted
+    installed = ", ".join(name for name, missing in packages.items() if missing is None)
+    choice = f"the first of these that fits the GPU: {installed}" if wanted == "auto" else wanted
     yield warning(
-        "gpu", f"no GPU here; compute capability is decided on the GPU host, and the attention kernel: {choice}", remedy
+        "gpu",
+        "",
+        f"no GPU on this machine; the GPU host decides the compute capability and the attention kernel: {choice}",
+        "run `ochat check` on the GPU host as well; on this machine a run would use the CPU",
     )
     if wanted != "auto" and packages[wanted] is not None:
-        yield warning(
-            "gpu", f"model.attention: {wanted}: {packages[wanted]} on this machine", "install it on the GPU host"
-        )
-    if facts is not None and facts.recipe.model.float8:
-        yield from _float8(facts, _HOPPER)
+        text = f"{wanted}: {packages[wanted]} on this machine"
+        yield warning("gpu", "model.attention", text, "install it on the GPU host")
 
 
-def _float8(facts: Facts, capability: tuple[int, int]) -> Iterator[Finding]:
-    recipe = facts.recipe
-    problems = float8_obstacles(
+def _float8(facts: RecipeFacts, capability: tuple[int, int]) -> Iterator[Finding]:
+    recipe, place = facts.recipe, "model.float8"
+    obstacles = float8_obstacles(
         decoder_layers(facts.model),
         capability=capability,
         pack_length=recipe.train.pack_length_tokens,
         compiled=recipe.model.compile is not False,
     )
-    for text in problems:
-        yield problem("gpu", f"model.float8: true cannot be used: {text}", "mend that, or remove model.float8")
-    if not problems:
-        yield ok("gpu", f"float8: torchao {_version('torchao')}, and the shapes fit")
+    for obstacle in obstacles:
+        yield problem("gpu", place, f"true cannot be used: {obstacle}", "fix that, or remove model.float8")
+    if not obstacles:
+        yield ok("gpu", place, f"torchao {_version('torchao')}, and the shapes fit")
 
 
-def check_disk(facts: Facts) -> Iterator[Finding]:
-    """Whether prepared data, checkpoints, an export and a base that is not here yet have room; disk by disk."""
-    needs: list[tuple[Path, str, float]] = []
+@dataclass(frozen=True, kw_only=True)
+class DiskNeed:
+    """Space that something will take. folder: where it will be written, need not exist yet."""
+
+    folder: Path
+    what: str
+    num_bytes: float
+
+
+def check_disk(facts: RecipeFacts) -> Iterator[Finding]:
+    """Whether there is space for prepared data, checkpoints, an export and a base that is not downloaded yet; per
+    disk.
+    """
+    needs: list[DiskNeed] = []
     unknown: UserError | None = None
     for find in (_prepared_need, _run_need, _download_need):
         try:
             needs += find(facts)
         except UserError as error:
             unknown = error
-    disks: dict[int, list[tuple[Path, str, float]]] = {}
-    for folder, what, size in needs:
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    disks: dict[int, list[DiskNeed]] = {}
+    for need in needs:
+        existing = _existing(need.folder)
         if not os.access(existing, os.W_OK):
-            yield problem("disk", f"{folder}: this user may not write to {existing}", "choose another folder")
-        disks.setdefault(existing.stat().st_dev, []).append((existing, what, size))
-    for entries in disks.values():
-        free, needed = shutil.disk_usage(entries[0][0]).free, sum(size for _, _, size in entries)
-        parts = ", ".join(f"{what} {_size(size)}" for _, what, size in entries)
-        text = f"about {_size(needed)} needed ({parts}), {_size(free)} free"
-        if free < needed:
-            yield problem("disk", text, "make room, choose another output_dir, or lower checkpoint.keep_last")
-        else:
-            yield ok("disk", text)
+            yield problem("disk", need.folder, f"this user may not write to {existing}", "choose another folder")
+        disks.setdefault(existing.stat().st_dev, []).append(need)
+    for on_disk in disks.values():
+        yield _disk_finding(on_disk)
     if unknown is not None:
         raise unknown
 
 
-def _prepared_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _disk_finding(needs: Sequence[DiskNeed]) -> Finding:
+    """needs: all on one disk."""
+    disk = _existing(needs[0].folder)
+    free, needed = shutil.disk_usage(disk).free, sum(need.num_bytes for need in needs)
+    parts = ", ".join(f"{need.what} {_size(need.num_bytes)}" for need in needs)
+    text = f"about {_size(needed)} needed ({parts}), {_size(free)} free"
+    if free < needed:
+        return problem("disk", disk, text, "free some space, choose another output_dir, or lower checkpoint.keep_last")
+    return ok("disk", disk, text)
+
+
+def _prepared_need(facts: RecipeFacts) -> Iterator[DiskNeed]:
     folder = Path(facts.recipe.data.prepared_dir).resolve()
     if not (folder / MANIFEST).is_file():
-        yield folder, "prepared data", float(_PREPARED_BYTES_PER_SOURCE_BYTE * facts.local_source_bytes())
+        num_bytes = _PREPARED_BYTES_PER_SOURCE_BYTE * facts.local_source_bytes()
+        yield DiskNeed(folder=folder, what="prepared data", num_bytes=num_bytes)
 
 
-def _run_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
+def _run_need(facts: RecipeFacts) -> Iterator[DiskNeed]:
     recipe = facts.recipe
     size = checkpoint_bytes(
         facts.num_parameters,
@@ -168,19 +200,16 @@ def _run_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
     number = num_checkpoints(recipe, num_steps=facts.num_steps)
     folder = Path(recipe.output_dir).resolve()
     there = sum(file.stat().st_size for file in checkpoints_dir(folder).rglob("*") if file.is_file())
-    yield folder, f"{number} checkpoint(s)", float(max(size, number * size - there))
-    yield (
-        folder,
-        "an export",
-        float(facts.num_parameters * (4 if recipe.model.precision == "float32" else _BFLOAT16_BYTES)),
-    )
+    yield DiskNeed(folder=folder, what=f"{number} checkpoint(s)", num_bytes=max(size, number * size - there))
+    parameter_bytes = _FLOAT32_BYTES if recipe.model.precision == "float32" else _BFLOAT16_BYTES
+    yield DiskNeed(folder=folder, what="an export", num_bytes=facts.num_parameters * parameter_bytes)
 
 
 def num_checkpoints(recipe: Recipe, *, num_steps: int | None) -> int:
-    """Most checkpoints that a run has at a time: those kept, the best, and the one being written before an old one
-    goes.
+    """The most checkpoints that a run has at a time: those kept, the best, and one that is written before an old one is
+    deleted.
 
-    num_steps: of the run, None where it is not known how many it will have.
+    num_steps: of the run, None if not known yet.
     """
     every = recipe.checkpoint.save_every_steps
     if every is None:
@@ -189,15 +218,15 @@ def num_checkpoints(recipe: Recipe, *, num_steps: int | None) -> int:
     return most if num_steps is None else min(most, -(-num_steps // every))
 
 
-def _download_need(facts: Facts) -> Iterator[tuple[Path, str, float]]:
+def _download_need(facts: RecipeFacts) -> Iterator[DiskNeed]:
     from huggingface_hub import constants
 
     path = facts.recipe.model.path
     if path is not None and is_hub_id(path) and not facts.hub_model(path).is_cached:
-        yield (
-            Path(constants.HF_HUB_CACHE).resolve(),
-            "download of the base",
-            float(facts.num_parameters * _BFLOAT16_BYTES),
+        yield DiskNeed(
+            folder=Path(constants.HF_HUB_CACHE).resolve(),
+            what="download of the base",
+            num_bytes=facts.num_parameters * _BFLOAT16_BYTES,
         )
 
 

@@ -8,64 +8,51 @@ from pathlib import Path
 from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
-from ochat_train.check.facts import Facts
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.check.recipe_facts import RecipeFacts
+from ochat_train.model.attention.register import check_attention
 from ochat_train.model.build import check_head, decoder_layers
 from ochat_train.model.config import check_config
 from ochat_train.planning.learning_rate import auto_learning_rate
-from ochat_train.planning.memory import GIB, parts_text, too_little_text
+from ochat_train.planning.memory import GIB
+from ochat_train.planning.memory_text import parts_text, too_little_memory
 
 
-def check_template(facts: Facts) -> Iterator[Finding]:
+def check_template(facts: RecipeFacts) -> Iterator[Finding]:
     """Control tokens, beginning of sequence, and whether a prompt has the ids of training."""
     spec, template = facts.tokenizer, TEMPLATES[facts.recipe.model.template]
     check_chat_template(spec, template)
-    added = ", ".join(spec.added_control_tokens)
-    tokens = (
-        f"{added} will be added to tokenizer and model"
-        if added
-        else f"control tokens {', '.join(template.control_tokens)} are there"
-    )
-    start = (
-        f"conversations begin with {spec.bos_token}"
-        if spec.bos_token
-        else "no beginning-of-sequence token is put in front"
-    )
-    yield ok("template", f"{template.name}: {tokens}; {start}; prompts get the ids of training")
+    if spec.added_control_tokens:
+        tokens = f"{', '.join(spec.added_control_tokens)} will be added to tokenizer and model"
+    else:
+        tokens = f"the tokenizer has the control tokens {', '.join(template.control_tokens)}"
+    start = f"begin with {spec.bos_token}" if spec.bos_token else "begin without a beginning-of-sequence token"
+    yield ok("template", template.name, f"{tokens}; conversations {start}; prompts get the ids of training")
 
 
-def check_base(facts: Facts) -> Iterator[Finding]:
-    """Whether the base's architecture is one that this trainer computes rightly, and its weights can be loaded."""
+def check_base(facts: RecipeFacts) -> Iterator[Finding]:
+    """Whether this trainer computes the base's architecture correctly, and can load its weights."""
     config, settings = facts.config, facts.recipe.model
     check_config(config, settings)
     model = facts.model
-    name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
-        remedy = "use a base whose layers are all softmax attention, such as Mistral, Llama, Qwen2 or Qwen3"
-        yield problem(
-            "base", f"{name} does not take its attention from transformers' registry: packs would mix", remedy
-        )
-        return
+    name, place = type(model).__name__, settings.path or "model.config"
+    check_attention(config)
     check_head(model)
-    layers = decoder_layers(model)
-    if (
-        settings.path is not None
-        and Path(settings.path).is_dir()
-        and not list(Path(settings.path).glob("*.safetensors"))
-    ):
-        yield problem(
-            "base", f"{settings.path}: has no safetensors files, the only kind that is loaded", "convert its weights"
-        )
+    folder = Path(settings.path or "")
+    if settings.path is not None and folder.is_dir() and not list(folder.glob("*.safetensors")):
+        yield problem("base", place, "has no safetensors files, the only kind that is loaded", "convert its weights")
         return
-    origin = "random weights" if settings.path is None else settings.path
-    yield ok("base", f"{name}, {len(layers)} layers, {facts.num_parameters:,} parameters, from {origin}")
+    weights = ", random weights" if settings.path is None else ""
+    size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
+    yield ok("base", place, f"{name}, {size}{weights}")
 
 
-def check_learning_rate(facts: Facts) -> Iterator[Finding]:
+def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
     """Whether `auto` knows the base."""
+    place = "optimizer.learning_rate"
     wanted = facts.recipe.optimizer.learning_rate
     if wanted != "auto":
-        yield ok("learning rate", f"{wanted:g}")
+        yield ok("learning rate", place, f"{wanted:g}")
         return
     config = facts.config
     most = auto_learning_rate(
@@ -73,23 +60,28 @@ def check_learning_rate(facts: Facts) -> Iterator[Finding]:
         vocab_size=config.vocab_size,
         supervised_tokens_per_step=facts.recipe.train.tokens_per_step,
     )
-    yield ok("learning rate", f"auto: at most {most:.3g}, less by the share of tokens that are not learned from")
+    yield ok("learning rate", place, f"auto, at most {most:.3g}: lower if not every token is learned from")
 
 
-def check_memory(facts: Facts) -> Iterator[Finding]:
-    """Whether a run fits, on the GPUs asked about."""
+def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
+    """Whether a run fits on the GPUs asked about."""
     plan, train = facts.memory, facts.recipe.train
-    gpus = f"{facts.num_gpus} GPU(s) of {facts.gpu_memory_gib:g} GiB"
-    packs = f"{plan.packs_per_micro_batch} pack(s)"
-    setting = f"ZeRO-{plan.zero_stage}, activation_checkpointing {plan.checkpointing_text}, {packs}"
     if plan.fits:
-        yield ok("memory", f"{gpus}: {plan.total / GIB:.1f} GiB each with {setting} ({parts_text(plan.parts)})")
+        packs = f"{plan.packs_per_micro_batch} pack(s)"
+        setting = f"ZeRO-{plan.zero_stage}, activation_checkpointing {plan.checkpointing_text}, {packs}"
+        gpus = f"{facts.num_gpus} GPU(s) of {facts.gpu_memory_gib:g} GiB"
+        yield ok("memory", gpus, f"{plan.total / GIB:.1f} GiB each with {setting} ({parts_text(plan.parts)})")
     else:
-        finding, _, remedy = too_little_text(plan, num_gpus=facts.num_gpus).removeprefix("GPU memory: ").partition("; ")
-        yield problem("memory", f"{finding} (GPUs of {facts.gpu_memory_gib:g} GiB)", remedy)
+        error = too_little_memory(plan, num_gpus=facts.num_gpus)
+        text = f"{error.problem} (GPUs of {facts.gpu_memory_gib:g} GiB)"
+        yield problem("memory", error.place, text, error.remedy)
     empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus
         better = -(-train.tokens_per_step // multiple) * multiple
-        text = f"{train.bins_per_step} packs a step on {facts.num_gpus} GPU(s): {empty} packs of every step stay empty"
-        yield warning("memory", text, f"for example train.tokens_per_step: {better}")
+        yield warning(
+            "memory",
+            "train.tokens_per_step",
+            f"{train.bins_per_step} packs a step on {facts.num_gpus} GPU(s): {empty} packs of every step stay empty",
+            f"for example train.tokens_per_step: {better}",
+        )

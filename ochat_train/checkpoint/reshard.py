@@ -26,11 +26,10 @@ CONVERTIBLE_STAGES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3))
 
 @contextlib.contextmanager
 def resharded(folder: Path, ranks: Ranks) -> Iterator[Path]:
-    """The checkpoint `folder` as a universal one, beside it, deleted again when all ranks have loaded it. All ranks
-    call it.
+    """The checkpoint `folder` converted to a universal one beside it, which is deleted once all ranks have loaded it.
 
-    A process that dies meanwhile leaves the folder; the next checkpoint clears it away. Raises UserError, on all ranks,
-    if there is no room for it.
+    All ranks call it. A process that dies meanwhile leaves the folder; the next checkpoint deletes it. Raises UserError
+    on all ranks if the disk has too little room.
     """
     target = folder.with_name(f"{UNIVERSAL_PREFIX}{folder.name}")
     on_main_rank(ranks, lambda: _convert(folder, target))
@@ -50,8 +49,8 @@ def _convert(folder: Path, target: Path) -> None:
     if free < needed:
         raise UserError(
             folder,
-            f"going on with another number of GPUs or ZeRO stage needs about {needed / 2**30:.2f} GiB beside it for a "
-            f"while, and {free / 2**30:.2f} GiB are free",
+            f"converting it for another number of GPUs or ZeRO stage needs about {needed / 2**30:.2f} GiB beside it "
+            f"while it is loaded, and {free / 2**30:.2f} GiB are free",
             "make room",
         )
     arguments = SimpleNamespace(

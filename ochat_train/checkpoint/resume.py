@@ -1,9 +1,30 @@
-"""Where a run goes on: the checkpoint that fits, or a clear refusal. Rank 0 asks, for all ranks."""
+"""Where a run starts: from the base model, or from a checkpoint.
+
+A start has three parts. `read_earlier_run` looks at the disk, `decide` chooses without touching anything, and
+`set_aside` moves away what an earlier attempt left behind: it is never deleted, and never mixed up with this run.
+
+What a resumed run takes over, and from where:
+
+    from the checkpoint
+        weights, AdamW's moments, float32 master weights     state/          `load_engine_state`
+        random number generators of each rank, CPU and GPU   rng-*           `load_random_states`
+        steps done, steps that were not finite (in all, and in a row), the last gradient norms (for spikes)
+                                                             MANIFEST.json   `Progress`
+    computed again from the recipe, the prepared data and the number of steps done
+        the packs of each step, the learning rate, when to validate and to save
+    from the run folder
+        metrics, validation, samples: the lines up to the checkpoint's step are kept     training/outputs.py
+        TensorBoard: later steps are hidden; Weights & Biases: the same run continues    tracking/
+        anomalies.jsonl keeps all lines; hub/ knows what has been pushed
+
+Not taken over: the order in which GPU kernels add (so GPU runs repeat within rounding), and, on another number of GPUs
+or another ZeRO stage, random numbers (dropout is redrawn; steps hold the same conversations).
+"""
 
 from __future__ import annotations
 
 import itertools
-import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +32,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.checkpoint.changes import Change, changes_since, listed
 from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, resharded
 from ochat_train.checkpoint.state import (
     CheckpointManifest,
@@ -20,153 +42,182 @@ from ochat_train.checkpoint.state import (
     load_engine_state,
     load_random_states,
     refuse_unsafe_pickles,
+    step_of,
     verify,
 )
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.sections import Recipe
+from ochat_train.runs.lock import LOCK_FILE, RunLock
 from ochat_train.system import durable
-
-_HARMLESS = (
-    "train.log_every_steps",
-    "train.hang_timeout_seconds",
-    "train.max_nonfinite_steps",
-    "train.push_to_hub",
-    "train.hub_private",
-    "train.packs_per_micro_batch",
-    "model.activation_checkpointing",
-    "model.compile",  # decide rounding, as GPUs do
-)
-_RESHARDED = ("number of GPUs", "deepspeed.zero_stage")  # how the state is cut into files
+from ochat_train.system.say import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumePoint:
-    """Where to go on. reshard: the state was cut for another number of GPUs or another ZeRO stage."""
+class EarlierRun:
+    """What is on the disk when a run starts.
 
-    folder: Path
-    reshard: bool
-
-
-def resume_state(point: ResumePoint, engine: Any, ranks: Ranks, *, seed: int) -> Progress:
-    """Load the state to go on from; returns how far it is. The engine of a resharded state is started for that.
-
-    A resharded run takes the same steps on the same conversations; random numbers (dropout) begin anew.
+    is_there: whether anything was written into output_dir. neighbours: names beside output_dir. checkpoints: the
+    complete ones, oldest first. checkpoint_names: everything in their folder. damaged: `name: problem` of those that
+    were looked at and are not intact. intact: the checkpoint that can be resumed from, and its manifest.
     """
-    progress = CheckpointManifest.load(point.folder).progress
-    if point.reshard:
-        with resharded(point.folder, ranks) as folder:
-            load_engine_state(engine, folder)
+
+    output_dir: Path
+    is_there: bool
+    neighbours: frozenset[str]
+    checkpoints: tuple[Path, ...]
+    checkpoint_names: frozenset[str]
+    damaged: tuple[str, ...] = ()
+    intact: tuple[Path, CheckpointManifest] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeDecision:
+    """How a run starts.
+
+    checkpoint: where to resume from, None for the base model. reshard: it was written for another number of GPUs or
+    another ZeRO stage, and is converted. run_moves_to: the new name of the whole earlier run. checkpoint_moves: (from,
+    to) of single checkpoints. messages: lines for the user.
+    """
+
+    checkpoint: Path | None
+    reshard: bool = False
+    run_moves_to: Path | None = None
+    checkpoint_moves: tuple[tuple[Path, Path], ...] = ()
+    messages: tuple[str, ...] = ()
+
+
+def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
+    """Look for an earlier run and the checkpoint to resume from. Reads all bytes of the checkpoints that it verifies.
+
+    resume: `auto` (the newest intact checkpoint), `never`, or the folder of a checkpoint.
+    """
+    checkpoints, damaged, intact = list_checkpoints(output_dir), [], None
+    candidates = {"auto": checkpoints[::-1], "never": []}.get(resume, [Path(resume)])
+    for folder in candidates:
+        problem = verify(folder)
+        if problem is None:
+            intact = folder, CheckpointManifest.load(folder)
+            break
+        damaged.append(f"{folder.name}: {problem}")
+        if resume == "auto":  # said at once: hashing the next one takes minutes
+            say(f"{folder.name} is not intact: {problem}")
+    return EarlierRun(
+        output_dir=output_dir,
+        is_there=bool(_names(output_dir) - {LOCK_FILE}),
+        neighbours=_names(output_dir.parent),
+        checkpoints=tuple(checkpoints),
+        checkpoint_names=_names(checkpoints_dir(output_dir)),
+        damaged=tuple(damaged),
+        intact=intact,
+    )
+
+
+def decide(
+    earlier: EarlierRun, resume: str, *, num_ranks: int, recipe: Recipe, data_fingerprint: str, accept_changes: bool
+) -> ResumeDecision:
+    """How to start. accept_changes: resume although data or settings have changed since the checkpoint.
+
+    Raises UserError where no checkpoint is intact, or where the one to resume from does not fit this run.
+    """
+    if resume == "never":
+        return _start_over(earlier)
+    if earlier.intact is None:
+        if earlier.damaged and resume == "auto":
+            raise UserError(
+                checkpoints_dir(earlier.output_dir),
+                f"no checkpoint is intact ({'; '.join(earlier.damaged)})",
+                "`--resume never` starts over",
+            )
+        if earlier.damaged:
+            raise UserError(f"--resume {resume}", earlier.damaged[0], "choose another checkpoint")
+        return ResumeDecision(checkpoint=None)
+    folder, manifest = earlier.intact
+    changes = changes_since(manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint)
+    messages = _check_changes(folder, [change for change in changes if not change.is_of_layout], accept_changes)
+    layout = [change for change in changes if change.is_of_layout]
+    if layout:
+        stages = (manifest.recipe["deepspeed"]["zero_stage"], recipe.deepspeed.zero_stage)
+        messages += _check_layout(folder, layout, stages)
+    moves = _later_checkpoints(earlier, step=manifest.step)
+    messages += [f"{old.name} is later than this checkpoint; it is moved to {new}" for old, new in moves]
+    return ResumeDecision(
+        checkpoint=folder, reshard=bool(layout), checkpoint_moves=tuple(moves), messages=tuple(messages)
+    )
+
+
+def set_aside(decision: ResumeDecision, lock: RunLock) -> None:
+    """Move away what the decision names, and say so. lock: of this run's folder, held before and afterwards."""
+    if decision.run_moves_to is not None:
+        lock.move_run_to(decision.run_moves_to)
+    for old, new in decision.checkpoint_moves:
+        durable.rename(old, new)
+    for message in decision.messages:
+        say(message)
+
+
+def resume_state(decision: ResumeDecision, engine: Any, ranks: Ranks, *, seed: int) -> Progress:
+    """Load the state that was decided on into the engine, which was started for it; returns how far the run is."""
+    folder = decision.checkpoint
+    if folder is None:
+        return Progress()
+    progress = CheckpointManifest.load(folder).progress
+    if decision.reshard:
+        with resharded(folder, ranks) as converted:
+            load_engine_state(engine, converted)
         torch.manual_seed(seed + ranks.rank + 1_000_003 * progress.step)
     else:
-        refuse_unsafe_pickles(point.folder)
-        load_engine_state(engine, point.folder)
-        load_random_states(point.folder, rank=ranks.rank, device=ranks.device)
+        refuse_unsafe_pickles(folder)
+        load_engine_state(engine, folder)
+        load_random_states(folder, rank=ranks.rank, device=ranks.device)
     return progress
 
 
-def choose_checkpoint(
-    output_dir: Path, resume: str, *, num_ranks: int, recipe: Recipe, data_fingerprint: str, accept_changes: bool
-) -> ResumePoint | None:
-    """The checkpoint to go on from: the newest one that verifies (`auto`), none (`never`), or the folder named.
-
-    What an earlier run left behind beyond that point is moved aside, never deleted and never mixed up with this run.
-    accept_changes: go on although data or settings are others than the checkpoint's.
-    Raises UserError where the checkpoint does not fit this run.
-    """
-    chosen = _find_checkpoint(output_dir, resume)
-    if chosen is None:
-        if resume == "never" and any(path.name != ".lock" for path in output_dir.iterdir()):
-            _set_run_aside(output_dir)
-        return None
-    manifest = CheckpointManifest.load(chosen)
-    changed = differences(manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint)
-    reshard = [change for change in changed if change.startswith(_RESHARDED)]
-    _check_fits(chosen, [change for change in changed if change not in reshard], accept_changes=accept_changes)
-    if reshard:
-        stages = (manifest.recipe["deepspeed"]["zero_stage"], recipe.deepspeed.zero_stage)
-        if stages not in CONVERTIBLE_STAGES:
-            raise UserError(
-                chosen,
-                f"was written with another {', '.join(reshard)}",
-                "a state can be converted between ZeRO 1 and 2 and between numbers of GPUs in ZeRO 1 to 3 only: go "
-                "back to that, or start anew with `--resume never`",
-            )
-        print(f"goes on with another {', '.join(reshard)}: the checkpoint is converted first", file=sys.stderr)
-    _set_later_checkpoints_aside(output_dir, manifest.step)
-    return ResumePoint(folder=chosen, reshard=bool(reshard))
+def _names(folder: Path) -> frozenset[str]:
+    return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
 
 
-def _set_run_aside(output_dir: Path) -> None:
-    number = next(n for n in itertools.count(1) if not _previous(output_dir, n).exists())
-    durable.rename(output_dir, _previous(output_dir, number))
-    print(f"the earlier run is kept in {_previous(output_dir, number)}", file=sys.stderr)
+def _start_over(earlier: EarlierRun) -> ResumeDecision:
+    if not earlier.is_there:
+        return ResumeDecision(checkpoint=None)
+    target = _free_path(earlier.output_dir.parent, f"{earlier.output_dir.name}.previous-{{}}", earlier.neighbours)
+    return ResumeDecision(checkpoint=None, run_moves_to=target, messages=(f"the earlier run is moved to {target}",))
 
 
-def _previous(output_dir: Path, number: int) -> Path:
-    return output_dir.with_name(f"{output_dir.name}.previous-{number}")
+def _later_checkpoints(earlier: EarlierRun, *, step: int) -> list[tuple[Path, Path]]:
+    """(from, to) for the checkpoints of steps after `step`."""
+    return [
+        (folder, _free_path(folder.parent, f"aside-{{}}-{folder.name}", earlier.checkpoint_names))
+        for folder in earlier.checkpoints
+        if step_of(folder) > step
+    ]
 
 
-def _set_later_checkpoints_aside(output_dir: Path, step: int) -> None:
-    for folder in list_checkpoints(output_dir):
-        if int(folder.name.removeprefix("step-")) > step:
-            aside = next(
-                p for n in itertools.count(1) if not (p := folder.with_name(f"aside-{n}-{folder.name}")).exists()
-            )
-            durable.rename(folder, aside)
-            print(f"{folder.name} is not gone on from; it is kept as {aside}", file=sys.stderr)
+def _free_path(parent: Path, pattern: str, taken: Collection[str]) -> Path:
+    """The first numbered name that is not taken."""
+    return parent / next(name for n in itertools.count(1) if (name := pattern.format(n)) not in taken)
 
 
-def _find_checkpoint(output_dir: Path, resume: str) -> Path | None:
-    if resume == "never":
-        return None
-    if resume != "auto":
-        problem = verify(Path(resume))
-        if problem is not None:
-            raise UserError(f"--resume {resume}", problem)
-        return Path(resume)
-    broken = []
-    for folder in reversed(list_checkpoints(output_dir)):
-        problem = verify(folder)
-        if problem is None:
-            return folder
-        print(f"{folder.name} is not intact: {problem}", file=sys.stderr)
-        broken.append(f"{folder.name}: {problem}")
-    if broken:
-        problems = "; ".join(broken)
-        raise UserError(
-            f"{checkpoints_dir(output_dir)}", f"no checkpoint is intact ({problems})", "`--resume never` starts anew"
-        )
-    return None
-
-
-def _check_fits(folder: Path, changed: list[str], *, accept_changes: bool) -> None:
-    if changed and not accept_changes:
+def _check_changes(folder: Path, changes: list[Change], accept_changes: bool) -> list[str]:
+    """What to say of accepted changes. Raises UserError where they are not accepted."""
+    if not changes:
+        return []
+    if not accept_changes:
         raise UserError(
             folder,
-            f"was written with another {', '.join(changed)}",
-            "go back to that, use another output_dir, start anew with `--resume never`, or go on with the change "
-            "(`--accept-changes`)",
+            f"changed since this checkpoint was written: {listed(changes)}",
+            "change it back, use another output_dir, start over with `--resume never`, or accept the change with "
+            "`--accept-changes`",
         )
-    if changed:
-        print(f"goes on with another {', '.join(changed)}, as asked", file=sys.stderr)
+    return [f"resuming with accepted changes: {listed(changes)}"]
 
 
-def differences(manifest: CheckpointManifest, *, num_ranks: int, recipe: Recipe, data_fingerprint: str) -> list[str]:
-    """What this run would do differently from the one that wrote a checkpoint: `name (then x, now y)`."""
-    then = {"number of GPUs": manifest.num_ranks, "prepared data": manifest.data_fingerprint[:12]}
-    now = {"number of GPUs": num_ranks, "prepared data": data_fingerprint[:12]}
-    then |= decisive_settings(manifest.recipe)
-    now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
-    return [f"{name} (then {then.get(name)}, now {now[name]})" for name in now if then.get(name) != now[name]]
-
-
-def decisive_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The values of a recipe that decide the steps of a run, by dotted name."""
-    names = {
-        f"{section}.{key}": value
-        for section in ("model", "train", "optimizer")
-        for key, value in recipe[section].items()
-    }
-    for harmless in _HARMLESS:
-        names.pop(harmless, None)
-    return {"seed": recipe["seed"], "deepspeed.zero_stage": recipe["deepspeed"]["zero_stage"], **names}
+def _check_layout(folder: Path, changes: list[Change], stages: tuple[Any, Any]) -> list[str]:
+    """What to say of a conversion. Raises UserError where there is none between these ZeRO stages."""
+    if stages not in CONVERTIBLE_STAGES:
+        raise UserError(
+            folder,
+            f"changed since this checkpoint was written: {listed(changes)}",
+            "change it back, or start over with `--resume never`; only ZeRO 1 and 2 can be converted into each other, "
+            "and ZeRO 1, 2 and 3 to another number of GPUs",
+        )
+    return [f"the checkpoint is converted first: {listed(changes)}"]

@@ -1,10 +1,12 @@
-"""Resume states: what is in one, whether it is intact, and how it is loaded. `checkpoint_writer.py` writes them.
+"""Checkpoints: what is in one, whether it is intact, and how it is loaded. writer.py writes them.
 
     OUTPUT_DIR/checkpoints/
         step-00000200/
             state/               DeepSpeed's files, all ranks
             rng-00000.safetensors, ...   random number states, one per rank
-            MANIFEST.json        sizes and sha256 of all files, step, ranks, recipe, data: the mark of completeness
+            MANIFEST.sha256      sha256 of the manifest, as `sha256sum` writes and checks it
+            MANIFEST.json        sizes and sha256 of all other files, step, ranks, recipe, data: written last, so it is
+                                 the mark of completeness
         LATEST                   name of the newest one, for people and scripts; resuming looks at the manifests
 
 DeepSpeed's own `latest` pointer is not used: it moves before the other ranks have written their shards.
@@ -26,12 +28,14 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
+from ochat_train.system import durable
 
 MANIFEST = "MANIFEST.json"
+MANIFEST_HASH = "MANIFEST.sha256"
 STATE = "state"
 UNIVERSAL_PREFIX = ".universal-"  # a checkpoint that is being converted for another number of GPUs (reshard.py)
 _NAME = re.compile(r"step-(\d{8})")
-_NO_HASH = '"sha256": ""'
+_NO_HASH = '"sha256": ""'  # in manifests that hold their own hash
 _HASHING_THREADS = 8
 # What DeepSpeed's files hold beside tensors and plain containers; anything else in a pickle is refused.
 _ALLOWED_GLOBALS = {
@@ -47,8 +51,7 @@ class Progress:
 
     step: optimizer steps done (a step whose update was left out counts). nonfinite_steps: how many were left out
     because of NaN or infinity; nonfinite_in_a_row: how many since the last update. grad_norms: of the last updates,
-    oldest first, as
-    anomalies.py keeps them.
+    oldest first, as training/anomalies.py keeps them.
     """
 
     step: int = 0
@@ -77,27 +80,36 @@ class CheckpointManifest:
         """Optimizer steps done."""
         return self.progress.step
 
-    def to_json(self) -> str:
-        """The text of MANIFEST.json, with its own sha256 (computed with an empty one in its place)."""
-        text = json.dumps({"sha256": "", **asdict(self)}, indent=1)
-        return text.replace(_NO_HASH, f'"sha256": "{_sha256(text)}"', 1)
+    def write(self, folder: Path) -> None:
+        """Write MANIFEST.sha256, then MANIFEST.json: a process that ends in between leaves no complete checkpoint."""
+        content = json.dumps(asdict(self), indent=1).encode("utf-8")
+        durable.write_file(folder / MANIFEST_HASH, lambda stream: stream.write(_hash_line(content)))
+        durable.write_file(folder / MANIFEST, lambda stream: stream.write(content))
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointManifest:
-        """The manifest of a checkpoint. Raises UserError where it is missing or broken."""
+        """The manifest of a checkpoint. Raises UserError where it is missing or has changed since it was written."""
         try:
-            text = (folder / MANIFEST).read_text(encoding="utf-8")
-            content = json.loads(text)
-            sha256 = content.pop("sha256")
-            if sha256 != _sha256(text.replace(f'"sha256": "{sha256}"', _NO_HASH, 1)):
-                raise ValueError("it has changed since it was written")
-            return cls(**{**content, "progress": Progress(**content["progress"])})
+            content = (folder / MANIFEST).read_bytes()
+            fields = json.loads(content)
+            if "sha256" in fields:
+                _check_own_hash(content.decode("utf-8"), fields.pop("sha256"))
+            elif (folder / MANIFEST_HASH).read_bytes() != _hash_line(content):
+                raise ValueError(f"it does not match {MANIFEST_HASH}: one of them has changed since it was written")
+            return cls(**{**fields, "progress": Progress(**fields["progress"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(folder, f"no readable {MANIFEST} ({error})", "choose another checkpoint") from None
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+def _hash_line(content: bytes) -> bytes:
+    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def _check_own_hash(text: str, sha256: str) -> None:
+    """Older manifests hold their own sha256, computed with an empty one in its place. Raises ValueError."""
+    without = text.replace(f'"sha256": "{sha256}"', _NO_HASH, 1)
+    if hashlib.sha256(without.encode("utf-8")).hexdigest() != sha256:
+        raise ValueError("it has changed since it was written")
 
 
 def checkpoints_dir(output_dir: Path) -> Path:
@@ -108,6 +120,11 @@ def checkpoints_dir(output_dir: Path) -> Path:
 def checkpoint_dir(output_dir: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
     return checkpoints_dir(output_dir) / f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, from the name of its folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -133,7 +150,7 @@ def verify(folder: Path, *, hashes: bool = True) -> str | None:
         manifest = CheckpointManifest.load(folder)
     except UserError as error:
         return str(error)
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST, MANIFEST_HASH}
     if unknown := present - manifest.files.keys():
         return f"{min(unknown)} is not in its {MANIFEST}"
     for name, (size, _) in manifest.files.items():
@@ -181,5 +198,5 @@ def refuse_unsafe_pickles(folder: Path) -> None:
             raise UserError(
                 path,
                 f"would run {', '.join(sorted(unknown))} when loaded, which ochat-train never does",
-                "choose another checkpoint, or start anew with --resume never",
+                "choose another checkpoint, or start over with `--resume never`",
             )

@@ -1,4 +1,4 @@
-"""Writes a resume state: all ranks agree that it is complete, or none of them has one and the older ones are untouched.
+"""Writes a checkpoint: all ranks agree that it is complete, or none of them has one and the older ones are untouched.
 
 Every rank writes and hashes its own files under a temporary name; the ranks exchange what they wrote; rank 0 writes the
 manifest, renames the folder and moves LATEST. A rank that cannot write (a full disk) says so in that exchange, so that
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +20,12 @@ from safetensors.torch import save
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import (
-    MANIFEST,
     STATE,
     UNIVERSAL_PREFIX,
     CheckpointManifest,
     Progress,
     best_checkpoint,
     checkpoint_dir,
-    checkpoints_dir,
     list_checkpoints,
     rng_file,
     verify,
@@ -36,6 +33,7 @@ from ochat_train.checkpoint.state import (
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
+from ochat_train.system.say import say
 from ochat_train.system.versions import library_versions
 
 
@@ -81,7 +79,7 @@ def save_checkpoint(
     data_fingerprint: str,
     validation_loss: float | None = None,
 ) -> Path:
-    """Write a resume state. All ranks call it; all return, or all raise UserError with the same cause."""
+    """Write a checkpoint. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
     temporary = Path(_from_main(ranks, lambda: _start(engine, ranks, final)))
     files = RankFiles(temporary, engine.checkpoint_engine)
@@ -120,23 +118,21 @@ def save_checkpoint(
     return Path(_from_main(ranks, publish, what=f"the checkpoint of step {progress.step} could not be written"))
 
 
-def _from_main(ranks: Ranks, work: Callable[[], str], *, what: str = "no checkpoint was begun") -> str:
+def _from_main(ranks: Ranks, work: Callable[[], str], *, what: str = "no checkpoint was started") -> str:
     """Let rank 0 do something for all ranks; where it fails, all of them raise UserError."""
 
     def with_remedy() -> str:
         try:
             return work()
         except OSError as error:
-            remedy = "earlier checkpoints are as they were; make room, and start again to go on from the newest"
+            remedy = "earlier checkpoints are unchanged; make room, and start again to resume from the newest"
             raise UserError(what, f"{error}", remedy) from error
 
     return str(on_main_rank(ranks, with_remedy))
 
 
 def _start(engine: Any, ranks: Ranks, final: Path) -> str:
-    """Check the room and make the temporary folder. Only one run writes here, so what others left half-written can
-    go.
-    """
+    """Check the free space and make the temporary folder. Only one run writes here, so half-written ones can go."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for pattern in (".tmp-step-*", ".deleted-*", f"{UNIVERSAL_PREFIX}*"):
         for leftover in list(final.parent.glob(pattern)):
@@ -181,10 +177,10 @@ def _check_complete(temporary: Path, records: dict[str, durable.FileRecord], eng
 
 
 def _publish(temporary: Path, final: Path, manifest: CheckpointManifest) -> None:
-    durable.write_file(temporary / MANIFEST, lambda stream: stream.write(manifest.to_json().encode("utf-8")))
+    manifest.write(temporary)
     for folder in (temporary / STATE, temporary):
         durable.sync_folder(folder)
-    if final.exists():  # the same step of an earlier attempt, which was not intact or was not gone on from
+    if final.exists():  # the same step of an earlier attempt, which was not intact or not resumed from
         durable.remove_folder(final)
     durable.rename(temporary, final)
     durable.replace_text(final.parent / "LATEST", final.name + "\n")
@@ -197,10 +193,7 @@ def _delete_old(output_dir: Path, *, keep_last: int) -> None:
     intact = []
     for folder in list_checkpoints(output_dir):
         if problem := verify(folder, hashes=False):
-            print(
-                f"{checkpoints_dir(output_dir)}: {folder.name} is not intact ({problem}); it is left as it is",
-                file=sys.stderr,
-            )
+            say(f"{folder} is not intact ({problem}); it is neither counted nor deleted")
         else:
             intact.append(folder)
     best = best_checkpoint(intact)

@@ -4,9 +4,39 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from pathlib import Path
 
-Verb = Callable[..., argparse.ArgumentParser]  # adds a verb: its name, what runs it, what it does, an example
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """`--debug`, which every verb has."""
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and `--set`: `options.recipe` and `options.overrides`, as `load_recipe` takes them."""
+    parser.add_argument("recipe", type=Path, help="recipe file (YAML)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="change a value of the recipe; may be given several times",
+    )
+
+
+def add_json(parser: argparse._ActionsContainer, *, printed: str = "one JSON document") -> None:
+    """`--json`. printed: what it prints."""
+    parser.add_argument("--json", action="store_true", help=f"print {printed}")
+
+
+def add_gpus(parser: argparse.ArgumentParser, *, meaning: str, default: int | None) -> None:
+    """`--gpus`, a number of GPUs."""
+    parser.add_argument("--gpus", type=positive, default=default, help=meaning)
+
+
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """For a verb that has no arguments of its own."""
 
 
 def positive(text: str) -> int:

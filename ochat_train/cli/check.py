@@ -6,28 +6,37 @@ import argparse
 import json
 
 from data_pipeline.errors import UserError
-from ochat_train.cli.arguments import Verb, positive, positive_number
+from ochat_train.cli.arguments import add_gpus, add_json, positive_number
+from ochat_train.cli.verb import Verb
 
 
-def add_check(recipe_verb: Verb) -> None:
-    """Add the verb and its arguments."""
-    text = "Say everything about a recipe that can be known before a GPU is held: ok, warning or problem."
-    check = recipe_verb("check", _check, text, "ochat check recipes/quickstart.yaml --gpus 8")
-    check.add_argument("--gpus", type=positive, help="number of GPUs; default: those of this machine, or 1")
-    check.add_argument(
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_gpus(parser, meaning="number of GPUs; default: those of this machine, or 1", default=None)
+    parser.add_argument(
         "--gpu-memory",
         type=positive_number,
         metavar="GIB",
-        help="memory of a GPU in GiB; default: as of the GPUs here, or an H100's",
+        help="memory of a GPU in GiB; default: that of the GPUs here, or of an H100",
     )
-    check.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
-def _check(options: argparse.Namespace) -> None:
-    from ochat_train.check.run import check, check_report, check_text
+def _run(options: argparse.Namespace) -> None:
+    from ochat_train.check.check import check
+    from ochat_train.check.text import check_report, check_text
 
     findings = check(options.recipe, options.overrides, num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory)
     print(json.dumps(check_report(options.recipe, findings)) if options.json else check_text(findings))
     num_problems = sum(finding.level == "problem" for finding in findings)
     if num_problems:
-        raise UserError(options.recipe, f"{num_problems} problem{('s' if num_problems > 1 else '')}")
+        raise UserError(options.recipe, f"{num_problems} problem{'s' if num_problems > 1 else ''}")
+
+
+CHECK = Verb(
+    name="check",
+    summary="Find what would stop a run before it uses a GPU. Each finding is ok, a warning or a problem.",
+    example="ochat check recipes/quickstart.yaml --gpus 8",
+    add_arguments=_add_arguments,
+    run=_run,
+    takes_recipe=True,
+)

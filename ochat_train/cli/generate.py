@@ -7,38 +7,41 @@ import json
 import sys
 from pathlib import Path
 
-from ochat_train.cli.arguments import Verb, positive
+from ochat_train.cli.arguments import add_json, positive
+from ochat_train.cli.verb import Verb
 
 
-def add_generate(verb: Verb) -> None:
-    """Add the verb and its arguments."""
-    generate = verb(
-        "generate",
-        _generate,
-        "Ask an exported model one thing.",
-        'ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
-    )
-    generate.add_argument("model", type=Path, help="exported folder")
-    generate.add_argument("--prompt", required=True, help="what the user says")
-    generate.add_argument("--condition", help="condition to answer under; default: the export's own")
-    generate.add_argument("--system", default="", help="system text")
-    generate.add_argument("--max-new-tokens", type=positive, default=256)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
-    generate.add_argument("--json", action="store_true", help="print one JSON document")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="exported folder")
+    parser.add_argument("--prompt", required=True, help="what the user says")
+    parser.add_argument("--condition", help="condition to answer under; default: the export's own")
+    parser.add_argument("--system", default="", help="system text")
+    parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer, in tokens")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    add_json(parser)
 
 
-def _generate(options: argparse.Namespace) -> None:
-    from ochat_train.inference.generate import load_generator, unknown_condition_text
+def _run(options: argparse.Namespace) -> None:
+    from ochat_train.inference.generate import answer_prompt, unknown_condition_text
 
     if options.condition is not None and (text := unknown_condition_text(options.model, options.condition)) is not None:
         print(f"warning: {text}", file=sys.stderr)
-    system = [{"role": "system", "content": options.system}] if options.system else []
-    messages = [*system, {"role": "user", "content": options.prompt}]
-    answer = load_generator(options.model).answers(
-        [messages], condition=options.condition, max_new_tokens=options.max_new_tokens, temperature=options.temperature
-    )[0]
-    print(
-        json.dumps({"condition": options.condition, "prompt": options.prompt, "answer": answer})
-        if options.json
-        else answer
+    answer = answer_prompt(
+        options.model,
+        options.prompt,
+        system=options.system,
+        condition=options.condition,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
     )
+    document = {"condition": options.condition, "prompt": options.prompt, "answer": answer}
+    print(json.dumps(document) if options.json else answer)
+
+
+GENERATE = Verb(
+    name="generate",
+    summary="Ask an exported model one question.",
+    example='ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
+    add_arguments=_add_arguments,
+    run=_run,
+)

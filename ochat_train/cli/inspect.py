@@ -5,87 +5,37 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ochat_train.cli.arguments import Verb
+from ochat_train.cli.arguments import add_json
+from ochat_train.cli.verb import Verb
 
 
-def add_inspect(verb: Verb) -> None:
-    """Add the verb and its arguments."""
-    inspect = verb(
-        "inspect",
-        _inspect,
-        "Show prepared rows, the class table and lengths.",
-        "ochat inspect data/quickstart/prepared --split train --rows 0:3 --class expert",
-    )
-    inspect.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
-    inspect.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
-    inspect.add_argument(
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
+    parser.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
+    parser.add_argument(
         "--rows",
         type=_row_range,
         metavar="A:B",
-        help="rows A to B-1, of those that match the options below (default 0:3; 0:20 with --html; 0:0 shows no row)",
+        help="rows A to B-1 of those that match the options below (default 0:3; 0:20 with --html; 0:0 shows no row)",
     )
-    inspect.add_argument("--class", dest="class_name", metavar="NAME", help="only rows of this class")
-    inspect.add_argument("--id", dest="conversation_id", metavar="ID", help="only the conversation with this id")
-    inspect.add_argument("--find", metavar="TEXT", help="only rows that hold this text")
-    inspect.add_argument("--tokens", action="store_true", help="show every token with its id and weight")
-    inspect.add_argument(
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="only rows of this class")
+    parser.add_argument("--id", dest="conversation_id", metavar="ID", help="only the conversation with this id")
+    parser.add_argument("--find", metavar="TEXT", help="only rows that contain this text")
+    parser.add_argument("--tokens", action="store_true", help="show every token with its id and weight")
+    parser.add_argument(
         "--color",
         choices=("auto", "always", "never"),
         default="auto",
         help="auto (the default): on a terminal, unless NO_COLOR is set",
     )
-    form = inspect.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON line per row")
+    form = parser.add_mutually_exclusive_group()
+    add_json(form, printed="one JSON line per row")
     form.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page instead, readable without network")
-
-
-@contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """`ochat inspect ... | head` is no failure."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # so that Python does not complain at its end
-
-
-@_reader_may_leave()
-def _inspect(options: argparse.Namespace) -> None:
-    from data_pipeline.look.prepared import Inspection, Selection
-    from data_pipeline.text_rules import visible
-
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a character of the data gets its number
-        sys.stdout.reconfigure(errors="backslashreplace")
-    rows = options.rows or slice(0, 20 if options.html else 3)
-    selection = Selection(
-        start=rows.start,
-        stop=rows.stop,
-        class_name=options.class_name,
-        conversation_id=options.conversation_id,
-        find=options.find,
-    )
-    inspection = Inspection(options.dir, options.split)
-    if options.json:
-        for number in inspection.select(selection):
-            print(visible(json.dumps(inspection.document(number), ensure_ascii=False)))
-    elif options.html:
-        from ochat_train.report.inspect_page import write_inspect_page
-
-        write_inspect_page(inspection, selection, options.html, with_tokens=options.tokens)
-        print(options.html)
-    else:
-        from data_pipeline.look.text import report
-
-        is_for_people = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        color = options.color == "always" or (options.color == "auto" and is_for_people)
-        for line in report(inspection, selection, color=color, with_tokens=options.tokens):
-            print(line)
 
 
 def _row_range(text: str) -> slice:
@@ -95,3 +45,43 @@ def _row_range(text: str) -> slice:
     if end and int(end) < int(start or 0):
         raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
     return slice(int(start or 0), int(end) if end else None)
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """`ochat inspect ... | head` is no failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment]  # so that Python does not complain when it ends
+
+
+@_reader_may_leave()
+def _run(options: argparse.Namespace) -> None:
+    from ochat_train.report.inspect import inspect, wants_color
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show is printed as its number
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for line in inspect(
+        options.dir,
+        options.split,
+        rows=options.rows,
+        class_name=options.class_name,
+        conversation_id=options.conversation_id,
+        find=options.find,
+        with_tokens=options.tokens,
+        color=wants_color(options.color, is_terminal=sys.stdout.isatty(), environment=os.environ),
+        json_lines=options.json,
+        html=options.html,
+    ):
+        print(line)
+
+
+INSPECT = Verb(
+    name="inspect",
+    summary="Show prepared rows, the class table and lengths.",
+    example="ochat inspect data/quickstart/prepared --split train --rows 0:3 --class expert",
+    add_arguments=_add_arguments,
+    run=_run,
+)

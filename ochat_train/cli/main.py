@@ -5,53 +5,56 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import ReportedError, UserError
 from ochat_train import __version__
-from ochat_train.cli.ablate import add_ablate
-from ochat_train.cli.check import add_check
-from ochat_train.cli.export import add_export
-from ochat_train.cli.generate import add_generate
-from ochat_train.cli.init import add_init
-from ochat_train.cli.inspect import add_inspect
-from ochat_train.cli.plan import add_plan
-from ochat_train.cli.prepare import add_prepare
-from ochat_train.cli.push import add_push
-from ochat_train.cli.report import add_report
-from ochat_train.cli.schema import add_schema
-from ochat_train.cli.train import add_train
+from ochat_train.cli.ablate import ABLATE
+from ochat_train.cli.arguments import add_debug, add_recipe
+from ochat_train.cli.check import CHECK
+from ochat_train.cli.export import EXPORT
+from ochat_train.cli.generate import GENERATE
+from ochat_train.cli.init import INIT
+from ochat_train.cli.inspect import INSPECT
+from ochat_train.cli.plan import PLAN
+from ochat_train.cli.prepare import PREPARE
+from ochat_train.cli.push import PUSH
+from ochat_train.cli.report import REPORT
+from ochat_train.cli.schema import SCHEMA
+from ochat_train.cli.train import TRAIN
+from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
+
+# In the order of `ochat --help`, which is about the order of use.
+VERBS: tuple[Verb, ...] = (
+    INIT,
+    PREPARE,
+    INSPECT,
+    PLAN,
+    CHECK,
+    TRAIN,
+    ABLATE,
+    REPORT,
+    EXPORT,
+    PUSH,
+    GENERATE,
+    SCHEMA,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 only on success (exits.py has the codes). Problems a user can mend go to stderr as one
-    message.
-    """
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    """Run one verb and return the exit code (system/exits.py). Expected errors go to stderr as one message."""
+    options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-    except UserError as error:
-        if options.debug:
+    except ReportedError as error:
+        if options.debug and isinstance(error, UserError):
             raise
-        every_rank_finds_it = not isinstance(error, exits.OneRankError)
-        if int(os.environ.get("RANK", "0")) == 0 or not every_rank_finds_it:
+        if error.each_process_prints or int(os.environ.get("RANK", "0")) == 0:
             print(f"ochat {options.verb}: {error}", file=sys.stderr)
-        return exits.USER_ERROR
-    except exits.StoppedBySignalError as stop:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"ochat {options.verb}: {stop}", file=sys.stderr)
-        return exits.STOPPED
-    except exits.LostRanksError as error:
-        print(f"ochat {options.verb}: {error}", file=sys.stderr)
-        return exits.LOST_RANKS
-    except exits.NotPushedError as error:
-        print(f"ochat {options.verb}: {error}", file=sys.stderr)
-        return exits.NOT_PUSHED
-    return 0
+        return error.exit_code
+    return exits.DONE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,48 +63,26 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ochat", description="Train chat models on conversations of mixed quality (C-RLFT)."
     )
     parser.add_argument("--version", action="version", version=f"ochat-train {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=f"example:\n  {example}",
+    parsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        verb_parser = parsers.add_parser(
+            verb.name,
+            help=verb.summary,
+            description=verb.summary,
+            epilog=f"example:\n  {verb.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
-        sub.add_argument("--debug", action="store_true", help="show a traceback with an error")
-        return sub
-
-    def recipe_verb(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
-    ) -> argparse.ArgumentParser:
-        sub = verb(name, run, text, example)
-        sub.add_argument("recipe", type=Path, help="recipe file (YAML)")
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="SECTION.KEY=VALUE",
-            dest="overrides",
-            help="change a value of the recipe; may be given several times",
-        )
-        return sub
-
-    add_init(verb)
-    add_prepare(recipe_verb)
-    add_inspect(verb)
-    add_plan(recipe_verb)
-    add_check(recipe_verb)
-    add_train(recipe_verb)
-    add_ablate(recipe_verb)
-    add_report(verb)
-    add_export(verb)
-    add_push(verb)
-    add_generate(verb)
-    add_schema(verb)
+        verb_parser.set_defaults(run=verb.run)
+        add_arguments(verb_parser, verb)
     return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """All arguments of a verb: those that it shares with others, then its own."""
+    add_debug(parser)
+    if verb.takes_recipe:
+        add_recipe(parser)
+    verb.add_arguments(parser)
 
 
 def run_as_script() -> Any:

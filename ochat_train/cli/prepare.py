@@ -7,19 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-from ochat_train.cli.arguments import Verb, positive
+from ochat_train.cli.arguments import add_json, positive
+from ochat_train.cli.verb import Verb
 
 
-def add_prepare(recipe_verb: Verb) -> None:
-    """Add the verb and its arguments."""
-    prepare = recipe_verb(
-        "prepare", _prepare, "Turn raw conversations into a prepared dataset.", "ochat prepare recipes/quickstart.yaml"
-    )
-    prepare.add_argument("--workers", type=positive, help="processes; default: one per core")
-    prepare.add_argument("--json", action="store_true", help="print one JSON document")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=positive, help="processes; default: one per core")
+    add_json(parser)
 
 
-def _prepare(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ochat_train.recipe.load import load_recipe
@@ -33,3 +30,13 @@ def _prepare(options: argparse.Namespace) -> None:
         print(json.dumps(prepare_report(manifest), ensure_ascii=False))
     else:
         print(prepare_text(manifest, Path(recipe.data.prepared_dir), reused=reused))
+
+
+PREPARE = Verb(
+    name="prepare",
+    summary="Turn raw conversations into a prepared dataset.",
+    example="ochat prepare recipes/quickstart.yaml",
+    add_arguments=_add_arguments,
+    run=_run,
+    takes_recipe=True,
+)

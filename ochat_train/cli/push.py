@@ -7,35 +7,29 @@ import json
 import sys
 from pathlib import Path
 
-from ochat_train.cli.arguments import Verb
-from ochat_train.system import exits
+from ochat_train.cli.arguments import add_json
+from ochat_train.cli.verb import Verb
+from ochat_train.system.exits import StoppedBySignalError
 
 
-def add_push(verb: Verb) -> None:
-    """Add the verb and its arguments."""
-    push = verb(
-        "push",
-        _push,
-        "Upload an exported folder to the Hugging Face Hub, and compare what arrived.",
-        "HF_TOKEN=... ochat push runs/quickstart/export --repo ORG/NAME",
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="folder that `ochat export` wrote")
+    parser.add_argument(
+        "--repo", required=True, metavar="ORG/NAME", help="model repository; created, private, if it does not exist"
     )
-    push.add_argument("dir", type=Path, help="folder that `ochat export` wrote")
-    push.add_argument(
-        "--repo", required=True, metavar="ORG/NAME", help="model repository; made if it is not there, private"
-    )
-    push.add_argument("--public", action="store_true", help="make a public repository, or push to one")
-    push.add_argument("--revision", help="branch to push to, made if it is not there; default: main")
-    push.add_argument("--message", help="message of the commit")
-    push.add_argument(
+    parser.add_argument("--public", action="store_true", help="create a public repository, or push to one")
+    parser.add_argument("--revision", help="branch to push to, created if it does not exist; default: main")
+    parser.add_argument("--message", help="message of the commit")
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace a model card that was edited on the Hub, and all files of a repository that `ochat push` did not "
-        "make",
+        "create",
     )
-    push.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
-def _push(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> None:
     from ochat_train.hub.push import push
 
     try:
@@ -49,8 +43,17 @@ def _push(options: argparse.Namespace) -> None:
             progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
-        raise exits.StoppedBySignalError("stopped by SIGINT; the same command goes on with what is missing") from None
+        raise StoppedBySignalError("stopped by SIGINT; run the same command again to upload what is missing") from None
     if options.json:
         print(json.dumps(pushed.as_json()))
     else:
         print(f"pushed and verified: {pushed.url}\ncommit {pushed.commit}\n{pushed.what_changed}")
+
+
+PUSH = Verb(
+    name="push",
+    summary="Upload an exported folder to the Hugging Face Hub and verify what arrived.",
+    example="HF_TOKEN=... ochat push runs/quickstart/export --repo ORG/NAME",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -7,46 +7,44 @@ import os
 import socket
 
 from data_pipeline.errors import UserError
-from ochat_train.cli.arguments import Verb
-from ochat_train.system import exits
+from ochat_train.cli.verb import Verb
+from ochat_train.system.exits import found_on_host
 
 
-def add_train(recipe_verb: Verb) -> None:
-    """Add the verb and its arguments."""
-    train = recipe_verb(
-        "train",
-        _train,
-        "Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
-        "deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
-    )
-    train.add_argument(
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="go on from the newest intact checkpoint (auto, the default), start anew, or go on from a checkpoint "
-        "folder",
+        help="auto (the default): continue from the newest intact checkpoint; never: start from the beginning; PATH: "
+        "continue from this checkpoint folder",
     )
-    train.add_argument(
+    parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="go on from a checkpoint although data or settings have changed since it was written",
+        help="continue from a checkpoint even if data or settings have changed since it was written",
     )
-    train.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # given by the deepspeed launcher; LOCAL_RANK counts
+    # the deepspeed launcher passes this and sets LOCAL_RANK; only LOCAL_RANK is read
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> None:
     from ochat_train.recipe.load import load_recipe
 
     try:
-        recipe = load_recipe(
-            options.recipe, options.overrides
-        )  # before torch: a wrong recipe costs a second, not a GPU
+        recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs a second
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) > 0 and os.environ.get("LOCAL_RANK") == "0":  # of another host
-            raise exits.OneRankError(f"{socket.gethostname()}", f"{error}") from None
-        raise
+        raise found_on_host(error, os.environ, host=socket.gethostname()) from None
     from ochat_train.training.run import train
 
     train(recipe, resume=options.resume, accept_changes=options.accept_changes)
+
+
+TRAIN = Verb(
+    name="train",
+    summary="Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
+    example="deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
+    add_arguments=_add_arguments,
+    run=_run,
+    takes_recipe=True,
+)

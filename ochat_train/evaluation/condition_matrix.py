@@ -1,15 +1,17 @@
 """Was each class's condition learnt? Mean nll of every class's answers under every condition, with intervals.
 
-Plain arithmetic on the scores of conversations (`evaluation.py` makes them).
+Plain arithmetic on the scores of conversations (`evaluate.py` makes them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from ochat_train.system.json_values import fields_from, finite_or_none
 
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
@@ -21,34 +23,43 @@ class Learnt:
 
     condition: the class's own. nearest: the other condition under which its answers are likeliest.
     margin: nll under `nearest` minus nll under the own condition, nats per token; low, high: its 95 % interval, from a
-    bootstrap over conversations. learnt: the whole interval is above 0.
+    bootstrap over conversations; None where they are not finite. learnt: the whole interval is above 0.
     """
 
     condition: str
     nearest: str
-    margin: float
-    low: float
-    high: float
+    margin: float | None
+    low: float | None
+    high: float | None
     learnt: bool
     conversations: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionMatrix:
-    """nll[class name][i]: nats per token of a class's answers under conditions[i]; the same conversations in every
-    column.
+    """nll[class name][i]: nats per token of a class's answers under conditions[i], None where it is not finite.
 
-    A class without a held-out conversation has no row, and without a second condition there is no matrix (no rows).
+    Every column holds the same conversations. A class without a held-out conversation has no row, and without a second
+    condition there is no matrix (no rows).
     """
 
     conditions: Sequence[str]
-    nll: dict[str, list[float]]
-    learnt: dict[str, Learnt]
+    nll: Mapping[str, Sequence[float | None]]
+    learnt: Mapping[str, Learnt]
 
-    def as_json(self) -> dict[str, Any]:
-        """The matrix as it stands in validation.jsonl."""
-        learnt = {name: asdict(entry) for name, entry in self.learnt.items()}
-        return {"conditions": list(self.conditions), "matrix": self.nll, "learnt": learnt}
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the matrix in a line of validation.jsonl."""
+        return {
+            "conditions": list(self.conditions),
+            "matrix": {name: list(row) for name, row in self.nll.items()},
+            "learnt": {name: asdict(entry) for name, entry in self.learnt.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ConditionMatrix:
+        """From `to_json`, which may hold other keys, too. Raises KeyError where one is missing."""
+        learnt = {name: Learnt(**fields_from(Learnt, entry)) for name, entry in values["learnt"].items()}
+        return cls(conditions=values["conditions"], nll=values["matrix"], learnt=learnt)
 
 
 def condition_matrix(
@@ -66,7 +77,7 @@ def condition_matrix(
     nll: float64[conversations, conditions], sum over a conversation's supervised tokens, nats. num_tokens:
     int[conversations], supervised tokens. class_ids: int[conversations]. class_conditions: own condition of each class.
     """
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, list[float | None]] = {}
     learnt: dict[str, Learnt] = {}
     rng = np.random.default_rng(seed)
     if len(conditions) < 2:
@@ -76,16 +87,16 @@ def condition_matrix(
         if not mask.any():
             continue
         sums, tokens = nll[mask], num_tokens[mask].astype(np.float64)
-        rows[name] = (sums.sum(axis=0) / tokens.sum()).tolist()
+        rows[name] = [finite_or_none(value) for value in (sums.sum(axis=0) / tokens.sum()).tolist()]
         own = conditions.index(class_conditions[class_id])
         margins, low, high = _margins(sums, tokens, own, rng)
         nearest = int(np.argmin(np.where(np.arange(len(conditions)) == own, np.inf, margins)))
         learnt[name] = Learnt(
             condition=conditions[own],
             nearest=conditions[nearest],
-            margin=float(margins[nearest]),
-            low=low,
-            high=high,
+            margin=finite_or_none(float(margins[nearest])),
+            low=finite_or_none(low),
+            high=finite_or_none(high),
             learnt=low > 0.0,
             conversations=int(mask.sum()),
         )
@@ -97,8 +108,8 @@ def _margins(
 ) -> tuple[np.ndarray, float, float]:
     """Margin over each condition, and the interval of the smallest one over the others.
 
-    Conversations are drawn anew with replacement, whole, because tokens of one conversation are not independent; the
-    smallest margin is taken inside every draw.
+    Whole conversations are resampled with replacement, because the tokens of one are not independent. Each resample
+    takes its own smallest margin.
     """
     differences = sums - sums[:, [own]]
     margins = differences.sum(axis=0) / tokens.sum()

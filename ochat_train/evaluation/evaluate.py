@@ -3,99 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from data_pipeline.plan.packing import Packs, pack
-from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from data_pipeline.plan.packing import Packs
+from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.condition_matrix import ConditionMatrix, condition_matrix
-from ochat_train.model.batch import PackShape, pack_batch
+from ochat_train.evaluation.held_out import HeldOutData
+from ochat_train.evaluation.results import ClassScores, Evaluation
+from ochat_train.model.batch import pack_batch
+from ochat_train.system.json_values import finite_or_none
 
 NLL, WEIGHTED_NLL, CORRECT, WEIGHTED_CORRECT = range(4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutData:
-    """The held-out splits of a prepared dataset, packed. shape: of the packs of both."""
-
-    manifest: Manifest
-    validation: PreparedSplit
-    others: PreparedSplit
-    validation_packs: Packs
-    others_packs: Packs
-    shape: PackShape
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that one validation reads, padding included."""
-        return self.shape.pack_length * (len(self.validation_packs) + len(self.others_packs))
-
-
-def held_out_data(prepared_dir: Any, manifest: Manifest, *, pack_length: int) -> HeldOutData:
-    """The held-out splits of a prepared dataset. The packing is the same at every validation, and on any number of
-    ranks.
-    """
-    validation, others = PreparedSplit(prepared_dir, "validation"), PreparedSplit(prepared_dir, "conditions")
-    packs = [_packs(split, pack_length) for split in (validation, others)]
-    shape = PackShape.holding(
-        pack_length=pack_length,
-        longest=max(int(split.num_tokens.max(initial=1)) for split in (validation, others)),
-        max_conversations=max(int(np.diff(found.offsets).max(initial=0)) for found in packs),
-    )
-    return HeldOutData(
-        manifest=manifest,
-        validation=validation,
-        others=others,
-        validation_packs=packs[0],
-        others_packs=packs[1],
-        shape=shape,
-    )
-
-
-def _packs(split: PreparedSplit, pack_length: int) -> Packs:
-    if not len(split):
-        return Packs(rows=np.zeros(0, np.int64), offsets=np.zeros(1, np.int64))
-    return pack(split.num_tokens, capacity=pack_length, rng=np.random.default_rng(0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What one pass over held-out conversations gives.
-
-    loss: weighted mean nll over all classes, as the training loss. classes: per class `loss` (weighted), `nll` and
-    `accuracy` (every supervised token counts the same), counts. All in nats per token.
-    """
-
-    loss: float
-    classes: dict[str, dict[str, float | int | None]]
-    matrix: ConditionMatrix
 
 
 def evaluate(model: Any, data: HeldOutData, ranks: Ranks, *, seed: int) -> Evaluation:
     """Score the held-out splits. model: the DeepSpeed engine or a PackedCausalLM; all ranks call it.
 
-    Dropout is off meanwhile; no random number is drawn and no state of training is touched.
+    Dropout is off meanwhile. No random number is drawn, and no state of the training changes.
     """
     was_training = model.training
     model.eval()
     try:
-        own = _score(model, data.validation, data.validation_packs, data, ranks)
-        others = _score(model, data.others, data.others_packs, data, ranks)
+        own = _row_sums(model, data.validation, data.validation_packs, data, ranks)
+        others = _row_sums(model, data.others, data.others_packs, data, ranks)
     finally:
         model.train(was_training)
     return summarize(own, others, data, seed=seed)
 
 
 @torch.no_grad()
-def _score(model: Any, split: PreparedSplit, packs: Packs, data: HeldOutData, ranks: Ranks) -> np.ndarray:
+def _row_sums(model: Any, split: PreparedSplit, packs: Packs, data: HeldOutData, ranks: Ranks) -> np.ndarray:
     """float64[rows, 4] on every rank: sums over each row's supervised tokens (NLL, ...)."""
     sums = torch.zeros(len(split), 4, dtype=torch.float64, device=ranks.device)
     for number in range(ranks.rank, -(-len(packs) // ranks.num_ranks) * ranks.num_ranks, ranks.num_ranks):
-        # every rank runs as many packs: in ZeRO-3 they gather weights together
+        # all ranks run the same number of packs, because under ZeRO-3 they gather weights together
         in_use = number < len(packs)
         rows = packs.rows[packs.offsets[number] : packs.offsets[number + 1]] if in_use else packs.rows[:0]
         batch = pack_batch(split, rows, data.shape)
@@ -113,27 +58,27 @@ def _score(model: Any, split: PreparedSplit, packs: Packs, data: HeldOutData, ra
 
 
 def summarize(own: np.ndarray, others: np.ndarray, data: HeldOutData, *, seed: int) -> Evaluation:
-    """Means and matrix from the sums of rows (`_score`) of the two splits."""
+    """Means and matrix from the sums of rows (`_row_sums`) of the two splits."""
     manifest, split = data.manifest, data.validation
     names = [row.name for row in manifest.classes]
-    classes = {name: _class_means(own, split, split.class_id == class_id) for class_id, name in enumerate(names)}
+    classes = {name: _class_scores(own, split, split.class_id == class_id) for class_id, name in enumerate(names)}
     return Evaluation(
-        loss=float(own[:, WEIGHTED_NLL].sum() / split.weight_sum.sum()),
+        loss=finite_or_none(float(own[:, WEIGHTED_NLL].sum() / split.weight_sum.sum())),
         classes=classes,
         matrix=_matrix(own, others, data, names, seed=seed),
     )
 
 
-def _class_means(own: np.ndarray, split: PreparedSplit, mask: np.ndarray) -> dict[str, float | int | None]:
+def _class_scores(own: np.ndarray, split: PreparedSplit, mask: np.ndarray) -> ClassScores:
     weight, tokens = float(split.weight_sum[mask].sum()), int(split.num_supervised_tokens[mask].sum())
     sums = own[mask].sum(axis=0)
-    return {
-        "loss": float(sums[WEIGHTED_NLL]) / weight if weight else None,
-        "nll": float(sums[NLL]) / tokens if tokens else None,
-        "accuracy": float(sums[CORRECT]) / tokens if tokens else None,
-        "conversations": int(np.count_nonzero(mask)),
-        "supervised_tokens": tokens,
-    }
+    return ClassScores(
+        loss=finite_or_none(float(sums[WEIGHTED_NLL]) / weight) if weight else None,
+        nll=finite_or_none(float(sums[NLL]) / tokens) if tokens else None,
+        accuracy=finite_or_none(float(sums[CORRECT]) / tokens) if tokens else None,
+        conversations=int(np.count_nonzero(mask)),
+        supervised_tokens=tokens,
+    )
 
 
 def _matrix(

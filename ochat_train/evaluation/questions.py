@@ -1,11 +1,11 @@
-"""Questions with checkable answers: how many an exported model answers rightly under a condition."""
+"""Questions with one right answer, and how many of them a model answers rightly under a condition."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,59 +24,82 @@ class Question:
     task: str
 
 
-class _Answers(Protocol):
+RightRatios = Mapping[str, float]  # task -> share of right answers; ALL_TASKS: of all questions
+ALL_TASKS = "all"
+
+
+class Answerer(Protocol):
+    """What answers conversations: `inference.generate.Generator`, or a stand-in."""
+
     def answers(
         self, conversations: Sequence[Any], *, condition: str | None, max_new_tokens: int, temperature: float
-    ) -> list[str]: ...
+    ) -> list[str]:
+        """One answer for each conversation."""
+        ...
 
 
 def load_questions(path: Path) -> list[Question]:
-    """Read questions, a JSON object a line: `question`, `answer`, and if there are several `task`.
+    """Read questions, a JSON object on each line: `question`, `answer`, and if there are several `task`.
 
-    Raises UserError for a file or a line that is not so.
+    Raises UserError for a file or a line that is not like that.
     """
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError("validation.questions", f"{path}: cannot be read: {reason}") from None
+    return [_question(line, place=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _question(line: str, *, place: str) -> Question:
+    try:
+        row = json.loads(line)
+        fields = {"question": row["question"], "answer": row["answer"], "task": row.get("task", "")}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        fields = {}
+    if not fields or not all(isinstance(value, str) for value in fields.values()) or not fields["question"]:
         raise UserError(
-            "validation.questions", f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    questions = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            fields = {"question": row["question"], "answer": row["answer"], "task": row.get("task", "")}
-        except (ValueError, AttributeError, KeyError, TypeError):
-            fields = {}
-        if not fields or not all(isinstance(value, str) for value in fields.values()) or not fields["question"]:
-            raise UserError(
-                "validation.questions",
-                f"{path}:{number}: expected an object with the texts `question` and `answer` (and `task`), found "
-                f"{line[:80]}",
-            )
-        questions.append(Question(**fields))
+            "validation.questions",
+            f"{place}: expected an object with the texts `question` and `answer` (and `task`), found {line[:80]}",
+        )
+    return Question(**fields)
+
+
+def right_ratios_by_condition(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    conditions: Sequence[str],
+    *,
+    max_new_tokens: int,
+    pattern: str | None = None,
+) -> dict[str, RightRatios]:
+    """Condition -> share of right answers under it, none without questions; otherwise as `right_ratios`."""
     if not questions:
-        raise UserError("validation.questions", f"{path}: holds no question")
-    return questions
+        return {}
+    return {
+        condition: right_ratios(answerer, questions, condition, max_new_tokens=max_new_tokens, pattern=pattern)
+        for condition in dict.fromkeys(conditions)
+    }
 
 
 def right_ratios(
-    generator: _Answers,
+    answerer: Answerer,
     questions: Sequence[Question],
     condition: str | None,
     *,
     max_new_tokens: int,
     pattern: str | None = None,
-) -> dict[str, float]:
-    """Share of right answers for each task, and for `all`; greedy answers.
+) -> RightRatios:
+    """Share of right answers for each task, and for ALL_TASKS; answers are greedy.
 
-    pattern: a regular expression; of the model's answer and of the right one, what its last match (its first group,
-    where it has one) holds is compared, and an answer without a match is wrong. None: the whole answers are compared.
+    condition: None for the model's own. pattern: a regular expression. The last match in the model's answer (its first
+    group, if it has one) is compared with the last match in the right answer, and an answer without a match is wrong.
+    None: whole answers are compared.
     """
     asked, right = Counter[str](), Counter[str]()
     for start in range(0, len(questions), _BATCH):
         batch = questions[start : start + _BATCH]
-        answers = generator.answers(
+        answers = answerer.answers(
             [[{"role": "user", "content": question.question}] for question in batch],
             condition=condition,
             max_new_tokens=max_new_tokens,
@@ -89,7 +112,7 @@ def right_ratios(
                 asked[key] += 1
                 right[key] += is_right
     names = sorted(task for task in asked if task)
-    return {task: right[task] / asked[task] for task in names} | {"all": right[""] / asked[""]}
+    return {task: right[task] / asked[task] for task in names} | {ALL_TASKS: right[""] / asked[""]}
 
 
 def result_of(answer: str, pattern: str | None) -> str | None:

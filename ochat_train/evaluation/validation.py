@@ -1,99 +1,48 @@
-"""When a run looks at its held-out conversations, and what it says of them."""
+"""Validates a run between its steps: held-out conversations, and answers to prompts."""
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.evaluation.evaluate import Evaluation, evaluate, held_out_data
+from ochat_train.evaluation.evaluate import evaluate
+from ochat_train.evaluation.inputs import validation_inputs
+from ochat_train.evaluation.results import Sample, Validation, ValidationResult
 from ochat_train.evaluation.samples import Sampler
-from ochat_train.evaluation.schedule import default_interval
 from ochat_train.recipe.sections import Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValidationResult:
-    """line: the row of validation.jsonl (`seconds`: with the samples). samples: the rows of samples.jsonl.
-
-    loss: None where it is not finite.
-    """
-
-    line: dict[str, Any] | None
-    samples: list[dict[str, Any]]
-    loss: float | None
-
-
 class Validator:
-    """Validates a run, or never where the recipe holds nothing out and asks nothing.
+    """Validates a run when its `schedule` says so; never where nothing is held out and there are no prompts.
 
-    When does not depend on the number of ranks: a run that goes on with another number validates after the same steps.
+    Raises UserError for a prompt that does not fit into a pack with its answer.
     """
 
     def __init__(self, recipe: Recipe, manifest: Manifest, *, num_steps: int) -> None:
-        prepared_dir, settings = Path(recipe.data.prepared_dir), recipe.validation
-        pack_length = recipe.train.pack_length_tokens
-        has_held_out = manifest.splits["validation"]["conversations"] > 0
-        self._data = held_out_data(prepared_dir, manifest, pack_length=pack_length) if has_held_out else None
+        inputs = validation_inputs(recipe, manifest)
+        self._held_out, self._seed = inputs.held_out, recipe.seed
         self._sampler = Sampler(
-            prepared_dir,
-            manifest,
-            self._data,
-            prompts=settings.prompts,
-            max_new_tokens=settings.sample_tokens,
-            pack_length=pack_length,
+            inputs.tokenizer,
+            inputs.prompts,
+            max_new_tokens=inputs.sample_tokens,
+            pack_length=recipe.train.pack_length_tokens,
             compiled=bool(recipe.model.compile),
         )
-        self._seed, self._num_steps = recipe.seed, num_steps
-        self.every_steps = settings.every_steps or default_interval(
-            held_out_tokens=self.held_out_tokens,
-            sample_tokens=self._sampler.num_tokens,
-            tokens_per_step=recipe.train.tokens_per_step,
-            num_steps=num_steps,
-        )
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there is anything to look at."""
-        return self._data is not None or bool(self._sampler.prompts)
-
-    @property
-    def held_out_tokens(self) -> int:
-        """Tokens of held-out conversations that one validation reads, padding included."""
-        return self._data.num_tokens if self._data else 0
+        self.schedule = inputs.schedule(recipe, num_steps=num_steps)
 
     def is_due(self, step: int, *, saves: bool) -> bool:
-        """Whether to validate after step `step` (from 1); saves: a checkpoint follows, which is to know its loss."""
-        saves = saves and self._data is not None
-        return self.is_on and (step % self.every_steps == 0 or step == self._num_steps or saves)
+        """Whether to validate after step `step` (from 1); saves: whether a checkpoint follows."""
+        return self.schedule.is_due(step, saves=saves)
 
     def run(self, engine: Any, ranks: Ranks, step: int) -> ValidationResult:
         """Validate; all ranks call it and get the same."""
         start = time.monotonic()
-        line, loss = None, None
-        if self._data is not None:
-            found = evaluate(engine, self._data, ranks, seed=self._seed)
-            loss = found.loss if math.isfinite(found.loss) else None
-            line = {"step": step, **validation_line(found)}
-        samples = [{"step": step, **row} for row in self._sampler.answers(engine, ranks)]
-        if line is not None:
-            line["seconds"] = round(time.monotonic() - start, 3)
-        return ValidationResult(line=line, samples=samples, loss=loss)
-
-
-def validation_line(found: Evaluation) -> dict[str, Any]:
-    """An evaluation as a JSON document; numbers that are not finite become null."""
-    document: dict[str, Any] = _finite({"loss": found.loss, "classes": found.classes, **found.matrix.as_json()})
-    return document
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        found = None if self._held_out is None else evaluate(engine, self._held_out, ranks, seed=self._seed)
+        answers = self._sampler.answers(engine, ranks)
+        seconds = round(time.monotonic() - start, 3)
+        return ValidationResult(
+            validation=None if found is None else Validation(step=step, evaluation=found, seconds=seconds),
+            samples=[Sample(step=step, prompt=text, answers=by_condition) for text, by_condition in answers],
+        )

@@ -1,7 +1,7 @@
 """README.md of an export: what the model is, how it is prompted, what it was trained on, what came out.
 
-Names and conditions come from data. In the text they stand as JSON strings in code spans, without the characters that
-could end one (`json_code`); in the metadata YAML's own writer quotes them.
+Names and conditions come from data. The text has them as JSON strings in code spans, without the characters that could
+end one (`json_code`); in the metadata the YAML writer quotes them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger_counts, ledger_reasons, ledger_totals
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_chat_template
-from ochat_train.export.base_model import BaseModel
-from ochat_train.report.tables import number_text, validation_table
+from ochat_train.evaluation.results import Validation
+from ochat_train.export.provenance import BaseModel
+from ochat_train.report.tables import evaluation_table, markdown_table, number_text
 from ochat_train.runs.folder import RunFolder
+from ochat_train.runs.metrics import StepMetrics
 
 _PAPER = "https://arxiv.org/abs/2309.11235"
 _TAGS = ["ochat-train", "c-rlft", "conversational"]
@@ -26,20 +29,20 @@ class CardFacts:
     """What a card is made from.
 
     step: of the exported checkpoint. recipe: its values as ochat.json has them, without paths. metrics, validation: the
-    last rows of metrics.jsonl and validation.jsonl up to that step; None where there is none.
+    last ones up to that step; None where there is none.
     """
 
     run: RunFolder
     base: BaseModel
     step: int
     recipe: Mapping[str, Any]
-    metrics: Mapping[str, Any] | None
-    validation: Mapping[str, Any] | None
+    metrics: StepMetrics | None
+    validation: Validation | None
     versions: Mapping[str, str]
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text of README.md, with metadata that huggingface_hub reads back as it was meant."""
+    """The text of README.md. Its metadata is read back with huggingface_hub, to see that it stays the same."""
     from huggingface_hub import ModelCard
 
     metadata = _metadata(facts.base)
@@ -58,9 +61,17 @@ def model_card(facts: CardFacts) -> str:
     return text
 
 
-def last_row(rows: Sequence[Mapping[str, Any]], step: int) -> Mapping[str, Any] | None:
-    """The last row up to a step; rows are in order."""
-    return next((row for row in reversed(rows) if row["step"] <= step), None)
+class _HasStep(Protocol):
+    @property
+    def step(self) -> int: ...
+
+
+LoggedT = TypeVar("LoggedT", bound=_HasStep)
+
+
+def last_until(step: int, logged: Sequence[LoggedT]) -> LoggedT | None:
+    """The last logged step or validation up to `step`; they are in order."""
+    return next((row for row in reversed(logged) if row.step <= step), None)
 
 
 def json_code(text: str, *, in_table: bool = True) -> str:
@@ -69,11 +80,12 @@ def json_code(text: str, *, in_table: bool = True) -> str:
     """
     unsafe = "|`" if in_table else "`"
     characters = json.dumps(text, ensure_ascii=False)
-    return f"`{''.join(c if c.isprintable() and c not in unsafe else _json_escape(c) for c in characters)}`"
+    safe = "".join(c if c.isprintable() and c not in unsafe else _json_escape(c) for c in characters)
+    return f"`{safe}`"
 
 
 def python_literal(text: str) -> str:
-    """A text as a string of Python's, in one line, without a backquote and without what cannot be printed."""
+    """A text as a Python string literal: one line, no backquote, only printable characters."""
     characters = json.dumps(text, ensure_ascii=False)  # its escapes are Python's, too; those of _json_escape are not
     return "".join(c if c.isprintable() and c != "`" else _python_escape(c) for c in characters)
 
@@ -85,11 +97,6 @@ def _json_escape(character: str) -> str:
 
 def _python_escape(character: str) -> str:
     return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _metadata(base: BaseModel) -> Any:
@@ -122,12 +129,12 @@ def _introduction(facts: CardFacts) -> str:
     )
     if base.license is None:
         text += (
-            f"\n\n> **Licence: not known.** It could not be found out: {base.why_unknown}. `license: other` in the "
-            "metadata stands for that. Look it up and set it before you pass the model on."
+            f"\n\n> **Licence: unknown**, because {base.why_unknown}. The metadata therefore says `license: other`. "
+            "Look the licence up and set it before you publish the model."
         )
     elif base.license == "other" and (base.license_name or base.license_link):
         shown = ", ".join(json_code(part) for part in (base.license_name, base.license_link) if part)
-        text += f"\n\nThe base model has a licence of its own ({shown}), which holds for this model, too."
+        text += f"\n\nThe base model has its own licence ({shown}), which also applies to this model."
     return text
 
 
@@ -135,13 +142,15 @@ def _prompting(facts: CardFacts) -> str:
     prepared = facts.run.prepared
     default = prepared.inference_condition
     others = dict.fromkeys(row.condition for row in prepared.classes if row.condition != default)
-    comment = f"  # or {', '.join(python_literal(condition) for condition in others)}" if others else ""
+    alternatives = ", ".join(map(python_literal, others))
+    comment = f"  # or {alternatives}" if others else ""
     template = (facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     prompts = []
     for condition in (default, *others):
         prompt = render_chat_template(template, question, condition=condition, add_generation_prompt=True)
         prompts.append(f"- {json_code(condition)}: {json_code(prompt, in_table=False)}")
+    prompt_list = "\n".join(prompts)
     return f"""## How to prompt it
 
 The chat template takes the condition of the class whose answers you want.
@@ -164,68 +173,57 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 The prompts that this makes:
 
-{chr(10).join(prompts)}"""
+{prompt_list}"""
 
 
 def _classes(facts: CardFacts) -> str:
-    rows = [
-        (
-            json_code(row.name),
-            json_code(row.condition),
-            "in the rows" if row.weight is None else f"{row.weight:.6g}",
-            f"{row.conversations:,}",
-            f"{row.tokens:,}",
-            f"{row.supervised_tokens:,}",
-            f"{row.weight_share:.1%}",
-        )
-        for row in facts.run.prepared.classes
-    ]
-    head = ("class", "condition", "weight", "conversations", "tokens", "supervised tokens", "share of the weight")
-    return f"## Classes\n\n{_table(head, rows)}"
+    rows = class_rows(facts.run.prepared.classes, name=json_code, condition=json_code)
+    return f"## Classes\n\n{markdown_table(CLASS_HEAD, rows)}\n\n{CLASS_NOTE}"
 
 
 def _results(facts: CardFacts) -> str:
-    parts = ["## Results"]
-    if (row := facts.metrics) is not None:
-        loss, accuracy = number_text(row["loss"], ".4f"), number_text(row["accuracy"], ".1%")
-        parts.append(
-            f"This is the model after step {facts.step:,}. Training loss (weighted mean, nats per token) at step "
-            f"{row['step']:,}: {loss}; next-token accuracy {accuracy}."
+    parts = ["## Results", f"This is the model after step {facts.step:,}."]
+    if (metrics := facts.metrics) is not None:
+        loss, accuracy = number_text(metrics.means.loss, ".4f"), number_text(metrics.means.accuracy, ".1%")
+        parts[-1] += (
+            f" Training loss (weighted mean, nats per token) at step {metrics.step:,}: {loss}; next-token accuracy "
+            f"{accuracy}."
         )
-    else:
-        parts.append(f"This is the model after step {facts.step:,}.")
-    if (line := facts.validation) is None:
+    if (validation := facts.validation) is None:
         parts.append("No conversations were held out, so nothing was validated.")
         return "\n\n".join(parts)
-    head, rows = validation_table(line, shown=json_code)
+    loss = number_text(validation.evaluation.loss, ".4f")
     parts.append(
-        f"Held-out conversations at step {line['step']:,}: loss {number_text(line['loss'], '.4f')}. The columns "
-        "`under` give the nll of a class's answers (nats per token) when prompted under that condition."
+        f"Held-out conversations at step {validation.step:,}: loss {loss}. The columns `under` give the nll of a "
+        "class's answers (nats per token) when prompted under that condition."
     )
-    parts.append(_table(head, rows))
+    head, rows = evaluation_table(validation.evaluation, shown=json_code)
+    parts.append(markdown_table(head, rows))
     return "\n\n".join(parts)
 
 
 def _data(facts: CardFacts) -> str:
-    ledger, prepared = facts.run.prepared.ledger, facts.run.prepared
-    sources = ", ".join(
-        f"{json_code(source['path'])} ({source['format']})" for source in facts.recipe["data"]["sources"]
-    )
-    rows = [("read", f"{ledger['read']:,}"), ("kept", f"{ledger['kept']:,}")]
-    rows += [(f"dropped: {json_code(reason)}", f"{count:,}") for reason, count in ledger["dropped"].items()]
-    rows += [
-        ("cut to the longest length", f"{ledger['truncated']:,}"),
-        ("without the part after the last trained token", f"{ledger['tail_trimmed']:,}"),
-        ("prompted without their condition", f"{ledger['condition_left_out']:,}"),
-        *((f"in `{name}`", f"{counts['conversations']:,}") for name, counts in prepared.splits.items()),
-    ]
-    return f"## Training data\n\nSources: {sources}.\n\n{_table(('conversations', 'number'), rows)}"
+    prepared = facts.run.prepared
+    sources = [f"{json_code(source['path'])} ({source['format']})" for source in facts.recipe["data"]["sources"]]
+    read, kept, _ = ledger_totals(prepared.ledger)
+    counts = [("read", read), ("kept", kept)]
+    for row in ledger_reasons(prepared.ledger):
+        if row.is_dropped:
+            counts.append((f"dropped: {json_code(row.reason)}", row.num_conversations))
+    counts += ledger_counts(prepared.ledger)
+    counts += [(f"in `{name}`", split["conversations"]) for name, split in prepared.splits.items()]
+    rows = [(what, f"{count:,}") for what, count in counts]
+    table = markdown_table(("conversations", "number"), rows)
+    return f"## Training data\n\nSources: {', '.join(sources)}.\n\n{table}"
 
 
 def _settings(facts: CardFacts) -> str:
     # plain values of fixed keys: names, numbers and lists of numbers, which hold nothing to escape
-    rows = [(f"`{section}.{key}`", f"`{json.dumps(facts.recipe[section][key])}`") for section, key in _SHOWN_SETTINGS]
-    table = _table(("key", "value"), rows)
+    rows = []
+    for section, key in _SHOWN_SETTINGS:
+        value = json.dumps(facts.recipe[section][key])
+        rows.append((f"`{section}.{key}`", f"`{value}`"))
+    table = markdown_table(("key", "value"), rows)
     return f"## Settings\n\n{table}\n\n`ochat.json` has the recipe, without folders and trackers."
 
 
@@ -249,4 +247,4 @@ _SHOWN_SETTINGS = (
 
 
 def _versions(facts: CardFacts) -> str:
-    return f"## Versions\n\n{_table(('library', 'version'), sorted(facts.versions.items()))}"
+    return f"## Versions\n\n{markdown_table(('library', 'version'), sorted(facts.versions.items()))}"

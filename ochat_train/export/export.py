@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_chat_template
 from data_pipeline.text_rules import quoted
 from ochat_train.checkpoint.state import (
@@ -24,12 +25,14 @@ from ochat_train.checkpoint.state import (
     refuse_unsafe_pickles,
     verify,
 )
-from ochat_train.export.base_model import find_base_model
-from ochat_train.export.card import CardFacts, last_row, model_card
-from ochat_train.export.layout import CARD, EXPORT_MARK
+from ochat_train.evaluation.results import Validation
+from ochat_train.export.card import CardFacts, last_until, model_card
+from ochat_train.export.layout import CARD, DEFAULT_SHARD_SIZE, EXPORT_MARK
+from ochat_train.export.provenance import find_base_model
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
-from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, rows_of
+from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.quiet import quiet_libraries
 from ochat_train.system.versions import library_versions
 
@@ -39,34 +42,51 @@ _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds 
 def export(
     run_dir: Path, out: Path, *, step: int | Literal["best"] | None, max_shard_size: str, overwrite: bool = False
 ) -> Path:
-    """Write the model of a checkpoint (the newest, that of `step`, or the `best` validated one) as a Hugging Face
-    folder.
+    """Export the checkpoint that a user names: the newest (None), that of `step`, or the `best` validated one.
 
-    The folder is written under another name, loaded again, compared with the trained weights tensor by tensor and by
-    its logits, and its tokenizer's ids with the prepared ones; then it gets its model card, and is renamed to `out`.
+    overwrite: whether an earlier export in `out` is replaced; without it a folder that holds anything is a UserError.
+    Otherwise as `export_checkpoint`.
+    """
+    _check_out(out, overwrite=overwrite)
+    run = read_run_folder(run_dir)
+    checkpoint = find_checkpoint(run, step)
+    return export_checkpoint(run, checkpoint, out, max_shard_size=max_shard_size, overwrite=overwrite)
 
-    overwrite: an earlier export in `out` is replaced; without it a folder that holds anything is a UserError.
-    max_shard_size: larger models are written as several files, as `5GB`.
+
+def export_checkpoint(
+    run: RunFolder, checkpoint: Path, out: Path, *, max_shard_size: str = DEFAULT_SHARD_SIZE, overwrite: bool = False
+) -> Path:
+    """Write the model of a checkpoint of a run as a Hugging Face folder.
+
+    The folder is written under another name, loaded again, and compared: every weight with the trained one, the logits,
+    and the tokenizer's ids with the prepared ones. Then it gets its model card and the name `out`.
+
+    max_shard_size: larger models are written as several files, as `5GB`. Raises UserError for a damaged checkpoint, for
+    an `out` that may not be replaced, and where a comparison fails.
     """
     quiet_libraries()
+    replaceable = _check_out(out, overwrite=overwrite)
+    if (problem := verify(checkpoint)) is not None:
+        raise UserError(checkpoint, problem, "export another step")
+    trained = load_model(run, checkpoint)
+    with replaced_folder(out, owned=replaceable) as folder:
+        trained.save_pretrained(folder, max_shard_size=max_shard_size)
+        for file in (run.path / TOKENIZER_FOLDER).iterdir():
+            shutil.copyfile(file, folder / file.name)
+        _verify_export(run, trained, folder)
+        _write_card_and_mark(run, CheckpointManifest.load(checkpoint).step, folder)
+    return out
+
+
+def _check_out(out: Path, *, overwrite: bool) -> bool:
+    """Whether `out` is an earlier export that may be replaced. Raises UserError where nothing can be written there."""
     there = next(path for path in (out, *out.parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"--out {out}", f"{there} is a file, and an export is a folder", "name another one")
     replaceable = overwrite and (out / EXPORT_MARK).is_file()
     if out.exists() and any(out.iterdir()) and not replaceable:
         raise UserError(f"--out {out}", "is there already", "choose another folder, or `--overwrite` an earlier export")
-    run = read_run_folder(run_dir)
-    checkpoint = find_checkpoint(run, step)
-    if (problem := verify(checkpoint)) is not None:
-        raise UserError(checkpoint, problem, "export another step")
-    trained = load_model(run, checkpoint)
-    with replaced_folder(out, owned=replaceable) as folder:
-        trained.save_pretrained(folder, max_shard_size=max_shard_size)
-        for file in (run.path / "tokenizer").iterdir():
-            shutil.copyfile(file, folder / file.name)
-        _verify_export(run, trained, folder)
-        _describe(run, CheckpointManifest.load(checkpoint).step, folder)
-    return out
+    return replaceable
 
 
 def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
@@ -85,18 +105,18 @@ def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
                 "--step best", f"no checkpoint of {run.path} was validated", "set data.validation_ratio, or name a step"
             )
         return best
-    for folder in available:
-        if CheckpointManifest.load(folder).step == step:
-            return folder
-    steps = ", ".join(str(CheckpointManifest.load(folder).step) for folder in available)
-    raise UserError(f"--step {step}", "no such checkpoint", f"steps there: {steps}")
+    by_step = {CheckpointManifest.load(folder).step: folder for folder in available}
+    if step not in by_step:
+        steps = ", ".join(map(str, by_step))
+        raise UserError(f"--step {step}", "no such checkpoint", f"steps there: {steps}")
+    return by_step[step]
 
 
 def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trained causal LM's weights by name, on the CPU, in the dtype of the forward pass."""
     refuse_unsafe_pickles(checkpoint)
     model_states = sorted((checkpoint / STATE).glob("*model_states.pt"))
-    # The pickles were just scanned: they hold nothing but tensors, containers and three classes of DeepSpeed's.
+    # The scan above found nothing in the pickles but tensors, containers and three classes of DeepSpeed's.
     first = torch.load(model_states[0], map_location="cpu", weights_only=False, mmap=True)
     if CheckpointManifest.load(checkpoint).recipe["deepspeed"]["zero_stage"] < 3:
         state = first["module"]
@@ -123,12 +143,12 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(run.path / MODEL_CONFIG_FOLDER)
     with torch.device("meta"):
         model_class = type(transformers.AutoModelForCausalLM.from_config(config))
-    # and not load_state_dict: what a model computes and does not save (rotary frequencies) has to be there, too
+    # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)
     model, found = model_class.from_pretrained(
         None, config=config, state_dict=state, dtype=next(iter(state.values())).dtype, output_loading_info=True
     )
     assert not found["missing_keys"], f"the checkpoint has no weights for {sorted(found['missing_keys'])}"
-    tokenizer = _tokenizer(run.path / "tokenizer")
+    tokenizer = _tokenizer(run.path / TOKENIZER_FOLDER)
     generation = transformers.GenerationConfig.from_model_config(config)
     generation.eos_token_id = tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id
@@ -146,23 +166,25 @@ def _tokenizer(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def _describe(run: RunFolder, step: int, folder: Path) -> None:
-    """Write the model card, and ochat.json: what the model was made of, and the sha256 of every file of the export."""
+def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
+    """Write README.md, and ochat.json: what the model was made of, and the sha256 of every file of the export."""
     recipe = public_recipe(run.recipe)
     # it may be gone, and then looks like a Hub id
     if run.base_origin is not None and run.base_origin.folder is not None:
         recipe["model"]["path"] = Path(run.base_origin.folder).name
+    steps = results_of(run.path / METRICS_FILE, StepMetrics.from_json)
+    validations = results_of(run.path / VALIDATION_FILE, Validation.from_json)
     facts = CardFacts(
         run=run,
         base=find_base_model(run.recipe.model, run.base_origin),
         step=step,
         recipe=recipe,
         versions=library_versions(),
-        metrics=last_row(rows_of(run.path / METRICS_FILE), step),
-        validation=last_row(rows_of(run.path / VALIDATION_FILE), step),
+        metrics=last_until(step, steps),
+        validation=last_until(step, validations),
     )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
-    content = {
+    mark = {
         "step": step,
         "template": run.prepared.template,
         "inference_condition": run.prepared.inference_condition,
@@ -171,7 +193,7 @@ def _describe(run: RunFolder, step: int, folder: Path) -> None:
         "versions": facts.versions,
         "files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
     }
-    (folder / EXPORT_MARK).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / EXPORT_MARK).write_text(json.dumps(mark, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -183,8 +205,8 @@ def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
     wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
     if wrong:
         raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
-    tokenizer, reference = _tokenizer(folder), _tokenizer(run.path / "tokenizer")
-    template = (run.path / "tokenizer" / "chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer, reference = _tokenizer(folder), _tokenizer(run.path / TOKENIZER_FOLDER)
+    template = (run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
     messages = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
     for condition in {row.condition for row in run.prepared.classes}:
         variables = {"condition": condition, "add_generation_prompt": True}

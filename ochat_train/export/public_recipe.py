@@ -1,4 +1,8 @@
-"""The part of a recipe that may be published with a model: how it was trained, and not where, nor who watched."""
+"""The part of a recipe that may be published with a model: how it was trained, and not where, nor who watched.
+
+Each field says itself whether it is public (`data_pipeline.section.setting`). Here is what else is taken out of public
+values: the folders of this machine.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.section import chosen_values
 from ochat_train.recipe.sections import Recipe
 
-# an allow-list: what is added to recipes later stays private until it is named here
-_PUBLIC = {"name", "seed", "model", "data", "train", "optimizer", "deepspeed", "validation", "checkpoint"}
 _DEEPSPEED_MONITORS = {"tensorboard", "wandb", "comet", "csv_monitor"}  # names of teams, folders
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The values of a recipe without folders of this machine: of paths, the last name is left. Hub ids stay whole."""
-    values = recipe.model_dump(mode="json", by_alias=True, include=_PUBLIC, exclude={"data": {"prepared_dir"}})
+    """The public values of a recipe, by key. Of a path on this machine the last name is left; Hub ids stay whole."""
+    values = chosen_values(Recipe, recipe.model_dump(mode="json", by_alias=True), lambda flags: flags.is_public)
     for settings, source in zip(recipe.data.sources, values["data"]["sources"], strict=True):
         if not settings.is_on_hub:
             source["path"] = _last_name(source["path"])

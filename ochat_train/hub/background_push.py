@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 from data_pipeline.errors import UserError
 from ochat_train.distributed.stop_request import StopRequest
-from ochat_train.export.layout import DEFAULT_SHARD_SIZE
 from ochat_train.hub.push_process import PushProcess
 from ochat_train.hub.push_state import (
     Action,
@@ -40,7 +39,7 @@ from ochat_train.hub.push_state import (
     state_file,
 )
 from ochat_train.recipe.sections import Recipe
-from ochat_train.runs.folder import read_run_folder
+from ochat_train.runs.folder import RunFolder, read_run_folder
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 
 _PARENT_SECONDS = 1.0  # how often the process looks whether its run still lives
@@ -204,8 +203,8 @@ def push_checkpoints(
     leave_room: fail rather than take the disk space that the run needs for its next checkpoint; free_bytes: how much
     is left where a folder is.
     """
-    recipe = read_run_folder(output_dir).recipe
-    repo = recipe.train.push_to_hub
+    run = read_run_folder(output_dir)
+    repo = run.recipe.train.push_to_hub
     assert repo is not None, "started by runs that push"
     while (candidate := choose(output_dir)) is not None:
         if is_pushed(PushState.load(output_dir), candidate, repo=repo):
@@ -213,7 +212,7 @@ def push_checkpoints(
         try:
             if leave_room:
                 _check_room(candidate, free_bytes(candidate.folder))
-            _push(recipe, output_dir, candidate, repo)
+            _push(run, candidate, repo)
         except Exception as error:
             if not candidate.folder.exists():
                 continue  # the run has deleted it meanwhile, because it has newer ones
@@ -225,17 +224,16 @@ def push_checkpoints(
     return 0
 
 
-def _push(recipe: Recipe, output_dir: Path, candidate: Candidate, repo: str) -> None:
-    from ochat_train.export.export import export
+def _push(run: RunFolder, candidate: Candidate, repo: str) -> None:
+    from ochat_train.export.export import export_checkpoint
     from ochat_train.hub.push import CARD_KEPT, push
 
-    out = export_folder(output_dir)
-    _save_state(output_dir, candidate, repo, "exporting")
-    export(output_dir, out, step=candidate.step, max_shard_size=DEFAULT_SHARD_SIZE, overwrite=True)
-    _save_state(output_dir, candidate, repo, "uploading")
-    pushed = push(out, repo, private=recipe.train.hub_private, message=f"Step {candidate.step}")
+    _save_state(run.path, candidate, repo, "exporting")
+    out = export_checkpoint(run, candidate.folder, export_folder(run.path), overwrite=True)
+    _save_state(run.path, candidate, repo, "uploading")
+    pushed = push(out, repo, private=run.recipe.train.hub_private, message=f"Step {candidate.step}")
     note = f"{repo}: {CARD_KEPT}" if pushed.card_left else None
-    _save_state(output_dir, candidate, repo, "pushed", url=pushed.url, commit=pushed.commit, note=note)
+    _save_state(run.path, candidate, repo, "pushed", url=pushed.url, commit=pushed.commit, note=note)
 
 
 def _check_room(candidate: Candidate, free_bytes: int) -> None:

@@ -18,21 +18,35 @@ Messages = Sequence[dict[str, str]]
 
 
 def load_generator(folder: Path) -> Generator:
-    """An exported model, ready to answer, on a GPU if there is one."""
+    """An exported model, ready to answer, on a GPU if there is one. Raises UserError for a folder without a model."""
     import transformers
 
     if not (folder / "config.json").is_file():
-        raise UserError(folder, "not an exported model (config.json is missing)")
+        raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
     return Generator(model, folder)
 
 
-def unknown_condition_text(folder: Path, condition: str) -> str | None:
-    """What to say of a condition that an export was not trained under; None for one that it was, or where it does not
-    say.
+def answer_prompt(
+    folder: Path, prompt: str, *, system: str, condition: str | None, max_new_tokens: int, temperature: float
+) -> str:
+    """The answer of an exported model to one message of a user. system: empty for none; condition: None for the
+    export's own; temperature: 0 for greedy.
+
+    Raises UserError where the folder is not an export.
     """
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    [answer] = load_generator(folder).answers(
+        [messages], condition=condition, max_new_tokens=max_new_tokens, temperature=temperature
+    )
+    return answer
+
+
+def unknown_condition_text(folder: Path, condition: str) -> str | None:
+    """A warning for a condition that an export was not trained under; None if it was, or if the export does not say."""
     try:
         classes = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
         trained = list(dict.fromkeys(row["condition"] for row in classes))
@@ -44,7 +58,7 @@ def unknown_condition_text(folder: Path, condition: str) -> str | None:
 
 
 class Generator:
-    """A causal LM of `transformers` with the tokenizer of an export or a run."""
+    """Answers of a causal LM of `transformers`, with the tokenizer and chat template of an export or a run."""
 
     def __init__(self, model: Any, tokenizer_dir: Path) -> None:
         import transformers
@@ -56,7 +70,10 @@ class Generator:
     def answers(
         self, conversations: Sequence[Messages], *, condition: str | None, max_new_tokens: int, temperature: float
     ) -> list[str]:
-        """One answer for each list of messages. condition: None for the export's own. temperature: 0 for greedy."""
+        """One answer for each conversation, a list of messages (`role`, `content`).
+
+        condition: None for the export's default. temperature: 0 for greedy.
+        """
         variables = {} if condition is None else {"condition": condition}
         prompts = [
             self.tokenizer.apply_chat_template(
@@ -73,7 +90,7 @@ class Generator:
         return [self._text(row[width:].tolist()) for row in output]
 
     def _text(self, ids: list[int]) -> str:
-        """The answer as a person wrote it: up to the end of turn, without the space that leads every message."""
+        """The text of an answer, up to the end of turn and without the space that begins every message."""
         end = self.tokenizer.eos_token_id
         ids = ids[: ids.index(end)] if end in ids else ids
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).removeprefix(" ")

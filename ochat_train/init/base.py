@@ -11,21 +11,21 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
-from ochat_train.model.families import FAMILY_TEMPLATES, family_by_name, family_of
-from ochat_train.planning.learning_rate import auto_learning_rate
+from ochat_train.model.families import Family, family_by_name, family_of
 
 CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base model. Everything but the name is None, or empty, where its files are not on this machine.
+    """A base model. Everything but the name is None or empty if its files are not on this machine.
 
-    family: `mistral`, `llama-2`, `llama-3`, or `other`. max_positions: the longest text it was made for, in tokens.
+    family: by its config or, without one, by its name; None where it belongs to none. max_positions: the longest text
+    it supports, in tokens.
     """
 
     name: str
-    family: str
+    family: Family | None
     model_type: str | None
     vocab_size: int | None
     max_positions: int | None
@@ -34,24 +34,11 @@ class Base:
     @property
     def template(self) -> str:
         """The prompt format of OpenChat's models on this family, `chatml` for others."""
-        return FAMILY_TEMPLATES.get(self.family, "chatml")
-
-    @property
-    def has_learning_rate_rule(self) -> bool:
-        """Whether `learning_rate: auto` covers it."""
-        if self.model_type is None:
-            return self.family in FAMILY_TEMPLATES
-        try:
-            auto_learning_rate(
-                model_type=self.model_type, vocab_size=self.vocab_size or 0, supervised_tokens_per_step=1.0
-            )
-        except UserError:
-            return False
-        return True
+        return (self.family and self.family.template) or "chatml"
 
 
 def find_base(name: str) -> Base:
-    """Look for a base in a folder or in the Hub cache. Raises UserError for what is neither a folder nor a Hub id."""
+    """Look for a base in a folder or in the Hub cache. Raises UserError for neither a folder nor a Hub id."""
     files = _local_files(name)
     config = {}
     if CONFIG_FILE in files:
@@ -75,12 +62,11 @@ def _local_files(name: str) -> dict[str, Path]:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / CONFIG_FILE).is_file():
-            raise UserError(
-                f"--base {name}", f"the folder holds no {CONFIG_FILE}", "name a Hugging Face model folder or a Hub id"
-            )
+            remedy = "name a Hugging Face model folder or a Hub id"
+            raise UserError(f"--base {name}", f"the folder holds no {CONFIG_FILE}", remedy)
         return {file: folder / file for file in wanted if (folder / file).is_file()}
     if not is_hub_id(name):
-        raise UserError(f"--base {name}", "no such folder, and not a Hub id (ORG/NAME)")
+        raise UserError(f"--base {name}", "no such folder, and not a Hub id", "a Hub id is ORG/NAME")
     from huggingface_hub.errors import HFValidationError
 
     try:

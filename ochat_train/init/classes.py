@@ -1,4 +1,4 @@
-"""Which class the rows of each file have, and what is still to be said about the classes."""
+"""Which class the rows of each file have, and what the user has to add about the classes. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _CLASS_FIELD_NAMES = ("class", "quality", "source", "condition", "generator", "m
 
 @dataclass(frozen=True, kw_only=True)
 class ClassedSource:
-    """A file and its class: `class_name` for all rows, or `class_field`, or neither where OpenChat's rows carry it.
+    """A file and its class: `class_name` for all rows, or `class_field`, or neither if OpenChat's rows carry it.
 
-    names: the classes of its sampled rows. reason: why.
+    names: the classes of its sampled rows. reason: why this was chosen.
     """
 
     look: SourceLook
@@ -34,24 +34,10 @@ class ClassedSource:
     reason: str
 
 
-def pairs(texts: Sequence[str], *, flag: str, paths: Sequence[str]) -> dict[str, str]:
-    """`FILE=VALUE` flags by file. Raises UserError for a text of another form and for a file that was not named."""
-    result = {}
-    for text in texts:
-        path, separator, value = text.rpartition("=")
-        if not separator or not path or not value:
-            raise UserError(f"{flag} {text}", f"expected FILE={flag.removeprefix('--').upper()}")
-        if path not in paths:
-            raise UserError(f"{flag} {text}", f"{path} is not one of the files: {', '.join(paths)}")
-        result[path] = value
-    return result
-
-
 def default_names(paths: Sequence[str]) -> dict[str, str]:
     """A class name for every path, no two the same.
 
-    The last part without suffix; where that would be the same twice the whole path, then with its suffix, then with a
-    number.
+    The last part without suffix. If two are the same: the whole path, then with its suffix, then with a number.
     """
     names = {path: _name_parts(path, keep_suffix=False)[-1] for path in paths}
     for keep_suffix in (False, True):
@@ -105,7 +91,7 @@ def _classify(
     look: SourceLook, *, default: str, wanted: str | None, field: str | None, named: Sequence[str]
 ) -> ClassedSource:
     if wanted is not None and field is not None:
-        raise UserError(look.path, "give one of --class-of and --class-field, not both")
+        raise UserError(look.path, "has both --class-of and --class-field", "give one of them, not both")
     if wanted is not None:
         return ClassedSource(look=look, class_name=wanted, names=[wanted], reason="as --class-of says")
     if field is not None:
@@ -124,31 +110,26 @@ def _classify(
 
 
 def _names(look: SourceLook, field: str) -> list[str]:
+    place, num_rows = f"--class-field {look.path}={field}", len(look.conversations)
     seen = look.fields.get(field)
     if seen is None:
         known = ", ".join(look.class_fields()) or "none"
-        raise UserError(
-            f"--class-field {look.path}={field}", "no row has such a field with few values", f"fields: {known}"
-        )
+        raise UserError(place, "no row has such a field with few values", f"fields: {known}")
     if seen.values is None or not seen.is_name:
-        raise UserError(f"--class-field {look.path}={field}", "its values are not names of a few classes")
-    if seen.num_rows < len(look.conversations):
-        raise UserError(
-            f"--class-field {look.path}={field}",
-            f"{len(look.conversations) - seen.num_rows:,} of the {len(look.conversations):,} rows looked at do not "
-            "have it",
-        )
+        raise UserError(place, "its values are not names of a few classes")
+    if seen.num_rows < num_rows:
+        raise UserError(place, f"{num_rows - seen.num_rows:,} of the {num_rows:,} sampled rows do not have it")
     return [name for name, _ in seen.values.most_common()]
 
 
 def class_names(sources: Sequence[ClassedSource]) -> list[str]:
-    """Every class that needs a condition and a reward, in the order in which they come up."""
+    """Every class that needs a condition and a reward, in the order in which the files have them."""
     needing = (source for source in sources if source.class_name is not None or source.class_field is not None)
     return list(dict.fromkeys(name for source in needing for name in source.names))
 
 
 def named_classes(texts: Sequence[str]) -> list[str]:
-    """The names that `--class` flags begin with, as far as they can be told from the text alone."""
+    """The names in `--class` flags, as far as the text alone tells: a name may hold `=`."""
     return [text.partition("=")[0] for text in texts]
 
 
@@ -158,18 +139,13 @@ def read_classes(texts: Sequence[str], *, known: Sequence[str]) -> dict[str, Cla
     for text in texts:
         fitting = [name for name in known if text.startswith(f"{name}=")]
         if not fitting:
-            raise UserError(
-                f"--class {text}",
-                f"expected NAME=CONDITION:REWARD with one of the classes: {', '.join(known) or 'none'}",
-            )
+            rule = f"expected NAME=CONDITION:REWARD with one of the classes: {', '.join(known) or 'none'}"
+            raise UserError(f"--class {text}", rule)
         name = max(fitting, key=len)
         condition, separator, reward = text[len(name) + 1 :].rpartition(":")
         if not separator:
-            raise UserError(
-                f"--class {text}",
-                "the reward is missing",
-                f"expected {name}=CONDITION:REWARD, for example {name}=GPT4:1.0",
-            )
+            remedy = f"expected {name}=CONDITION:REWARD, for example {name}=GPT4:1.0"
+            raise UserError(f"--class {text}", "the reward is missing", remedy)
         classes[name] = class_settings(condition, reward, where=f"--class {text}")
     return classes
 
@@ -185,4 +161,4 @@ def class_settings(condition: str, reward: str, *, where: str) -> ClassSettings:
     try:
         return ClassSettings(condition=condition, reward=value)
     except ValidationError as error:
-        raise UserError(where, f"{error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(where, error.errors()[0]["msg"].removeprefix("Value error, ")) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ _LEARNING_RATE = 1e-5  # near OpenChat's for a 7B model
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens of the conversations looked at, int64, a source each. exact: by the base's tokenizer, else by their
-    characters.
+    """Tokens of the sampled conversations, an int64 array for each source. exact: counted by the base's tokenizer;
+    otherwise estimated from the number of characters.
     """
 
     by_source: Sequence[np.ndarray]
@@ -54,9 +55,7 @@ class Draft:
 
 
 def measure(looks: Sequence[SourceLook], base: Base | None, template: str) -> Lengths:
-    """Lengths by the base's tokenizer where it is on this machine. Raises UserError for a tokenizer that cannot be
-    used.
-    """
+    """Lengths by the base's tokenizer if it is on this machine. Raises UserError for one that cannot be used."""
     estimated = Lengths(by_source=[sizes.estimated_tokens(look.characters()) for look in looks], exact=False)
     if base is None or "tokenizer.json" not in base.tokenizer_files:
         return estimated
@@ -64,10 +63,40 @@ def measure(looks: Sequence[SourceLook], base: Base | None, template: str) -> Le
     tokenizer = load_tokenizer_spec(base.tokenizer_files, rules)
     asked = [[under_inference_condition(conversation, rules) for conversation in look.conversations] for look in looks]
     counted = [token_lengths(conversations, rules, tokenizer) for conversations in asked]
-    all_counted = all(
-        len(tokens) for tokens in counted
-    )  # none where the vocabulary spells control tokens in every text
-    return Lengths(by_source=counted, exact=True) if all_counted else estimated
+    # a vocabulary that spells control tokens in every text leaves nothing to count
+    return Lengths(by_source=counted, exact=True) if all(map(len, counted)) else estimated
+
+
+def choose_template(flag: str | None, base: Base | None) -> Decision[str]:
+    """`model.template`. flag: `--template`; base: None if it is not known yet, and what follows only shows what is
+    missing.
+    """
+    if flag is not None:
+        return Decision(value=flag, reason="from --template")
+    if base is None:
+        return Decision(value=next(iter(TEMPLATES)), reason="")
+    tokens = "" if base.vocab_size is None else f", {base.vocab_size:,} tokens"
+    how = "by its name" if base.model_type is None else f"model_type {base.model_type}{tokens}"
+    if base.family is None or base.family.template is None:
+        bases = "this base" if base.family is None else base.family.title
+        return Decision(value=base.template, reason=f"OpenChat has no format for {bases} ({how})")
+    return Decision(value=base.template, reason=f"OpenChat's for {base.family.title} ({how})")
+
+
+def choose_bad_rows(flag: str | None, answer: str | None, *, unreadable: str | None) -> Decision[str]:
+    """`data.bad_rows`. flag: `--bad-rows`; answer: a person's; unreadable: what was found, None if all can be read."""
+    if flag is not None:
+        return Decision(value=flag, reason="from --bad-rows")
+    if unreadable is None:
+        return Decision(value="error", reason="every sampled row can be read")
+    if answer == "drop":
+        return Decision(value="drop", reason=unreadable)
+    return Decision(value="error", reason=f"{unreadable}; repair them, or leave them out with `drop`")
+
+
+def recipe_name(out: Path) -> str:
+    """The name of a run from the file name of its recipe, as `NAME_PATTERN` allows it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", out.stem).lstrip("._-")[:64] or "mine"
 
 
 def make_draft(
@@ -83,11 +112,11 @@ def make_draft(
     max_length: int | None,
     epochs: int | None,
 ) -> Draft:
-    """Decide the rest. max_length, epochs: what the user said, or None."""
+    """Decide the rest. max_length, epochs: from the flags, or None."""
     num_rows = sum(source.look.num_rows for source in sources)
     length = sizes.choose_max_length(lengths.by_source, max_positions=base.max_positions, exact=lengths.exact)
     if max_length is not None:
-        length = Decision(value=max_length, reason=f"as you said; {length.reason}")
+        length = Decision(value=max_length, reason=f"from --max-length; {length.reason}")
     total_tokens = _total_tokens(lengths, [source.look for source in sources], max_length=length.value)
     pack = sizes.choose_pack_length(max_length=length.value, total_tokens=total_tokens, gpus=gpus)
     step = sizes.choose_tokens_per_step(pack_length=pack.value, total_tokens=total_tokens, gpus=gpus)
@@ -103,7 +132,7 @@ def make_draft(
         max_length=length,
         pack_length=pack,
         tokens_per_step=step,
-        epochs=sizes.choose_epochs(num_rows) if epochs is None else Decision(value=epochs, reason="as you said"),
+        epochs=sizes.choose_epochs(num_rows) if epochs is None else Decision(value=epochs, reason="from --epochs"),
         validation_ratio=sizes.choose_validation_ratio(_num_prompts(sources)),
         learning_rate=_learning_rate(base),
         save_every=sizes.choose_save_every(total_tokens=total_tokens, tokens_per_step=step.value),
@@ -111,7 +140,7 @@ def make_draft(
 
 
 def lost_values(draft: Draft, recipe: Recipe) -> list[str]:
-    """What of base, classes and sources the recipe does not hold as the draft has it."""
+    """Which of base, classes and sources differ between the draft and the recipe read back."""
     pairs = {
         "base": (draft.base.name, recipe.model.path),
         "classes": (
@@ -127,19 +156,24 @@ def lost_values(draft: Draft, recipe: Recipe) -> list[str]:
 
 
 def _total_tokens(lengths: Lengths, looks: Sequence[SourceLook], *, max_length: int) -> int:
-    """Tokens of an epoch, from the mean of those looked at; longer ones are cut."""
+    """Tokens of an epoch, from the mean of the sampled conversations; longer ones are cut."""
     means = (float(np.minimum(tokens, max_length).mean()) for tokens in lengths.by_source)
     return int(sum(mean * look.num_rows for mean, look in zip(means, looks, strict=True)))
 
 
 def _learning_rate(base: Base) -> Decision[str]:
-    if base.has_learning_rate_rule:
+    family = base.family
+    if family is None:
+        reason = "a low value to start from: OpenChat's rule does not cover this model"
+        return Decision(value=f"{_LEARNING_RATE:.1e}", reason=reason)
+    if family.learning_rate_of is None:
         return Decision(value="auto", reason="OpenChat's rule for this family of models")
-    return Decision(value=f"{_LEARNING_RATE:.1e}", reason="a careful value: OpenChat's rule does not cover this model")
+    reason = f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
+    return Decision(value="auto", reason=reason)
 
 
 def _num_prompts(sources: Sequence[ClassedSource]) -> int:
-    """Different first prompts of all sources, from the share that they are of the samples."""
+    """Different first prompts of all sources, estimated from their share of the sampled rows."""
     looks = [source.look for source in sources]
     prompts: set[tuple[str, str]] = set().union(*(look.prompts for look in looks))
     return round(len(prompts) * sum(look.num_rows for look in looks) / sum(look.num_sampled for look in looks))

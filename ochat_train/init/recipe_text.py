@@ -1,4 +1,4 @@
-"""The recipe as text: every line with a comment that a newcomer understands."""
+"""The recipe as text: every line has a comment that a newcomer understands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 
 
 def recipe_text(draft: Draft, *, out: str) -> str:
-    """The YAML text; out: the file that it goes into, for the commands at its head."""
+    """The YAML text. out: the file that it is for, named in the commands at its head."""
     return "\n".join([*_head(draft, out), *_body(draft)]) + "\n"
 
 
@@ -28,52 +28,55 @@ def _head(draft: Draft, out: str) -> Iterator[str]:
     yield "# look at the data; every value may be changed. All keys: docs/recipe.md"
     yield "#"
     for command, meaning in (
-        (f"ochat check {out} --gpus {draft.gpus}", "can this be trained here? nothing is trained"),
-        (f"ochat prepare {out}", "the files become a prepared dataset"),
+        (f"ochat check {out} --gpus {draft.gpus}", "find what would stop a run; trains nothing"),
+        (f"ochat prepare {out}", "turn the files into a prepared dataset"),
         (f"ochat plan {out} --gpus {draft.gpus}", "steps, learning rate, memory"),
-        (f"./launch.sh {out}", "prepare if need be, and train on all GPUs"),
+        (f"./launch.sh {out}", "prepare if needed, then train on all GPUs"),
     ):
         yield f"#   {command:<60}  {meaning}"
 
 
 def _body(draft: Draft) -> Iterator[str]:
-    yield _line(f"name: {_value(draft.name)}", "of the run, in logs and trackers")
-    yield _line("seed: 0", "decides validation split and packing; the same seed gives the same run")
-    yield _line(f"output_dir: {_value(f'runs/{draft.name}')}", "metrics, checkpoints and samples of the run")
+    yield _line(f"name: {yaml_text(draft.name)}", "of the run, shown in logs and trackers")
+    yield _line("seed: 0", "of validation split and packing; the same seed gives the same run")
+    yield _line(f"output_dir: {yaml_text(f'runs/{draft.name}')}", "metrics, checkpoints and samples of the run")
     yield "model:"
-    yield _line(f"  path: {_value(draft.base.name)}", "the base model: a Hub id or a folder")
+    yield _line(f"  path: {yaml_text(draft.base.name)}", "the base model: a Hub id or a folder")
     yield _line(f"  template: {draft.template.value}", f"prompt format; {draft.template.reason}")
     yield _line(f"  max_length_tokens: {draft.max_length.value}", draft.max_length.reason)
     yield from _data(draft)
     yield "train:"
     yield _line(f"  epochs: {draft.epochs.value}", f"passes over the data; {draft.epochs.reason}")
     yield _line(
-        f"  pack_length_tokens: {draft.pack_length.value}", f"rows of whole conversations; {draft.pack_length.reason}"
+        f"  pack_length_tokens: {draft.pack_length.value}",
+        f"a pack holds whole conversations; {draft.pack_length.reason}",
     )
     yield _line(
-        f"  tokens_per_step: {draft.tokens_per_step.value}", f"of an update, all GPUs; {draft.tokens_per_step.reason}"
+        f"  tokens_per_step: {draft.tokens_per_step.value}",
+        f"tokens of one update, all GPUs; {draft.tokens_per_step.reason}",
     )
     yield "  # packs at a time, activation checkpointing and ZeRO stage are chosen from the memory of the GPUs"
     yield "optimizer:"
     yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)
     yield "checkpoint:"
     yield _line(f"  save_every_steps: {draft.save_every.value}", draft.save_every.reason)
-    yield _line("  keep_last: 2", "older checkpoints are deleted; the best validated one is kept too")
+    yield _line("  keep_last: 2", "older checkpoints are deleted; the best validated one is also kept")
     yield "tracking:"
     yield _line("  tensorboard: true", "files for TensorBoard in the run folder; `wandb: true` for Weights & Biases")
 
 
 def _data(draft: Draft) -> Iterator[str]:
     yield "data:"
-    yield _line(f"  prepared_dir: {_value(draft.prepared_dir)}", "`ochat prepare` writes the dataset here")
+    yield _line(f"  prepared_dir: {yaml_text(draft.prepared_dir)}", "`ochat prepare` writes the dataset here")
     if draft.classes:
         yield "  # A class is a kind of conversation. Its condition is part of every role prefix of the prompt; its"
         yield "  # reward decides how much its answers count: weight = exp((reward - largest reward) / beta)."
         yield "  classes:"
-        width = max(len(_value(name)) for name in draft.classes) + 1
+        width = max(len(yaml_text(name)) for name in draft.classes) + 1
         for name, spec in draft.classes.items():
             assert spec.reward is not None, "classes.py reads it"
-            yield f"    {_value(name) + ':':<{width}} {{condition: {_quoted(spec.condition)}, reward: {spec.reward}}}"
+            key = f"{yaml_text(name)}:"
+            yield f"    {key:<{width}} {{condition: {_quoted(spec.condition)}, reward: {spec.reward}}}"
         yield _line(f"  beta: {BETA}", "a reward that is 1 lower weighs a tenth")
     else:
         yield "  # No classes: each row carries its condition and its weights."
@@ -98,11 +101,11 @@ def _source(source: ClassedSource) -> str:
         "class": source.class_name,
         "class_field": source.class_field,
     }
-    return "{" + ", ".join(f"{key}: {_value(value)}" for key, value in keys.items() if value is not None) + "}"
+    return "{" + ", ".join(f"{key}: {yaml_text(value)}" for key, value in keys.items() if value is not None) + "}"
 
 
-def _value(text: str) -> str:
-    """A text as YAML reads it back: plain where that is safe, in double quotes elsewhere."""
+def yaml_text(text: str) -> str:
+    """A text so that YAML reads it back: plain if that is safe, otherwise in double quotes."""
     if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
         return text
     return _quoted(text)
@@ -115,7 +118,7 @@ def _quoted(text: str) -> str:
 
 
 def _line(text: str, comment: str) -> str:
-    """A line with its comment beside it, or above where it would be too long."""
+    """A line with its comment beside it, or above it if the line would be too long."""
     comment = f"# {_one_line(comment)}"
     beside = f"{text:<{_COMMENT_COLUMN}} {comment}"
     indent = " " * (len(text) - len(text.lstrip()))
@@ -123,5 +126,5 @@ def _line(text: str, comment: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text that cannot end a comment, and that YAML takes in one."""
+    """A text that cannot end a comment, and that YAML allows in one."""
     return visible(text, kept="")

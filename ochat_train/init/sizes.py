@@ -1,6 +1,6 @@
 """Lengths, steps and epochs of a first recipe, from what was seen in the data. Pure functions.
 
-None of these numbers is right for everybody; each comes with the reason that the recipe and the screen show.
+None of these numbers is right for everybody; each comes with a reason, which the recipe and the screen show.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-CHARACTERS_PER_TOKEN = 3.5  # English text has about 4; a little less, so that an estimate is rather too long
+CHARACTERS_PER_TOKEN = 3.5  # English text has about 4; a little less, so that estimates err on the long side
 _SHORTEST_LENGTH, _LONGEST_LENGTH = 512, 8192  # of `max_length_tokens`; OpenChat's models were trained with 8192
 _COVERED = 0.99  # share of conversations that should fit whole
 _PACK_LENGTH = 8192
 _LARGEST_STEP = 655_360  # tokens of OpenChat's step
-_STEPS_PER_EPOCH = 50  # fewer would be few updates; large data reach _LARGEST_STEP first
+_STEPS_PER_EPOCH = 50  # fewer would be few updates; large datasets reach _LARGEST_STEP first
 _LARGE_DATA = 20_000  # conversations; OpenChat's 5 epochs were for 70,000
 _HELD_OUT_PROMPTS = 300
-_FEWEST_PROMPTS = 200  # with less, holding out is either too little to measure or too much to lose
+_FEWEST_PROMPTS = 200  # with fewer, the held-out part is too small to measure or too much to lose
 
 T = TypeVar("T")
 
@@ -33,14 +33,14 @@ class Decision(Generic[T]):
 
 
 def estimated_tokens(characters: np.ndarray) -> np.ndarray:
-    """int64: tokens of texts by their characters, where there is no tokenizer."""
+    """Tokens of texts, int64, estimated from their characters if there is no tokenizer."""
     return np.ceil(characters / CHARACTERS_PER_TOKEN).astype(np.int64)
 
 
 def choose_max_length(by_source: Sequence[np.ndarray], *, max_positions: int | None, exact: bool) -> Decision[int]:
     """`model.max_length_tokens`: a power of two that nearly all conversations of every source fit into.
 
-    by_source: tokens of those looked at. max_positions: the most that the base takes, None where it is not known.
+    by_source: tokens of the sampled ones. max_positions: the most that the base supports, None if not known.
     """
     needed = max(float(np.quantile(lengths, _COVERED)) for lengths in by_source)
     value = _SHORTEST_LENGTH
@@ -49,12 +49,11 @@ def choose_max_length(by_source: Sequence[np.ndarray], *, max_positions: int | N
     value = min(value, _LONGEST_LENGTH, max_positions or _LONGEST_LENGTH)
     lengths = np.concatenate(by_source)
     num_longer = int(np.count_nonzero(lengths > value))
-    fits = f"{num_longer:,} of {len(lengths):,} are longer" if num_longer else "all fit"
-    limit = "; the base takes no more" if value == max_positions else ""
+    fits = f"{num_longer:,} of {len(lengths):,} exceed this" if num_longer else "all fit"
+    limit = "; the base supports no more" if value == max_positions else ""
     measured = "tokens" if exact else "tokens by an estimate"
-    return Decision(
-        value=value, reason=f"of those looked at, the longest has {int(lengths.max()):,} {measured}, {fits}{limit}"
-    )
+    longest = f"the longest sampled conversation has {int(lengths.max()):,} {measured}"
+    return Decision(value=value, reason=f"{longest}, {fits}{limit}")
 
 
 def choose_pack_length(*, max_length: int, total_tokens: int, gpus: int) -> Decision[int]:
@@ -63,7 +62,7 @@ def choose_pack_length(*, max_length: int, total_tokens: int, gpus: int) -> Deci
     while value > max_length and value * gpus * _STEPS_PER_EPOCH > total_tokens:
         value //= 2
     value = max(value, max_length)
-    reason = "long packs waste least" if value >= _PACK_LENGTH else "short, because there is little data for a step"
+    reason = "long packs waste least" if value >= _PACK_LENGTH else "short, because a step has little data"
     return Decision(value=value, reason=reason)
 
 
@@ -80,11 +79,11 @@ def choose_epochs(num_conversations: int) -> Decision[int]:
     """`train.epochs`."""
     if num_conversations >= _LARGE_DATA:
         return Decision(value=5, reason="as for OpenChat's 70,000 conversations")
-    return Decision(value=3, reason=f"fewer than {_LARGE_DATA:,} conversations are soon learnt by heart")
+    return Decision(value=3, reason=f"fewer than {_LARGE_DATA:,} conversations are soon memorized")
 
 
 def choose_validation_ratio(num_prompts: int) -> Decision[float]:
-    """`data.validation_ratio`, of different first prompts: these are held out together."""
+    """`data.validation_ratio`, of different first prompts, which are held out together."""
     if num_prompts < _FEWEST_PROMPTS:
         return Decision(
             value=0.0, reason=f"only about {num_prompts:,} different first prompts: too few to hold some out"
@@ -99,5 +98,5 @@ def choose_save_every(*, total_tokens: int, tokens_per_step: int) -> Decision[in
     """`checkpoint.save_every_steps`: about once an epoch, at least every 200 steps."""
     steps = -(-total_tokens // tokens_per_step)
     return Decision(
-        value=min(200, steps), reason="about once an epoch" if steps <= 200 else "what a crash can cost at most"
+        value=min(200, steps), reason="about once an epoch" if steps <= 200 else "the most that a crash can lose"
     )

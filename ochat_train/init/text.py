@@ -1,9 +1,11 @@
-"""What `ochat init` shows: what was seen in the files, and what was decided from it."""
+"""What `ochat init` shows: what was found in the files, what was decided from it, and what is missing."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
+from data_pipeline.errors import Problem, UserErrors
 from data_pipeline.look.raw import SourceLook
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
@@ -56,7 +58,7 @@ def _bad_lines(look: SourceLook) -> Iterator[str]:
 
 
 def draft_text(draft: Draft) -> str:
-    """The decisions with their reasons."""
+    """The decisions and their reasons."""
     rows = [
         *(
             (f"class of {source.look.path}", _class_text(source.class_name, source.class_field), source.reason)
@@ -83,3 +85,31 @@ def _class_text(class_name: str | None, class_field: str | None) -> str:
     if class_name is not None:
         return class_name
     return "of each row" if class_field is None else f"field {class_field}"
+
+
+def unreadable_text(looks: Sequence[SourceLook]) -> str | None:
+    """How many of the sampled rows cannot be read, None if all can."""
+    num_bad, num_rows = sum(look.num_bad for look in looks), sum(look.num_sampled for look in looks)
+    return f"{num_bad:,} of {num_rows:,} sampled rows cannot be read" if num_bad else None
+
+
+def missing_flags(*, base: bool, out: bool, classes: Sequence[str]) -> UserErrors:
+    """The error where nobody can be asked. base, out: whether that flag is missing; classes: those without a flag."""
+    flags = ["--base HUB_ID_OR_FOLDER"] if base else []
+    flags += ["--out RECIPE"] if out else []
+    flags += [f"--class {_quoted(f'{name}=CONDITION:REWARD')}" for name in classes]
+    explained = (
+        "CONDITION becomes part of the role prefixes and may be empty; a REWARD that is 1 lower weighs a tenth. See "
+        "docs/init-and-check.md"
+    )
+    return UserErrors(
+        "missing options",
+        "there is no terminal to ask on, please add",
+        [Problem(place=flag) for flag in flags],
+        explained if classes else "",
+    )
+
+
+def _quoted(text: str) -> str:
+    """A word as a shell takes it."""
+    return text if re.fullmatch(r"[\w.:/=-]+", text) else f'"{text}"'

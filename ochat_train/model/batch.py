@@ -16,16 +16,17 @@ _SEQLEN_MULTIPLE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class PackShape:
-    """Sizes that all packs of a run share, so that compiled code sees static shapes.
-
-    max_seqlen: no sequence is longer. FlashAttention-2 starts a block for every 64 to 128 tokens of it in every
-    sequence, so that a bound of the whole pack would cost more than the attention itself where conversations are short.
-    max_sequences: of a pack, padding included.
-    """
+    """Sizes that all packs of a run share, so that compiled code sees static shapes."""
 
     pack_length: int
+    """Tokens of a pack, padding included."""
+
     max_seqlen: int
+    """Tokens; no sequence is longer. FlashAttention-2 starts a block for every 64 to 128 tokens of it in every
+    sequence, so where conversations are short, a bound of the whole pack would cost more than the attention itself."""
+
     max_sequences: int
+    """Sequences of a pack at most, those of padding included."""
 
     @classmethod
     def holding(cls, *, pack_length: int, longest: int, max_conversations: int) -> PackShape:
@@ -37,31 +38,55 @@ class PackShape:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """A micro-batch: one pack, or several one after the other. All shapes but `supervised_rows_N` are constant over a
-    run.
+    """A micro-batch: one pack, or several one after the other, as one row of T tokens.
 
-    A pack holds whole conversations one after the other, then padding.
-    input_ids_T: int64. position_ids_T: int64, from 0 in every conversation.
-    target_ids_T: int64, the next token of the same conversation. target_weights_T: float32, 0 where there is no target.
-    class_ids_T: int64, class of the conversation.
-    supervised_rows_N: int64, the tokens whose target has a weight.
-    cu_seqlens_S1: int32[S + 1], where sequences begin and end; the padding is in sequences of its own, and unused
-    entries repeat T (empty sequences).
-    max_seqlen: no sequence is longer, constant over a run. num_tokens: tokens that are not padding.
+    A pack holds whole conversations one after the other, then padding. An example with T = 10 and two conversations,
+    a b c d (the assistant says c d) and e f g (the assistant says g), of classes 0 and 1:
+
+        input_ids_T         a  b  c  d  e  f  g  0  0  0
+        position_ids_T      0  1  2  3  0  1  2  0  1  2
+        target_ids_T        b  c  d  0  f  g  0  0  0  0
+        target_weights_T    0  w  w  0  0  w' 0  0  0  0
+        class_ids_T         0  0  0  0  1  1  1  0  0  0
+        supervised_rows_N      1  2        5
+        cu_seqlens_S1       0           4        7       10 10 ...
+
+    Targets are shifted in `pack_batch`, and nowhere else: neither model nor loss shifts them.
+    All shapes but that of `supervised_rows_N` are constant over a run.
     """
 
     input_ids_T: torch.Tensor
+    """int64. Token ids; 0 in padding."""
+
     position_ids_T: torch.Tensor
+    """int64. Positions in tokens, from 0 in every sequence."""
+
     target_ids_T: torch.Tensor
+    """int64. The id of the next token of the same conversation; 0 where there is none."""
+
     target_weights_T: torch.Tensor
+    """float32. The loss weight of the target (class weight times row weight); 0 where nothing is learned: in prompts,
+    at the last token of a conversation and in padding."""
+
     class_ids_T: torch.Tensor
+    """int64. The class of the conversation, an index into the manifest's classes; 0 in padding."""
+
     supervised_rows_N: torch.Tensor
+    """int64. Indices into T of the tokens whose target has a weight, ascending. Found on the CPU, because a GPU would
+    have to be waited for."""
+
     cu_seqlens_S1: torch.Tensor
+    """int32[S + 1]. Where sequences begin and end, in tokens from 0 to T. Every conversation is a sequence; padding is
+    cut into sequences of its own; unused entries repeat T (empty sequences)."""
+
     max_seqlen: int
+    """Tokens. No sequence is longer; constant over a run."""
+
     num_tokens: int
+    """Tokens that are not padding."""
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on another device; from pinned memory the copy does not wait."""
+        """The same batch on another device. From pinned memory the copy runs in the background."""
         tensors: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
@@ -70,7 +95,7 @@ class PackedBatch:
         return replace(self, **tensors)
 
     def pinned(self) -> PackedBatch:
-        """The same batch in memory that a GPU can copy from by itself."""
+        """The same batch in page-locked memory, which a GPU copies from in the background."""
         tensors: dict[str, Any] = {
             name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
@@ -78,7 +103,10 @@ class PackedBatch:
 
 
 def pack_batch(split: PreparedSplit, rows: np.ndarray, shape: PackShape) -> PackedBatch:
-    """Lay the conversations `rows` into one pack. Targets are shifted here, and nowhere else."""
+    """Lay the conversations `rows` of a split into one pack. Targets are shifted here, and nowhere else.
+
+    rows: int64, indices into the split; they must fit into `shape`. Empty for a pack of padding alone.
+    """
     pack_length = shape.pack_length
     input_ids = np.zeros(pack_length, dtype=np.int64)
     position_ids = np.zeros(pack_length, dtype=np.int64)
@@ -114,7 +142,7 @@ def pack_batch(split: PreparedSplit, rows: np.ndarray, shape: PackShape) -> Pack
 
 
 def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
-    """Several packs as one micro-batch; borders of conversations and of padding stay."""
+    """Several packs as one micro-batch: one row, with the borders of all their sequences."""
     if len(packs) == 1:
         return packs[0]
     length = len(packs[0].input_ids_T)

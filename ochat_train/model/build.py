@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
-from ochat_train.model.attention.choose import COMPILABLE, choose_attention
-from ochat_train.model.attention.register import register_attention
+from data_pipeline.prepared.dataset import Manifest
+from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.register import check_attention, register_attention
 from ochat_train.model.config import check_config, load_base_config, model_dtype
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
@@ -19,57 +19,69 @@ from ochat_train.model.packed import PackedCausalLM
 from ochat_train.recipe.sections import ModelSettings, Recipe
 
 
-def build_model(
-    settings: ModelSettings, manifest: Manifest, *, device: torch.device, seed: int
-) -> tuple[PackedCausalLM, str]:
-    """Load (or randomly initialise) the base on the CPU, with a row for every token. Also returns the attention kernel.
+class BuiltModel(NamedTuple):
+    """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call."""
 
-    Tokens that the base has no row for get the mean of all rows; tied embeddings stay tied.
+    model: PackedCausalLM
+    kernel: str
+
+
+def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.device, seed: int) -> BuiltModel:
+    """Check the base, choose its attention kernel, and load its weights on the CPU, with a row for every token.
+
+    device: where the model will run, which decides kernel and dtype. seed: of the weights of a model from scratch.
+    Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
-    import transformers
-
     config = load_base_config(settings, manifest.vocab_size)
     check_config(config, settings)
+    check_attention(config)
     dtype = model_dtype(settings, device)
     kernel = choose_attention(
         settings.attention, device=device, dtype=dtype, dropout=getattr(config, "attention_dropout", 0.0) or 0.0
     )
-    attention = register_attention(kernel)
-    if settings.config is not None:
-        torch.manual_seed(seed)
-        causal_lm = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    else:
-        causal_lm = transformers.AutoModelForCausalLM.from_pretrained(
-            settings.path,
-            revision=settings.revision,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-        )
+    causal_lm = _load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     check_head(causal_lm)
     causal_lm.train()
-    return PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel
+    return BuiltModel(PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel)
+
+
+def _load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, attention: str, seed: int) -> Any:
+    """The causal LM of `transformers` with the base's weights, or random ones for a recipe with `model.config`."""
+    import transformers
+
+    if settings.config is not None:
+        torch.manual_seed(seed)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        settings.path,
+        revision=settings.revision,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
+        use_safetensors=True,
+    )
 
 
 def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -> bool:
-    """Whether decoder layers are compiled. Raises UserError where the recipe wants it and the attention kernel does not
-    fit.
+    """Whether decoder layers are compiled: as the recipe says, by default on a GPU with a kernel that allows it.
+
+    Raises UserError where the recipe wants it and the attention kernel does not allow it.
     """
-    if settings.compile and kernel not in COMPILABLE:
+    compilable = KERNELS[kernel].compilable
+    if settings.compile and not compilable:
         raise UserError(
             "model.compile",
             f"true cannot be used with the attention kernel `{kernel}`",
-            f"kernels that fit: {', '.join(sorted(COMPILABLE))}",
+            f"kernels that fit: {', '.join(sorted(name for name, found in KERNELS.items() if found.compilable))}",
         )
-    return device.type == "cuda" and kernel in COMPILABLE if settings.compile is None else settings.compile
+    return device.type == "cuda" and compilable if settings.compile is None else settings.compile
 
 
 def check_head(causal_lm: Any) -> None:
-    """Raise UserError for a language-model head that the loss would compute wrongly."""
+    """Raise UserError for a language-model head that the loss does not compute."""
     if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("model", "a language-model head with a bias is not supported")
+        raise UserError("model", "a language-model head with a bias is not supported", "use another base")
 
 
 def decoder_layers(causal_lm: Any) -> Any:
@@ -77,13 +89,16 @@ def decoder_layers(causal_lm: Any) -> Any:
     layers = getattr(causal_lm.base_model, "layers", None)
     if layers is None:
         raise UserError(
-            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "not supported"
+            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "use another base"
         )
     return layers
 
 
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
-    """Float8, compilation and checkpointing of the decoder layers, as a resolved recipe says."""
+    """Apply float8, compilation and activation checkpointing to the decoder layers, in place.
+
+    recipe: resolved, nothing is `auto`. checkpointing: one of `none`, `matmuls`, `full` per layer.
+    """
     layers = decoder_layers(model.causal_lm)
     compiled = bool(recipe.model.compile)
     if recipe.model.float8:
@@ -93,7 +108,10 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
 
 @torch.no_grad()
 def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
-    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones. Never shrinks."""
+    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones.
+
+    Tied embeddings stay tied. Never shrinks: bases may have spare rows.
+    """
     old = causal_lm.get_input_embeddings().weight.shape[0]
     if vocab_size <= old:
         return
@@ -104,10 +122,3 @@ def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
         module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
     still_tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
     assert tied == still_tied, "resizing untied the embeddings"
-
-
-def end_of_turn_id(prepared_dir: Path) -> int:
-    """Id of the token that ends a turn, which the tokenizer folder names as its end-of-sequence token."""
-    import transformers
-
-    return int(transformers.AutoTokenizer.from_pretrained(prepared_dir / TOKENIZER_FOLDER).eos_token_id)

@@ -1,4 +1,4 @@
-"""The base's configuration: loaded, checked, and what follows from it without weights."""
+"""The base's configuration: loading it, checking it, and what can be computed from it without weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.recipe.sections import ModelSettings
 
-# Config entries that change logits after the head; the loss works on hidden states and would not see them.
+# Config entries that change logits after the head, with their neutral values. The loss starts from hidden states and
+# would not apply them.
 _LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+_REMEDY = "use another base"
 
 
 def model_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
-    """The dtype of weights in the forward pass; the optimizer always keeps float32 master weights."""
+    """The dtype of weights in the forward pass. The optimizer keeps float32 master weights in any case."""
     if settings.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
 
 
 def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
-    """The `transformers` config of the base. A model from scratch takes its vocabulary size from the tokenizer."""
+    """The `transformers` config of the base, which may come from the Hub. Raises UserError where it cannot be loaded.
+
+    vocab_size: of the tokenizer, for a model from scratch whose `model.config` names none.
+    """
     import transformers
 
     if settings.config is not None:
@@ -38,22 +43,26 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:
-    """Raise UserError for a base whose logits this trainer would compute wrongly, or that is too short for the
-    recipe.
-    """
+    """Raise UserError for a base that scales its logits, or is made for shorter texts than the recipe wants."""
     for key, neutral in _LOGIT_TRANSFORMS.items():
         if getattr(config, key, neutral) not in (neutral, None):
-            raise UserError("model", f"{config.model_type} scales its logits ({key}), which is not supported")
+            raise UserError("model", f"{config.model_type} scales its logits ({key}), which is not supported", _REMEDY)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and settings.max_length_tokens > longest:
         raise UserError(
             "model.max_length_tokens",
             f"{settings.max_length_tokens} is more than the base's max_position_embeddings {longest}",
+            f"use at most {longest}",
         )
 
 
+def head_dimension(config: Any) -> int:
+    """Numbers in a query, key or value of one head; configs that do not name it share `hidden_size` over the heads."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def model_without_weights(config: Any) -> Any:
-    """The causal LM of a `transformers` config on the meta device: shapes alone."""
+    """The causal LM of a `transformers` config on the meta device: it has shapes, but no values and no memory."""
     import transformers
 
     with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""Decoder layers' matrix products in float8 (torchao, one scale per tensor); opt-in, for Hopper GPUs and later.
+"""Decoder layers' matrix products in float8 (torchao, one scale per tensor); opt-in, for Ada and Hopper GPUs and later.
 
-Weights, optimizer and export stay as they are: a product's operands are scaled and cast each time. The language-model
-head, embeddings and norms keep bfloat16.
+Each product scales and casts its operands. Weights, optimizer and exports do not change, and the language-model head,
+embeddings and norms stay in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MULTIPLE = 16  # of both dimensions of a weight, and of the tokens of a pack: t
 
 
 def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_length: int, compiled: bool) -> None:
-    """Turn the linear modules of decoder layers into torchao's float8 ones, in place; their parameters stay the same.
+    """Replace the linear modules of decoder layers by torchao's float8 ones, in place. Their parameters are the same.
 
     Raises UserError where GPU, packages or shapes do not fit.
     """
@@ -37,7 +37,7 @@ def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_
 def float8_obstacles(
     layers: Sequence[torch.nn.Module], *, capability: tuple[int, int], pack_length: int, compiled: bool
 ) -> list[str]:
-    """What keeps these layers from float8; empty where nothing does. capability: of the GPU, (0, 0) for none."""
+    """Why these layers cannot use float8; empty where they can. capability: of the GPU, (0, 0) for none."""
     linears = [module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]
     odd = next((m for m in linears if m.in_features % _MULTIPLE or m.out_features % _MULTIPLE), None)
     rules = (

@@ -1,8 +1,8 @@
 """How each decoder layer runs: compiled or not, and what it keeps for the backward pass.
 
 All layers of a model share one compiled function: they have the same code and the same shapes, so it is compiled once.
-Layers are given a new `forward`, not wrapped: names of parameters stay, and DeepSpeed's hooks run outside compiled
-code.
+Layers get a new `forward` and are not wrapped, so that parameters keep their names, and DeepSpeed's hooks run outside
+compiled code.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from ochat_train.model.attention.kernels import KERNELS
+
 LayerForward = Callable[..., torch.Tensor]
 
 
 def set_layer_forward(layers: Sequence[torch.nn.Module], *, checkpointing: Sequence[str], compiled: bool) -> None:
-    """Give every layer its way to run.
+    """Give every layer the function that it runs.
 
-    checkpointing: for each layer `none` (keep what autograd keeps), `matmuls` (keep the results of matrix products and
-    of attention, recompute what is cheap) or `full` (keep the layer's input, recompute the layer). Without gradients
-    there is nothing to keep, and all layers run as `none`.
+    checkpointing: what each layer keeps for the backward pass. `none`: all that autograd keeps. `matmuls`: results of
+    matrix products and attention; the rest, which is cheap, is recomputed. `full`: only its input; the whole layer is
+    recomputed. Without gradients there is nothing to keep, and all layers run as `none`.
     """
     for layer, kind in zip(layers, checkpointing, strict=True):
         training, evaluation = (layer_forward(name, compiled=compiled) for name in (kind, "none"))
@@ -35,7 +37,7 @@ def _forward(training: LayerForward, evaluation: LayerForward, *args: Any, **kwa
 
 @cache
 def layer_forward(checkpointing: str, *, compiled: bool) -> LayerForward:
-    """The function that all layers of one kind share; called with the layer and what its `forward` takes."""
+    """The function that all layers of one kind share. It takes the layer and the arguments of its `forward`."""
     function = {"none": _plain, "matmuls": _keep_matmuls, "full": _keep_input}[checkpointing]
     return torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
 
@@ -66,22 +68,8 @@ def _matmul_contexts() -> Any:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if str(operator) in _COSTLY else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if str(operator) in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_COSTLY = frozenset(
-    (
-        "aten.mm.default",
-        "aten.addmm.default",
-        "aten.bmm.default",
-        "aten._scaled_mm.default",
-        "aten._scaled_dot_product_flash_attention.default",
-        "aten._scaled_dot_product_flash_attention_for_cpu.default",
-        "aten._scaled_dot_product_efficient_attention.default",
-        "aten._scaled_dot_product_cudnn_attention.default",
-        "ochat.flash_4.default",
-        "torch_attn._varlen_attn.default",
-        "flash_attn._flash_attn_varlen_forward.default",
-        "flex_attention",
-    )
-)
+_MATRIX_PRODUCTS = ("aten.mm.default", "aten.addmm.default", "aten.bmm.default", "aten._scaled_mm.default")
+_SAVED = frozenset((*_MATRIX_PRODUCTS, *(name for kernel in KERNELS.values() for name in kernel.saved_operators)))

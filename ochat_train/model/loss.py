@@ -1,7 +1,7 @@
 """Weighted cross-entropy from hidden states, without ever holding the logits of a whole pack.
 
-Only supervised tokens reach the language-model head, a chunk at a time. The gradients are made in the forward pass,
-where weights are known, so the backward pass only scales them; one pass over the head's weight instead of two.
+Only supervised tokens reach the language-model head, a chunk at a time. The forward pass also makes the gradients,
+while a chunk's logits are there, and the backward pass only scales them: one pass over the head's weight, not two.
 
 Shape letters: T tokens of a pack, N supervised tokens of a pack, D hidden size, V vocabulary, C classes.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-CHUNK_TOKENS = 2048  # 2048 x 128,256 float32 logits are 1 GiB, and their softmax another
+CHUNK_TOKENS = 2048  # 2048 x 128,256 float32 logits are 1 GiB, and their softmax is another
 
 
 class LossSums(NamedTuple):  # a tuple, because DeepSpeed's hooks look for tensors in what a module returns
@@ -39,17 +39,23 @@ class TokenScores(NamedTuple):
 
 @torch.no_grad()
 def token_scores(
-    hidden_TD: torch.Tensor, head_VD: torch.Tensor, *, rows_N: torch.Tensor, target_ids_T: torch.Tensor
+    hidden_TD: torch.Tensor,
+    head_VD: torch.Tensor,
+    *,
+    rows_N: torch.Tensor,
+    target_ids_T: torch.Tensor,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> TokenScores:
-    """Score the predictions from tokens `rows_N` (int64) under softmax(hidden @ head.T), a chunk at a time, in
-    float32.
+    """Score the predictions of the tokens `rows_N` under softmax(hidden @ head.T), in float32.
+
+    hidden_TD, head_VD: in the model's dtype. rows_N, target_ids_T: int64. chunk_tokens: logits held at once.
     """
     hidden_ND, target_ids_N = hidden_TD.index_select(0, rows_N), target_ids_T.index_select(0, rows_N)
     vocab_size = len(head_VD)
     head_VD = _aligned(head_VD)
     nll = [hidden_ND.new_zeros(0, dtype=torch.float32)]
     predicted = [target_ids_N.new_zeros(0)]
-    for hidden, targets in zip(hidden_ND.split(CHUNK_TOKENS), target_ids_N.split(CHUNK_TOKENS), strict=True):
+    for hidden, targets in zip(hidden_ND.split(chunk_tokens), target_ids_N.split(chunk_tokens), strict=True):
         logits = _matmul_float32(hidden, head_VD.t())[:, :vocab_size]
         nll.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
         predicted.append(logits.argmax(-1))
@@ -65,12 +71,14 @@ def weighted_loss_sums(
     target_weights_T: torch.Tensor,
     class_ids_T: torch.Tensor,
     num_classes: int,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> LossSums:
-    """Weighted negative log-likelihood of the targets under softmax(hidden @ head.T).
+    """Sum of w_n * -log softmax(hidden_n @ head.T)[target_n] over the tokens n in `rows_N`, in nats.
 
-    rows_N: int64, the tokens that have a weight; known on the CPU, where finding them does not wait for the GPU.
-    hidden_TD and head_VD have the model's dtype; weights are float32 and stay so; logits are made float32 before the
-    softmax, and the gradient of the head is accumulated in float32 over chunks.
+    rows_N: int64, the tokens that have a weight, as `PackedBatch.supervised_rows_N`.
+    hidden_TD and head_VD have the model's dtype. Weights are float32 and stay so, logits are made float32 before the
+    softmax, and the gradient of the head is summed over chunks in float32.
+    chunk_tokens: tokens whose logits are held at once; the result does not depend on it but for rounding.
     A pack without supervised tokens gives zeros that are still connected to the graph, so that every rank runs the
     same backward pass.
     """
@@ -81,11 +89,21 @@ def weighted_loss_sums(
         target_weights_T.index_select(0, rows_N),
         class_ids_T.index_select(0, rows_N),
         num_classes,
+        chunk_tokens,
     )
     return LossSums(weighted_nll=weighted_nll, per_class=per_class)
 
 
 class _WeightedLoss(torch.autograd.Function):
+    """L = sum_n w_n * nll_n with nll_n = -log p_n[t_n], p_n = softmax(z_n), z_n = hidden_n @ head.T.
+
+    t_n is the target of token n. Its gradients are
+
+        g_n = dL/dz_n = w_n * (p_n - onehot(t_n))
+        dL/dhidden_n  = g_n @ head
+        dL/dhead      = sum_n g_n.T @ hidden_n
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -95,7 +113,19 @@ class _WeightedLoss(torch.autograd.Function):
         weights_N: torch.Tensor,
         class_ids_N: torch.Tensor,
         num_classes: int,
+        chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """L (float32 scalar) and `LossSums.per_class`; saves dL/dhidden and dL/dhead in float32 for the backward pass.
+
+        With m = argmax_v z[v], the negative log-likelihood is computed as
+
+            nll = log(sum_v exp z[v]) - z[t]
+                = (z[m] - z[t]) - (z[m] - log(sum_v exp z[v]))
+                = shortfall - log p[m]
+
+        p[m] is at least 1/V and has a logarithm, while p[t] can be rounded to 0. Both parts come from what the
+        gradient needs anyway, so there is no second pass over [N, V] for a log-softmax.
+        """
         vocab_size = len(head_VD)
         head_VD = _aligned(head_VD)
         per_class_C5 = torch.zeros(num_classes, 5, dtype=torch.float32, device=hidden_ND.device)
@@ -103,15 +133,14 @@ class _WeightedLoss(torch.autograd.Function):
         # float32 until the scale is known: a product rounded to bfloat16 twice has a larger error than plain eager code
         hidden_gradient_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if with_gradients else None
         head_gradient_VD = torch.zeros_like(head_VD, dtype=torch.float32) if with_gradients else None
-        for start in range(0, len(hidden_ND), CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, len(hidden_ND), chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
             hidden, targets, weights = hidden_ND[chunk], target_ids_N[chunk, None], weights_N[chunk]
             logits = _matmul_float32(hidden, head_VD.t())
             logits[:, vocab_size:] = -torch.inf
             predicted = logits.argmax(-1, keepdim=True)
             correct = (predicted == targets)[:, 0]
             shortfall = logits.gather(-1, predicted) - logits.gather(-1, targets)
-            # Few passes over [N, V]: the likeliest token's probability, which is never tiny, gives the normalizer.
             softmax = logits.softmax(-1)
             del logits
             nll = (shortfall - softmax.gather(-1, predicted).log())[:, 0]
@@ -120,9 +149,8 @@ class _WeightedLoss(torch.autograd.Function):
             )
             per_class_C5.index_add_(0, class_ids_N[chunk], columns)
             if hidden_gradient_ND is not None and head_gradient_VD is not None:
-                # d(w * nll)/d(logits) = w * (softmax - onehot)
                 softmax.scatter_add_(-1, targets, torch.full_like(shortfall, -1.0))
-                gradient = _product(softmax, weights[:, None], hidden.dtype)
+                gradient = _product(softmax, weights[:, None], hidden.dtype)  # g
                 del softmax
                 hidden_gradient_ND[chunk] = _matmul_float32(gradient, head_VD)
                 _add_product(head_gradient_VD, gradient.t(), hidden)
@@ -135,21 +163,22 @@ class _WeightedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The saved gradients times the upstream gradient of L, rounded once to the dtypes of hidden and head."""
         hidden_gradient_ND, head_gradient_VD = ctx.saved_tensors
-        scale = upstream[0]  # float32, and multiplied in float32: as a bfloat16 number it would be off by up to 0.4 %
+        scale = upstream[0]  # stays float32: as a bfloat16 number it would be off by up to 0.4 %
         hidden_dtype, head_dtype = ctx.dtypes
         gradients = _product(hidden_gradient_ND, scale, hidden_dtype), _product(head_gradient_VD, scale, head_dtype)
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """a * b, multiplied in float32 and rounded as it is written: no float32 product in memory."""
+    """a * b, multiplied in float32 and rounded to `dtype` on writing, without a float32 product in memory."""
     return torch.mul(a, b, out=torch.empty_like(a, dtype=dtype))
 
 
 def _aligned(head_VD: torch.Tensor) -> torch.Tensor:
-    """The head with rows of zeros up to a multiple of 64: products with 32,002 columns run at a third of the speed
-    (H100).
+    """The head with rows of zeros up to a multiple of 64: products with 32,002 columns take three times as long on an
+    H100.
     """
     missing = -len(head_VD) % 64
     return torch.nn.functional.pad(head_VD, (0, 0, 0, missing)) if missing else head_VD

@@ -11,7 +11,7 @@ from ochat_train.model.loss import LossSums, TokenScores, token_scores, weighted
 
 
 class PackedCausalLM(torch.nn.Module):
-    """A causal LM and the weighted loss of its next-token predictions over one pack."""
+    """A causal LM of `transformers` with the weighted loss of its next-token predictions in place of logits."""
 
     def __init__(self, causal_lm: Any, *, num_classes: int) -> None:
         super().__init__()
@@ -19,8 +19,9 @@ class PackedCausalLM(torch.nn.Module):
         self.loss = LossHead(causal_lm.get_output_embeddings(), num_classes=num_classes)
 
     def forward(self, batch: PackedBatch, *, score: bool = False) -> LossSums | TokenScores:
-        """Loss sums of a pack, or with `score` how it does token by token. Attention stays inside
-        `batch.cu_seqlens_S1`.
+        """Loss sums of a micro-batch or, with `score`, the scores of its supervised tokens.
+
+        The model adds a batch dimension of 1. Attention stays within the sequences of `batch.cu_seqlens_S1`.
         """
         hidden_1TD = self.causal_lm.base_model(
             input_ids=batch.input_ids_T[None],
@@ -33,14 +34,17 @@ class PackedCausalLM(torch.nn.Module):
         return result
 
     def register_for_zero_3(self) -> None:
-        """Tell DeepSpeed that the loss reads the head's weight, so that stage 3 gathers it. After `initialize`."""
+        """Tell DeepSpeed that the loss reads the head's weight, so that stage 3 gathers it.
+
+        To be called after `deepspeed.initialize`.
+        """
         import deepspeed
 
         deepspeed.zero.register_external_parameter(self.loss, self.loss.head_weight)
 
 
 class LossHead(torch.nn.Module):
-    """The loss as a module of its own, so that ZeRO-3 gathers the head's weight for just as long as it is needed."""
+    """The loss as a module of its own, so that ZeRO-3 gathers the head's weight only while the loss is computed."""
 
     def __init__(self, head: torch.nn.Linear, *, num_classes: int) -> None:
         super().__init__()

@@ -5,37 +5,35 @@ from __future__ import annotations
 import math
 
 from data_pipeline.errors import UserError
-from ochat_train.model.families import LEARNING_RATE_DIVISORS
+from ochat_train.model.families import architectures, family_of
 
-BASE_LEARNING_RATE = 3e-4
+BASE_LEARNING_RATE = 3e-4  # of Llama-2, at so many supervised tokens a step
 BASE_TOKENS_PER_STEP = 4e6
 
 
 def auto_learning_rate(*, model_type: str, vocab_size: int, supervised_tokens_per_step: float) -> float:
-    """Peak learning rate by OpenChat's rule: base * sqrt(supervised tokens per step / 4e6).
+    """Peak learning rate by OpenChat's rule: 3e-4 / divisor * sqrt(supervised tokens per step / 4e6).
 
-    model_type: the model's `model_type` in transformers. vocab_size: tells Llama-3 (128k) from Llama-2 (32k).
-
-    Raises UserError for a model that the rule does not cover.
+    The divisor is the family's (`families.FAMILIES`); model_type and vocab_size are the base's `config.json`.
+    Raises UserError for a model that belongs to no family.
     """
-    family = model_type
-    if model_type == "llama":
-        family = "llama-3" if vocab_size >= 100_000 else "llama-2"
-    if family not in LEARNING_RATE_DIVISORS:
+    family = family_of(model_type, vocab_size)
+    if family is None:
+        *others, last = architectures()
         raise UserError(
-            "optimizer.learning_rate", f"`auto` knows Llama, Mistral and Gemma, not `{model_type}`", "give a number"
+            "optimizer.learning_rate",
+            f"`auto` knows {', '.join(others)} and {last}, not `{model_type}`",
+            "give a number",
         )
-    return (
-        BASE_LEARNING_RATE
-        / LEARNING_RATE_DIVISORS[family]
-        * math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
-    )
+    scale = math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
+    return BASE_LEARNING_RATE / family.learning_rate_divisor * scale
 
 
 def learning_rate_at(step: int, *, peak: float, num_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
     """Learning rate of optimizer step `step`, counted from 1 to `num_steps`.
 
-    Linear to `peak` over the first round(warmup_ratio * num_steps) steps, then a cosine down to min_lr_ratio * peak.
+    Rises linearly to `peak` over the first round(warmup_ratio * num_steps) steps, then falls as a cosine to
+    min_lr_ratio * peak.
     """
     num_warmup = round(warmup_ratio * num_steps)
     if step < num_warmup:

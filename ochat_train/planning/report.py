@@ -1,4 +1,4 @@
-"""What a recipe would do, without doing it: the numbers of `ochat plan`."""
+"""What a recipe would do, computed without training: the numbers of `ochat plan`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan, num_micro_batches
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from ochat_train.evaluation.inputs import validation_inputs
 from ochat_train.evaluation.schedule import time_ratio
-from ochat_train.evaluation.validation import Validator
 from ochat_train.model.config import load_base_config, model_without_weights, num_added_rows, num_parameters
 from ochat_train.planning.memory import (
     GIB,
@@ -23,8 +23,9 @@ from ochat_train.planning.memory import (
     fastest_of,
     model_shape,
     possible_plans,
-    too_little_text,
 )
+from ochat_train.planning.memory_text import too_little_memory
+from ochat_train.planning.results import PlannedRun, PlannedSetting, PlannedTime, PlanReport
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
 from ochat_train.planning.work import Work, work_of
@@ -34,80 +35,55 @@ from ochat_train.recipe.sections import Recipe
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 
 
-def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = None) -> dict[str, Any]:
-    """The document of `ochat plan --json`, from the prepared dataset and the base's configuration alone.
+def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = None) -> PlanReport:
+    """The plan of a recipe, from its prepared dataset (if there is one) and the base's configuration alone.
 
-    mfu: share of the peak to reckon with, None for what was measured. What depends on the data is None where nothing is
-    prepared yet. Raises UserError where the prepared dataset is another recipe's.
+    mfu: share of the GPUs' peak to estimate the time with; None: what was measured. Raises UserError where the prepared
+    dataset was made from another recipe.
     """
     if recipe.model.float8 and gpu.name == "A100":
-        raise UserError("model.float8", "true cannot be used on an A100: it needs an Ada, Hopper or later GPU")
+        raise UserError(
+            "model.float8", "true cannot be used on an A100: it needs an Ada, Hopper or later GPU", "set it to false"
+        )
+    train = recipe.train
     is_prepared = Manifest.load(Path(recipe.data.prepared_dir)) is not None
     manifest = check_prepared(recipe) if is_prepared else None
     vocab_size = manifest.vocab_size if manifest else prepare_job(recipe).tokenizer.vocab_size
     model = model_without_weights(load_base_config(recipe.model, vocab_size))
     work = _work(model, vocab_size)
     memory = memory_choice(recipe, model, vocab_size=vocab_size, num_gpus=num_gpus, gpu_memory_gib=gpu.memory_gib)
-    chosen = memory.chosen
-    per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
+    chosen, num_parameters = memory.chosen, memory.shape.num_parameters
     data = _training_data(recipe) if manifest else None
-    useful = useful_ratio(work, data.mean_pack, pack_length_tokens=recipe.train.pack_length_tokens) if data else 1.0
-    speed = assumed_speed(recipe, chosen, gpu=gpu, num_parameters=memory.shape.num_parameters, own=mfu, useful=useful)
-    return {
-        "prepared": is_prepared,
-        "gpu": gpu.name,
-        "num_gpus": num_gpus,
-        "gpu_memory_gib": gpu.memory_gib,
-        "num_parameters": memory.shape.num_parameters,
-        "classes": [vars(row) for row in manifest.classes] if manifest else [],
-        **(
-            {
-                **_steps(recipe, manifest, data),
-                **_validations(recipe, manifest, num_steps=data.plan.num_steps),
-                **_times(
-                    data,
-                    work,
-                    gpu=gpu,
-                    num_gpus=num_gpus,
-                    packs_per_gpu=per_gpu,
-                    mfu=speed.mfu if chosen.fits else None,
-                ),
-            }
-            if manifest and data
-            else dict.fromkeys(_UNKNOWN_WITHOUT_DATA)
-        ),
-        "tokens_per_step": recipe.train.tokens_per_step,
-        "bins_per_step": recipe.train.bins_per_step,
-        "packs_per_gpu": per_gpu,
-        "empty_packs_per_step": per_gpu * num_gpus - recipe.train.bins_per_step,
-        "loss_denominator": recipe.train.loss_denominator,
-        "mfu_assumed": speed.mfu,
-        "mfu_basis": speed.basis,
-        "peak_tflops": gpu.peak_flops / 1e12,
-        "fits": chosen.fits,
-        "problem": None if chosen.fits else too_little_text(chosen, num_gpus=num_gpus),
-        "zero_stage": chosen.zero_stage,
-        "activation_checkpointing": chosen.checkpointing_text,
-        "packs_per_micro_batch": chosen.packs_per_micro_batch,
-        "memory_gib_per_gpu": {
-            **{name: _gib(size) for name, size in chosen.parts.items()},
-            "total": _gib(chosen.total),
-        },
-        "settings": [
-            {
-                "zero_stage": plan.zero_stage,
-                "activation_checkpointing": plan.checkpointing_text,
-                "packs_per_micro_batch": plan.packs_per_micro_batch,
-                "memory_gib": _gib(plan.total),
-                "fits": plan.fits,
-                "relative_seconds": round(memory.relative_seconds(plan), 3),
-                "chosen": plan is chosen,
-            }
-            for plan in sorted(
-                _shown(memory.plans, chosen), key=lambda plan: (plan.zero_stage, plan.packs_per_micro_batch)
-            )
-        ],
-    }
+    useful = useful_ratio(work, data.mean_pack, pack_length_tokens=train.pack_length_tokens) if data else 1.0
+    speed = assumed_speed(recipe, chosen, gpu=gpu, num_parameters=num_parameters, own=mfu, useful=useful)
+    packs_per_gpu = num_micro_batches(train.bins_per_step, num_gpus)
+    time = None
+    if data and chosen.fits and speed.mfu is not None:
+        time = _time(data, work, gpu=gpu, num_gpus=num_gpus, packs_per_gpu=packs_per_gpu, mfu=speed.mfu)
+    return PlanReport(
+        gpu=gpu.name,
+        num_gpus=num_gpus,
+        gpu_memory_gib=gpu.memory_gib,
+        num_parameters=num_parameters,
+        classes=manifest.classes if manifest else [],
+        run=_run(recipe, manifest, data) if manifest and data else None,
+        time=time,
+        tokens_per_step=train.tokens_per_step,
+        bins_per_step=train.bins_per_step,
+        packs_per_gpu=packs_per_gpu,
+        empty_packs_per_step=packs_per_gpu * num_gpus - train.bins_per_step,
+        loss_denominator=train.loss_denominator,
+        mfu_assumed=speed.mfu,
+        mfu_basis=speed.basis,
+        peak_tflops=gpu.peak_flops / 1e12,
+        fits=chosen.fits,
+        problem=None if chosen.fits else str(too_little_memory(chosen, num_gpus=num_gpus)),
+        zero_stage=chosen.zero_stage,
+        activation_checkpointing=chosen.checkpointing_text,
+        packs_per_micro_batch=chosen.packs_per_micro_batch,
+        memory_gib_per_gpu={name: _gib(size) for name, size in (*chosen.parts.items(), ("total", chosen.total))},
+        settings=_settings(memory),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,23 +121,6 @@ def _work(model: Any, vocab_size: int) -> Work:
     return replace(work, matmul_parameters=work.matmul_parameters + added)
 
 
-_UNKNOWN_WITHOUT_DATA = (
-    "steps_per_epoch",
-    "num_steps",
-    "tokens_per_epoch",
-    "packing_efficiency",
-    "conversations_per_epoch",
-    "max_conversations_per_pack",
-    "learning_rate",
-    "num_validations",
-    "validation_time_ratio",
-    "seconds_per_step",
-    "tokens_per_second",
-    "hours",
-    "gpu_hours",
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _TrainingData:
     """The training split. num_tokens: of an epoch."""
@@ -183,45 +142,55 @@ def _training_data(recipe: Recipe) -> _TrainingData:
     return _TrainingData(plan=plan, num_conversations=len(split), num_tokens=int(lengths.sum()), mean_pack=mean_pack)
 
 
-def _steps(recipe: Recipe, manifest: Manifest, data: _TrainingData) -> dict[str, Any]:
-    return {
-        "steps_per_epoch": data.plan.steps_per_epoch,
-        "num_steps": data.plan.num_steps,
-        "tokens_per_epoch": data.num_tokens,
-        "packing_efficiency": data.plan.packing_efficiency,
-        "conversations_per_epoch": data.num_conversations,
-        "max_conversations_per_pack": data.plan.max_conversations_per_pack,
-        "learning_rate": peak_learning_rate(recipe, manifest),
-    }
+def _run(recipe: Recipe, manifest: Manifest, data: _TrainingData) -> PlannedRun:
+    num_steps = data.plan.num_steps
+    inputs = validation_inputs(recipe, manifest)
+    schedule = inputs.schedule(recipe, num_steps=num_steps)
+    num_validations = schedule.num_validations(save_every_steps=recipe.checkpoint.save_every_steps or num_steps)
+    return PlannedRun(
+        steps_per_epoch=data.plan.steps_per_epoch,
+        num_steps=num_steps,
+        tokens_per_epoch=data.num_tokens,
+        packing_efficiency=data.plan.packing_efficiency,
+        conversations_per_epoch=data.num_conversations,
+        max_conversations_per_pack=data.plan.max_conversations_per_pack,
+        learning_rate=peak_learning_rate(recipe, manifest),
+        num_validations=num_validations,
+        validation_time_ratio=time_ratio(
+            num_validations,
+            inputs.held_out_tokens,
+            tokens_per_step=recipe.train.tokens_per_step,
+            num_steps=num_steps,
+        ),
+    )
 
 
-def _times(
-    data: _TrainingData, work: Work, *, gpu: Gpu, num_gpus: int, packs_per_gpu: int, mfu: float | None
-) -> dict[str, float | None]:
-    """mfu: None where there is no telling; then all times are None."""
-    if mfu is None:
-        return dict.fromkeys(("seconds_per_step", "tokens_per_second", "hours", "gpu_hours"))
+def _time(data: _TrainingData, work: Work, *, gpu: Gpu, num_gpus: int, packs_per_gpu: int, mfu: float) -> PlannedTime:
     seconds = step_seconds(work, data.mean_pack, packs_per_gpu=packs_per_gpu, gpu=gpu, mfu=mfu)
     hours = seconds * data.plan.num_steps / 3600
-    return {
-        "seconds_per_step": seconds,
-        "tokens_per_second": float(data.num_tokens / np.mean(data.plan.steps_per_epoch)) / seconds,
-        "hours": hours,
-        "gpu_hours": hours * num_gpus,
-    }
+    return PlannedTime(
+        seconds_per_step=seconds,
+        tokens_per_second=float(data.num_tokens / np.mean(data.plan.steps_per_epoch)) / seconds,
+        hours=hours,
+        gpu_hours=hours * num_gpus,
+    )
 
 
-def _validations(recipe: Recipe, manifest: Manifest, *, num_steps: int) -> dict[str, Any]:
-    """How often the run validates, and which share of the steps' time that takes (without the answers to prompts)."""
-    validator = Validator(recipe, manifest, num_steps=num_steps)
-    save_every = recipe.checkpoint.save_every_steps or num_steps
-    count = sum(validator.is_due(step, saves=step % save_every == 0) for step in range(1, num_steps + 1))
-    return {
-        "num_validations": count,
-        "validation_time_ratio": time_ratio(
-            count, validator.held_out_tokens, tokens_per_step=recipe.train.tokens_per_step, num_steps=num_steps
-        ),
-    }
+def _settings(memory: MemoryChoice) -> list[PlannedSetting]:
+    """The settings that are worth showing, by ZeRO stage and packs."""
+    plans = sorted(_shown(memory.plans, memory.chosen), key=lambda plan: (plan.zero_stage, plan.packs_per_micro_batch))
+    return [
+        PlannedSetting(
+            zero_stage=plan.zero_stage,
+            activation_checkpointing=plan.checkpointing_text,
+            packs_per_micro_batch=plan.packs_per_micro_batch,
+            memory_gib=_gib(plan.total),
+            fits=plan.fits,
+            relative_seconds=round(memory.relative_seconds(plan), 3),
+            chosen=plan is memory.chosen,
+        )
+        for plan in plans
+    ]
 
 
 def _shown(plans: Sequence[MemoryPlan], chosen: MemoryPlan) -> Iterator[MemoryPlan]:

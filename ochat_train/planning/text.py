@@ -2,82 +2,95 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from data_pipeline.look.text import class_table
-from data_pipeline.prepared.dataset import ClassRow
+from ochat_train.planning.results import PlannedRun, PlanReport
 from ochat_train.report.tables import table
 
+_NOT_PREPARED = "Nothing is prepared yet: steps, learning rate and time are known after `ochat prepare RECIPE`."
+_SETTINGS_HEAD = ("settings considered", "activation_checkpointing", "packs", "GiB", "fits", "relative time", "")
 
-def plan_text(report: dict[str, Any]) -> str:
+
+def plan_text(report: PlanReport) -> str:
     """The plan for people: classes, `name  value` lines, memory by part, and the settings that were considered."""
-    parts = []
-    if report["prepared"]:
-        parts.append(class_table([ClassRow(**row) for row in report["classes"]]))
-    else:
-        parts.append("Nothing is prepared yet: steps, learning rate and time are known after `ochat prepare RECIPE`.")
-    rows = {
-        "model": _parameters(report["num_parameters"]),
-        **(_plan_steps(report) if report["prepared"] else {}),
-        "tokens per step": f"{report['tokens_per_step']:,} in {_counted(report['bins_per_step'], 'pack')}",
-        "packs per GPU": f"{report['packs_per_gpu']} a step on {report['num_gpus']} GPU(s), "
-        f"{report['empty_packs_per_step']} empty",
-        "loss denominator": report["loss_denominator"],
-        "setting": f"ZeRO-{report['zero_stage']}, activation_checkpointing {report['activation_checkpointing']}, "
-        f"{report['packs_per_micro_batch']} pack(s) per micro-batch",
-        **(_plan_time(report) if report["prepared"] else {}),
-    }
-    width = max(map(len, rows))
-    parts.append("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
-    memory = [(name, f"{value:.2f}") for name, value in report["memory_gib_per_gpu"].items()]
-    title = f"memory of a GPU (computed), of {report['gpu_memory_gib']:g} GiB ({report['gpu']})"
-    parts.append(table((title, "GiB"), memory))
-    settings = [
-        (
-            f"ZeRO-{row['zero_stage']}",
-            row["activation_checkpointing"],
-            str(row["packs_per_micro_batch"]),
-            f"{row['memory_gib']:.1f}",
-            "yes" if row["fits"] else "no",
-            f"{row['relative_seconds']:.2f}",
-            ("<- this one" if row["fits"] else "<- the least") if row["chosen"] else "",
-        )
-        for row in report["settings"]
+    parts = [
+        class_table(report.classes) if report.run else _NOT_PREPARED,
+        _values_text(report),
+        _memory_text(report),
+        _settings_text(report),
     ]
-    head = ("settings considered", "activation_checkpointing", "packs", "GiB", "fits", "relative time", "")
-    parts.append(table(head, settings))
-    if not report["fits"]:
-        parts.append(report["problem"])
+    if report.problem is not None:
+        parts.append(report.problem)
     return "\n\n".join(parts)
 
 
-def _plan_steps(report: dict[str, Any]) -> dict[str, str]:
+def _values_text(report: PlanReport) -> str:
+    rows = {"model": _parameters(report.num_parameters)}
+    if report.run:
+        rows |= _run_rows(report.run)
+    rows |= {
+        "tokens per step": f"{report.tokens_per_step:,} in {_counted(report.bins_per_step, 'pack')}",
+        "packs per GPU": f"{report.packs_per_gpu} a step on {report.num_gpus} GPU(s), "
+        f"{report.empty_packs_per_step} empty",
+        "loss denominator": report.loss_denominator,
+        "setting": f"ZeRO-{report.zero_stage}, activation_checkpointing {report.activation_checkpointing}, "
+        f"{report.packs_per_micro_batch} pack(s) per micro-batch",
+    }
+    if report.run:
+        rows |= _time_rows(report, report.run)
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _run_rows(run: PlannedRun) -> dict[str, str]:
+    per_epoch = ", ".join(map(str, run.steps_per_epoch))
     return {
-        "conversations per epoch": f"{report['conversations_per_epoch']:,} of {report['tokens_per_epoch']:,} tokens",
-        "steps": f"{report['num_steps']:,} ({', '.join(map(str, report['steps_per_epoch']))} per epoch)",
-        "packing efficiency": f"{report['packing_efficiency']:.2%}",
-        "learning rate": f"{report['learning_rate']:.5g}",
+        "conversations per epoch": f"{run.conversations_per_epoch:,} of {run.tokens_per_epoch:,} tokens",
+        "steps": f"{run.num_steps:,} ({per_epoch} per epoch)",
+        "packing efficiency": f"{run.packing_efficiency:.2%}",
+        "learning rate": f"{run.learning_rate:.5g}",
     }
 
 
-def _plan_time(report: dict[str, Any]) -> dict[str, str]:
-    if not report["fits"]:
+def _time_rows(report: PlanReport, run: PlannedRun) -> dict[str, str]:
+    if not report.fits:
         return {"time": "none: it does not fit"}
-    if report["hours"] is None:
-        return {"time": f"not known: {report['mfu_basis']}"}
+    if (time := report.time) is None:
+        return {"time": f"not known: {report.mfu_basis}"}
     more = "start, checkpoints, answers to prompts, traffic between hosts"
-    if report["num_validations"]:
-        more += f"; {_counted(report['num_validations'], 'validation')}"
-    if report["validation_time_ratio"]:
-        more += f", about {report['validation_time_ratio']:.1%} more"
+    if run.num_validations:
+        more += f"; {_counted(run.num_validations, 'validation')}"
+    if run.validation_time_ratio:
+        more += f", about {run.validation_time_ratio:.1%} more"
     return {
-        "time (estimate)": f"{_duration(report['hours'])} on {report['num_gpus']} {report['gpu']}, "
-        f"{_hours(report['gpu_hours'])} GPU-hours; {report['seconds_per_step']:.3g} s a step, "
-        f"{report['tokens_per_second']:,.0f} tokens/s",
-        "  if the GPUs reach": f"{report['mfu_assumed']:.1%} of {report['peak_tflops']:,.0f} TFLOP/s: "
-        f"{report['mfu_basis']}",
+        "time (estimate)": f"{_duration(time.hours)} on {report.num_gpus} {report.gpu}, "
+        f"{_hours(time.gpu_hours)} GPU-hours; {time.seconds_per_step:.3g} s a step, "
+        f"{time.tokens_per_second:,.0f} tokens/s",
+        "  if the GPUs reach": f"{report.mfu_assumed:.1%} of {report.peak_tflops:,.0f} TFLOP/s: {report.mfu_basis}",
         "  not in it": more,
     }
+
+
+def _memory_text(report: PlanReport) -> str:
+    title = f"memory of a GPU (computed), of {report.gpu_memory_gib:g} GiB ({report.gpu})"
+    return table((title, "GiB"), [(name, f"{value:.2f}") for name, value in report.memory_gib_per_gpu.items()])
+
+
+def _settings_text(report: PlanReport) -> str:
+    rows = []
+    for setting in report.settings:
+        mark = ("<- this one" if setting.fits else "<- the least") if setting.chosen else ""
+        rows.append(
+            (
+                f"ZeRO-{setting.zero_stage}",
+                setting.activation_checkpointing,
+                str(setting.packs_per_micro_batch),
+                f"{setting.memory_gib:.1f}",
+                "yes" if setting.fits else "no",
+                f"{setting.relative_seconds:.2f}",
+                mark,
+            )
+        )
+    return table(_SETTINGS_HEAD, rows)
 
 
 def _parameters(count: int) -> str:

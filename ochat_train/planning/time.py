@@ -1,15 +1,16 @@
-"""How long a run would take: an estimate from the speeds that were measured, and what it assumes."""
+"""How long a run takes: an estimate from measured speeds, and what it assumes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from data_pipeline.errors import UserError
-from ochat_train.planning.memory import MemoryPlan, StepCosts
+from ochat_train.planning.memory import MemorySetting, StepCosts
 from ochat_train.planning.work import PEAK_FLOPS, Work
 from ochat_train.recipe.sections import Recipe
 
-# Two sizes were measured, 7.24 billion and 134 million parameters: which of them is nearer, and what is like neither.
+# Two sizes were measured, 7.24 billion and 134 million parameters. Below the first bound a model is like the smaller
+# one, below the second it is like neither.
 _SMALL_MODEL_PARAMETERS = 1_000_000_000
 _TINY_MODEL_PARAMETERS = 100_000_000
 
@@ -18,8 +19,8 @@ _TINY_MODEL_PARAMETERS = 100_000_000
 class Gpu:
     """A GPU to plan for.
 
-    peak_flops: dense bfloat16 FLOP/s. memory_gib: as the driver reports it. relative_mfu: what it reaches, as a
-    multiple of an H200's MFU under the same setting.
+    peak_flops: dense bfloat16 FLOP/s. memory_gib: as the driver reports it. relative_mfu: its MFU as a multiple of an
+    H200's under the same setting.
     """
 
     name: str
@@ -41,12 +42,10 @@ _GPUS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A speed of the trainer, as a share of the dense bfloat16 peak (`throughput.Meter`), and the setting it was seen
-    with.
-    """
+    """A measured speed of the trainer, as a share of the dense bfloat16 peak (`training.meter`), and its setting."""
 
     mfu: float
-    setting: MemoryPlan
+    setting: MemorySetting
     pack_length_tokens: int
     source: str
 
@@ -57,9 +56,7 @@ def _seen(mfu: float, *, num_full: int, sum_dtype: str, text: str) -> Measuremen
         mfu=mfu,
         pack_length_tokens=8192,
         source=f"{text}, Mistral-7B shapes on 1 x H200",
-        setting=MemoryPlan(
-            zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, sum_dtype=sum_dtype, parts={}, fits=True
-        ),
+        setting=MemorySetting(zero_stage=1, checkpointing=layers, packs_per_micro_batch=1, sum_dtype=sum_dtype),
     )
 
 
@@ -80,15 +77,16 @@ _SMALL_MODEL_SOURCE = (
 
 @dataclass(frozen=True, kw_only=True)
 class AssumedSpeed:
-    """mfu: None where nothing like it was measured. basis: where it comes from, or why there is none."""
+    """The MFU that an estimate uses: None where nothing similar was measured. basis: its origin, or why it is None."""
 
     mfu: float | None
     basis: str
 
 
 def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
-    """A GPU by name, or by its peak in TFLOP/s; memory_gib: in place of the named GPU's. Raises UserError for
-    others.
+    """The GPU of `--gpu`: a name, or a peak in TFLOP/s. Raises UserError for anything else.
+
+    memory_gib: replaces that of a named GPU.
     """
     known = _GPUS.get(text.lower())
     if known is not None:
@@ -99,17 +97,20 @@ def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
         peak = 0.0
     if not 0.0 < peak < float("inf"):
         raise UserError(
-            f"--gpu {text}", f"give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250"
+            f"--gpu {text}",
+            "neither a GPU that is known here nor a number",
+            f"give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250",
         )
     if memory_gib is None:
-        raise UserError(f"--gpu {text}", "how much memory such a GPU has is not known", "add --gpu-memory GIB")
+        raise UserError(f"--gpu {text}", "the memory of such a GPU is not known", "add --gpu-memory GIB")
     return Gpu(name=f"GPU of {text} TFLOP/s", peak_flops=peak, memory_gib=memory_gib)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanPack:
-    """What the packs of an epoch hold on average. num_tokens: without padding. squared_lengths: sum over
-    conversations.
+    """Contents of an epoch's packs, on average.
+
+    num_tokens: without padding. squared_lengths: sum of the squared lengths of conversations, in tokens.
     """
 
     num_tokens: float
@@ -117,23 +118,23 @@ class MeanPack:
 
 
 def useful_ratio(work: Work, pack: MeanPack, *, pack_length_tokens: int) -> float:
-    """Operations of a mean pack that count, as a multiple of those of a pack as full as the measured ones.
+    """Useful operations of a mean pack, as a multiple of those of a pack as full as the measured ones.
 
-    Both take a GPU as long: it multiplies matrices for padding, too. Attention within padding costs little and is left
-    out.
+    Both take a GPU the same time, because it multiplies matrices for padding as well. Attention within padding costs
+    little and is not counted.
     """
     full = work.flops(num_tokens=_MEASURED_FILL * pack_length_tokens, squared_lengths=pack.squared_lengths)
     return work.flops(num_tokens=pack.num_tokens, squared_lengths=pack.squared_lengths) / full
 
 
 def assumed_speed(
-    recipe: Recipe, plan: MemoryPlan, *, gpu: Gpu, num_parameters: int, own: float | None, useful: float
+    recipe: Recipe, setting: MemorySetting, *, gpu: Gpu, num_parameters: int, own: float | None, useful: float
 ) -> AssumedSpeed:
-    """The MFU to reckon with. own: the user's, which is taken as it is: a share of operations that count, padding left
-    out.
+    """The MFU that an estimate uses.
 
-    A measured one is scaled by `useful` (`useful_ratio`), by the costs of the two settings
-    (`StepCosts.relative_seconds`) and by `gpu.relative_mfu`.
+    own: the user's, which is not scaled: a share of the peak in useful operations, without padding; None for a measured
+    one. That is scaled by `useful` (`useful_ratio`), by the costs of the two settings (`StepCosts.relative_seconds`)
+    and by `gpu.relative_mfu`.
     """
     if own is not None:
         return AssumedSpeed(mfu=own, basis="given by --mfu")
@@ -153,7 +154,7 @@ def assumed_speed(
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
     costs = StepCosts.of(recipe, compiled=True)
     then = replace(costs, pack_length_tokens=seen.pack_length_tokens).relative_seconds(seen.setting)
-    now = costs.relative_seconds(plan)
+    now = costs.relative_seconds(setting)
     basis = (
         f"{seen.mfu:.1%} measured ({seen.source}), adjusted to this GPU, setting and padding; smaller models are slower"
     )
@@ -161,6 +162,6 @@ def assumed_speed(
 
 
 def step_seconds(work: Work, pack: MeanPack, *, packs_per_gpu: int, gpu: Gpu, mfu: float) -> float:
-    """Seconds of an optimizer step. Empty packs, which even out the GPUs' work, take as long as full ones."""
+    """Seconds of an optimizer step. Empty packs, which fill up the GPUs' shares, take as long as full ones."""
     pack_flops = work.flops(num_tokens=pack.num_tokens, squared_lengths=pack.squared_lengths)
     return packs_per_gpu * pack_flops / (gpu.peak_flops * mfu)

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-# Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets; the first that fits counts.
+from ochat_train.model.config import head_dimension
+
+# Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets. The first match counts.
 PEAK_FLOPS = {
     "GB200": 2.5e15,
     "B300": 2.25e15,
@@ -28,10 +30,13 @@ PEAK_FLOPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Operations per token of a model: 6 for each parameter of a matrix product (2 forward, 4 backward; embeddings look
-    up and do none), and causal attention's 6 * layers * attention width * length of the conversation so far on average,
-    that is 6 * layers * width * sum of squared lengths over conversations. Recomputed operations do not count, nor does
-    padding.
+    """Shapes of a model that decide its floating-point operations.
+
+    operations = 6 * matmul_parameters * tokens + 6 * layers * attention_width * sum over conversations of length^2
+
+    The first term is 2 forward and 4 backward for each parameter of a matrix product (embeddings are looked up), the
+    second is causal attention. Recomputed operations and padding do not count.
+    matmul_parameters: of linear modules. attention_width: heads times head dimension.
     """
 
     matmul_parameters: int
@@ -44,13 +49,12 @@ class Work:
 
 
 def work_of(causal_lm: Any) -> Work:
-    """The work of a model, before an engine has taken its parameters apart."""
+    """The work of a causal LM of `transformers`. To be called before DeepSpeed shards its parameters."""
     config = causal_lm.config
     linears = [module for module in causal_lm.modules() if isinstance(module, torch.nn.Linear)]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Work(
         matmul_parameters=sum(module.weight.numel() for module in linears),
-        attention_width=config.num_attention_heads * head_dim,
+        attention_width=config.num_attention_heads * head_dimension(config),
         num_layers=config.num_hidden_layers,
     )
 

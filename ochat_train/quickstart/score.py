@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ochat_train.evaluation.questions import load_questions, right_ratios
+from ochat_train.evaluation.questions import load_questions, right_ratios_by_condition
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.inference.generate import load_generator
 
@@ -25,18 +25,19 @@ def main() -> None:
     options = parser.parse_args()
     questions = load_questions(options.held_out)
     classes = json.loads((options.model / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
-    generator = load_generator(options.model)
-    scores = {
-        row["name"]: right_ratios(generator, questions, row["condition"], max_new_tokens=_MAX_ANSWER_TOKENS)
-        for row in classes
-    }
+    conditions = {row["name"]: row["condition"] for row in classes}
+    ratios = right_ratios_by_condition(
+        load_generator(options.model), questions, list(conditions.values()), max_new_tokens=_MAX_ANSWER_TOKENS
+    )
+    scores = {name: ratios[condition] for name, condition in conditions.items()}
     if options.json:
         print(json.dumps(scores))
         return
     print(f"\nright answers to {len(questions)} questions that were not trained on, by condition in the prompt")
     print(f"{'task':<16}" + "".join(f"{name:>14}" for name in scores))
     for task in next(iter(scores.values())):
-        print(f"{task:<16}" + "".join(f"{ratios[task]:>14.0%}" for ratios in scores.values()))
+        cells = [f"{of_class[task]:>14.0%}" for of_class in scores.values()]
+        print(f"{task:<16}{''.join(cells)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import Problem, UserError, UserErrors
 from ochat_train.recipe.problems import describe
 from ochat_train.recipe.secrets import secret_places, secret_problem
 from ochat_train.recipe.sections import Recipe
@@ -30,22 +30,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = list(document.problems)
     for override in overrides:
         problems += _apply_override(document, override)
-    problems += [secret_problem(place, document, path) for place in secret_places(document.value)]
+    problems += [secret_problem(place, document) for place in secret_places(document.value)]
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
-        problems += dict.fromkeys(describe(problem, document, path) for problem in error.errors())
+        problems += [describe(problem, document) for problem in error.errors()]
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError("\n".join([f"{path}: {count}", *(f"  {problem}" for problem in problems)]))
+        raise UserErrors(path, count, problems)
     return recipe
 
 
-def _apply_override(document: Document, override: str) -> list[str]:
+def _apply_override(document: Document, override: str) -> list[Problem]:
     """Put the value of a `--set` into the document, and note that its place is the command line."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        return [f"--set {override}: expected section.key=value"]
+        return [Problem(place=f"--set {override}", problem="expected section.key=value")]
     parts = key.split(".")
     path: KeyPath = ()
     target: Any = document.value
@@ -59,7 +59,7 @@ def _apply_override(document: Document, override: str) -> list[str]:
                 target[part] = {}
                 document.lines[(*path, part)] = COMMAND_LINE
         else:
-            return [f"--set {override}: `{key}` is not inside a section"]
+            return [Problem(place=f"--set {override}", problem=f"`{key}` is not inside a section")]
         path = (*path, index)
         if is_last:
             value, problems = parse_override(text, key=key)

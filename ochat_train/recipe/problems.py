@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from data_pipeline.settings import BASELINE_RULE
+from data_pipeline.errors import Problem
+from data_pipeline.section import ANY, all_fields
 from data_pipeline.text_rules import did_you_mean
 from ochat_train.recipe.secrets import SECRET_KEY
-from ochat_train.recipe.sections import CHECKPOINTING_RULE, NUMBER_OR_AUTO, Recipe
-from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath
+from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.strict_yaml import Document, KeyPath
 
-
-def describe(problem: Any, document: Document, path: Path) -> str:
-    """One line for one problem: place, key, what is wrong, and the nearest valid key."""
-    kind = problem["type"]
-    location: KeyPath = problem["loc"] if kind == "extra_forbidden" else without_union_parts(problem["loc"])
-    known = location
-    while known and known not in document.lines:
-        known = known[:-1]
-    line = document.lines.get(known, 1)
-    origin = "--set" if line == COMMAND_LINE else f"{path}:{line}:"
-    place = f"{origin} {'.'.join(map(str, location)) or 'recipe'}"
-    if kind == "extra_forbidden":
-        keys = _keys_of(location[:-1])
-        hint = did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
-        return f"{place}: unknown key; {hint}"
-    if kind == "missing":
-        return f"{place}: missing; {_description_of(location) or 'add it'}"
-    message = _PLAIN_MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")
-    if location != problem["loc"]:  # each type that was tried reports; as one rule they are one problem
-        message = _UNION_RULES[_field_at(location).annotation]
-    is_one_value = getattr(_field_at(location) if location else None, "annotation", None) in _UNION_RULES
-    if kind == "value_error" and isinstance(problem["input"], dict | BaseModel) and not is_one_value:
-        return f"{place}: {message}"
-    shown = "***" if SECRET_KEY.search(str(location[-1])) else repr(problem["input"])
-    return f"{place}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {message[0].lower()}{message[1:]}"
-
-
+_LONGEST_VALUE = 60  # characters of a value that a message shows
 _PLAIN_MESSAGES = {
     "bool_type": "expected `true` or `false`",
     "float_type": "expected a number",
@@ -52,60 +28,30 @@ _PLAIN_MESSAGES = {
 }
 
 
-_UNION_RULES: dict[Any, str] = {
-    float | str: NUMBER_OR_AUTO,
-    float | str | None: BASELINE_RULE,
-    str | dict[str, Any]: CHECKPOINTING_RULE,
-    bool | Literal["online", "offline"]: "expected `true`, `false`, `online` or `offline`",
-}
+def describe(problem: Any, document: Document) -> Problem:
+    """One of pydantic's problems: place and key, the value and what is wrong, and the nearest valid key."""
+    kind, location, value = problem["type"], problem["loc"], problem["input"]
+    place = document.place(location)
+    if kind == "extra_forbidden":
+        keys = [key for key, _ in _fields_beside(location)]
+        hint = did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
+        return Problem(place=place, problem="unknown key", remedy=hint)
+    if kind == "missing":
+        description = dict(_fields_beside(location))[location[-1]].description
+        return Problem(place=place, problem="missing", remedy=description or "add it")
+    message = _PLAIN_MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error" and isinstance(value, dict | BaseModel):  # a rule over several keys: no need to show all
+        return Problem(place=place, problem=message)
+    shown = "***" if SECRET_KEY.search(str(location[-1])) else repr(value)
+    if len(shown) > _LONGEST_VALUE:
+        shown = f"{shown[: _LONGEST_VALUE - 3]}..."
+    return Problem(place=place, problem=f"{shown}: {message[0].lower()}{message[1:]}")
 
 
-def without_union_parts(location: KeyPath) -> KeyPath:
-    """The place without what pydantic adds after a key of several types (the type that it tried)."""
-    for end in range(1, len(location) + 1):
-        field = _field_at(location[:end])
-        if field is not None and field.annotation in _UNION_RULES:
-            return location[:end]
-    return location
-
-
-def _field_at(location: KeyPath) -> Any:
-    """The field that a key path names, None for a place inside a free mapping."""
-    section = _section_at(location[:-1])
-    fields = section.model_fields.items() if section else ()
-    return next((field for name, field in fields if location[-1] in (name, field.alias)), None)
-
-
-def _section_at(location: KeyPath) -> type[BaseModel] | None:
-    """The section that a key path leads to; names of classes and numbers of sources are walked over."""
-    section: type[BaseModel] | None = Recipe
-    entries: type[BaseModel] | None = None  # what a list or mapping of sections holds, while its index is next
-    for key in location:
-        if entries is not None:
-            section, entries = entries, None
-            continue
-        fields = section.model_fields.items() if section else ()
-        annotation: Any = next((field.annotation for name, field in fields if key in (name, field.alias)), None)
-        inner = [part for part in get_args(annotation) if _is_section(part)]
-        is_optional = type(None) in get_args(annotation)
-        section = annotation if _is_section(annotation) else inner[0] if inner and is_optional else None
-        entries = inner[0] if inner and not is_optional else None
-    return section
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _keys_of(location: KeyPath) -> list[str]:
-    section = _section_at(location)
-    return [field.alias or name for name, field in section.model_fields.items()] if section else []
-
-
-def _description_of(location: KeyPath) -> str:
-    section = _section_at(location[:-1])
-    if section is None:
-        return ""
-    return next(
-        (f.description or "" for name, f in section.model_fields.items() if location[-1] in (name, f.alias)), ""
-    )
+def _fields_beside(location: KeyPath) -> Iterator[tuple[str, FieldInfo]]:
+    """Key and declaration of all fields of the section that a key path leads into."""
+    for (*section, key), field in all_fields(Recipe):
+        if len(section) == len(location) - 1 and all(
+            part in (ANY, step) for part, step in zip(section, location, strict=False)
+        ):
+            yield key, field

@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that says everything about a run. Read strictly, all problems reported at once."""
+"""The sections of a recipe, in the order of docs/recipe.md; `data` is in data_pipeline/settings.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.settings import DataSettings, Ratio, Section
+from data_pipeline.section import Rule, Section, setting
+from data_pipeline.settings import DataSettings, Ratio
 from data_pipeline.text_rules import did_you_mean
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -20,23 +21,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-CHECKPOINTING_RULE = "expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _checkpointing(value: str | dict[str, Any]) -> str | dict[str, Any]:
-    known = ("auto", "none", "matmuls", "full")
-    if value not in known if isinstance(value, str) else list(value) != ["layers"] or not _is_count(value["layers"]):
-        raise ValueError(CHECKPOINTING_RULE)
-    return value
-
-
 Checkpointing = Annotated[
-    str | dict[str, Any],
-    AfterValidator(_checkpointing),
+    Literal["auto", "none", "matmuls", "full"] | Annotated[dict[Literal["layers"], PositiveInt], Field(min_length=1)],
     WithJsonSchema(
         {
             "anyOf": [
@@ -50,45 +36,82 @@ Checkpointing = Annotated[
             ]
         }
     ),
+    Rule("expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"),
 ]
 
 
 class ModelSettings(Section):
     """The base model, its tokenizer and prompt format."""
 
-    path: str | None = Field(None, min_length=1, description="Hub id (`ORG/NAME`) or folder of the base model")
-    config: dict[str, Any] | None = Field(
-        None, description="in place of `path`: the `config.json` of a model that starts from random weights"
+    path: str | None = setting(
+        None,
+        min_length=1,
+        description="Hub id (`ORG/NAME`) or folder of the base model",
+        decides_steps=True,
+        is_public=True,
     )
-    tokenizer: str | None = Field(None, description="Hub id or folder of the tokenizer; default: `path`")
-    revision: str | None = Field(None, description="branch, tag or commit on the Hub, for `path` and `tokenizer`")
-    template: str = Field(description=f"prompt format: {', '.join(TEMPLATES)}")
-    max_length_tokens: PositiveInt = Field(
-        description="longest conversation; longer ones are treated as `data.overlong` says"
+    config: dict[str, Any] | None = setting(
+        None,
+        description="instead of `path`: the `config.json` of a model to train from random weights",
+        decides_steps=True,
+        is_public=True,
     )
-    inference_condition: str | None = Field(
-        None, description="condition that exports are prompted with by default; chosen from the classes if not given"
+    tokenizer: str | None = setting(
+        None, description="Hub id or folder of the tokenizer; default: `path`", decides_steps=True, is_public=True
     )
-    precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="`auto`: bfloat16 with float32 master weights on a GPU, float32 on a CPU"
+    revision: str | None = setting(
+        None,
+        description="branch, tag or commit on the Hub, for `path` and `tokenizer`",
+        decides_steps=True,
+        is_public=True,
+    )
+    template: str = setting(description=f"prompt format: {', '.join(TEMPLATES)}", decides_steps=True, is_public=True)
+    max_length_tokens: PositiveInt = setting(
+        description="longest conversation; `data.overlong` says what happens to longer ones",
+        decides_steps=True,
+        is_public=True,
+    )
+    inference_condition: str | None = setting(
+        None,
+        description="condition that exports use by default; chosen from the classes if not given",
+        decides_steps=True,
+        is_public=True,
+    )
+    precision: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto",
+        description="`auto`: bfloat16 with float32 master weights on a GPU, float32 on a CPU",
+        decides_steps=True,
+        is_public=True,
     )
     attention: Literal[
         "auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "flex", "sdpa"
-    ] = Field("auto", description="attention kernel; `auto` takes the fastest that is installed and prints its choice")
-    compile: bool | None = Field(
-        None,
-        description="compile the decoder layers with torch.compile; default: on a GPU, with a kernel that allows it",
-    )
-    float8: bool = Field(
-        False,
-        description="matrix products of the decoder layers in float8, one scale per tensor: faster on Hopper GPUs and "
-        "later, less exact; weights, head, embeddings and exports stay as they are",
-    )
-    activation_checkpointing: Checkpointing = Field(
+    ] = setting(
         "auto",
-        description="what layers recompute in the backward pass to save memory. `none`; `matmuls`: all but matrix "
-        "products and attention; `full`: everything; `layers: N`: N layers as `full`, the others as `matmuls`; `auto`: "
-        "the fastest that fits",
+        description="attention kernel; `auto` picks the fastest installed one and prints it",
+        decides_steps=True,
+        is_public=True,
+    )
+    compile: bool | None = setting(
+        None,
+        description="compile the decoder layers with torch.compile; default: on GPUs, if the attention kernel "
+        "supports it",
+        decides_steps=False,
+        is_public=True,
+    )
+    float8: bool = setting(
+        False,
+        description="compute matrix products of the decoder layers in float8, with one scale per tensor: faster on "
+        "Hopper and newer GPUs, but less exact; weights, head, embeddings and exports are not affected",
+        decides_steps=True,
+        is_public=True,
+    )
+    activation_checkpointing: Checkpointing = setting(
+        "auto",
+        description="what layers recompute in the backward pass to save memory. `none`: nothing; `matmuls`: "
+        "everything except matrix products and attention; `full`: everything; `layers: N`: N layers as in `full`, the "
+        "others as in `matmuls`; `auto`: the fastest that fits",
+        decides_steps=False,
+        is_public=True,
     )
 
     @field_validator("template")
@@ -105,7 +128,7 @@ class ModelSettings(Section):
         if (self.path is None) == (self.config is None):
             raise ValueError("give exactly one of `path` (a trained base) and `config` (random weights)")
         if self.config is not None and self.tokenizer is None:
-            raise ValueError("`tokenizer` is missing: a model from `config` brings none")
+            raise ValueError("`tokenizer` is missing: a model from `config` has none of its own")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config.model_type is missing, for example `mistral`")
         return self
@@ -119,44 +142,71 @@ class ModelSettings(Section):
 
 
 class TrainSettings(Section):
-    """How much is trained on at once, and how often."""
+    """Batch size, number of steps, and what happens when something goes wrong."""
 
-    epochs: PositiveInt = Field(description="passes over the training split")
-    pack_length_tokens: PositiveInt = Field(description="length of a pack")
-    packs_per_micro_batch: PositiveInt | None = Field(
-        None, description="packs that a GPU works on at once; default: as many as help and fit into its memory"
-    )
-    gradient_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="dtype in which a GPU adds up the gradients of a step's packs (bfloat16 models); `bfloat16` takes "
-        "half the memory and rounds at every pack. Stage 2 without `offload_optimizer` adds up in float32 anyway: it "
-        "takes no more",
-    )
-    tokens_per_step: PositiveInt = Field(
-        description="tokens of one optimizer step over all GPUs, padding included; a multiple of `pack_length_tokens`"
-    )
-    loss_denominator: Literal["epoch", "step"] = Field(
-        "epoch",
-        description="what the weighted loss of a step is divided by. `epoch`: the mean weight of a step, a constant "
-        "(unbiased). `step`: the step's own weight, as OpenChat does (cancels class weights in small steps)",
-    )
-    max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps; default: all epochs")
-    log_every_steps: PositiveInt = Field(1, description="write metrics every so many steps")
-    max_nonfinite_steps: PositiveInt = Field(
-        3,
-        description="stop after so many steps in a row whose loss or gradient is not finite; such steps update nothing",
-    )
-    hang_timeout_seconds: Positive = Field(
-        1800.0, description="end the run if a rank comes no further for so long: longer than a step and a save can take"
-    )
-    push_to_hub: str | None = Field(
+    epochs: PositiveInt = setting(description="passes over the training split", decides_steps=True, is_public=True)
+    pack_length_tokens: PositiveInt = setting(description="length of a pack", decides_steps=True, is_public=True)
+    packs_per_micro_batch: PositiveInt | None = setting(
         None,
-        description="repository on the Hugging Face Hub (`ORG/NAME`) that gets the model in the background: the one "
-        "with the lowest validation loss, or the newest where nothing is validated. Needs `HF_TOKEN` in the "
-        "environment",
+        description="packs that a GPU processes at once; default: as many as fit into its memory and make it faster",
+        decides_steps=False,
+        is_public=True,
     )
-    hub_private: bool = Field(
-        True, description="whether that repository is made private; one that is there and public needs `false`"
+    gradient_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        description="dtype in which a GPU accumulates gradients over the packs of a step (bfloat16 models only). "
+        "`bfloat16` needs half the memory but rounds after every pack. ZeRO 2 without `offload_optimizer` always "
+        "accumulates in float32, at no extra memory",
+        decides_steps=True,
+        is_public=True,
+    )
+    tokens_per_step: PositiveInt = setting(
+        description="tokens in one optimizer step over all GPUs, padding included; a multiple of `pack_length_tokens`",
+        decides_steps=True,
+        is_public=True,
+    )
+    loss_denominator: Literal["epoch", "step"] = setting(
+        "epoch",
+        description="what the weighted loss of a step is divided by. `epoch`: the mean weight per step, a constant "
+        "(unbiased). `step`: the step's own weight, as in OpenChat (cancels class weights in small steps)",
+        decides_steps=True,
+        is_public=True,
+    )
+    max_steps: PositiveInt | None = setting(
+        None,
+        description="stop after this many optimizer steps; default: all epochs",
+        decides_steps=True,
+        is_public=True,
+    )
+    log_every_steps: PositiveInt = setting(
+        1, description="write metrics every N steps", decides_steps=False, is_public=True
+    )
+    max_nonfinite_steps: PositiveInt = setting(
+        3,
+        description="stop after this many steps in a row whose loss or gradient is not finite; such steps do not "
+        "update the model",
+        decides_steps=False,
+        is_public=True,
+    )
+    hang_timeout_seconds: Positive = setting(
+        1800.0,
+        description="abort if a rank makes no progress for this long; must exceed one step plus one save",
+        decides_steps=False,
+        is_public=True,
+    )
+    push_to_hub: str | None = setting(
+        None,
+        description="Hugging Face Hub repository (`ORG/NAME`) to push the model to in the background: the checkpoint "
+        "with the lowest validation loss, or the newest one if there is no validation. Needs `HF_TOKEN` in the "
+        "environment",
+        decides_steps=False,
+        is_public=True,
+    )
+    hub_private: bool = setting(
+        True,
+        description="create that repository as private; set `false` for a public repository, also if it already exists",
+        decides_steps=False,
+        is_public=True,
     )
 
     @field_validator("push_to_hub")
@@ -182,38 +232,54 @@ class TrainSettings(Section):
         return self.tokens_per_step // self.pack_length_tokens
 
 
-NUMBER_OR_AUTO = "expected a number above 0, or `auto`"
-
-
-def _number_or_auto(value: float | str) -> float | str:
-    if value != "auto" and (isinstance(value, str) or value <= 0):
-        raise ValueError(NUMBER_OR_AUTO)
-    return value
-
-
 LearningRate = Annotated[
-    float | str,
-    AfterValidator(_number_or_auto),
+    Positive | Literal["auto"],
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]}),
+    Rule("expected a number above 0, or `auto`"),
 ]
 
 
 class OptimizerSettings(Section):
     """AdamW with linear warm-up and cosine decay."""
 
-    learning_rate: LearningRate = Field(
-        "auto", description="peak learning rate; `auto`: OpenChat's rule, base * sqrt(supervised tokens per step / 4e6)"
+    learning_rate: LearningRate = setting(
+        "auto",
+        description="peak learning rate; `auto`: OpenChat's rule, base * sqrt(supervised tokens per step / 4e6)",
+        decides_steps=True,
+        is_public=True,
     )
-    warmup_ratio: Ratio = Field(0.05, description="share of the steps with a rising learning rate")
-    min_lr_ratio: float = Field(0.1, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
-    weight_decay: float = Field(0.1, ge=0.0, description="AdamW weight decay, on all parameters as in OpenChat")
-    betas: Annotated[list[Ratio], Field(min_length=2, max_length=2)] = Field([0.9, 0.95], description="AdamW betas")
-    eps: Positive = Field(1e-5, description="AdamW epsilon")
-    grad_clip: float = Field(1.0, ge=0.0, description="largest gradient norm; 0 turns clipping off")
+    warmup_ratio: Ratio = setting(
+        0.05, description="share of the steps in which the learning rate warms up", decides_steps=True, is_public=True
+    )
+    min_lr_ratio: float = setting(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="final learning rate, as a share of the peak",
+        decides_steps=True,
+        is_public=True,
+    )
+    weight_decay: float = setting(
+        0.1,
+        ge=0.0,
+        description="AdamW weight decay; applies to all parameters, as in OpenChat",
+        decides_steps=True,
+        is_public=True,
+    )
+    betas: Annotated[list[Ratio], Field(min_length=2, max_length=2)] = setting(
+        [0.9, 0.95], description="AdamW betas", decides_steps=True, is_public=True
+    )
+    eps: Positive = setting(1e-5, description="AdamW epsilon", decides_steps=True, is_public=True)
+    grad_clip: float = setting(
+        1.0,
+        ge=0.0,
+        description="clip the gradient to this norm; 0 turns clipping off",
+        decides_steps=True,
+        is_public=True,
+    )
 
 
-# Keys of DeepSpeed's configuration that a recipe's own settings decide; two answers to one question would be one too
-# many.
+# Keys of DeepSpeed's configuration that the recipe's own settings decide.
 _OWNED_KEYS = {
     "train_batch_size": "train.tokens_per_step",
     "train_micro_batch_size_per_gpu": "train.pack_length_tokens",
@@ -232,26 +298,35 @@ _OWNED_ZERO_KEYS = {
 
 
 class DeepSpeedSettings(Section):
-    """How DeepSpeed spreads the model over GPUs."""
+    """How DeepSpeed shards the model over GPUs."""
 
-    zero_stage: int | None = Field(
+    zero_stage: int | None = setting(
         None,
         ge=0,
         le=3,
-        description="what is spread over GPUs: 0 nothing (float32 models alone), 1 optimizer states, 2 also gradients, "
-        "3 also parameters; default: the fastest that fits into GPU memory (2 on a CPU)",
+        description="what is sharded over GPUs: 0 nothing (float32 models only), 1 optimizer states, 2 also "
+        "gradients, 3 also parameters; default: the fastest that fits into GPU memory (2 on a CPU)",
+        decides_steps=True,
+        is_public=True,
     )
-    offload_optimizer: bool = Field(False, description="keep optimizer states in CPU memory (stages 1 to 3)")
-    offload_parameters: bool = Field(False, description="keep parameters in CPU memory (stage 3)")
-    config: dict[str, Any] = Field(
-        default_factory=dict, description="raw DeepSpeed configuration, merged last over what the recipe generates"
+    offload_optimizer: bool = setting(
+        False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=False, is_public=True
+    )
+    offload_parameters: bool = setting(
+        False, description="keep parameters in CPU memory (stage 3)", decides_steps=False, is_public=True
+    )
+    config: dict[str, Any] = setting(
+        default_factory=dict,
+        description="raw DeepSpeed configuration, merged over what the recipe generates",
+        decides_steps=False,
+        is_public=True,
     )
 
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> DeepSpeedSettings:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
-        # also where the stage would be chosen: it could be another
+        # also if the stage is left open: another one could be chosen
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
         zero = self.config.get("zero_optimization", {})
@@ -266,40 +341,53 @@ class DeepSpeedSettings(Section):
 
     @property
     def stage(self) -> int:
-        """The ZeRO stage of a run, where it is decided (`memory_plan.resolve`)."""
+        """The ZeRO stage of a run, once it is decided (`planning.memory.resolve`)."""
         assert self.zero_stage is not None, "resolve() decides it before training"
         return self.zero_stage
 
 
 class ValidationSettings(Section):
-    """A look at the held-out conversations (`data.validation_ratio`) while training."""
+    """Validation on held-out conversations (`data.validation_ratio`) during training."""
 
-    every_steps: PositiveInt | None = Field(
+    every_steps: PositiveInt | None = setting(
         None,
-        description="validate every so many steps, before every checkpoint and at the end; default: ten times a run, "
-        "or less often where that would take more than 4 % of the time on one GPU",
+        description="validate every N steps, before every checkpoint and at the end; default: ten times per run, or "
+        "less often if that would take more than 4 % of the time on one GPU",
+        decides_steps=False,
+        is_public=True,
     )
-    prompts: list[Annotated[str, Field(min_length=1)]] = Field(
+    prompts: list[Annotated[str, Field(min_length=1)]] = setting(
         default_factory=list,
-        description="what users say, answered under every condition at each validation; default: three held-out "
-        "conversations",
+        description="user messages that the model answers under every condition at each validation; default: three "
+        "held-out conversations",
+        decides_steps=False,
+        is_public=True,
     )
-    sample_tokens: Annotated[int, Field(ge=0)] = Field(
-        64, description="longest answer to a prompt, in tokens; 0: no answers"
+    sample_tokens: Annotated[int, Field(ge=0)] = setting(
+        64,
+        description="longest answer to a prompt, in tokens; 0 turns answers off",
+        decides_steps=False,
+        is_public=True,
     )
-    questions: str | None = Field(
+    questions: str | None = setting(
         None,
         min_length=1,
-        description="file of questions with checkable answers, which `ochat ablate` asks: JSON lines with `question`, "
-        "`answer` and, if there are several, `task`",
+        description="file of questions with checkable answers for `ochat ablate`: JSON lines with `question`, "
+        "`answer` and, if there are several tasks, `task`",
+        decides_steps=False,
+        is_public=True,
     )
-    answer_pattern: str | None = Field(
+    answer_pattern: str | None = setting(
         None,
         min_length=1,
-        description="regular expression for what of an answer is compared: its last match, or that match's first "
-        "group; default: the whole answer",
+        description="regular expression that finds the part of an answer to compare: its last match, or the first "
+        "group of that match; default: the whole answer",
+        decides_steps=False,
+        is_public=True,
     )
-    answer_tokens: PositiveInt = Field(256, description="longest answer to a question, in tokens")
+    answer_tokens: PositiveInt = setting(
+        256, description="longest answer to a question, in tokens", decides_steps=False, is_public=True
+    )
 
     @field_validator("answer_pattern")
     @classmethod
@@ -312,37 +400,81 @@ class ValidationSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """When resume states are written."""
+    """When checkpoints are written, and how many are kept."""
 
-    save_every_steps: PositiveInt | None = Field(
-        None, description="write a resume state every so many steps, and at the end; default: only at the end"
+    save_every_steps: PositiveInt | None = setting(
+        None,
+        description="write a checkpoint every N steps, and at the end; default: only at the end",
+        decides_steps=False,
+        is_public=True,
     )
-    keep_last: PositiveInt = Field(
-        2, description="how many resume states to keep, beside the one with the lowest validation loss"
+    keep_last: PositiveInt = setting(
+        2,
+        description="how many checkpoints to keep, in addition to the one with the lowest validation loss",
+        decides_steps=False,
+        is_public=True,
     )
+
+
+Wandb = Annotated[bool | Literal["online", "offline"], Rule("expected `true`, `false`, `online` or `offline`")]
 
 
 class TrackingSettings(Section):
-    """Where metrics go, beside `metrics.jsonl` in the run folder."""
+    """Where metrics go, in addition to `metrics.jsonl` in the run folder."""
 
-    wandb: bool | Literal["online", "offline"] = Field(
+    wandb: Wandb = setting(
         False,
-        description="log to Weights & Biases; `true` is `online`, `offline` writes into the run folder for `wandb "
+        description="log to Weights & Biases; `true` means `online`, `offline` writes into the run folder for `wandb "
         "sync`",
+        decides_steps=False,
+        is_public=False,
     )
-    wandb_project: str = Field("ochat-train", min_length=1, description="project of the run there")
-    wandb_entity: str | None = Field(None, min_length=1, description="team or user; default: your own default there")
-    wandb_group: str | None = Field(None, min_length=1, description="group of runs that belong together")
-    wandb_tags: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, description="tags of the run")
-    tensorboard: bool = Field(False, description="write TensorBoard files into the run folder")
+    wandb_project: str = setting(
+        "ochat-train",
+        min_length=1,
+        description="project of the run on Weights & Biases",
+        decides_steps=False,
+        is_public=False,
+    )
+    wandb_entity: str | None = setting(
+        None,
+        min_length=1,
+        description="team or user on Weights & Biases; default: your default entity",
+        decides_steps=False,
+        is_public=False,
+    )
+    wandb_group: str | None = setting(
+        None,
+        min_length=1,
+        description="name of a group of runs on Weights & Biases",
+        decides_steps=False,
+        is_public=False,
+    )
+    wandb_tags: list[Annotated[str, Field(min_length=1)]] = setting(
+        default_factory=list, description="tags of the run on Weights & Biases", decides_steps=False, is_public=False
+    )
+    tensorboard: bool = setting(
+        False, description="write TensorBoard files into the run folder", decides_steps=False, is_public=False
+    )
 
 
 class Recipe(Section):
     """Everything about one run."""
 
-    name: str = Field(description="name of the run: letters, digits, `.`, `_`, `-`")
-    seed: int = Field(0, ge=0, lt=2**32, description="decides validation split, packing, random weights and dropout")
-    output_dir: str = Field(min_length=1, description="folder of the run: metrics, checkpoints")
+    name: str = setting(
+        description="name of the run: letters, digits, `.`, `_`, `-`", decides_steps=False, is_public=True
+    )
+    seed: int = setting(
+        0,
+        ge=0,
+        lt=2**32,
+        description="seed for the validation split, packing, random weights and dropout",
+        decides_steps=True,
+        is_public=True,
+    )
+    output_dir: str = setting(
+        min_length=1, description="folder of the run, for metrics and checkpoints", decides_steps=False, is_public=False
+    )
     model: ModelSettings
     data: DataSettings
     train: TrainSettings

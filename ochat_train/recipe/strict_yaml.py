@@ -6,12 +6,12 @@ PyYAML's own `safe_load` reads `2e-5` as text, `no` as False, `010` as 8, and le
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import Problem, UserError
 
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = 0  # "line" of a value that was given by `--set`
@@ -19,11 +19,21 @@ COMMAND_LINE = 0  # "line" of a value that was given by `--set`
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A parsed document: `value`, the line on which each key path begins (1-based), and the problems found."""
+    """A parsed document: its file, `value`, the line on which each key path begins (1-based), the problems found."""
 
+    name: str
     value: Any
     lines: dict[KeyPath, int]
-    problems: list[str]
+    problems: list[Problem]
+
+    def place(self, path: KeyPath) -> str:
+        """File, line and dotted name of a key path, or `--set` in place of the line; for a message."""
+        known = path
+        while known and known not in self.lines:  # a key that is missing is reported at the line of its section
+            known = known[:-1]
+        line = self.lines.get(known, 1)
+        origin = "--set" if line == COMMAND_LINE else f"{self.name}:{line}:"
+        return f"{origin} {'.'.join(map(str, path)) or 'recipe'}"
 
 
 class _Yaml12Loader(yaml.SafeLoader):
@@ -59,48 +69,54 @@ def parse(text: str, *, name: str) -> Document:
             if tag := getattr(event, "tag", None):
                 raise UserError(place, f"tags ({tag}) are not allowed", "remove it")
         node = yaml.compose(text, Loader=_Yaml12Loader)
-        document = Document(value={}, lines={}, problems=[])
-        value = _construct(node, (), document, name) if node is not None else {}
+        document = Document(name=name, value={}, lines={}, problems=[])
+        value = _construct(node, (), document) if node is not None else {}
     except RecursionError:
         raise UserError(name, "nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
         raise UserError(place, f"not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    return Document(value=value, lines=document.lines, problems=document.problems)
+    return replace(document, value=value)
 
 
-def parse_override(text: str, *, key: str) -> tuple[Any, list[str]]:
+def parse_override(text: str, *, key: str) -> tuple[Any, list[Problem]]:
     """The value of a `--set key=value`, read by the same rules as a recipe's values, and the problems found."""
     if not text.strip():
         return "", []
     try:
         document = parse(text, name=f"--set {key}")
     except UserError as error:
-        return None, [str(error)]
+        return None, list(error.problems)
     return document.value, document.problems
 
 
-def _construct(node: yaml.Node, path: KeyPath, document: Document, name: str) -> Any:
+def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     document.lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                document.problems.append(f"{name}:{line}: a key must be plain text")
+                document.problems.append(Problem(place=f"{document.name}:{line}", problem="a key must be plain text"))
                 continue
             if key in mapping:
                 place = ".".join(map(str, (*path, key)))
                 first = document.lines[(*path, key)]
-                document.problems.append(f"{name}:{line}: {place}: duplicate key, first on line {first}; keep one")
+                document.problems.append(
+                    Problem(
+                        place=f"{document.name}:{line}: {place}",
+                        problem=f"duplicate key, first on line {first}",
+                        remedy="keep one",
+                    )
+                )
                 continue
             document.lines[(*path, key)] = line
-            mapping[key] = _construct(value_node, (*path, key), document, name)
+            mapping[key] = _construct(value_node, (*path, key), document)
         return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [_construct(item, (*path, index), document, name) for index, item in enumerate(node.value)]
+        return [_construct(item, (*path, index), document) for index, item in enumerate(node.value)]
     try:
         return _Yaml12Loader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
     except ValueError:  # a whole number with thousands of digits
-        raise UserError(f"{name}:{node.start_mark.line + 1}", "not a number that can be read") from None
+        raise UserError(f"{document.name}:{node.start_mark.line + 1}", "not a number that can be read") from None

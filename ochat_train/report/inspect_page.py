@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
-from data_pipeline.look.text import MOST_COLUMNS, count_in, ledger_reasons, length_bins, weight_text
+from data_pipeline.look.text import MOST_COLUMNS, count_in, length_bins
 from data_pipeline.look.tokens import ShownToken, runs
-from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import visible
-from ochat_train.report.page import Cell, Passage, Piece, Section, render_page, text_cells, write_page
+from ochat_train.report.data_sections import HEAVIEST_SHADE, class_section, ledger_section
+from ochat_train.report.page import Cell, Passage, Piece, Section, render_page, write_page
 from ochat_train.report.pictures import bar_chart
 from ochat_train.report.tables import shown_condition
 
-_LIGHTEST_SHADE, _HEAVIEST_SHADE = 0.06, 0.4
+_LIGHTEST_SHADE = 0.06
 _HOW_TO_READ = (
     "Boxed: control tokens. Italic: role prefixes with the condition, written by the template. Underlined: supervised "
     "text, darker where its weight is larger; the small number before it is the weight of each of its tokens. Plain: "
@@ -38,39 +37,13 @@ def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, 
         f"{manifest.template}, inference condition {shown_condition(manifest.inference_condition)}"
     )
     sections = [
-        _classes(manifest.classes),
+        class_section(manifest.classes),
         *_lengths(inspection.class_lengths()),
-        _ledger(manifest.ledger),
+        ledger_section("Ledger", manifest.ledger),
         _rows(rows, heaviest=inspection.heaviest_weight, with_tokens=with_tokens),
     ]
     page = render_page("Prepared dataset", visible(subtitle), sections)
     write_page(out, page, option="--html", prepared_dir=inspection.prepared_dir)
-
-
-def _classes(classes: Sequence[ClassRow]) -> Section:
-    head = ["class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share"]
-    rows = [
-        [
-            *text_cells(
-                [
-                    visible(row.name),
-                    shown_condition(row.condition),
-                    weight_text(row),
-                    f"{row.conversations:,}",
-                    f"{row.effective_conversations:,.0f}",
-                    f"{row.tokens:,}",
-                    f"{row.supervised_tokens:,}",
-                ]
-            ),
-            Cell(text=f"{row.weight_share:.1%}", shade=_HEAVIEST_SHADE * row.weight_share),
-        ]
-        for row in classes
-    ]
-    text = (
-        "All splits together. Weight share: the class's part of the loss. "
-        "Effective: (sum of weights)² / sum of squares."
-    )
-    return Section(heading="Classes", paragraphs=[text], head=head, rows=rows)
 
 
 def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
@@ -78,7 +51,7 @@ def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
     bins = length_bins(everything)
     names = [f"{low:,} to {high:,}" for low, high in bins]
     text = f"Mean {everything.mean():,.0f}, median {np.median(everything):,.0f}, longest {everything.max():,} tokens."
-    chart = bar_chart(names, count_in(everything, bins), [None] * len(bins), unit="rows of so many tokens")
+    chart = bar_chart(names, count_in(everything, bins), [None] * len(bins), unit="rows of this many tokens")
     yield Section(heading="Lengths", paragraphs=[text], svg=chart)
     if not 1 < len(class_lengths) <= MOST_COLUMNS:
         return
@@ -92,39 +65,14 @@ def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
 
 def _shares(lengths: np.ndarray, bins: Sequence[tuple[int, int]]) -> list[Cell]:
     counts = count_in(lengths, bins)
-    return [Cell(text=f"{n:,} ({n / len(lengths):.0%})", shade=_HEAVIEST_SHADE * n / len(lengths)) for n in counts]
-
-
-def _ledger(ledger: Mapping[str, Any]) -> Section:
-    dropped = sum(ledger["dropped"].values())
-    text = (
-        f"Read {ledger['read']:,} = kept {ledger['kept']:,} + dropped {dropped:,}. Control strings kept as text: "
-        f"{ledger['control_text_kept_plain']:,}. Condition left out: {ledger['condition_left_out']:,}."
-    )
-    rows = [
-        text_cells(
-            [
-                visible(reason),
-                "dropped" if is_dropped else "kept, cut",
-                f"{count:,}",
-                "\n".join(
-                    visible(example, kept="") for example in ledger["examples"].get(reason, ["no example was kept"])
-                ),
-            ]
-        )
-        for reason, (count, is_dropped) in ledger_reasons(ledger).items()
-    ]
-    return Section(
-        heading="Ledger", paragraphs=[text], head=["reason", "what", "conversations", "first examples"], rows=rows
-    )
+    return [Cell(text=f"{n:,} ({n / len(lengths):.0%})", shade=HEAVIEST_SHADE * n / len(lengths)) for n in counts]
 
 
 def _rows(rows: Sequence[ShownRow], *, heaviest: float, with_tokens: bool) -> Section:
     pieces = _token_pieces if with_tokens else _run_pieces
     passages = [Passage(heading=_heading(row), pieces=list(pieces(row.tokens, heaviest))) for row in rows]
-    return Section(
-        heading="Rows", paragraphs=[_HOW_TO_READ + (_HOW_TO_READ_TOKENS if with_tokens else "")], passages=passages
-    )
+    how_to_read = _HOW_TO_READ + _HOW_TO_READ_TOKENS if with_tokens else _HOW_TO_READ
+    return Section(heading="Rows", paragraphs=[how_to_read], passages=passages)
 
 
 def _heading(row: ShownRow) -> str:
@@ -153,5 +101,5 @@ def _token_pieces(tokens: Sequence[ShownToken], heaviest: float) -> Iterator[Pie
 
 
 def _shade(weight: float, heaviest: float) -> float | None:
-    """Weights above the heaviest conversation's mean (single messages of it) get its shade."""
-    return _LIGHTEST_SHADE + (_HEAVIEST_SHADE - _LIGHTEST_SHADE) * min(1.0, weight / heaviest) if weight else None
+    """Single messages that weigh more than the heaviest conversation on average get that conversation's shade."""
+    return _LIGHTEST_SHADE + (HEAVIEST_SHADE - _LIGHTEST_SHADE) * min(1.0, weight / heaviest) if weight else None

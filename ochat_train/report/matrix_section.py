@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
+from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.report.page import Cell, Section
 from ochat_train.report.pictures import row_shades
 from ochat_train.report.tables import learnt_text, matrix_columns, number_text
@@ -15,21 +15,14 @@ _HOW_TO_READ = (
 )
 
 
-def matrix_section(
-    heading: str,
-    matrix: Mapping[str, Sequence[float | None]],
-    *,
-    conditions: Sequence[str],
-    own_conditions: Mapping[str, str],
-    learnt: Mapping[str, dict[str, Any]],
-) -> Section:
-    """matrix: a row for each class, a column for each of `conditions`. learnt: as in validation.jsonl."""
-    head = ["answers of class", *matrix_columns(conditions)]
+def matrix_section(heading: str, matrix: ConditionMatrix, *, own_conditions: Mapping[str, str]) -> Section:
+    """own_conditions: of each class."""
+    head = ["answers of class", *matrix_columns(matrix.conditions)]
     rows = []
-    for name, values in matrix.items():
+    for name, values in matrix.nll.items():
         cells = [
             Cell(text=number_text(value, ".4f"), shade=shade, outlined=condition == own_conditions.get(name))
-            for condition, value, shade in zip(conditions, values, row_shades(values), strict=True)
+            for condition, value, shade in zip(matrix.conditions, values, row_shades(values), strict=True)
         ]
-        rows.append([Cell(text=name), *cells, Cell(text=learnt_text(learnt.get(name)))])
+        rows.append([Cell(text=name), *cells, Cell(text=learnt_text(matrix.learnt.get(name)))])
     return Section(heading=heading, paragraphs=[_HOW_TO_READ], head=head, rows=rows)

@@ -23,9 +23,8 @@ class Cell:
 class Piece:
     """A piece of a marked text.
 
-    kind: `control`, `prefix` or `content`. shade: 0 to 1, None for a piece that is not marked. label: stands small
-    before it.
-    note: stands small under it, which also puts it into a box of its own.
+    kind: `control`, `prefix` or `content`. shade: 0 to 1, None for a piece that is not marked. label: small text before
+    it. note: small text below it; a piece with a note gets its own box.
     """
 
     text: str
@@ -37,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """A text with marked pieces under a heading of its own; a long one gets a window to scroll in."""
+    """A text with marked pieces, under its own heading; a long one scrolls in a window."""
 
     heading: str
     pieces: Sequence[Piece]
@@ -47,7 +46,7 @@ class Passage:
 class Section:
     """A part of a page, in this order: text, picture, table, passages, preformatted text.
 
-    svg: made by pictures.py, the only markup that is taken as it is. folded: preformatted text is shown on a click.
+    svg: made by pictures.py, the only markup that is not escaped. folded: preformatted text is shown on a click.
     """
 
     heading: str
@@ -76,17 +75,19 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 
 def write_page(out: Path, page: str, *, option: str, prepared_dir: Path) -> None:
-    """Write a page. Raises UserError where it cannot be written, or would stand in the prepared dataset.
+    """Write a page. Raises UserError where it cannot be written, or would be inside the prepared dataset.
 
-    option: what the command line calls `out`. A foreign file in a prepared dataset keeps `ochat prepare` from replacing
-    it.
+    option: what the command line calls `out`. `ochat prepare` does not replace a prepared dataset that holds other
+    files.
     """
     try:
         if out.is_dir() or not out.parent.is_dir():
-            raise UserError(f"{option} {out}", "is a folder, or stands in one that is not there", "name a file")
+            raise UserError(f"{option} {out}", "is a folder, or its parent folder does not exist", "name a file")
         if out.parent.resolve().is_relative_to(prepared_dir.resolve()):
             raise UserError(
-                f"{option} {out}", "stands in the prepared dataset, which holds nothing else", "name a file elsewhere"
+                f"{option} {out}",
+                "is inside the prepared dataset, which may hold no other file",
+                "name a file elsewhere",
             )
         replace_text(out, page)
     except OSError as error:

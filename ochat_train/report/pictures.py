@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's palette, told apart with any colour vision; black and yellow are left out for dark and light pages.
+# Okabe and Ito's palette, distinct for any colour vision; without black and yellow, which dark and light pages hide.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MOST_POINTS = 400
 _MOST_LABEL_CHARACTERS = 24
-_INK = "#010203"  # stands for the page's text colour until the picture is done
+_INK = "#010203"  # a placeholder for the page's text colour, replaced in the finished SVG
 _SHARPEST_SHADE = 0.55
-_DRAWING = threading.Lock()  # matplotlib's settings are the process's, and trackers draw in threads of their own
+_DRAWING = threading.Lock()  # matplotlib's settings are the process's, and trackers draw in their own threads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A curve. x, y: numbers, None in y where there is none. number: its colour. points: dots in place of a line."""
+    """A curve. y: None where a value is missing. number: of its colour. points: dots instead of a line."""
 
     label: str
     x: Sequence[float]
@@ -45,10 +45,10 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
                     entry.x, _numbers(entry.y), "o--", color=color, label=entry.label, markersize=5, linewidth=0.8
                 )
                 continue
-            x, low, mean, high = _bins(np.asarray(entry.x, dtype=float), _numbers(entry.y))
+            bins = binned(np.asarray(entry.x, dtype=float), _numbers(entry.y), most_points=_MOST_POINTS)
             if len(entry.x) > _MOST_POINTS:
-                axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-            axes.plot(x, mean, color=color, label=entry.label, linewidth=1.5)
+                axes.fill_between(bins.x, bins.low, bins.high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(bins.x, bins.mean, color=color, label=entry.label, linewidth=1.5)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         if logarithmic:
@@ -56,7 +56,7 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
             axes.yaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         if len(series) > 1:
-            figure.legend(frameon=False, fontsize=8, loc="outside right upper")  # inside it would lie on the curves
+            figure.legend(frameon=False, fontsize=8, loc="outside right upper")  # inside it would cover curves
         return _svg(figure)
 
 
@@ -114,7 +114,7 @@ def _short(text: str) -> str:
 
 
 def as_file(svg: str) -> str:
-    """A picture of a page as the text of a file of its own."""
+    """A picture of a page as the text of an SVG file."""
     return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 
 
@@ -143,9 +143,8 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph"
-        )  # of scripts that matplotlib's own font lacks: the browser has them
+        # of scripts that matplotlib's own font lacks: the browser has them
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -159,13 +158,27 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def _bins(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Place, lowest, mean and highest of at most _MOST_POINTS bins; values that are missing are passed over."""
-    there = ~np.isnan(y)
-    x, y = x[there], y[there]
+@dataclass(frozen=True, kw_only=True)
+class Bins:
+    """A long curve in few points: float64[n] each. x: where a bin starts."""
+
+    x: np.ndarray
+    low: np.ndarray
+    mean: np.ndarray
+    high: np.ndarray
+
+
+def binned(x: np.ndarray, y: np.ndarray, *, most_points: int) -> Bins:
+    """A curve as at most `most_points` bins of consecutive points; NaN in y is skipped."""
+    known = ~np.isnan(y)
+    x, y = x[known], y[known]
     if not len(x):
-        return x, y, y, y
-    starts = np.unique(np.linspace(0, len(x), min(_MOST_POINTS, len(x)), endpoint=False).astype(int))
+        return Bins(x=x, low=y, mean=y, high=y)
+    starts = np.unique(np.linspace(0, len(x), min(most_points, len(x)), endpoint=False).astype(int))
     sizes = np.diff([*starts, len(x)])
-    sums = np.add.reduceat(y, starts)
-    return x[starts], np.minimum.reduceat(y, starts), sums / sizes, np.maximum.reduceat(y, starts)
+    return Bins(
+        x=x[starts],
+        low=np.minimum.reduceat(y, starts),
+        mean=np.add.reduceat(y, starts) / sizes,
+        high=np.maximum.reduceat(y, starts),
+    )

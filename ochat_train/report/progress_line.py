@@ -1,4 +1,4 @@
-"""What a training shows while it runs: one line on a terminal, plain lines now and then in a log file."""
+"""What a training shows while it runs: one line on a terminal, or a plain line every ten seconds in a log file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
 from data_pipeline.text_rules import visible
 from ochat_train.report.tables import number_text
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.say import say
 
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
@@ -24,7 +24,7 @@ _UNKNOWN_COLUMNS = 80
 
 
 class TimeLeft:
-    """How long the remaining steps take, if they go on at the pace so far: validations and checkpoints included.
+    """How long the remaining steps take at the pace so far, validations and checkpoints included.
 
     The pace is taken from the end of the first step that is seen, whose time holds what happens once (compiling).
     """
@@ -49,24 +49,24 @@ class Part:
     rank: int
 
 
-def progress_parts(metrics: dict[str, Any], *, num_steps: int, seconds_left: float) -> list[Part]:
+def progress_parts(metrics: StepMetrics, *, num_steps: int, seconds_left: float) -> list[Part]:
     """What is worth showing of a step, in the order in which it is read."""
-    classes = metrics["classes"].items()
-    losses = ", ".join(f"{visible(name, kept='')} {number_text(row['loss'], '.3f')}" for name, row in classes)
-    loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+    means, speed = metrics.means, metrics.speed
+    class_losses = [f"{visible(name, kept='')} {number_text(row.loss, '.3f')}" for name, row in means.classes.items()]
+    loss = "not finite" if means.loss is None else f"{means.loss:.4f}"
     parts = [
-        Part(text=f"step {metrics['step']}/{num_steps}", rank=0),
-        Part(text=f"epoch {metrics['epoch']}", rank=8),
+        Part(text=f"step {metrics.step}/{num_steps}", rank=0),
+        Part(text=f"epoch {metrics.epoch}", rank=8),
         Part(text=f"loss {loss}", rank=1),
-        Part(text=f"({losses})", rank=3),
-        Part(text=f"{metrics['tokens_per_second'] / 1000:,.1f}k tok/s", rank=4),
+        Part(text=f"({', '.join(class_losses)})", rank=3),
+        Part(text=f"{speed.tokens_per_second / 1000:,.1f}k tok/s", rank=4),
     ]
-    if metrics["mfu"] is not None:
-        parts.append(Part(text=f"MFU {metrics['mfu']:.1%}", rank=6))
-    if metrics["memory_gib"] is not None:
-        parts.append(Part(text=f"{metrics['memory_gib']:.0f} GiB", rank=7))
-    if metrics["data_wait_ratio"] > SLOW_DATA_RATIO:
-        parts.append(Part(text=f"{metrics['data_wait_ratio']:.0%} waiting for data", rank=5))
+    if speed.mfu is not None:
+        parts.append(Part(text=f"MFU {speed.mfu:.1%}", rank=6))
+    if speed.memory_gib is not None:
+        parts.append(Part(text=f"{speed.memory_gib:.0f} GiB", rank=7))
+    if speed.data_wait_ratio > SLOW_DATA_RATIO:
+        parts.append(Part(text=f"{speed.data_wait_ratio:.0%} waiting for data", rank=5))
     return [*parts, Part(text=f"{duration_text(seconds_left)} left", rank=2)]
 
 
@@ -104,11 +104,11 @@ def _stderr_columns() -> int:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except OSError:
         columns = 0
-    return columns or _UNKNOWN_COLUMNS  # a terminal that nobody looks at may have none
+    return columns or _UNKNOWN_COLUMNS  # a terminal without a window has none
 
 
 class ProgressLine:
-    """One line on a terminal; without a terminal a plain line now and then, so that log files stay readable.
+    """One line on a terminal; without a terminal a plain line every ten seconds, so that log files stay readable.
 
     shown: whether this rank shows anything. clock: seconds.
     """
@@ -124,11 +124,11 @@ class ProgressLine:
         self._time_left = TimeLeft(first_step=first_step, now=clock())
         self._bar = tqdm(bar_format="{desc}", disable=not (shown and self._terminal))
 
-    def update(self, metrics: dict[str, Any]) -> None:
+    def update(self, metrics: StepMetrics) -> None:
         """Show a finished step."""
         if not self._shown:
             return
-        now, step = self._clock(), metrics["step"]
+        now, step = self._clock(), metrics.step
         left = self._time_left.seconds(step, num_steps=self._num_steps, now=now)
         parts = progress_parts(metrics, num_steps=self._num_steps, seconds_left=left)
         if self._terminal:
@@ -144,5 +144,5 @@ class ProgressLine:
             say(text)
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """Finish the line; it stays on the terminal."""
         self._bar.close()

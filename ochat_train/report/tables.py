@@ -1,36 +1,35 @@
-"""Reports as tables for people; the same numbers as `--json`."""
+"""Results as tables for people; the same numbers as `--json`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
 
 from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import visible
+from ochat_train.evaluation.condition_matrix import Learnt
+from ochat_train.evaluation.results import Evaluation
 
-if TYPE_CHECKING:  # torch takes seconds to import, and most reports do without
-    pass
 
-
-def validation_table(
-    line: Mapping[str, Any], *, shown: Callable[[str], str] | None = None
+def evaluation_table(
+    evaluation: Evaluation, *, shown: Callable[[str], str] | None = None
 ) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Head and rows of a validation: a class's nll and accuracy, its nll under each condition, whether it learnt its
-    own.
+    """Head and rows: a class's nll and accuracy, its nll under each condition, whether it learnt its own.
 
-    line: of validation.jsonl. shown: how to write a class or condition; default: a class as it is, shown_condition.
+    shown: how to write a class or condition; default: a class unchanged, a condition by shown_condition.
     """
+    matrix = evaluation.matrix
+    unknown = [None] * len(matrix.conditions)
     rows = [
         (
             shown(name) if shown else name,
-            number_text(row["nll"], ".4f"),
-            number_text(row["accuracy"], ".1%"),
-            *(number_text(value, ".4f") for value in line["matrix"].get(name, [None] * len(line["conditions"]))),
-            learnt_text(line["learnt"].get(name), shown=shown),
+            number_text(scores.nll, ".4f"),
+            number_text(scores.accuracy, ".1%"),
+            *(number_text(value, ".4f") for value in matrix.nll.get(name, unknown)),
+            learnt_text(matrix.learnt.get(name), shown=shown),
         )
-        for name, row in line["classes"].items()
+        for name, scores in evaluation.classes.items()
     ]
-    return ["class", "nll", "accuracy", *matrix_columns(line["conditions"], shown=shown)], rows
+    return ["class", "nll", "accuracy", *matrix_columns(matrix.conditions, shown=shown)], rows
 
 
 def matrix_columns(conditions: Sequence[str], *, shown: Callable[[str], str] | None = None) -> list[str]:
@@ -38,19 +37,20 @@ def matrix_columns(conditions: Sequence[str], *, shown: Callable[[str], str] | N
     return [*(f"under {(shown or shown_condition)(condition)}" for condition in conditions), "learnt"]
 
 
-def learnt_text(learnt: Mapping[str, Any] | None, *, shown: Callable[[str], str] | None = None) -> str:
+def learnt_text(learnt: Learnt | None, *, shown: Callable[[str], str] | None = None) -> str:
     """Whether a class's condition was learnt, in words: the margin over the nearest other condition, in nats per token.
 
     shown: how to write a condition; default: shown_condition.
     """
     if learnt is None:
         return "not measured"
-    interval = f"{learnt['margin']:.4f} [{learnt['low']:.4f}, {learnt['high']:.4f}] nats/token"
-    return f"{'yes' if learnt['learnt'] else 'no'}: {interval} over {(shown or shown_condition)(learnt['nearest'])}"
+    margin, low, high = (number_text(value, ".4f") for value in (learnt.margin, learnt.low, learnt.high))
+    answer, nearest = "yes" if learnt.learnt else "no", (shown or shown_condition)(learnt.nearest)
+    return f"{answer}: {margin} [{low}, {high}] nats/token over {nearest}"
 
 
 def shown_condition(condition: str) -> str:
-    """A condition as it is named to people."""
+    """A condition as people see it."""
     return visible(condition, kept="") or "no condition"
 
 
@@ -62,3 +62,9 @@ def number_text(value: float | None, form: str) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under a head, columns aligned. Cells may hold names of users' data: what is not visible is escaped."""
     return "\n".join(aligned([[visible(cell, kept="") for cell in line] for line in (head, *rows)]))
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown. Cells are Markdown already: whoever makes them escapes what comes from data."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,13 +7,12 @@ OUTPUT_DIR/
     tokenizer/           the tokenizer folder of the prepared dataset
     model_config/        the model's config.json and generation_config.json, with all token rows
     metrics.jsonl, validation.jsonl, samples.jsonl, anomalies.jsonl, checkpoints/
-    hub/                 what background_push.py brings to the Hub
-    .lock                held by the process that trains here
+    hub/                 what is pushed to the Hub (hub/background_push.py)
+    .lock                held by the process that trains here (runs/lock.py)
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -40,35 +39,6 @@ class RunFolder:
     recipe: Recipe
     prepared: Manifest
     base_origin: BaseOrigin | None = None
-
-
-_locks: list[Any] = []  # open for as long as this process lives
-
-
-def lock_run_folder(output_dir: Path) -> None:
-    """Keep other runs out of a run folder until this process ends, or `unlock_run_folder`.
-
-    A folder that this process has locked before is let go: it may have got another name. Raises UserError if another
-    process trains there.
-    """
-    unlock_run_folder()
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock = (output_dir / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UserError(
-            "output_dir", f"{output_dir}: another process trains there", "wait for it, or use another folder"
-        ) from None
-    _locks.append(lock)
-
-
-def unlock_run_folder() -> None:
-    """Let other runs into the folder again."""
-    for lock in _locks:
-        lock.close()
-    _locks.clear()
 
 
 def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:

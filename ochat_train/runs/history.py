@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.errors import UserError
+from ochat_train.evaluation.results import Sample, Validation
 from ochat_train.runs.folder import RunFolder, read_run_folder
-from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, rows_of
+from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, results_of
+from ochat_train.runs.metrics import StepMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +18,20 @@ class RunHistory:
     """A run so far. steps, validations, samples: the rows of metrics.jsonl, validation.jsonl and samples.jsonl."""
 
     run: RunFolder
-    steps: list[dict[str, Any]]
-    validations: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
+    steps: Sequence[StepMetrics]
+    validations: Sequence[Validation]
+    samples: Sequence[Sample]
 
 
 def read_run_history(run_dir: Path) -> RunHistory:
-    """Read a run, also one that still goes on or was killed. Raises UserError where it has no step."""
+    """Read a run, also one that is still training or was killed. Raises UserError where it has no step."""
     run = read_run_folder(run_dir)
-    steps, validations, samples = (rows_of(run_dir / name) for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE))
+    steps = results_of(run_dir / METRICS_FILE, StepMetrics.from_json)
     if not steps:
         raise UserError(run_dir, f"no step is written yet ({METRICS_FILE} is empty or missing)", "train first")
-    return RunHistory(run=run, steps=steps, validations=validations, samples=samples)
+    return RunHistory(
+        run=run,
+        steps=steps,
+        validations=results_of(run_dir / VALIDATION_FILE, Validation.from_json),
+        samples=results_of(run_dir / SAMPLES_FILE, Sample.from_json),
+    )

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ochat_train.system.say import say
 
+T = TypeVar("T")
+
 METRICS_FILE = "metrics.jsonl"
-
-
 VALIDATION_FILE = "validation.jsonl"
-
-
 SAMPLES_FILE = "samples.jsonl"
-
-
-_MOST_LINE_NUMBERS = 10  # of unreadable lines, in a notice
+_MOST_NUMBERS = 10  # of unreadable lines, in a notice
 
 
 def json_line(row: dict[str, Any]) -> str:
     """A row as one line of JSON, its end included."""
     return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """The rows of one of these files as values, none where there is no file.
+
+    from_json: makes a value of a row. Rows that it cannot read (of another version) are left out with a notice, as
+    damaged lines are by `rows_of`.
+    """
+    results, unreadable = [], []
+    for row in rows_of(path):
+        try:
+            results.append(from_json(row))
+        except (KeyError, TypeError, AttributeError):
+            unreadable.append(row["step"])
+    if unreadable:
+        steps = _first_numbers(unreadable)
+        say(f"{path}: left out {len(unreadable):,} line(s) that lack values this version reads, of steps {steps}")
+    return results
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -41,11 +56,14 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         else:
             rows.append(row)
     if unreadable:
-        numbers = ", ".join(map(str, unreadable[:_MOST_LINE_NUMBERS])) + (
-            ", ..." if unreadable[_MOST_LINE_NUMBERS:] else ""
-        )
+        numbers = _first_numbers(unreadable)
         say(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
     return rows
+
+
+def _first_numbers(numbers: Sequence[int]) -> str:
+    more = ", ..." if len(numbers) > _MOST_NUMBERS else ""
+    return ", ".join(map(str, numbers[:_MOST_NUMBERS])) + more
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

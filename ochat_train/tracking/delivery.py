@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any
 
+from ochat_train.evaluation.results import ValidationResult
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking.protocol import RunFacts, Tracker
 
 CAPACITY = 10_000  # steps and validations that may wait for a tracker, a few KB each
@@ -94,15 +95,15 @@ class Trackers:
     ) -> None:
         self._deliveries = [Delivery(tracker, facts, say=say, capacity=capacity) for tracker in trackers]
 
-    def log_step(self, metrics: dict[str, Any]) -> None:
-        """Deliver a line of metrics.jsonl."""
+    def log_step(self, metrics: StepMetrics) -> None:
+        """Deliver a step."""
         for delivery in self._deliveries:
             delivery.put(lambda tracker: tracker.log_step(metrics))
 
-    def log_validation(self, line: dict[str, Any] | None, samples: list[dict[str, Any]]) -> None:
-        """Deliver a line of validation.jsonl and its samples."""
+    def log_validation(self, result: ValidationResult) -> None:
+        """Deliver a validation and its samples."""
         for delivery in self._deliveries:
-            delivery.put(lambda tracker: tracker.log_validation(line, samples))
+            delivery.put(lambda tracker: tracker.log_validation(result))
 
     def close(self, *, done: bool, most_seconds: float) -> None:
         """Let all trackers deliver what they have, for `most_seconds` at most, and report what is missing; once."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ochat_train.evaluation.results import ValidationResult
+from ochat_train.runs.metrics import StepMetrics
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
@@ -38,12 +41,12 @@ class Tracker(Protocol):
         """Begin, or continue an earlier part of the same run; returns where the run can be seen, for the user."""
         ...
 
-    def log_step(self, metrics: dict[str, Any]) -> None:
-        """Log a line of metrics.jsonl."""
+    def log_step(self, metrics: StepMetrics) -> None:
+        """Log a step."""
         ...
 
-    def log_validation(self, line: dict[str, Any] | None, samples: list[dict[str, Any]]) -> None:
-        """Log a line of validation.jsonl (None if nothing is held out) and its lines of samples.jsonl."""
+    def log_validation(self, result: ValidationResult) -> None:
+        """Log a validation, if anything is held out, and its samples."""
         ...
 
     def close(self, *, done: bool) -> None:

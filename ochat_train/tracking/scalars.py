@@ -11,20 +11,23 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ochat_train.evaluation.results import Validation
 from ochat_train.report.tables import shown_condition
+from ochat_train.runs.metrics import StepMetrics
 
 
-def step_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+def step_scalars(metrics: StepMetrics) -> dict[str, float]:
     """All numbers of a line of metrics.jsonl but `step`, which is the x axis."""
-    whole = {key: value for key, value in metrics.items() if key not in ("step", "classes")}
-    return dict(_flatten({"train": whole, "classes": metrics["classes"]}))
+    row = metrics.to_json()
+    whole = {key: value for key, value in row.items() if key not in ("step", "classes")}
+    return dict(_flatten({"train": whole, "classes": row["classes"]}))
 
 
-def validation_scalars(line: Mapping[str, Any]) -> dict[str, float]:
+def validation_scalars(validation: Validation) -> dict[str, float]:
     """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 if the condition was learnt, else 0."""
-    names = _curve_names(line["conditions"])
-    matrix = {name: dict(zip(names, row, strict=True)) for name, row in line["matrix"].items()}
-    shown = {key: value for key, value in line.items() if key not in ("step", "conditions")}
+    names = _curve_names(validation.evaluation.matrix.conditions)
+    matrix = {name: dict(zip(names, row, strict=True)) for name, row in validation.evaluation.matrix.nll.items()}
+    shown = {key: value for key, value in validation.to_json().items() if key not in ("step", "conditions")}
     return dict(_flatten({"validation": {**shown, "matrix": matrix}}))
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
-from ochat_train.report.tables import learnt_text, matrix_columns, number_text, shown_condition
+from ochat_train.evaluation.condition_matrix import ConditionMatrix
+from ochat_train.evaluation.results import Sample, ValidationResult
+from ochat_train.report.tables import learnt_text, markdown_table, matrix_columns, number_text, shown_condition
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
@@ -57,18 +60,18 @@ class TensorBoardTracker:
         self._writer.flush()  # type: ignore[no-untyped-call]
         return f"tensorboard --logdir {folder}"
 
-    def log_step(self, metrics: dict[str, Any]) -> None:
+    def log_step(self, metrics: StepMetrics) -> None:
         """See Tracker."""
-        self._add(step_scalars(metrics), metrics["step"])
+        self._add(step_scalars(metrics), metrics.step)
 
-    def log_validation(self, line: dict[str, Any] | None, samples: list[dict[str, Any]]) -> None:
+    def log_validation(self, result: ValidationResult) -> None:
         """See Tracker."""
-        if line is not None:
-            self._add(validation_scalars(line), line["step"])
-            if line["matrix"]:
-                self._add_matrix(line)
-        for number, sample in enumerate(samples, start=1):
-            self._writer.add_text(f"samples/{number}", _sample(sample), sample["step"])  # type: ignore[no-untyped-call]
+        if (validation := result.validation) is not None:
+            self._add(validation_scalars(validation), validation.step)
+            if validation.evaluation.matrix.nll:
+                self._add_matrix(validation.evaluation.matrix, validation.step)
+        for number, sample in enumerate(result.samples, start=1):
+            self._writer.add_text(f"samples/{number}", _sample(sample), sample.step)  # type: ignore[no-untyped-call]
         self._writer.flush()  # type: ignore[no-untyped-call]
 
     def close(self, *, done: bool) -> None:
@@ -82,20 +85,20 @@ class TensorBoardTracker:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
 
-    def _add_matrix(self, line: Mapping[str, Any]) -> None:
+    def _add_matrix(self, matrix: ConditionMatrix, step: int) -> None:
         from ochat_train.report.pictures import heat_map
 
-        picture = heat_map(line["matrix"], line["conditions"], self._conditions)
+        picture = heat_map(matrix.nll, matrix.conditions, self._conditions)
         self._writer.add_image(  # type: ignore[no-untyped-call]
-            "validation/condition matrix", picture, line["step"], dataformats="HWC"
+            "validation/condition matrix", picture, step, dataformats="HWC"
         )
-        head = ["class", *matrix_columns(line["conditions"])]
+        head = ["class", *matrix_columns(matrix.conditions)]
         rows = [
-            [name, *(number_text(value, ".4f") for value in row), learnt_text(line["learnt"].get(name))]
-            for name, row in line["matrix"].items()
+            [name, *(number_text(value, ".4f") for value in row), learnt_text(matrix.learnt.get(name))]
+            for name, row in matrix.nll.items()
         ]
         text = _table(head, rows)
-        self._writer.add_text("validation/condition matrix", text, line["step"])  # type: ignore[no-untyped-call]
+        self._writer.add_text("validation/condition matrix", text, step)  # type: ignore[no-untyped-call]
 
 
 TENSORBOARD = TrackerKind(
@@ -107,11 +110,11 @@ TENSORBOARD = TrackerKind(
 )
 
 
-def _sample(sample: Mapping[str, Any]) -> str:
-    parts = ["**prompt**", _code(sample["prompt"])]
-    for answer in sample["answers"]:
-        parts += [f"**{_plain(shown_condition(answer['condition']))}**", _code(answer["text"])]
-        parts += [] if answer["finished"] else ["(cut off)"]
+def _sample(sample: Sample) -> str:
+    parts = ["**prompt**", _code(sample.prompt)]
+    for answer in sample.answers:
+        parts += [f"**{_plain(shown_condition(answer.condition))}**", _code(answer.text)]
+        parts += [] if answer.finished else ["(cut off)"]
     return "\n\n".join(parts)
 
 
@@ -121,8 +124,7 @@ def _code(text: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    return markdown_table([_cell(cell) for cell in head], [[_cell(cell) for cell in row] for row in rows])
 
 
 def _cell(value: Any) -> str:

@@ -11,8 +11,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from ochat_train.evaluation.results import ValidationResult
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.report.tables import learnt_text, matrix_columns, shown_condition
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.durable import replace_text
 from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
@@ -88,42 +90,37 @@ class WandbTracker:
             return f"offline, upload with `wandb sync {Path(self._run.dir).parent}`"
         return str(self._run.url)
 
-    def log_step(self, metrics: dict[str, Any]) -> None:
+    def log_step(self, metrics: StepMetrics) -> None:
         """See Tracker."""
-        self._log(step_scalars(metrics), metrics["step"])
+        self._log(step_scalars(metrics), metrics.step)
 
-    def log_validation(self, line: dict[str, Any] | None, samples: list[dict[str, Any]]) -> None:
+    def log_validation(self, result: ValidationResult) -> None:
         """See Tracker."""
         import wandb
 
         shown: dict[str, Any] = {}
-        if line is not None:
-            shown |= validation_scalars(line)
-            if line["matrix"]:
+        steps = [sample.step for sample in result.samples]
+        if (validation := result.validation) is not None:
+            steps = [validation.step]
+            shown |= validation_scalars(validation)
+            if (matrix := validation.evaluation.matrix).nll:
                 from ochat_train.report.pictures import heat_map
 
-                columns = ["class", *matrix_columns(line["conditions"])]
-                rows = [[name, *row, learnt_text(line["learnt"].get(name))] for name, row in line["matrix"].items()]
+                columns = ["class", *matrix_columns(matrix.conditions)]
+                rows = [[name, *row, learnt_text(matrix.learnt.get(name))] for name, row in matrix.nll.items()]
                 shown["condition_matrix/table"] = wandb.Table(columns=columns, data=rows)
-                picture = heat_map(line["matrix"], line["conditions"], self._conditions)
+                picture = heat_map(matrix.nll, matrix.conditions, self._conditions)
                 shown["condition_matrix/picture"] = wandb.Image(picture)
-        if samples:
-            rows = [
-                [
-                    sample["step"],
-                    sample["prompt"],
-                    shown_condition(answer["condition"]),
-                    answer["text"],
-                    answer["finished"],
-                ]
-                for sample in samples
-                for answer in sample["answers"]
-            ]
+        if result.samples:
             columns = ["step", "prompt", "condition", "answer", "finished"]
+            rows = [
+                [sample.step, sample.prompt, shown_condition(answer.condition), answer.text, answer.finished]
+                for sample in result.samples
+                for answer in sample.answers
+            ]
             shown["samples"] = wandb.Table(columns=columns, data=rows)
-        step = line["step"] if line is not None else samples[0]["step"] if samples else None
-        if step is not None:
-            self._log(shown, step)
+        if steps:
+            self._log(shown, steps[0])
 
     def close(self, *, done: bool) -> None:
         """See Tracker."""

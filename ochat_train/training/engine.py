@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
-from ochat_train.planning.memory import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums
+from ochat_train.planning.gradients import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums, num_backwards
 from ochat_train.recipe.sections import Recipe
 from ochat_train.training.gradient_sum import GradientSum
 
@@ -75,7 +74,7 @@ def _uses_gradient_sum(recipe: Recipe) -> bool:
 
 def _num_backwards(recipe: Recipe, num_ranks: int) -> int:
     """Micro-batches that each rank works on in a step."""
-    return num_micro_batches(recipe.train.bins_per_step, num_ranks) // (recipe.train.packs_per_micro_batch or 1)
+    return num_backwards(recipe, num_gpus=num_ranks, packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

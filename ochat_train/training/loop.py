@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,11 +26,13 @@ from ochat_train.planning.learning_rate import learning_rate_at
 from ochat_train.recipe.sections import Recipe
 from ochat_train.report.progress_line import ProgressLine
 from ochat_train.report.text import class_sums_text, validation_text
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.exits import StoppedBySignalError
+from ochat_train.system.json_values import finite_or_none
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.training.anomalies import progressed, record_anomaly
 from ochat_train.training.meter import Meter
-from ochat_train.training.metrics import EpochSums, step_metrics
+from ochat_train.training.metrics import EpochSums, means_of
 from ochat_train.training.outputs import MetricsWriter
 from ochat_train.training.prefetch import Prefetcher
 from ochat_train.training.step import train_step
@@ -126,15 +127,15 @@ def run_steps(
             )
         is_last = progress.step == plan.num_steps
         if writer is not None and (progress.step % recipe.train.log_every_steps == 0 or is_last):
-            metrics = {
-                "step": progress.step,
-                "epoch": epoch,
-                **step_metrics(sums.per_class, class_names, tokens_per_class=tokens_per_class),
-                "learning_rate": learning_rate,
-                "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
-                "nonfinite_steps": progress.nonfinite_steps,
-                **speed,
-            }
+            metrics = StepMetrics(
+                step=progress.step,
+                epoch=epoch,
+                means=means_of(sums.per_class, class_names, tokens_per_class=tokens_per_class),
+                learning_rate=learning_rate,
+                grad_norm=finite_or_none(sums.grad_norm),
+                nonfinite_steps=progress.nonfinite_steps,
+                speed=speed,
+            )
             writer.write(metrics)
             line.update(metrics)
         if progress.nonfinite_in_a_row >= recipe.train.max_nonfinite_steps:

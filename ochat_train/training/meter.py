@@ -7,6 +7,7 @@ import time
 import torch
 
 from ochat_train.planning.work import Work, peak_flops
+from ochat_train.runs.metrics import Speed
 
 
 class Meter:
@@ -25,17 +26,18 @@ class Meter:
         """A step begins. waited_seconds: how long this rank has waited for data so far."""
         self._start = time.monotonic(), waited_seconds
 
-    def stop(self, *, num_tokens: int, squared_lengths: float, waited_seconds: float) -> dict[str, float | None]:
-        """A step has ended, of so many tokens and such a sum of squared lengths over all ranks; metrics of the step.
+    def stop(self, *, num_tokens: int, squared_lengths: float, waited_seconds: float) -> Speed:
+        """The speed of a step that has just ended.
 
-        `mfu` is null where the GPU's peak is not known, `memory_gib` (the most that this rank's GPU has held) on a CPU.
+        num_tokens, squared_lengths: of the step, over all ranks. waited_seconds: how long this rank has waited for data
+        so far. `memory_gib` is the most that this rank's GPU has held.
         """
         seconds = time.monotonic() - self._start[0]
         flops = self._work.flops(num_tokens=num_tokens, squared_lengths=squared_lengths)
         is_gpu = self._device.type == "cuda"
-        return {
-            "tokens_per_second": num_tokens / seconds,
-            "mfu": flops / seconds / self._num_ranks / self._peak if self._peak else None,
-            "memory_gib": torch.cuda.max_memory_allocated(self._device) / 2**30 if is_gpu else None,
-            "data_wait_ratio": (waited_seconds - self._start[1]) / seconds,
-        }
+        return Speed(
+            tokens_per_second=num_tokens / seconds,
+            mfu=flops / seconds / self._num_ranks / self._peak if self._peak else None,
+            memory_gib=torch.cuda.max_memory_allocated(self._device) / 2**30 if is_gpu else None,
+            data_wait_ratio=(waited_seconds - self._start[1]) / seconds,
+        )

@@ -1,45 +1,46 @@
-"""From loss sums to the numbers a person reads, and the run folder's files of them: metrics.jsonl and its
-neighbours.
-"""
+"""From loss sums to the numbers that a person reads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from ochat_train.runs.metrics import ClassMeans, EpochMeans, Means
+from ochat_train.system.json_values import finite_or_none
 
-def step_metrics(
-    per_class: torch.Tensor, class_names: Sequence[str], *, tokens_per_class: Sequence[int]
-) -> dict[str, Any]:
-    """Means of one or several steps. `loss` is the weighted mean nll in nats per token, as `accuracy` is a weighted
-    share.
+
+def means_of(per_class: torch.Tensor, class_names: Sequence[str], *, tokens_per_class: Sequence[int]) -> Means:
+    """Means of one or several steps.
 
     per_class: float64[C, 5], sums as in loss.LossSums. tokens_per_class: all tokens of each class, prompts included.
-    effective_tokens: (sum w)^2 / sum w^2 over supervised tokens (Kish's effective sample size): how many tokens of one
-    weight would give a mean as certain.
-    A class that has no token has null for its means, as has a loss that is not finite.
     """
     total_weight = float(per_class[:, 1].sum())
     rows = zip(class_names, per_class, tokens_per_class, strict=True)
-    classes = {name: _means(row, total_weight, num_tokens) for name, row, num_tokens in rows}
-    whole = _means(per_class.sum(dim=0), total_weight, sum(tokens_per_class))
-    del whole["weight_share"]
-    return {**whole, "weight": total_weight if math.isfinite(total_weight) else None, "classes": classes}
+    classes = {name: _class_means(row, total_weight, num_tokens) for name, row, num_tokens in rows}
+    whole = _class_means(per_class.sum(dim=0), total_weight, sum(tokens_per_class))
+    return Means(
+        loss=whole.loss,
+        accuracy=whole.accuracy,
+        tokens=whole.tokens,
+        supervised_tokens=whole.supervised_tokens,
+        effective_tokens=whole.effective_tokens,
+        weight=finite_or_none(total_weight),
+        classes=classes,
+    )
 
 
-def _means(sums: torch.Tensor, total_weight: float, num_tokens: int) -> dict[str, Any]:
+def _class_means(sums: torch.Tensor, total_weight: float, num_tokens: int) -> ClassMeans:
     nll, weight, correct, supervised, squared = sums.tolist()
-    return {
-        "loss": _ratio(nll, weight),
-        "accuracy": _ratio(correct, weight),
-        "tokens": int(num_tokens),
-        "supervised_tokens": int(supervised),
-        "weight_share": _ratio(weight, total_weight),
-        "effective_tokens": _ratio(weight * weight, squared),
-    }
+    return ClassMeans(
+        loss=_ratio(nll, weight),
+        accuracy=_ratio(correct, weight),
+        tokens=int(num_tokens),
+        supervised_tokens=int(supervised),
+        weight_share=_ratio(weight, total_weight),
+        effective_tokens=_ratio(weight * weight, squared),
+    )
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -65,17 +66,14 @@ class EpochSums:
             self._per_class = self._per_class + per_class
             self._tokens = [sum(pair) for pair in zip(self._tokens, tokens_per_class, strict=True)]
 
-    def metrics(self, class_names: Sequence[str]) -> dict[str, Any] | None:
-        """The means of the epoch so far, None where no step was added.
-
-        `steps`: the first and the last step that are in it, counted from 1 over the whole run; None for a whole epoch.
-        """
+    def metrics(self, class_names: Sequence[str]) -> EpochMeans | None:
+        """The means of the epoch so far, None where no step was added."""
         num_steps = self._last_step - self._steps_before
         if num_steps == 0:
             return None
         is_whole = num_steps == self._steps_per_epoch[self._epoch]
-        return {
-            "epoch": self._epoch,
-            "steps": None if is_whole else (self._steps_before + 1, self._last_step),
-            **step_metrics(self._per_class, class_names, tokens_per_class=self._tokens),
-        }
+        return EpochMeans(
+            epoch=self._epoch,
+            steps=None if is_whole else (self._steps_before + 1, self._last_step),
+            means=means_of(self._per_class, class_names, tokens_per_class=self._tokens),
+        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TextIO
 
-from ochat_train.evaluation.validation import ValidationResult
+from ochat_train.evaluation.results import ValidationResult
 from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.durable import replace_text
 from ochat_train.tracking.delivery import Trackers
 
@@ -24,18 +25,18 @@ class MetricsWriter:
         }
         self._trackers = trackers
 
-    def write(self, metrics: dict[str, Any]) -> None:
+    def write(self, metrics: StepMetrics) -> None:
         """Write the metrics of one step to all places."""
-        self._append(METRICS_FILE, metrics)
+        self._append(METRICS_FILE, metrics.to_json())
         self._trackers.log_step(metrics)
 
     def write_validation(self, result: ValidationResult) -> None:
         """Write a validation and its samples to all places."""
-        if result.line is not None:
-            self._append(VALIDATION_FILE, result.line)
+        if result.validation is not None:
+            self._append(VALIDATION_FILE, result.validation.to_json())
         for sample in result.samples:
-            self._append(SAMPLES_FILE, sample)
-        self._trackers.log_validation(result.line, result.samples)
+            self._append(SAMPLES_FILE, sample.to_json())
+        self._trackers.log_validation(result)
 
     def _append(self, name: str, document: dict[str, Any]) -> None:
         self._files[name].write(json_line(document))

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
-from ochat_train.checkpoint.resume import choose_checkpoint, resume_state
-from ochat_train.checkpoint.state import Progress
+from ochat_train.checkpoint.resume import decide, read_earlier_run, resume_state, set_aside
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
 from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks, stop_ranks
 from ochat_train.distributed.stop_request import StopRequest
@@ -26,17 +24,16 @@ from ochat_train.planning.memory import (
     MemoryPlan,
     fastest_plan,
     free_gpu_bytes,
-    memory_text,
     model_shape,
-    out_of_memory_text,
     resolve,
-    too_little_text,
 )
+from ochat_train.planning.memory_text import memory_text, out_of_memory_text, too_little_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import work_of
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
-from ochat_train.runs.folder import lock_run_folder, unlock_run_folder, write_run_folder
+from ochat_train.runs.folder import write_run_folder
+from ochat_train.runs.lock import RunLock
 from ochat_train.system.exits import LostRanksError, OneRankError
 from ochat_train.system.say import say
 from ochat_train.tracking.choice import chosen_trackers
@@ -61,16 +58,16 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
     another rank is gone, NotPushedError on rank 0 where the model is trained but could not be brought to the Hub.
     """
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
-    push, stop_request = None, StopRequest()
+    push, stop_request, run_lock = None, StopRequest(), RunLock(Path(recipe.output_dir))
     try:
         manifest = on_every_rank(ranks, lambda: check_prepared(recipe))
         require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
-        on_main_rank(ranks, lambda: _check_and_lock(recipe))
+        on_main_rank(ranks, lambda: _check_and_lock(recipe, run_lock))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir")
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
             push = BackgroundPush(recipe) if ranks.is_main else None
-        _train(recipe, manifest, ranks, push, stop_request, resume=resume, accept_changes=accept_changes)
+        _train(recipe, manifest, ranks, push, stop_request, run_lock, resume=resume, accept_changes=accept_changes)
         stop_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -78,12 +75,12 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
         if push is not None:
             push.close()
         stop_request.close()
-        unlock_run_folder()
+        run_lock.close()
 
 
-def _check_and_lock(recipe: Recipe) -> None:
+def _check_and_lock(recipe: Recipe, run_lock: RunLock) -> None:
     chosen_trackers(recipe.tracking)
-    lock_run_folder(Path(recipe.output_dir))
+    run_lock.acquire()
 
 
 def _train(
@@ -92,6 +89,7 @@ def _train(
     ranks: Ranks,
     push: BackgroundPush | None,
     stop_request: StopRequest,
+    run_lock: RunLock,
     *,
     resume: str,
     accept_changes: bool,
@@ -108,10 +106,10 @@ def _train(
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
-    resume_point = on_main_rank(
+    decision = on_main_rank(
         ranks,
-        lambda: choose_checkpoint(
-            output_dir,
+        lambda: decide(
+            read_earlier_run(output_dir, resume),
             resume,
             num_ranks=ranks.num_ranks,
             recipe=recipe,
@@ -119,15 +117,14 @@ def _train(
             accept_changes=accept_changes,
         ),
     )
-    if resume == "never":
-        on_main_rank(ranks, lambda: lock_run_folder(output_dir))  # the locked one went aside with the earlier run
+    on_main_rank(ranks, lambda: set_aside(decision, run_lock))
     if ranks.is_main:
         write_run_folder(output_dir, recipe, model.causal_lm)
-    engine = start_engine(model, recipe, ranks, load_universal=resume_point is not None and resume_point.reshard)
+    engine = start_engine(model, recipe, ranks, load_universal=decision.reshard)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
-    progress = resume_state(resume_point, engine, ranks, seed=recipe.seed) if resume_point else Progress()
+    progress = resume_state(decision, engine, ranks, seed=recipe.seed)
     if ranks.is_main:
-        _announce(recipe, plan, split, ranks, kernel, peak, resume_point.folder if resume_point else None)
+        _announce(recipe, plan, split, ranks, kernel, peak, decision.checkpoint)
         if ranks.device.type == "cuda":
             print(memory_text(memory), file=sys.stderr, flush=True)
     validator = Validator(recipe, manifest, num_steps=plan.num_steps)
@@ -172,7 +169,7 @@ def _train(
         watchdog.progress(plan.num_steps, "closing trackers")
         trackers.close(done=True, most_seconds=min(CLOSE_SECONDS, recipe.train.hang_timeout_seconds / 2))
     except torch.OutOfMemoryError as error:
-        raise OneRankError(out_of_memory_text(memory, recipe, error)) from error
+        raise OneRankError(out_of_memory_text(memory, error)) from error
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise
@@ -208,7 +205,7 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
         recipe, shape, num_gpus=ranks.num_ranks, free_bytes=float(free), compiled=compiled, is_gpu=is_gpu
     )
     if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
-        raise UserError(too_little_text(plan, num_gpus=ranks.num_ranks))
+        raise too_little_memory(plan, num_gpus=ranks.num_ranks)
     return plan, compiled
 
 

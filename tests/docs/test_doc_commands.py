@@ -56,7 +56,8 @@ ONLY_CHECKED = {
 # Pages that make everything they use; the others find what `workspace` makes.
 FROM_NOTHING = {"tutorial.md"}
 
-# Added to commands. A training begins anew unless its page says `--resume`; the same one is not run twice.
+# Added to commands. A training starts from the beginning unless its page says `--resume`; the same one is not
+# run twice.
 ADDED = {
     "train": ["--set", "train.max_steps=1", "--set", "validation.sample_tokens=2"],
     "export": ["--overwrite"],

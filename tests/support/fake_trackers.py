@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ochat_train.evaluation.results import ValidationResult
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.training import run
 
@@ -32,11 +34,11 @@ class FakeTracker:
         self._at_start()
         return "started"
 
-    def log_step(self, metrics: dict[str, Any]) -> None:
+    def log_step(self, metrics: StepMetrics) -> None:
         self._at_log()
-        self.steps.append(metrics["step"])
+        self.steps.append(metrics.step)
 
-    def log_validation(self, line: dict[str, Any] | None, samples: list[dict[str, Any]]) -> None:
+    def log_validation(self, result: ValidationResult) -> None:
         self._at_log()
 
     def close(self, *, done: bool) -> None:

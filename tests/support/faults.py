@@ -122,4 +122,4 @@ def give_fresh_random_states(checkpoint: Path) -> None:
         save_file({"cpu": generator.get_state()}, str(file))
         content = file.read_bytes()
         manifest.files[file.name] = (len(content), hashlib.sha256(content).hexdigest())
-    (checkpoint / "MANIFEST.json").write_text(manifest.to_json())
+    manifest.write(checkpoint)

@@ -1,4 +1,4 @@
-"""torch's FlexAttention for packs."""
+"""torch's FlexAttention: Triton code that is compiled for each mask, on CUDA and in any precision."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cache
 from typing import Any
 
 import torch
+
+from ochat_train.model.attention.kernel import Kernel
 
 
 def attention_flex(
@@ -20,7 +22,7 @@ def attention_flex(
     window: int | None,
     dropout: float,
 ) -> torch.Tensor:
-    """torch's FlexAttention: Triton code compiled for this mask, CUDA, any precision."""
+    """Arguments as in `kernel.AttentionFunction`."""
     flex_attention, _ = _compiled_flex()
     query, key, value = (x.transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
     mask = _flex_mask(cu_seqlens, len(query_THD), window)
@@ -52,3 +54,14 @@ def _flex_mask(cu_seqlens: torch.Tensor, num_tokens: int, window: int | None) ->
     mask = create_block_mask(visible, None, None, num_tokens, num_tokens, device=cu_seqlens.device)
     _last_flex_mask[:] = cu_seqlens, window, mask
     return mask
+
+
+FLEX = Kernel(
+    name="flex",
+    run=attention_flex,
+    compilable=False,  # compiles itself
+    has_dropout=False,
+    module="triton",
+    if_missing="the package triton is not installed",
+    saved_operators=("flex_attention",),
+)

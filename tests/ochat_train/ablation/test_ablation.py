@@ -11,8 +11,15 @@ import pytest
 
 from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import arm_recipe, arms_of
-from ochat_train.ablation.table import Figure, arm_figures
-from ochat_train.evaluation.questions import Question, load_questions, result_of, right_ratios
+from ochat_train.ablation.results import AblationResults
+from ochat_train.ablation.results_table import Figure, arm_figures
+from ochat_train.evaluation.questions import (
+    Question,
+    load_questions,
+    result_of,
+    right_ratios,
+    right_ratios_by_condition,
+)
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
 from tests.support.processes import ochat
@@ -118,7 +125,7 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
     assert "</html>" in (out / "results.html").read_text()
     assert "expert only" in (out / "results.txt").read_text()
     assert xml.etree.ElementTree.parse(out / "results.svg").getroot().tag.endswith("svg")
-    figures = {row.name: row for row in arm_figures(results)}
+    figures = {row.name: row for row in arm_figures(AblationResults.from_json(results))}
     assert list(figures) == ["c-rlft", "expert-only"]
     assert figures["c-rlft"].conversations > figures["expert-only"].conversations
     exams = set()
@@ -160,7 +167,7 @@ def test_failed_training_is_reported_with_its_words(tmp_path: Path, make_recipe:
     assert found.returncode == 2
     assert "sft, seed 1: ended with exit code 2" in found.stderr
     assert "was not finite" in found.stderr
-    assert "1 of 1 trainings failed; mend the cause and start again" in found.stderr
+    assert "1 of 1 trainings failed; repair the cause and run the command again" in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -229,6 +236,17 @@ def test_right_answers_are_counted_by_task() -> None:
     found = right_ratios(parrot, questions, "C", max_new_tokens=7)
     assert found == {"even": 50 / 150, "odd": 50 / 150, "all": 100 / 300}
     assert parrot.batches == [(250, "C", 7, 0.0), (50, "C", 7, 0.0)]
+
+
+def test_each_condition_is_asked_once() -> None:
+    questions = [Question(question="q", answer="1", task="")]
+    parrot = Parrot({"q": "1"})
+    assert right_ratios_by_condition(parrot, questions, ["A", "B", "A"], max_new_tokens=3) == {
+        "A": {"all": 1.0},
+        "B": {"all": 1.0},
+    }
+    assert [condition for _, condition, _, _ in parrot.batches] == ["A", "B"]
+    assert right_ratios_by_condition(parrot, [], ["A"], max_new_tokens=3) == {}
 
 
 @pytest.mark.parametrize(

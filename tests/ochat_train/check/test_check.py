@@ -1,4 +1,4 @@
-"""`ochat check` finds what would stop a run, runs every check whatever one of them meets, and touches nothing."""
+"""`ochat check` finds what would stop a run, runs every check even if one fails, and changes nothing."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import pytest
 import torch
 import transformers
 
-from data_pipeline.errors import UserError
-from ochat_train.check import facts as facts_module
-from ochat_train.check import machine
-from ochat_train.check import run as run_module
-from ochat_train.check.findings import Finding, ok, problem, run_checks, warning
+from data_pipeline.errors import Problem, UserError, UserErrors
+from ochat_train.check.check import AREAS, Area, check
+from ochat_train.check.findings import Finding, from_error, ok, problem, run_checks, warning
 from ochat_train.check.machine import check_versions, num_checkpoints
-from ochat_train.check.run import check
+from ochat_train.check.recipe_facts import RecipeFacts
+from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.planning.memory import GIB
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.data import folder_state
+from tests.support.doc_pages import first_column, section
 from tests.support.processes import ROOT
 from tests.support.recipe_texts import changed, write
 from tests.support.rows import conversations, write_jsonl
@@ -55,40 +55,46 @@ def only(findings: list[Finding], name: str, level: str) -> Finding:
 # ---- the runner ----
 
 
-def test_every_check_runs_whatever_an_earlier_one_meets() -> None:
+def test_every_check_runs_even_if_an_earlier_one_fails() -> None:
     def missing() -> Iterator[Finding]:
-        yield ok("a", "seen before the error")
-        raise UserError("base: not there; name another")
+        yield ok("a", "base", "seen before the error")
+        raise UserError("base", "not there", "name another")
 
     def broken() -> Iterator[Finding]:
         yield from ()
         raise ZeroDivisionError("a defect")
 
-    findings = run_checks([("a", missing), ("b", missing), ("c", broken), ("d", lambda: [warning("d", "x")])])
+    findings = run_checks([("a", missing), ("b", missing), ("c", broken), ("d", lambda: [warning("d", "x", "y")])])
     assert findings == [
-        ok("a", "seen before the error"),
-        problem("a", "base: not there", "name another"),
-        ok("a", "seen before the error"),
-        warning("b", "not checked: see the problem of a"),
-        problem("c", "the check itself failed: ZeroDivisionError: a defect", findings[4].remedy),
-        warning("d", "x"),
+        ok("a", "base", "seen before the error"),
+        problem("a", "base", "not there", "name another"),
+        ok("a", "base", "seen before the error"),
+        warning("b", "", "not checked: see the problem of a"),
+        problem("c", "", "the check itself failed: ZeroDivisionError: a defect", findings[4].remedy),
+        warning("d", "x", "y"),
     ]
 
 
-@pytest.mark.parametrize("name", ["check_base", "check_sources"])
-def test_a_check_that_crashes_is_a_problem_and_the_others_go_on(
-    name: str, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash(*arguments: Any) -> None:
+def test_every_problem_of_an_error_is_a_finding_with_its_own_remedy() -> None:
+    found = [Problem(place="a:1", problem="wrong; very", remedy="fix; it"), Problem(place="b:2", problem="missing")]
+    error = UserErrors("recipe.yaml", "2 problems", found)
+    assert from_error("recipe", error, remedy="see the docs") == [
+        problem("recipe", "a:1", "wrong; very", "fix; it"),
+        problem("recipe", "b:2", "missing", "see the docs"),
+    ]
+    assert from_error("base", UserError("one sentence")) == [problem("base", "", "one sentence")]
+
+
+@pytest.mark.parametrize("name", ["base", "sources"])
+def test_a_check_that_crashes_is_a_problem_and_the_others_run(name: str, make_recipe: RecipeFactory) -> None:
+    def crash(facts: RecipeFacts) -> list[Finding]:
         raise RuntimeError("boom")
 
     path = make_recipe()
-    healthy = findings_of(path)
-    monkeypatch.setattr(run_module, name, crash)
-    findings = findings_of(path)
-    assert [text.partition(": ")[2] for text in problems(findings)] == ["the check itself failed: RuntimeError: boom"]
-    crashed = next(finding.area for finding in findings if finding.level == "problem")
-    assert [f for f in findings if f.area != crashed] == [f for f in healthy if f.area != crashed]
+    areas = [Area(name=name, check=crash) if area.name == name else area for area in AREAS]
+    findings = check(path, (), num_gpus=1, gpu_memory_gib=79.0, areas=areas)
+    assert problems(findings) == [f"{name}: the check itself failed: RuntimeError: boom"]
+    assert [f for f in findings if f.area != name] == [f for f in findings_of(path) if f.area != name]
 
 
 # ---- the command ----
@@ -103,7 +109,13 @@ def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_there_i
     report = json.loads(capsys.readouterr().out)
     assert folder_state(path.parent) == before
     assert (report["problems"], report["recipe"]) == (0, str(path))
-    assert all(list(finding) == ["level", "area", "finding", "remedy"] for finding in report["findings"])
+    for finding in report["findings"]:
+        assert list(finding) == ["level", "area", "finding", "remedy", "place", "problem"]
+        assert finding["finding"] == ": ".join(filter(None, (finding["place"], finding["problem"])))
+    text = section((ROOT / "docs" / "json-outputs.md").read_text(encoding="utf-8"), "`ochat check --json`")
+    of_report, of_finding = text.split("Each finding:")
+    assert first_column(of_report) == list(report)
+    assert first_column(of_finding) == list(report["findings"][0])
     areas = {finding["area"] for finding in report["findings"]}
     assert {
         "recipe",
@@ -130,30 +142,29 @@ def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_there_i
     assert all(line.split()[0] in ("ok", "warning", "problem", "->") for line in lines)
 
 
-def test_the_page_lists_every_area(make_recipe: RecipeFactory) -> None:
+def test_the_page_lists_every_area() -> None:
     page = (ROOT / "docs" / "init-and-check.md").read_text(encoding="utf-8")
-    recipe = load_recipe(make_recipe())
-    facts = facts_module.Facts(recipe=recipe, num_gpus=1, gpu_memory_gib=79.0)
-    areas = ["recipe", *(name for name, _ in run_module._checks(facts, recipe))]
+    areas = ["recipe", *(area.name for area in AREAS)]
     assert re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE) == areas
 
 
-def test_every_wrong_key_is_a_line_and_the_machine_is_looked_at_all_the_same(tmp_path: Path) -> None:
+def test_every_wrong_key_is_a_finding_and_the_machine_is_still_checked(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("epochs: 5", "epoch: 5"), ("template: openchat_3.5", "template: openchat_35")))
     findings = findings_of(path)
-    texts = [finding.finding for finding in area(findings, "recipe") if finding.level == "problem"]
-    assert len(texts) == 3
-    for part in (
-        "train.epochs: missing",
-        "train.epoch: unknown key; did you mean `epochs`?",
-        "did you mean `openchat_3.5`?",
-    ):
-        assert sum(part in text for text in texts) == 1
+    wrong = [finding for finding in area(findings, "recipe") if finding.level == "problem"]
+    assert len(wrong) == 3
+    by_key = {finding.place.partition(" ")[2]: finding for finding in wrong}
+    assert all(finding.place.startswith(f"{path}:") for finding in wrong)
+    assert by_key["train.epochs"].problem == "missing"
+    assert by_key["train.epoch"].problem == "unknown key"
+    assert by_key["train.epoch"].remedy == "did you mean `epochs`?"
+    assert "did you mean `openchat_3.5`?" in by_key["model.template"].problem
+    assert by_key["model.template"].remedy == "docs/recipe.md explains each key"
     assert area(findings, "versions")
     assert area(findings, "gpu")
 
 
-def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+def test_a_recipe_that_does_not_exist(tmp_path: Path) -> None:
     path = tmp_path / "no.yaml"
     assert problems(findings_of(path)) == [f"recipe: {path}: cannot be read: No such file or directory"]
 
@@ -189,7 +200,7 @@ def test_long_conversations_are_counted_as_preparation_counts_them(template: str
         (40, "error", "problem", "data.overlong: error does not allow that"),
     ],
 )
-def test_what_becomes_of_long_conversations_is_said(
+def test_a_finding_says_what_happens_to_long_conversations(
     limit: int, overlong: str, level: str, text: str, make_recipe: RecipeFactory
 ) -> None:
     findings = findings_of(make_recipe(), f"model.max_length_tokens={limit}", f"data.overlong={overlong}")
@@ -206,7 +217,7 @@ def test_questions_are_for_the_ablation_alone(make_recipe: RecipeFactory) -> Non
     assert f"{questions}: 1 questions" in [f.finding for f in findings_of(path, f"validation.questions={questions}")]
 
 
-def test_ids_that_stand_twice_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
+def test_duplicate_ids_in_a_source_are_bad_rows(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
     write_jsonl(
         path.parent / "expert.jsonl", [{**row, "id": number // 2} for number, row in enumerate(conversations(6))]
@@ -238,21 +249,24 @@ def test_raw_files_are_not_needed_once_the_dataset_is_prepared(make_recipe: Reci
     (path.parent / "expert.jsonl").unlink()
     findings = findings_of(path)
     assert not problems(findings)
-    assert "the prepared dataset is there" in only(findings, "sources", "warning").finding
+    finding = only(findings, "sources", "warning")
+    assert "no such file" in finding.problem
+    assert finding.problem.endswith("; not needed, as the dataset is prepared already")
 
 
-def test_classes_that_nobody_uses_and_that_nobody_knows(make_recipe: RecipeFactory) -> None:
+def test_unused_classes_and_unknown_classes(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
     findings = findings_of(path, "data.classes.third={condition: GPT3, reward: 0.5}")
     texts = [finding.finding for finding in area(findings, "classes") if finding.level == "warning"]
-    assert texts[0].startswith("suboptimal and third share the condition 'GPT3'")
-    assert texts[1] == "third: no source has this class"
+    assert texts[0].startswith("data.classes: suboptimal and third share the condition 'GPT3'")
+    assert texts[1] == "data.classes.third: no source has this class"
     rows = [{**row, "kind": ["expert", "other"][number % 2]} for number, row in enumerate(conversations(10))]
     write_jsonl(path.parent / "expert.jsonl", rows)
     source = f"data.sources=[{{path: {path.parent / 'expert.jsonl'}, format: messages, class_field: kind}}]"
     findings = findings_of(path, source)
     assert "unknown_class 5" in only(findings, "sources", "problem").finding
-    assert "suboptimal: no conversation in the rows looked at" in [f.finding for f in area(findings, "classes")]
+    texts = [finding.finding for finding in area(findings, "classes") if finding.level == "warning"]
+    assert texts[0] == "data.classes.suboptimal: no conversation in the rows looked at"
 
 
 # ---- tokenizer and base ----
@@ -267,10 +281,10 @@ def test_control_tokens_and_beginning_of_sequence_are_named(make_recipe: RecipeF
     text = only(
         findings_of(path, f"model.tokenizer={path.parent / 'prepared' / 'tokenizer'}"), "template", "ok"
     ).finding
-    assert "control tokens <|end_of_turn|> are there" in text
+    assert "the tokenizer has the control tokens <|end_of_turn|>" in text
 
 
-def test_a_tokenizer_that_is_missing_hides_nothing_else(make_recipe: RecipeFactory, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_hides_nothing_else(make_recipe: RecipeFactory, tmp_path: Path) -> None:
     findings = findings_of(make_recipe(model__tokenizer=str(tmp_path / "nowhere")))
     assert [text.partition(":")[0] for text in problems(findings)] == ["template"]
     assert only(findings, "prepared", "warning").finding == "not checked: see the problem of template"
@@ -314,6 +328,10 @@ def test_a_base_in_a_folder_needs_safetensors(
             {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
             "packs would mix",
         ),
+        (
+            {**TINY_MODEL, "model_type": "gpt_oss", "num_local_experts": 4, "sliding_window": 8},
+            "needs `s_aux` (attention sinks)",
+        ),
         ({**TINY_MODEL, "max_position_embeddings": 128}, "max_position_embeddings 128"),
         ({"model_type": "no-such-model"}, "model.config"),
     ],
@@ -328,7 +346,7 @@ def test_auto_learning_rate_is_for_bases_that_the_rule_covers(make_recipe: Recip
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
     assert problems(findings_of(path)) == [
-        "learning rate: optimizer.learning_rate: `auto` knows Llama, Mistral and Gemma, not `qwen2`"
+        "learning rate: optimizer.learning_rate: `auto` knows Mistral, Gemma and Llama, not `qwen2`"
     ]
     assert not problems(findings_of(path, "optimizer.learning_rate=1e-5"))
 
@@ -348,7 +366,7 @@ def test_packs_that_the_gpus_cannot_share_evenly(make_recipe: RecipeFactory) -> 
 
 def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3}, deepspeed={"zero_stage": 2})
-    parameters = facts_module.Facts(recipe=load_recipe(path), num_gpus=2, gpu_memory_gib=79.0).num_parameters
+    parameters = RecipeFacts(recipe=load_recipe(path), num_gpus=2, gpu_memory_gib=79.0).num_parameters
     margin = 2 * 2**20
     needed = 4 * (parameters * 14 + margin) + 2 * parameters
     prepared = 2 * sum((path.parent / name).stat().st_size for name in ("expert.jsonl", "suboptimal.jsonl"))
@@ -356,18 +374,18 @@ def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monk
     def disk(free: float) -> Callable[[Path], Any]:
         return lambda folder: type("Usage", (), {"free": free})
 
-    monkeypatch.setattr(machine.shutil, "disk_usage", disk(needed + prepared))
+    monkeypatch.setattr(shutil, "disk_usage", disk(needed + prepared))
     assert only(findings_of(path, gpus=2), "disk", "ok")
-    monkeypatch.setattr(machine.shutil, "disk_usage", disk(needed + prepared - 1))
+    monkeypatch.setattr(shutil, "disk_usage", disk(needed + prepared - 1))
     finding = only(findings_of(path, gpus=2), "disk", "problem")
     assert "4 checkpoint(s)" in finding.finding
 
 
-def test_checkpoints_that_are_there_take_no_more_room(make_recipe: RecipeFactory) -> None:
+def test_existing_checkpoints_need_no_more_space(make_recipe: RecipeFactory) -> None:
     path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3})
     before = only(findings_of(path), "disk", "ok").finding
-    parameters = facts_module.Facts(recipe=load_recipe(path), num_gpus=1, gpu_memory_gib=79.0).num_parameters
-    size = machine.checkpoint_bytes(parameters, zero_stage=2, bfloat16=True, num_ranks=1)
+    parameters = RecipeFacts(recipe=load_recipe(path), num_gpus=1, gpu_memory_gib=79.0).num_parameters
+    size = checkpoint_bytes(parameters, zero_stage=2, bfloat16=True, num_ranks=1)
     folder = path.parent / "run" / "checkpoints" / "step-2"
     folder.mkdir(parents=True)
     (folder / "state").write_bytes(bytes(size))
@@ -385,7 +403,7 @@ def test_a_run_has_no_more_checkpoints_than_it_saves(make_recipe: RecipeFactory)
 
 def test_a_checkpoint_holds_moments_masters_and_weights() -> None:
     sizes = {
-        (stage, bfloat16): machine.checkpoint_bytes(10, zero_stage=stage, bfloat16=bfloat16, num_ranks=0)
+        (stage, bfloat16): checkpoint_bytes(10, zero_stage=stage, bfloat16=bfloat16, num_ranks=0)
         for stage in (0, 2, 3)
         for bfloat16 in (True, False)
     }
@@ -410,8 +428,8 @@ def test_floors_come_from_the_packages_own_metadata(monkeypatch: pytest.MonkeyPa
     found = [(f.finding, f.remedy) for f in check_versions()]
     torch_version = importlib.metadata.version("torch")
     assert found == [
-        (f"torch {torch_version}: >=99 is needed", 'pip install "torch>=99"'),
-        ("no-such-package is not there: >=1 is needed", 'pip install "no-such-package>=1"'),
+        (f"torch: {torch_version}, but >=99 is needed", 'pip install "torch>=99"'),
+        ("no-such-package: not installed, but >=1 is needed", 'pip install "no-such-package>=1"'),
     ]
 
 
@@ -421,14 +439,15 @@ def test_without_a_gpu_it_says_what_the_gpu_host_decides(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = make_recipe()
     finding = only(findings_of(path), "gpu", "warning")
-    assert "no GPU here" in finding.finding
+    assert "no GPU on this machine" in finding.finding
     assert "varlen" in finding.finding
     wanted = findings_of(path, "model.attention=flash_attention_3")
     assert any("flash_attn_3 is not installed" in f.finding for f in area(wanted, "gpu"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     findings = findings_of(path, "model.float8=true", "model.compile=false", "model.config.intermediate_size=40")
-    texts = [f.finding for f in area(findings, "gpu") if f.level == "problem"]
-    rules = [text.removeprefix("model.float8: true cannot be used: ") for text in texts]
+    found = [f for f in area(findings, "gpu") if f.level == "problem"]
+    assert {f.place for f in found} == {"model.float8"}
+    rules = [f.problem.removeprefix("true cannot be used: ") for f in found]
     assert [rule.partition(" is ")[0].partition(":")[0] for rule in rules] == [
         "the package torchao",
         "it needs model.compile",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import random
@@ -16,11 +15,11 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
-from ochat_train.checkpoint.resume import choose_checkpoint
+from ochat_train.checkpoint.resume import decide, read_earlier_run
 from ochat_train.checkpoint.state import (
     MANIFEST,
+    MANIFEST_HASH,
     CheckpointManifest,
-    Progress,
     list_checkpoints,
     refuse_unsafe_pickles,
     verify,
@@ -62,12 +61,12 @@ def copy(run_dir: Path, tmp_path: Path) -> Path:
 
 
 def choose(output_dir: Path, made: Path, resume: str = "auto", *, num_ranks: int = 2, stage: int = 2) -> str:
-    """The step that a run with this output folder would go on from, or the message of the refusal."""
+    """The checkpoint that a run with this output folder would resume from, or the message of the refusal."""
     recipe = load_recipe(made.with_suffix(".yaml"), [f"deepspeed.zero_stage={stage}"])
     manifest = CheckpointManifest.load(made / "checkpoints" / "step-00000002")
     try:
-        chosen = choose_checkpoint(
-            output_dir,
+        decision = decide(
+            read_earlier_run(output_dir, resume),
             resume,
             num_ranks=num_ranks,
             recipe=recipe,
@@ -76,7 +75,7 @@ def choose(output_dir: Path, made: Path, resume: str = "auto", *, num_ranks: int
         )
     except UserError as error:
         return str(error)
-    return chosen.folder.name if chosen else "none"
+    return decision.checkpoint.name if decision.checkpoint else "none"
 
 
 # ---- damage ----
@@ -133,9 +132,28 @@ def empty_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text("{}")
 
 
+def remove_hash_of_manifest(folder: Path) -> None:
+    (folder / MANIFEST_HASH).unlink()
+
+
+def hash_of_another_manifest(folder: Path) -> None:
+    shutil.copy(folder.with_name("step-00000004") / MANIFEST_HASH, folder)
+
+
 @pytest.mark.parametrize(
     "damage",
-    [truncate, delete, swap, copy_a_shard_over_another, add_a_file, remove_manifest, cut_manifest, empty_manifest],
+    [
+        truncate,
+        delete,
+        swap,
+        copy_a_shard_over_another,
+        add_a_file,
+        remove_manifest,
+        cut_manifest,
+        empty_manifest,
+        remove_hash_of_manifest,
+        hash_of_another_manifest,
+    ],
     ids=lambda damage: damage.__name__,
 )
 def test_a_damaged_checkpoint_is_passed_over(damage: Callable[[Path], None], copy: Path, run_dir: Path) -> None:
@@ -168,17 +186,15 @@ def test_no_intact_checkpoint_is_an_error_and_never_a_silent_restart(copy: Path,
         delete(folder)
     message = choose(copy, run_dir)
     assert "no checkpoint is intact" in message
-    assert "`--resume never` starts anew" in message
+    assert "`--resume never` starts over" in message
 
 
-@pytest.mark.parametrize(("stage", "goes_on"), [(0, False), (1, True), (3, False)])
-def test_what_cannot_be_converted_is_refused(stage: int, goes_on: bool, copy: Path, run_dir: Path) -> None:
+@pytest.mark.parametrize(("stage", "is_converted"), [(0, False), (1, True), (3, False)])
+def test_what_cannot_be_converted_is_refused(stage: int, is_converted: bool, copy: Path, run_dir: Path) -> None:
     assert choose(copy, run_dir, num_ranks=4) == "step-00000006"
     answer = choose(copy, run_dir, num_ranks=4, stage=stage)
-    refusal = (
-        f"another number of GPUs (then 2, now 4), deepspeed.zero_stage (then 2, now {stage}); a state can be converted"
-    )
-    assert answer == "step-00000006" if goes_on else refusal in answer
+    refusal = f"number of GPUs (2 -> 4), deepspeed.zero_stage (2 -> {stage}); change it back, or start over"
+    assert answer == "step-00000006" if is_converted else refusal in answer
 
 
 # ---- what is planted ----
@@ -198,11 +214,9 @@ def test_a_planted_pickle_is_not_run(name: str, copy: Path, run_dir: Path, tmp_p
     folder = copy / "checkpoints" / "step-00000006"
     path = next((folder / "state").glob(name))
     torch.save({"module": Payload(tmp_path / "canary")}, path)
-    content = json.loads((folder / MANIFEST).read_text())
-    content["files"][str(path.relative_to(folder))] = [path.stat().st_size, sha256_of_file(path)]
-    del content["sha256"]
-    manifest = CheckpointManifest(**{**content, "progress": Progress(**content["progress"])})
-    (folder / MANIFEST).write_text(manifest.to_json())
+    manifest = CheckpointManifest.load(folder)
+    manifest.files[str(path.relative_to(folder))] = (path.stat().st_size, sha256_of_file(path))
+    manifest.write(folder)
     assert verify(folder) is None
     with pytest.raises(UserError, match=r"would run (os|posix)\.system when loaded"):
         refuse_unsafe_pickles(folder)

@@ -1,4 +1,4 @@
-"""Exit code 0 only on success: also where nobody reads what is printed any more."""
+"""An exception carries its exit code and says which ranks print it; 0 is for success alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.errors import ReportedError, UserError
 from ochat_train.cli.main import main
+from ochat_train.cli.report import REPORT
+from ochat_train.system import exits
 from tests.support.small_recipe import RecipeFactory
 
 
@@ -21,7 +24,7 @@ class LeftReader(io.StringIO):
 def test_only_inspect_may_lose_its_reader(
     make_recipe: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`ochat inspect ... | head` is no failure; a training that can no longer speak has not succeeded."""
+    """`ochat inspect ... | head` is no failure; a training that cannot print any more has not succeeded."""
     recipe = make_recipe()
     assert main(["prepare", str(recipe), "--workers", "1"]) == 0
     monkeypatch.setattr("sys.stdout", LeftReader())
@@ -29,3 +32,60 @@ def test_only_inspect_may_lose_its_reader(
     monkeypatch.setattr("sys.stdout", LeftReader())
     with pytest.raises(BrokenPipeError):
         main(["prepare", str(recipe)])
+
+
+ENDS = [
+    (UserError("recipe.yaml", "cannot be read"), 2, False),
+    (exits.OneRankError("host-b", "out of memory"), 2, True),
+    (exits.StoppedBySignalError("stopped by SIGTERM"), 75, False),
+    (exits.LostRanksError("rank 1 has ended"), 76, True),
+    (exits.NotPushedError("trained to the end, but not on the Hub"), 77, False),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "each_prints"), ENDS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_end_has_its_code_and_is_printed_once_for_what_all_ranks_find(
+    error: ReportedError,
+    code: int,
+    each_prints: bool,
+    rank: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def write_run_page(run_dir: Path, out: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("ochat_train.report.run_page.write_run_page", write_run_page)
+    monkeypatch.setenv("RANK", str(rank))
+    assert main([REPORT.name, "runs/mine"]) == code
+    assert capsys.readouterr().err == (f"ochat report: {error}\n" if rank == 0 or each_prints else "")
+
+
+def test_every_exception_that_ends_a_command_has_an_exit_code() -> None:
+    def subclasses(kind: type[ReportedError]) -> set[type[ReportedError]]:
+        return {kind}.union(*map(subclasses, kind.__subclasses__()))
+
+    kinds = subclasses(ReportedError) - {ReportedError}
+    assert kinds >= {type(error) for error, _, _ in ENDS}
+    codes = {value for name, value in vars(exits).items() if name.isupper()}
+    assert {kind.exit_code for kind in kinds} == codes - {exits.DONE, exits.BUG}
+
+
+@pytest.mark.parametrize(
+    ("environment", "names_host"),
+    [
+        ({}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, False),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "9", "LOCAL_RANK": "1"}, False),
+    ],
+)
+def test_one_rank_of_every_other_host_prints_what_that_host_finds(
+    environment: dict[str, str], names_host: bool
+) -> None:
+    error = UserError("recipe.yaml", "cannot be read")
+    found = exits.found_on_host(error, environment, host="host-b")
+    assert found.each_process_prints == names_host
+    assert str(found) == ("host-b: recipe.yaml: cannot be read" if names_host else str(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ochat_train.ablation.run import arm_environment
+from ochat_train.ablation.trainings import arm_environment
 from ochat_train.distributed.launch import free_port, is_launched, single_rank, without_launcher
 from tests.support.processes import process_environment
 

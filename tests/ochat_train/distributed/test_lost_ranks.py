@@ -89,8 +89,10 @@ def test_two_runs_never_share_a_folder(tmp_path: Path, make_recipe: RecipeFactor
     recipe = prepared(make_recipe, tmp_path / "run")
     first = start_slow_run(recipe, num_ranks=1)
     wait_for(lambda: num_steps(tmp_path / "run") > 0, seconds=60)
-    [output], [code] = finish(start_slow_run(recipe, num_ranks=1))
-    assert code == exits.USER_ERROR
-    assert "another process trains there" in output
+    for arguments in ([], ["--resume", "never"]):
+        [output], [code] = finish(start_slow_run(recipe, *arguments, num_ranks=1))
+        assert code == exits.USER_ERROR
+        assert "another process trains there" in output
+    assert not (tmp_path / "run.previous-1").exists()
     os.kill(first[0].pid, signal.SIGKILL)
     finish(first)

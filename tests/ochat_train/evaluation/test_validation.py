@@ -5,7 +5,6 @@ kept.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,11 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.checkpoint.state import CheckpointManifest, best_checkpoint, list_checkpoints
-from ochat_train.evaluation.schedule import default_interval
-from ochat_train.export.export import export, load_trained_weights
+from ochat_train.evaluation.results import Sample, Validation
+from ochat_train.export.export import export, export_checkpoint, load_trained_weights
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
+from ochat_train.runs.folder import read_run_folder
 from tests.support.processes import ochat, train_on_ranks
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 
@@ -116,6 +116,9 @@ def test_figures_are_those_of_each_conversation_alone(train: Any, num_ranks: int
         weighted, weight = weighted + class_weight * nll, weight + class_weight * count
     assert found["loss"] == pytest.approx(weighted / weight, rel=1e-5)
     assert found["step"] == STEPS
+    assert Validation.from_json(found).to_json() == found
+    samples = lines(run, "samples.jsonl")
+    assert [Sample.from_json(sample).to_json() for sample in samples] == samples
     assert found["matrix"]["expert"][0] != found["matrix"]["expert"][1], "control: conditions change the figures"
 
 
@@ -177,7 +180,12 @@ def test_best_checkpoint_is_kept_and_exported(train: Any) -> None:
     ]
     assert best_checkpoint(list_checkpoints(run)) == list_checkpoints(run)[0]
     out = export(run, run / "best", step="best", max_shard_size="5GB")
-    assert json.loads((out / "ochat.json").read_text())["step"] == best
+    mark = json.loads((out / "ochat.json").read_text())
+    assert mark["step"] == best
+    direct = export_checkpoint(read_run_folder(run), list_checkpoints(run)[0], run / "direct")
+    assert json.loads((direct / "ochat.json").read_text()) == mark, "the checkpoint in hand, without a search"
+    other = export_checkpoint(read_run_folder(run), list_checkpoints(run)[1], run / "direct", overwrite=True)
+    assert json.loads((other / "ochat.json").read_text())["step"] == STEPS
 
 
 def test_answers_are_those_of_greedy_generation(train: Any) -> None:
@@ -228,19 +236,3 @@ def test_prompt_that_does_not_fit_is_an_error(make_recipe: RecipeFactory) -> Non
     found = ochat("train", str(recipe))  # in a process of its own: joining a process group changes the environment
     assert found.returncode == 2
     assert "validation.prompts.1: " in found.stderr
-
-
-def test_default_interval_is_ten_times_a_run_or_four_percent_of_the_time() -> None:
-    def interval_of(held_out: int, samples: int, *, tokens_per_step: int = 1000, num_steps: int = 95) -> int:
-        return default_interval(
-            held_out_tokens=held_out, sample_tokens=samples, tokens_per_step=tokens_per_step, num_steps=num_steps
-        )
-
-    assert interval_of(0, 0) == 10
-    assert interval_of(1000, 0) == 10
-    interval = interval_of(10_000, 0)
-    assert interval_of(4_000, 6_000) == interval_of(0, 10_000) == interval, "answers are read, too"
-    forward_seconds, step_seconds = 10_000 / 3, 1000
-    assert forward_seconds / (interval * step_seconds) <= 0.04 < forward_seconds / ((interval - 1) * step_seconds)
-    assert interval_of(0, 0, tokens_per_step=1, num_steps=3) == 1
-    assert math.isfinite(interval)

@@ -1,4 +1,4 @@
-"""README.md of an export: the run's figures stand in it, and nothing from data becomes metadata or markup."""
+"""README.md of an export: it has the run's figures, and nothing from data becomes metadata or markup."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ochat_train.cli.main import main
-from ochat_train.export.base_model import BaseModel, find_base_model
-from ochat_train.export.card import CardFacts, json_code, last_row, model_card, python_literal
+from ochat_train.evaluation.condition_matrix import ConditionMatrix, Learnt
+from ochat_train.evaluation.results import ClassScores, Evaluation, Validation
+from ochat_train.export.card import CardFacts, json_code, last_until, model_card, python_literal
+from ochat_train.export.provenance import BaseModel, find_base_model
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
@@ -26,6 +28,7 @@ from ochat_train.runs.base_origin import BaseOrigin, base_origin
 from ochat_train.runs.folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
 from ochat_train.system import exits
 from tests.support.hub import client_of
+from tests.support.results import step_metrics
 from tests.support.small_recipe import RecipeFactory
 
 NASTY = (
@@ -34,14 +37,23 @@ NASTY = (
 )
 CLASSES = {NASTY: {"condition": "GPT4 Correct", "weight": 1.0}, "suboptimal": {"condition": NASTY, "weight": 0.1}}
 KNOWN = BaseModel(name="org/base", hub_id="org/base", license="apache-2.0")
-VALIDATION: dict[str, Any] = {
-    "step": 30,
-    "loss": 1.5,
-    "classes": {name: {"nll": 1.2111, "accuracy": 0.6123} for name in CLASSES},
-    "conditions": ["GPT4 Correct", NASTY],
-    "matrix": {NASTY: [1.2345, 1.3456], "suboptimal": [1.4567, None]},
-    "learnt": {NASTY: {"nearest": NASTY, "margin": 0.1111, "low": 0.0999, "high": 0.1222, "learnt": True}},
-}
+SCORES = ClassScores(loss=1.2, nll=1.2111, accuracy=0.6123, conversations=9, supervised_tokens=90)
+LEARNT = Learnt(
+    condition="GPT4 Correct", nearest=NASTY, margin=0.1111, low=0.0999, high=0.1222, learnt=True, conversations=9
+)
+VALIDATION = Validation(
+    step=30,
+    seconds=1.0,
+    evaluation=Evaluation(
+        loss=1.5,
+        classes=dict.fromkeys(CLASSES, SCORES),
+        matrix=ConditionMatrix(
+            conditions=["GPT4 Correct", NASTY],
+            nll={NASTY: [1.2345, 1.3456], "suboptimal": [1.4567, None]},
+            learnt={NASTY: LEARNT},
+        ),
+    ),
+)
 
 
 class NoModel:
@@ -71,7 +83,7 @@ def card_of(run: RunFolder, *, base: BaseModel = KNOWN, **changes: Any) -> str:
         source["path"] = NASTY
     facts: dict[str, Any] = {
         "step": 30,
-        "metrics": {"step": 30, "loss": 2.3456, "accuracy": 0.4321},
+        "metrics": step_metrics(30, loss=2.3456, accuracy=0.4321),
         "validation": VALIDATION,
         "versions": {"torch": "2"},
     }
@@ -125,7 +137,7 @@ def test_nothing_from_data_becomes_markup(run: RunFolder) -> None:
 
 
 def test_names_and_conditions_can_be_read_back(run: RunFolder) -> None:
-    """Each code span is a JSON string of the text that it stands for."""
+    """Each code span is a JSON string of the text."""
     head, *rows = tables_of(card_of(run))["Classes"]
     assert head[:2] == ["class", "condition"]
     assert [[json.loads(cell) for cell in row[:2]] for row in rows] == [[NASTY, "GPT4 Correct"], ["suboptimal", NASTY]]
@@ -172,7 +184,8 @@ def test_figures(run: RunFolder) -> None:
     tables = tables_of(card_of(run))
     classes = {json.loads(row[0]): row for row in tables["Classes"][1:]}
     for row in run.prepared.classes:
-        assert classes[row.name][3:6] == [f"{row.conversations:,}", f"{row.tokens:,}", f"{row.supervised_tokens:,}"]
+        numbers = (row.conversations, round(row.effective_conversations), row.tokens, row.supervised_tokens)
+        assert classes[row.name][3:7] == [f"{number:,}" for number in numbers]
     assert [row[1:5] for row in tables["Results"][1:]] == [
         ["1.2111", "61.2%", "1.2345", "1.3456"],
         ["1.2111", "61.2%", "1.4567", "-"],
@@ -193,8 +206,8 @@ def test_without_figures(run: RunFolder) -> None:
 
 
 def test_the_last_rows_up_to_the_exported_step() -> None:
-    rows = [{"step": step} for step in (1, 3, 5)]
-    assert [last_row(rows, step) for step in (0, 3, 4, 9)] == [None, {"step": 3}, {"step": 3}, {"step": 5}]
+    logged = [step_metrics(step) for step in (1, 3, 5)]
+    assert [last_until(step, logged) for step in (0, 3, 4, 9)] == [None, logged[1], logged[1], logged[2]]
 
 
 # ---- base model and licence ----
@@ -220,7 +233,7 @@ def test_an_unknown_licence_is_said_and_none_is_invented(run: RunFolder) -> None
     card = card_of(run, base=BaseModel(name=NASTY, why_unknown="it is lost"))
     assert metadata_of(card)["license"] == "other"
     assert "base_model" not in metadata_of(card)
-    assert "> **Licence: not known.** It could not be found out: it is lost." in card
+    assert "> **Licence: unknown**, because it is lost. " in card
 
 
 def base(path: str | None, **settings: Any) -> BaseModel:
@@ -272,7 +285,7 @@ def test_a_model_from_random_weights_and_a_folder_that_is_gone() -> None:
         assert (lost.name, lost.hub_id, lost.why_unknown) == (
             "good",
             None,
-            "the folder of the base model is not there any more",
+            "the folder of the base model no longer exists",
         )
 
 

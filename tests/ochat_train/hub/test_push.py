@@ -19,6 +19,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_names import hub_name_problem
 from ochat_train.check.findings import run_checks
 from ochat_train.check.hub import check_push
+from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.cli.main import main
 from ochat_train.hub.push import push
 from ochat_train.hub.repository import read_repo
@@ -61,6 +62,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_export(tmp_path / "export")
+
+
+def facts_of(recipe: Path) -> RecipeFacts:
+    return RecipeFacts(recipe=load_recipe(recipe), num_gpus=1, gpu_memory_gib=80.0)
 
 
 def refusal(folder: Path, clock: Clock, repo: str = REPO, *, overwrite: bool = False) -> str:
@@ -421,9 +426,9 @@ def test_a_run_does_not_ask_the_hub_longer_than_its_ranks_wait(
 def test_ochat_check_does_not_wait_for_a_silent_hub(
     make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = load_recipe(make_recipe(train__push_to_hub=REPO))
+    facts = facts_of(make_recipe(train__push_to_hub=REPO))
     with silent_hub(monkeypatch):
-        [found] = run_checks([("push", lambda: check_push(recipe, timeout_seconds=0.1))])
+        [found] = run_checks([("push", lambda: check_push(facts, timeout_seconds=0.1))])
     assert found.level == "problem"
     assert "gave up after 1 try" in found.remedy
 
@@ -541,12 +546,12 @@ def test_the_command(hub: HubStandIn, folder: Path, capsys: pytest.CaptureFixtur
 
 def test_what_ochat_check_says(hub: HubStandIn, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     def findings(**changes: object) -> list[tuple[str, str]]:
-        recipe = load_recipe(make_recipe(**changes))
-        return [(found.level, found.finding) for found in run_checks([("push", lambda: check_push(recipe))])]
+        facts = facts_of(make_recipe(**changes))
+        return [(found.level, found.finding) for found in run_checks([("push", lambda: check_push(facts))])]
 
     assert findings() == []
     assert hub.requests == []
-    assert findings(train__push_to_hub=REPO) == [("ok", f"{REPO}: this login may write there")]
+    assert findings(train__push_to_hub=REPO) == [("ok", f"train.push_to_hub: this login may write to {REPO}")]
     [(level, text)] = findings(train__push_to_hub="bob/model")
     assert level == "problem"
     assert text.startswith("bob/model: ")

@@ -16,12 +16,12 @@ import yaml
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
-from ochat_train.init import run as init_run
 from ochat_train.init import sizes
-from ochat_train.init.base import find_base
 from ochat_train.init.classes import default_names
-from ochat_train.init.recipe_text import _value, recipe_text
-from ochat_train.init.run import Options, init
+from ochat_train.init.draft import choose_bad_rows, recipe_name
+from ochat_train.init.init import draft_recipe, init, write_recipe
+from ochat_train.init.options import Options
+from ochat_train.init.recipe_text import recipe_text, yaml_text
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.processes import PYTHONPATH
@@ -80,7 +80,7 @@ def message_of(*files: str, **changes: Any) -> str:
 
 
 def answers(*texts: str) -> Callable[[str], str]:
-    """Somebody at the terminal; what was asked stands in `questions` of the function."""
+    """Somebody at the terminal. The function's attribute `questions` holds what was asked."""
     left = list(texts)
 
     def ask(question: str) -> str:
@@ -308,8 +308,8 @@ ODD_TEXTS = ("a\x85b", "a\u2028b", "\x7f", "\ufffe", "\ufeffa", "\x00", "🙂", 
 
 @pytest.mark.parametrize("text", [*TEXTS, *ODD_TEXTS])
 def test_values_are_written_so_that_yaml_reads_them_back(text: str) -> None:
-    assert yaml.safe_load(f"key: {_value(text)}") == {"key": text}
-    assert yaml.safe_load(f"{{key: {_value(text)}, {_value(text)}: 1}}") == {"key": text, text: 1}
+    assert yaml.safe_load(f"key: {yaml_text(text)}") == {"key": text}
+    assert yaml.safe_load(f"{{key: {yaml_text(text)}, {yaml_text(text)}: 1}}") == {"key": text, text: 1}
 
 
 def test_odd_characters_in_names_conditions_and_fields_come_back(here: Path) -> None:
@@ -328,11 +328,23 @@ def test_odd_characters_in_names_conditions_and_fields_come_back(here: Path) -> 
 @pytest.mark.parametrize(
     ("right", "wrong"), [("GPT4 Correct", "GPT4 Corect"), ("path: base", "path: bass"), ("gpt4.j", "gpt5.j")]
 )
-def test_a_recipe_that_reads_back_as_another_is_not_written(
-    here: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
-) -> None:
-    monkeypatch.setattr(init_run, "recipe_text", lambda draft, out: recipe_text(draft, out=out).replace(right, wrong))
-    assert "reads back as the same" in message_of()
+def test_a_recipe_that_reads_back_as_another_is_not_written(here: Path, right: str, wrong: str) -> None:
+    draft, out = draft_recipe(options(), ask=None, say=lambda text: None)
+    text = recipe_text(draft, out=str(out))
+    assert right in text
+    with pytest.raises(UserError, match="reads back as the same"):
+        write_recipe(text.replace(right, wrong), draft, out)
+    assert not out.exists()
+    write_recipe(text, draft, out)
+    assert out.read_text(encoding="utf-8") == text
+
+
+def test_a_recipe_that_does_not_load_is_reported_under_its_own_name(here: Path) -> None:
+    draft, out = draft_recipe(options(), ask=None, say=lambda text: None)
+    with pytest.raises(UserError) as caught:
+        write_recipe(recipe_text(draft, out=str(out)).replace("  epochs: 3 ", "  epoch: 3 "), draft, out)
+    assert {problem.place.partition(":")[0] for problem in caught.value.problems} == {str(out)}
+    assert "train.epoch: unknown key; did you mean `epochs`?" in str(caught.value)
 
 
 def test_bad_rows_are_said_and_left_out_only_when_told(here: Path) -> None:
@@ -341,15 +353,38 @@ def test_bad_rows_are_said_and_left_out_only_when_told(here: Path) -> None:
     shown: list[str] = []
     init(options(), ask=None, say=shown.append)
     assert "no_messages: 1" in shown[0]
-    assert "1 of 301 rows looked at cannot be read; repair them" in shown[1]
+    assert "1 of 301 sampled rows cannot be read; repair them" in shown[1]
     assert load_recipe(Path("recipes/mine.yaml")).data.bad_rows == "error"
     assert load_recipe(written(bad_rows="drop", overwrite=True)).data.bad_rows == "drop"
+
+
+@pytest.mark.parametrize(
+    ("flag", "answer", "unreadable", "value"),
+    [
+        (None, None, None, "error"),
+        (None, None, "1 of 2 rows", "error"),
+        (None, "drop", "1 of 2 rows", "drop"),
+        ("drop", None, "1 of 2 rows", "drop"),
+        ("error", None, None, "error"),
+    ],
+)
+def test_rows_are_left_out_only_when_a_flag_or_a_person_says_so(
+    flag: str | None, answer: str | None, unreadable: str | None, value: str
+) -> None:
+    assert choose_bad_rows(flag, answer, unreadable=unreadable).value == value
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("mine.yaml", "mine"), ("a b.yml", "a-b"), ("._-x.yaml", "x"), ("é.yaml", "mine")]
+)
+def test_a_run_is_named_like_its_recipe(file: str, name: str) -> None:
+    assert recipe_name(Path("recipes", file)) == name
 
 
 def test_the_prepared_dataset_never_lies_in_a_folder_that_is_read(here: Path) -> None:
     Path("data/gpt35.jsonl").unlink()
     recipe = load_recipe(written("data", classes=["data=x:1"]))
-    for _ in range(2):  # the second time, the prepared files are there
+    for _ in range(2):  # the second time with the prepared files of the first
         manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
         assert manifest.ledger["read"] == 120
 
@@ -384,21 +419,40 @@ def write_base(folder: Path, **config: Any) -> str:
     return str(folder)
 
 
+NO_RULE = "a low value to start from: OpenChat's rule does not cover this model"
+FAMILY_RULE = "OpenChat's rule for this family of models"
+
+
 @pytest.mark.parametrize(
-    ("config", "template", "auto"),
+    ("config", "template", "learning_rate"),
     [
-        (MISTRAL, "openchat_3.5", True),
-        ({"model_type": "llama", "vocab_size": 128_256}, "openchat_3.6", True),
-        ({"model_type": "llama", "vocab_size": 32_000}, "openchat_3.2", True),
-        ({"model_type": "llama", "vocab_size": 49_152}, "chatml", True),
-        ({"model_type": "qwen2", "vocab_size": 151_936}, "chatml", False),
+        (MISTRAL, "openchat_3.5", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 128_256}, "openchat_3.6", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 128_264}, "openchat_3.6", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 32_000}, "openchat_3.2", FAMILY_RULE),
+        ({"model_type": "llama", "vocab_size": 32_002}, "openchat_3.2", FAMILY_RULE),
+        ({"model_type": "gemma", "vocab_size": 256_000}, "chatml", FAMILY_RULE),
+        (
+            {"model_type": "llama", "vocab_size": 49_152},
+            "chatml",
+            "OpenChat's rule for Llama-2: it has none for other bases of the Llama architecture",
+        ),
+        ({"model_type": "qwen2", "vocab_size": 151_936}, "chatml", None),
     ],
 )
-def test_the_template_is_chosen_by_the_configuration(
-    tmp_path: Path, config: dict[str, Any], template: str, auto: bool
+def test_template_and_learning_rate_follow_the_configuration(
+    config: dict[str, Any], template: str, learning_rate: str | None, here: Path
 ) -> None:
-    base = find_base(write_base(tmp_path / "mistral-like", **config))
-    assert (base.template, base.has_learning_rate_rule) == (template, auto)
+    path = written(base=write_base(Path("mistral-like"), **config))
+    recipe = load_recipe(path)
+    assert recipe.model.template == template
+    assert recipe.optimizer.learning_rate == (1e-5 if learning_rate is None else "auto")
+    rule = (
+        "a low value to start from: OpenChat's rule does not cover this model"
+        if learning_rate is None
+        else learning_rate
+    )
+    assert rule in " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
 
 
 def test_a_base_whose_configuration_names_no_vocabulary(here: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ochat_train.model import loss as loss_module
-from ochat_train.model.loss import token_scores, weighted_loss_sums
+from ochat_train.model.loss import CHUNK_TOKENS, token_scores, weighted_loss_sums
 from tests.support.measured import Measured
 from tests.support.reference import relative_error
 
@@ -38,13 +37,13 @@ def reference(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 
 
 def ours(
-    inputs: dict[str, torch.Tensor], *, scale: float = 1.0
+    inputs: dict[str, torch.Tensor], *, scale: float = 1.0, chunk_tokens: int = CHUNK_TOKENS
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden = inputs["hidden_TD"].clone().requires_grad_()
     head = inputs["head_VD"].clone().requires_grad_()
     rest = {key: value for key, value in inputs.items() if key not in ("hidden_TD", "head_VD")}
     rows_N = torch.nonzero(rest["target_weights_T"])[:, 0]
-    sums = weighted_loss_sums(hidden, head, rows_N=rows_N, **rest, num_classes=2)
+    sums = weighted_loss_sums(hidden, head, rows_N=rows_N, **rest, num_classes=2, chunk_tokens=chunk_tokens)
     (sums.weighted_nll * scale).backward()
     assert hidden.grad is not None
     assert head.grad is not None
@@ -61,13 +60,10 @@ def ours(
         (12, 128_256, [0.1, 1.0]),
     ],
 )
-def test_equals_float64(
-    num_tokens: int, vocab: int, weights: list[float], monkeypatch: pytest.MonkeyPatch, measured: Measured
-) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 64)  # several chunks, the last one partly full
+def test_equals_float64(num_tokens: int, vocab: int, weights: list[float], measured: Measured) -> None:
     inputs = make_inputs(num_tokens, 64, vocab, weights)
     expected = reference(inputs)
-    found = ours(inputs)
+    found = ours(inputs, chunk_tokens=64)  # several chunks, the last one partly full
     for value, truth in zip(found, expected, strict=False):
         measured(
             "loss and its gradients, float32, weights 0.001 to 100, vocabulary to 128,256", relative_error(value, truth)
@@ -113,16 +109,16 @@ def test_sums_per_class() -> None:
         torch.testing.assert_close(per_class[index].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_control_gradients_scaled_by_the_first_token_would_fail(measured: Measured) -> None:
-    """The fault of Liger's fused cross-entropy up to 0.8.1: all gradients times grad_output[0]."""
+def test_every_token_has_its_own_weight(measured: Measured) -> None:
+    """Against the fault of Liger's fused cross-entropy up to 0.8.1: all gradients times grad_output[0]."""
     inputs = make_inputs(300, 64, 1_000, [0.0, 0.1, 1.0])
-    _, hidden, head = reference(inputs)
+    expected = reference(inputs)[1:]
     unweighted = {**inputs, "target_weights_T": torch.ones_like(inputs["target_weights_T"])}
-    _, faulty_hidden, faulty_head = reference(unweighted)
-    first = inputs["target_weights_T"][0].double()
-    measured("control: gradients scaled by the first token's weight", relative_error(faulty_hidden * first, hidden))
-    assert relative_error(faulty_hidden * first, hidden) > 0.1
-    assert relative_error(faulty_head * first, head) > 0.1
+    first = inputs["target_weights_T"][0]
+    for found, equal, truth in zip(ours(inputs)[1:3], ours(unweighted)[1:3], expected, strict=True):
+        assert relative_error(found, truth) < 5e-6
+        measured("control: gradients scaled by the first token's weight", relative_error(equal * first, truth))
+        assert relative_error(equal * first, truth) > 0.1
 
 
 @pytest.mark.gpu

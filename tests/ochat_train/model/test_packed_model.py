@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
-from ochat_train.model.attention.choose import COMPILABLE, choose_attention
+from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.batch import PackedBatch, PackShape, pack_batch
 from ochat_train.model.build import add_token_rows
@@ -149,6 +150,7 @@ GPU_MODEL = {
     "num_attention_heads": 4,
     "head_dim": 128,
 }
+COMPILABLE = sorted(name for name, kernel in KERNELS.items() if kernel.compilable)
 GROUPS = ("embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "mlp", "norm", "lm_head")
 
 
@@ -191,8 +193,8 @@ def gradient_errors(model: Any, truth: Any) -> dict[str, float]:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "layers"),
-    [(name, "as they are") for name in sorted((*COMPILABLE, "flex", "sdpa"))]
-    + [(name, kind) for name in sorted(COMPILABLE) for kind in ("none", "matmuls", "full")],
+    [(name, "as they are") for name in sorted(KERNELS)]
+    + [(name, kind) for name in COMPILABLE for kind in ("none", "matmuls", "full")],
 )
 def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, measured: Measured) -> None:
     """Every parameter group, forward and backward, compiled with every checkpointing, against float64 of each

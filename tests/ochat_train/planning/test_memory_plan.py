@@ -10,17 +10,16 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
+from ochat_train.planning.costs import COSTS
 from ochat_train.planning.memory import (
     GIB,
     MemoryPlan,
     ModelShape,
     fastest_plan,
-    memory_text,
     model_shape,
-    out_of_memory_text,
     resolve,
-    too_little_text,
 )
+from ochat_train.planning.memory_text import memory_text, out_of_memory_text, too_little_memory
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
@@ -95,12 +94,12 @@ def test_stage_2_adds_up_in_float32_where_bfloat16_would_be_kept_twice() -> None
     """Of 3.62 billion parameters: 4 bytes each while packs are added up, 2 where the step is one micro-batch."""
     stage_2, narrow = "deepspeed.zero_stage=2", "train.gradient_dtype=bfloat16"
     gradients = [
-        plan(2, 500.0, stage_2, *changes).parts["gradients"]
+        plan(2, 500.0, stage_2, *changes).parts.gradients
         for changes in ([], [narrow], [narrow, "train.packs_per_micro_batch=6"])
     ]
     assert gradients == [7_241_748_480 / 2 * size for size in (4, 4, 2)]
     wide_model = "model.precision=float32"
-    assert plan(2, 500.0, stage_2, wide_model).parts["gradients"] == 7_241_748_480 / 2 * 8
+    assert plan(2, 500.0, stage_2, wide_model).parts.gradients == 7_241_748_480 / 2 * 8
     for changes, dtype in (((narrow,), "bfloat16"), ((narrow, stage_2), "float32"), ((narrow, wide_model), "float32")):
         text = memory_text(plan(2, 500.0, *changes))
         assert f"gradients in {dtype}" in text
@@ -121,9 +120,9 @@ def test_everything_in_the_dtype_of_the_model_is_twice_as_wide_in_float32(
     """8,192 tokens of Mistral-7B shapes: 32 * 8 KiB kept by layers and 136 KiB by the one that is recomputed."""
     changes = [f"model.precision={precision}", "model.activation_checkpointing=full", "train.packs_per_micro_batch=1"]
     found = plan(2, 500.0, *changes, "deepspeed.zero_stage=3")
-    assert found.parts["activations"] / GIB == pytest.approx(activations_gib, abs=1e-3)
+    assert found.parts.activations / GIB == pytest.approx(activations_gib, abs=1e-3)
     buckets = 2 * 200e6 * (4 if precision == "float32" else 2) / GIB
-    assert found.parts["buffers"] / GIB == pytest.approx(gathered_gib + buckets, abs=1e-3)
+    assert found.parts.buffers / GIB == pytest.approx(gathered_gib + buckets, abs=1e-3)
 
 
 def test_the_fastest_that_fits_is_taken() -> None:
@@ -185,7 +184,10 @@ def test_too_little_memory_is_refused_with_the_need() -> None:
     least = plan(1, 30.0)
     assert not least.fits
     assert least.checkpointing_text == "full"
-    assert "needs on 1 GPU(s) is 127.1 GiB each (weights 13.5, gradients 27.0" in too_little_text(least, num_gpus=1)
+    assert (
+        "needs on 1 GPU(s) is 127.1 GiB each (weights 13.5, gradients 27.0"
+        in too_little_memory(least, num_gpus=1).problem
+    )
     assert plan(1, 138.0).fits
     with pytest.raises(UserError, match="packs_per_micro_batch: 4 does not divide the 6 packs"):
         plan(1, 138.0, "train.packs_per_micro_batch=4")
@@ -193,7 +195,6 @@ def test_too_little_memory_is_refused_with_the_need() -> None:
 
 def test_out_of_memory_names_the_next_safer_setting() -> None:
     error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-    recipe = recipe_of(4)
     for changes, safer in (
         (["train.packs_per_micro_batch=2"], "train.packs_per_micro_batch: 1"),
         (["train.packs_per_micro_batch=1", "model.activation_checkpointing=matmuls"], "checkpointing: {layers: 4}"),
@@ -203,9 +204,24 @@ def test_out_of_memory_names_the_next_safer_setting() -> None:
             "zero_stage: 3",
         ),
     ):
-        text = out_of_memory_text(plan(4, 77.5, *changes), recipe, error)
+        text = out_of_memory_text(plan(4, 77.5, *changes), error)
         assert f"{safer}, and start again" in text
         assert "Tried to allocate 2.00 GiB" in text
+
+
+def test_the_documentation_shows_the_costs() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    percent = {name: f"{COSTS[name].value:.0%}".replace("%", " %") for name in ("full", "stage_2", "stage_3")}
+    sums = {name: f"{COSTS[name].value / 8192:.{digits}%}" for name, digits in (("float32", 0), ("bfloat16", 1))}
+    for row in (
+        f"| recompute one layer (`full`, `layers: N`) | {percent['full']} of that layer's time |",
+        f"added up in float32 | {percent['stage_2']} of a step |",
+        f"| ZeRO-3 | {percent['stage_3']} of a step |",
+        f"| {sums['float32']} in float32, {sums['bfloat16']} in bfloat16 |".replace("%", " %"),
+        f"fits into {COSTS['usable_ratio'].value:.0%} of the free GPU memory".replace("%", " %"),
+    ):
+        assert row in page
+    assert all(cost.what and cost.source for cost in COSTS.values())
 
 
 def test_operations_of_a_step() -> None:
@@ -224,8 +240,7 @@ def test_the_meter_of_a_cpu_has_no_share_of_a_peak() -> None:
     meter = Meter(Work(matmul_parameters=10, attention_width=4, num_layers=1), torch.device("cpu"), num_ranks=2)
     meter.start(waited_seconds=1.0)
     found = meter.stop(num_tokens=100, squared_lengths=50.0, waited_seconds=1.0)
-    assert found["mfu"] is None
-    assert found["memory_gib"] is None
-    assert found["data_wait_ratio"] == 0.0
-    assert found["tokens_per_second"] is not None
-    assert found["tokens_per_second"] > 0
+    assert found.mfu is None
+    assert found.memory_gib is None
+    assert found.data_wait_ratio == 0.0
+    assert found.tokens_per_second > 0

@@ -14,8 +14,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.cli.main import main
 from ochat_train.evaluation.validation import Validator
-from ochat_train.planning.memory import MemoryPlan
+from ochat_train.planning.memory import MemorySetting
 from ochat_train.planning.report import plan_report
+from ochat_train.planning.results import PlanReport
 from ochat_train.planning.text import plan_text
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, find_gpu, step_seconds, useful_ratio
 from ochat_train.planning.work import Work
@@ -35,11 +36,9 @@ def mistral(num_layers: int = 32) -> Work:
 
 def setting(
     num_full: int = 0, *, stage: int = 1, packs: int = 1, num_layers: int = 32, sum_dtype: str = "bfloat16"
-) -> MemoryPlan:
+) -> MemorySetting:
     layers = ("full",) * num_full + ("matmuls",) * (num_layers - num_full)
-    return MemoryPlan(
-        zero_stage=stage, checkpointing=layers, packs_per_micro_batch=packs, sum_dtype=sum_dtype, parts={}, fits=True
-    )
+    return MemorySetting(zero_stage=stage, checkpointing=layers, packs_per_micro_batch=packs, sum_dtype=sum_dtype)
 
 
 def recipe_of(make_recipe: RecipeFactory, *changes: str) -> Recipe:
@@ -58,7 +57,7 @@ def recipe_of(make_recipe: RecipeFactory, *changes: str) -> Recipe:
     ],
 )
 def test_estimate_gives_the_measured_tokens_per_second(
-    make_recipe: RecipeFactory, changes: list[str], plan: MemoryPlan, mean_length: int, tokens_per_second: int
+    make_recipe: RecipeFactory, changes: list[str], plan: MemorySetting, mean_length: int, tokens_per_second: int
 ) -> None:
     """Whole steps of Mistral-7B shapes on H200 (docs/performance.md), padding 2.7 %; mean_length: T_eff of the run."""
     seconds = step_of(recipe_of(make_recipe, *changes), plan, num_tokens=7971, mean_length=mean_length)
@@ -85,7 +84,7 @@ def test_estimate_gives_the_measured_tokens_per_second(
     ],
 )
 def test_estimate_for_other_gpus_and_settings_is_near_what_was_measured(
-    make_recipe: RecipeFactory, gpu: Gpu, float8: bool, plan: MemoryPlan, mean_length: int, tokens_per_second: int
+    make_recipe: RecipeFactory, gpu: Gpu, float8: bool, plan: MemorySetting, mean_length: int, tokens_per_second: int
 ) -> None:
     """Mistral-7B shapes on one and two GPUs (docs/performance.md), padding 1.2 %; the estimate comes from earlier H200
     runs.
@@ -95,7 +94,7 @@ def test_estimate_for_other_gpus_and_settings_is_near_what_was_measured(
     assert 6 * 8093 / seconds == pytest.approx(tokens_per_second, rel=0.065 if float8 else 0.025)
 
 
-def step_of(recipe: Recipe, plan: MemoryPlan, *, num_tokens: int, mean_length: int, gpu: Gpu = H200) -> float:
+def step_of(recipe: Recipe, plan: MemorySetting, *, num_tokens: int, mean_length: int, gpu: Gpu = H200) -> float:
     """Seconds of a step of six packs with so many tokens each."""
     work = mistral(len(plan.checkpointing))
     pack = MeanPack(num_tokens=num_tokens, squared_lengths=num_tokens * mean_length)
@@ -139,9 +138,9 @@ def test_a_half_filled_pack_takes_as_long_as_a_full_one(tmp_path: Path, small_to
         recipe = load_recipe(write_small_recipe(tmp_path, small_tokenizer_dir, num_conversations=count, **changes))
         prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
         report = plan_report(recipe, num_gpus=1, gpu=find_gpu("h200", memory_gib=None))
-        assert (report["num_steps"], report["zero_stage"], report["activation_checkpointing"]) == (1, 1, "matmuls")
-        assert report["seconds_per_step"] == pytest.approx(0.1499, rel=0.01)
-        fills.append(report["packing_efficiency"])
+        assert (report.run.num_steps, report.zero_stage, report.activation_checkpointing) == (1, 1, "matmuls")
+        assert report.time.seconds_per_step == pytest.approx(0.1499, rel=0.01)
+        fills.append(report.run.packing_efficiency)
     assert fills[0] < 0.55 < 0.9 < fills[1]
 
 
@@ -196,7 +195,7 @@ def prepared(make_recipe: RecipeFactory) -> Recipe:
 
 
 def test_hours_follow_from_operations_peak_and_share(prepared: Recipe) -> None:
-    """A share of one's own counts as the meter does, in docs/performance.md: operations for padding are no work."""
+    """A share given by the user counts operations as the meter does (docs/performance.md): without padding."""
     report = plan_report(prepared, num_gpus=2, gpu=H100, mfu=0.5)
     prepared_dir = Path(prepared.data.prepared_dir)
     lengths = PreparedSplit(prepared_dir, "train").num_tokens.tolist()
@@ -205,22 +204,22 @@ def test_hours_follow_from_operations_peak_and_share(prepared: Recipe) -> None:
     attention = hidden * (32 + 16 + 16 + 32)
     matmuls = layers * (attention + 3 * hidden * TINY_MODEL["intermediate_size"]) + vocabulary * hidden
     operations = 6 * (matmuls * sum(lengths) + layers * 32 * sum(length**2 for length in lengths))
-    full_packs = sum(lengths) / (256 * report["packing_efficiency"])
-    packs_worked_on = report["num_steps"] * report["packs_per_gpu"] * 2
+    full_packs = sum(lengths) / (256 * report.run.packing_efficiency)
+    packs_worked_on = report.run.num_steps * report.packs_per_gpu * 2
     seconds = operations / full_packs * packs_worked_on / (2 * 989e12 * 0.5)
-    assert report["hours"] * 3600 == pytest.approx(seconds, rel=0.002)
-    assert report["gpu_hours"] == pytest.approx(2 * report["hours"])
-    assert report["seconds_per_step"] * report["num_steps"] == pytest.approx(seconds, rel=0.002)
-    assert report["tokens_per_second"] * seconds == pytest.approx(sum(lengths) * prepared.train.epochs, rel=0.002)
-    assert plan_report(prepared, num_gpus=2, gpu=H100, mfu=0.25)["hours"] == pytest.approx(2 * report["hours"])
+    assert report.time.hours * 3600 == pytest.approx(seconds, rel=0.002)
+    assert report.time.gpu_hours == pytest.approx(2 * report.time.hours)
+    assert report.time.seconds_per_step * report.run.num_steps == pytest.approx(seconds, rel=0.002)
+    assert report.time.tokens_per_second * seconds == pytest.approx(sum(lengths) * prepared.train.epochs, rel=0.002)
+    assert plan_report(prepared, num_gpus=2, gpu=H100, mfu=0.25).time.hours == pytest.approx(2 * report.time.hours)
 
 
 def test_validations_are_counted(prepared: Recipe) -> None:
     every = {"validation": prepared.validation.model_copy(update={"every_steps": 2})}
     report = plan_report(prepared.model_copy(update=every), num_gpus=1, gpu=H100)
-    steps = report["num_steps"]
-    assert report["num_validations"] == len({s for s in range(1, steps + 1) if s % 2 == 0 or s % 3 == 0 or s == steps})
-    assert 0 < report["validation_time_ratio"] < 1
+    steps = report.run.num_steps
+    assert report.run.num_validations == len({s for s in range(1, steps + 1) if s % 2 == 0 or s % 3 == 0 or s == steps})
+    assert 0 < report.run.validation_time_ratio < 1
 
 
 @pytest.mark.parametrize(
@@ -251,7 +250,7 @@ def test_validations_are_those_of_the_run(
     assert due == [*range(every_steps, 100, every_steps), 100]
     for num_gpus in (1, 4):
         report = plan_report(recipe, num_gpus=num_gpus, gpu=H100, mfu=0.5)
-        assert report["num_validations"] == len(due)
+        assert report.run.num_validations == len(due)
         assert f"; {len(due)} validations" in plan_text(report)
 
 
@@ -259,26 +258,26 @@ def test_nothing_held_out_and_nothing_asked_is_never_validated(make_recipe: Reci
     recipe = load_recipe(make_recipe(validation={"prompts": ["Hello there"], "sample_tokens": 0}))
     prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     report = plan_report(recipe, num_gpus=1, gpu=H100, mfu=0.5)
-    assert (report["num_validations"], report["validation_time_ratio"]) == (0, 0.0)
+    assert (report.run.num_validations, report.run.validation_time_ratio) == (0, 0.0)
     assert "validation" not in plan_text(report)
 
 
 def test_settings_hold_the_chosen_one_and_it_is_the_fastest_that_fits(prepared: Recipe) -> None:
     for memory_gib in (79.0, 3.6, 2.0):
         report = plan_report(prepared, num_gpus=2, gpu=find_gpu("h100", memory_gib=memory_gib), mfu=0.5)
-        settings = report["settings"]
-        [chosen] = [row for row in settings if row["chosen"]]
-        fitting = [row["relative_seconds"] for row in settings if row["fits"]]
-        assert report["fits"] == bool(fitting) == chosen["fits"]
-        assert chosen["relative_seconds"] == min(fitting, default=1.0) == 1.0
+        settings = report.settings
+        [chosen] = [row for row in settings if row.chosen]
+        fitting = [row.relative_seconds for row in settings if row.fits]
+        assert report.fits == bool(fitting) == chosen.fits
+        assert chosen.relative_seconds == min(fitting, default=1.0) == 1.0
         keys = ("zero_stage", "activation_checkpointing", "packs_per_micro_batch")
-        assert [chosen[key] for key in keys] == [report[key] for key in keys]
-        assert chosen["memory_gib"] == report["memory_gib_per_gpu"]["total"]
-        assert {row["zero_stage"] for row in settings} == {1, 2, 3}
-        assert (report["hours"] is None) == (not report["fits"])
+        assert [getattr(chosen, key) for key in keys] == [getattr(report, key) for key in keys]
+        assert chosen.memory_gib == report.memory_gib_per_gpu["total"]
+        assert {row.zero_stage for row in settings} == {1, 2, 3}
+        assert (report.time is None) == (not report.fits)
         text = plan_text(report)
-        assert text.count("<- this one" if report["fits"] else "<- the least") == text.count("<-") == 1
-        assert ("the least that this recipe needs" in text) == (not report["fits"])
+        assert text.count("<- this one" if report.fits else "<- the least") == text.count("<-") == 1
+        assert ("the least that this recipe needs" in text) == (not report.fits)
 
 
 CONTRACT = {
@@ -298,6 +297,7 @@ def test_command(prepared: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert set(report) >= CONTRACT | {"hours", "gpu_hours", "mfu_assumed", "mfu_basis", "settings"}
     assert report["gpu_memory_gib"] == 139.0
+    assert json.dumps(PlanReport.from_json(report).to_json()) == json.dumps(report)
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "not known: no speed was measured with so small a model" in text
@@ -320,6 +320,7 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
     command = ["plan", str(recipe), "--gpus", "2", "--mfu", "0.4"]
     assert main([*command, "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
+    assert json.dumps(PlanReport.from_json(before).to_json()) == json.dumps(before)
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "known after `ochat prepare RECIPE`" in text
@@ -329,6 +330,7 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     assert main([*command, "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
+    assert json.dumps(PlanReport.from_json(after).to_json()) == json.dumps(after)
     assert before.keys() == after.keys()
     assert {key for key in after if before[key] != after[key]} == {
         "prepared",

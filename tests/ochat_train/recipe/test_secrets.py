@@ -41,7 +41,7 @@ def test_no_byte_of_a_run_holds_a_secret(tmp_path: Path, make_recipe: RecipeFact
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_secret_in_a_recipe_is_refused_and_not_shown(changes: dict[str, Any], make_recipe: RecipeFactory) -> None:
-    with pytest.raises(UserError, match="secrets do not belong into a recipe") as caught:
+    with pytest.raises(UserError, match="secrets do not belong in a recipe") as caught:
         load_recipe(make_recipe(**changes))
     assert CANARY not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""`ochat inspect` as a command, and its page: structure, what stands in it, and that data stay text."""
+"""`ochat inspect` as a command, and its page: structure, content, and that data stay text."""
 
 from __future__ import annotations
 
@@ -143,11 +143,11 @@ def test_page_of_tokens_has_a_box_for_each(prepared_dir: Path, capsys: pytest.Ca
 def test_page_that_cannot_be_written(prepared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for out in (prepared_dir, prepared_dir / "nowhere" / "page.html"):
         assert main(["inspect", str(prepared_dir), "--html", str(out)]) == 2
-        assert f"--html {out}: is a folder, or stands in one that is not there" in capsys.readouterr().err
+        assert f"--html {out}: is a folder, or its parent folder does not exist" in capsys.readouterr().err
     assert not list(prepared_dir.parent.glob(".*.tmp"))
 
 
-def test_page_does_not_stand_in_the_prepared_dataset(
+def test_page_is_never_written_into_the_prepared_dataset(
     prepared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By whatever name; `ochat prepare` replaces no folder that holds a foreign file."""
@@ -162,7 +162,7 @@ def test_page_does_not_stand_in_the_prepared_dataset(
         Path("link.html"),
     ):
         assert main(["inspect", str(prepared_dir), "--html", str(out)]) == 2
-        assert f"--html {out}: stands in the prepared dataset" in capsys.readouterr().err
+        assert f"--html {out}: is inside the prepared dataset" in capsys.readouterr().err
     assert sorted(prepared_dir.rglob("*")) == before
     assert main(["inspect", ".", "--html", "../page.html"]) == 0
 

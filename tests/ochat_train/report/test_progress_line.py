@@ -13,8 +13,17 @@ from typing import Any
 
 import pytest
 
-from ochat_train.ablation.table import results_text
-from ochat_train.evaluation.validation import ValidationResult
+from ochat_train.ablation.results import AblationResults, ArmResult
+from ochat_train.ablation.results_table import results_text
+from ochat_train.evaluation.condition_matrix import ConditionMatrix, Learnt
+from ochat_train.evaluation.results import (
+    Answer,
+    ClassScores,
+    Evaluation,
+    Sample,
+    Validation,
+    ValidationResult,
+)
 from ochat_train.report.progress_line import (
     Part,
     ProgressLine,
@@ -26,22 +35,20 @@ from ochat_train.report.progress_line import (
 )
 from ochat_train.report.tables import table
 from ochat_train.report.text import class_sums_text, validation_text
+from ochat_train.runs.metrics import EpochMeans, StepMetrics
 from ochat_train.system.say import say
 from tests.support.processes import run_jobs
+from tests.support.results import class_means, means, step_metrics
 from tests.support.small_recipe import RecipeFactory
 
 NASTY = "a\x1b[2Jb\bc\u202ed\x9b"  # clears the screen, goes back, turns the direction, begins another command
 SHOWN = r"a\u001b[2Jb\bc\u202ed\u009b"
-STEP: dict[str, Any] = {
-    "step": 1234,
-    "epoch": 1,
-    "loss": 0.94214,
-    "tokens_per_second": 101_234.0,
-    "mfu": 0.487,
-    "memory_gib": 65.6,
-    "data_wait_ratio": 0.0,
-    "classes": {"expert": {"loss": 0.5123}, "suboptimal": {"loss": None}},
-}
+SPEED = {"tokens_per_second": 101_234.0, "mfu": 0.487, "memory_gib": 65.6, "data_wait_ratio": 0.0}
+CLASSES = {"expert": class_means(loss=0.5123), "suboptimal": class_means(loss=None)}
+
+
+def step_of(step: int = 1234, *, loss: float | None = 0.94214, classes: Any = CLASSES, **speed: Any) -> StepMetrics:
+    return step_metrics(step, epoch=1, loss=loss, classes=classes, speed={**SPEED, **speed})
 
 
 class Screen(io.StringIO):
@@ -56,7 +63,7 @@ class Screen(io.StringIO):
 
 
 def parts(**changes: Any) -> list[Any]:
-    return progress_parts({**STEP, **changes}, num_steps=5000, seconds_left=3_725.4)
+    return progress_parts(step_of(**changes), num_steps=5000, seconds_left=3_725.4)
 
 
 def test_a_wide_line_has_everything() -> None:
@@ -105,7 +112,7 @@ def columns(text: str) -> int:
 
 
 def test_wide_characters_take_two_columns() -> None:
-    wide = parts(classes={"专家": {"loss": 0.5}, "次优": {"loss": 1.5}})
+    wide = parts(classes={"专家": class_means(loss=0.5), "次优": class_means(loss=1.5)})
     line = "step 1234/5000  loss 0.9421  (专家 0.500, 次优 1.500)  1:02:05 left"
     assert (len(line), columns(line)) == (63, 67)
     assert fitted(wide, width=67) == line
@@ -126,7 +133,7 @@ def test_the_width_is_that_of_the_terminal_of_stderr(monkeypatch: pytest.MonkeyP
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
         line = ProgressLine(first_step=0, num_steps=5000, shown=True)
-        line.update(STEP)
+        line.update(step_of())
         line.close()
     text = b""
     with contextlib.suppress(OSError):  # it is closed, so this is how it ends
@@ -154,7 +161,7 @@ def shown(screen: Screen, monkeypatch: pytest.MonkeyPatch, *, is_main: bool = Tr
     line = ProgressLine(first_step=0, num_steps=30, shown=is_main, clock=lambda: now)
     for step in range(1, 31):
         now += 3.0
-        line.update({**STEP, "step": step})
+        line.update(step_of(step))
         if step == 15:
             line.print("validation")
     line.close()
@@ -183,7 +190,7 @@ def test_a_terminal_gets_one_line_and_other_ranks_nothing(monkeypatch: pytest.Mo
 def test_lines_go_above_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=True))
     line = ProgressLine(first_step=0, num_steps=30, shown=True)
-    line.update({**STEP, "step": 7})
+    line.update(step_of(7))
     say("step 7: a spike")
     text = screen.getvalue()
     assert re.search(r"\r *\rstep 7: a spike\n\r?.*step 7/30", text.replace("\x1b[A", "")), text
@@ -211,33 +218,18 @@ def test_an_error_comes_after_the_line_and_the_last_table_holds_what_was_done(ma
 
 
 def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {
-        "loss": 1.0,
-        "accuracy": 0.5,
-        "tokens": 9,
-        "supervised_tokens": 5,
-        "weight_share": 1.0,
-        "effective_tokens": 5.0,
-        "nll": 1.0,
-    }
-    learnt = {"nearest": NASTY, "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
-    line = {
-        "step": 1,
-        "loss": 1.0,
-        "classes": {NASTY: figures},
-        "conditions": [NASTY],
-        "matrix": {NASTY: [1.0]},
-        "learnt": {NASTY: learnt},
-    }
-    answer = {"condition": NASTY, "text": NASTY, "finished": True}
-    samples = [{"step": 1, "prompt": f"{NASTY}\nmore", "answers": [answer]}]
-    texts = {
-        class_sums_text({"epoch": 0, "steps": None, "classes": {NASTY: figures}}): 1,
-        validation_text(ValidationResult(line=line, samples=samples, loss=1.0)): 6,
-        "\n".join(
-            part.text for part in progress_parts({**STEP, "classes": {NASTY: figures}}, num_steps=1, seconds_left=0)
-        ): 1,
-    }
+    epoch = EpochMeans(epoch=0, steps=None, means=means({NASTY: class_means()}))
+    scores = ClassScores(loss=1.0, nll=1.0, accuracy=0.5, conversations=1, supervised_tokens=5)
+    learnt = Learnt(condition=NASTY, nearest=NASTY, margin=0.5, low=0.25, high=0.75, learnt=True, conversations=1)
+    matrix = ConditionMatrix(conditions=[NASTY], nll={NASTY: [1.0]}, learnt={NASTY: learnt})
+    evaluation = Evaluation(loss=1.0, classes={NASTY: scores}, matrix=matrix)
+    answer = Answer(condition=NASTY, text=NASTY, finished=True)
+    result = ValidationResult(
+        validation=Validation(step=1, evaluation=evaluation, seconds=1.0),
+        samples=[Sample(step=1, prompt=f"{NASTY}\nmore", answers=[answer])],
+    )
+    line = [part.text for part in progress_parts(step_of(classes={NASTY: class_means()}), num_steps=1, seconds_left=0)]
+    texts = {class_sums_text(epoch): 1, validation_text(result): 6, "\n".join(line): 1}
     monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=False))
     say(f"{NASTY}\n\tstays")
     texts[screen.getvalue()] = 1
@@ -247,15 +239,15 @@ def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pyt
 
 
 def test_the_table_of_an_ablation_shows_names_as_they_may_be_shown() -> None:
-    arms = {"sft": {"title": NASTY, "conversations": 1, "epochs": 1.0, "scores": {}}}
-    results = {
-        "recipe": NASTY,
-        "steps": 1,
-        "seeds": 1,
-        "inference_class": NASTY,
-        "inference_condition": NASTY,
-        "arms": arms,
-    }
+    results = AblationResults(
+        recipe=NASTY,
+        steps=1,
+        seeds=1,
+        reference="c-rlft",
+        inference_class=NASTY,
+        inference_condition=NASTY,
+        arms={"sft": ArmResult(title=NASTY, conversations=1, epochs=1.0, scores={})},
+    )
     text = results_text(results)
     assert all(character == "\n" or character.isprintable() for character in text), repr(text)
     assert text.count(SHOWN) == 4  # recipe, condition, class, arm

@@ -1,4 +1,4 @@
-"""The pages of `ochat report` and `ochat ablate`: the run's figures stand in them, and nothing from data becomes
+"""The pages of `ochat report` and `ochat ablate`: they have the run's figures, and nothing from data becomes
 markup.
 """
 
@@ -10,15 +10,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import visible
-from ochat_train.ablation.page import ablation_page
+from ochat_train.ablation.results import AblationResults
+from ochat_train.ablation.results_page import ablation_page
 from ochat_train.cli.main import main
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.report.pictures import Series, line_chart
+from ochat_train.report.pictures import Series, binned, line_chart
 from ochat_train.report.run_page import write_run_page
 from tests.support.small_recipe import RecipeFactory
 
@@ -138,7 +140,7 @@ def page_of(run_dir: Path) -> Page:
     return page
 
 
-def test_everything_of_a_run_stands_in_its_page(run_dir: Path) -> None:
+def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
     answers = [{"condition": c, "text": f"{c} says {NASTY}", "finished": c != NASTY} for c in VALIDATION["conditions"]]
     write_rows(run_dir, "validation", [{**VALIDATION, "step": 15, "loss": 9.0}, VALIDATION])
     write_rows(
@@ -174,6 +176,13 @@ def test_everything_of_a_run_stands_in_its_page(run_dir: Path) -> None:
     assert page.attributes.count(("class", "outlined")) == 2
 
 
+def test_weights_from_rows_are_shown_as_in_other_tables(run_dir: Path) -> None:
+    manifest = json.loads((run_dir / "prepared.json").read_text())
+    manifest["classes"][1] |= {"weight": None, "smallest_weight": 0.125, "largest_weight": 0.5}
+    (run_dir / "prepared.json").write_text(json.dumps(manifest))
+    assert "0.125 to 0.5" in page_of(run_dir).texts
+
+
 def test_run_without_validation_says_so(run_dir: Path) -> None:
     page = page_of(run_dir)
     assert "Nothing was held out (data.validation_ratio) or validated yet, so this is not known." in page.texts
@@ -198,14 +207,14 @@ def test_long_runs_give_small_pages(run_dir: Path) -> None:
     assert (run_dir / "report.html").stat().st_size < 1_000_000
 
 
-def test_curve_of_bins_keeps_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ochat_train.report import pictures
-
-    monkeypatch.setattr(pictures, "_MOST_POINTS", 2)
-    x, low, mean, high = pictures._bins(
-        pictures.np.arange(5.0), pictures.np.array([1.0, 3.0, pictures.np.nan, 5.0, 9.0])
+def test_curve_of_bins_keeps_the_mean() -> None:
+    bins = binned(np.arange(5.0), np.array([1.0, 3.0, np.nan, 5.0, 9.0]), most_points=2)
+    assert (bins.x.tolist(), bins.low.tolist(), bins.mean.tolist(), bins.high.tolist()) == (
+        [0, 3],
+        [1, 5],
+        [2, 7],
+        [3, 9],
     )
-    assert (x.tolist(), low.tolist(), mean.tolist(), high.tolist()) == ([0, 3], [1, 5], [2, 7], [3, 9])
     assert line_chart([Series(label="empty", x=[1], y=[None])], unit="x").startswith("<svg")
 
 
@@ -216,9 +225,9 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "not a run folder" in capsys.readouterr().err
     for out, said in {
-        tmp_path / "nowhere" / "page.html": "is a folder, or stands in one that is not there; name a file",
+        tmp_path / "nowhere" / "page.html": "is a folder, or its parent folder does not exist; name a file",
         tmp_path: "is a folder",
-        tmp_path / "prepared" / "page.html": "stands in the prepared dataset",
+        tmp_path / "prepared" / "page.html": "is inside the prepared dataset, which may hold no other file",
         tmp_path / ("x" * 300): "cannot be written: File name too long",
     }.items():
         assert main(["report", str(run_dir), "--out", str(out)]) == 2
@@ -232,9 +241,12 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_page_of_an_ablation() -> None:
     def score(accuracy: float) -> dict[str, Any]:
         learnt = {"condition": "A", "nearest": "", "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
+        classes = {"nll": 1.25, "loss": 1.0, "accuracy": 0.5, "conversations": 3, "supervised_tokens": 30}
         return {
-            "classes": {NASTY: {"nll": 1.25, "loss": 1.0}},
-            "learnt": {NASTY: learnt},
+            "step": 7,
+            "loss": 1.0,
+            "classes": {NASTY: classes},
+            "learnt": {NASTY: {**learnt, "conversations": 3}},
             "conditions": ["A", ""],
             "matrix": {NASTY: [1.25, 1.75]},
             "accuracy": {"A": {"sums": accuracy, "words": 0.0, "all": accuracy / 2}},
@@ -253,7 +265,7 @@ def test_page_of_an_ablation() -> None:
         "inference_condition": "A",
         "arms": arms,
     }
-    page = Page(ablation_page(results))
+    page = Page(ablation_page(AblationResults.from_json(results)))
     assert "script" not in page.tags
     matrices = [f"Condition matrix: {name} {NASTY}, seed 0" for name in ("c-rlft", "sft")]
     assert page.headings == ["Arms", "Right answers", "Right answers by task", "Held-out nll", *matrices, "All figures"]

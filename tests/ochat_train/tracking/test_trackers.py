@@ -20,8 +20,10 @@ import psutil
 import pytest
 
 from data_pipeline.errors import UserError
+from ochat_train.evaluation.results import Validation
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking import choice
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
@@ -31,6 +33,7 @@ from tests.support import wandb_file
 from tests.support.fake_trackers import KINDS, FakeTracker, fail, hang
 from tests.support.processes import PYTHONPATH, ROOT, run_jobs
 from tests.support.recipe_texts import changed, problem_of, write
+from tests.support.results import class_means, step_metrics
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
 
@@ -44,7 +47,7 @@ def deliver(tracker: FakeTracker, *, num_steps: int) -> str:
     said: list[str] = []
     trackers = Trackers([tracker], FACTS, say=said.append)
     for step in range(1, num_steps + 1):
-        trackers.log_step({"step": step})
+        trackers.log_step(step_metrics(step))
     trackers.close(done=True, most_seconds=60.0)
     trackers.close(done=False, most_seconds=60.0)  # the second one is nothing
     return "\n".join(said)
@@ -85,7 +88,7 @@ def test_a_tracker_that_hangs_is_dropped(at_start: Callable[[], Any], at_log: Ca
     tracker = FakeTracker(at_start=at_start, at_log=at_log, at_abandon=wait_for_healthy)
     trackers = Trackers([tracker, healthy], FACTS, say=said.append)
     for step in range(1, 8):
-        trackers.log_step({"step": step})
+        trackers.log_step(step_metrics(step))
     trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other is as quick as it is
     text = "fake: does not answer and was dropped; 7 of 7 steps and validations were not delivered; runs/x has"
     assert [line for line in said if line.startswith(text)] == said[-1:]
@@ -102,10 +105,10 @@ def test_a_full_queue_loses_nothing_unreported() -> None:
 
     tracker, said = FakeTracker(at_log=wait), list[str]()
     trackers = Trackers([tracker], FACTS, say=said.append, capacity=4)
-    trackers.log_step({"step": 1})
+    trackers.log_step(step_metrics(1))
     started.wait()  # the first one is being logged, so four may wait
     for step in range(2, 12):
-        trackers.log_step({"step": step})
+        trackers.log_step(step_metrics(step))
     may_go_on.set()
     trackers.close(done=True, most_seconds=60.0)
     assert tracker.steps == [1, 2, 3, 4, 5]
@@ -177,29 +180,39 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def expected(steps: list[dict[str, Any]], run: Path) -> dict[int, dict[str, float]]:
     """Every number of the run's files by step and name."""
-    found = {row["step"]: step_scalars(row) for row in steps}
+    found = {row["step"]: step_scalars(StepMetrics.from_json(row)) for row in steps}
     for row in lines(run / "validation.jsonl"):
-        found[row["step"]] |= validation_scalars(row)
+        found[row["step"]] |= validation_scalars(Validation.from_json(row))
     return found
 
 
 def test_names_and_numbers_of_scalars() -> None:
-    row = {"step": 3, "loss": 1.5, "mfu": None, "classes": {"a b": {"loss": None, "tokens": 7}}}
-    assert step_scalars(row) == {"train/loss": 1.5, "classes/a b/tokens": 7.0}
+    scalars = step_scalars(step_metrics(3, loss=1.5, classes={"a b": class_means(loss=None, tokens=7)}))
+    whole = ("loss", "accuracy", "tokens", "supervised_tokens", "effective_tokens", "weight", "epoch", "learning_rate")
+    more = ("grad_norm", "nonfinite_steps", "tokens_per_second", "data_wait_ratio")  # the others are null
+    of_class = ("accuracy", "tokens", "supervised_tokens", "weight_share", "effective_tokens")
+    names = {f"train/{name}" for name in whole + more} | {f"classes/a b/{name}" for name in of_class}
+    assert scalars.keys() == names
+    assert (scalars["train/loss"], scalars["classes/a b/tokens"]) == (1.5, 7.0)
+    scores = {"loss": None, "nll": 2.0, "accuracy": None, "conversations": 2, "supervised_tokens": 9}
+    learnt = {"condition": "", "nearest": "B", "margin": 0.5, "low": None, "high": None, "learnt": True}
     line = {
         "step": 3,
         "loss": 1.5,
-        "classes": {"a": {"nll": 2.0}},
+        "classes": {"a": scores},
         "conditions": ["", "B"],
         "matrix": {"a": [2.0, None]},
-        "learnt": {"a": {"condition": "", "nearest": "B", "margin": 0.5, "learnt": True}},
+        "learnt": {"a": {**learnt, "conversations": 2}},
         "seconds": 0.25,
     }
-    assert validation_scalars(line) == {
+    assert validation_scalars(Validation.from_json(line)) == {
         "validation/loss": 1.5,
         "validation/classes/a/nll": 2.0,
+        "validation/classes/a/conversations": 2.0,
+        "validation/classes/a/supervised_tokens": 9.0,
         "validation/matrix/a/no condition": 2.0,
         "validation/learnt/a/margin": 0.5,
+        "validation/learnt/a/conversations": 2.0,
         "validation/learnt/a/learnt": 1.0,
         "validation/seconds": 0.25,
     }
@@ -213,8 +226,9 @@ def test_no_condition_and_a_condition_of_that_name_are_two_curves() -> None:
         "learnt": {},
         "conditions": ["no condition", "", "no condition 2"],
         "matrix": {"a": [1, 2, 3]},
+        "seconds": None,
     }
-    assert validation_scalars(line) == {
+    assert validation_scalars(Validation.from_json(line)) == {
         "validation/matrix/a/no condition": 1.0,
         "validation/matrix/a/no condition 3": 2.0,
         "validation/matrix/a/no condition 2": 3.0,
@@ -308,6 +322,7 @@ from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.wandb_tracker import WandbTracker
+from tests.support.results import step_metrics
 
 server = socket.create_server(("127.0.0.1", 0))
 os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "WANDB_API_KEY": "a" * 40}
@@ -316,7 +331,7 @@ facts = RunFacts(
 )
 tracker = WandbTracker(TrackingSettings(wandb="online"), exit_seconds=0.5)
 trackers = Trackers([tracker], facts, say=print)
-trackers.log_step({"step": 1, "loss": 1.0, "classes": {}})
+trackers.log_step(step_metrics(1))
 server.accept()  # it asks, so it waits for an answer from now on
 trackers.close(done=True, most_seconds=0.0)
 """
@@ -387,7 +402,7 @@ def part_of_run(
     tracker = WandbTracker(TrackingSettings.model_validate({"wandb": mode, "wandb_entity": "team"}))
     said = tracker.start(replace(FACTS, output_dir=folder, first_step=steps.start - 1))
     for step in steps:
-        tracker.log_step({"step": step, "loss": 1.0, "classes": {}})
+        tracker.log_step(step_metrics(step))
     if closed:
         tracker.close(done=False)
     return said

@@ -19,6 +19,7 @@ from ochat_train.tracking.protocol import RunFacts
 from ochat_train.training.loop import outputs
 from ochat_train.training.metrics import EpochSums
 from ochat_train.training.outputs import MetricsWriter
+from tests.support.results import step_metrics
 
 
 def no_trackers(folder: Path) -> Trackers:
@@ -51,7 +52,7 @@ def test_the_table_of_an_epoch_says_which_steps_it_holds(
     summary = sums.metrics(["a"])
     assert summary is not None
     assert class_sums_text(summary).splitlines()[1] == head
-    assert summary["tokens"] == tokens
+    assert summary.means.tokens == tokens
 
 
 def test_there_is_no_table_where_no_step_was_done() -> None:
@@ -84,12 +85,10 @@ def test_damaged_lines_do_not_keep_a_run_from_going_on(
     writer = MetricsWriter(tmp_path, no_trackers(tmp_path), first_step=5)
     notice = f"{tmp_path / name}: left out 6 line(s) that are damaged and cannot be read: 3, 4, 5, 6, 7, 8"
     assert capsys.readouterr().err.splitlines() == [notice]
-    writer.write({"step": 6})
+    writer.write(step_metrics(6))
     writer.close()
-    kept = rows_of(tmp_path / name)
-    assert kept == [{"step": step, "text": "x\u2028\r"} for step in (1, 2, 5)] + [{"step": 6}] * (
-        name == "metrics.jsonl"
-    )
+    kept = [{"step": step, "text": "x\u2028\r"} for step in (1, 2, 5)]
+    assert rows_of(tmp_path / name) == kept + [step_metrics(6).to_json()] * (name == "metrics.jsonl")
     assert capsys.readouterr().err == "", "it is mended"
 
 
@@ -110,9 +109,9 @@ def test_files_and_progress_line_are_closed_whatever_ends_a_run(tmp_path: Path) 
     )
     with contextlib.suppress(ZeroDivisionError), outputs(run, Progress()) as (writer, _):
         assert writer is not None
-        writer.write({"step": 1})
+        writer.write(step_metrics(1))
         raise ZeroDivisionError
     assert writer is not None
     with pytest.raises(ValueError, match="closed file"):
-        writer.write({"step": 2})
-    assert rows_of(tmp_path / "metrics.jsonl") == [{"step": 1}]
+        writer.write(step_metrics(2))
+    assert rows_of(tmp_path / "metrics.jsonl") == [step_metrics(1).to_json()]

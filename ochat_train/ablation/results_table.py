@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
 
 from data_pipeline.text_rules import quoted, visible
+from ochat_train.ablation.results import AblationResults
+from ochat_train.evaluation.questions import ALL_TASKS
 from ochat_train.report.tables import table
 
 
@@ -50,30 +51,31 @@ class ArmFigures:
     margin: Figure | None
 
 
-def arm_figures(results: dict[str, Any]) -> list[ArmFigures]:
+def arm_figures(results: AblationResults) -> list[ArmFigures]:
     """The figures of all arms, in their order."""
-    condition, name = results["inference_condition"], results["inference_class"]
-
-    def figure(scores: Sequence[Any], pick: Callable[[Any], float | None]) -> Figure | None:
-        values = [pick(score) for score in scores]
-        found = [value for value in values if value is not None]
-        return Figure(values=found) if values and len(found) == len(values) else None
-
+    condition, name = results.inference_condition, results.inference_class
     rows = []
-    for arm, entry in results["arms"].items():
-        scores = list(entry["scores"].values())
+    for arm_name, arm in results.arms.items():
+        scores = list(arm.scores.values())
+        margins = [score.evaluation.matrix.learnt.get(name) for score in scores]
         rows.append(
             ArmFigures(
-                name=arm,
-                title=entry["title"],
-                conversations=entry["conversations"],
-                epochs=entry["epochs"],
-                accuracy=figure(scores, lambda score: score["accuracy"].get(condition, {}).get("all")),
-                nll=figure(scores, lambda score: score["classes"][name]["nll"]),
-                margin=figure(scores, lambda score: score["learnt"].get(name, {}).get("margin")),
+                name=arm_name,
+                title=arm.title,
+                conversations=arm.conversations,
+                epochs=arm.epochs,
+                accuracy=_figure([score.accuracy.get(condition, {}).get(ALL_TASKS) for score in scores]),
+                nll=_figure([score.evaluation.classes[name].nll for score in scores]),
+                margin=_figure([None if learnt is None else learnt.margin for learnt in margins]),
             )
         )
     return rows
+
+
+def _figure(values: Sequence[float | None]) -> Figure | None:
+    """None where any seed lacks its value."""
+    known = [value for value in values if value is not None]
+    return Figure(values=known) if known and len(known) == len(values) else None
 
 
 HEAD = ("arm", "conversations", "epochs", "right answers", "held-out nll", "condition margin")
@@ -91,11 +93,11 @@ def cells(row: ArmFigures) -> tuple[str, ...]:
     )
 
 
-def results_text(results: dict[str, Any]) -> str:
+def results_text(results: AblationResults) -> str:
     """The table for a terminal."""
     head = (
-        f"{results['recipe']}: {results['steps']:,} steps, {results['seeds']} seed(s); answers under "
-        f"{quoted(results['inference_condition'])}, nll and margin of held-out {results['inference_class']} answers in "
-        "nats per token"
+        f"{results.recipe}: {results.steps:,} steps, {results.seeds} seed(s); answers under "
+        f"{quoted(results.inference_condition)}, nll and margin of held-out {results.inference_class} answers in nats "
+        "per token"
     )
     return visible(head) + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])

@@ -1,4 +1,4 @@
-"""What several checks need to know, found once."""
+"""What several checks need to know about a recipe, found once."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class SourceSample:
 
 
 @dataclass(kw_only=True)
-class Facts:
-    """Facts about a recipe. One that cannot be found raises the same UserError whenever it is asked for."""
+class RecipeFacts:
+    """Facts about a recipe. One that cannot be found raises the same UserError each time."""
 
     recipe: Recipe
     num_gpus: int
@@ -76,9 +76,7 @@ class Facts:
         return fact  # type: ignore[no-any-return]
 
     def hub_model(self, name: str) -> models.Repository:
-        """A base or tokenizer on the Hub. Raises UserError where it can be had neither from there nor from the
-        cache.
-        """
+        """A base or tokenizer on the Hub. Raises UserError if neither the Hub nor the cache has it."""
         revision = self.recipe.model.revision
         return self._once(
             f"hub {name}", lambda: models.find_model(name, revision, with_weights=name == self.recipe.model.path)
@@ -127,7 +125,7 @@ class Facts:
 
     @property
     def memory(self) -> MemoryPlan:
-        """What a run on such GPUs would decide. Raises UserError for packs that the GPUs cannot share."""
+        """What a run on such GPUs would choose. Raises UserError for packs that the GPUs cannot share evenly."""
         return self._once("memory", self._find_memory)
 
     def _find_memory(self) -> MemoryPlan:
@@ -141,7 +139,7 @@ class Facts:
 
     @property
     def prepared(self) -> Manifest | None:
-        """The manifest of the prepared dataset, None where there is none; UserError where it is of another recipe."""
+        """The manifest of the prepared dataset, None if there is none. Raises UserError for one of another recipe."""
         return self._once("prepared", self._find_prepared)
 
     def _find_prepared(self) -> Manifest | None:
@@ -151,7 +149,7 @@ class Facts:
 
     @property
     def num_steps(self) -> int | None:
-        """Optimizer steps of the run; None where there is no prepared dataset of this recipe, which decides them."""
+        """Optimizer steps of the run; None without a prepared dataset of this recipe, which decides them."""
         try:
             if self.prepared is None:
                 return self.recipe.train.max_steps
@@ -161,7 +159,9 @@ class Facts:
         return self._once("steps", lambda: training_plan(self.recipe, split).num_steps)
 
     def samples(self) -> Sequence[tuple[SourceSettings, SourceSample | UserError]]:
-        """What was seen in each source, or why nothing could be. Datasets on the Hub are left out: they come whole."""
+        """What was seen in each source, or why it could not be read. Datasets on the Hub are left out: they cannot be
+        downloaded in parts.
+        """
         return self._once(
             "samples", lambda: [(source, self._sample(number)) for number, source in self._readable_sources()]
         )
@@ -244,7 +244,7 @@ class Facts:
         return lengths - rule.num_tail_tokens
 
     def local_source_bytes(self) -> int:
-        """Bytes of all source files that are here; what is missing has a problem of its own."""
+        """Bytes of all source files on this machine; a missing one is a problem of `check_sources`."""
         total = 0
         for number, source in self._readable_sources():
             if is_dataset(source):

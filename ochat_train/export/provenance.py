@@ -1,4 +1,4 @@
-"""Where a run's weights came from, and under which licence: what the base's own card says, or that it is not known."""
+"""Where a run's weights came from, and under which licence: what the base's own card says, or why it is unknown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_pipeline.hub_names import is_hub_id
 from ochat_train.recipe.sections import ModelSettings
 from ochat_train.runs.base_origin import BaseOrigin
 
-_TIMEOUT_SECONDS = 10.0  # an export does not wait longer for the Hub
+_TIMEOUT_SECONDS = 10.0  # an export waits no longer for the Hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def find_base_model(settings: ModelSettings, origin: BaseOrigin | None) -> BaseM
     """
     if settings.path is None:
         return BaseModel(
-            name=None, why_unknown="the model was trained from random weights, and whoever trained it chooses one"
+            name=None, why_unknown="the model was trained from random weights, so its author chooses a licence"
         )
     if origin is not None and origin.hub_id is not None:
         return _from_hub(origin.hub_id, origin.revision)
@@ -50,7 +50,7 @@ def find_base_model(settings: ModelSettings, origin: BaseOrigin | None) -> BaseM
     if origin is None and is_hub_id(settings.path):
         reason = "the run did not record whether its base was a folder or a model of the Hub"
         return BaseModel(name=settings.path, why_unknown=reason)
-    return BaseModel(name=folder.name, why_unknown="the folder of the base model is not there any more")
+    return BaseModel(name=folder.name, why_unknown="the folder of the base model no longer exists")
 
 
 def _from_hub(name: str, revision: str | None) -> BaseModel:

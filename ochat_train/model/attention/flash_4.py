@@ -1,4 +1,8 @@
-"""FlashAttention 2, 3 and 4 for packs."""
+"""FlashAttention-4 (Hopper and later), the package `flash-attn-4`.
+
+The package builds its kernels in Python, which torch.compile cannot trace. So forward and backward are operators of
+torch here, each a single node of the compiled graph.
+"""
 
 from __future__ import annotations
 
@@ -6,65 +10,7 @@ from typing import Any
 
 import torch
 
-
-def attention_flash_2(
-    query_THD: torch.Tensor,
-    key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
-    *,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    window: int | None,
-    dropout: float,
-) -> torch.Tensor:
-    """The `flash-attn` package (FlashAttention-2)."""
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
-
-    result: torch.Tensor = flash_attn_varlen_func(
-        query_THD,
-        key_TGD,
-        value_TGD,
-        cu_seqlens,
-        cu_seqlens,
-        max_seqlen,
-        max_seqlen,
-        dropout_p=dropout,
-        softmax_scale=scale,
-        causal=True,
-        window_size=(-1, -1) if window is None else (window - 1, 0),
-    )
-    return result
-
-
-def attention_flash_3(
-    query_THD: torch.Tensor,
-    key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
-    *,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    scale: float,
-    window: int | None,
-    dropout: float,
-) -> torch.Tensor:
-    """The `flash_attn_3` package (FlashAttention-3, Hopper)."""
-    from flash_attn_interface import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
-
-    result = flash_attn_varlen_func(
-        query_THD,
-        key_TGD,
-        value_TGD,
-        cu_seqlens,
-        cu_seqlens,
-        max_seqlen,
-        max_seqlen,
-        softmax_scale=scale,
-        causal=True,
-        window_size=(-1, -1) if window is None else (window - 1, 0),
-    )
-    output: torch.Tensor = result[0] if isinstance(result, tuple) else result
-    return output
+from ochat_train.model.attention.kernel import HALF_PRECISION, Kernel
 
 
 def attention_flash_4(
@@ -78,7 +24,7 @@ def attention_flash_4(
     window: int | None,
     dropout: float,
 ) -> torch.Tensor:
-    """The `flash-attn-4` package (CuTe kernels for Hopper and later)."""
+    """Arguments as in `kernel.AttentionFunction`."""
     reach = None if window is None else window - 1
     output: torch.Tensor = _flash_4(query_THD, key_TGD, value_TGD, cu_seqlens, max_seqlen, scale, reach)[0]
     return output
@@ -94,8 +40,9 @@ def _flash_4(
     scale: float,
     reach: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output [T, H, D] and the float32 log-sum-exp [H, T]. reach: how many earlier tokens a token sees, None for
-    all.
+    """Output [T, H, D] and the log-sum-exp of the scores, float32[H, T].
+
+    reach: number of earlier tokens that a token sees, None for all.
     """
     from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
@@ -183,3 +130,17 @@ def _flash_4_gradients(ctx: Any, upstream_THD: torch.Tensor, upstream_of_lse: to
 
 
 _flash_4.register_autograd(_flash_4_gradients, setup_context=_flash_4_save)
+
+
+FLASH_4 = Kernel(
+    name="flash_attention_4",
+    run=attention_flash_4,
+    compilable=True,
+    has_dropout=False,
+    dtypes=HALF_PRECISION,
+    capabilities=range(9, 1000),
+    if_not_capable="it needs a Hopper GPU or later",
+    module="flash_attn.cute",
+    if_missing="the package flash-attn-4 is not installed (extra `gpu`)",
+    saved_operators=("ochat.flash_4.default",),
+)

@@ -1,0 +1,106 @@
+"""The class table and the ledger of a prepared dataset as rows of text: terminals, pages and model cards show these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.text_rules import quoted, visible
+
+CLASS_HEAD = ("class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share")
+CLASS_NOTE = (
+    "All splits together. Weight share: the class's part of the loss. Effective: (sum of weights)² / sum of squares."
+)
+
+
+def visible_line(text: str) -> str:
+    """A text in one line, with everything escaped that people could not see."""
+    return visible(text, kept="")
+
+
+def class_rows(
+    classes: Sequence[ClassRow],
+    *,
+    name: Callable[[str], str] = visible_line,
+    condition: Callable[[str], str] = quoted,
+) -> list[tuple[str, ...]]:
+    """A row for each class, under CLASS_HEAD. name, condition: how those two are written."""
+    return [
+        (
+            name(row.name),
+            condition(row.condition),
+            weight_text(row),
+            f"{row.conversations:,}",
+            f"{row.effective_conversations:,.0f}",
+            f"{row.tokens:,}",
+            f"{row.supervised_tokens:,}",
+            f"{row.weight_share:.1%}",
+        )
+        for row in classes
+    ]
+
+
+def weight_text(row: ClassRow) -> str:
+    """A class's weight, or the range of its conversations' weights."""
+    if row.weight is not None:
+        return f"{row.weight:.4g}"
+    if row.smallest_weight is None or row.largest_weight is None:
+        return "in rows"
+    same = math.isclose(row.smallest_weight, row.largest_weight, rel_tol=1e-6)
+    return f"{row.smallest_weight:.4g}" + ("" if same else f" to {row.largest_weight:.4g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerReason:
+    """Why conversations were left out, or lost a part. examples: `place: message` of the first few."""
+
+    reason: str
+    is_dropped: bool
+    num_conversations: int
+    examples: Sequence[str]
+
+    @property
+    def effect(self) -> str:
+        """What happened to the conversations, in a word."""
+        return "dropped" if self.is_dropped else "kept, cut"
+
+
+def ledger_summary(ledger: Mapping[str, Any]) -> str:
+    """The account in one line: what was read, kept and dropped, and what was changed of the kept ones."""
+    read, kept, dropped = ledger_totals(ledger)
+    counts = ", ".join(f"{what} {count:,}" for what, count in ledger_counts(ledger))
+    return f"read {read:,} = kept {kept:,} + dropped {dropped:,}; {counts}"
+
+
+def ledger_totals(ledger: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Conversations that were read, kept and dropped; the first is the sum of the others."""
+    return ledger["read"], ledger["kept"], sum(ledger["dropped"].values())
+
+
+def ledger_counts(ledger: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What was changed of the conversations that were kept, and how many of them."""
+    return [
+        ("truncated", ledger["truncated"]),
+        ("unsupervised tail trimmed", ledger["tail_trimmed"]),
+        ("control strings kept as text", ledger["control_text_kept_plain"]),
+        ("condition left out", ledger["condition_left_out"]),
+    ]
+
+
+def ledger_reasons(ledger: Mapping[str, Any]) -> list[LedgerReason]:
+    """Reasons with at least one conversation: dropped ones first, then those that were kept with a part missing."""
+    noted = ("truncated", "tail_trimmed", "text_not_recovered")  # older prepared datasets lack the last
+    counts = [(reason, count, True) for reason, count in ledger["dropped"].items()]
+    counts += [(reason, ledger[reason], False) for reason in noted if ledger.get(reason)]
+    return [
+        LedgerReason(
+            reason=reason,
+            is_dropped=is_dropped,
+            num_conversations=count,
+            examples=ledger["examples"].get(reason, []),
+        )
+        for reason, count, is_dropped in counts
+    ]

@@ -1,0 +1,43 @@
+"""The findings of `ochat check` as text and as JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ochat_train.check.findings import Finding
+
+
+def check_report(path: Path, findings: Sequence[Finding]) -> dict[str, Any]:
+    """The document of `ochat check --json`."""
+    count = Counter(finding.level for finding in findings)
+    return {
+        "recipe": str(path),
+        "problems": count["problem"],
+        "warnings": count["warning"],
+        "findings": [
+            {
+                "level": finding.level,
+                "area": finding.area,
+                "finding": finding.finding,
+                "remedy": finding.remedy,
+                "place": finding.place,
+                "problem": finding.problem,
+            }
+            for finding in findings
+        ],
+    }
+
+
+def check_text(findings: Sequence[Finding]) -> str:
+    """The findings as lines `level  area  finding`, remedies below."""
+    width = max(len(finding.area) for finding in findings)
+    lines = []
+    for finding in findings:
+        head = f"{finding.level:<7}  {finding.area:<{width}}  "
+        text = finding.finding + (f"\n-> {finding.remedy}" if finding.remedy else "")
+        lines.append(head + textwrap.indent(text, " " * len(head)).lstrip())
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""A memory plan in words: at the start of a run, and where it did not fit."""
+
+from __future__ import annotations
+
+from data_pipeline.errors import UserError
+from ochat_train.planning.memory import GIB, MemoryParts, MemoryPlan
+
+
+def parts_text(parts: MemoryParts) -> str:
+    """Parts in GiB, for a message."""
+    return ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+
+
+def memory_text(plan: MemoryPlan) -> str:
+    """One line about the plan, for the start of a run."""
+    return (
+        f"memory per GPU {plan.total / GIB:.1f} GiB ({parts_text(plan.parts)}): activation_checkpointing "
+        f"{plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s) per micro-batch, gradients in "
+        f"{plan.sum_dtype}{'' if plan.fits else '; computed to be more than is free'}"
+    )
+
+
+def too_little_memory(plan: MemoryPlan, *, num_gpus: int) -> UserError:
+    """The error for a recipe whose smallest setting, `plan`, does not fit."""
+    return UserError(
+        "GPU memory",
+        f"the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
+        f"({parts_text(plan.parts)}), more than is free",
+        "use more GPUs, deepspeed.offload_optimizer: true, train.gradient_dtype: bfloat16 or a shorter "
+        "train.pack_length_tokens",
+    )
+
+
+def out_of_memory_text(plan: MemoryPlan, error: BaseException) -> str:
+    """What was planned, what happened, and the next safer setting."""
+    return (
+        f"GPU memory: more was needed than the {plan.total / GIB:.1f} GiB planned ({parts_text(plan.parts)}); "
+        f"next safer: {_safer(plan)}, and start again ({str(error).splitlines()[0][:300]})"
+    )
+
+
+def _safer(plan: MemoryPlan) -> str:
+    """The setting to try next, as a recipe writes it."""
+    num, num_full = len(plan.checkpointing), plan.checkpointing.count("full")
+    if plan.packs_per_micro_batch > 1:
+        return "train.packs_per_micro_batch: 1"
+    if num_full < num:
+        more = min(num, num_full + max(1, num // 8))
+        return "model.activation_checkpointing: " + ("full" if more == num else f"{{layers: {more}}}")
+    if plan.zero_stage < 3:
+        return f"deepspeed.zero_stage: {plan.zero_stage + 1}"
+    return "deepspeed.offload_optimizer: true, or more GPUs"

@@ -1,0 +1,245 @@
+"""Where a run starts: the decision, from what is on the disk; and what is moved out of its way."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UserError
+from ochat_train.checkpoint.changes import Change, changes_since
+from ochat_train.checkpoint.resume import EarlierRun, ResumeDecision, decide, read_earlier_run, set_aside
+from ochat_train.checkpoint.state import CheckpointManifest, Progress
+from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
+from ochat_train.runs.lock import RunLock
+from tests.support.small_recipe import TINY_MODEL, RecipeFactory
+
+
+@pytest.fixture
+def recipe(make_recipe: RecipeFactory) -> Recipe:
+    return load_recipe(make_recipe())
+
+
+def manifest_of(recipe: Recipe, *, step: int = 4, **changes: Any) -> CheckpointManifest:
+    manifest = CheckpointManifest(
+        progress=Progress(step=step),
+        num_ranks=2,
+        recipe=recipe.model_dump(mode="json", by_alias=True),
+        data_fingerprint="a",
+        validation_loss=None,
+        versions={},
+        files={},
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+# ---- what has changed ----
+
+
+def changes_of(manifest: CheckpointManifest, recipe: Recipe, *, num_ranks: int = 2, data: str = "a") -> list[Change]:
+    return list(changes_since(manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"deepspeed__zero_stage": 0}, ("deepspeed.zero_stage", 2, 0, True)),
+        ({"train__loss_denominator": "step"}, ("train.loss_denominator", "epoch", "step", False)),
+        ({"train__tokens_per_step": 512}, ("train.tokens_per_step", 1024, 512, False)),
+        ({"seed": 2}, ("seed", 1, 2, False)),
+        ({"model__template": "chatml"}, ("model.template", "openchat_3.5", "chatml", False)),
+        (
+            {"model__config": {**TINY_MODEL, "hidden_size": 64}},
+            ("model.config", TINY_MODEL, {**TINY_MODEL, "hidden_size": 64}, False),
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_change_is_a_value(
+    changes: dict[str, Any], expected: tuple[Any, ...], recipe: Recipe, make_recipe: RecipeFactory
+) -> None:
+    [change] = changes_of(manifest_of(recipe), load_recipe(make_recipe(**changes)))
+    assert (change.name, change.then, change.now, change.is_of_layout) == expected
+    assert str(change) == f"{expected[0]} ({expected[1]} -> {expected[2]})"
+
+
+def test_data_and_the_number_of_gpus_are_compared(recipe: Recipe) -> None:
+    manifest = manifest_of(recipe)
+    assert changes_of(manifest, recipe) == []
+    assert changes_of(manifest, recipe, data="b") == [Change(name="prepared data", then="a", now="b")]
+    [change] = changes_of(manifest, recipe, num_ranks=4)
+    assert (str(change), change.is_of_layout) == ("number of GPUs (2 -> 4)", True)
+
+
+def test_what_does_not_decide_the_steps_is_not_compared(recipe: Recipe, make_recipe: RecipeFactory) -> None:
+    """The values of `data`, too: what was prepared from them has a fingerprint."""
+    other = make_recipe(
+        name="other",
+        train__log_every_steps=7,
+        train__packs_per_micro_batch=3,
+        train__push_to_hub="org/model",
+        model__activation_checkpointing="full",
+        checkpoint__keep_last=5,
+        validation__every_steps=2,
+        tracking__tensorboard=True,
+        data__validation_ratio=0.5,
+        deepspeed__config={"zero_optimization": {"overlap_comm": False}},
+    )
+    assert changes_of(manifest_of(recipe), load_recipe(other)) == []
+
+
+def test_keys_that_only_one_of_both_has(recipe: Recipe) -> None:
+    """A key that the checkpoint alone has is left alone; one that it lacks was `None`."""
+    values = recipe.model_dump(mode="json", by_alias=True)
+    values["train"]["old_key"], values["old_section"] = 3, {"x": 1}
+    del values["model"]["float8"], values["model"]["revision"], values["validation"]
+    manifest = dataclasses.replace(manifest_of(recipe), recipe=values)
+    assert changes_of(manifest, recipe) == [Change(name="model.float8", then=None, now=False)]
+
+
+# ---- the decision ----
+
+RUN = Path("runs/mine")
+
+
+def earlier_run(*steps: int, intact: CheckpointManifest | None = None, **changes: Any) -> EarlierRun:
+    folders = tuple(RUN / "checkpoints" / f"step-{step:08d}" for step in steps)
+    found = EarlierRun(
+        output_dir=RUN,
+        is_there=bool(steps),
+        neighbours=frozenset({"mine", "mine.previous-1", "other"}),
+        checkpoints=folders,
+        checkpoint_names=frozenset({*(folder.name for folder in folders), "LATEST", "aside-1-step-00000006"}),
+        intact=(RUN / "checkpoints" / f"step-{intact.step:08d}", intact) if intact else None,
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def decision(earlier: EarlierRun, recipe: Recipe, resume: str = "auto", **changes: Any) -> ResumeDecision:
+    facts = {"num_ranks": 2, "data_fingerprint": "a", "accept_changes": False, **changes}
+    return decide(earlier, resume, recipe=recipe, **facts)
+
+
+def test_a_first_run_starts_from_the_base_model(recipe: Recipe) -> None:
+    for resume in ("auto", "never"):
+        assert decision(earlier_run(), recipe, resume) == ResumeDecision(checkpoint=None)
+
+
+def test_a_run_resumes_from_the_checkpoint_that_is_intact(recipe: Recipe) -> None:
+    found = decision(earlier_run(2, 4, intact=manifest_of(recipe)), recipe)
+    assert found == ResumeDecision(checkpoint=RUN / "checkpoints" / "step-00000004")
+
+
+def test_later_checkpoints_are_moved_to_free_names(recipe: Recipe) -> None:
+    """One that is passed over as damaged as well as one that is left behind by `--resume PATH`."""
+    earlier = earlier_run(2, 4, 6, 8, intact=manifest_of(recipe), damaged=("step-00000008: x",))
+    folder = RUN / "checkpoints"
+    for resume in ("auto", str(folder / "step-00000004")):
+        found = decision(earlier, recipe, resume)
+        assert found.checkpoint == folder / "step-00000004"
+        assert found.checkpoint_moves == (
+            (folder / "step-00000006", folder / "aside-2-step-00000006"),
+            (folder / "step-00000008", folder / "aside-1-step-00000008"),
+        )
+        assert found.messages[0] == (
+            f"step-00000006 is later than this checkpoint; it is moved to {folder / 'aside-2-step-00000006'}"
+        )
+
+
+def test_starting_over_moves_the_whole_run_to_a_free_name(recipe: Recipe) -> None:
+    found = decision(earlier_run(2, 4), recipe, "never")
+    target = Path("runs/mine.previous-2")
+    assert found == ResumeDecision(
+        checkpoint=None, run_moves_to=target, messages=(f"the earlier run is moved to {target}",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("resume", "says"),
+    [
+        ("auto", "no checkpoint is intact (step-00000004: x; step-00000002: y); `--resume never` starts over"),
+        ("runs/mine/checkpoints/step-00000004", "--resume runs/mine/checkpoints/step-00000004: step-00000004: x"),
+    ],
+)
+def test_damage_is_never_a_silent_restart(resume: str, says: str, recipe: Recipe) -> None:
+    with pytest.raises(UserError) as caught:
+        decision(earlier_run(2, 4, damaged=("step-00000004: x", "step-00000002: y")), recipe, resume)
+    assert says in str(caught.value)
+
+
+def test_changes_are_refused_or_accepted(recipe: Recipe) -> None:
+    earlier = earlier_run(4, intact=manifest_of(recipe, data_fingerprint="b"))
+    with pytest.raises(UserError) as caught:
+        decision(earlier, recipe)
+    assert caught.value.problem == "changed since this checkpoint was written: prepared data (b -> a)"
+    assert caught.value.remedy.endswith("or accept the change with `--accept-changes`")
+    found = decision(earlier, recipe, accept_changes=True)
+    assert (found.reshard, found.messages) == (False, ("resuming with accepted changes: prepared data (b -> a)",))
+
+
+@pytest.mark.parametrize(("then", "now"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (0, 0), (0, 2), (2, 3), (3, 2)])
+def test_which_layouts_are_converted(then: int, now: int, make_recipe: RecipeFactory) -> None:
+    """Not accepted changes: a conversion needs no permission."""
+    old, new = (load_recipe(make_recipe(deepspeed__zero_stage=stage)) for stage in (then, now))
+    earlier = earlier_run(4, intact=manifest_of(old))
+    if (then, now) in ((0, 0), (0, 2), (2, 3), (3, 2)):
+        with pytest.raises(UserError, match=r"number of GPUs \(2 -> 4\)"):
+            decision(earlier, new, num_ranks=4, accept_changes=True)
+    else:
+        found = decision(earlier, new, num_ranks=4)
+        assert found.reshard
+        assert found.messages[0].startswith("the checkpoint is converted first: number of GPUs (2 -> 4)")
+    assert then != now or not decision(earlier, new).reshard
+
+
+# ---- on the disk ----
+
+
+def make_checkpoint(output_dir: Path, recipe: Recipe, step: int) -> Path:
+    folder = output_dir / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    manifest_of(recipe, step=step).write(folder)
+    return folder
+
+
+def test_reading_looks_no_further_than_the_newest_intact_checkpoint(
+    tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    folders = [make_checkpoint(run, recipe, step) for step in (2, 4, 6)]
+    for folder in (folders[0], folders[2]):
+        (folder / "stray").touch()
+    (tmp_path / "neighbour").touch()
+    found = read_earlier_run(run, "auto")
+    assert found.intact is not None
+    assert (found.intact[0], found.intact[1].step) == (folders[1], 4)
+    assert found.damaged == ("step-00000006: stray is not in its MANIFEST.json",)
+    assert "step-00000006 is not intact: stray is not in its MANIFEST.json" in capsys.readouterr().err
+    assert (found.is_there, found.checkpoints) == (True, tuple(folders))
+    assert found.neighbours == {path.name for path in tmp_path.iterdir()}
+    assert read_earlier_run(run, str(folders[2])).damaged == found.damaged
+    assert read_earlier_run(run, "never").intact is None
+    assert not read_earlier_run(tmp_path / "none", "auto").is_there
+
+
+def test_what_is_decided_is_moved(tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    lock = RunLock(run)
+    lock.acquire()
+    assert not read_earlier_run(run, "never").is_there  # a lock alone is no run
+    for step in (2, 4):
+        make_checkpoint(run, recipe, step)
+    first = decision(read_earlier_run(run, str(run / "checkpoints" / "step-00000002")), recipe, "a path")
+    set_aside(first, lock)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-00000002", "aside-1-step-00000004"}
+    set_aside(decision(read_earlier_run(run, "never"), recipe, "never"), lock)
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    assert (tmp_path / "run.previous-1" / "checkpoints" / "step-00000002").is_dir()
+    assert [line.partition(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "step-00000004 is later than this checkpoint",
+        f"the earlier run is moved to {tmp_path / 'run.previous-1'}",
+    ]
+    lock.close()

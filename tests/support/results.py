@@ -1,0 +1,57 @@
+"""Results as a run makes them, with figures that do not matter unless they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ochat_train.runs.metrics import ClassMeans, Means, Speed, StepMetrics
+
+
+def class_means(**figures: Any) -> ClassMeans:
+    """A class in a step."""
+    given: dict[str, Any] = {
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "tokens": 9,
+        "supervised_tokens": 5,
+        "weight_share": 1.0,
+        "effective_tokens": 5.0,
+    }
+    return ClassMeans(**{**given, **figures})
+
+
+def means(classes: Mapping[str, ClassMeans], **figures: Any) -> Means:
+    """All classes of a step."""
+    given: dict[str, Any] = {
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "tokens": 9,
+        "supervised_tokens": 5,
+        "effective_tokens": 5.0,
+        "weight": 5.0,
+    }
+    return Means(**{**given, **figures}, classes=classes)
+
+
+def step_metrics(
+    step: int,
+    *,
+    classes: Mapping[str, ClassMeans] | Sequence[str] = (),
+    epoch: int = 0,
+    speed: Mapping[str, Any] | None = None,
+    **figures: Any,
+) -> StepMetrics:
+    """A logged step. classes: names are enough. speed: what differs from a CPU's. figures: of all classes together."""
+    if not isinstance(classes, Mapping):
+        classes = {name: class_means() for name in classes}
+    cpu: dict[str, Any] = {"tokens_per_second": 1000.0, "mfu": None, "memory_gib": None, "data_wait_ratio": 0.0}
+    return StepMetrics(
+        step=step,
+        epoch=epoch,
+        means=means(classes, **figures),
+        learning_rate=1e-4,
+        grad_norm=1.0,
+        nonfinite_steps=0,
+        speed=Speed(**{**cpu, **(speed or {})}),
+    )
