@@ -29,7 +29,7 @@ from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
-from ochat_train.training.batches import micro_batches, run_shape
+from ochat_train.training.batches import grouped_packs, micro_batches, run_shape
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Chosen = Callable[[int, int, str], bool]  # number of a layer, layers in all, name of a linear module: is it float8?
@@ -45,7 +45,8 @@ def main() -> None:
     recipe = load_recipe(arguments.recipe, arguments.set)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
-    packs = list(micro_batches(split, plan.epoch(0), np.arange(arguments.packs), shape=run_shape(split, plan)))
+    rows = grouped_packs(plan.epoch(0), np.arange(arguments.packs))
+    packs = list(micro_batches(split, rows, shape=run_shape(split, plan)))
     per_tensor, per_row = (Float8LinearConfig.from_recipe_name(name) for name in ("tensorwise", "rowwise"))
     variants: dict[str, tuple[Any, Chosen]] = {
         "float8, scale per tensor": (per_tensor, lambda *_: True),

@@ -25,8 +25,8 @@ import datasets  # noqa: E402
 
 from data_pipeline.plan.plan import TrainingPlan  # noqa: E402
 from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
-from ochat_train.training.batches import run_micro_batches  # noqa: E402
-from ochat_train.training.prefetch import Prefetcher  # noqa: E402
+from ochat_train.training.batches import run_steps_of_rank  # noqa: E402
+from ochat_train.training.prefetch import StepPrefetcher  # noqa: E402
 
 _PACK = 8192
 
@@ -41,13 +41,24 @@ def main() -> None:
         write_dataset(Path(folder) / "prepared", arguments.tokens, arguments.mean_length)
         split = PreparedSplit(Path(folder) / "prepared", "train")
         plan = TrainingPlan(split, capacity=_PACK, bins_per_step=16, seed=0, epochs=1, max_steps=None)
-        ours = Prefetcher(
-            run_micro_batches(split, plan, first_step=0, rank=0, num_ranks=1, packs_per_micro_batch=1, pin=False),
-            depth=8,
+        steps = run_steps_of_rank(
+            split,
+            plan,
+            first_step=0,
+            rank=0,
+            num_ranks=1,
+            packs_per_micro_batch=1,
+            loss_denominator="epoch",
+            num_classes=1,
+            pin=False,
         )
+        ours = StepPrefetcher(steps, depth=8)
         rows = datasets.load_from_disk(str(Path(folder) / "prepared"))["train"]
         speeds = {}
-        for name, batches in (("ours", (batch.num_tokens for batch in ours)), ("datasets", plain(rows, plan))):
+        for name, batches in (
+            ("ours", (batch.num_tokens for step in ours for batch in step.micro_batches)),
+            ("datasets", plain(rows, plan)),
+        ):
             start = time.perf_counter()
             num_tokens = sum(batches)
             speeds[name] = num_tokens / (time.perf_counter() - start)

@@ -21,10 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,12 @@ from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import work_of  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.sections import Recipe  # noqa: E402
-from ochat_train.training.batches import run_micro_batches  # noqa: E402
+from ochat_train.training.batches import run_steps_of_rank  # noqa: E402
 from ochat_train.training.engine import parameter_groups, start_engine  # noqa: E402
+from ochat_train.training.memory_plan import plan_memory  # noqa: E402
 from ochat_train.training.meter import Meter  # noqa: E402
-from ochat_train.training.prefetch import Prefetcher  # noqa: E402
-from ochat_train.training.run import plan_memory  # noqa: E402
-from ochat_train.training.step import train_step  # noqa: E402
+from ochat_train.training.prefetch import StepPrefetcher  # noqa: E402
+from ochat_train.training.step import Step, StepSums, train_step  # noqa: E402
 
 _VOCAB = 32_002
 _WARMUP_STEPS = 2
@@ -224,55 +223,48 @@ def work(task: dict[str, Any]) -> None:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model: Any = ReferenceLM(causal_lm)
         engine = reference_engine(model, recipe)
-        num_backwards = 1
     else:
         model = PackedCausalLM(causal_lm, num_classes=1)
         memory, compiled = plan_memory(recipe, causal_lm, ranks, kernel=kernel)
         recipe = resolve(recipe, memory, compiled=compiled)
         set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
         engine = start_engine(model, recipe, ranks)
-        num_backwards = engine.gradient_accumulation_steps()
-    batches = Prefetcher(
-        run_micro_batches(
+    steps = StepPrefetcher(
+        run_steps_of_rank(
             split,
             plan,
             first_step=0,
             rank=ranks.rank,
             num_ranks=ranks.num_ranks,
-            pin=ranks.device.type == "cuda",
             packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
+            loss_denominator="epoch",
+            num_classes=1,
+            pin=ranks.device.type == "cuda",
         ),
         depth=8,
     )
 
-    def next_step() -> Any:
-        if variant == "reference":
-            packs = [next(batches) for _ in range(options.packs_per_gpu)]
-            micro_batches: Iterator[PackedBatch] = iter([joined(packs)])
-        else:
-            micro_batches = islice(batches, num_backwards)
-        return train_step(
-            engine,
-            micro_batches,
-            denominator=plan.epoch(0).mean_step_weight,
-            learning_rate=1e-6,
-            num_ranks=ranks.num_ranks,
+    def next_step() -> tuple[Step, StepSums]:
+        step = next(steps)
+        batches = [joined(list(step.micro_batches))] if variant == "reference" else step.micro_batches
+        return step, train_step(
+            engine, batches, denominator=step.denominator, learning_rate=1e-6, num_ranks=ranks.num_ranks
         )
 
     start = time.monotonic()
     set_up_seconds = start - begun
     meter = Meter(model_work, ranks.device, num_ranks=ranks.num_ranks)
     first_step_seconds, found = 0.0, []
-    for step in range(_WARMUP_STEPS + options.steps):
-        meter.start(waited_seconds=batches.waited_seconds)
-        sums = next_step()
-        packs = plan.epoch(0).step_packs(step)
-        squared = float(plan.epoch(0).attention_costs[packs].sum())
-        speed = meter.stop(num_tokens=sums.num_tokens, squared_lengths=squared, waited_seconds=batches.waited_seconds)
+    for _ in range(_WARMUP_STEPS + options.steps):
+        meter.start(waited_seconds=steps.waited_seconds)
+        step, sums = next_step()
+        speed = meter.stop(
+            num_tokens=sums.num_tokens, squared_lengths=step.squared_lengths, waited_seconds=steps.waited_seconds
+        )
         first_step_seconds = first_step_seconds or time.monotonic() - start
-        found.append({**asdict(speed), "squared": squared, "tokens": sums.num_tokens})
+        found.append({**asdict(speed), "squared": step.squared_lengths, "tokens": sums.num_tokens})
     found_profile = profile(next_step, ranks) if options.profile else None
-    batches.close()
+    steps.close()
     if ranks.is_main:
         counted = found[_WARMUP_STEPS:]
         figures = {

@@ -8,6 +8,7 @@ import json
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
 from data_pipeline.read import sources
+from data_pipeline.settings import DataSettings
 
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:
@@ -21,9 +22,14 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
         "settings": sha256_of_text(json.dumps(settings, sort_keys=True)),
     }
     if with_sources:
-        contents = (sources.fingerprint(s, where=f"data.sources.{n}") for n, s in enumerate(job.data.sources))
-        inputs["sources"] = sha256_of_text("".join(contents))
+        inputs["sources"] = sources_fingerprint(job.data)
     return inputs
+
+
+def sources_fingerprint(settings: DataSettings) -> str:
+    """sha256 of the content of all raw sources, read whole. Raises UserError where one is not on this machine."""
+    contents = (sources.fingerprint(s, where=f"data.sources.{n}") for n, s in enumerate(settings.sources))
+    return sha256_of_text("".join(contents))
 
 
 def sha256_of_text(text: str) -> str:

@@ -1,1 +1,1 @@
-"""Many ranks that act as one: they meet, agree, notice who is missing, and stop together."""
+"""Ranks that act as one: they meet, agree, notice who is missing, and stop together."""

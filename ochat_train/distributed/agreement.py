@@ -1,4 +1,4 @@
-"""What all hosts must have in common, checked before the first step: a run must not find out at its first checkpoint.
+"""What all hosts must have in common, checked before the first step rather than at the first checkpoint.
 
 Every rank calls these functions together. All of them return, or all raise the same UserError, which names rank and
 host.
@@ -20,40 +20,45 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.distributed.ranks import Ranks, on_main_rank
+from ochat_train.distributed.ranks import Ranks, error_parts, on_main_rank
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system.versions import library_versions
 
 T = TypeVar("T")
 
-SIGHT_SECONDS = (
-    5.0  # how long a disk may take to show a new file on another host; NFS and Lustre show a new name at once
-)
+# How long a disk may take to show a new file on another host; NFS and Lustre show a new name at once.
+SIGHT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 
 
 def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do something on every rank; each gets its own result. A UserError or OSError of one becomes a UserError of
-    all.
+    """Do something on every rank; each gets its own result.
+
+    A UserError or OSError of one rank is raised as a UserError on all ranks.
     """
     result, problem = None, None
     try:
         result = work()
     except (UserError, OSError) as error:
-        problem = str(error)
+        problem = error_parts(error)
     found = _gathered(ranks, problem)
-    problems: dict[str, list[int]] = {}
-    for rank, (_, text) in enumerate(found):
-        if text is not None:
-            problems.setdefault(text, []).append(rank)
+    problems: dict[tuple[str, str, str], list[int]] = {}
+    for rank, (_, parts) in enumerate(found):
+        if parts is not None:
+            problems.setdefault(parts, []).append(rank)
     if problems:
-        everywhere = sum(map(len, problems.values())) == ranks.num_ranks and len(problems) == 1
-        raise UserError(
-            "\n".join(
-                text if everywhere else f"{_ranks_text(numbers, found)}: {text}" for text, numbers in problems.items()
-            )
-        )
+        raise _error_of_ranks(problems, found)
     return result  # type: ignore[return-value]
+
+
+def _error_of_ranks(problems: Mapping[tuple[str, str, str], list[int]], found: Sequence[tuple[str, Any]]) -> UserError:
+    """The problems of ranks as one error. problems: ranks by place, problem and remedy."""
+    if len(problems) == 1:
+        [((place, problem, remedy), numbers)] = problems.items()
+        everywhere = len(numbers) == len(found)
+        return UserError(place if everywhere else f"{_ranks_text(numbers, found)}: {place}", problem, remedy)
+    lines = [f"{_ranks_text(numbers, found)}: {UserError(*parts)}" for parts, numbers in problems.items()]
+    return UserError("ranks cannot start, for different reasons", "\n" + "\n".join(lines))
 
 
 def facts_of(recipe: Recipe, *, data_fingerprint: str) -> dict[str, str]:
@@ -85,34 +90,36 @@ def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
             if there.get(name) != expected.get(name):
                 others.setdefault(there.get(name, "not there"), []).append(rank)
         problems += [
-            f"{name} is {value} on {_ranks_text(numbers, found)}, and {expected.get(name, 'not there')} on rank 0 "
+            f"{name} is {value} on {_ranks_text(numbers, found)}, but {expected.get(name, 'missing')} on rank 0 "
             f"({main_host})"
             for value, numbers in others.items()
         ]
     if problems:
-        raise UserError("not all hosts run the same", f"{'; '.join(problems)}", "give all of them the same")
+        remedy = "start every host with the same recipe, options, prepared data and libraries"
+        raise UserError("the hosts differ", "; ".join(problems), remedy)
 
 
-def require_shared_folder(ranks: Ranks, folder: Path, *, name: str) -> None:
+def require_shared_folder(ranks: Ranks, folder: Path, *, name: str, sight_seconds: float = SIGHT_SECONDS) -> None:
     """Raise UserError on all ranks if one of them does not see in `folder`, which rank 0 has, what rank 0 writes there.
 
-    name: what the folder is called in the recipe.
+    name: what the folder is called in the recipe. sight_seconds: how long a new file may take to be seen.
     """
     token = on_main_rank(ranks, lambda: _write_token(folder))
     try:
-        found = _gathered(ranks, (os.path.abspath(folder), _sees(folder / token)))
+        found = _gathered(ranks, (os.path.abspath(folder), _sees(folder / token, seconds=sight_seconds)))
     finally:
         if ranks.is_main:
             with contextlib.suppress(OSError):
                 (folder / token).unlink()
-    blind = [rank for rank, (_, (_, is_seen)) in enumerate(found) if not is_seen]
-    if blind:
-        (host, (written, _)), (_, (looked, _)) = found[0], found[blind[0]]
+    unseeing = [rank for rank, (_, (_, is_seen)) in enumerate(found) if not is_seen]
+    if unseeing:
+        (host, (written, _)), (_, (searched, _)) = found[0], found[unseeing[0]]
         raise UserError(
             name,
-            f"{_ranks_text(blind, found)} looked into {looked} and did not find what rank 0 ({host}) has just written "
-            f"into {written}. All ranks write checkpoints, so this must be one folder on a disk that all hosts share "
-            "(NFS, Lustre, ...), under the same path",
+            f"{_ranks_text(unseeing, found)} looked into {searched} and did not find what rank 0 ({host}) has just "
+            f"written into {written}",
+            "all ranks write checkpoints, so use one folder on a disk that all hosts share (NFS, Lustre, ...), under "
+            "the same path",
         )
 
 
@@ -125,10 +132,10 @@ def _write_token(folder: Path) -> str:
     return token
 
 
-def _sees(path: Path) -> bool:
-    end = time.monotonic() + SIGHT_SECONDS
+def _sees(path: Path, *, seconds: float) -> bool:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with contextlib.suppress(OSError):  # no permission, or a stale handle of a network disk: not seen
+        with contextlib.suppress(OSError):  # no permission, or a stale handle of a network disk
             if path.exists():
                 return True
         time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The ranks of a run: who they are, how they meet, and what rank 0 does for all of them."""
+"""The ranks of a run: who they are, how they start and stop, and what rank 0 does for all of them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     timeout_seconds: how long a collective may wait for the other ranks.
     """
     quiet_libraries()
-    # Blocks that grow: without it a tenth of a full GPU is lost between blocks of different sizes.
+    # Without segments that grow, a tenth of a full GPU is lost between blocks of different sizes.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # Known, and empty: it would try a compiler on every rank, and on a CPU build collectives that only inference uses.
+    # Otherwise it would try a compiler on every rank, and on a CPU compile collectives that only inference uses.
     deepspeed.ops.__compatible_ops__ = {}
     if not is_launched(os.environ):
         os.environ |= single_rank()
@@ -55,8 +55,8 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
         if local_rank >= torch.cuda.device_count():
             raise OneRankError(
                 f"rank {local_rank} of this host has no GPU",
-                f"{torch.cuda.device_count()} are visible",
-                "start fewer ranks",
+                f"{torch.cuda.device_count()} GPUs are visible",
+                "start at most one rank for each GPU",
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -67,24 +67,34 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
 
 
 def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do something on rank 0 only; all ranks wait, and all get its result, or its UserError or OSError as a
-    UserError.
+    """Do something on rank 0 only; the others wait, and all get its result.
+
+    A UserError or OSError of rank 0 is raised as a UserError on all ranks.
     """
     message: list[Any] = [None, None]
     if ranks.is_main:
         try:
             message[0] = work()
         except (UserError, OSError) as error:
-            message[1] = str(error)
+            message[1] = error_parts(error)
     torch.distributed.broadcast_object_list(message, src=0)
     if message[1] is not None:
-        raise UserError(message[1])
+        raise UserError(*message[1])
     result: T = message[0]
     return result
 
 
+def error_parts(error: UserError | OSError) -> tuple[str, str, str]:
+    """Place, problem and remedy of an error, to be sent to other ranks."""
+    if isinstance(error, UserError):
+        return error.place, error.problem, error.remedy
+    if error.filename is not None and error.strerror:
+        return str(error.filename), error.strerror, ""
+    return type(error).__name__, str(error), ""
+
+
 def stop_ranks() -> None:
-    """Leave the process group; without it NCCL warns of leaked resources at exit."""
+    """Leave the process group, together with all ranks; otherwise NCCL warns of leaked resources at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

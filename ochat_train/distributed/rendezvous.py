@@ -1,4 +1,4 @@
-"""Roll call before the process group is made: which ranks have not come, instead of half an hour of silence."""
+"""Roll call before the process group is made, so that missing ranks are named instead of waited for in silence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,81 +17,100 @@ from data_pipeline.errors import UserError
 from ochat_train.system.exits import OneRankError
 
 MEETING_SECONDS = 600.0  # hosts may start minutes apart, and read their libraries from a slow disk
+_POLL_SECONDS = 5.0
 _SHOWN_RANKS = 8
+_GIVEN_UP = "given-up"
 
 
-def meet() -> object:
+def meet(*, seconds: float = MEETING_SECONDS) -> object:
     """Wait until all ranks of the launcher are there (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set).
 
     Keep what is returned until the process group is made: rank 0 answers the others as long as it lives.
-    Raises UserError where some do not come, or the first rank cannot be reached; one rank of each host prints it.
+    Raises UserError where some ranks do not join within `seconds`, or rank 0 cannot be reached; one rank of each host
+    prints it.
     """
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    patience = timedelta(seconds=MEETING_SECONDS)
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    meeting_point = f"{address}:{port}"
-    launcher_keeps_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun
+    rank_0 = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    poll_seconds = min(_POLL_SECONDS, seconds / 4)
     try:
-        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            address,
-            port,
-            is_master=rank == 0 and not launcher_keeps_store,
-            timeout=patience,
-            wait_for_workers=False,
-            multi_tenant=True,  # the process group's own store shares the port later
-        )
-        store.set(_key(rank), socket.gethostname())
+        store = _store(rank, seconds=seconds)
+        join(store, rank)
     except (torch.distributed.DistError, RuntimeError, ValueError, OSError) as error:
-        raise _problem(
-            f"rank {rank} ({socket.gethostname()}) cannot reach rank 0 at {meeting_point} "
-            f"({str(error).splitlines()[0][:200]}); is it started, is its name known on every host, is the port open?"
+        raise _error(
+            f"rank {rank} ({socket.gethostname()})",
+            f"cannot reach rank 0 at {rank_0} ({str(error).splitlines()[0][:200]})",
+            "check that rank 0 was started, that its name is known on every host, and that the port is open",
         ) from error
     try:
-        missing = _missing_ranks(store, num_ranks)
+        missing = missing_ranks(store, num_ranks, seconds=seconds, poll_seconds=poll_seconds)
     except (torch.distributed.DistError, RuntimeError) as error:
-        raise _problem(f"rank {rank} ({socket.gethostname()}) has lost rank 0 at {meeting_point}") from error
+        raise _error(
+            f"rank {rank} ({socket.gethostname()})",
+            f"lost contact with rank 0 at {rank_0} before all ranks had joined",
+            "look at the output of rank 0",
+        ) from error
     if missing:
         if rank == 0:
-            time.sleep(
-                2 * _look_seconds()
-            )  # until the others have read it: they may have come later, and lose the store
-        shown = ", ".join(map(str, missing[:_SHOWN_RANKS])) + (", ..." if len(missing) > _SHOWN_RANKS else "")
-        raise _problem(
-            f"{len(missing)} of {num_ranks} ranks have not come within {MEETING_SECONDS:g} s: {shown}; look at what "
-            "their hosts say, and whether every host was started with the same number of hosts and processes"
-        )
+            time.sleep(2 * poll_seconds)  # the others may have come later; they lose the store when this rank ends
+        raise _missing_error(missing, num_ranks, seconds=seconds)
     return store
 
 
-def _missing_ranks(store: Any, num_ranks: int) -> list[int]:
-    """Wait for all ranks; those that did not come, in time for the first rank that has waited long enough.
+def _store(rank: int, *, seconds: float) -> Any:
+    launcher_keeps_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun
+    return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and not launcher_keeps_store,
+        timeout=timedelta(seconds=seconds),
+        wait_for_workers=False,
+        multi_tenant=True,  # the process group's own store shares the port later
+    )
 
+
+def join(store: Any, rank: int) -> None:
+    """Tell the other ranks of a store (torch.distributed.Store) that this one is there."""
+    store.set(_key(rank), socket.gethostname())
+
+
+def missing_ranks(
+    store: Any, num_ranks: int, *, seconds: float = MEETING_SECONDS, poll_seconds: float = _POLL_SECONDS
+) -> list[int]:
+    """Wait for all ranks to join; the ranks that have not. All ranks get the same list.
+
+    The first rank that has waited for `seconds` gives up for all; the others look every `poll_seconds`.
     Raises RuntimeError or DistError where the store is gone.
     """
-    everybody, given_up = [_key(other) for other in range(num_ranks)], _key("given-up")
-    end = time.monotonic() + MEETING_SECONDS
+    everybody = [_key(rank) for rank in range(num_ranks)]
+    end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(torch.distributed.DistError, RuntimeError):
-            store.wait(everybody, timedelta(seconds=_look_seconds()))
+            store.wait(everybody, timedelta(seconds=poll_seconds))
             return []
-        if store.check([given_up]):
-            found: list[int] = json.loads(store.get(given_up))
+        if store.check([_key(_GIVEN_UP)]):
+            found: list[int] = json.loads(store.get(_key(_GIVEN_UP)))
             return found
         if time.monotonic() > end:
-            missing = [other for other in range(num_ranks) if not store.check([_key(other)])]
-            store.set(given_up, json.dumps(missing))
+            missing = [rank for rank in range(num_ranks) if not store.check([_key(rank)])]
+            store.set(_key(_GIVEN_UP), json.dumps(missing))
             return missing
-
-
-def _look_seconds() -> float:
-    """How often a rank looks whether another one has given up."""
-    return min(5.0, MEETING_SECONDS / 4)
 
 
 def _key(name: int | str) -> str:
     return f"ochat/attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
-def _problem(text: str) -> UserError:
+def _missing_error(missing: Sequence[int], num_ranks: int, *, seconds: float) -> UserError:
+    shown = ", ".join(map(str, missing[:_SHOWN_RANKS])) + (", ..." if len(missing) > _SHOWN_RANKS else "")
+    return _error(
+        f"{len(missing)} of {num_ranks} ranks did not join within {seconds:g} s",
+        shown,
+        "look at the output of their hosts, and check that every host was started with the same number of hosts and "
+        "processes",
+    )
+
+
+def _error(place: str, problem: str, remedy: str) -> UserError:
     """An error that one rank of each host prints."""
-    return OneRankError(text) if os.environ.get("LOCAL_RANK", "0") == "0" else UserError(text)
+    kind = OneRankError if os.environ.get("LOCAL_RANK", "0") == "0" else UserError
+    return kind(place, problem, remedy)

@@ -1,5 +1,6 @@
-"""SIGTERM, Ctrl-C and the end of the launcher: finish the step, write a checkpoint, leave. A second signal ends at
-once.
+"""SIGTERM, Ctrl-C and the end of the launcher: finish the step, write a checkpoint, exit.
+
+A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ _RELAY_SECONDS = 2.0  # on Ctrl-C a rank gets SIGINT from the terminal and SIGTE
 
 
 class StopRequest:
-    """Whether this process was asked to stop since `listen` was called. Before, and after `close`, a signal ends it."""
+    """Whether this process was asked to stop.
+
+    Signals ask between `listen` and `close`; before and after, they end the process.
+
+    reason: what asked, None where nothing did.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -28,7 +34,7 @@ class StopRequest:
         self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Restore the handlers from before `listen`."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -41,13 +47,13 @@ class StopRequest:
         self.reason = self.reason or signal.Signals(number).name
 
     def notice_ended_launcher(self) -> None:
-        """Ask to stop if the launcher has ended: the `deepspeed` command dies of SIGTERM without telling its ranks."""
+        """Ask to stop if the launcher has ended: SIGTERM ends the `deepspeed` command without telling its ranks."""
         if self.reason is None and _launchers() != self._launchers:
             self.reason = "the end of the launcher"
 
 
 def _launchers() -> tuple[int, ...]:
-    """Process numbers of parent and grandparent; only the parent's where the system does not tell."""
+    """Process ids of parent and grandparent; only the parent's on systems without /proc."""
     parent = os.getppid()
     try:
         fields = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

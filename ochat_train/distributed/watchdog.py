@@ -1,4 +1,4 @@
-"""Notices ranks that hang or are gone, says which, and ends this one, instead of waiting with all GPUs held."""
+"""Notices ranks that hang or are gone, names them, and ends this one, so that no GPU is held by a dead run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from ochat_train.distributed.ranks import Ranks
 from ochat_train.system import exits
 
 _BEAT_SECONDS = 1.0
-_SILENT_SECONDS = 4.0  # a rank that has given no sign of life for so long is stopped or gone
-REMEDY = "start again to go on from the newest checkpoint"
+_SILENT_SECONDS = 4.0  # a rank without a sign of life for this long is stopped or gone
+REMEDY = "restart to resume from the newest checkpoint"
 
 
 class Watchdog:
-    """A thread of each rank that writes every second what its rank is doing, into a file of OUTPUT_DIR/.ranks.
+    """A thread on each rank that writes every second what the rank is doing, into a file of OUTPUT_DIR/.ranks.
 
-    Files and not messages, because they are still there when a rank, or rank 0, is not.
-    on_beat: called in that thread every second.
+    Files instead of messages, because files outlive the rank that wrote them, rank 0 included.
+    timeout_seconds: the process ends if `progress` is not called for this long. on_beat: called in that thread every
+    second.
     """
 
     def __init__(self, output_dir: Path, ranks: Ranks, *, timeout_seconds: float, on_beat: Callable[[], None]) -> None:
@@ -39,7 +40,7 @@ class Watchdog:
         self._thread.start()
 
     def progress(self, step: int, doing: str) -> None:
-        """Note that this rank has come to another point."""
+        """Note that this rank has begun something: step (from 1) and what it does in it."""
         self._doing = (time.monotonic(), step, doing)
 
     def close(self) -> None:
@@ -48,11 +49,11 @@ class Watchdog:
         self._thread.join()
 
     def wait_for_silence(self) -> None:
-        """Wait until a rank that has just ended is known to be silent."""
+        """Wait until `describe` can tell that a rank has just ended."""
         time.sleep(_SILENT_SECONDS + _BEAT_SECONDS)
 
     def describe(self) -> str:
-        """Step and activity of this rank and of all others, and which of them have fallen silent."""
+        """Step and activity of this rank and of all others, and which of them have ended or are stopped."""
         _, step, doing = self._doing
         others = [self._describe(rank) for rank in range(self._ranks.num_ranks) if rank != self._ranks.rank]
         return "; ".join([f"rank {self._ranks.rank} is at step {step}, {doing}", *others])
@@ -66,13 +67,13 @@ class Watchdog:
             silent = self._file(self._ranks.rank).stat().st_mtime - self._file(rank).stat().st_mtime
             beat = json.loads(self._file(rank).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return f"rank {rank} has left no trace"
+            return f"rank {rank} has not reported anything yet"
         state = f"has ended or is stopped, last seen {silent:.0f} s ago" if silent > _SILENT_SECONDS else "is alive"
         return f"rank {rank} {state} at step {beat['step']}, {beat['doing']}"
 
     def _beat(self) -> None:
         _, step, doing = self._doing
-        with contextlib.suppress(OSError):  # a full disk is the checkpoint's to report
+        with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
             self._file(self._ranks.rank).write_text(json.dumps({"step": step, "doing": doing}), encoding="utf-8")
 
     def _run(self) -> None:
@@ -80,13 +81,13 @@ class Watchdog:
             self._beat()
             self._on_beat()
             if time.monotonic() - self._doing[0] > self._timeout:
-                limit = f"nothing has happened for {self._timeout:g} s (train.hang_timeout_seconds)"
+                limit = f"no progress for {self._timeout:g} s (train.hang_timeout_seconds)"
                 print(f"ochat train: {limit}: {self.describe()}; {REMEDY}", file=sys.stderr, flush=True)
                 os._exit(exits.LOST_RANKS)  # the main thread is stuck in a collective and cannot be asked
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error of torch's says that a collective failed because of another rank or the network."""
+    """Whether an error of torch says that a collective failed because of another rank or the network."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     names = ("DistBackendError", "DistNetworkError", "DistStoreError")

@@ -1,4 +1,4 @@
-"""The recipe's side of preparation: what the data pipeline is asked to do, and whether it has been done."""
+"""What a recipe asks of the data pipeline, and whether a prepared dataset is the one that it asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.prepare.fingerprints import input_fingerprints
+from data_pipeline.prepare.fingerprints import input_fingerprints, sources_fingerprint
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest
@@ -37,10 +37,11 @@ def prepare_recipe(
     return prepare(prepare_job(recipe), num_workers=num_workers, progress=progress)
 
 
-def check_prepared(recipe: Recipe) -> Manifest:
+def check_prepared(recipe: Recipe, *, with_sources: bool = True) -> Manifest:
     """The manifest of the recipe's prepared dataset. Raises UserError if there is none or it is not this recipe's.
 
-    Raw sources that are not on this machine cannot be compared; then everything else is.
+    with_sources: compare the raw sources, too. That reads all of them, which takes a second per GB; of the ranks of a
+    run only one does it (`check_sources`). Sources that are not on this machine are not compared.
     """
     prepared_dir = recipe.data.prepared_dir
     manifest = Manifest.load(Path(prepared_dir))
@@ -48,19 +49,34 @@ def check_prepared(recipe: Recipe) -> Manifest:
         raise UserError(
             "data.prepared_dir", f"{prepared_dir} holds no prepared dataset", "run `ochat prepare RECIPE` first"
         )
-    job = prepare_job(recipe)
+    now = input_fingerprints(prepare_job(recipe), with_sources=False)
+    _require_same(recipe, manifest, now | (_sources_now(recipe) if with_sources else {}))
+    return manifest
+
+
+def check_sources(recipe: Recipe, manifest: Manifest) -> None:
+    """Raise UserError if the raw sources have changed since the dataset was prepared from them.
+
+    Reads all of them. Sources that are not on this machine are not compared.
+    """
+    _require_same(recipe, manifest, _sources_now(recipe))
+
+
+def _sources_now(recipe: Recipe) -> dict[str, str]:
     try:
-        now = input_fingerprints(job)
-    except UserError:
-        now = input_fingerprints(job, with_sources=False)
+        return {"sources": sources_fingerprint(recipe.data)}
+    except UserError:  # they need not be where the model is trained
+        return {}
+
+
+def _require_same(recipe: Recipe, manifest: Manifest, now: dict[str, str]) -> None:
     changed = [name for name, value in now.items() if manifest.inputs.get(name) != value]
     if changed:
         raise UserError(
             "data.prepared_dir",
-            f"{prepared_dir} was prepared from other {', '.join(changed)} than this recipe names",
+            f"{recipe.data.prepared_dir} was prepared from other {', '.join(changed)} than this recipe names",
             "run `ochat prepare RECIPE` again",
         )
-    return manifest
 
 
 def prepare_report(manifest: Manifest) -> dict[str, object]:

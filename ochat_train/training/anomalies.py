@@ -1,4 +1,4 @@
-"""Steps that are not as they should be: a loss or gradient that is not finite, a gradient that is far too large.
+"""Steps with a loss or gradient that is not finite, or with a gradient that is far too large.
 
 A step that is not finite changes nothing; it is counted, and its conversations are named in OUTPUT_DIR/anomalies.jsonl.
 """
@@ -9,30 +9,30 @@ import dataclasses
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from data_pipeline.plan.plan import EpochPlan
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.system.say import say
+from ochat_train.training.step import Step, StepSums
 
 ANOMALIES_FILE = "anomalies.jsonl"
 SPIKE_FACTOR = 10.0
 _HISTORY = 64  # gradient norms that the median is taken of
-_FEWEST = 8  # with fewer there is no median to speak of
+_FEWEST = 8  # a median of fewer says nothing
 
 
 def progressed(progress: Progress, grad_norm: float) -> tuple[Progress, str | None]:
     """The progress after one more step, and what was wrong with the step: `nonfinite`, `spike` or None.
 
-    grad_norm: before clipping; not finite where the update was left out. Such a step never joins the history that
-    spikes are measured against. A spike joins it as the limit: one changes nothing, and a new level is a spike for a
-    while only.
+    grad_norm: before clipping; not finite where the update was left out. Such a norm never joins the history that
+    spikes are measured against. A spike joins it as the limit: a single spike hardly moves the median, and a level that
+    stays soon stops being a spike.
     """
     if not math.isfinite(grad_norm):
         after = dataclasses.replace(
@@ -51,61 +51,54 @@ def progressed(progress: Progress, grad_norm: float) -> tuple[Progress, str | No
 
 
 def record_anomaly(
-    kind: str,
-    output_dir: Path,
-    ranks: Ranks,
-    *,
-    progress: Progress,
-    grad_norm: float,
-    split: PreparedSplit,
-    plan: EpochPlan,
-    packs: np.ndarray,
-    bad_packs: list[int],
+    kind: str, output_dir: Path, ranks: Ranks, *, progress: Progress, step: Step, sums: StepSums, split: PreparedSplit
 ) -> None:
-    """Write what every rank worked on in this step, and say so in a line. All ranks call it.
+    """Append what every rank worked on in this step to anomalies.jsonl, and print a line. All ranks call it.
 
-    packs: this rank's packs; bad_packs: those of them (numbers from 0) whose own loss is not finite.
+    kind: `nonfinite` or `spike`. progress: after the step.
     """
-    mine = {
+    own = {
         "rank": ranks.rank,
         "packs": [
             {
-                "loss_is_finite": number not in bad_packs,
-                "conversations": [split.conversation_id(int(row)) for row in plan.rows(int(pack))],
+                "loss_is_finite": number not in sums.bad_micro_batches,
+                "conversations": [split.conversation_id(int(row)) for row in rows],
             }
-            for number, pack in enumerate(packs)
+            for number, packs in enumerate(step.packs)
+            for rows in packs
         ],
     }
     of_ranks: list[Any] = [None] * ranks.num_ranks
-    torch.distributed.all_gather_object(of_ranks, mine)
+    torch.distributed.all_gather_object(of_ranks, own)
     if not ranks.is_main:
         return
     entry = {
         "event": kind,
         "step": progress.step,
-        "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+        "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
         "ranks": of_ranks,
     }
-    with (output_dir / ANOMALIES_FILE).open("a", encoding="utf-8") as file:
+    path = output_dir / ANOMALIES_FILE
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    where = f"see {output_dir / ANOMALIES_FILE} for its conversations"
-    if kind == "spike":
-        text = f"gradient norm {grad_norm:.4g}, {SPIKE_FACTOR:g} times the median of the last steps"
-    else:
-        guilty = [
-            f"rank {entry['rank']}, pack {number} ({_few(pack['conversations'])})"
-            for entry in of_ranks
-            for number, pack in enumerate(entry["packs"])
-            if not pack["loss_is_finite"]
-        ]
-        what = (
-            f"the loss is not finite on {'; '.join(guilty)}"
-            if guilty
-            else "all losses are finite, but the gradient is not"
-        )
-        counts = f"{progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all"
-        text = f"{what}; the model was not updated ({counts})"
-    say(f"step {progress.step}: {text}; {where}")
+    text = _spike_text(sums) if kind == "spike" else _nonfinite_text(of_ranks, progress)
+    say(f"step {progress.step}: {text}; see {path} for its conversations")
+
+
+def _spike_text(sums: StepSums) -> str:
+    return f"gradient norm {sums.grad_norm:.4g}, {SPIKE_FACTOR:g} times the median of the last steps"
+
+
+def _nonfinite_text(of_ranks: Sequence[dict[str, Any]], progress: Progress) -> str:
+    bad = [
+        f"rank {rank['rank']}, pack {number} ({_few(pack['conversations'])})"
+        for rank in of_ranks
+        for number, pack in enumerate(rank["packs"])
+        if not pack["loss_is_finite"]
+    ]
+    what = f"the loss is not finite on {'; '.join(bad)}" if bad else "all losses are finite, but the gradient is not"
+    counts = f"{progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all"
+    return f"{what}; the model was not updated ({counts})"
 
 
 def _few(names: list[str]) -> str:

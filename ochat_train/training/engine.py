@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
@@ -26,6 +27,24 @@ def deepspeed_config(
     (reshard.py).
     """
     settings = recipe.deepspeed
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": _num_backwards(recipe, num_ranks),
+        "gradient_clipping": recipe.optimizer.grad_clip,
+        "zero_optimization": _zero_section(recipe, num_ranks=num_ranks, device=device, layer_elements=layer_elements),
+        "steps_per_print": 2**31,  # metrics.py reports
+        "checkpoint": {"load_universal": load_universal},
+    }
+    if model_dtype(recipe.model, device) == torch.bfloat16:
+        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
+        dtype = dtype_of_sums(recipe, settings.stage, adds_up=config["gradient_accumulation_steps"] > 1)
+        wide = dtype == "float32" and not _uses_gradient_sum(recipe)
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
+    return _merged(config, settings.config)
+
+
+def _zero_section(recipe: Recipe, *, num_ranks: int, device: torch.device, layer_elements: int) -> dict[str, Any]:
+    settings = recipe.deepspeed
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.stage in (1, 2):
         # Stage 1 reduces gradients where they are: in contiguous buffers it would keep a second copy of its share of
@@ -38,36 +57,21 @@ def deepspeed_config(
             "reduce_bucket_size": BUCKET_ELEMENTS,
         }
     if settings.stage == 3:
-        # The next layer is gathered while one computes; by default it would be parts of it, and the rest waited for.
+        # The next layer is gathered while one computes; by default only a part of it would be, and the rest waited for.
         zero["stage3_prefetch_bucket_size"] = layer_elements
     if settings.stage == 3 and recipe.model.compile:
-        # DeepSpeed's own linear function reads a number that is different in every layer: torch 2.11 compiles each
-        # layer anew.
+        # DeepSpeed's own linear function reads a number that is different in every layer: torch 2.11 would compile
+        # every layer again.
         zero["memory_efficient_linear"] = False
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     if settings.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": _num_backwards(recipe, num_ranks),
-        "gradient_clipping": recipe.optimizer.grad_clip,
-        "zero_optimization": zero,
-        "steps_per_print": 2**31,  # metrics.py reports
-        "checkpoint": {"load_universal": load_universal},
-    }
-    if model_dtype(recipe.model, device) == torch.bfloat16:
-        # Gradients of many packs are added up: in bfloat16 small ones would vanish beside the sum.
-        dtype = dtype_of_sums(recipe, settings.stage, adds_up=config["gradient_accumulation_steps"] > 1)
-        wide = dtype == "float32" and not _uses_gradient_sum(recipe)
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
-    return _merged(config, settings.config)
+    return zero
 
 
 def _uses_gradient_sum(recipe: Recipe) -> bool:
-    """Whether GradientSum adds up gradients; DeepSpeed does it in the other stages, and where it copies them to the
-    CPU.
-    """
+    """Whether GradientSum adds up gradients. In other stages, and with an optimizer on the CPU, DeepSpeed does."""
     settings = recipe.deepspeed
     return settings.stage == 1 and not settings.offload_optimizer and recipe.train.gradient_dtype == "float32"
 
@@ -85,8 +89,18 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_universal: bool = False) -> Any:
-    """The DeepSpeed engine with AdamW. The learning rate is set by the training loop before every update."""
+def start_engine(
+    model: PackedCausalLM,
+    recipe: Recipe,
+    ranks: Ranks,
+    *,
+    load_universal: bool = False,
+    group_elements: int = GROUP_ELEMENTS,
+) -> Engine:
+    """The DeepSpeed engine with AdamW. `train_step` sets the learning rate before every update.
+
+    load_universal: it will load a universal checkpoint (reshard.py). group_elements: as in `parameter_groups`.
+    """
     import deepspeed
 
     num_backwards = _num_backwards(recipe, ranks.num_ranks)
@@ -105,13 +119,15 @@ def start_engine(model: PackedCausalLM, recipe: Recipe, ranks: Ranks, *, load_un
         layer_elements=layer_elements,
         load_universal=load_universal,
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(model, recipe, ranks.device), config=config)
+    optimizer = _optimizer(model, recipe, ranks.device, group_elements=group_elements)
+    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if recipe.deepspeed.stage == 3:
-        engine.module.register_for_zero_3()
+        wrapped.module.register_for_zero_3()
+    engine: Engine = wrapped
     return engine
 
 
-def update(engine: Any) -> float:
+def update(engine: Engine) -> float:
     """Take the optimizer step at the end of gradient accumulation; returns the gradient norm before clipping.
 
     A gradient that is not finite updates nothing, on any rank: the result is not finite then, and only then.
@@ -133,7 +149,9 @@ def update(engine: Any) -> float:
     return math.inf
 
 
-def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(
+    model: torch.nn.Module, recipe: Recipe, device: torch.device, *, group_elements: int
+) -> torch.optim.Optimizer:
     settings = recipe.optimizer
     arguments: dict[str, Any] = {
         "lr": 0.0,
@@ -147,18 +165,21 @@ def _optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
         return optimizer
     parameters = list(model.parameters())
-    groups = parameter_groups(parameters) if recipe.deepspeed.stage in (1, 2) else [parameters]
+    in_groups = recipe.deepspeed.stage in (1, 2)
+    groups = parameter_groups(parameters, most_elements=group_elements) if in_groups else [parameters]
     return torch.optim.AdamW([{"params": group} for group in groups], fused=device.type == "cuda", **arguments)
 
 
-def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
-    """Parameters in order, cut where a group would grow too large: DeepSpeed makes a float32 copy of a group's
-    gradients.
+def parameter_groups(
+    parameters: list[torch.nn.Parameter], *, most_elements: int = GROUP_ELEMENTS
+) -> list[list[torch.nn.Parameter]]:
+    """Parameters in order, in groups of at most `most_elements` (or one parameter that is larger): DeepSpeed makes a
+    float32 copy of a group's gradients.
     """
     groups: list[list[torch.nn.Parameter]] = [[]]
     size = 0
     for parameter in parameters:
-        if groups[-1] and size + parameter.numel() > GROUP_ELEMENTS:
+        if groups[-1] and size + parameter.numel() > most_elements:
             groups.append([])
             size = 0
         groups[-1].append(parameter)

@@ -1,7 +1,7 @@
 """Gradients of a step's packs, summed in float32 where the model is bfloat16.
 
 DeepSpeed's stage 1 reduces gradients once per step, in the last backward pass, but adds them up in the model's own
-dtype until then: in bfloat16 a small gradient vanishes beside a large sum. Here the sums are float32, and are rounded
+dtype until then: in bfloat16 a small gradient vanishes in a large sum. Here the sums are float32, and are rounded
 to bfloat16 once, just before DeepSpeed reduces them over GPUs.
 """
 
@@ -18,7 +18,7 @@ class GradientSum:
     """Hooks on parameters that keep float32 sums over the backward passes of a step.
 
     Make it before the DeepSpeed engine: hooks run in the order in which they were registered, and DeepSpeed's must find
-    the sum. num_backwards: backward passes of a step; after the last one the sum stands in `grad`, before in none.
+    the sum. num_backwards: backward passes of a step. After the last one `grad` is the sum; until then it is None.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], *, num_backwards: int) -> None:

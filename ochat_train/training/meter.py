@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and which share of a GPU's peak that is (model FLOPs utilization)."""
+"""Speed of training steps, in tokens and as a share of the GPUs' peak (model FLOPs utilization)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 class EpochSums:
-    """Adds up the steps of an epoch, for its summary. first_step: done by an earlier part of the run."""
+    """Adds up the steps of an epoch, for its summary. first_step: number of steps that an earlier process took."""
 
     def __init__(self, *, num_classes: int, first_step: int, steps_per_epoch: Sequence[int]) -> None:
         self._empty = torch.zeros(num_classes, 5, dtype=torch.float64), [0] * num_classes
@@ -57,7 +57,7 @@ class EpochSums:
         self._steps_before = self._last_step = first_step
 
     def add(self, epoch: int, per_class: torch.Tensor, tokens_per_class: Sequence[int]) -> None:
-        """Add the next step; steps whose loss is not finite are left out of the sums, as they are of the model."""
+        """Add the next step; a step whose loss is not finite is left out, as it did not update the model."""
         if epoch != self._epoch:
             self._epoch, (self._per_class, self._tokens) = epoch, self._empty
             self._steps_before = self._last_step

@@ -15,7 +15,7 @@ from ochat_train.tracking.delivery import Trackers
 class MetricsWriter:
     """Writes logged steps and validations into the run folder, and hands them to trackers.
 
-    Files are only ever appended to, and a resumed run goes on after its last step.
+    Files are only appended to. A resumed run continues after its last step.
     """
 
     def __init__(self, output_dir: Path, trackers: Trackers, *, first_step: int) -> None:
@@ -49,7 +49,7 @@ class MetricsWriter:
 
 
 def _open_after(path: Path, *, first_step: int) -> TextIO:
-    """A file of JSON lines to go on with after a step: what an earlier run wrote of later steps is taken out."""
+    """A file of JSON lines, open for appending after a step; rows of later steps, from an earlier run, are removed."""
     kept = [row for row in rows_of(path) if row["step"] <= first_step] if first_step else []
     replace_text(path, "".join(map(json_line, kept)))
     return path.open("a", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Prepares batches in a thread, ahead of the GPU."""
+"""Makes micro-batches in a thread, ahead of the GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Generic, TypeVar
+
+from ochat_train.model.batch import PackedBatch
+from ochat_train.training.step import Step
 
 T = TypeVar("T")
 
@@ -56,3 +60,43 @@ class Prefetcher(Generic[T]):
         """End the thread; items that are ready are forgotten."""
         self._closed.set()
         self._thread.join()
+
+
+class StepPrefetcher:
+    """The steps of a run, each with its micro-batches, made ahead of time in one thread.
+
+    depth: how many micro-batches may wait, whether they belong to one step or to several; so memory does not depend on
+    how many micro-batches a step has. All micro-batches of a step must be taken before the next step is asked for.
+    """
+
+    def __init__(self, steps: Iterator[Step], *, depth: int) -> None:
+        self._batches = Prefetcher(((step, batch) for step in steps for batch in step.micro_batches), depth=depth)
+        self._left = 0  # micro-batches of the step that was given out last
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long steps and micro-batches had to be waited for so far."""
+        return self._batches.waited_seconds
+
+    def __iter__(self) -> StepPrefetcher:
+        return self
+
+    def __next__(self) -> Step:
+        assert self._left == 0, f"{self._left} micro-batches of the step before were not taken"
+        step, first = next(self._batches)
+        self._left = len(step.packs)
+        return replace(step, micro_batches=self._micro_batches(step, first))
+
+    def _micro_batches(self, step: Step, first: PackedBatch) -> Iterator[PackedBatch]:
+        batch = first
+        while True:
+            self._left -= 1
+            yield batch
+            if self._left == 0:
+                return
+            owner, batch = next(self._batches)
+            assert owner is step, "a step has as many micro-batches as its packs say"
+
+    def close(self) -> None:
+        """End the thread; micro-batches that are ready are forgotten."""
+        self._batches.close()

@@ -1,74 +1,85 @@
-"""The training loop. Everything it calls is prepared before the first step; the step itself is `train_step`."""
+"""A training from the recipe to the last step.
+
+The hosts agree on what they train, the model is built, its state is loaded; then `loop.run_steps` takes the steps.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
-from ochat_train.checkpoint.resume import decide, read_earlier_run, resume_state, set_aside
+from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
+from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
-from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks, stop_ranks
+from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
 from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
-from ochat_train.model.build import build_model, is_compiled, set_up_layers
-from ochat_train.planning.memory import (
-    MemoryPlan,
-    fastest_plan,
-    free_gpu_bytes,
-    model_shape,
-    resolve,
-)
-from ochat_train.planning.memory_text import memory_text, out_of_memory_text, too_little_memory
+from ochat_train.model.build import build_model, set_up_layers
+from ochat_train.model.packed import PackedCausalLM
+from ochat_train.planning.memory import MemoryPlan, resolve
+from ochat_train.planning.memory_text import memory_text, out_of_memory_text
 from ochat_train.planning.steps import peak_learning_rate, training_plan
-from ochat_train.planning.work import work_of
-from ochat_train.recipe.preparation import check_prepared
+from ochat_train.planning.work import Work, work_of
+from ochat_train.recipe.preparation import check_prepared, check_sources
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import write_run_folder
 from ochat_train.runs.lock import RunLock
 from ochat_train.system.exits import LostRanksError, OneRankError
 from ochat_train.system.say import say
-from ochat_train.tracking.choice import chosen_trackers
-from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS, Trackers
+from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
-from ochat_train.training.batches import run_micro_batches
+from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.engine import start_engine
+from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, outputs, run_steps
+from ochat_train.training.memory_plan import plan_memory
 from ochat_train.training.meter import Meter
-from ochat_train.training.prefetch import Prefetcher
+from ochat_train.training.prefetch import StepPrefetcher
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
 _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing
+_DEFAULT_HOOKS = Hooks()
 
 
-def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
+def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: Hooks = _DEFAULT_HOOKS) -> None:
     """Train a recipe on a prepared dataset, on all ranks of the launcher.
 
-    resume: `auto`, `never` or the folder of a checkpoint. accept_changes: go on from a checkpoint of other data or
-    settings. Recipe, prepared data and library versions must be the same on all hosts, and the run folder one that all
-    of them see: agreement.py. Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where
-    another rank is gone, NotPushedError on rank 0 where the model is trained but could not be brought to the Hub.
+    resume: `auto`, `never` or the folder of a checkpoint. accept_changes: resume from a checkpoint of other data or
+    settings. Recipe, prepared data and library versions must be the same on all hosts, and the run folder must be one
+    that all of them see. Raises StoppedBySignalError after a signal and its checkpoint, LostRanksError where another
+    rank is gone, NotPushedError on rank 0 where the model is trained but could not be pushed to the Hub.
     """
     ranks = start_ranks(timeout_seconds=recipe.train.hang_timeout_seconds + _WATCHDOG_FIRST_SECONDS)
     push, stop_request, run_lock = None, StopRequest(), RunLock(Path(recipe.output_dir))
     try:
-        manifest = on_every_rank(ranks, lambda: check_prepared(recipe))
-        require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
-        on_main_rank(ranks, lambda: _check_and_lock(recipe, run_lock))
-        require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir")
+        manifest = _agreed_manifest(recipe, ranks)
+        on_main_rank(ranks, lambda: _check_and_lock(recipe, manifest, hooks, run_lock))
+        require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
             push = BackgroundPush(recipe) if ranks.is_main else None
-        _train(recipe, manifest, ranks, push, stop_request, run_lock, resume=resume, accept_changes=accept_changes)
-        stop_ranks()
+        start = _Start(
+            resume=resume,
+            accept_changes=accept_changes,
+            push=push,
+            stop_request=stop_request,
+            run_lock=run_lock,
+            hooks=hooks,
+        )
+        _train(recipe, manifest, ranks, start)
+        hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
     finally:
@@ -78,23 +89,52 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False) -> None:
         run_lock.close()
 
 
-def _check_and_lock(recipe: Recipe, run_lock: RunLock) -> None:
-    chosen_trackers(recipe.tracking)
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """How a training was asked for, and what lives longer than its steps."""
+
+    resume: str
+    accept_changes: bool
+    push: BackgroundPush | None
+    stop_request: StopRequest
+    run_lock: RunLock
+    hooks: Hooks
+
+
+def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
+    """The manifest of the prepared dataset, which is the same on all hosts, as are recipe and library versions."""
+    manifest = on_every_rank(ranks, lambda: check_prepared(recipe, with_sources=False))
+    require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
+    return manifest
+
+
+def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: RunLock) -> None:
+    """What one rank checks for all, and the lock of the run folder."""
+    check_sources(recipe, manifest)
+    hooks.trackers(recipe.tracking)
     run_lock.acquire()
 
 
-def _train(
-    recipe: Recipe,
-    manifest: Manifest,
-    ranks: Ranks,
-    push: BackgroundPush | None,
-    stop_request: StopRequest,
-    run_lock: RunLock,
-    *,
-    resume: str,
-    accept_changes: bool,
-) -> None:
-    output_dir = Path(recipe.output_dir)
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """A model that is ready to be given to the engine, with the steps that it is to take.
+
+    recipe: everything is decided that it left open. peak: the highest learning rate. kernel: of attention.
+    """
+
+    recipe: Recipe
+    manifest: Manifest
+    split: PreparedSplit
+    plan: TrainingPlan
+    peak: float
+    model: PackedCausalLM
+    kernel: str
+    work: Work
+    memory: MemoryPlan
+
+
+def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
+    """Plan the steps, build the model on every rank and decide how it fits into memory."""
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
@@ -106,68 +146,133 @@ def _train(
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
-    decision = on_main_rank(
-        ranks,
-        lambda: decide(
-            read_earlier_run(output_dir, resume),
-            resume,
-            num_ranks=ranks.num_ranks,
-            recipe=recipe,
-            data_fingerprint=manifest.fingerprint,
-            accept_changes=accept_changes,
-        ),
-    )
-    on_main_rank(ranks, lambda: set_aside(decision, run_lock))
-    if ranks.is_main:
-        write_run_folder(output_dir, recipe, model.causal_lm)
-    engine = start_engine(model, recipe, ranks, load_universal=decision.reshard)
-    torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
-    progress = resume_state(decision, engine, ranks, seed=recipe.seed)
-    if ranks.is_main:
-        _announce(recipe, plan, split, ranks, kernel, peak, decision.checkpoint)
-        if ranks.device.type == "cuda":
-            print(memory_text(memory), file=sys.stderr, flush=True)
-    validator = Validator(recipe, manifest, num_steps=plan.num_steps)
-    stop_request.listen()  # from here on a step can be finished and a checkpoint written
-    watchdog = Watchdog(
-        output_dir, ranks, timeout_seconds=recipe.train.hang_timeout_seconds, on_beat=stop_request.notice_ended_launcher
-    )
-    trackers = Trackers(
-        chosen_trackers(recipe.tracking) if ranks.is_main else [],
-        run_facts(recipe, manifest, ranks, first_step=progress.step),
-        say=say,
-    )
-    batches = Prefetcher(
-        run_micro_batches(
-            split,
-            plan,
-            first_step=progress.step,
-            rank=ranks.rank,
-            num_ranks=ranks.num_ranks,
-            packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
-            pin=ranks.device.type == "cuda",
-        ),
-        depth=_PREFETCHED,
-    )
-    run = Run(
+    return _Training(
         recipe=recipe,
         manifest=manifest,
         split=split,
         plan=plan,
-        ranks=ranks,
-        engine=engine,
         peak=peak,
-        batches=batches,
-        meter=Meter(work, ranks.device, num_ranks=ranks.num_ranks),
-        validator=validator,
-        trackers=trackers,
-        push=push,
+        model=model,
+        kernel=kernel,
+        work=work,
+        memory=memory,
     )
+
+
+def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> ResumeDecision:
+    """How the run starts, the same on all ranks. Rank 0 decides, and moves away what the decision names."""
+
+    def decide_and_set_aside() -> ResumeDecision:
+        decision = decide(
+            read_earlier_run(Path(recipe.output_dir), start.resume),
+            start.resume,
+            num_ranks=ranks.num_ranks,
+            recipe=recipe,
+            data_fingerprint=manifest.fingerprint,
+            accept_changes=start.accept_changes,
+        )
+        set_aside(decision, start.run_lock)
+        return decision
+
+    return on_main_rank(ranks, decide_and_set_aside)
+
+
+def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> None:
+    """Set up the model, load its state, take the steps that are left."""
+    training = _prepared_training(recipe, manifest, ranks)
+    decision = _resume_decision(training.recipe, manifest, ranks, start)
+    engine, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
+    if ranks.is_main:
+        _print_start(training, ranks, decision)
+    validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
+    start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
+    _take_steps(training, engine, validator, progress, ranks, start)
+
+
+def _take_steps(
+    training: _Training, engine: Engine, validator: Validator, progress: Progress, ranks: Ranks, start: _Start
+) -> None:
+    """Start the threads and open the files of a run, take its steps, and close everything whatever ends them."""
+    recipe, num_steps, hooks = training.recipe, training.plan.num_steps, start.hooks
+    with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(contextlib.closing(_watchdog(recipe, ranks, start.stop_request)))
+        steps = stack.enter_context(contextlib.closing(_steps(training, ranks, first_step=progress.step)))
+        trackers = Trackers(
+            hooks.trackers(recipe.tracking) if ranks.is_main else [],
+            run_facts(recipe, training.manifest, ranks, first_step=progress.step),
+            say=say,
+        )
+        stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
+        stack.enter_context(_explained_errors(training.memory, watchdog))
+        output_dir = Path(recipe.output_dir)
+        opened = outputs(output_dir, trackers, ranks, first_step=progress.step, num_steps=num_steps)
+        with opened as (writer, line):
+            run = Run(
+                recipe=recipe,
+                manifest=training.manifest,
+                split=training.split,
+                num_steps=num_steps,
+                steps_per_epoch=training.plan.steps_per_epoch,
+                peak=training.peak,
+                ranks=ranks,
+                engine=engine,
+                steps=steps,
+                meter=Meter(training.work, ranks.device, num_ranks=ranks.num_ranks),
+                validator=validator,
+                writer=writer,
+                line=line,
+                push=start.push,
+                watchdog=watchdog,
+                stop_request=start.stop_request,
+                before_step=hooks.before_step,
+            )
+            run_steps(run, progress)
+        watchdog.progress(num_steps, "closing trackers")
+        trackers.close(done=True, most_seconds=min(hooks.close_seconds, recipe.train.hang_timeout_seconds / 2))
+
+
+def _loaded_engine(
+    training: _Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
+) -> tuple[Engine, Progress]:
+    """The engine with the state of the checkpoint, or with the base's weights; and how far the run is."""
+    recipe, causal_lm = training.recipe, training.model.causal_lm
+    if ranks.is_main:
+        write_run_folder(Path(recipe.output_dir), recipe, causal_lm)
+    engine = start_engine(training.model, recipe, ranks, load_universal=decision.reshard, group_elements=group_elements)
+    torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
+    return engine, resume_state(decision, engine, ranks, seed=recipe.seed)
+
+
+def _watchdog(recipe: Recipe, ranks: Ranks, stop_request: StopRequest) -> Watchdog:
+    return Watchdog(
+        Path(recipe.output_dir),
+        ranks,
+        timeout_seconds=recipe.train.hang_timeout_seconds,
+        on_beat=stop_request.notice_ended_launcher,
+    )
+
+
+def _steps(training: _Training, ranks: Ranks, *, first_step: int) -> StepPrefetcher:
+    recipe = training.recipe
+    steps = run_steps_of_rank(
+        training.split,
+        training.plan,
+        first_step=first_step,
+        rank=ranks.rank,
+        num_ranks=ranks.num_ranks,
+        packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
+        loss_denominator=recipe.train.loss_denominator,
+        num_classes=len(training.manifest.classes),
+        pin=ranks.device.type == "cuda",
+    )
+    return StepPrefetcher(steps, depth=_PREFETCHED)
+
+
+@contextlib.contextmanager
+def _explained_errors(memory: MemoryPlan, watchdog: Watchdog) -> Iterator[None]:
+    """Errors of torch as errors that say what a user can do."""
     try:
-        with outputs(run, progress) as (writer, line):
-            run_steps(run, progress, stop_request, watchdog, writer, line)
-        watchdog.progress(plan.num_steps, "closing trackers")
-        trackers.close(done=True, most_seconds=min(CLOSE_SECONDS, recipe.train.hang_timeout_seconds / 2))
+        yield
     except torch.OutOfMemoryError as error:
         raise OneRankError(out_of_memory_text(memory, error)) from error
     except RuntimeError as error:
@@ -177,54 +282,20 @@ def _train(
         raise LostRanksError(
             f"lost contact with another rank: {watchdog.describe()}; {REMEDY} ({str(error).splitlines()[0][:200]})"
         ) from error
-    finally:
-        trackers.close(done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not come to its end
-        batches.close()
-        watchdog.close()
 
 
-def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) -> tuple[MemoryPlan, bool]:
-    """The same memory plan on all ranks, from the one with the least free memory; and whether layers are compiled.
-
-    Raises UserError where nothing fits.
-    """
-    is_gpu = ranks.device.type == "cuda"
-    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device)
-    there = sum(p.numel() * p.element_size() for p in causal_lm.parameters() if p.device == ranks.device)
-    free = torch.tensor(
-        free_gpu_bytes(ranks.device) + there if is_gpu else 0.0, dtype=torch.float64, device=ranks.device
-    )
-    torch.distributed.all_reduce(free, op=torch.distributed.ReduceOp.MIN)
-    shape = model_shape(
-        causal_lm.config,
-        vocab_size=causal_lm.config.vocab_size,
-        compiled=compiled,
-        num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
-    )
-    plan = fastest_plan(
-        recipe, shape, num_gpus=ranks.num_ranks, free_bytes=float(free), compiled=compiled, is_gpu=is_gpu
-    )
-    if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
-        raise too_little_memory(plan, num_gpus=ranks.num_ranks)
-    return plan, compiled
-
-
-def _announce(
-    recipe: Recipe,
-    plan: TrainingPlan,
-    split: PreparedSplit,
-    ranks: Ranks,
-    kernel: str,
-    peak: float,
-    checkpoint: Path | None,
-) -> None:
-    start = f"resumes from {checkpoint}" if checkpoint else "starts from the base model"
+def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) -> None:
+    recipe, plan = training.recipe, training.plan
+    origin = f"resumes from {decision.checkpoint}" if decision.checkpoint else "starts from the base model"
     print(
-        f"{recipe.name}: {len(split):,} conversations, {plan.num_steps:,} steps of {recipe.train.tokens_per_step:,} "
-        "tokens, "
-        f"packs {plan.packing_efficiency:.2%} full, learning rate {peak:.4g}\n"
-        f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: {kernel}"
-        f"{', compiled layers' if recipe.model.compile else ''}{', float8' if recipe.model.float8 else ''}; {start}",
+        f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
+        f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
+        f"{training.peak:.4g}\n"
+        f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
+        f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
+        f"{', float8' if recipe.model.float8 else ''}; {origin}",
         file=sys.stderr,
         flush=True,
     )
+    if ranks.device.type == "cuda":
+        print(memory_text(training.memory), file=sys.stderr, flush=True)

@@ -1,21 +1,69 @@
-"""One optimizer step: forward, backward, reduce, clip, update."""
+"""One optimizer step: what goes in (`Step`), what is done (`train_step`), and what comes out (`StepSums`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 
+from ochat_train.distributed.engine import Engine
 from ochat_train.model.batch import PackedBatch
 from ochat_train.training.engine import update
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step as one rank takes it."""
+
+    number: int
+    """Steps of the run before this one."""
+
+    epoch: int
+    """Epoch of the step, from 0."""
+
+    denominator: float
+    """Sum of weights that the loss sum of all ranks is divided by (`train.loss_denominator`)."""
+
+    packs: tuple[tuple[np.ndarray, ...], ...]
+    """`packs[m][p]`: rows of the prepared dataset in pack p of this rank's micro-batch m, int64[conversations]; no rows
+    in a pack of padding."""
+
+    micro_batches: Iterator[PackedBatch]
+    """This rank's micro-batches, as many as `packs` has; can be walked once. On the CPU, pinned for a GPU."""
+
+    squared_lengths: float
+    """Sum over the conversations of all ranks of length squared, in tokens squared: the cost of attention."""
+
+    tokens_per_class: tuple[int, ...]
+    """Tokens of the conversations of all ranks by class, prompts included, padding not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSums:
+    """Sums of one optimizer step over all ranks and micro-batches."""
+
+    per_class: torch.Tensor
+    """float64[C, 5], as in `LossSums`."""
+
+    num_tokens: int
+    """Tokens that are not padding."""
+
+    grad_norm: float
+    """2-norm of the gradient over all parameters, before clipping; not finite where the update was left out."""
+
+    bad_micro_batches: list[int]
+    """Numbers (from 0) of this rank's micro-batches whose loss is not finite; empty where the step was taken."""
+
+    stop: bool
+    """Whether any rank was asked to stop."""
+
+
 def train_step(
-    engine: Any,
-    batches: Iterable[PackedBatch],
+    engine: Engine,
+    micro_batches: Iterable[PackedBatch],
     *,
     denominator: float,
     learning_rate: float,
@@ -24,20 +72,52 @@ def train_step(
 ) -> StepSums:
     """One optimizer step over all ranks: gradient of sum(w * nll) / denominator, clip, AdamW update.
 
-    batches: this rank's micro-batches, as many as the engine's gradient accumulation steps. denominator: weight by
-    which the loss sum of all ranks and micro-batches is divided; DeepSpeed averages gradients over ranks, which the
-    factor num_ranks undoes. stop: whether this rank was asked to stop; all ranks learn of it with the sums.
+    micro_batches: this rank's, as many as the engine's gradient accumulation steps. stop: whether this rank was asked
+    to stop; all ranks learn of it with the sums.
 
-    Returns the sums over all ranks. A loss or gradient that is not finite, on any rank, leaves the update out on all.
+    A loss or gradient that is not finite, on any rank, leaves the update out on all.
     """
-    device = next(engine.module.parameters()).device
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
+    own = accumulate_gradients(engine, micro_batches, denominator=denominator, num_ranks=num_ranks)
+    everything = torch.cat((own.per_class.flatten(), own.per_class.new_tensor([own.num_tokens, stop])))
+    torch.distributed.all_reduce(everything)
+    grad_norm = update(engine)
+    everything = everything.cpu()  # waits for the GPU, so after the update has been given to it
+    is_finite = math.isfinite(grad_norm)
+    return StepSums(
+        per_class=everything[:-2].reshape(own.per_class.shape),
+        num_tokens=int(everything[-2]),
+        grad_norm=grad_norm,
+        bad_micro_batches=[] if is_finite else (~own.losses.isfinite()).nonzero()[:, 0].tolist(),
+        stop=bool(everything[-1]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSums:
+    """Sums of one rank's micro-batches. per_class: float64[C, 5], as in `LossSums`. losses: float32[M], weighted nll of
+    each micro-batch. num_tokens: without padding. Tensors are on the rank's device.
+    """
+
+    per_class: torch.Tensor
+    losses: torch.Tensor
+    num_tokens: int
+
+
+def accumulate_gradients(
+    engine: Engine, micro_batches: Iterable[PackedBatch], *, denominator: float, num_ranks: int
+) -> RankSums:
+    """Forward and backward of all micro-batches of a step; the gradient stays in the engine.
+
+    DeepSpeed averages gradients over ranks, which the factor num_ranks undoes.
+    """
+    device = next(engine.module.parameters()).device
     per_class: torch.Tensor | float = 0.0
     num_tokens = 0
-    losses = []
-    for index, batch in enumerate(batches):
-        if index:
+    losses: list[torch.Tensor] = []
+    for batch in micro_batches:
+        if losses:
             engine.step()  # not at a boundary: counts the micro-batch
         sums = engine(batch.to(device))
         losses.append(sums.weighted_nll.detach())
@@ -46,34 +126,7 @@ def train_step(
         engine.backward(sums.weighted_nll * scale, scale_wrt_gas=False)
         per_class = per_class + sums.per_class.double()
         num_tokens += batch.num_tokens
+    expected = engine.gradient_accumulation_steps()
+    assert len(losses) == expected, f"{len(losses)} micro-batches in a step of {expected}"
     assert isinstance(per_class, torch.Tensor), "a step has at least one micro-batch"
-    everything = torch.cat((per_class.flatten(), per_class.new_tensor([num_tokens, stop])))
-    torch.distributed.all_reduce(everything)
-    grad_norm = update(engine)
-    everything = everything.cpu()  # waits for the GPU, so after the update has been given to it
-    is_finite = math.isfinite(grad_norm)
-    bad_packs = [] if is_finite else (~torch.stack(losses).isfinite()).nonzero()[:, 0].tolist()
-    return StepSums(
-        per_class=everything[:-2].reshape(per_class.shape),
-        num_tokens=int(everything[-2]),
-        grad_norm=grad_norm,
-        bad_packs=bad_packs,
-        stop=bool(everything[-1]),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSums:
-    """Sums of one optimizer step over all ranks and micro-batches.
-
-    per_class: float64[C, 5], as in loss.LossSums. num_tokens: without padding.
-    grad_norm: 2-norm of the gradient over all parameters, before clipping; not finite where the update was left out.
-    bad_packs: numbers (from 0) of this rank's micro-batches whose loss is not finite.
-    stop: whether any rank was asked to stop.
-    """
-
-    per_class: torch.Tensor
-    num_tokens: int
-    grad_norm: float
-    bad_packs: list[int]
-    stop: bool
+    return RankSums(per_class=per_class, losses=torch.stack(losses), num_tokens=num_tokens)

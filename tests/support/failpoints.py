@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ochat_train.checkpoint import writer
 from ochat_train.checkpoint.state import (
     CheckpointManifest,
@@ -24,8 +26,13 @@ from ochat_train.checkpoint.state import (
     load_random_states,
     verify,
 )
+from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.ranks import Ranks
+from ochat_train.recipe.load import load_recipe
 from ochat_train.system import durable
-from ochat_train.training import loop, run
+from ochat_train.training.hooks import Hooks
+from ochat_train.training.run import train
+from ochat_train.training.step import Step
 
 CHANGES = ("write_all", "sync_file", "sync_folder", "make_folder", "rename", "remove_folder")
 
@@ -79,24 +86,26 @@ def run_failpoints(recipe: Path) -> dict[str, int]:
 
 def main(recipe_path: Path) -> dict[str, int]:
     """Train two steps with a checkpoint after the first; then end the writer of the second at every point."""
-    from ochat_train.cli.main import main as ochat
+    recipe = load_recipe(recipe_path)
+    engine: Any = None
 
-    kept: dict[str, Any] = {}
-    original = loop.save_checkpoint
+    def keep(deepspeed_engine: Engine, step: Step) -> Step:
+        nonlocal engine
+        engine = deepspeed_engine
+        return step
 
-    def keep(engine: Any, ranks: Any, output_dir: Path, **arguments: Any) -> Any:
-        kept.update(engine=engine, ranks=ranks, output_dir=output_dir, arguments=arguments)
-        return original(engine, ranks, output_dir, **arguments)
-
-    loop.save_checkpoint = keep
-    run.stop_ranks = lambda: None
-    assert ochat(["train", str(recipe_path)]) == 0
-    engine, ranks, output_dir, arguments = kept["engine"], kept["ranks"], kept["output_dir"], kept["arguments"]
+    train(recipe, resume="auto", hooks=Hooks(before_step=keep, leave_ranks=lambda: None))
+    output_dir = Path(recipe.output_dir)
+    newest = CheckpointManifest.load(list_checkpoints(output_dir)[-1])
+    arguments: dict[str, Any] = {
+        "progress": Progress(step=newest.step + 1),
+        "recipe": recipe,
+        "data_fingerprint": newest.data_fingerprint,
+    }
+    ranks = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
     clean = output_dir.with_name("clean")
     shutil.copytree(output_dir, clean)
     outcome = {"points": 0, "recovered": 0, "without_manifest": 0}
-    newest = arguments["progress"].step
-    arguments = {**arguments, "progress": Progress(step=newest + 1)}
     for half in (False, True):
         nth = 0
         while True:
@@ -112,7 +121,7 @@ def main(recipe_path: Path) -> dict[str, int]:
                     assert failpoint.calls < nth
                     break
             outcome["points"] += 1
-            outcome["recovered"] += recovers(engine, output_dir, newest)
+            outcome["recovered"] += recovers(engine, output_dir, newest.step)
             outcome["without_manifest"] += bool(list(checkpoints_dir(output_dir).glob(".tmp-*/state/*.pt")))
     return outcome
 

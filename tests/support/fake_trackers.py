@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ochat_train.evaluation.results import ValidationResult
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking.protocol import RunFacts
-from ochat_train.training import run
+from ochat_train.training.hooks import Hooks
 
 
 class FakeTracker:
@@ -66,15 +67,6 @@ KINDS: dict[str, Callable[[], FakeTracker]] = {
 }
 
 
-def install(kind: str) -> Callable[[], None]:
-    """Let trainings of this process have this tracker and no other, and wait little for it; returns what undoes
-    that.
-    """
-    before = run.chosen_trackers, run.CLOSE_SECONDS
-    run.chosen_trackers = lambda settings: [KINDS[kind]()]
-    run.CLOSE_SECONDS = 0.1 if "hangs" in kind else 60.0
-
-    def undo() -> None:
-        run.chosen_trackers, run.CLOSE_SECONDS = before
-
-    return undo
+def tracked_by(kind: str, hooks: Hooks) -> Hooks:
+    """The hooks of a training that has this tracker and no other, and does not wait for one that hangs."""
+    return replace(hooks, trackers=lambda settings: [KINDS[kind]()], close_seconds=0.1 if "hangs" in kind else 60.0)

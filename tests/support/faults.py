@@ -35,7 +35,7 @@ def start_slow_run(recipe: Path, *arguments: str, num_ranks: int = 2) -> list[Ra
 def kill_and_resume(
     recipe: Path, output_dir: Path, *, kills: int, rng: random.Random, num_ranks: int = 2
 ) -> list[dict[str, Any]]:
-    """Train to the end while a random rank is killed `kills` times at random times; each start goes on by itself.
+    """Train to the end while a random rank is killed `kills` times at random times; each start resumes by itself.
 
     Returns for each kill: the rank, the last step written before it, and the exit codes of all ranks.
     """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_grad
@@ -24,9 +23,10 @@ from ochat_train.planning.memory import resolve
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
-from ochat_train.training import run, step
-from ochat_train.training.batches import micro_batches, run_shape
+from ochat_train.training.batches import grouped_packs, micro_batches, run_shape
 from ochat_train.training.engine import start_engine
+from ochat_train.training.memory_plan import plan_memory
+from ochat_train.training.step import accumulate_gradients
 
 
 def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
@@ -36,30 +36,26 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     model, kernel = build_model(recipe.model, manifest, device=RANKS.device, seed=recipe.seed)
-    memory, compiled = run.plan_memory(recipe, model.causal_lm, RANKS, kernel=kernel)
+    memory, compiled = plan_memory(recipe, model.causal_lm, RANKS, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=RANKS.device)
     engine = start_engine(model, recipe, RANKS)
-    packs = deal(plan.epoch(0), 0, num_ranks=RANKS.num_ranks)[RANKS.rank]
-    packs = packs[::-1] if order else packs
-    batches = micro_batches(
-        split,
+    numbers = deal(plan.epoch(0), 0, num_ranks=RANKS.num_ranks)[RANKS.rank]
+    packs = grouped_packs(
         plan.epoch(0),
-        packs,
-        shape=run_shape(split, plan),
+        numbers[::-1] if order else numbers,
         packs_per_micro_batch=recipe.train.packs_per_micro_batch or 1,
     )
-    found: dict[str, torch.Tensor] = {}
-
-    def keep_gradients(engine: Any) -> float:  # in place of the update
-        for name, parameter in engine.module.named_parameters():
-            gradient = parameter.grad if stage == "0" else safe_get_full_grad(parameter)
-            found[name.removeprefix("causal_lm.")] = gradient.detach().float().cpu().clone()
-        return 0.0
-
-    step.update = keep_gradients
-    denominator = plan.denominator(0, recipe.train.loss_denominator)
-    step.train_step(engine, batches, denominator=denominator, learning_rate=0.0, num_ranks=RANKS.num_ranks)
+    accumulate_gradients(
+        engine,
+        micro_batches(split, packs, shape=run_shape(split, plan)),
+        denominator=plan.denominator(0, recipe.train.loss_denominator),
+        num_ranks=RANKS.num_ranks,
+    )
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        gradient = parameter.grad if stage == "0" else safe_get_full_grad(parameter)
+        found[name.removeprefix("causal_lm.")] = gradient.detach().float().cpu().clone()
     return found
 
 

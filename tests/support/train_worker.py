@@ -5,15 +5,17 @@ fault.
     "kill"}}]'
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
-`ochat_train.system.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `tracker`, in place
-of
-those: one of fake_trackers.py tracks the run. `folders`: in which folder each rank runs the command. `terminal`: stderr
-says that it is one, from this command on. Exit code: that of the last command.
+`ochat_train.system.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `slow`: every step
+takes so many seconds more. `tracker`, in place of those: one of fake_trackers.py tracks the run.
+`folders`: in which folder each rank runs the command. `terminal`: stderr says that it is one, from this command on.
+`group_elements`: as in `Hooks`. `count_reads`: files whose openings by the command are counted and printed.
+Exit code: that of the last command.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import resource
@@ -21,59 +23,111 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ochat_train.checkpoint import writer
+from ochat_train.checkpoint.writer import estimated_bytes
 from ochat_train.cli.main import main
-from ochat_train.distributed import agreement
+from ochat_train.distributed.engine import Engine
 from ochat_train.system import durable
-from ochat_train.training import engine, loop, run
-from tests.support import fake_trackers
+from ochat_train.training import run
+from ochat_train.training.hooks import Hooks
+from ochat_train.training.step import Step
+from tests.support.fake_trackers import tracked_by
 
 Undo = Callable[[], None]
 
+# The process group lives until the last command is done. Hosts of a test share a real disk.
+WORKER_HOOKS = Hooks(leave_ranks=torch.distributed.barrier, sight_seconds=0.3)
+OPENED: Counter[str] = Counter()  # files that this process has opened
 
-def install(fault: dict[str, Any]) -> Undo:
-    """Prepare a fault in this process; returns what takes it out again."""
-    if fault.get("rank", 0) != int(os.environ["RANK"]):
-        return lambda: None
+
+def hooks_of(job: dict[str, Any]) -> Hooks:
+    """What a job replaces in its training."""
+    hooks = WORKER_HOOKS
+    if "group_elements" in job:
+        hooks = replace(hooks, group_elements=job["group_elements"])
+    fault = job.get("fault", {})
+    if not is_here(fault):
+        return replace(hooks, before_step=StepFault({}))
     if "tracker" in fault:
-        return fake_trackers.install(fault["tracker"])
-    if "call" in fault:
-        return _at_call(fault["call"], fault["nth"], lambda: ACTIONS[fault["do"]](fault))
-    return _at_step(fault)
+        hooks = tracked_by(fault["tracker"], hooks)
+    return replace(hooks, before_step=StepFault(fault))
 
 
-def _at_call(name: str, nth: int, action: Callable[[], None]) -> Undo:
-    original, calls = getattr(durable, name), 0
+def is_here(fault: dict[str, Any]) -> bool:
+    """Whether a fault happens on this rank."""
+    return fault.get("rank", 0) == int(os.environ["RANK"])
+
+
+class StepFault:
+    """A fault when a step begins. The first step of a command also prints the size that a checkpoint is expected to
+    have.
+    """
+
+    def __init__(self, fault: dict[str, Any]) -> None:
+        self.fault, self.steps = fault, 0
+
+    def __call__(self, engine: Engine, step: Step) -> Step:
+        if self.steps == 0:
+            print(f"\nestimated bytes {estimated_bytes(engine, torch.distributed.get_world_size())}", flush=True)
+        self.steps += 1
+        fault = self.fault
+        time.sleep(fault.get("slow", 0.0))
+        if "do" not in fault or "step" not in fault:
+            return step
+        if not fault["step"] <= self.steps < fault["step"] + fault.get("times", 1):
+            return step
+        batches = ACTIONS[fault["do"]]({**fault, "engine": engine, "batches": step.micro_batches})
+        return step if batches is None else replace(step, micro_batches=batches)
+
+
+def install_call(fault: dict[str, Any]) -> Undo:
+    """Let a fault happen at a call of the disk; returns what takes it out again."""
+    if "call" not in fault or not is_here(fault):
+        return lambda: None
+    name, original, calls = fault["call"], getattr(durable, fault["call"]), 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == nth:
-            action()
+        if calls == fault["nth"]:
+            ACTIONS[fault["do"]](fault)
         return original(*arguments)
 
     setattr(durable, name, counted)
     return lambda: setattr(durable, name, original)
 
 
-def _at_step(fault: dict[str, Any]) -> Undo:
-    original, steps = loop.train_step, 0
+def count_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook of Python's that counts opened files."""
+    if event == "open" and isinstance(arguments[0], str):
+        OPENED[os.path.abspath(arguments[0])] += 1
 
-    def step(deepspeed_engine: Any, batches: Any, **arguments: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        time.sleep(fault.get("slow", 0.0))
-        if fault.get("step", 0) <= steps < fault.get("step", 0) + fault.get("times", 1) and "do" in fault:
-            batches = ACTIONS[fault["do"]]({**fault, "engine": deepspeed_engine, "batches": batches}) or batches
-        return original(deepspeed_engine, batches, **arguments)
 
-    loop.train_step = step
-    return lambda: setattr(loop, "train_step", original)
+def run_job(job: dict[str, Any]) -> int:
+    """Run one command; its exit code."""
+    if "folders" in job:
+        os.chdir(job["folders"][int(os.environ["RANK"])])
+    if job.get("terminal"):
+        sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+    original = run.train
+    run.train = functools.partial(original, hooks=hooks_of(job))
+    undo = install_call(job.get("fault", {}))
+    OPENED.clear()
+    try:
+        status = main(job["command"])
+    finally:
+        run.train = original
+        undo()
+    print(f"exit code {status}", flush=True)
+    for path in job.get("count_reads", []):
+        print(f"opened {OPENED[os.path.abspath(path)]} times: {path}", flush=True)
+    return status
 
 
 # ---- what can happen ----
@@ -129,7 +183,7 @@ def weight(value: float) -> Callable[[dict[str, Any]], Any]:
         batches = list(fault["batches"])
         position = int(torch.nonzero(batches[-1].target_weights_T)[0])
         batches[-1].target_weights_T[position] = value
-        return batches
+        return iter(batches)
 
     return change
 
@@ -175,26 +229,9 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 if __name__ == "__main__":
-    run.stop_ranks = torch.distributed.barrier  # the process group lives until the last command is done
+    sys.addaudithook(count_opened)
     status = 0
-    original_estimate = writer.estimated_bytes
-
-    def printed_estimate(*arguments: Any) -> int:
-        print(f"\nestimated bytes {original_estimate(*arguments)}", flush=True)
-        return original_estimate(*arguments)
-
-    writer.estimated_bytes = printed_estimate
-    agreement.SIGHT_SECONDS = 0.3
-    usual_group = engine.GROUP_ELEMENTS
     for job in json.loads(sys.argv[1]):
-        engine.GROUP_ELEMENTS = job.get("group_elements", usual_group)
-        if "folders" in job:
-            os.chdir(job["folders"][int(os.environ["RANK"])])
-        if job.get("terminal"):
-            sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
-        undo = install(job["fault"]) if job.get("fault") else lambda: None
-        status = main(job["command"])
-        print(f"exit code {status}", flush=True)
-        undo()
+        status = run_job(job)
     torch.distributed.destroy_process_group()
     sys.exit(status)

@@ -45,7 +45,7 @@ def test_a_run_that_is_killed_three_times_ends_like_one_that_is_not(
         (
             {"do": "stop"},
             {exits.LOST_RANKS, -signal.SIGKILL},
-            "nothing has happened for 10 s (train.hang_timeout_seconds)",
+            "no progress for 10 s (train.hang_timeout_seconds)",
         ),
     ],
     ids=lambda value: value.get("do", "") if isinstance(value, dict) else "",
@@ -64,7 +64,7 @@ def test_a_rank_that_is_gone_or_hangs_is_named_and_ends_the_run(
     assert {ranks[0].returncode, ranks[1].returncode} == codes, output[-3000:]
     assert said in output
     assert "at step 5, training" in output
-    assert "start again to go on from the newest checkpoint" in output
+    assert "restart to resume from the newest checkpoint" in output
     assert "Traceback" not in output
     assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000003"
 

@@ -52,6 +52,13 @@ def no_base(host: Path) -> None:
     shutil.rmtree(host / "base")
 
 
+def other_settings(host: Path) -> None:
+    path = host / "prepared" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["inputs"]["settings"] = "0" * 64
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
 def own_disk(host: Path) -> None:
     (host / "run").unlink()
     (host / "run").mkdir()
@@ -60,11 +67,11 @@ def own_disk(host: Path) -> None:
 SPOILED: dict[str, tuple[Spoil, str]] = {
     "recipe": (
         changed_recipe,
-        f"not all hosts run the same: optimizer.learning_rate is 0.004 on rank 1 ({HOST}), and 0.003 on",
+        f"the hosts differ: optimizer.learning_rate is 0.004 on rank 1 ({HOST}), but 0.003 on",
     ),
     "data": (
         other_data,
-        f"not all hosts run the same: the fingerprint of the prepared data is 0123456789ab on rank 1 ({HOST}), and",
+        f"the hosts differ: the fingerprint of the prepared data is 0123456789ab on rank 1 ({HOST}), but",
     ),
     "no_data": (no_data, f"rank 1 ({HOST}): data.prepared_dir: prepared holds no prepared dataset; run `ochat prepare"),
     "no_base": (no_base, f"rank 1 ({HOST}): model.path: base: cannot be loaded"),
@@ -149,7 +156,6 @@ def test_a_recipe_that_one_host_lacks_is_told_by_that_host(
 
 def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -> UserError:
     """What a rank says that meets nobody."""
-    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 0.5)
     for name, value in {
         "RANK": rank,
         "LOCAL_RANK": local_rank,
@@ -159,24 +165,36 @@ def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -
     }.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UserError) as caught:
-        rendezvous.meet()
+        rendezvous.meet(seconds=0.5)
     return caught.value
 
 
 def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     error = met_alone(monkeypatch, rank=0)
-    assert str(error).startswith("3 of 4 ranks have not come within 0.5 s: 1, 2, 3; look at what their hosts say")
+    assert str(error).startswith("3 of 4 ranks did not join within 0.5 s: 1, 2, 3; look at the output of their hosts")
 
 
-def test_ranks_that_came_later_name_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first that has waited long enough gives up for all; without that the others would only lose the meeting
-    point.
-    """
-    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 600.0)
+def test_ranks_that_came_later_name_the_same() -> None:
+    """The first that has waited long enough gives up for all; otherwise the others would lose the store."""
     store = torch.distributed.HashStore()
-    store.set(rendezvous._key("given-up"), "[2]")
-    monkeypatch.setattr(rendezvous, "_look_seconds", lambda: 0.01)
-    assert rendezvous._missing_ranks(store, 3) == [2]
+    for rank in (0, 1):
+        rendezvous.join(store, rank)
+    assert rendezvous.missing_ranks(store, 3, seconds=0.0, poll_seconds=0.01) == [2]
+    assert rendezvous.missing_ranks(store, 3, seconds=600.0, poll_seconds=0.01) == [2]
+
+
+def test_hosts_with_different_problems_are_all_told(host: Path, tmp_path: Path) -> None:
+    folders = []
+    for name, spoil in (("first", no_data), ("second", other_settings)):
+        shutil.copytree(host, tmp_path / name, symlinks=True)
+        spoil(tmp_path / name)
+        folders.append(str(tmp_path / name))
+    outputs, codes = run_jobs({"command": ["train", "recipe.yaml"], "folders": folders})
+    assert codes == [exits.USER_ERROR] * 2
+    lines = outputs[0].splitlines()
+    start = lines.index("ochat train: ranks cannot start, for different reasons: ")
+    assert lines[start + 1].startswith(f"rank 0 ({HOST}): data.prepared_dir: prepared holds no prepared dataset")
+    assert lines[start + 2].startswith(f"rank 1 ({HOST}): data.prepared_dir: prepared was prepared from other settings")
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
@@ -184,5 +202,5 @@ def test_a_first_rank_that_cannot_be_reached_is_told_once_a_host(
     local_rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = met_alone(monkeypatch, rank=2 + local_rank, local_rank=local_rank)
-    assert f"rank {2 + local_rank} ({HOST}) cannot reach rank 0 at 127.0.0.1:" in str(error)
+    assert f"rank {2 + local_rank} ({HOST}): cannot reach rank 0 at 127.0.0.1:" in str(error)
     assert isinstance(error, exits.OneRankError) == (local_rank == 0), "only such are printed by ranks other than 0"

@@ -322,6 +322,25 @@ def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> 
     assert "was prepared from other sources than this recipe names" in changed.stderr
 
 
+def test_one_rank_reads_the_raw_sources_for_all(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """Reading them takes a second per GB. If they have changed, all ranks stop with one message."""
+    recipe = make_recipe(train__max_steps=1)
+    prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
+    sources = [tmp_path / "expert.jsonl", tmp_path / "suboptimal.jsonl"]
+    job = {"command": ["train", recipe], "count_reads": [str(path) for path in sources]}
+    outputs, codes = run_jobs(job)
+    assert codes == [0, 0], outputs[0][-4000:]
+    for output, num_reads in zip(outputs, (1, 0), strict=True):
+        for path in sources:
+            assert f"opened {num_reads} times: {path}" in output
+    with sources[0].open("a") as file:
+        file.write(sources[0].read_text().splitlines()[0].replace("Question 0", "Question X") + "\n")
+    outputs, codes = run_jobs(job)
+    assert codes == [2, 2]
+    message = f"ochat train: data.prepared_dir: {tmp_path}/prepared was prepared from other sources than this recipe"
+    assert [message in output for output in outputs] == [True, False], "rank 0 speaks for all"
+
+
 def test_training_on_a_cpu_needs_no_compiler(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     """DeepSpeed would build an extension for a minute, and fail where there is no compiler or no ninja."""
     recipe = make_recipe(train__max_steps=1)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from ochat_train.training import engine
+from ochat_train.training.engine import parameter_groups
 from ochat_train.training.gradient_sum import GradientSum
 from tests.support.measured import Measured
 from tests.support.reference import relative_error
@@ -39,7 +38,7 @@ def test_sums_are_rounded_once(measured: Measured) -> None:
 
 
 def test_a_second_step_begins_anew() -> None:
-    """Between backward passes nothing stands in `grad`; after a step is taken, its sum is forgotten."""
+    """Between backward passes `grad` is None; after a step is taken, its sum is forgotten."""
     parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     GradientSum([parameter], num_backwards=2)
     for step in (1.0, 4.0):
@@ -51,9 +50,8 @@ def test_a_second_step_begins_anew() -> None:
         parameter.grad = None
 
 
-def test_groups_of_parameters_keep_their_order_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_parameters_keep_their_order_and_size() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 4, 9, 1, 1, 1)]
-    monkeypatch.setattr(engine, "GROUP_ELEMENTS", 7)
-    groups = engine.parameter_groups(parameters)
+    groups = parameter_groups(parameters, most_elements=7)
     assert [[parameter.numel() for parameter in group] for group in groups] == [[3, 4], [9], [1, 1, 1]]
     assert [id(parameter) for group in groups for parameter in group] == [id(parameter) for parameter in parameters]

@@ -1,17 +1,15 @@
-"""What a run writes of its steps: the sums of an epoch, and files that a resumed run goes on with, damaged or not."""
+"""What a run writes of its steps: the sums of an epoch, and files that a resumed run continues, damaged or not."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from ochat_train.checkpoint.state import Progress
+from ochat_train.distributed.ranks import Ranks
 from ochat_train.report.text import class_sums_text
 from ochat_train.runs.lines import rows_of
 from ochat_train.tracking.delivery import Trackers
@@ -89,7 +87,7 @@ def test_damaged_lines_do_not_keep_a_run_from_going_on(
     writer.close()
     kept = [{"step": step, "text": "x\u2028\r"} for step in (1, 2, 5)]
     assert rows_of(tmp_path / name) == kept + [step_metrics(6).to_json()] * (name == "metrics.jsonl")
-    assert capsys.readouterr().err == "", "it is mended"
+    assert capsys.readouterr().err == "", "the damaged lines are gone"
 
 
 def test_a_file_of_damaged_lines_has_a_short_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,13 +99,9 @@ def test_a_file_of_damaged_lines_has_a_short_notice(tmp_path: Path, capsys: pyte
 
 
 def test_files_and_progress_line_are_closed_whatever_ends_a_run(tmp_path: Path) -> None:
-    run: Any = SimpleNamespace(
-        recipe=SimpleNamespace(output_dir=str(tmp_path)),
-        ranks=SimpleNamespace(is_main=True),
-        trackers=no_trackers(tmp_path),
-        plan=SimpleNamespace(num_steps=4),
-    )
-    with contextlib.suppress(ZeroDivisionError), outputs(run, Progress()) as (writer, _):
+    ranks = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
+    opened = outputs(tmp_path, no_trackers(tmp_path), ranks, first_step=0, num_steps=4)
+    with contextlib.suppress(ZeroDivisionError), opened as (writer, _):
         assert writer is not None
         writer.write(step_metrics(1))
         raise ZeroDivisionError

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_a_step_that_is_not_finite_on_one_rank_updates_nothing(tmp_path: Path, m
     )
 
 
+def test_all_packs_of_a_micro_batch_that_is_not_finite_are_named(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """Two micro-batches of two packs: a weight that is NaN in the second one can be in pack 2 or in pack 3."""
+    recipe = recipe_named("joined", tmp_path, make_recipe, train__packs_per_micro_batch=2)
+    fault = {"rank": 0, "step": FAULTY_STEP, "do": "nan_weight"}
+    [output], codes = run_jobs({"command": ["train", recipe], "fault": fault}, num_ranks=1)
+    assert codes == [0], output[-6000:]
+    [anomaly] = read_anomalies(tmp_path / "joined")
+    [rank] = anomaly["ranks"]
+    assert [pack["loss_is_finite"] for pack in rank["packs"]] == [True, True, False, False]
+    expected = [conversations_of(recipe, rank=0, pack=pack, num_ranks=1) for pack in range(4)]
+    assert [pack["conversations"] for pack in rank["packs"]] == expected
+    assert re.search(r"the loss is not finite on rank 0, pack 2 \(.+\); rank 0, pack 3 \(", output)
+
+
 def test_too_many_in_a_row_stop_the_run_and_a_spike_is_named(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     in_a_row = {"rank": 1, "step": 3, "times": 3, "do": "nan_weight"}
     spike = {"rank": 0, "step": 11, "do": "large_gradient"}
@@ -95,7 +110,7 @@ def test_too_many_in_a_row_stop_the_run_and_a_spike_is_named(tmp_path: Path, mak
 
 
 def test_the_history_of_gradient_norms() -> None:
-    """A spike is 10 times the median of at least 8 norms; neither it nor NaN joins the history."""
+    """A spike is 10 times the median of at least 8 norms; a spike joins the history as the limit, NaN does not."""
     progress = Progress()
     for norm in [1.0, 2.0, 3.0, 2.0] * 2:
         progress, anomaly = progressed(progress, norm)
@@ -133,10 +148,10 @@ def read_anomalies(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "anomalies.jsonl").read_text().splitlines()]
 
 
-def conversations_of(recipe_path: Path, *, rank: int, pack: int) -> list[str]:
+def conversations_of(recipe_path: Path, *, rank: int, pack: int, num_ranks: int = 2) -> list[str]:
     """Conversation ids of a rank's pack in the faulty step, from the plan."""
     recipe = load_recipe(recipe_path)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split).epoch(0)
-    number = deal(plan, FAULTY_STEP - 1, num_ranks=2)[rank, pack]
+    number = deal(plan, FAULTY_STEP - 1, num_ranks=num_ranks)[rank, pack]
     return [split.conversation_id(int(row)) for row in plan.rows(int(number))]

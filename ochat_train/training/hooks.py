@@ -1,0 +1,44 @@
+"""What a caller of `train` may replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ochat_train.distributed.agreement import SIGHT_SECONDS
+from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.ranks import stop_ranks
+from ochat_train.planning.gradients import GROUP_ELEMENTS
+from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.tracking.choice import chosen_trackers
+from ochat_train.tracking.delivery import CLOSE_SECONDS
+from ochat_train.tracking.protocol import Tracker
+from ochat_train.training.step import Step
+
+
+def unchanged(engine: Engine, step: Step) -> Step:
+    """The step as it was planned."""
+    return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """Parts of a training that a caller may replace. Tests put real faults in the way of real ranks with them."""
+
+    before_step: Callable[[Engine, Step], Step] = unchanged
+    """Called on every rank before each step; the step that it returns is taken."""
+
+    trackers: Callable[[TrackingSettings], Sequence[Tracker]] = chosen_trackers
+    """Makes the trackers of the run. Rank 0 calls it twice: once to report missing packages early."""
+
+    leave_ranks: Callable[[], None] = stop_ranks
+    """Ends the process group after the last step. Called on every rank."""
+
+    close_seconds: float = CLOSE_SECONDS
+    """Most seconds that trackers may take at the end of a run."""
+
+    sight_seconds: float = SIGHT_SECONDS
+    """Most seconds until a new file must be visible on every host."""
+
+    group_elements: int = GROUP_ELEMENTS
+    """Most parameters that the optimizer updates at once."""

@@ -1,0 +1,49 @@
+"""One memory plan for all ranks of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ochat_train.distributed.ranks import Ranks
+from ochat_train.model.build import is_compiled
+from ochat_train.planning.memory import MemoryPlan, fastest_plan, free_gpu_bytes, model_shape
+from ochat_train.planning.memory_text import too_little_memory
+from ochat_train.recipe.sections import Recipe
+
+
+def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) -> tuple[MemoryPlan, bool]:
+    """The memory plan of the rank with the least free memory, for all ranks; and whether layers are compiled.
+
+    causal_lm: the `transformers` model. All ranks call it. Raises UserError where nothing fits.
+    """
+    is_gpu = ranks.device.type == "cuda"
+    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device)
+    shape = model_shape(
+        causal_lm.config,
+        vocab_size=causal_lm.config.vocab_size,
+        compiled=compiled,
+        num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
+    )
+    free_bytes = _least_free_bytes(causal_lm, ranks)
+    plan = fastest_plan(
+        recipe, shape, num_gpus=ranks.num_ranks, free_bytes=free_bytes, compiled=compiled, is_gpu=is_gpu
+    )
+    if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
+        raise too_little_memory(plan, num_gpus=ranks.num_ranks)
+    return plan, compiled
+
+
+def _least_free_bytes(causal_lm: Any, ranks: Ranks) -> float:
+    """Bytes of GPU memory that the run may use on the rank that has least; 0 without GPUs.
+
+    The weights that are there already count as free, because the plan holds them, too.
+    """
+    free_bytes = 0.0
+    if ranks.device.type == "cuda":
+        weights = sum(p.numel() * p.element_size() for p in causal_lm.parameters() if p.device == ranks.device)
+        free_bytes = free_gpu_bytes(ranks.device) + weights
+    least = torch.tensor(free_bytes, dtype=torch.float64, device=ranks.device)
+    torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
+    return float(least)
