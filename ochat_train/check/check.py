@@ -22,7 +22,7 @@ from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 
 
 @dataclass(frozen=True, kw_only=True)

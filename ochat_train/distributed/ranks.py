@@ -15,7 +15,7 @@ from data_pipeline.errors import UserError
 from ochat_train.distributed.launch import is_launched, single_rank
 from ochat_train.distributed.rendezvous import meet
 from ochat_train.system.exits import OneRankError
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 
 T = TypeVar("T")
 

@@ -22,13 +22,13 @@ class Delivery:
     """The queue of one tracker. `put` never waits: with `capacity` events in the queue, further ones are not delivered.
 
     Whatever was not delivered is counted and reported at the end; the run folder's files have it anyway.
-    say: prints a line for the user; called from both threads.
+    report: prints a line for the user; called from both threads.
     """
 
     def __init__(
-        self, tracker: Tracker, facts: RunFacts, *, say: Callable[[str], None], capacity: int = CAPACITY
+        self, tracker: Tracker, facts: RunFacts, *, report: Callable[[str], None], capacity: int = CAPACITY
     ) -> None:
-        self._tracker, self._say, self._folder, self._capacity = tracker, say, facts.output_dir, capacity
+        self._tracker, self._report, self._folder, self._capacity = tracker, report, facts.output_dir, capacity
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._given, self._delivered = 0, 0
         self._is_off, self._is_behind, self._done = False, False, False
@@ -44,7 +44,7 @@ class Delivery:
             self._events.put(event)
         elif not self._is_behind:
             self._is_behind = True
-            self._say(
+            self._report(
                 f"{self._tracker.name}: too slow, {self._capacity:,} steps and validations are waiting; training "
                 "continues without it"
             )
@@ -66,11 +66,11 @@ class Delivery:
             problems.append(f"{missing:,} of {self._given:,} steps and validations were not delivered")
         if problems:
             files = "metrics.jsonl, validation.jsonl and samples.jsonl"
-            self._say(f"{self._tracker.name}: {'; '.join(problems)}; {self._folder} has everything in {files}")
+            self._report(f"{self._tracker.name}: {'; '.join(problems)}; {self._folder} has everything in {files}")
 
     def _run(self, facts: RunFacts) -> None:
         try:
-            self._say(f"{self._tracker.name}: {self._tracker.start(facts)}")
+            self._report(f"{self._tracker.name}: {self._tracker.start(facts)}")
             while (event := self._events.get()) is not None:
                 event(self._tracker)
                 self._delivered += 1
@@ -78,7 +78,7 @@ class Delivery:
         except BaseException as error:  # also SystemExit: nothing that a library does here may end the training
             if not self._is_off:
                 self._is_off = True
-                self._say(f"{self._tracker.name}: {_one_line(error)}; it is switched off, training continues")
+                self._report(f"{self._tracker.name}: {_one_line(error)}; it is switched off, training continues")
                 self._tracker.abandon()
 
 
@@ -90,10 +90,10 @@ class Trackers:
         trackers: Sequence[Tracker],
         facts: RunFacts,
         *,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         capacity: int = CAPACITY,
     ) -> None:
-        self._deliveries = [Delivery(tracker, facts, say=say, capacity=capacity) for tracker in trackers]
+        self._deliveries = [Delivery(tracker, facts, report=report, capacity=capacity) for tracker in trackers]
 
     def log_step(self, metrics: StepMetrics) -> None:
         """Deliver a step."""

@@ -37,7 +37,7 @@ from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import write_run_folder
 from ochat_train.runs.lock import RunLock
 from ochat_train.system.exits import LostRanksError, OneRankError
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.batches import run_steps_of_rank
@@ -200,7 +200,7 @@ def _take_steps(
         trackers = Trackers(
             hooks.trackers(recipe.tracking) if ranks.is_main else [],
             run_facts(recipe, training.manifest, ranks, first_step=progress.step),
-            say=say,
+            report=print_message,
         )
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(training.memory, watchdog))

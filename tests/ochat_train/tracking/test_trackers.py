@@ -45,7 +45,7 @@ FACTS = RunFacts(
 def deliver(tracker: FakeTracker, *, num_steps: int) -> str:
     """Log steps 1 to num_steps; what was said."""
     said: list[str] = []
-    trackers = Trackers([tracker], FACTS, say=said.append)
+    trackers = Trackers([tracker], FACTS, report=said.append)
     for step in range(1, num_steps + 1):
         trackers.log_step(step_metrics(step))
     trackers.close(done=True, most_seconds=60.0)
@@ -86,7 +86,7 @@ def test_a_tracker_that_hangs_is_dropped(at_start: Callable[[], Any], at_log: Ca
                 thread.join()
 
     tracker = FakeTracker(at_start=at_start, at_log=at_log, at_abandon=wait_for_healthy)
-    trackers = Trackers([tracker, healthy], FACTS, say=said.append)
+    trackers = Trackers([tracker, healthy], FACTS, report=said.append)
     for step in range(1, 8):
         trackers.log_step(step_metrics(step))
     trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other is as quick as it is
@@ -104,7 +104,7 @@ def test_a_full_queue_loses_nothing_unreported() -> None:
         may_go_on.wait()
 
     tracker, said = FakeTracker(at_log=wait), list[str]()
-    trackers = Trackers([tracker], FACTS, say=said.append, capacity=4)
+    trackers = Trackers([tracker], FACTS, report=said.append, capacity=4)
     trackers.log_step(step_metrics(1))
     started.wait()  # the first one is being logged, so four may wait
     for step in range(2, 12):
@@ -330,7 +330,7 @@ facts = RunFacts(
     name="x", output_dir=Path(sys.argv[1]), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
 )
 tracker = WandbTracker(TrackingSettings(wandb="online"), exit_seconds=0.5)
-trackers = Trackers([tracker], facts, say=print)
+trackers = Trackers([tracker], facts, report=print)
 trackers.log_step(step_metrics(1))
 server.accept()  # it asks, so it waits for an answer from now on
 trackers.close(done=True, most_seconds=0.0)
