@@ -165,13 +165,13 @@ def rows(folder: Path, options: Any) -> dict[str, Any]:
         place.mkdir()
         job, _ = job_with(bad, place, tokenizer, "drop")
         ledger = prepare_rows(job)[0].ledger
-        held += (ledger["read"], ledger["kept"], ledger["dropped"]) == (4, 3, {bad.reason: 1})
+        held += (ledger.read, ledger.kept, ledger.dropped) == (4, 3, {bad.reason: 1})
     for name, (line, _) in ACCEPTED.items():
         path = folder / f"{name}.jsonl"
         path.write_bytes(good("messages", 1) + b"\n" + line + b"\n")
         job = make_job(folder / f"{name}_prepared", [source(path)], tokenizer, max_length_tokens=2**21)
         ledger = prepare_rows(job)[0].ledger
-        held += (ledger["read"], ledger["kept"], ledger["dropped"]) == (2, 2, {})
+        held += (ledger.read, ledger.kept, ledger.dropped) == (2, 2, {})
     return row("wrong and unusual rows", held, len(BAD_ROWS) + len(ACCEPTED), "classified", "none")
 
 

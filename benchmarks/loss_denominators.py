@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.set)
     manifest, _ = prepare_recipe(recipe, num_workers=None, progress=lambda rows: None)
-    mean_length = manifest.splits["train"]["tokens"] / manifest.splits["train"]["conversations"]
+    mean_length = manifest.splits["train"].tokens / manifest.splits["train"].conversations
     heads = (
         "conversations",
         "denominator",
@@ -73,7 +73,7 @@ def run(
         arm for arm in arms_of(recipe, inference_condition=manifest.inference_condition) if arm.name == "weights-only"
     )
     values = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    longest = max(tokens, 2 * round(manifest.splits["train"]["tokens"] / manifest.splits["train"]["conversations"]))
+    longest = max(tokens, 2 * round(manifest.splits["train"].tokens / manifest.splits["train"].conversations))
     values["model"]["max_length_tokens"] = min(values["model"]["max_length_tokens"], longest)
     values["data"] = {**arm.data, "prepared_dir": str(folder / f"prepared-{tokens}"), "overlong": "drop"}
     values["output_dir"] = str(folder / f"run-{tokens}-{denominator}")

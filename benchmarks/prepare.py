@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=60, help="size of the made data (default: 60)")
     parser.add_argument("--data", type=Path, help="your own conversations, in place of made ones")
-    parser.add_argument("--format", default="sharegpt", choices=["openchat", "sharegpt", "messages", "alpaca"])
+    parser.add_argument("--format", default="sharegpt", choices=_text_formats())
     parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer folder (default: Mistral-7B's, from package mistral-common)"
     )
@@ -108,6 +109,12 @@ def mistral_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def _text_formats() -> tuple[str, ...]:
+    from data_pipeline.formats.table import TEXT_FORMATS
+
+    return TEXT_FORMATS
+
+
 def _source(options: argparse.Namespace) -> Any:
     from data_pipeline.settings import SourceSettings
 
@@ -135,18 +142,14 @@ def measure_raw(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _message_texts(options: argparse.Namespace) -> list[str]:
-    from data_pipeline.errors import RowError
-    from data_pipeline.read.formats import parse_row
+    from data_pipeline.read.conversations import BadRow, parse_rows
     from data_pipeline.read.sources import chunks, read_chunk
 
     source, texts = _source(options), []
     for chunk in chunks(source, where="--data"):
-        for place, row in read_chunk(chunk):
-            try:
-                conversation = parse_row(row, place=place, source=source)
-            except RowError:
-                continue  # counted by the preparation
-            texts += [message.content for message in conversation.messages]
+        for item in parse_rows(read_chunk(chunk), source=source):
+            if not isinstance(item, BadRow):  # the preparation counts those
+                texts += [message.content for message in item.messages]
     return texts
 
 
@@ -171,7 +174,7 @@ def measure_prepare(options: argparse.Namespace) -> dict[str, Any]:
     job = PrepareJob(data=data, template=template, tokenizer=tokenizer, max_length_tokens=MAX_LENGTH_TOKENS, seed=0)
     manifest, _ = prepare(job, num_workers=options.workers)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "tokens": manifest.splits["train"]["tokens"], "ledger": manifest.ledger}
+    return {"seconds": seconds, "tokens": manifest.splits["train"].tokens, "ledger": asdict(manifest.ledger)}
 
 
 def run(options: argparse.Namespace, kind: str, work: Path) -> dict[str, Any]:

@@ -38,15 +38,24 @@ class Conversation:
     condition: str | None = None
     score: float | None = None
 
+    @property
+    def has_own_id(self) -> bool:
+        """Whether the row names its id."""
+        return self.id != self.place
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaggedConversation:
-    """A conversation with its class: the condition that joins every role prefix, and a loss weight per message."""
+    """A conversation with its class: the condition that joins every role prefix, and a loss weight per message.
+
+    tokens: where the row holds tokens instead of text (format `openchat_tokenized`); they are used as they are.
+    """
 
     conversation: Conversation
     class_name: str
     condition: str
     message_weights: tuple[float, ...]
+    tokens: TokenizedConversation | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""The exceptions for what a user can fix: in the surroundings (`UserError`), or in one row of data (`RowError`)."""
+"""The exceptions for what a user can fix: in the recipe or on the machine (`UserError`), or in one row (`RowError`)."""
 
 from __future__ import annotations
 
@@ -80,8 +80,3 @@ class RowError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-def duplicate_id(identifier: str) -> RowError:
-    """The second conversation of a source with an id."""
-    return RowError("duplicate_id", f"id `{identifier}` stands twice in this source; make it unique")

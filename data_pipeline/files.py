@@ -1,4 +1,4 @@
-"""Files on disk: hashes, and bytes that are there after a power cut."""
+"""Files on disk: hashes, and writes that survive a power cut."""
 
 from __future__ import annotations
 
@@ -32,15 +32,13 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
-    """A new folder that takes the place of `final` when the block ends well, and vanishes when it does not.
+    """A new folder that replaces `final` when the block succeeds, and is removed when it fails.
 
     owned: `final`, if it is there, may be replaced. Otherwise a folder with anything in it is a UserError.
     """
     final = final.resolve()  # a link to another disk stays a link
     if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(
-            final, "is there already and was not made by this command", "choose another folder or remove it"
-        )
+        raise UserError(final, "already exists and was not made by this command", "choose another folder or remove it")
     final.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(final)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
@@ -63,10 +61,9 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
 
 
 def _clear_leftovers(final: Path) -> None:
-    """Clear away what killed processes left behind when they were making the same folder.
+    """Remove what killed processes left behind while they were making the same folder.
 
-    The folder that one was just replacing gets its name back, if nothing has it; the new one takes its place in the
-    end.
+    A folder that was being replaced gets its name back if nothing else has it; the new one replaces it in the end.
     """
     for leftover in [*final.parent.glob(f".{final.name}.old-*"), *final.parent.glob(f".{final.name}.tmp-*")]:
         process = leftover.name.rpartition("-")[2]

@@ -1,4 +1,4 @@
-"""Names of repositories on the Hugging Face Hub, told from folders."""
+"""Names of repositories on the Hugging Face Hub, as opposed to folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model's name is looked for on the Hub: ORG/NAME, and no folder of that name is here."""
+    """Whether a model is looked for on the Hub: its name is ORG/NAME, and there is no folder of that name."""
     return not Path(name).exists() and not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 

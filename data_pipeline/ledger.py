@@ -1,24 +1,52 @@
-"""The account of a preparation: what was read, kept, cut and left out, why, and where to look."""
+"""The ledger of a preparation: what was read, kept, cut and left out, why, and where to look.
+
+A `Tally` counts; the `Ledger` is its result, which the manifest holds.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 MAX_EXAMPLES_PER_REASON = 5
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """Counts of conversations. `num_read == num_kept + sum(dropped.values())` always holds.
+    """Counts of conversations. `read == kept + sum(dropped.values())` always holds.
 
     truncated: kept, cut to `max_length_tokens`. tail_trimmed: kept, without the tokens after the last supervised one.
-    condition_left_out: kept, prompted without its condition (`data.condition_dropout`).
-    text_not_recovered: held out, but not in the condition matrix: of its tokens alone the text cannot be had back
-    exactly.
-    bad: the part of `dropped` that could not be read as conversations (the rest was dropped by a rule of the recipe).
-    examples: reason -> `place: message` of the first few.
+    control_text_kept_plain: kept, with text that spells a control token. condition_left_out: kept, prompted without its
+    condition (`data.condition_dropout`). text_not_recovered: held out, but not in the condition matrix, because its
+    tokens do not give its exact text. dropped: reason -> conversations. examples: reason -> `place: message` of the
+    first few.
+
+    The names are those of the JSON: `conversations` of `ochat prepare --json`, `ledger` of the manifest.
+    """
+
+    read: int
+    kept: int
+    truncated: int
+    tail_trimmed: int
+    control_text_kept_plain: int
+    condition_left_out: int
+    text_not_recovered: int = 0  # older prepared datasets lack it
+    dropped: Mapping[str, int]
+    examples: Mapping[str, Sequence[str]]
+
+    @property
+    def num_dropped(self) -> int:
+        """Conversations that were left out, for whatever reason."""
+        return sum(self.dropped.values())
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts while rows are read. Whoever reads a row counts it as read; whoever decides about it as kept or dropped.
+
+    bad: the part of `dropped` that could not be read as conversations (a rule of the recipe dropped the rest). The
+    other counts: see `Ledger`.
     """
 
     num_read: int = 0
@@ -41,37 +69,34 @@ class Ledger:
 
     def note(self, reason: str, place: str, message: str) -> None:
         """Keep an example, if there are not enough of this kind."""
+        self._note(reason, f"{place}: {message}")
+
+    def _note(self, reason: str, example: str) -> None:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < MAX_EXAMPLES_PER_REASON:
-            examples.append(f"{place}: {message}")
+            examples.append(example)
 
-    def add(self, other: Ledger) -> None:
+    def add(self, other: Tally) -> None:
         """Add the counts of a later part."""
-        self.num_read += other.num_read
-        self.num_kept += other.num_kept
-        self.num_truncated += other.num_truncated
-        self.num_tail_trimmed += other.num_tail_trimmed
-        self.num_control_text_kept_plain += other.num_control_text_kept_plain
-        self.num_condition_left_out += other.num_condition_left_out
-        self.num_text_not_recovered += other.num_text_not_recovered
+        for name in (f.name for f in fields(self) if f.name.startswith("num_")):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped += other.dropped
         self.bad += other.bad
         for reason, examples in other.examples.items():
             for example in examples:
-                place, _, message = example.partition(": ")
-                self.note(reason, place, message)
+                self._note(reason, example)
 
-    def as_json(self) -> dict[str, Any]:
-        """The `conversations` object of `ochat prepare --json`."""
+    def result(self) -> Ledger:
+        """The result, with reasons in alphabetical order."""
         assert self.num_read == self.num_kept + sum(self.dropped.values()), "a conversation was lost"
-        return {
-            "read": self.num_read,
-            "kept": self.num_kept,
-            "truncated": self.num_truncated,
-            "tail_trimmed": self.num_tail_trimmed,
-            "control_text_kept_plain": self.num_control_text_kept_plain,
-            "condition_left_out": self.num_condition_left_out,
-            "text_not_recovered": self.num_text_not_recovered,
-            "dropped": dict(sorted(self.dropped.items())),
-            "examples": {reason: list(examples) for reason, examples in sorted(self.examples.items())},
-        }
+        return Ledger(
+            read=self.num_read,
+            kept=self.num_kept,
+            truncated=self.num_truncated,
+            tail_trimmed=self.num_tail_trimmed,
+            control_text_kept_plain=self.num_control_text_kept_plain,
+            condition_left_out=self.num_condition_left_out,
+            text_not_recovered=self.num_text_not_recovered,
+            dropped=dict(sorted(self.dropped.items())),
+            examples={reason: list(examples) for reason, examples in sorted(self.examples.items())},
+        )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
 
+from data_pipeline.formats.row_format import RowFormat
+from data_pipeline.formats.table import FORMATS
 from data_pipeline.section import Rule, Section, setting
 from data_pipeline.text_rules import quoted, text_problem
+from data_pipeline.weight import LARGEST_WEIGHT, SMALLEST_WEIGHT, reward_weight
 
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[tuple(FORMATS)]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
-TextFormat = Literal["openchat", "sharegpt", "messages", "alpaca"]
-Format = Literal[TextFormat, "openchat_tokenized"]
 
 HUB_PREFIX = "hf://"  # of a source's path: a dataset on the Hub
-SMALLEST_WEIGHT = 1e-30  # far above float32's smallest number, far below any weight that matters
 
 
 Baseline = Annotated[
@@ -40,7 +43,7 @@ class ClassSettings(Section):
     weight: float | None = setting(
         None,
         ge=0.0,
-        le=1e6,
+        le=float(LARGEST_WEIGHT),
         description="the loss weight itself, instead of `reward`",
         decides_steps=True,
         is_public=True,
@@ -59,10 +62,10 @@ class ClassSettings(Section):
             raise ValueError("give one of `reward` and `weight`, not both")
         if self.baseline is not None and (self.reward is not None or self.weight is not None):
             raise ValueError(
-                "`baseline` is for classes whose rewards stand in the rows, without `reward` or `weight` here"
+                "`baseline` is for classes whose rewards are in the rows, without `reward` or `weight` here"
             )
         if self.weight is not None and 0.0 < self.weight < SMALLEST_WEIGHT:
-            raise ValueError(f"weight {self.weight} is next to nothing; give 0 or at least {SMALLEST_WEIGHT}")
+            raise ValueError(f"weight {self.weight} is too small; give 0 or at least {SMALLEST_WEIGHT}")
         if (problem := text_problem(self.condition)) is not None:
             raise ValueError(f"condition {problem}")
         return self
@@ -109,13 +112,18 @@ class SourceSettings(Section):
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether it is a dataset on the Hub, and no file here."""
+        """Whether it is a dataset on the Hub."""
         return self.path.startswith(HUB_PREFIX)
 
     @property
+    def row_format(self) -> RowFormat:
+        """The record of its format."""
+        return FORMATS[self.format]
+
+    @property
     def is_tokenized(self) -> bool:
-        """Whether the rows hold tokens and their weights, and no text."""
-        return self.format == "openchat_tokenized"
+        """Whether the rows hold tokens and their weights instead of text."""
+        return self.row_format.holds_tokens
 
     @model_validator(mode="after")
     def _class_is_known(self) -> SourceSettings:
@@ -124,7 +132,7 @@ class SourceSettings(Section):
         if self.reward_field is not None and self.class_name is None and self.class_field is None:
             raise ValueError("`reward_field` needs `class` or `class_field`")
         if self.is_tokenized and (self.class_field is not None or self.reward_field is not None):
-            raise ValueError("tokenized rows have no `class_field` and no `reward_field`; their weights stand in them")
+            raise ValueError("tokenized rows have no `class_field` and no `reward_field`; they hold their weights")
         if self.is_tokenized and (self.split is not None or self.is_on_hub):
             raise ValueError("tokenized rows are read from .parquet files; download them and name the files")
         return self
@@ -158,7 +166,7 @@ class ClassesFrom(Section):
                     f"`{name}` has {len(values)} entries for {self.quantiles} quantiles; give one for each"
                 )
         if len(set(self.conditions)) != len(self.conditions):
-            raise ValueError("`conditions` holds the same text twice; every class needs its own")
+            raise ValueError("`conditions` holds the same text twice; give every class its own")
         for condition in self.conditions:
             if (problem := text_problem(condition)) is not None:
                 raise ValueError(f"conditions: {quoted(condition)} {problem}")
@@ -250,6 +258,11 @@ class DataSettings(Section):
         is_public=True,
     )
 
+    @property
+    def scored_by(self) -> str | None:
+        """The field whose quantiles decide the classes, None where the recipe names the classes."""
+        return self.classes_from.field if self.classes_from else None
+
     def _problems_of_rewards(self) -> list[str]:
         """Whether every class gets its weight in one way, and beta and clip are there where they are needed."""
         problems = []
@@ -301,14 +314,16 @@ class DataSettings(Section):
             if twice:
                 problems.append(
                     f"sources.{number}: classes with the same condition ({', '.join(map(quoted, twice))}) cannot be "
-                    "told apart in tokenized rows; name one as `class` of the source"
+                    "distinguished in tokenized rows; name one as `class` of the source"
                 )
         return problems
 
     def _problems_of_quantiles(self) -> list[str]:
         if self.classes_from is None:
             return []
-        problems = ["classes_from: stands in place of `classes`; remove one of them"] if self.classes else []
+        problems = (
+            ["classes_from: makes the classes, in place of `classes`; remove one of them"] if self.classes else []
+        )
         return problems + [
             f"sources.{number}: `classes_from` decides class and reward; remove `class`, `class_field` and "
             "`reward_field`"
@@ -321,11 +336,9 @@ class DataSettings(Section):
         problems = [*self._problems_of_rewards(), *self._problems_of_quantiles(), *self._problems_of_tokenized()]
         for number, source in enumerate(self.sources):
             has_class = source.class_name is not None or source.class_field is not None
-            carries_class = source.format == "openchat" or source.is_tokenized
-            if not has_class and not carries_class and self.classes_from is None:
+            if not has_class and not source.row_format.carries_class and self.classes_from is None:
                 problems.append(
-                    f"sources.{number}: give `class` or `class_field` (only format `openchat` carries its class in the "
-                    "row)"
+                    f"sources.{number}: give `class` or `class_field` (rows of format `{source.format}` name no class)"
                 )
             if source.class_name is not None and source.class_name not in self.classes:
                 known = ", ".join(self.classes) or "none"
@@ -340,8 +353,8 @@ class DataSettings(Section):
         if not problems:
             weights = class_weights(self)
             problems += [
-                f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight of next to nothing; raise "
-                "beta"
+                f"classes.{name}: reward {spec.reward} with beta {self.beta} gives a weight below {SMALLEST_WEIGHT}; "
+                "raise beta"
                 for name, spec in class_specs(self).items()
                 if spec.reward is not None and (weights[name] or 0.0) < SMALLEST_WEIGHT
             ]
@@ -351,7 +364,7 @@ class DataSettings(Section):
 
 
 def class_specs(data: DataSettings) -> dict[str, ClassSettings]:
-    """The classes, as they stand in the recipe or as `classes_from` makes them."""
+    """The classes, as the recipe gives them or as `classes_from` makes them."""
     rule = data.classes_from
     if rule is None:
         return dict(data.classes)
@@ -361,9 +374,9 @@ def class_specs(data: DataSettings) -> dict[str, ClassSettings]:
 
 
 def class_weights(data: DataSettings, *, largest_reward: float | None = None) -> dict[str, float | None]:
-    """Loss weight of each class: w = exp((r - r_max) / beta) (C-RLFT, arXiv 2309.11235), or `weight` as given.
+    """Loss weight of each class: by its reward (weight.py), or `weight` as given.
 
-    None for a class whose rewards stand in its rows. largest_reward: r_max, where rows have rewards too.
+    None for a class whose rewards are in its rows. largest_reward: r_max, where rows have rewards too.
     """
     specs = class_specs(data)
     rewards = [spec.reward for spec in specs.values() if spec.reward is not None]
@@ -373,5 +386,5 @@ def class_weights(data: DataSettings, *, largest_reward: float | None = None) ->
         weights[name] = spec.weight
         if spec.reward is not None:
             assert data.beta is not None, "checked by DataSettings"
-            weights[name] = math.exp((spec.reward - largest) / data.beta)
+            weights[name] = reward_weight(spec.reward, largest=largest, beta=data.beta)
     return weights

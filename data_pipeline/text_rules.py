@@ -8,18 +8,18 @@ import unicodedata
 from typing import Any
 
 # U+FDD0 is a Unicode noncharacter, reserved for use inside a program. The exported chat template puts it into control
-# strings that a person typed, and the tokenizer removes it again (see templates.py); so no text may hold it.
+# strings that a person typed, and the tokenizer removes it again (see prompt/chat_template.py); so no text may hold it.
 RESERVED_CHARACTER = "\ufdd0"
 
 
 def shown(value: object) -> str:
-    """A value as it may stand in a message: short, and free of characters that cannot be printed."""
+    """A value for a message: short, and free of characters that cannot be printed."""
     text = repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def visible(text: str, *, kept: str = "\n\t") -> str:
-    """A text as it may be shown to people: control, formatting and unassigned characters as JSON writes them
+    """A text that is safe to show to people: control, formatting and unassigned characters as JSON writes them
     (`\\u001b`).
 
     So no text can move the cursor, colour a terminal, turn the direction of its surroundings or hide between letters.
@@ -32,7 +32,7 @@ def visible(text: str, *, kept: str = "\n\t") -> str:
 
 
 def quoted(text: str) -> str:
-    """A whole text as it may be shown to people, in quotes: so an empty one is seen, and where it ends."""
+    """A whole text that is safe to show, in quotes, so that people see an empty one, and where it ends."""
     return f"'{visible(text, kept='')}'"
 
 
@@ -52,6 +52,6 @@ def text_problem(text: str) -> str | None:
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """`did you mean X?` for the known name nearest to `value`, or an empty text."""
+    """`did you mean X?` for the known name nearest to `word`, or an empty text."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else ""

@@ -1,9 +1,9 @@
-"""Classes: the only place that decides what a message weighs and under which condition it stands."""
+"""Classes: the only place that decides the weight of a message, and the condition of a conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.conversation import Conversation, TaggedConversation
@@ -16,7 +16,7 @@ UNCONDITIONED = "unconditioned"  # class name of OpenChat rows whose condition i
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationClass:
-    """A row of the class table. `weight` is None for a class whose weights or rewards stand in its rows."""
+    """A row of the class table. `weight` is None for a class whose weights or rewards are in its rows."""
 
     name: str
     condition: str
@@ -49,38 +49,40 @@ class Tagger:
         name = class_name if class_name is not None else conversation.class_value
         if conversation.score is None or name is None or name not in self._classes:
             return tag(conversation, class_name=class_name, classes=self._classes)
-        spec = self._classes[name]
-        if spec.weight is not None:
+        if self._classes[name].weight is not None:
             raise RowError(
                 "ambiguous_reward",
                 f"class {name} has its own weight, and the row a reward; use a source without `reward_field`",
             )
         weight = self._rewards.weight(conversation.score, class_name=name, data=self._data)
-        return tag(conversation, class_name=name, classes={**self._classes, name: replace(spec, weight=weight)})
+        return tag(conversation, class_name=name, classes=self._classes, own_weight=weight)
 
 
-def tag(conversation: Conversation, *, class_name: str | None, classes: ClassTable) -> TaggedConversation:
+def tag(
+    conversation: Conversation, *, class_name: str | None, classes: ClassTable, own_weight: float | None = None
+) -> TaggedConversation:
     """Give a conversation its class, condition and one weight per message.
 
     `class_name` is the source's class; without it the row's `class_field` counts, and without that the row's own
     condition and weights (OpenChat's format). In a class from the table an assistant message weighs the class weight
-    times the row's own weight for it (1 where the row has none), and any other message 0. Raises RowError for an
-    unknown class, for a weighted message that is not the assistant's, and for an OpenChat message without a weight.
+    (own_weight: that of this conversation instead) times the row's own weight for it (1 where the row has none), and
+    any other message 0. Raises RowError for an unknown class, for a weighted message that is not the assistant's, and
+    for an OpenChat message without a weight.
     """
     name = class_name if class_name is not None else conversation.class_value
     if name is None:
         return _tag_from_row(conversation)
     if name not in classes:
         raise RowError("unknown_class", f"class {shown(name)} is not in data.classes ({', '.join(classes)})")
-    spec = classes[name]
-    if spec.weight is None:
+    weight = classes[name].weight if own_weight is None else own_weight
+    if weight is None:
         raise RowError(
             "missing_reward", f"class {name} takes its rewards from the rows, but this source has no `reward_field`"
         )
     weights = []
     for number, message in enumerate(conversation.messages):
         if message.role == "assistant":
-            weights.append(spec.weight * (1.0 if message.weight is None else message.weight))
+            weights.append(weight * (1.0 if message.weight is None else message.weight))
         elif message.weight:
             raise RowError(
                 "invalid_weight", f"message {number + 1}: only assistant messages can have a weight in a class"
@@ -88,12 +90,15 @@ def tag(conversation: Conversation, *, class_name: str | None, classes: ClassTab
         else:
             weights.append(0.0)
     return TaggedConversation(
-        conversation=conversation, class_name=name, condition=spec.condition, message_weights=tuple(weights)
+        conversation=conversation,
+        class_name=name,
+        condition=classes[name].condition,
+        message_weights=tuple(weights),
     )
 
 
 def _tag_from_row(conversation: Conversation) -> TaggedConversation:
-    assert conversation.condition is not None, "formats.py reads it for sources without a class"
+    assert conversation.condition is not None, "parse_row reads it for sources without a class"
     weights = []
     for number, message in enumerate(conversation.messages):
         if message.weight is None and message.role == "assistant":

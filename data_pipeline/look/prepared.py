@@ -1,4 +1,4 @@
-"""One split of a prepared dataset, open for looking at: which rows are meant, and what is in them."""
+"""One split of a prepared dataset, open for looking at: selecting rows, and what is in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOW_A_SPLIT_IS_FILLED = {
 class Selection:
     """Which rows to look at: those that match everything given, and of them numbers start to stop - 1 (None: all).
 
-    find: text that stands in the row, control tokens included as they are written.
+    find: a text in the row; control tokens are part of it, as they are written.
     """
 
     start: int = 0

@@ -6,60 +6,39 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.classes.tagging import tag
 from data_pipeline.conversation import Conversation, TaggedConversation
-from data_pipeline.errors import RowError, UserError, duplicate_id
-from data_pipeline.ledger import Ledger
-from data_pipeline.prompt.templates import Template, render
+from data_pipeline.errors import RowError, UserError
+from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
+from data_pipeline.held_out import prompt_of
+from data_pipeline.ledger import Tally
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
-from data_pipeline.read.formats import parse_row
+from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids
 from data_pipeline.read.openchat_parquet import is_tokenized
-from data_pipeline.read.sources import Chunk
-from data_pipeline.settings import SourceSettings, TextFormat
+from data_pipeline.read.rows import parse_row
+from data_pipeline.read.sample import sampled_rows, spread_sample
+from data_pipeline.settings import SourceSettings
 
-FORMATS: tuple[TextFormat, ...] = get_args(TextFormat)
 SAMPLED_ROWS = 20_000
 MOST_CLASSES = 12  # a field with more values than that does not name classes
-_MOST_CHUNKS = 32  # that a sample comes from, up to twice as many
 _TOKENIZED_CONVERSATIONS = 2_000
 _LONGEST_CLASS_NAME = 64
 _DEEPEST_FIELD = 3
-_WITHOUT_CLASS = SourceSettings(path="row", format="openchat")
-_CONTENT_KEYS = frozenset(
-    (
-        "id",
-        "items",
-        "conversations",
-        "messages",
-        "instruction",
-        "input",
-        "output",
-        "history",
-        "system",
-        "prompt",
-        "text",
-    )
-)
+# Fields that hold the conversation in some format cannot name a class, whatever the format of the file.
+_CONTENT_KEYS = frozenset(("id", "system", "prompt", "text")).union(*(f.content_keys for f in FORMATS.values()))
 _SCORE_NAME = re.compile(r"score|reward|rating|rank|votes?$|grade", re.I)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSample:
-    """Rows of a source with their places, spread evenly over it. num_rows: of the whole source."""
-
-    rows: Sequence[tuple[str, Any]]
-    num_rows: int
 
 
 @dataclass(kw_only=True)
 class FieldLook:
-    """A field of the rows beside their messages (dots go deeper).
+    """A field of the rows other than their messages (dots go deeper).
 
     num_rows: sampled rows that have it. values: how often each value was seen, None where there are too many to name
     classes. numbers: smallest and largest value, None where it does not look like a score.
@@ -87,7 +66,7 @@ class FieldLook:
             self.numbers = (min(low, value), max(high, value))
 
     def finish(self, name: str) -> None:
-        """Forget the numbers of what is no score: counts and identifiers are whole numbers, too."""
+        """Forget the numbers of what is not a score: counts and identifiers are whole numbers, too."""
         if not self._is_score or not (self._has_fraction or _SCORE_NAME.search(name.rpartition(".")[2])):
             self.numbers = None
 
@@ -97,16 +76,15 @@ class SourceLook:
     """What was seen in a source.
 
     ledger: of the sampled rows; its `bad` counts those that cannot be read, by reason. roles: messages of each role.
-    conversations: the sampled rows that can be read. carries_classes: OpenChat's rows, each with its condition and
-    weights.
+    conversations: the sampled rows that can be read. carries_classes: every row has its own condition and weights.
     fields: by name, those that could name a class or hold a score. prompts: system texts with first prompts, which the
     validation split keeps together.
     """
 
     path: str
-    format: TextFormat
+    format: str
     num_rows: int
-    ledger: Ledger
+    ledger: Tally
     conversations: Sequence[Conversation]
     carries_classes: bool
     roles: Mapping[str, int]
@@ -142,74 +120,59 @@ class SourceLook:
         return np.fromiter(lengths, dtype=np.int64, count=len(self.conversations))
 
 
-def sample_rows(source: SourceSettings, *, where: str, most_rows: int = SAMPLED_ROWS) -> RowSample:
-    """About `most_rows` rows from chunks that lie evenly over the source. Raises UserError for files that cannot be
-    read.
-    """
-    kept: list[Chunk] = []
-    stride, num_rows = 1, 0
-    for number, chunk in enumerate(sources.chunks(source, where=where)):
-        num_rows += sources.count_rows(chunk)
-        if number % stride == 0:
-            kept.append(chunk)
-        if len(kept) == 2 * _MOST_CHUNKS:
-            kept, stride = kept[::2], 2 * stride
-    per_chunk = -(-most_rows // max(1, len(kept)))
-    return RowSample(
-        rows=[row for chunk in kept for row in islice(sources.read_chunk(chunk), per_chunk)], num_rows=num_rows
-    )
-
-
-def look_at(path: str, *, format: TextFormat | None = None, most_rows: int = SAMPLED_ROWS) -> SourceLook:
+def look_at(path: str, *, format: str | None = None, most_rows: int = SAMPLED_ROWS) -> SourceLook:
     """Look at a file, a folder or a pattern. format: None to find it by trying each parser on the sampled rows.
 
     Raises UserError for a source that is empty, and where the format is unknown, mixed or ambiguous.
     """
-    probe = SourceSettings.model_validate({"path": path, "format": format or FORMATS[0], "class": "probe"})
+    probe = SourceSettings.model_validate({"path": path, "format": format or TEXT_FORMATS[0], "class": "probe"})
     if sources.is_dataset(probe):
-        raise UserError(path, "only files are looked at", "write a source for a Hub dataset or a saved one by hand")
+        raise UserError(path, "only files can be looked at", "write the source of a Hub dataset or a saved one by hand")
     if tokenized := [file for file in sources.source_files(probe, where="FILE") if is_tokenized(file)]:
         raise UserError(
             path,
             f"{tokenized[0].name} holds conversations that OpenChat has tokenized, without their text",
             "write the source by hand, with `format: openchat_tokenized` (docs/from-openchat.md)",
         )
-    sample = sample_rows(probe, where="FILE", most_rows=most_rows)
-    if not sample.rows:
+    sample = spread_sample(sources.chunks(probe, where="FILE"), most_rows=most_rows)
+    rows = sampled_rows(sample)
+    if not rows:
         raise UserError(path, "holds no rows")
-    found: dict[TextFormat, dict[int, Conversation]] = {}
-    errors: dict[TextFormat, dict[int, RowError]] = {}
-    for candidate in FORMATS if format is None else (format,):
-        found[candidate], errors[candidate] = _parse_all(sample, probe.model_copy(update={"format": candidate}))
-    chosen = _one_format(path, sample, found, errors)
-    ledger = Ledger(num_read=len(sample.rows))
-    conversations: list[Conversation] = []
-    readable_rows = []
-    seen_ids: set[str] = set()
-    for number, (place, row) in enumerate(sample.rows):
-        conversation = found[chosen].get(number)
-        if conversation is None:
-            ledger.drop(errors[chosen][number].reason, place, str(errors[chosen][number]), bad=True)
-        elif conversation.id in seen_ids:
-            twice = duplicate_id(conversation.id)
-            ledger.drop(twice.reason, place, str(twice), bad=True)
-        else:
-            seen_ids.add(conversation.id)
-            conversations.append(conversation)
-            readable_rows.append(row)
-    ledger.num_kept = len(conversations)
-    prompts = {(c.system, next((m.content for m in c.messages if m.role == "user"), c.id)) for c in conversations}
+    parsed = {
+        candidate: list(parse_rows(rows, source=probe.model_copy(update={"format": candidate})))
+        for candidate in (TEXT_FORMATS if format is None else (format,))
+    }
+    chosen = _one_format(path, parsed)
+    ledger, conversations, readable_rows = _readable(parsed[chosen], rows)
+    carries_class = FORMATS[chosen].carries_class and all(_carries_class(row, chosen) for row in readable_rows)
     return SourceLook(
         path=path,
         format=chosen,
         num_rows=sample.num_rows,
         ledger=ledger,
         conversations=conversations,
-        carries_classes=chosen == "openchat" and all(map(_carries_class, readable_rows)),
+        carries_classes=carries_class,
         roles=_roles(conversations),
         fields=_fields(readable_rows),
-        prompts=frozenset(prompts),
+        prompts=frozenset(map(prompt_of, conversations)),
     )
+
+
+def _readable(
+    parsed: Sequence[Conversation | BadRow], rows: Sequence[tuple[str, Any]]
+) -> tuple[Tally, list[Conversation], list[Any]]:
+    """What can be read: counts, conversations and their raw rows."""
+    tally = Tally(num_read=len(rows))
+    conversations: list[Conversation] = []
+    readable_rows = []
+    for item, (_, row) in zip(with_unique_ids(parsed), rows, strict=True):
+        if isinstance(item, BadRow):
+            tally.drop(item.reason, item.place, item.message, bad=True)
+        else:
+            conversations.append(item)
+            readable_rows.append(row)
+    tally.num_kept = len(conversations)
+    return tally, conversations, readable_rows
 
 
 def _roles(conversations: Sequence[Conversation]) -> dict[str, int]:
@@ -233,7 +196,7 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
 
 
 def under_inference_condition(conversation: Conversation, template: Template) -> TaggedConversation:
-    """A conversation whose class is not known, as the template would ask for an answer."""
+    """A conversation whose class is not known, under the condition that the template asks for answers with."""
     weights = tuple(1.0 if message.role == "assistant" else 0.0 for message in conversation.messages)
     return TaggedConversation(
         conversation=conversation, class_name="", condition=template.inference_condition, message_weights=weights
@@ -243,51 +206,47 @@ def under_inference_condition(conversation: Conversation, template: Template) ->
 def token_lengths(
     conversations: Sequence[TaggedConversation], template: Template, tokenizer: TokenizerSpec
 ) -> np.ndarray:
-    """int64: tokens of up to 2,000 conversations, evenly taken."""
+    """int64: tokens of all conversations that hold them, or of up to 2,000 that hold text, evenly taken."""
+    own = [len(item.tokens.input_ids) for item in conversations if item.tokens is not None]
+    if own:
+        return np.array(own, dtype=np.int64)
     step = -(-len(conversations) // _TOKENIZED_CONVERSATIONS)
     rendered = [render(item, template, bos_token=tokenizer.bos_token) for item in conversations[:: max(1, step)]]
     tokenized = TemplateTokenizer(tokenizer).tokenize(rendered)
     return np.array([len(tokens.input_ids) for tokens in tokenized if not isinstance(tokens, RowError)], dtype=np.int64)
 
 
-def _parse_all(sample: RowSample, source: SourceSettings) -> tuple[dict[int, Conversation], dict[int, RowError]]:
-    """Conversations and errors by the row's number in the sample."""
-    found, errors = {}, {}
-    for number, (place, row) in enumerate(sample.rows):
-        try:
-            found[number] = parse_row(row, place=place, source=source)
-        except RowError as error:
-            errors[number] = error
-    return found, errors
+def _one_format(path: str, parsed: Mapping[str, Sequence[Conversation | BadRow]]) -> str:
+    """The format that reads the most rows, where no other one reads a row that it does not, or all that it does.
 
-
-def _one_format(
-    path: str,
-    sample: RowSample,
-    found: Mapping[TextFormat, Mapping[int, Conversation]],
-    errors: Mapping[TextFormat, Mapping[int, RowError]],
-) -> TextFormat:
-    """The format that reads the most rows, where no other one reads a row that it does not, or all that it does."""
+    parsed: format -> what each sampled row is in it.
+    """
+    found = {
+        name: {number for number, item in enumerate(items) if isinstance(item, Conversation)}
+        for name, items in parsed.items()
+    }
     best = max(found, key=lambda name: len(found[name]))
+    places = [item.place for item in parsed[best]]
     if not found[best]:
-        lines = [f"{path}: none of {len(sample.rows)} rows is a conversation in a known format; {sample.rows[0][0]}:"]
-        reasons = {name: str(errors[name][0]) for name in found}
+        firsts = {name: items[0] for name, items in parsed.items()}
+        reasons = {name: item.message for name, item in firsts.items() if isinstance(item, BadRow)}
+        lines = [f"none of {len(places)} rows is a conversation in a known format; {places[0]}:"]
         if len(set(reasons.values())) == 1:
             lines.append(f"  {reasons[best]}")
         else:
             lines += [f"  as {name}: {reason}" for name, reason in reasons.items()]
-        raise UserError("\n".join([*lines, "docs/data_formats.md shows a row of each format"]))
-    mixed = {name: len(rows.keys() - found[best].keys()) for name, rows in found.items()}
+        raise UserError(path, "\n".join([*lines, "docs/data_formats.md shows a row of each format"]))
+    mixed = {name: len(rows - found[best]) for name, rows in found.items()}
     if any(mixed.values()):
         counts = ", ".join(f"{num:,} {name}" for name, num in {**mixed, best: len(found[best])}.items() if num)
         other = next(name for name, num in mixed.items() if num)
-        example = sample.rows[min(found[other].keys() - found[best].keys())][0]
+        example = places[min(found[other] - found[best])]
         raise UserError(
             path,
             f"holds rows of several formats ({counts}; first {other} row: {example})",
             "give each format a file of its own",
         )
-    equals = [name for name, rows in found.items() if rows.keys() == found[best].keys()]
+    equals = [name for name, rows in found.items() if rows == found[best]]
     if len(equals) > 1:
         raise UserError(
             path,
@@ -297,17 +256,18 @@ def _one_format(
     return best
 
 
-def _carries_class(row: Mapping[str, Any]) -> bool:
-    """Whether an OpenChat row has a condition and weights of its own, as a source without a class needs them."""
+def _carries_class(row: Mapping[str, Any], row_format: str) -> bool:
+    """Whether a row has a condition and weights of its own, as a source without a class needs them."""
+    source = SourceSettings(path="row", format=row_format)
     try:
-        tag(parse_row(row, place="row", source=_WITHOUT_CLASS), class_name=None, classes={})
+        tag(parse_row(row, place="row", source=source), class_name=None, classes={})
     except RowError:
         return False
     return True
 
 
 def _leaves(row: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
-    """(name, value) of the fields that hold one value, beside the conversation itself."""
+    """(name, value) of the fields that hold one value, without the conversation itself."""
     for key, value in row.items():
         if (depth == 1 and key in _CONTENT_KEYS) or "." in key:
             continue

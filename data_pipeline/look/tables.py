@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from data_pipeline.ledger import Ledger
 from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import quoted, visible
 
@@ -68,39 +68,43 @@ class LedgerReason:
         return "dropped" if self.is_dropped else "kept, cut"
 
 
-def ledger_summary(ledger: Mapping[str, Any]) -> str:
+def ledger_summary(ledger: Ledger) -> str:
     """The account in one line: what was read, kept and dropped, and what was changed of the kept ones."""
     read, kept, dropped = ledger_totals(ledger)
     counts = ", ".join(f"{what} {count:,}" for what, count in ledger_counts(ledger))
     return f"read {read:,} = kept {kept:,} + dropped {dropped:,}; {counts}"
 
 
-def ledger_totals(ledger: Mapping[str, Any]) -> tuple[int, int, int]:
+def ledger_totals(ledger: Ledger) -> tuple[int, int, int]:
     """Conversations that were read, kept and dropped; the first is the sum of the others."""
-    return ledger["read"], ledger["kept"], sum(ledger["dropped"].values())
+    return ledger.read, ledger.kept, ledger.num_dropped
 
 
-def ledger_counts(ledger: Mapping[str, Any]) -> list[tuple[str, int]]:
+def ledger_counts(ledger: Ledger) -> list[tuple[str, int]]:
     """What was changed of the conversations that were kept, and how many of them."""
     return [
-        ("truncated", ledger["truncated"]),
-        ("unsupervised tail trimmed", ledger["tail_trimmed"]),
-        ("control strings kept as text", ledger["control_text_kept_plain"]),
-        ("condition left out", ledger["condition_left_out"]),
+        ("truncated", ledger.truncated),
+        ("unsupervised tail trimmed", ledger.tail_trimmed),
+        ("control strings kept as text", ledger.control_text_kept_plain),
+        ("condition left out", ledger.condition_left_out),
     ]
 
 
-def ledger_reasons(ledger: Mapping[str, Any]) -> list[LedgerReason]:
+def ledger_reasons(ledger: Ledger) -> list[LedgerReason]:
     """Reasons with at least one conversation: dropped ones first, then those that were kept with a part missing."""
-    noted = ("truncated", "tail_trimmed", "text_not_recovered")  # older prepared datasets lack the last
-    counts = [(reason, count, True) for reason, count in ledger["dropped"].items()]
-    counts += [(reason, ledger[reason], False) for reason in noted if ledger.get(reason)]
+    noted = {
+        "truncated": ledger.truncated,
+        "tail_trimmed": ledger.tail_trimmed,
+        "text_not_recovered": ledger.text_not_recovered,
+    }
+    counts = [(reason, count, True) for reason, count in ledger.dropped.items()]
+    counts += [(reason, count, False) for reason, count in noted.items() if count]
     return [
         LedgerReason(
             reason=reason,
             is_dropped=is_dropped,
             num_conversations=count,
-            examples=ledger["examples"].get(reason, []),
+            examples=ledger.examples.get(reason, []),
         )
         for reason, count, is_dropped in counts
     ]

@@ -1,14 +1,14 @@
-"""`ochat inspect` as text for a terminal, a pipe or a file. Nothing from data reaches it raw (`text_rules.visible`)."""
+"""`ochat inspect` as text for a terminal, a pipe or a file. Text from data goes through `text_rules.visible`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm.utils import disp_len
 
+from data_pipeline.ledger import Ledger
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.tables import CLASS_HEAD, class_rows, ledger_reasons, ledger_summary
 from data_pipeline.look.tokens import ShownToken, runs
@@ -51,7 +51,7 @@ def class_table(classes: Sequence[ClassRow]) -> str:
     return "\n".join(aligned((CLASS_HEAD, *class_rows(classes))))
 
 
-def ledger_text(ledger: Mapping[str, Any]) -> str:
+def ledger_text(ledger: Ledger) -> str:
     """What a preparation read, kept, cut and left out, with the first examples of each."""
     lines = [ledger_summary(ledger)]
     for row in ledger_reasons(ledger):
@@ -126,7 +126,7 @@ def _legend(color: bool) -> str:
 
 
 def _marked(tokens: Sequence[ShownToken], *, heaviest: float, color: bool) -> str:
-    """A row's text with its tokens told apart; the plain form shows every weight as a number."""
+    """A row's text with its kinds of tokens marked; the plain form shows every weight as a number."""
     if color:
         return "".join(_style(run.kind, run.weight / heaviest) + visible(run.text) + _RESET for run in runs(tokens))
     pieces = []
@@ -149,7 +149,7 @@ def _style(kind: str, share: float) -> str:
 
 
 def _token_table_legend() -> str:
-    return 'tokens: one a line; `""`: the beginning of a character of several tokens, which stands with its last one'
+    return 'tokens: one a line; `""`: the beginning of a character of several tokens, which is shown with its last one'
 
 
 def _token_table(tokens: Sequence[ShownToken]) -> Iterator[str]:

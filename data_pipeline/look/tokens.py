@@ -10,7 +10,8 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.prompt.templates import Template, texts_after
+from data_pipeline.prompt.render import texts_after
+from data_pipeline.prompt.templates import Template
 
 Kind = Literal["control", "prefix", "content"]
 _MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of UTF-8
@@ -22,7 +23,7 @@ class ShownToken:
     """A token. kind: a control token, the template's own text (condition and role), or what a person or model wrote.
 
     text: raw, not yet fit for a terminal or a page (`text_rules.visible`). Empty where a character takes several
-    tokens: it stands with the last of them.
+    tokens: the last of them has it.
     """
 
     id: int
@@ -41,7 +42,7 @@ class TokenRun:
 
 
 class TokenReader:
-    """Reads the rows of one prepared dataset. template: None where it is not known; then nothing is told to be a
+    """Reads the rows of one prepared dataset. template: None where it is not known; then nothing counts as a
     prefix.
     """
 
@@ -75,7 +76,7 @@ class TokenReader:
     def _texts(self, ids: Sequence[int]) -> Iterator[str]:
         """The texts of tokens between two control tokens; together they are the whole text.
 
-        Each is decoded behind the tokens before it, since decoders drop a space at the very beginning.
+        Each is decoded together with the tokens before it, since decoders drop a space at the very beginning.
         """
         before: list[int] = []
         pending: list[int] = []

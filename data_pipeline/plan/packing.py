@@ -1,7 +1,23 @@
 """Packing: whole conversations into packs of constant length, best fit first, in numba and without Python objects.
 
 Each conversation goes into the fullest pack that still has room for it, longest conversations first (best-fit
-decreasing), inside a random window of conversations so that an epoch's combinations differ from the last one's.
+decreasing), within a random window of conversations, so that each epoch has other combinations.
+
+One window with a capacity of 10 tokens; a letter is a token of conversation A to F:
+
+    longest first   A 7   B 6   C 4   D 3   E 2   F 2
+
+    A 7  fits nowhere     -> opens pack 0    AAAAAAA...
+    B 6  fits nowhere     -> opens pack 1    BBBBBB....
+    C 4  room 3 and 4     -> pack 1, full    BBBBBBCCCC
+    D 3  room 3           -> pack 0, full    AAAAAAADDD
+    E 2  fits nowhere     -> opens pack 2    EE........
+    F 2  room 8           -> pack 2          EEFF......
+
+    Packs: rows = [A, D, B, C, E, F], offsets = [0, 2, 4, 6]
+
+No conversation is cut, and none sees another one of its pack: the batch carries where each of them begins. Then packs
+get a random order.
 """
 
 from __future__ import annotations
@@ -11,8 +27,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-# Large enough for packs that are 99.9 % full, small enough that few packs of one epoch come again in the next (5 % at
-# 17,335 ShareGPT-like conversations; with one window over all of them it is 20 %).
+# Large enough for packs that are 99.9 % full, small enough that few packs of one epoch appear again in the next one
+# (5 % with 17,335 ShareGPT-like conversations; 20 % with one window over all of them).
 WINDOW_CONVERSATIONS = 1 << 13
 
 

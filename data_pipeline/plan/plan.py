@@ -1,7 +1,7 @@
-"""The plan: which conversation sits in which pack of which optimizer step, a pure function of data, recipe and seed.
+"""The plan: which conversation is in which pack of which optimizer step, a pure function of data, recipe and seed.
 
-The number of GPUs is not part of it. Ranks only decide who works on which pack of a step (`deal`), so a run can go on
-with another number of GPUs and take the same steps.
+The number of GPUs is not part of it. Ranks only decide who works on which pack of a step (`deal`), so a run can resume
+on another number of GPUs and take the same steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from data_pipeline.plan.packing import Packs, pack
 from data_pipeline.prepared.dataset import PreparedSplit
 
-EMPTY_PACK = -1  # fills up the last step of an epoch, and ranks that would otherwise have a pack less than others
+EMPTY_PACK = -1  # fills up the last step of an epoch, and ranks that would have fewer packs than others
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,215 +1,167 @@
-"""What a worker process does with one chunk of raw rows: read, parse, tag, render, tokenize, cut.
+"""What a worker does with one chunk of a source: read, tag, render, tokenize, cut.
 
-Rows that hold tokens already are read, checked and cut; their class and text are recovered from the tokens (turns.py).
+Rows that hold tokens are read and cut; their class and text are recovered from the tokens (prompt/turns.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.ledger import Ledger
-from data_pipeline.prepare.columns import RowColumns
+from data_pipeline.held_out import is_held_out, loses_condition
+from data_pipeline.ledger import Tally
+from data_pipeline.prepare.chunk_result import ChunkResult, KeptRow
+from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
-from data_pipeline.prompt.length_rule import LengthRule
-from data_pipeline.prompt.templates import render
+from data_pipeline.prompt.length_rule import CutConversation, LengthRule
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
-from data_pipeline.read import sources
-from data_pipeline.read.formats import parse_row
-from data_pipeline.read.openchat_parquet import BatchChunk, read_tokenized
-from data_pipeline.read.sources import Chunk
-from data_pipeline.settings import SourceSettings
-
-Items = list[tuple[TaggedConversation, TokenizedConversation | RowError]]
-
-
-@dataclass(kw_only=True)
-class ChunkResult:
-    """The rows of one chunk. The arrays are aligned with `rows`; class names are resolved to ids by the main
-    process.
-    """
-
-    source: int
-    rows: pa.RecordBatch  # SCHEMA without class_id and condition_id
-    places: list[str]
-    class_names: list[str]
-    conditions: dict[str, str]  # of each class
-    row_conditions: list[str]
-    held_out_conversations: dict[int, TaggedConversation]  # by row, those that were kept whole
-    has_own_id: np.ndarray
-    held_out: np.ndarray
-    truncated: np.ndarray
-    tail_trimmed: np.ndarray
-    control_text: np.ndarray
-    condition_left_out: np.ndarray
-    ledger: Ledger  # of the rows that were dropped
+from data_pipeline.read.conversations import BadRow, SourceChunk, read_conversations
 
 
 class ChunkProcessor:
-    """Does all of a chunk's work: read, parse, tag, render, tokenize, cut."""
+    """Does all of a chunk's work."""
 
     def __init__(self, job: PrepareJob) -> None:
         self._job = job
         self._tag = Tagger(job.data, job.rewards)
-        self._scored_by = job.data.classes_from.field if job.data.classes_from else None
         self._tokenizer = TemplateTokenizer(job.tokenizer)
-        classes = class_table(job.data, job.rewards)
-        self._read_turns = TurnReader(self._tokenizer, job.template, classes, bos_token=job.tokenizer.bos_token)
+        self._read_turns = None
+        if any(source.is_tokenized for source in job.data.sources):
+            classes = class_table(job.data, job.rewards)
+            self._read_turns = TurnReader(self._tokenizer, job.template, classes, bos_token=job.tokenizer.bos_token)
         self._length_rule = LengthRule.of(job.template, self._tokenizer, max_length_tokens=job.max_length_tokens)
 
-    def __call__(self, source_number: int, chunk: Chunk | BatchChunk) -> ChunkResult:
-        """Process one chunk of source `source_number`."""
-        source, ledger = self._job.data.sources[source_number], Ledger()
+    def __call__(self, part: SourceChunk) -> ChunkResult:
+        """Process one chunk."""
+        tally = Tally()
         conditions: dict[str, str] = {}
-        if isinstance(chunk, BatchChunk):
-            items = self._from_tokens(source, chunk, ledger, conditions)
-        else:
-            items = self._from_text(source, chunk, ledger, conditions)
-        kept, columns = [], RowColumns()
-        for item, tokens in items:
-            if self._cut_and_collect(item.conversation, tokens, ledger, columns):
-                kept.append(item)
-        ledger.num_read -= len(kept)  # rows handed on are counted by the main process
-        own_ids = [item.conversation.id != item.conversation.place for item in kept]
-        held_out = [self._is_held_out(item.conversation) for item in kept]
-        whole = {row: item for row, item in enumerate(kept) if held_out[row] and not columns.truncated[row]}
-        if isinstance(chunk, BatchChunk):
-            whole = self._rendered_exactly(whole, columns, ledger)
+        items: list[TaggedConversation] = []
+        for item in self._read(part, tally):
+            conditions[item.class_name] = item.condition
+            items.append(self._maybe_without_condition(item))
+        kept: list[tuple[TaggedConversation, CutConversation]] = []
+        for item, tokens in zip(items, self._tokens(items), strict=True):
+            cut = self._cut(item.conversation, tokens, tally)
+            if cut is not None:
+                kept.append((item, cut))
+        rows = [self._row(item, cut, conditions) for item, cut in kept]
+        whole = {i: kept[i] for i, row in enumerate(rows) if row.is_held_out and not row.is_truncated}
         return ChunkResult(
-            source=source_number,
-            rows=columns.batch([item.conversation.id for item in kept]),
-            places=[item.conversation.place for item in kept],
-            class_names=[item.class_name for item in kept],
+            source=part.source,
+            columns=row_batch([item.conversation.id for item, _ in kept], [cut for _, cut in kept]),
+            rows=rows,
             conditions=conditions,
-            row_conditions=[item.condition for item in kept],
-            held_out_conversations=whole,
-            has_own_id=np.array(own_ids, dtype=bool),
-            held_out=np.array(held_out, dtype=bool),
-            truncated=np.array(columns.truncated, dtype=bool),
-            tail_trimmed=np.array(columns.tail_trimmed, dtype=bool),
-            control_text=np.array([self._holds_control_text(item.conversation) for item in kept], dtype=bool),
-            condition_left_out=np.array([item.condition != conditions[item.class_name] for item in kept], dtype=bool),
-            ledger=ledger,
+            held_out=self._with_exact_text(whole, tally),
+            tally=tally,
         )
 
-    def _from_text(self, source: SourceSettings, chunk: Chunk, ledger: Ledger, conditions: dict[str, str]) -> Items:
-        tagged, rendered = [], []
-        for place, row in sources.read_chunk(chunk):
-            ledger.num_read += 1
-            try:
-                conversation = parse_row(row, place=place, source=source, scored_by=self._scored_by)
-                item = self._tag(conversation, class_name=source.class_name)
-            except RowError as error:
-                ledger.drop(error.reason, place, str(error), bad=True)
-                continue
-            if self._is_wanted(item, ledger):
-                conditions[item.class_name] = item.condition
-                tagged.append(self._maybe_without_condition(item))
-                rendered.append(render(tagged[-1], self._job.template, bos_token=self._job.tokenizer.bos_token))
-        return list(zip(tagged, self._tokenizer.tokenize(rendered), strict=True))
-
-    def _from_tokens(
-        self, source: SourceSettings, chunk: BatchChunk, ledger: Ledger, conditions: dict[str, str]
-    ) -> Items:
-        items: Items = []
-        for place, tokens in read_tokenized(chunk):
-            ledger.num_read += 1
-            try:
-                if isinstance(tokens, RowError):
-                    raise tokens
-                item = self._read_turns(tokens, place=place, class_name=source.class_name)
-            except RowError as error:
-                ledger.drop(error.reason, place, str(error), bad=True)
-                continue
-            if self._is_wanted(item, ledger):
-                conditions[item.class_name] = item.condition
-                items.append((item, tokens))
-        return items
-
-    def _is_wanted(self, item: TaggedConversation, ledger: Ledger) -> bool:
-        wanted = self._job.data.only_classes
-        if wanted is None or item.class_name in wanted:
-            return True
-        place = item.conversation.place
-        ledger.drop("other_class", place, f"class {item.class_name} is not in data.only_classes", bad=False)
-        return False
-
-    def _rendered_exactly(
-        self, held_out: dict[int, TaggedConversation], columns: RowColumns, ledger: Ledger
-    ) -> dict[int, TaggedConversation]:
-        """Those whose recovered text gives their own tokens and weights again, so that it can stand under other
-        conditions.
-        """
-        rendered = [
-            render(item, self._job.template, bos_token=self._job.tokenizer.bos_token) for item in held_out.values()
-        ]
-        exact = {}
-        for (row, item), tokens in zip(held_out.items(), self._tokenizer.tokenize(rendered), strict=True):
-            end = len(columns.ids[row])
-            if (
-                not isinstance(tokens, RowError)
-                and np.array_equal(tokens.input_ids[:end], columns.ids[row])
-                and np.array_equal(tokens.loss_weights[:end], columns.weights[row])
-            ):
-                exact[row] = item
+    def _read(self, part: SourceChunk, tally: Tally) -> Iterator[TaggedConversation]:
+        """The conversations of a chunk that are wanted; all are counted."""
+        data = self._job.data
+        for item in read_conversations(
+            part.chunk,
+            source=data.sources[part.source],
+            scored_by=data.scored_by,
+            tag=self._tag,
+            read_turns=self._read_turns,
+        ):
+            tally.num_read += 1
+            if isinstance(item, BadRow):
+                tally.drop(item.reason, item.place, item.message, bad=True)
+            elif data.only_classes is not None and item.class_name not in data.only_classes:
+                message = f"class {item.class_name} is not in data.only_classes"
+                tally.drop("other_class", item.conversation.place, message, bad=False)
             else:
-                message = (
-                    "its text, rendered again, gives other tokens; it is validated, but not under other conditions"
-                )
-                ledger.note("text_not_recovered", item.conversation.place, message)
-        ledger.num_text_not_recovered += len(held_out) - len(exact)
-        return exact
+                yield item
 
-    def _cut_and_collect(
-        self, conversation: Conversation, tokens: TokenizedConversation | RowError, ledger: Ledger, columns: RowColumns
-    ) -> bool:
-        """Apply the length rule and trim the unsupervised tail. False where nothing is kept."""
-        if isinstance(tokens, RowError):
-            ledger.drop(tokens.reason, conversation.place, str(tokens), bad=True)
-            return False
-        cut, limit = self._length_rule.cut(tokens), self._job.max_length_tokens
-        if cut.is_truncated and self._job.data.overlong != "truncate":
-            message = f"{cut.whole_length} tokens, at most {limit} allowed"
-            ledger.drop("overlong", conversation.place, message, bad=False)
-            return False
-        if not cut.num_supervised:
-            message = f"no supervised token in the first {limit} tokens"
-            ledger.drop("no_supervised_token", conversation.place, message, bad=False)
-            return False
-        columns.add(cut)
-        if cut.is_truncated:
-            ledger.note("truncated", conversation.place, f"{cut.whole_length} tokens, cut to {limit}")
-        if cut.num_trimmed > 0:
-            message = f"{cut.num_trimmed} tokens after the last supervised one left out"
-            ledger.note("tail_trimmed", conversation.place, message)
-        return True
+    def _maybe_without_condition(self, item: TaggedConversation) -> TaggedConversation:
+        """Condition dropout, never for a held-out conversation."""
+        ratio = self._job.data.condition_dropout
+        if not ratio or self._is_held_out(item.conversation):
+            return item
+        lost = loses_condition(item.conversation, ratio=ratio, seed=self._job.seed)
+        return replace(item, condition="") if lost else item
 
     def _is_held_out(self, conversation: Conversation) -> bool:
-        """Whether the conversation belongs to the validation split, decided by its first prompt and the seed alone."""
-        if not self._job.data.validation_ratio:
-            return False
-        prompt = next((m.content for m in conversation.messages if m.role == "user"), conversation.id)
-        key = f"{self._job.seed}\0{conversation.system}\0{prompt}"
-        digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self._job.data.validation_ratio * 2.0**64
+        return is_held_out(conversation, ratio=self._job.data.validation_ratio, seed=self._job.seed)
 
-    def _maybe_without_condition(self, tagged: TaggedConversation) -> TaggedConversation:
-        """Condition dropout: decided by the text of the conversation and the seed alone, never for a held-out one."""
-        ratio = self._job.data.condition_dropout
-        if not ratio or self._is_held_out(tagged.conversation):
-            return tagged
-        messages = [(message.role, message.content) for message in tagged.conversation.messages]
-        key = f"{self._job.seed}\0condition dropout\0{tagged.conversation.system}\0{messages}"
-        digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
-        return replace(tagged, condition="") if int.from_bytes(digest, "big") < ratio * 2.0**64 else tagged
+    def _tokens(self, items: Sequence[TaggedConversation]) -> Iterator[TokenizedConversation | RowError]:
+        """The tokens of each conversation: its own, or those of its rendered text."""
+        texts = self._tokenize([item for item in items if item.tokens is None])
+        return (next(texts) if item.tokens is None else item.tokens for item in items)
 
-    def _holds_control_text(self, conversation: Conversation) -> bool:
+    def _tokenize(self, items: Sequence[TaggedConversation]) -> Iterator[TokenizedConversation | RowError]:
+        template, bos_token = self._job.template, self._job.tokenizer.bos_token
+        return iter(self._tokenizer.tokenize([render(item, template, bos_token=bos_token) for item in items]))
+
+    def _cut(
+        self, conversation: Conversation, tokens: TokenizedConversation | RowError, tally: Tally
+    ) -> CutConversation | None:
+        """Apply the length rule. None where nothing is kept."""
+        place, limit = conversation.place, self._job.max_length_tokens
+        if isinstance(tokens, RowError):
+            tally.drop(tokens.reason, place, str(tokens), bad=True)
+            return None
+        cut = self._length_rule.cut(tokens)
+        if cut.is_truncated and self._job.data.overlong != "truncate":
+            tally.drop("overlong", place, f"{cut.whole_length} tokens, at most {limit} allowed", bad=False)
+            return None
+        if not cut.num_supervised:
+            message = f"no supervised token in the first {limit} tokens"
+            tally.drop("no_supervised_token", place, message, bad=False)
+            return None
+        if cut.is_truncated:
+            tally.note("truncated", place, f"{cut.whole_length} tokens, cut to {limit}")
+        if cut.num_trimmed > 0:
+            tally.note("tail_trimmed", place, f"{cut.num_trimmed} tokens after the last supervised one left out")
+        return cut
+
+    def _row(self, item: TaggedConversation, cut: CutConversation, conditions: dict[str, str]) -> KeptRow:
+        conversation = item.conversation
         texts = [conversation.system, *(message.content for message in conversation.messages)]
-        return any(token in text for token in self._job.template.control_tokens for text in texts)
+        return KeptRow(
+            place=conversation.place,
+            own_id=conversation.id if conversation.has_own_id else None,
+            class_name=item.class_name,
+            condition=item.condition,
+            is_held_out=self._is_held_out(conversation),
+            is_truncated=cut.is_truncated,
+            is_tail_trimmed=cut.num_trimmed > 0,
+            has_control_text=any(token in text for token in self._job.template.control_tokens for text in texts),
+            lost_condition=item.condition != conditions[item.class_name],
+        )
+
+    def _with_exact_text(
+        self, whole: dict[int, tuple[TaggedConversation, CutConversation]], tally: Tally
+    ) -> dict[int, TaggedConversation]:
+        """The conversations whose text gives their own tokens and weights, so it can be put under other conditions.
+
+        All that were read as text, and those read as tokens whose recovered text is exact.
+        """
+        exact = {row: item for row, (item, _) in whole.items() if item.tokens is None}
+        recovered = {row: pair for row, pair in whole.items() if row not in exact}
+        again = self._tokenize([item for item, _ in recovered.values()])
+        for (row, (item, cut)), tokens in zip(recovered.items(), again, strict=True):
+            if _begins_with(tokens, cut.tokens):
+                exact[row] = replace(item, tokens=None)  # the text says it all, and it is less to send
+                continue
+            tally.num_text_not_recovered += 1
+            message = "its text, rendered again, gives other tokens; it is validated, but not under other conditions"
+            tally.note("text_not_recovered", item.conversation.place, message)
+        return exact
+
+
+def _begins_with(tokens: TokenizedConversation | RowError, cut: TokenizedConversation) -> bool:
+    end = len(cut.input_ids)
+    return (
+        not isinstance(tokens, RowError)
+        and np.array_equal(tokens.input_ids[:end], cut.input_ids)
+        and np.array_equal(tokens.loss_weights[:end], cut.loss_weights)
+    )

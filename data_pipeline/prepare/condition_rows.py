@@ -1,8 +1,8 @@
 """Held-out conversations under the other conditions: what a model's condition matrix is measured on.
 
-A class has learnt its condition if its answers are more likely after its own condition than after another class's. So a
-held-out conversation is prepared once under its own condition (split `validation`) and once under each of the others
-(split `conditions`), with the same supervised text.
+The model has learnt a condition if answers of its class are more likely after it than after another class's condition.
+So a held-out conversation is prepared once under its own condition (split `validation`) and once under each of the
+others (split `conditions`), with the same supervised text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from data_pipeline.conversation import TaggedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.prepare.columns import RowColumns
+from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
-from data_pipeline.prompt.length_rule import LengthRule
-from data_pipeline.prompt.templates import render
+from data_pipeline.prompt.length_rule import CutConversation, LengthRule
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
-CONVERSATIONS_PER_CLASS = 1000  # enough for the interval of a mean; keeps the matrix cheap beside training
+CONVERSATIONS_PER_CLASS = 1000  # enough for a narrow confidence interval; keeps the matrix cheap compared to training
 _BATCH = 1000
 
 
@@ -35,14 +35,19 @@ class HeldOut:
 
 
 def condition_rows(
-    held_out: Sequence[HeldOut], condition_ids: Mapping[str, int], class_ids: Mapping[str, int], job: PrepareJob
+    held_out: Sequence[HeldOut],
+    condition_ids: Mapping[str, int],
+    class_ids: Mapping[str, int],
+    job: PrepareJob,
+    *,
+    most_per_class: int = CONVERSATIONS_PER_CLASS,
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of the split `conditions`, for at most CONVERSATIONS_PER_CLASS conversations of each class.
+    """Rows of the split `conditions`, for at most `most_per_class` conversations of each class.
 
     A conversation that is too long under one of the conditions, or that gets other supervised tokens there, is left out
     under all of them: the matrix compares the same text in every column.
     """
-    chosen = _sample(held_out, job.seed)
+    chosen = _sample(held_out, job.seed, most_per_class)
     tokenizer = TemplateTokenizer(job.tokenizer)
     rule = LengthRule.of(job.template, tokenizer, max_length_tokens=job.max_length_tokens)
     for start in range(0, len(chosen), _BATCH):
@@ -59,18 +64,17 @@ def condition_rows(
             for (item, _), cut in zip(pairs, cuts, strict=True)
             if cut is None or cut.is_truncated or cut.num_supervised != item.num_supervised_tokens
         }
-        columns, kept = RowColumns(), []
-        for (item, name), cut in zip(pairs, cuts, strict=True):
-            if item.validation_row not in unfit:
-                assert cut is not None, "left out above"
-                columns.add(cut)
-                kept.append((item, name))
+        kept = [
+            (item, name, cut)
+            for (item, name), cut in zip(pairs, cuts, strict=True)
+            if item.validation_row not in unfit and cut is not None
+        ]
         if kept:
-            yield _with_ids(columns, kept, condition_ids, class_ids)
+            yield _with_ids(kept, condition_ids, class_ids)
 
 
-def _sample(held_out: Sequence[HeldOut], seed: int) -> list[HeldOut]:
-    """The first of each class in an order that has nothing to do with the order of the sources."""
+def _sample(held_out: Sequence[HeldOut], seed: int, most_per_class: int) -> list[HeldOut]:
+    """The first of each class in an order that does not depend on the order of the sources."""
 
     def key(item: HeldOut) -> bytes:
         return hashlib.blake2b(f"{seed}\0{item.validation_row}".encode(), digest_size=8).digest()
@@ -79,18 +83,16 @@ def _sample(held_out: Sequence[HeldOut], seed: int) -> list[HeldOut]:
     chosen = []
     for item in sorted(held_out, key=key):
         taken[item.tagged.class_name] = taken.get(item.tagged.class_name, 0) + 1
-        if taken[item.tagged.class_name] <= CONVERSATIONS_PER_CLASS:
+        if taken[item.tagged.class_name] <= most_per_class:
             chosen.append(item)
     return sorted(chosen, key=lambda item: item.validation_row)
 
 
 def _with_ids(
-    columns: RowColumns,
-    kept: Sequence[tuple[HeldOut, str]],
-    condition_ids: Mapping[str, int],
-    class_ids: Mapping[str, int],
+    kept: Sequence[tuple[HeldOut, str, CutConversation]], condition_ids: Mapping[str, int], class_ids: Mapping[str, int]
 ) -> pa.RecordBatch:
-    rows = columns.batch([item.tagged.conversation.id for item, _ in kept])
-    rows = rows.add_column(1, "class_id", pa.array([class_ids[item.tagged.class_name] for item, _ in kept], pa.int32()))
-    rows = rows.add_column(2, "condition_id", pa.array([condition_ids[name] for _, name in kept], pa.int32()))
-    return rows.append_column("validation_row", pa.array([item.validation_row for item, _ in kept], pa.int32()))
+    items = [item for item, _, _ in kept]
+    rows = row_batch([item.tagged.conversation.id for item in items], [cut for _, _, cut in kept])
+    rows = rows.add_column(1, "class_id", pa.array([class_ids[item.tagged.class_name] for item in items], pa.int32()))
+    rows = rows.add_column(2, "condition_id", pa.array([condition_ids[name] for _, name, _ in kept], pa.int32()))
+    return rows.append_column("validation_row", pa.array([item.validation_row for item in items], pa.int32()))

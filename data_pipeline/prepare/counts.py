@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from data_pipeline.classes.tagging import ConversationClass
 from data_pipeline.errors import UserError
-from data_pipeline.prepare.chunk import ChunkResult
+from data_pipeline.prepare.chunk_result import ChunkResult
 from data_pipeline.prepared.dataset import ClassRow
 from data_pipeline.text_rules import quoted
 
 
 @dataclass(kw_only=True)
 class WeightSums:
-    """Weights of conversations: their range, and how many equal ones would be worth as much."""
+    """Weights of conversations: their range, and how many equally weighted ones would count as much."""
 
     smallest: float | None = None
     largest: float | None = None
@@ -57,11 +57,11 @@ class ClassCounts:
         self.condition_id(self.table[name].condition)
 
     def condition_id(self, condition: str) -> int:
-        """The id of a condition, a new one where it has none."""
+        """The id of a condition; a new condition gets the next one."""
         return self.condition_ids.setdefault(condition, len(self.condition_ids))
 
     def add(self, result: ChunkResult, kept: np.ndarray) -> pa.RecordBatch:
-        """Count the kept rows and return all rows with their class and condition ids."""
+        """Count the kept rows (bool[rows]); returns all rows with their class and condition ids."""
         for name, condition in result.conditions.items():
             known = self.table.setdefault(name, ConversationClass(name=name, condition=condition, weight=None))
             if known.condition != condition:
@@ -72,18 +72,18 @@ class ClassCounts:
                 )
             if name not in self.ids:
                 self._register(name)
-        class_ids = np.array([self.ids[name] for name in result.class_names], dtype=np.int32)
-        numbers = [result.rows.column(c).to_numpy() for c in ("num_tokens", "num_supervised_tokens", "weight_sum")]
-        for name in set(result.class_names):
+        class_ids = np.array([self.ids[row.class_name] for row in result.rows], dtype=np.int32)
+        numbers = [result.columns.column(c).to_numpy() for c in ("num_tokens", "num_supervised_tokens", "weight_sum")]
+        for name in {row.class_name for row in result.rows}:
             mask = (class_ids == self.ids[name]) & kept
             self.counts[name] += [np.count_nonzero(mask), *(column[mask].sum() for column in numbers)]
             self.weights[name].add(numbers[2][mask] / numbers[1][mask])
-        condition_ids = [self.condition_id(condition) for condition in result.row_conditions]
-        rows = result.rows.add_column(1, "class_id", pa.array(class_ids))
+        condition_ids = [self.condition_id(row.condition) for row in result.rows]
+        rows = result.columns.add_column(1, "class_id", pa.array(class_ids))
         return rows.add_column(2, "condition_id", pa.array(condition_ids, pa.int32()))
 
     def rows(self) -> list[ClassRow]:
-        """The class table with counts. Classes without a conversation stay in it, so that they are seen."""
+        """The class table with counts. Classes without a conversation stay in it, so that a user notices them."""
         total_weight = sum(counts[3] for counts in self.counts.values())
         return [
             ClassRow(

@@ -1,12 +1,14 @@
-"""Whether a prepared dataset is still the one that a recipe asks for."""
+"""Whether a prepared dataset is still what a recipe asks for."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
+from data_pipeline.prompt.templates import Template
 from data_pipeline.read import sources
 from data_pipeline.settings import DataSettings
 
@@ -18,7 +20,7 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
     settings |= {"format_version": FORMAT_VERSION}
     inputs = {
         "tokenizer": job.tokenizer.fingerprint,
-        "template": sha256_of_text(repr(job.template)),
+        "template": template_fingerprint(job.template),
         "settings": sha256_of_text(json.dumps(settings, sort_keys=True)),
     }
     if with_sources:
@@ -32,6 +34,35 @@ def sources_fingerprint(settings: DataSettings) -> str:
     return sha256_of_text("".join(contents))
 
 
+# The fields of a template in the first version of its fingerprint, all of which are part of it.
+_TEMPLATE_FIELDS = (
+    "name",
+    "role_names",
+    "system_name",
+    "header_open",
+    "header_close",
+    "header_suffix",
+    "content_lead",
+    "end_of_turn",
+    "after_turn",
+    "inference_condition",
+)
+
+
+def template_fingerprint(template: Template) -> str:
+    """sha256 of everything that decides the prompts of a template.
+
+    A field that is not in _TEMPLATE_FIELDS needs a default, and counts where a template sets it to something else. So a
+    new field leaves the fingerprints of templates that do not use it, and datasets prepared with them, as they were.
+    """
+    values = {name: getattr(template, name) for name in _TEMPLATE_FIELDS}
+    for field in fields(template):
+        if field.name not in _TEMPLATE_FIELDS and getattr(template, field.name) != field.default:
+            values[field.name] = getattr(template, field.name)
+    values["role_names"] = dict(values["role_names"])
+    return sha256_of_text(f"Template({', '.join(f'{name}={value!r}' for name, value in values.items())})")
+
+
 def sha256_of_text(text: str) -> str:
-    """Of its UTF-8 bytes, in hexadecimal digits."""
+    """sha256 of its UTF-8 bytes, as hexadecimal text."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -19,5 +19,5 @@ class PrepareJob:
     tokenizer: TokenizerSpec
     max_length_tokens: int
     seed: int  # decides which prompts are held out
-    inference_condition: str | None = None  # None: chosen by prepare.py
-    rewards: RewardFacts = field(default_factory=lambda: RewardFacts(baselines={}))  # found by prepare.py
+    inference_condition: str | None = None  # None: inference_condition.py chooses
+    rewards: RewardFacts = field(default_factory=lambda: RewardFacts(baselines={}))  # found by survey.py

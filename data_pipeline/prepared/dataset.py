@@ -4,8 +4,8 @@ prepared_dir/
     manifest.json            what it was made from, class table, ledger (`Manifest`)
     dataset_dict.json        so that `datasets.load_from_disk(prepared_dir)` works
     train/, validation/      one memory-mapped Arrow file each
-    conditions/              held-out conversations again, under every condition but their own: for the condition matrix
-    tokenizer/               the tokenizer folder that exports get: same ids, chat template inside
+    conditions/              held-out conversations under every condition but their own, for the condition matrix
+    tokenizer/               the tokenizer folder that exports get: same ids, with the chat template
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.files import write_text
+from data_pipeline.ledger import Ledger
 
 FORMAT_VERSION = 2
 Split = Literal["train", "validation", "conditions"]
@@ -51,8 +52,17 @@ SCHEMAS: dict[Split, pa.Schema] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """What a split holds. The names are those of the JSON."""
+
+    conversations: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """A class of a prepared dataset. `weight` is None where weights or rewards stand in the rows; counts cover both
+    """A class of a prepared dataset. `weight` is None where weights or rewards are in the rows; counts cover both
     splits.
 
     smallest_weight, largest_weight: of its conversations, each the mean over its supervised tokens; None where there is
@@ -92,8 +102,8 @@ class Manifest:
     vocab_size: int
     classes: list[ClassRow]
     conditions: list[str]
-    splits: dict[str, dict[str, int]]
-    ledger: dict[str, Any]
+    splits: dict[str, SplitCounts]
+    ledger: Ledger
 
     @staticmethod
     def load(prepared_dir: Path) -> Manifest | None:
@@ -109,23 +119,28 @@ class Manifest:
 
     @staticmethod
     def from_json(content: Any, *, where: str) -> Manifest:
-        """A manifest from its JSON. Raises UserError for another format version, and for what is no manifest at all."""
+        """A manifest from its JSON. Raises UserError for another format version, and for anything else."""
         try:
             if content["format_version"] == FORMAT_VERSION:
-                return Manifest(**{**content, "classes": [ClassRow(**row) for row in content["classes"]]})
-        except (KeyError, TypeError):
+                typed = {
+                    "classes": [ClassRow(**row) for row in content["classes"]],
+                    "splits": {name: SplitCounts(**counts) for name, counts in content["splits"].items()},
+                    "ledger": Ledger(**content["ledger"]),
+                }
+                return Manifest(**{**content, **typed})
+        except (AttributeError, KeyError, TypeError):
             pass
         raise UserError(
             where, "was prepared by another version of ochat-train, or is damaged", "run `ochat prepare` again"
         )
 
     def save(self, prepared_dir: Path) -> None:
-        """Write the manifest; the last file to be written, so a folder that has one is complete."""
+        """Write the manifest. It is the last file to be written, so a folder that has one is complete."""
         write_text(prepared_dir / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
 def holds_only_prepared_files(folder: Path) -> bool:
-    """Whether a folder is a prepared dataset and nothing else; with anybody's files in it, it is never replaced."""
+    """Whether a folder is a prepared dataset and nothing else. With other files in it, it is never replaced."""
     tokenizer_files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     ours = {MANIFEST, "dataset_dict.json", *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer_files)}
     ours |= {f"{split}/{name}" for split in SPLITS for name in (_DATA_FILE, "dataset_info.json", "state.json")}
@@ -196,7 +211,7 @@ class PreparedWriter:
             self._writers[split].write_batch(batch)
 
     def close(self, *, fingerprint: str) -> None:
-        """Finish the files and describe them in the way that `datasets.load_from_disk` reads."""
+        """Finish the files and describe them as `datasets.load_from_disk` expects."""
         for split, writer in self._writers.items():
             writer.close()
             write_text(
@@ -216,7 +231,7 @@ class PreparedWriter:
 
 
 def _hugging_face_features(split: Split) -> dict[str, Any]:
-    """A split's schema in the words of `datasets`, whose import alone would take longer than a small preparation."""
+    """A split's schema as `datasets` writes it. Importing `datasets` would take longer than a small preparation."""
 
     def feature(kind: pa.DataType) -> dict[str, Any]:
         if pa.types.is_list(kind):

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.files import write_text
-from data_pipeline.prompt.templates import Template, chat_template, render
+from data_pipeline.prompt.chat_template import chat_template
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 
@@ -28,7 +30,7 @@ def write_tokenizer_folder(
     """
     folder.mkdir(parents=True)
     write_text(folder / "tokenizer.json", spec.backend)
-    # The plain fast class takes tokenizer.json as it is; transformers' LlamaTokenizer would rebuild it and forget the
+    # The plain fast class uses tokenizer.json unchanged; transformers' LlamaTokenizer would rebuild it and lose the
     # `legacy` flag, which changes the ids of text that follows a control token.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -52,7 +54,7 @@ def write_tokenizer_folder(
 
 
 def render_chat_template(text: str, messages: Sequence[dict[str, str]], **variables: Any) -> str:
-    """Render a chat template in the way `transformers` does."""
+    """Render a chat template as `transformers` does."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 
     def raise_exception(message: str) -> None:

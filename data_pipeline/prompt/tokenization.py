@@ -64,7 +64,7 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> Tokeni
         description[key] = None
     _remove_reserved_character(description)
     for token in description["added_tokens"]:
-        if token["special"]:  # looked for in the text as it stands; after normalizing, U+FDD0 would be gone already
+        if token["special"]:  # looked for before the text is normalized, which removes U+FDD0
             token["normalized"] = False
     tokenizer = Tokenizer.from_str(json.dumps(description))
     added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)

@@ -40,7 +40,7 @@ def _download(name: str, revision: str | None) -> dict[str, Path]:
     for file in TOKENIZER_FILES:
         try:
             found[file] = Path(hf_hub_download(name, file, revision=revision))
-        except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its class says "not found", too
+        except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its base class is "not found"
             if not is_known_to_be_absent(name, file, revision=revision):
                 raise UserError(
                     "model",
@@ -52,7 +52,7 @@ def _download(name: str, revision: str | None) -> dict[str, Path]:
         except Exception as error:
             raise UserError(
                 "model",
-                f"{name}: {file} cannot be had from the Hub ({type(error).__name__})",
+                f"{name}: {file} could not be downloaded from the Hub ({type(error).__name__})",
                 "name a local folder, or log in with `hf auth login` for a gated model",
             ) from None
     return found

@@ -1,7 +1,7 @@
 """From the tokens of a conversation back to its class, its turns and their text.
 
 Nothing is guessed: every turn must begin with exactly the tokens that the template writes for a role under the
-condition of one class, and weights must stand where the template puts them. So a file of another tokenizer, template or
+condition of one class, and weights must be where the template puts them. So a file of another tokenizer, template or
 shift is noticed.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 from data_pipeline.classes.tagging import ClassTable, ConversationClass
 from data_pipeline.conversation import Conversation, Message, Role, TaggedConversation, Text, TokenizedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.prompt.templates import Template, header_segments
+from data_pipeline.prompt.render import header_segments
+from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.text_rules import quoted, shown
 
@@ -54,7 +55,7 @@ class _Turn:
 
 
 class TurnReader:
-    """Reads tokenized conversations of the classes of a recipe."""
+    """Reads tokenized conversations that belong to the classes of a recipe."""
 
     def __init__(
         self, tokenizer: TemplateTokenizer, template: Template, classes: ClassTable, *, bos_token: str | None
@@ -180,7 +181,7 @@ class TurnReader:
 
 
 def _message_weights(turns: Sequence[_Turn], weights: np.ndarray, spec: ConversationClass) -> list[float]:
-    """The weight of each turn, which stands on its whole content, as far as the conversation goes, and nowhere else.
+    """The weight of each turn: that of all its content (as far as the conversation goes) and of nothing else.
 
     Raises RowError for any other weights: shifted ones, those of another tokenization, or of single tokens.
     """
@@ -189,7 +190,8 @@ def _message_weights(turns: Sequence[_Turn], weights: np.ndarray, spec: Conversa
         where = f"turn {turn.number} ({turn.header.role})"
         if weights[turn.start : turn.content.start].any():
             raise RowError(
-                "invalid_weight", f"{where}: a weight stands on the role and not on the text; are they shifted by one?"
+                "invalid_weight",
+                f"{where}: the role has a weight and not only the text; are the weights shifted by one?",
             )
         inside = weights[turn.content]
         if inside.any() and turn.header.role != "assistant":

@@ -1,13 +1,13 @@
 """Files of OpenChat's `ochat.data.generate_dataset`: the only file that knows their layout.
 
-Every list of a row holds its conversations one behind the other:
+Every list of a row holds its conversations one after another:
 
     total_length              int32          tokens of the row
-    num_seqs                  float32        sum of its loss weights (no number of sequences)
+    num_seqs                  float32        sum of its loss weights (not a number of sequences)
     seqlens                   list<int32>    tokens of each conversation
     nz_input_ids              list<int32>
     nz_position_ids           list<int32>    0, 1, 2, ... in each conversation
-    nz_shifted_label_ids      list<int32>    the next token, where it is learned from; without meaning elsewhere
+    nz_shifted_label_ids      list<int32>    the next token, where it is trained on; meaningless elsewhere
     nz_shifted_loss_weights   list<float32>  weight of the next token; 0 at the end of each conversation
 
 The metadata of the schema name the model type, and with it the prompt format.
@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.read.formats import LARGEST_WEIGHT
 from data_pipeline.read.sources import source_files
 from data_pipeline.settings import SourceSettings
+from data_pipeline.weight import LARGEST_WEIGHT
 
 _SCALARS: Mapping[str, pa.DataType] = {"total_length": pa.int32(), "num_seqs": pa.float32()}
 _LISTS: Mapping[str, pa.DataType] = {
@@ -46,7 +47,7 @@ TEMPLATE_OF_MODEL_TYPE: Mapping[str, str] = {
     "openchat_v3.2_mistral": "openchat_3.5",
     "openchat_3.6": "openchat_3.6",
 }
-_ROWS_PER_BATCH = 512  # a row group of OpenChat's holds a whole file
+_ROWS_PER_BATCH = 512  # OpenChat writes a whole file as one row group
 _EPOCH_FILE = re.compile(r"(.*)\.\d+\.parquet")
 _SUM_TOLERANCE = 1e-4  # relative; the sum is stored as float32
 
@@ -58,6 +59,11 @@ class BatchChunk:
     path: str
     first_row: int
     batch: pa.RecordBatch
+
+    @property
+    def num_conversations(self) -> int:
+        """Conversations of all rows, as far as their lengths tell."""
+        return int(pc.sum(pc.list_value_length(self.batch.column("seqlens"))).as_py() or 0)
 
 
 def is_tokenized(file: Path) -> bool:
@@ -92,8 +98,8 @@ def tokenized_chunks(source: SourceSettings, template: str, *, where: str) -> It
 
 
 def read_tokenized(chunk: BatchChunk) -> Iterator[tuple[str, TokenizedConversation | RowError]]:
-    """Yield (place, conversation) for every conversation of a chunk; a row that contradicts itself comes as one
-    RowError.
+    """Yield (place, conversation) for every conversation of a chunk, and one RowError for a row that contradicts
+    itself.
 
     The shift is undone here, and nowhere else: `loss_weights` are those of the tokens themselves.
     """
@@ -125,7 +131,7 @@ def _check_file(file: Path, template: str, *, where: str) -> None:
         is_list = pa.types.is_list(kind) and pa.types.is_list(found)
         if found != kind and not (is_list and found.value_type == kind.value_type):  # the name of the items may differ
             problem = f"column `{name}` is {'missing' if found == pa.null() else f'{found}, not {kind}'}"
-            raise UserError(file, f"{problem}: this is no file of OpenChat's generate_dataset")
+            raise UserError(file, f"{problem}: OpenChat's generate_dataset did not write this file")
     model_type = _model_type(file, schema.metadata or {})
     made_for = TEMPLATE_OF_MODEL_TYPE.get(model_type)
     if made_for != template:

@@ -23,8 +23,17 @@ from data_pipeline.text_rules import shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
-_LINES_CHUNK_BYTES = 2 << 20  # large enough to keep a worker busy for a second, small enough to balance
-_ROWS_PER_CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkSizes:
+    """How large chunks are: enough to keep a worker busy for a second, and little enough to balance the workers.
+
+    lines_bytes: of a JSONL file. num_rows: of rows that come parsed (`.json` files, datasets).
+    """
+
+    lines_bytes: int = 2 << 20
+    num_rows: int = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +108,19 @@ def fingerprint(source: SourceSettings, *, where: str) -> str:
     return digest.hexdigest()
 
 
-def chunks(source: SourceSettings, *, where: str) -> Iterator[Chunk]:
+def chunks(source: SourceSettings, *, where: str, sizes: ChunkSizes | None = None) -> Iterator[Chunk]:
     """Cut a source into chunks, in order."""
+    sizes = sizes or ChunkSizes()
     if is_dataset(source):
-        yield from _dataset_chunks(source, where=where)
+        yield from _batched(_dataset_rows(source, where=where), sizes.num_rows)
         return
     for file in source_files(source, where=where):
         if file.suffix == ".jsonl":
-            yield from _lines_chunks(file)
+            yield from _lines_chunks(file, sizes.lines_bytes)
         elif file.suffix == ".parquet":
             yield from _parquet_chunks(file)
         else:
-            yield from _batched(_json_array_rows(file))
+            yield from _batched(_json_array_rows(file), sizes.num_rows)
 
 
 def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
@@ -146,10 +156,10 @@ def count_rows(chunk: Chunk) -> int:
         return sum(1 for line in stream.read(chunk.end - chunk.start).split(b"\n") if line.strip())
 
 
-def _lines_chunks(file: Path) -> Iterator[LinesChunk]:
+def _lines_chunks(file: Path, num_bytes: int) -> Iterator[LinesChunk]:
     start, line = 0, 1
     with file.open("rb") as stream:
-        while block := stream.read(_LINES_CHUNK_BYTES):
+        while block := stream.read(num_bytes):
             block += stream.readline()  # up to the end of the line that the block cuts
             yield LinesChunk(path=str(file), start=start, end=start + len(block), first_line=line)
             start += len(block)
@@ -167,16 +177,16 @@ def _parquet_chunks(file: Path) -> Iterator[ParquetChunk]:
         first_row += metadata.row_group(group).num_rows
 
 
-def _dataset_chunks(source: SourceSettings, *, where: str) -> Iterator[RowsChunk]:
-    dataset = _load_dataset(source, where=where)
-    yield from _batched((f"{source.path}:row {number}", dict(row)) for number, row in enumerate(dataset, 1))
+def _dataset_rows(source: SourceSettings, *, where: str) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(_load_dataset(source, where=where), 1):
+        yield f"{source.path}:row {number}", dict(row)
 
 
-def _batched(rows: Iterator[tuple[str, Any]]) -> Iterator[RowsChunk]:
+def _batched(rows: Iterator[tuple[str, Any]], num_rows: int) -> Iterator[RowsChunk]:
     batch = []
     for row in rows:
         batch.append(row)
-        if len(batch) == _ROWS_PER_CHUNK:
+        if len(batch) == num_rows:
             yield RowsChunk(rows=batch)
             batch = []
     if batch:
@@ -203,12 +213,12 @@ def _find_dataset(source: SourceSettings, *, where: str) -> Any:
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     if source.split not in loaded:
-        raise UserError(where, f"{source.path}: split `{source.split}` is not there", f"splits: {', '.join(loaded)}")
+        raise UserError(where, f"{source.path}: has no split `{source.split}`", f"splits: {', '.join(loaded)}")
     return loaded[source.split]
 
 
 def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a JSON file that holds a list of objects, decoded one after the other."""
+    """Rows of a JSON file that holds a list of objects, decoded one by one."""
     data = file.read_bytes()
     if data.startswith(b"\xef\xbb\xbf"):
         raise UserError(file, "begins with a byte order mark", "save it as UTF-8 without one")
@@ -229,7 +239,7 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
         except RowError as error:  # readable JSON, but not a row
             row, position = error, json.JSONDecoder().raw_decode(text, position)[1]
         except (ValueError, RecursionError) as error:
-            problem = f"broken off or not JSON in row {number}: {error}"
+            problem = f"cut off or not JSON in row {number}: {error}"
             raise UserError(file, problem, f"{number - 1} rows could be read") from None
         yield f"{file}:row {number}", row
         position = _skip_space(text, position)
@@ -274,5 +284,5 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Mapping[str, Any
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise RowError("duplicate_key", f"key {shown(twice)} stands twice in one object; keep one")
+        raise RowError("duplicate_key", f"key {shown(twice)} appears twice in one object; keep one")
     return row

@@ -139,8 +139,8 @@ def _results(
         split = prepared.splits["train"]
         results[arm.name] = ArmResult(
             title=arm.title,
-            conversations=split["conversations"],
-            epochs=num_steps * recipe.train.tokens_per_step / split["tokens"],
+            conversations=split.conversations,
+            epochs=num_steps * recipe.train.tokens_per_step / split.tokens,
             scores={job.seed: _read_score(job.score_file) for job in jobs if job.arm.name == arm.name},
         )
     return AblationResults(

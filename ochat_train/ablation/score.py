@@ -49,7 +49,7 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> ArmSc
     """
     run = read_run_folder(run_dir)
     manifest = Manifest.load(prepared_dir)
-    if manifest is None or not manifest.splits["validation"]["conversations"]:
+    if manifest is None or not manifest.splits["validation"].conversations:
         raise UserError(prepared_dir, "holds no held-out conversations", "set data.validation_ratio")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = find_checkpoint(run, None)

@@ -145,7 +145,7 @@ def check_prepared_data(facts: RecipeFacts) -> Iterator[Finding]:
     if manifest is None:
         yield warning("prepared", folder, "not prepared yet", remedy)
         return
-    splits = ", ".join(f"{name} {counts['conversations']:,}" for name, counts in manifest.splits.items())
+    splits = ", ".join(f"{name} {counts.conversations:,}" for name, counts in manifest.splits.items())
     yield ok("prepared", folder, f"made from this recipe ({splits})")
 
 

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipeline.classes.rewards import RewardFacts
-from data_pipeline.classes.tagging import Tagger, class_table
-from data_pipeline.conversation import TaggedConversation
-from data_pipeline.errors import RowError, UserError, duplicate_id
+from data_pipeline.classes.rewards import RewardFacts, needs_scores
+from data_pipeline.classes.tagging import ClassTable, Tagger, class_table
+from data_pipeline.conversation import Conversation, TaggedConversation
+from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
-from data_pipeline.ledger import Ledger
-from data_pipeline.look.raw import sample_rows, token_lengths, under_inference_condition
+from data_pipeline.ledger import Tally
+from data_pipeline.look.raw import token_lengths, under_inference_condition
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from data_pipeline.prompt.length_rule import LengthRule
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from data_pipeline.prompt.turns import TurnReader
-from data_pipeline.read.formats import parse_row
-from data_pipeline.read.openchat_parquet import read_tokenized, tokenized_chunks
+from data_pipeline.read.conversations import AnyChunk, BadRow, read_conversations, with_unique_ids
+from data_pipeline.read.sample import sample_source
 from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
 from ochat_train.hub import models
@@ -38,21 +40,20 @@ from ochat_train.recipe.sections import Recipe
 
 T = TypeVar("T")
 _SAMPLED_ROWS = 5_000
-_ANY_REWARD = 1e6  # decides weights, and only whether a row can be used is asked
+_ANY_REWARD = 1e6  # any number will do: it decides weights, and a check only asks whether a row can be used
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSample:
-    """Some rows of a source: how many there are, what became of those read, and how many each class has.
-
-    kept: those that can be used; of a source that OpenChat has tokenized, their lengths in tokens instead.
+    """Some rows of a source. num_rows: of the whole source. ledger: of the rows read; kept: those that can be used.
+    classes: how many of them each class has.
     """
 
     source: SourceSettings
     num_rows: int
-    ledger: Ledger
+    ledger: Tally
     classes: Counter[str]
-    kept: Sequence[TaggedConversation] | np.ndarray
+    kept: Sequence[TaggedConversation]
 
 
 @dataclass(kw_only=True)
@@ -159,8 +160,8 @@ class RecipeFacts:
         return self._once("steps", lambda: training_plan(self.recipe, split).num_steps)
 
     def samples(self) -> Sequence[tuple[SourceSettings, SourceSample | UserError]]:
-        """What was seen in each source, or why it could not be read. Datasets on the Hub are left out: they cannot be
-        downloaded in parts.
+        """What was seen in each source, or why nothing could be seen. Datasets on the Hub are left out: looking at one
+        would download it whole.
         """
         return self._once(
             "samples", lambda: [(source, self._sample(number)) for number, source in self._readable_sources()]
@@ -170,66 +171,54 @@ class RecipeFacts:
         return [(n, source) for n, source in enumerate(self.recipe.data.sources) if not source.is_on_hub]
 
     def _sample(self, number: int) -> SourceSample | UserError:
-        data = self.recipe.data
-        source = data.sources[number]
-        scored_by = data.classes_from.field if data.classes_from else None
-        tagger = Tagger(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
-        if source.is_tokenized:
-            return self._sample_tokens(source, where=f"data.sources.{number}")
-        template = TEMPLATES[self.recipe.model.template]
-        ledger, classes, seen_ids = Ledger(), Counter[str](), set()
+        """Some rows of a source, read as `ochat prepare` reads them."""
+        source = self.recipe.data.sources[number]
+        tally, classes = Tally(), Counter[str]()
         kept: list[TaggedConversation] = []
         try:
-            sample = sample_rows(source, where=f"data.sources.{number}", most_rows=_SAMPLED_ROWS)
+            read = self._reader(source)
+            sample = sample_source(
+                source, template=self.recipe.model.template, where=f"data.sources.{number}", most_rows=_SAMPLED_ROWS
+            )
         except UserError as error:
             return error
-        for place, row in sample.rows:
-            ledger.num_read += 1
-            try:
-                conversation = parse_row(row, place=place, source=source, scored_by=scored_by)
-                if conversation.id in seen_ids:
-                    raise duplicate_id(conversation.id)
-                seen_ids.add(conversation.id)
-                if scored_by is None:
-                    kept.append(tagger(conversation, class_name=source.class_name))
-                    classes[kept[-1].class_name] += 1
-                else:  # all rows together decide the classes
-                    kept.append(under_inference_condition(conversation, template))
-                ledger.num_kept += 1
-            except RowError as error:
-                ledger.drop(error.reason, place, str(error), bad=True)
-        return SourceSample(source=source, num_rows=sample.num_rows, ledger=ledger, classes=classes, kept=kept)
+        for item in with_unique_ids(i for chunk in sample.chunks for i in islice(read(chunk), sample.most_per_chunk)):
+            tally.num_read += 1
+            if isinstance(item, BadRow):
+                tally.drop(item.reason, item.place, item.message, bad=True)
+                continue
+            tally.num_kept += 1
+            kept.append(item)
+            if self.recipe.data.scored_by is None:
+                classes[item.class_name] += 1
+        num_rows = max(sample.num_rows, tally.num_read)  # a row of tokens may hold several conversations
+        return SourceSample(source=source, num_rows=num_rows, ledger=tally, classes=classes, kept=kept)
 
-    def _sample_tokens(self, source: SourceSettings, *, where: str) -> SourceSample | UserError:
-        """A sample of what OpenChat has tokenized, read as `ochat prepare` reads it."""
+    def _reader(self, source: SourceSettings) -> Callable[[AnyChunk], Iterator[TaggedConversation | BadRow]]:
+        """Reads chunks of a source. Raises UserError where its rows hold tokens and there is no tokenizer."""
         data, template = self.recipe.data, TEMPLATES[self.recipe.model.template]
-        ledger, classes, num_rows, lengths = Ledger(), Counter[str](), 0, []
-        try:
-            table = class_table(data, RewardFacts(largest=_ANY_REWARD, baselines={}))
-            reader = TurnReader(TemplateTokenizer(self.tokenizer), template, table, bos_token=self.tokenizer.bos_token)
-            for chunk in tokenized_chunks(source, template.name, where=where):
-                num_rows += chunk.batch.num_rows
-                if ledger.num_read >= _SAMPLED_ROWS:
-                    continue  # the others are only counted
-                for place, tokens in read_tokenized(chunk):
-                    ledger.num_read += 1
-                    try:
-                        if isinstance(tokens, RowError):
-                            raise tokens
-                        classes[reader(tokens, place=place, class_name=source.class_name).class_name] += 1
-                        ledger.num_kept += 1
-                        lengths.append(len(tokens.input_ids))
-                    except RowError as error:
-                        ledger.drop(error.reason, place, str(error), bad=True)
-        except UserError as error:
-            return error
-        return SourceSample(
-            source=source,
-            num_rows=max(num_rows, ledger.num_read),
-            ledger=ledger,
-            classes=classes,
-            kept=np.array(lengths, dtype=np.int64),
+        rewards = RewardFacts(largest=_ANY_REWARD, baselines={})
+
+        def without_class(conversation: Conversation, *, class_name: str | None) -> TaggedConversation:
+            return under_inference_condition(conversation, template)  # all rows together decide the classes
+
+        tag = Tagger(data, rewards) if data.scored_by is None else without_class
+        read_turns = None
+        if source.is_tokenized:
+            tokenizer = TemplateTokenizer(self.tokenizer)
+            table = self._classes_of_tokens()
+            read_turns = TurnReader(tokenizer, template, table, bos_token=self.tokenizer.bos_token)
+        return functools.partial(
+            read_conversations, source=source, scored_by=data.scored_by, tag=tag, read_turns=read_turns
         )
+
+    def _classes_of_tokens(self) -> ClassTable:
+        """The class table that rows of tokens are compared with; without weights where those need all rewards."""
+        data = self.recipe.data
+        table = class_table(data, RewardFacts(baselines={}))
+        if needs_scores(data):
+            return {name: replace(spec, weight=None) for name, spec in table.items()}
+        return table
 
     def token_lengths(self, sample: SourceSample) -> np.ndarray:
         """int64: how many tokens some of the sampled conversations have, as the limit counts them.
@@ -239,9 +228,7 @@ class RecipeFacts:
         model = self.recipe.model
         template = TEMPLATES[model.template]
         rule = LengthRule.of(template, TemplateTokenizer(self.tokenizer), max_length_tokens=model.max_length_tokens)
-        kept = sample.kept
-        lengths = kept if isinstance(kept, np.ndarray) else token_lengths(kept, template, self.tokenizer)
-        return lengths - rule.num_tail_tokens
+        return token_lengths(sample.kept, template, self.tokenizer) - rule.num_tail_tokens
 
     def local_source_bytes(self) -> int:
         """Bytes of all source files on this machine; a missing one is a problem of `check_sources`."""

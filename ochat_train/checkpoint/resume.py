@@ -54,36 +54,26 @@ from ochat_train.system.messages import print_message
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierRun:
-    """What is on the disk when a run starts.
-
-    is_there: whether anything was written into output_dir. neighbours: names beside output_dir. checkpoints: the
-    complete ones, oldest first. checkpoint_names: everything in their folder. damaged: `name: problem` of those that
-    were looked at and are not intact. intact: the checkpoint that can be resumed from, and its manifest.
-    """
+    """What is on the disk when a run starts."""
 
     output_dir: Path
-    is_there: bool
-    neighbours: frozenset[str]
-    checkpoints: tuple[Path, ...]
-    checkpoint_names: frozenset[str]
-    damaged: tuple[str, ...] = ()
-    intact: tuple[Path, CheckpointManifest] | None = None
+    is_there: bool  # whether anything was written into output_dir
+    neighbours: frozenset[str]  # names beside output_dir
+    checkpoints: tuple[Path, ...]  # the complete ones, oldest first
+    checkpoint_names: frozenset[str]  # everything in their folder
+    damaged: tuple[tuple[str, str], ...] = ()  # (name, problem) of those that were verified in vain
+    intact: tuple[Path, CheckpointManifest] | None = None  # the one to resume from
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeDecision:
-    """How a run starts.
+    """How a run starts."""
 
-    checkpoint: where to resume from, None for the base model. reshard: it was written for another number of GPUs or
-    another ZeRO stage, and is converted. run_moves_to: the new name of the whole earlier run. checkpoint_moves: (from,
-    to) of single checkpoints. messages: lines for the user.
-    """
-
-    checkpoint: Path | None
-    reshard: bool = False
-    run_moves_to: Path | None = None
-    checkpoint_moves: tuple[tuple[Path, Path], ...] = ()
-    messages: tuple[str, ...] = ()
+    checkpoint: Path | None  # where to resume from; None: from the base model
+    reshard: bool = False  # it was written for another number of GPUs or another ZeRO stage, and is converted
+    run_moves_to: Path | None = None  # new name of the whole earlier run
+    checkpoint_moves: tuple[tuple[Path, Path], ...] = ()  # (from, to) of single checkpoints
+    messages: tuple[str, ...] = ()  # lines for the user
 
 
 def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
@@ -98,7 +88,7 @@ def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
         if problem is None:
             intact = folder, CheckpointManifest.load(folder)
             break
-        damaged.append(f"{folder.name}: {problem}")
+        damaged.append((folder.name, problem))
         if resume == "auto":  # said at once: hashing the next one takes minutes
             print_message(f"{folder.name} is not intact: {problem}")
     return EarlierRun(
@@ -117,20 +107,22 @@ def decide(
 ) -> ResumeDecision:
     """How to start. accept_changes: resume although data or settings have changed since the checkpoint.
 
-    Raises UserError where no checkpoint is intact, or where the one to resume from does not fit this run.
+    Raises UserError if no checkpoint is intact, or if the one to resume from does not fit this run.
     """
     if resume == "never":
         return _start_over(earlier)
     if earlier.intact is None:
-        if earlier.damaged and resume == "auto":
-            raise UserError(
-                checkpoints_dir(earlier.output_dir),
-                f"no checkpoint is intact ({'; '.join(earlier.damaged)})",
-                "`--resume never` starts over",
-            )
-        if earlier.damaged:
-            raise UserError(f"--resume {resume}", earlier.damaged[0], "choose another checkpoint")
-        return ResumeDecision(checkpoint=None)
+        if not earlier.damaged:
+            return ResumeDecision(checkpoint=None)
+        if resume != "auto":
+            [(_, problem)] = earlier.damaged
+            raise UserError(f"--resume {resume}", problem, "choose another checkpoint")
+        problems = "; ".join(f"{name}: {problem}" for name, problem in earlier.damaged)
+        raise UserError(
+            checkpoints_dir(earlier.output_dir),
+            f"no checkpoint is intact ({problems})",
+            "`--resume never` starts over",
+        )
     folder, manifest = earlier.intact
     changes = changes_since(manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint)
     messages = _check_changes(folder, [change for change in changes if not change.is_of_layout], accept_changes)
@@ -198,7 +190,7 @@ def _free_path(parent: Path, pattern: str, taken: Collection[str]) -> Path:
 
 
 def _check_changes(folder: Path, changes: list[Change], accept_changes: bool) -> list[str]:
-    """What to say of accepted changes. Raises UserError where they are not accepted."""
+    """What to say of accepted changes. Raises UserError if they are not accepted."""
     if not changes:
         return []
     if not accept_changes:
@@ -212,7 +204,7 @@ def _check_changes(folder: Path, changes: list[Change], accept_changes: bool) ->
 
 
 def _check_layout(folder: Path, changes: list[Change], stages: tuple[Any, Any]) -> list[str]:
-    """What to say of a conversion. Raises UserError where there is none between these ZeRO stages."""
+    """What to say of a conversion. Raises UserError if there is none between these ZeRO stages."""
     if stages not in CONVERTIBLE_STAGES:
         raise UserError(
             folder,

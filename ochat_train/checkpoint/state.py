@@ -49,8 +49,8 @@ _ALLOWED_GLOBALS = {
 class Progress:
     """How far a run is: everything that the training loop carries from step to step.
 
-    step: optimizer steps done (a step whose update was left out counts). nonfinite_steps: how many were left out
-    because of NaN or infinity; nonfinite_in_a_row: how many since the last update. grad_norms: of the last updates,
+    step: optimizer steps done (skipped updates count). nonfinite_steps: how many updates were skipped because of NaN or
+    infinity; nonfinite_in_a_row: how many since the last update. grad_norms: of the last updates,
     oldest first, as training/anomalies.py keeps them.
     """
 
@@ -62,9 +62,9 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint holds. recipe: all its values. files: path -> (bytes, sha256).
+    """What a checkpoint holds. recipe: all its values. files: path -> (size in bytes, sha256).
 
-    validation_loss: at this step, None where there was no validation or its loss was not finite.
+    validation_loss: at this step; None without a validation, or if its loss was not finite.
     """
 
     progress: Progress
@@ -135,21 +135,21 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def best_checkpoint(folders: Sequence[Path]) -> Path | None:
-    """The one with the lowest validation loss, of equal ones the newest; None where none has been validated."""
+    """The one with the lowest validation loss, the newest of equal ones; None if none has been validated."""
     losses = [(folder, CheckpointManifest.load(folder).validation_loss) for folder in folders]
     validated = [(loss, folder) for folder, loss in losses if loss is not None]
     return min(reversed(validated), key=lambda pair: pair[0])[1] if validated else None
 
 
 def verify(folder: Path, *, hashes: bool = True) -> str | None:
-    """What is wrong with a checkpoint, None if its files are those of its manifest.
+    """What is wrong with a checkpoint; None if its files are the ones in its manifest.
 
     hashes: also compare the sha256 of every file, which reads all of them; without it only names and sizes.
     """
     try:
         manifest = CheckpointManifest.load(folder)
     except UserError as error:
-        return str(error)
+        return error.problem
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST, MANIFEST_HASH}
     if unknown := present - manifest.files.keys():
         return f"{min(unknown)} is not in its {MANIFEST}"
@@ -175,7 +175,7 @@ def load_engine_state(engine: Any, folder: Path) -> None:
 
 
 def load_random_states(folder: Path, *, rank: int, device: torch.device) -> None:
-    """Set this rank's random number generators to where they were."""
+    """Restore this rank's random number generators."""
     state = load_file(str(folder / rng_file(rank)))
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
@@ -188,7 +188,7 @@ def rng_file(rank: int) -> str:
 
 
 def refuse_unsafe_pickles(folder: Path) -> None:
-    """Raise UserError if a file of DeepSpeed's would run anything but its own three classes when loaded."""
+    """Raise UserError if loading one of DeepSpeed's files would run anything except three classes of DeepSpeed's."""
     for path in sorted((folder / STATE).rglob("*.pt")):
         try:
             unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - _ALLOWED_GLOBALS

@@ -38,7 +38,7 @@ from ochat_train.system.versions import library_versions
 
 
 class RankFiles:
-    """What this rank has written of a checkpoint; takes the place of DeepSpeed's own writer while one is written.
+    """What this rank has written of a checkpoint. Replaces DeepSpeed's own writer while a checkpoint is written.
 
     DeepSpeed waits for all ranks after its writes, so a failed write must not end this rank: it is kept in `failure`.
     """
@@ -81,7 +81,7 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
-    temporary = Path(_from_main(ranks, lambda: _start(engine, ranks, final)))
+    temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final)))
     files = RankFiles(temporary, engine.checkpoint_engine)
     engine.checkpoint_engine = files
     engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
@@ -115,18 +115,18 @@ def save_checkpoint(
         _delete_old(output_dir, keep_last=recipe.checkpoint.keep_last)
         return str(final)
 
-    return Path(_from_main(ranks, publish, what=f"the checkpoint of step {progress.step} could not be written"))
+    return Path(_from_main(ranks, final, publish))
 
 
-def _from_main(ranks: Ranks, work: Callable[[], str], *, what: str = "no checkpoint was started") -> str:
-    """Let rank 0 do something for all ranks; where it fails, all of them raise UserError."""
+def _from_main(ranks: Ranks, checkpoint: Path, work: Callable[[], str]) -> str:
+    """Let rank 0 do something for all ranks; if it fails, all of them raise UserError."""
 
     def with_remedy() -> str:
         try:
             return work()
         except OSError as error:
             remedy = "earlier checkpoints are unchanged; make room, and start again to resume from the newest"
-            raise UserError(what, f"{error}", remedy) from error
+            raise UserError(checkpoint, f"could not be written: {error}", remedy) from error
 
     return str(on_main_rank(ranks, with_remedy))
 

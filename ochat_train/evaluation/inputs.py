@@ -57,7 +57,7 @@ def validation_inputs(recipe: Recipe, manifest: Manifest) -> ValidationInputs:
     prepared_dir, settings = Path(recipe.data.prepared_dir), recipe.validation
     pack_length = recipe.train.pack_length_tokens
     held_out = None
-    if manifest.splits["validation"]["conversations"]:
+    if manifest.splits["validation"].conversations:
         held_out = held_out_data(prepared_dir, manifest, pack_length=pack_length)
     tokenizer = load_tokenizer(prepared_dir)
     prompts = sample_prompts(

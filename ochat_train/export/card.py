@@ -211,7 +211,7 @@ def _data(facts: CardFacts) -> str:
         if row.is_dropped:
             counts.append((f"dropped: {json_code(row.reason)}", row.num_conversations))
     counts += ledger_counts(prepared.ledger)
-    counts += [(f"in `{name}`", split["conversations"]) for name, split in prepared.splits.items()]
+    counts += [(f"in `{name}`", split.conversations) for name, split in prepared.splits.items()]
     rows = [(what, f"{count:,}") for what, count in counts]
     table = markdown_table(("conversations", "number"), rows)
     return f"## Training data\n\nSources: {', '.join(sources)}.\n\n{table}"

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.look.raw import FORMATS
+from data_pipeline.formats.table import TEXT_FORMATS
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.settings import TextFormat
 from ochat_train.recipe.sections import NAME_PATTERN
 
 
@@ -61,14 +60,12 @@ def check_out(out: Path, *, overwrite: bool) -> Path:
     return out
 
 
-def file_formats(options: Options) -> dict[str, TextFormat]:
+def file_formats(options: Options) -> dict[str, str]:
     """The formats that `--format` gives, by file. Raises UserError for an unknown one."""
-    formats: dict[str, TextFormat] = {}
-    for path, name in values_by_file(options.format, flag="--format", paths=options.files).items():
-        known = next((known for known in FORMATS if known == name), None)
-        if known is None:
-            raise UserError(f"--format {path}={name}", "unknown format", f"formats: {', '.join(FORMATS)}")
-        formats[path] = known
+    formats = values_by_file(options.format, flag="--format", paths=options.files)
+    for path, name in formats.items():
+        if name not in TEXT_FORMATS:
+            raise UserError(f"--format {path}={name}", "unknown format", f"formats: {', '.join(TEXT_FORMATS)}")
     return formats
 
 

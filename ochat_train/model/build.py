@@ -11,7 +11,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.attention.register import check_attention, register_attention
+from ochat_train.model.attention.keywords import check_attention
+from ochat_train.model.attention.register import register_attention
 from ochat_train.model.config import check_config, load_base_config, model_dtype
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward

@@ -26,7 +26,7 @@ def peak_learning_rate(recipe: Recipe, manifest: Manifest) -> float:
     if isinstance(recipe.optimizer.learning_rate, float):
         return recipe.optimizer.learning_rate
     counts = manifest.splits["train"]
-    supervised_ratio = counts["supervised_tokens"] / counts["tokens"]
+    supervised_ratio = counts.supervised_tokens / counts.tokens
     config = load_base_config(recipe.model, manifest.vocab_size)
     return auto_learning_rate(
         model_type=config.model_type,

@@ -1,1 +1,1 @@
-"""The quickstart's own data, tokenizer and score: everything `./launch.sh` needs and a user would bring along."""
+"""The quickstart's data, tokenizer and score: what users replace with their own."""

@@ -42,33 +42,37 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _apply_override(document: Document, override: str) -> list[Problem]:
-    """Put the value of a `--set` into the document, and note that its place is the command line."""
+    """Put the value of a `--set` into the document, with the command line as its place; returns the problems."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         return [Problem(place=f"--set {override}", problem="expected section.key=value")]
-    parts = key.split(".")
+    *sections, last = key.split(".")
     path: KeyPath = ()
     target: Any = document.value
-    for number, part in enumerate(parts):
-        is_last = number == len(parts) - 1
-        if isinstance(target, list) and part.isascii() and part.isdigit() and int(part) < len(target):
-            index: int | str = int(part)
-        elif isinstance(target, dict):
-            index = part
-            if not is_last and part not in target:
-                target[part] = {}
-                document.lines[(*path, part)] = COMMAND_LINE
-        else:
+    for part in sections:
+        if (index := _index(target, part)) is None:
             return [Problem(place=f"--set {override}", problem=f"`{key}` is not inside a section")]
         path = (*path, index)
-        if is_last:
-            value, problems = parse_override(text, key=key)
-            if problems:
-                return problems
-            target[index] = value
-            for inner in [known for known in document.lines if known[: len(path)] == path]:
-                del document.lines[inner]  # what the file said inside
-        else:
-            target = target[index]
+        if isinstance(target, dict) and index not in target:
+            target[index] = {}
+            document.lines[path] = COMMAND_LINE
+        target = target[index]
+    if (index := _index(target, last)) is None:
+        return [Problem(place=f"--set {override}", problem=f"`{key}` is not inside a section")]
+    value, problems = parse_override(text, key=key)
+    if problems:
+        return problems
+    target[index] = value
+    path = (*path, index)
+    for inner in [known for known in document.lines if known[: len(path)] == path]:
+        del document.lines[inner]  # lines of the value that was replaced
     document.lines[path] = COMMAND_LINE
     return []
+
+
+def _index(target: Any, part: str) -> int | str | None:
+    """One part of a dotted key: the number of a list's entry, or a mapping's key. None if target has no such place."""
+    if isinstance(target, dict):
+        return part
+    is_entry = isinstance(target, list) and part.isascii() and part.isdigit() and int(part) < len(target)
+    return int(part) if is_entry else None

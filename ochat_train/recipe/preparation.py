@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -82,9 +83,9 @@ def _require_same(recipe: Recipe, manifest: Manifest, now: dict[str, str]) -> No
 def prepare_report(manifest: Manifest) -> dict[str, object]:
     """The document of `ochat prepare --json`."""
     return {
-        "conversations": manifest.ledger,
-        "tokens": sum(split["tokens"] for split in manifest.splits.values()),
-        "splits": manifest.splits,
+        "conversations": asdict(manifest.ledger),
+        "tokens": sum(split.tokens for split in manifest.splits.values()),
+        "splits": {name: asdict(counts) for name, counts in manifest.splits.items()},
         "classes": [vars(row) for row in manifest.classes],
         "template": manifest.template,
         "inference_condition": manifest.inference_condition,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from data_pipeline.ledger import Ledger
 from data_pipeline.look.tables import (
     CLASS_HEAD,
     CLASS_NOTE,
@@ -34,7 +34,7 @@ def class_section(
     return Section(heading="Classes", paragraphs=[CLASS_NOTE], head=[*CLASS_HEAD, *more_head], rows=rows)
 
 
-def ledger_section(heading: str, ledger: Mapping[str, Any]) -> Section:
+def ledger_section(heading: str, ledger: Ledger) -> Section:
     """What was read, kept, dropped and cut, with the first examples."""
     rows = []
     for row in ledger_reasons(ledger):

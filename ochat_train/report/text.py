@@ -22,7 +22,7 @@ def prepare_text(manifest: Manifest, prepared_dir: Path, *, reused: bool) -> str
         class_table(manifest.classes),
         ledger_text(manifest.ledger),
     ]
-    splits = ", ".join(f"{name} {counts['conversations']:,}" for name, counts in manifest.splits.items())
+    splits = ", ".join(f"{name} {counts.conversations:,}" for name, counts in manifest.splits.items())
     lines.append(f"splits: {splits}; inference condition: {quoted(manifest.inference_condition)}")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from ochat_train.recipe.sections import ModelSettings
 
 @dataclass(frozen=True, kw_only=True)
 class BaseOrigin:
-    """Where a run took its base from: a folder, or a model of the Hub; everything is None for random weights."""
+    """Where a run took its base from: a folder, or a model on the Hub; all None for random weights."""
 
     folder: str | None = None
     hub_id: str | None = None
@@ -18,7 +18,7 @@ class BaseOrigin:
 
 
 def base_origin(settings: ModelSettings) -> BaseOrigin:
-    """Where the base is loaded from, here and now: a folder comes before a model of the Hub, as transformers has it."""
+    """Where the base is loaded from: a folder of that name, else a model on the Hub, as in transformers."""
     if settings.path is None:
         return BaseOrigin()
     folder = Path(settings.path)

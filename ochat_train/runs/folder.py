@@ -1,4 +1,4 @@
-"""What a run folder holds beside metrics and checkpoints, so that it can be exported without anything else.
+"""A run folder: everything that an export needs is in it.
 
 OUTPUT_DIR/
     recipe.json          the recipe of the run, every value
@@ -6,7 +6,7 @@ OUTPUT_DIR/
     base.json            where the base model came from: a folder, or a model of the Hub
     tokenizer/           the tokenizer folder of the prepared dataset
     model_config/        the model's config.json and generation_config.json, with all token rows
-    metrics.jsonl, validation.jsonl, samples.jsonl, anomalies.jsonl, checkpoints/
+    metrics.jsonl, validation.jsonl, samples.jsonl, anomalies.jsonl, checkpoints/    written while training
     hub/                 what is pushed to the Hub (hub/background_push.py)
     .lock                held by the process that trains here (runs/lock.py)
 """
@@ -56,7 +56,7 @@ def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:
 
 
 def read_run_folder(path: Path) -> RunFolder:
-    """Read a run folder. Raises UserError where the folder is not one."""
+    """Read a run folder. Raises UserError if the folder is not one."""
     if not (path / RECIPE_FILE).is_file():
         raise UserError(path, f"not a run folder ({RECIPE_FILE} is missing)", "name the recipe's `output_dir`")
     recipe = Recipe.model_validate_json((path / RECIPE_FILE).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a run has written of itself, read back: steps, validations, samples."""
+"""The history of a run, read back from its folder: steps, validations, samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunHistory:
 
 
 def read_run_history(run_dir: Path) -> RunHistory:
-    """Read a run, also one that is still training or was killed. Raises UserError where it has no step."""
+    """Read a run; it may be unfinished, running or killed. Raises UserError if it has no step."""
     run = read_run_folder(run_dir)
     steps = results_of(run_dir / METRICS_FILE, StepMetrics.from_json)
     if not steps:

@@ -43,13 +43,13 @@ def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of one of these files, none where there is no file.
+    """The rows of one of these files, none if there is no file.
 
-    A last line without its end was being written when the process was killed, and is left out. So is any other that
-    cannot be read (a power cut may leave NULs behind), with a notice: a log must not keep a run from going on.
+    A last line without a line end was being written when the process was killed; it is left out. Other lines that
+    cannot be read (a power cut may leave NULs) are left out with a notice: a damaged log must not stop a run.
     """
     rows, unreadable = [], []
-    # not splitlines(), which also ends a line at characters that may stand in an answer (U+2028)
+    # not splitlines(), which also splits at characters that an answer may contain (U+2028)
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         row = _row(line)

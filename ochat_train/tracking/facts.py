@@ -28,7 +28,7 @@ def run_facts(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, first_step: i
         first_step=first_step,
         recipe=recipe.model_dump(mode="json", by_alias=True),
         classes=[asdict(row) for row in manifest.classes],
-        ledger=manifest.ledger,
+        ledger=asdict(manifest.ledger),
         hardware=_hardware(ranks),
         versions=versions,
     )

@@ -16,7 +16,8 @@ import pytest
 from pydantic import BaseModel
 
 from data_pipeline.conversation import Message
-from data_pipeline.read.formats import parse_row
+from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
+from data_pipeline.read.rows import parse_row
 from data_pipeline.settings import SourceSettings
 from ochat_train.cli.main import main
 from ochat_train.recipe.load import load_recipe
@@ -147,6 +148,13 @@ def source(layout: str, **changes: str) -> SourceSettings:
 def example_row(heading: str) -> Any:
     [block] = blocks(section(FORMATS_PAGE, heading), "json")
     return json.loads(block)
+
+
+def test_every_format_has_a_section_and_every_text_format_its_example() -> None:
+    assert all(re.search(rf"^### `{name}`$", FORMATS_PAGE, flags=re.MULTILINE) for name in FORMATS)
+    assert set(EXAMPLES) == set(TEXT_FORMATS)
+    for name in TEXT_FORMATS:
+        assert example_row(f"`{name}`") == FORMATS[name].example
 
 
 @pytest.mark.parametrize("layout", EXAMPLES)

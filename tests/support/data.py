@@ -15,6 +15,7 @@ from data_pipeline.prepared.dataset import Manifest, Split
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TokenizerSpec, load_tokenizer_spec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.read.sources import ChunkSizes
 from data_pipeline.settings import DataSettings
 
 EXPERT = {"expert": {"condition": "GPT4 Correct", "weight": 1.0}}
@@ -75,14 +76,16 @@ def make_job(
     )
 
 
-def prepare_rows(job: PrepareJob, *, num_workers: int = 1) -> tuple[Manifest, list[Row]]:
+def prepare_rows(
+    job: PrepareJob, *, num_workers: int = 1, sizes: ChunkSizes | None = None
+) -> tuple[Manifest, list[Row]]:
     """Prepare, and return the manifest and the rows of the training split."""
-    manifest, _ = prepare(job, num_workers=num_workers)
+    manifest, _ = prepare(job, num_workers=num_workers, sizes=sizes)
     return manifest, rows_of(Path(job.data.prepared_dir))
 
 
 def rows_of(prepared_dir: Path, split: Split = "train") -> list[Row]:
-    """The rows as they stand in the Arrow file, read without the code under test."""
+    """The rows of the Arrow file, read without the code under test."""
     [file] = (prepared_dir / split).glob("*.arrow")
     table = pa.ipc.open_stream(file.read_bytes()).read_all()
     return [Row(row["id"], row["input_ids"], row["loss_weights"]) for row in table.to_pylist()]

@@ -15,6 +15,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from data_pipeline.read.sources import ChunkSizes
 from data_pipeline.settings import DataSettings
 from tests.support.data import make_job, rows_of, source
 from tests.support.rows import write_jsonl
@@ -115,7 +116,7 @@ def test_row_without_a_usable_reward_is_a_bad_row_with_its_place(weights: Any, s
         weights([1.0, score])
     found, manifest = weights([1.0, score, 0.5], bad_rows="drop")
     assert found == pytest.approx({"r0": 1.0, "r2": math.exp(-1.0)}, rel=1e-6)
-    assert manifest.ledger["dropped"] == {reason: 1}
+    assert manifest.ledger.dropped == {reason: 1}
 
 
 def test_missing_field_is_a_bad_row(weights: Any, tmp_path: Path) -> None:
@@ -143,12 +144,13 @@ def quantiles(number: int, **more: Any) -> dict[str, Any]:
 def classes_of(tmp_path: Path, small_tokenizer_dir: Path) -> Any:
     """Prepares rows with quantile classes; returns the class name of every conversation, by id, and the manifest."""
 
-    def run(scores: list[Any], *, num_workers: int = 1, **data: Any) -> Any:
+    def run(scores: list[Any], *, num_workers: int = 1, sizes: ChunkSizes | None = None, **data: Any) -> Any:
         path = write_jsonl(tmp_path / "rows.jsonl", rows(scores))
         settings = [{"path": str(path), "format": "messages"}]
         manifest, _ = prepare(
             make_job(tmp_path / "prepared", settings, small_tokenizer_dir, **{"beta": 0.5, **data}),
             num_workers=num_workers,
+            sizes=sizes,
         )
         split = PreparedSplit(tmp_path / "prepared", "train")
         names = [manifest.classes[number].name for number in split.class_id]
@@ -158,12 +160,10 @@ def classes_of(tmp_path: Path, small_tokenizer_dir: Path) -> Any:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_quantile_classes_hold_equally_many_from_low_to_high(
-    classes_of: Any, num_workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("data_pipeline.read.sources._LINES_CHUNK_BYTES", 500)
+def test_quantile_classes_hold_equally_many_from_low_to_high(classes_of: Any, num_workers: int) -> None:
     scores = np.random.default_rng(0).permutation(40).astype(float).tolist()
-    found, manifest = classes_of(scores, num_workers=num_workers, **quantiles(4))
+    sizes = ChunkSizes(lines_bytes=500)
+    found, manifest = classes_of(scores, num_workers=num_workers, sizes=sizes, **quantiles(4))
     assert found == {f"r{number}": f"q{1 + int(score // 10)}" for number, score in enumerate(scores)}
     assert [row.condition for row in manifest.classes] == ["Score 0", "Score 1", "Score 2", "Score 3"]
     assert [row.conversations for row in manifest.classes] == [10] * 4
@@ -203,7 +203,7 @@ def test_condition_dropout_leaves_the_condition_out_of_its_share(tmp_path: Path,
             assert train.class_id[row] == 0
             if train.condition_id[row]:
                 left_out.add(train.conversation_id(row))
-        assert manifest.ledger["condition_left_out"] == len(left_out)
+        assert manifest.ledger.condition_left_out == len(left_out)
         return manifest, left_out
 
     raw = rows([0.0] * 1000)
@@ -243,7 +243,7 @@ def test_only_classes_leaves_the_others_out_and_counts_them(tmp_path: Path, smal
     )
     manifest, _ = prepare(job, num_workers=1)
     assert [row.id for row in rows_of(tmp_path / "prepared")] == ["r1", "r3", "r5"]
-    assert manifest.ledger["dropped"] == {"other_class": 4}
+    assert manifest.ledger.dropped == {"other_class": 4}
 
 
 @pytest.mark.parametrize(

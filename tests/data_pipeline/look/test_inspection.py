@@ -157,7 +157,7 @@ def test_ledger_shows_where_rows_were_cut_trimmed_and_dropped(prepared_dir: Path
 
 
 def test_trimmed_tokens_are_counted(prepared_dir: Path, tmp_path: Path, small_tokenizer_dir: Path) -> None:
-    [example] = Inspection(prepared_dir, "train").manifest.ledger["examples"]["tail_trimmed"]
+    [example] = Inspection(prepared_dir, "train").manifest.ledger.examples["tail_trimmed"]
     whole = {**chat("question 3", "answer 3"), "id": "id 3"}
     # type: ignore[operator]
     whole["items"] += [{"role": "user", "content": "and then?"}, {"role": "assistant", "content": "y", "weight": 1.0}]

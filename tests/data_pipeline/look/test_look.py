@@ -15,10 +15,12 @@ import pyarrow.parquet as parquet
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.look import raw
-from data_pipeline.look.raw import FORMATS, look_at, sample_rows, token_lengths, under_inference_condition
+from data_pipeline.formats.table import TEXT_FORMATS
+from data_pipeline.look.raw import look_at, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read import sources
+from data_pipeline.read.sample import sampled_rows, spread_sample
+from data_pipeline.read.sources import ChunkSizes
 from data_pipeline.settings import SourceSettings
 from tests.support.data import make_job, prepare_rows, source, tokenizer_spec
 from tests.support.rows import write_jsonl
@@ -40,7 +42,7 @@ def many(layout: str, count: int = 10, **more: Any) -> list[dict[str, Any]]:
     return [{**ROWS[layout], **more, "id": number} for number in range(count)]
 
 
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("layout", TEXT_FORMATS)
 def test_each_format_is_found(layout: str, tmp_path: Path) -> None:
     seen = look_at(str(write_jsonl(tmp_path / "a.jsonl", many(layout))))
     assert (seen.format, seen.num_rows, seen.num_sampled, seen.num_bad) == (layout, 10, 10, 0)
@@ -49,7 +51,7 @@ def test_each_format_is_found(layout: str, tmp_path: Path) -> None:
     assert len(seen.prompts) == 1
 
 
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("layout", TEXT_FORMATS)
 def test_a_format_is_found_in_every_kind_of_file(layout: str, tmp_path: Path) -> None:
     rows = many(layout)
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -72,8 +74,8 @@ def test_rows_that_cannot_be_read_are_counted_as_the_preparation_counts_them(
     seen = look_at(str(path))
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop")
     manifest, rows = prepare_rows(job)
-    assert dict(seen.ledger.bad) == manifest.ledger["dropped"]
-    assert seen.ledger.as_json()["examples"] == manifest.ledger["examples"]
+    assert dict(seen.ledger.bad) == manifest.ledger.dropped
+    assert seen.ledger.result().examples == manifest.ledger.examples
     assert len(seen.conversations) == len(rows)
 
 
@@ -99,7 +101,7 @@ def test_rows_that_fit_two_formats_need_a_word(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_shown_with_the_reason_of_every_format(tmp_path: Path) -> None:
     message = message_of(write_jsonl(tmp_path / "a.jsonl", [{"text": "Hello"}]))
-    assert all(f"as {layout}: " in message for layout in FORMATS)
+    assert all(f"as {layout}: " in message for layout in TEXT_FORMATS)
     assert "unknown role" in message_of(
         write_jsonl(
             tmp_path / "b.jsonl", [{"messages": [{"role": "tool", "content": "x"}, *ROWS["messages"]["messages"]]}]
@@ -190,24 +192,24 @@ def test_token_lengths_are_those_of_the_prepared_dataset(tmp_path: Path, small_t
     assert lengths.tolist() == [len(row.input_ids) for row in rows]
 
 
-def test_a_sample_of_a_large_file_is_spread_over_it_and_all_rows_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(raw, "_MOST_CHUNKS", 10)
+def test_a_sample_of_a_large_file_is_spread_over_it_and_all_rows_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"number": {number}}}\n\n' for number in range(20_000)), encoding="utf-8")
-    sample = sample_rows(SourceSettings(path=str(path), format="openchat"), where="here", most_rows=200)
-    numbers = np.array([row["number"] for _, row in sample.rows])
+    settings = SourceSettings(path=str(path), format="openchat")
+    chunks = sources.chunks(settings, where="here", sizes=ChunkSizes(lines_bytes=1000))
+    sample = spread_sample(chunks, most_rows=200, num_chunks=10)
+    rows = sampled_rows(sample)
+    numbers = np.array([row["number"] for _, row in rows])
     assert sample.num_rows == 20_000
     assert 100 <= len(numbers) <= 400
     assert (np.diff(numbers) > 0).all()
     tenths = Counter((numbers // 2000).tolist())
     assert set(tenths) == set(range(10))
-    assert [place for place, _ in sample.rows] == [f"{path}:{2 * number + 1}" for number in numbers]
+    assert [place for place, _ in rows] == [f"{path}:{2 * number + 1}" for number in numbers]
 
 
 def test_a_small_file_is_read_whole(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", many("messages", 300))
-    sample = sample_rows(SourceSettings(path=str(path), format="messages"), where="here")
-    assert len(sample.rows) == sample.num_rows == 300
+    settings = SourceSettings(path=str(path), format="messages")
+    sample = spread_sample(sources.chunks(settings, where="here"), most_rows=20_000)
+    assert len(sampled_rows(sample)) == sample.num_rows == 300

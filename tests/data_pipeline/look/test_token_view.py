@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from data_pipeline.conversation import ControlToken, Conversation, Message, TaggedConversation, TokenizedConversation
 from data_pipeline.look.tokens import TokenReader, runs
-from data_pipeline.prompt.templates import TEMPLATES, render
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem, visible
 from tests.support.data import control_ids, tokenizer_spec

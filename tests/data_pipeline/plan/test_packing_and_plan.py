@@ -57,6 +57,13 @@ def plans(draw: st.DrawFn) -> EpochPlan:
 # ---- packs ----
 
 
+def test_the_example_of_the_module_is_true() -> None:
+    packs = pack(np.array([7, 6, 4, 3, 2, 2]), capacity=10, rng=np.random.default_rng(0))
+    names = {"".join(sorted("ABCDEF"[row] for row in part)) for part in np.split(packs.rows, packs.offsets[1:-1])}
+    assert names == {"AD", "BC", "EF"}
+    assert sorted(np.diff(packs.offsets)) == [2, 2, 2]
+
+
 @settings(max_examples=60, deadline=None)
 @given(plans(), st.integers(1, 9))
 def test_every_conversation_is_trained_on_exactly_once_and_no_pack_overflows(plan: EpochPlan, num_ranks: int) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline.prepare import condition_rows
+from data_pipeline.conversation import Conversation, Message, TaggedConversation, TokenizedConversation
+from data_pipeline.prepare.condition_rows import HeldOut, condition_rows
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.tokenization import TemplateTokenizer
 from tests.support.data import make_job, source
 from tests.support.rows import conversations, write_jsonl
 
@@ -95,9 +98,29 @@ def test_conversation_that_is_cut_under_any_condition_is_left_out_under_all(prep
     assert len(others) == 2 * len(fitting)
 
 
-def test_at_most_so_many_conversations_of_each_class(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(condition_rows, "CONVERSATIONS_PER_CLASS", 3)
-    _, validation, others, _ = prepared()
-    rows = set(others.validation_row.tolist())
-    assert sorted(validation.class_id[row] for row in rows) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+def test_limit_of_conversations_of_each_class(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    sources = [source("unused.jsonl", **{"class": name}) for name in CLASSES]
+    job = make_job(tmp_path / "prepared", sources, small_tokenizer_dir, classes=CLASSES)
+    held_out = []
+    for row in range(30):
+        name = list(CLASSES)[row % 3]
+        messages = (Message(role="user", content=f"{row}?"), Message(role="assistant", content="Yes."))
+        tagged = TaggedConversation(
+            conversation=Conversation(id=str(row), place=str(row), messages=messages),
+            class_name=name,
+            condition=str(CLASSES[name]["condition"]),
+            message_weights=(0.0, 1.0),
+        )
+        [tokens] = TemplateTokenizer(job.tokenizer).tokenize(
+            [render(tagged, job.template, bos_token=job.tokenizer.bos_token)]
+        )
+        assert isinstance(tokens, TokenizedConversation)
+        num_supervised = int((tokens.loss_weights > 0).sum())
+        held_out.append(HeldOut(validation_row=row, tagged=tagged, num_supervised_tokens=num_supervised))
+    conditions = {str(spec["condition"]): number for number, spec in enumerate(CLASSES.values())}
+    classes = {name: number for number, name in enumerate(CLASSES)}
+    [batch] = condition_rows(held_out, conditions, classes, job, most_per_class=3)
+    rows = set(batch.column("validation_row").to_pylist())
+    assert batch.num_rows == 18, "9 conversations, each under two other conditions"
+    assert sorted(row % 3 for row in rows) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert rows != set(range(9)), "not simply the first ones"

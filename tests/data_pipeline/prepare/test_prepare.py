@@ -19,8 +19,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter
-from data_pipeline.read import sources
+from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter, SplitCounts
+from data_pipeline.read.sources import ChunkSizes
 from ochat_train.quickstart.make import write_tokenizer
 from tests.support.data import EXPERT, folder_state, make_job, rows_of, source
 from tests.support.processes import ROOT
@@ -152,11 +152,7 @@ def test_dataset_saved_again_with_other_rows_is_noticed(tmp_path: Path, small_to
 # ---- the same rows with any number of processes ----
 
 
-def test_one_and_two_processes_write_the_same_bytes(
-    tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Chunks are cut in the parent, so a small chunk size here gives many of them to the spawned processes."""
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 2_000)
+def test_one_and_two_processes_write_the_same_bytes(tmp_path: Path, small_tokenizer_dir: Path) -> None:
     rows: list[Any] = conversations(400)
     for number, row in enumerate(rows):
         row["id"] = number % 390  # ten duplicates, far from their firsts
@@ -170,32 +166,30 @@ def test_one_and_two_processes_write_the_same_bytes(
         folder = tmp_path / f"prepared-{num_workers}"
         job = make_job(folder, described, small_tokenizer_dir, bad_rows="drop", validation_ratio=0.1)
         read: list[int] = []
-        manifest, _ = prepare(job, num_workers=num_workers, progress=read.append)
+        sizes = ChunkSizes(lines_bytes=2_000)
+        manifest, _ = prepare(job, num_workers=num_workers, progress=read.append, sizes=sizes)
         assert len(read) > 10, "there were many chunks"
         results.append(manifest)
         states.append({name: content for name, (_, _, content) in folder_state(folder).items()})
     assert states[0] == states[1]
     assert results[0] == results[1]
-    assert results[0].ledger["dropped"] == {"duplicate_id": 10, "no_messages": 1}
-    assert (results[0].ledger["read"], results[0].ledger["kept"]) == (450, 439)
+    assert results[0].ledger.dropped == {"duplicate_id": 10, "no_messages": 1}
+    assert (results[0].ledger.read, results[0].ledger.kept) == (450, 439)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_error_in_a_chunk_stops_every_process_and_leaves_nothing(
-    num_workers: int, tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+    num_workers: int, tmp_path: Path, small_tokenizer_dir: Path
 ) -> None:
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 500)
     path = write_jsonl(tmp_path / "rows.jsonl", [*conversations(50), {"messages": 5}, *conversations(10)])
+    job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir)
     with pytest.raises(UserError, match=r"rows\.jsonl:51: messages: expected a list"):
-        prepare(make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir), num_workers=num_workers)
+        prepare(job, num_workers=num_workers, sizes=ChunkSizes(lines_bytes=500))
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_progress_adds_up_to_the_rows_read(
-    tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kept, dropped for any reason, and duplicates: each is told once."""
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 200)
+def test_progress_adds_up_to_the_rows_read(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    """Kept, dropped for any reason, and duplicates: each is reported once."""
     rows: list[Any] = [{"id": number, **row} for number, row in enumerate(conversations(20))]
     rows[5] = {"messages": []}
     rows[9]["id"] = 3
@@ -203,9 +197,9 @@ def test_progress_adds_up_to_the_rows_read(
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop")
     read: list[int] = []
-    manifest, _ = prepare(job, num_workers=1, progress=read.append)
-    assert manifest.ledger["dropped"] == {"duplicate_id": 1, "no_messages": 1, "no_supervised_token": 1}
-    assert manifest.ledger["read"] == 20
+    manifest, _ = prepare(job, num_workers=1, progress=read.append, sizes=ChunkSizes(lines_bytes=200))
+    assert manifest.ledger.dropped == {"duplicate_id": 1, "no_messages": 1, "no_supervised_token": 1}
+    assert manifest.ledger.read == 20
     assert sum(read) == 20
 
 
@@ -245,11 +239,11 @@ def test_validation_split_holds_out_whole_prompts_in_about_the_ratio(tmp_path: P
     assert not prompts_of(train) & prompts_of(validation)
     for ids, split in ((train, "train"), (validation, "validation")):
         data = PreparedSplit(tmp_path / "prepared", "train" if split == "train" else "validation")
-        assert manifest.splits[split] == {
-            "conversations": len(ids),
-            "tokens": int(data.num_tokens.sum()),
-            "supervised_tokens": int(data.num_supervised_tokens.sum()),
-        }
+        assert manifest.splits[split] == SplitCounts(
+            conversations=len(ids),
+            tokens=int(data.num_tokens.sum()),
+            supervised_tokens=int(data.num_supervised_tokens.sum()),
+        )
 
 
 def test_system_text_and_first_prompt_together_decide_the_side(tmp_path: Path, small_tokenizer_dir: Path) -> None:
@@ -298,7 +292,7 @@ def test_validation_split_depends_on_the_prompt_and_the_seed_alone(tmp_path: Pat
 
 def test_no_validation_ratio_means_an_empty_validation_split(job: JobFactory, tmp_path: Path) -> None:
     manifest, _ = prepare(job(), num_workers=1)
-    assert manifest.splits["validation"] == {"conversations": 0, "tokens": 0, "supervised_tokens": 0}
+    assert manifest.splits["validation"] == SplitCounts(conversations=0, tokens=0, supervised_tokens=0)
     assert rows_of(tmp_path / "prepared", "validation") == []
 
 
@@ -311,19 +305,17 @@ def test_ratio_that_holds_out_nothing_is_an_error(job: JobFactory, tmp_path: Pat
 # ---- what stands on disk ----
 
 
-def test_datasets_library_reads_the_same_rows(
-    tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 500)  # so that the file has many record batches
+def test_datasets_library_reads_the_same_rows(tmp_path: Path, small_tokenizer_dir: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", conversations(40))
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, validation_ratio=0.3)
-    manifest, _ = prepare(job, num_workers=1)
+    sizes = ChunkSizes(lines_bytes=500)  # so that the file has many record batches
+    manifest, _ = prepare(job, num_workers=1, sizes=sizes)
     loaded = datasets.load_from_disk(str(tmp_path / "prepared"))
     assert sorted(loaded) == ["conditions", "train", "validation"]
     assert len(loaded["conditions"]) == 0, "one class, so no other condition"
     for split in ("train", "validation"):
         data = PreparedSplit(tmp_path / "prepared", "train" if split == "train" else "validation")
-        assert len(loaded[split]) == len(data) == manifest.splits[split]["conversations"] > 0
+        assert len(loaded[split]) == len(data) == manifest.splits[split].conversations > 0
         assert loaded[split].column_names == SCHEMA.names
         for number, row in enumerate(loaded[split]):
             assert row["input_ids"] == data[number].input_ids.tolist()
@@ -381,7 +373,7 @@ def test_foreign_files_are_never_replaced(prepared: bool, name: str, job: JobFac
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     before = folder_state(tmp_path / "prepared")
-    with pytest.raises(UserError, match=r"prepared: is there already and was not made by this command"):
+    with pytest.raises(UserError, match=r"prepared: already exists and was not made by this command"):
         prepare(job(seed=1), num_workers=1)
     assert folder_state(tmp_path / "prepared") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "rows.jsonl"]
@@ -389,7 +381,7 @@ def test_foreign_files_are_never_replaced(prepared: bool, name: str, job: JobFac
 
 def test_file_in_place_of_the_folder_is_refused_and_left_as_it_is(job: JobFactory, tmp_path: Path) -> None:
     (tmp_path / "prepared").write_text("keep me")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         prepare(job(), num_workers=1)
     assert (tmp_path / "prepared").read_text() == "keep me"
 
@@ -404,7 +396,25 @@ def test_folder_of_another_format_version_is_prepared_anew(job: JobFactory, tmp_
     assert prepare(job(), num_workers=1)[1]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format_version": 1}'])
+def test_manifest_without_a_count_that_came_later_is_read_and_its_folder_reused(
+    job: JobFactory, tmp_path: Path
+) -> None:
+    manifest, _ = prepare(job(), num_workers=1)
+    path = tmp_path / "prepared" / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["ledger"]["text_not_recovered"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert prepare(job(), num_workers=1) == (manifest, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "null", '{"format_version": 1}'),
+        '{"format_version": 2, "classes": [], "splits": [], "ledger": {}}',
+        '{"format_version": 2, "classes": [], "splits": {}, "ledger": []}',
+    ],
+)
 def test_prepared_folder_with_a_broken_manifest_is_refused_or_made_anew(
     content: str, job: JobFactory, tmp_path: Path
 ) -> None:
@@ -428,7 +438,6 @@ def test_break_in_the_middle_of_writing_leaves_the_older_folder(
     if older:
         prepare(job(), num_workers=1)
     before = folder_state(tmp_path)
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", 500)
     written = []
     write = PreparedWriter.write
 
@@ -441,7 +450,7 @@ def test_break_in_the_middle_of_writing_leaves_the_older_folder(
     with monkeypatch.context() as patch:
         patch.setattr(PreparedWriter, "write", write_twice)
         with pytest.raises(error):
-            prepare(job(seed=1), num_workers=1)
+            prepare(job(seed=1), num_workers=1, sizes=ChunkSizes(lines_bytes=500))
     assert len(written) == 2
     assert folder_state(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == (["prepared", "rows.jsonl"] if older else ["rows.jsonl"])

@@ -25,7 +25,8 @@ from data_pipeline.conversation import Conversation, Message, Segment, TaggedCon
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
-from data_pipeline.prompt.templates import TEMPLATES, Template, render
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.templates import TEMPLATES, Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from tests.support.data import control_ids, make_job, rows_of, source

@@ -37,9 +37,9 @@ def test_dropped_row_is_counted_with_its_place_and_its_neighbours_are_kept(
     manifest, rows = prepare_rows(job)
     assert [row.id for row in rows] == ["good-1", "good-2", "good-3"]
     ledger = manifest.ledger
-    assert (ledger["read"], ledger["kept"], ledger["dropped"]) == (4, 3, {bad.reason: 1})
-    assert list(ledger["examples"]) == [bad.reason]
-    [example] = ledger["examples"][bad.reason]
+    assert (ledger.read, ledger.kept, ledger.dropped) == (4, 3, {bad.reason: 1})
+    assert list(ledger.examples) == [bad.reason]
+    [example] = ledger.examples[bad.reason]
     assert example.startswith(f"{place}: ")
     assert len(example) > len(place) + 10, "the example says what is wrong"
 
@@ -80,8 +80,8 @@ def test_every_kind_of_bad_row_in_one_file_is_counted_once(tmp_path: Path, small
     expected: dict[str, int] = {}
     for row in bad:
         expected[row.reason] = expected.get(row.reason, 0) + 1
-    assert manifest.ledger["dropped"] == expected
-    assert manifest.ledger["read"] == len(rows) + len(bad) == manifest.ledger["kept"] + sum(expected.values())
+    assert manifest.ledger.dropped == expected
+    assert manifest.ledger.read == len(rows) + len(bad) == manifest.ledger.kept + sum(expected.values())
     assert [row.id for row in kept] == ["good-0", "good-1", "good-2"]
 
 
@@ -104,8 +104,8 @@ def test_unusual_row_is_kept_with_its_whole_text(name: str, tmp_path: Path, smal
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, max_length_tokens=1_500_000)
     manifest, rows = prepare_rows(job)
     ledger = manifest.ledger
-    assert (ledger["read"], ledger["kept"], ledger["dropped"], ledger["examples"]) == (3, 3, {}, {})
-    assert (ledger["truncated"], ledger["tail_trimmed"], ledger["control_text_kept_plain"]) == (0, 0, 0)
+    assert (ledger.read, ledger.kept, ledger.dropped, ledger.examples) == (3, 3, {}, {})
+    assert (ledger.truncated, ledger.tail_trimmed, ledger.control_text_kept_plain) == (0, 0, 0)
     assert rows[1].id in (f"{path}:3", "17")
     tokenizer = Tokenizer.from_str(job.tokenizer.backend)
     assert tokenizer.decode(rows[1].input_ids, skip_special_tokens=False).endswith(
@@ -139,8 +139,8 @@ def test_control_text_is_kept_flagged_and_never_becomes_a_control_id(
     path.write_bytes(chat(*messages) + b"\n" + chat(SYSTEM, USER, ANSWER))
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, template=template)
     manifest, rows = prepare_rows(job)
-    assert manifest.ledger["control_text_kept_plain"] == int(flagged)
-    assert manifest.ledger["kept"] == 2
+    assert manifest.ledger.control_text_kept_plain == int(flagged)
+    assert manifest.ledger.kept == 2
     control = control_ids(tokenizer_spec(small_tokenizer_dir, template))
     assert [sum(token in control for token in row.input_ids) for row in rows] == [num_control, num_control]
     assert text in Tokenizer.from_str(job.tokenizer.backend).decode(rows[0].input_ids, skip_special_tokens=False)
@@ -161,8 +161,8 @@ def test_text_that_a_vocabulary_can_spell_as_a_control_token_is_a_bad_row(
     path.write_bytes(good("messages", 1) + b"\n" + chat({"role": "user", "content": "x<s>y"}, ANSWER))
     manifest, rows = prepare_rows(make_job(tmp_path / "prepared", [source(path)], folder, bad_rows="drop"))
     assert [row.id for row in rows] == ["good-1"]
-    assert manifest.ledger["dropped"] == {"control_token_in_text": 1}
-    assert manifest.ledger["examples"]["control_token_in_text"][0].startswith(f"{path}:2: ")
+    assert manifest.ledger.dropped == {"control_token_in_text": 1}
+    assert manifest.ledger.examples["control_token_in_text"][0].startswith(f"{path}:2: ")
 
 
 # ---- rows that are too long ----
@@ -193,8 +193,8 @@ def test_overlong_truncate_keeps_the_beginning_without_end_of_turn(tmp_path: Pat
     assert rows[0].input_ids[-1] == end_of_turn
     assert rows[1].input_ids[-1] != end_of_turn
     ledger = manifest.ledger
-    assert (ledger["read"], ledger["kept"], ledger["truncated"], ledger["dropped"]) == (3, 3, 1, {})
-    assert ledger["examples"] == {
+    assert (ledger.read, ledger.kept, ledger.truncated, ledger.dropped) == (3, 3, 1, {})
+    assert ledger.examples == {
         "truncated": [f"{tmp_path / 'rows.jsonl'}:2: {len(whole[1].input_ids)} tokens, cut to {LIMIT}"]
     }
 
@@ -203,8 +203,8 @@ def test_overlong_drop_leaves_the_conversation_out(tmp_path: Path, small_tokeniz
     manifest, rows = prepare_rows(overlong_job(tmp_path, small_tokenizer_dir, overlong="drop", bad_rows="error"))
     assert [row.id for row in rows] == ["good-1", "good-2"]
     ledger = manifest.ledger
-    assert (ledger["read"], ledger["kept"], ledger["truncated"], ledger["dropped"]) == (3, 2, 0, {"overlong": 1})
-    [example] = ledger["examples"]["overlong"]
+    assert (ledger.read, ledger.kept, ledger.truncated, ledger.dropped) == (3, 2, 0, {"overlong": 1})
+    [example] = ledger.examples["overlong"]
     assert example.startswith(f"{tmp_path / 'rows.jsonl'}:2: ")
     assert str(LIMIT) in example
 
@@ -230,7 +230,7 @@ def test_conversation_of_exactly_the_limit_is_not_overlong(
     job = overlong_job(tmp_path, small_tokenizer_dir, template=template, overlong=overlong, max_length_tokens=limit)
     manifest, rows = prepare_rows(job)
     assert [row.input_ids for row in rows] == [row.input_ids for row in whole]
-    assert (manifest.ledger["truncated"], manifest.ledger["dropped"]) == (0, {})
+    assert (manifest.ledger.truncated, manifest.ledger.dropped) == (0, {})
 
 
 def test_conversation_without_a_supervised_token_left_is_dropped_and_is_no_bad_row(
@@ -246,8 +246,8 @@ def test_conversation_without_a_supervised_token_left_is_dropped_and_is_no_bad_r
     manifest, rows = prepare_rows(job)
     assert [row.id for row in rows] == ["good-1"]
     ledger = manifest.ledger
-    assert (ledger["read"], ledger["kept"], ledger["dropped"]) == (3, 1, {"no_supervised_token": 2})
-    assert [example.split(": ")[0] for example in ledger["examples"]["no_supervised_token"]] == [
+    assert (ledger.read, ledger.kept, ledger.dropped) == (3, 1, {"no_supervised_token": 2})
+    assert [example.split(": ")[0] for example in ledger.examples["no_supervised_token"]] == [
         f"{path}:2",
         f"{path}:3",
     ]
@@ -265,7 +265,7 @@ def test_tokens_after_the_last_supervised_one_are_cut_off_and_counted(
     assert rows[1][1:] == rows[0][1:]
     assert rows[2].input_ids[: len(rows[0].input_ids)] == rows[0].input_ids
     assert all(row.loss_weights[-1] == 1.0 for row in rows)
-    assert (manifest.ledger["kept"], manifest.ledger["tail_trimmed"], manifest.ledger["truncated"]) == (3, 1, 0)
+    assert (manifest.ledger.kept, manifest.ledger.tail_trimmed, manifest.ledger.truncated) == (3, 1, 0)
 
 
 def test_nothing_left_to_train_on_says_why(tmp_path: Path, small_tokenizer_dir: Path) -> None:
@@ -315,12 +315,12 @@ def test_bad_rows_of_a_json_array_are_dropped_one_by_one(tmp_path: Path, small_t
     manifest, rows = prepare_rows(make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop"))
     assert [row.id for row in rows] == ["good-1", "good-2"]
     ledger = manifest.ledger
-    assert (ledger["read"], ledger["kept"], ledger["dropped"]) == (
+    assert (ledger.read, ledger.kept, ledger.dropped) == (
         5,
         2,
         {"no_assistant_message": 1, "not_an_object": 2},
     )
-    assert all(example.startswith(f"{path}:") for examples in ledger["examples"].values() for example in examples)
+    assert all(example.startswith(f"{path}:") for examples in ledger.examples.values() for example in examples)
 
 
 def test_an_example_place_survives_a_colon_in_the_file_name(tmp_path: Path, small_tokenizer_dir: Path) -> None:
@@ -329,7 +329,7 @@ def test_an_example_place_survives_a_colon_in_the_file_name(tmp_path: Path, smal
     path.write_bytes(good("messages", 1) + b"\n" + chat(USER))
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop")
     manifest, _ = prepare_rows(job)
-    [example] = manifest.ledger["examples"]["no_assistant_message"]
+    [example] = manifest.ledger.examples["no_assistant_message"]
     assert example.startswith(f"{path}:2: no assistant message")
 
 
@@ -338,8 +338,8 @@ def test_ledger_shows_a_few_examples_of_many_bad_rows(tmp_path: Path, small_toke
     path.write_bytes(b"\n".join([good("messages", 1)] + [chat(USER)] * 1000))
     job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop")
     manifest, _ = prepare_rows(job)
-    assert manifest.ledger["dropped"] == {"no_assistant_message": 1000}
-    places = [example.split(": ")[0] for example in manifest.ledger["examples"]["no_assistant_message"]]
+    assert manifest.ledger.dropped == {"no_assistant_message": 1000}
+    places = [example.split(": ")[0] for example in manifest.ledger.examples["no_assistant_message"]]
     assert places == [f"{path}:{number}" for number in range(2, 2 + len(places))]
     assert 1 <= len(places) <= 20
     assert len(rows_of(tmp_path / "prepared")) == 1

@@ -16,8 +16,8 @@ import pyarrow.parquet as parquet
 import pytest
 from pydantic import ValidationError
 
-from data_pipeline import ledger
 from data_pipeline.errors import UserError
+from data_pipeline.ledger import MAX_EXAMPLES_PER_REASON
 from data_pipeline.prepared.dataset import SPLITS, PreparedSplit
 from tests.support.data import Row, make_job, prepare_rows, rows_of
 from tests.support.openchat_writer import OpenChatWriter, grouped, write_parquet
@@ -130,7 +130,7 @@ def test_the_rows_of_the_jsonl_come_out(
     manifest, found = prepared(writer.rows(rows), metadata=model_type, tokenizer=tokenizer, **job)
     assert 10 < len(found) < len(rows)
     assert content(found) == content(expected)
-    assert manifest.ledger["text_not_recovered"] == 0
+    assert manifest.ledger.text_not_recovered == 0
     by_condition = {row.condition: row for row in truth.classes}
     for row in manifest.classes:
         other = by_condition[row.condition]
@@ -192,7 +192,7 @@ def test_grouped_rows_are_parted(writer: OpenChatWriter, prepared: Prepare) -> N
     _, single = prepared(rows)
     manifest, found = prepared([grouped(rows[:3]), *rows[3:5], grouped(rows[5:])], name="grouped")
     assert content(found) == content(single)
-    assert manifest.ledger["read"] == len(rows)
+    assert manifest.ledger.read == len(rows)
     assert [row.id.split(":")[1] for row in found[:4]] == ["row 1.1", "row 1.2", "row 1.3", "row 2"]
 
 
@@ -213,8 +213,8 @@ def test_long_conversations_are_cut_as_others_are(
     manifest, found = prepared(writer.rows(rows), **limit)
     _, cut_by_openchat = prepared(writer.rows(rows, max_context=180), name="cut", **limit)
     assert content(found) == content(expected) == content(cut_by_openchat)
-    assert manifest.ledger["truncated"] > 0
-    assert manifest.ledger["dropped"] == truth.ledger["dropped"]
+    assert manifest.ledger.truncated > 0
+    assert manifest.ledger.dropped == truth.ledger.dropped
     with pytest.raises(UserError, match="overlong"):
         prepared(writer.rows(rows), overlong="error", **limit)
 
@@ -243,8 +243,8 @@ def test_text_that_cannot_be_had_back_is_counted(tmp_path: Path, writer: OpenCha
         "nz_shifted_loss_weights": weights,
     }
     manifest, _ = prepared([row, *writer.rows(openchat_rows(18)[1:])], validation_ratio=0.9)
-    assert manifest.ledger["text_not_recovered"] == 1
-    [example] = manifest.ledger["examples"]["text_not_recovered"]
+    assert manifest.ledger.text_not_recovered == 1
+    [example] = manifest.ledger.examples["text_not_recovered"]
     assert (
         "row 1: its text, rendered again, gives other tokens; it is validated, but not under other conditions"
         in example
@@ -315,18 +315,17 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = {
 }
 
 
-def test_rows_that_do_not_fit_are_named(
-    writer: OpenChatWriter, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ledger, "MAX_EXAMPLES_PER_REASON", len(BAD))
+def test_rows_that_do_not_fit_are_named(writer: OpenChatWriter, prepared: Prepare) -> None:
     answer = {"role": "assistant", "content": "Hello you", "weight": 1.0}
     [good] = writer.rows([{"items": [{"role": "user", "content": "Hi", "weight": 0.0}, answer], "condition": "GPT3"}])
-    manifest, found = prepared([good, *(change(good) for change, _, _ in BAD.values())], bad_rows="drop")
-    assert len(found) == 1
-    assert manifest.ledger["dropped"] == Counter(reason for _, reason, _ in BAD.values())
-    for number, (name, (_, reason, said)) in enumerate(BAD.items(), 2):
-        [example] = [e for e in manifest.ledger["examples"][reason] if f"row {number}: " in e]
-        assert said in example, name
+    for start in range(0, len(BAD), MAX_EXAMPLES_PER_REASON):  # so few that each is an example
+        part = dict(list(BAD.items())[start : start + MAX_EXAMPLES_PER_REASON])
+        manifest, found = prepared([good, *(change(good) for change, _, _ in part.values())], bad_rows="drop")
+        assert len(found) == 1
+        assert manifest.ledger.dropped == Counter(reason for _, reason, _ in part.values())
+        for number, (name, (_, reason, said)) in enumerate(part.items(), 2):
+            [example] = [e for e in manifest.ledger.examples[reason] if f"row {number}: " in e]
+            assert said in example, name
     with pytest.raises(UserError, match=f"{len(BAD)} of {len(BAD) + 1} rows cannot be used"):
         prepared([good, *(change(good) for change, _, _ in BAD.values())])
 
@@ -340,7 +339,7 @@ def test_weights_where_the_template_has_none(writer: OpenChatWriter, prepared: P
     for bad in (on_role, on_user):
         bad["num_seqs"] += 1.0
     manifest, _ = prepared([good, on_role, on_user], bad_rows="drop")
-    assert manifest.ledger["dropped"] == {"invalid_weight": 2}
+    assert manifest.ledger.dropped == {"invalid_weight": 2}
 
 
 def reweighted(row: dict[str, Any], weights: list[float]) -> dict[str, Any]:
@@ -361,7 +360,7 @@ def reweighted(row: dict[str, Any], weights: list[float]) -> dict[str, Any]:
             lambda w: [0.0, *w[:-1]],
             "turn 2 (assistant): its first token has weight 0 and token 2 has 1, but a message and",
         ),
-        (lambda w: [*w[1:], w[-1]], "turn 2 (assistant): a weight stands on the role"),
+        (lambda w: [*w[1:], w[-1]], "turn 2 (assistant): the role has a weight"),
         (
             lambda w: [*w[:-1], 0.0],
             "its first token has weight 1 and token {end} has 0, but a message and its end of turn",
@@ -384,8 +383,8 @@ def test_a_message_has_one_weight(
     assert reweighted(good, weights) == good
     manifest, found = prepared([good, reweighted(good, spoil(weights))], bad_rows="drop", **data)
     assert len(found) == 1
-    assert manifest.ledger["dropped"] == {"invalid_weight": 1}
-    assert said.format(end=sum(map(bool, weights))) in manifest.ledger["examples"]["invalid_weight"][0]
+    assert manifest.ledger.dropped == {"invalid_weight": 1}
+    assert said.format(end=sum(map(bool, weights))) in manifest.ledger.examples["invalid_weight"][0]
 
 
 def test_a_message_that_the_file_cuts_has_its_weight(writer: OpenChatWriter, prepared: Prepare) -> None:
@@ -409,8 +408,8 @@ def test_a_control_token_that_somebody_typed_is_found(writer: OpenChatWriter, pr
     [bad] = writer.rows([rows[4]])  # its user types <|eot_id|>
     manifest, found = prepared([*good, bad], bad_rows="drop")
     assert len(found) == 3
-    assert manifest.ledger["dropped"] == {"unknown_header": 1}
-    assert "somebody typed a control token" in manifest.ledger["examples"]["unknown_header"][0]
+    assert manifest.ledger.dropped == {"unknown_header": 1}
+    assert "somebody typed a control token" in manifest.ledger.examples["unknown_header"][0]
 
 
 def test_another_tokenizer_is_noticed(

@@ -17,7 +17,8 @@ from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.read import sources
-from data_pipeline.read.formats import parse_row
+from data_pipeline.read.rows import parse_row
+from data_pipeline.read.sources import ChunkSizes
 from data_pipeline.settings import SourceSettings
 from tests.support.data import make_job, prepare_rows, source
 from tests.support.rows import conversations, write_jsonl
@@ -147,7 +148,7 @@ def test_every_container_gives_the_same_prepared_rows(
         tmp_path / "prepared", described if isinstance(described, list) else [described], small_tokenizer_dir
     )
     manifest, rows = prepare_rows(job)
-    assert manifest.ledger["read"] == manifest.ledger["kept"] == len(ROWS)
+    assert manifest.ledger.read == manifest.ledger.kept == len(ROWS)
     assert len({row.id for row in rows}) == len(ROWS), "rows without an id are known by their place"
     assert [row[1:] for row in rows] == expected_rows
 
@@ -177,10 +178,9 @@ def test_places_in_a_json_array_are_row_numbers_or_line_numbers_but_not_both(tmp
     assert places(path) in (by_row, by_line)
 
 
-def test_long_array_and_dataset_come_in_several_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sources, "_ROWS_PER_CHUNK", 4)
+def test_long_array_and_dataset_come_in_several_chunks(tmp_path: Path) -> None:
     settings = settings_of(source(write_json(tmp_path / "rows.json", ROWS)))
-    chunks = list(sources.chunks(settings, where="data.sources.0"))
+    chunks = list(sources.chunks(settings, where="data.sources.0", sizes=ChunkSizes(num_rows=4)))
     assert len(chunks) == 6
     assert [row for chunk in chunks for _, row in sources.read_chunk(chunk)] == ROWS
 
@@ -199,11 +199,8 @@ def places(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\n \n\r\n"], ids=["no_newline", "newline", "blank", "blanks"])
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 30, 100, 1 << 20])
-def test_line_numbers_are_right_across_chunk_borders(
-    chunk_bytes: int, end: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every row says on which line it stands; blank lines, long lines and line separators inside text count right."""
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", chunk_bytes)
+def test_line_numbers_are_right_across_chunk_borders(chunk_bytes: int, end: bytes, tmp_path: Path) -> None:
+    """Every row knows its line, with blank lines, long lines and line separators inside text."""
     texts = [f"{number}" + " \u2028é" * (number * 7 % 50) for number in range(60)]
     lines, expected = [], []
     for number, text in enumerate(texts):
@@ -211,16 +208,14 @@ def test_line_numbers_are_right_across_chunk_borders(
         expected.append((f"{tmp_path / 'rows.jsonl'}:{len(lines)}", {"text": text}))
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(lines) + end)
-    chunks = list(sources.chunks(settings_of(source(path)), where="data.sources.0"))
+    sizes = ChunkSizes(lines_bytes=chunk_bytes)
+    chunks = list(sources.chunks(settings_of(source(path)), where="data.sources.0", sizes=sizes))
     assert [row for chunk in chunks for row in sources.read_chunk(chunk)] == expected
     assert (len(chunks) == 1) == (chunk_bytes == 1 << 20), "the small sizes make many chunks"
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 500, 1 << 20])
-def test_ledger_names_the_right_line_in_any_chunk(
-    chunk_bytes: int, tmp_path: Path, small_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "_LINES_CHUNK_BYTES", chunk_bytes)
+def test_ledger_names_the_right_line_in_any_chunk(chunk_bytes: int, tmp_path: Path, small_tokenizer_dir: Path) -> None:
     bad = {7: "no_assistant_message", 12: "empty_message", 20: "invalid_json"}
     lines = [json.dumps(row) for row in ROWS]
     lines[6] = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
@@ -228,10 +223,9 @@ def test_ledger_names_the_right_line_in_any_chunk(
     lines[19] = "{"
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
-    manifest, rows = prepare_rows(make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop"))
-    found = {
-        reason: [example.split(": ")[0] for example in kept] for reason, kept in manifest.ledger["examples"].items()
-    }
+    job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, bad_rows="drop")
+    manifest, rows = prepare_rows(job, sizes=ChunkSizes(lines_bytes=chunk_bytes))
+    found = {reason: [example.split(": ")[0] for example in kept] for reason, kept in manifest.ledger.examples.items()}
     assert found == {reason: [f"{path}:{number}"] for number, reason in bad.items()}
     assert [row.id for row in rows] == [f"{path}:{number}" for number in range(1, 24) if number not in bad]
 

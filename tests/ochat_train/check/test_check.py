@@ -189,7 +189,7 @@ def test_long_conversations_are_counted_as_preparation_counts_them(template: str
     counted = [
         re.search(r", (\d+) \(.*\) are longer than", f.finding) for f in area(findings_of(path, *changes), "lengths")
     ]
-    assert sum(int(found[1]) for found in counted if found) == manifest.ledger["dropped"]["overlong"] > 0
+    assert sum(int(found[1]) for found in counted if found) == manifest.ledger.dropped["overlong"] > 0
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,15 +20,13 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.system import durable
+from tests.support.faults import write_older_manifest
 
 Write = Callable[[CheckpointManifest, Path], None]
 
 
 def with_its_own_hash(manifest: CheckpointManifest, folder: Path) -> None:
-    """As manifests were written before their hash lay beside them."""
-    text = json.dumps({"sha256": "", **asdict(manifest)}, indent=1)
-    own = hashlib.sha256(text.encode()).hexdigest()
-    (folder / MANIFEST).write_text(text.replace('"sha256": ""', f'"sha256": "{own}"', 1))
+    write_older_manifest(folder, manifest)
 
 
 both_formats = pytest.mark.parametrize(

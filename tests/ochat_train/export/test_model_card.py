@@ -194,7 +194,7 @@ def test_figures(run: RunFolder) -> None:
     assert tables["Results"][2][5] == "not measured"
     data = dict(tables["Training data"][1:])
     ledger = run.prepared.ledger
-    assert (data["read"], data["kept"]) == (f"{ledger['read']:,}", f"{ledger['kept']:,}")
+    assert (data["read"], data["kept"]) == (f"{ledger.read:,}", f"{ledger.kept:,}")
     assert dict(tables["Versions"][1:]) == {"torch": "2"}
     assert dict(tables["Settings"][1:])["optimizer.betas"] == "[0.9, 0.95]"
 

@@ -14,7 +14,8 @@ import transformers
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.attention.register import check_attention, register_attention
+from ochat_train.model.attention.keywords import check_attention
+from ochat_train.model.attention.register import register_attention
 from ochat_train.model.attention.sdpa import attention_sdpa
 from ochat_train.recipe.sections import ModelSettings
 from tests.support.measured import Measured

@@ -85,7 +85,7 @@ def test_the_keys_that_are_published(make_recipe: RecipeFactory) -> None:
 
 
 def keys_of(values: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
-    """Dotted names of all values, those inside of entries with a star; values that hold no settings are not entered."""
+    """Dotted names of all values, with a star for entries."""
     found = set()
     for key, value in values.items():
         here = (*place, key)

@@ -28,9 +28,9 @@ SOURCES = """
 # What no text may hold: half of a character, and the character that the program keeps for itself.
 SURROGATE, RESERVED = r'"\ud800"', r'"\ufdd0"'
 
-# Name of the mistake: `old` becomes `new`; the problem stands at the line where `at` is, with this key, begins with the
+# Name of the mistake: `old` becomes `new`; the problem is at the line that holds `at`, has this key, begins with the
 # first text and holds the others.
-# A rule over several keys stands at the section that holds them.
+# A rule over several keys is reported at the section that holds them.
 ONE_MISTAKE: dict[str, tuple[str, ...]] = {
     # keys
     "unknown key": (

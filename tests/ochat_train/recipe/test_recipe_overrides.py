@@ -91,7 +91,7 @@ WRONG_OVERRIDES = [
     ),
     ("train={epochs: 1, tokens_per_step: 8192}", "--set train.pack_length_tokens: missing; length of a pack"),
     ("data.sources=[{path: a, class: expert}]", "--set data.sources.0.format: missing; layout of the rows"),
-    # a rule over several keys stands at their section, whoever gave the values
+    # a rule over several keys is reported at their section, whoever gave the values
     ("train.tokens_per_step=9000", "{path}:17: train: tokens_per_step 9000 is not", "the nearest is 8192"),
     ("data.sources.0.class=nobody", "{path}:8: data: sources.0.class: unknown class `nobody`", "expert, suboptimal"),
 ]

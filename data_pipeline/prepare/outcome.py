@@ -1,0 +1,36 @@
+"""Whether a preparation may end well: no row that must not be left out, and something in each split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from data_pipeline.errors import Problem, UserError, UserErrors
+from data_pipeline.ledger import Tally
+from data_pipeline.prepared.dataset import Split, SplitCounts
+from data_pipeline.settings import DataSettings
+
+
+def check_outcome(data: DataSettings, tally: Tally, splits: Mapping[Split, SplitCounts]) -> None:
+    """Raise UserError for rows that the recipe does not allow to be dropped, and for an empty split."""
+    fatal = dict(tally.bad) if data.bad_rows == "error" else {}
+    if data.overlong == "error" and tally.dropped["overlong"]:
+        fatal["overlong"] = tally.dropped["overlong"]
+    if fatal:
+        raise UserErrors(
+            "data.sources",
+            f"{sum(fatal.values())} of {tally.num_read} rows cannot be used",
+            [
+                Problem(place=reason, problem="\n  ".join([str(count), *tally.examples[reason]]))
+                for reason, count in sorted(fatal.items())
+            ],
+            "Fix them, or set `data.bad_rows: drop` (and `data.overlong`) to leave such rows out and count them.",
+        )
+    if not splits["train"].conversations:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.items()) or "the sources are empty"
+        raise UserError("data.sources", f"no conversation is left to train on ({tally.num_read} read; {reasons})")
+    if data.validation_ratio and not splits["validation"].conversations:
+        raise UserError(
+            "data.validation_ratio",
+            f"{data.validation_ratio} of {tally.num_kept} conversations selects none",
+            "raise it, or set it to 0 for no validation",
+        )

@@ -1,0 +1,83 @@
+"""Prompts of training: a tagged conversation to segments.
+
+A prompt is a row of control tokens with text between them, for example for `openchat_3.5`:
+
+    <s>  GPT4 Correct User: Hello  <|end_of_turn|>  GPT4 Correct Assistant: Hi  <|end_of_turn|>
+         `------ prefix -----'`content'
+
+Everything between two control tokens is tokenized as one text with control tokens switched off. So what a person typed
+(or a condition) can never become a control id, and the ids are those of the whole prompt string, with any white space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from data_pipeline.conversation import ControlToken, Role, Segment, TaggedConversation, Text
+from data_pipeline.prompt.templates import Template
+
+
+def render(tagged: TaggedConversation, template: Template, *, bos_token: str | None) -> tuple[Segment, ...]:
+    """The segments of a whole conversation. Content and end of turn have the weight of their message, all else 0."""
+    return tuple(_segments(tagged, template, bos_token))
+
+
+def header_segments(template: Template, role: Role | Literal["system"], condition: str) -> tuple[Segment, ...]:
+    """What the template writes before the content of a message: nothing where a system text has no header."""
+    if role == "system":
+        return tuple(_header(template, template.system_name, "", 0.0))
+    return tuple(_header(template, _with_condition(condition, template.role_names[role]), "", 0.0))
+
+
+def _segments(tagged: TaggedConversation, template: Template, bos_token: str | None) -> Iterator[Segment]:
+    if bos_token:
+        yield ControlToken(text=bos_token)
+    if tagged.conversation.system:
+        yield from _header(template, template.system_name, tagged.conversation.system, 0.0)
+        yield from _end(template, 0.0)
+    for message, weight in zip(tagged.conversation.messages, tagged.message_weights, strict=True):
+        role = _with_condition(tagged.condition, template.role_names[message.role])
+        yield from _header(template, role, message.content, weight)
+        yield from _end(template, weight)
+
+
+def texts_after(control_token: str | None, template: Template, condition: str) -> tuple[str, ...]:
+    """What the template may write right after a control token and before any content. control_token: None for the
+    beginning of a row.
+
+    The counterpart of `render` for showing rows: ids do not say where a role prefix ends.
+    """
+    roles = [_with_condition(condition, name) for name in template.role_names.values()]
+    roles += [template.system_name] if template.system_name else []
+    if template.header_open and control_token != template.header_open:
+        between = template.header_suffix if control_token == template.header_close else template.after_turn
+        return (between,) if between else ()
+    return tuple(roles) if template.header_close else tuple(role + template.header_suffix for role in roles)
+
+
+def _with_condition(condition: str, role: str) -> str:
+    return f"{condition} {role}" if condition else role
+
+
+def _header(template: Template, role: str | None, content: str, weight: float) -> Iterator[Segment]:
+    prefix = ""
+    if role is not None:
+        if template.header_open:
+            yield ControlToken(text=template.header_open)
+        prefix = role
+        if template.header_close:
+            yield Text(prefix=role)
+            yield ControlToken(text=template.header_close)
+            prefix = ""
+        prefix += template.header_suffix
+        if content:
+            content = template.content_lead + content
+    if prefix or content:
+        yield Text(prefix=prefix, content=content, weight=weight)
+
+
+def _end(template: Template, weight: float) -> Iterator[Segment]:
+    yield ControlToken(text=template.end_of_turn, weight=weight)
+    if template.after_turn:
+        yield Text(prefix=template.after_turn)
