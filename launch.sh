@@ -6,18 +6,24 @@
 #   ./launch.sh RECIPE [--set KEY=VALUE ...] [--resume auto|never|PATH] [--accept-changes] [-- DEEPSPEED LAUNCHER FLAGS ...]
 #                                                           prepare and train a recipe, on all GPUs of this host
 #
-# OCHAT_PYTHON: the python to make .venv with (3.10 to 3.12). OCHAT_CPU_RANKS: processes without a GPU (default 2).
+# OCHAT_PYTHON: the python to make .venv with (3.10 to 3.12, but not 3.11.0 to 3.11.3). OCHAT_CPU_RANKS: processes without a GPU (default 2).
 set -euo pipefail
 cd "$(dirname "$0")"
 
 say() { printf '\n+ %s\n' "$*" >&2; }
 echo_and_run() { say "$@"; "$@"; }
 
+check_python() { # check_python PYTHON: end with 2 unless this version can be used; 3.11.0 to 3.11.3: see pyproject.toml
+  "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not (3, 10) <= v[:2] <= (3, 12) or (3, 11, 0) <= v <= (3, 11, 3))' || {
+    echo "launch.sh: $("$1" --version) cannot be used; set OCHAT_PYTHON to Python 3.10, 3.11 (from 3.11.4) or 3.12" >&2
+    exit 2
+  }
+}
+
 set_up() { # set_up EXTRAS: install the project with these extras, unless that was done with the same files already
   local python=${OCHAT_PYTHON:-python3} stamp=".venv/installed-${1//,/-}"
   if [ ! -x .venv/bin/python ]; then
-    "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
-      { echo "launch.sh: $("$python" --version) found; Python 3.10, 3.11 or 3.12 is needed (set OCHAT_PYTHON)" >&2; exit 2; }
+    check_python "$python"
     echo_and_run "$python" -m venv .venv
   fi
   # shellcheck disable=SC1091

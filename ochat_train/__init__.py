@@ -14,7 +14,7 @@ trackers
 validation.py        held-out conversations, the condition matrix, samples
 checkpoint.py        resume state, written so that it is complete or not there
 export.py            checkpoint                     -> Hugging Face folder, with model_card.py
-push.py              Hugging Face folder            -> the Hub; background_push.py does it beside a training
+push.py              Hugging Face folder            -> the Hub; background_push.py does it beside a run
 ablation/            C-RLFT against its arms
 run_page.py, inspect_page.py, page.py               HTML pages
 cli.py               the `ochat` command

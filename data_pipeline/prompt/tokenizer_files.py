@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.hub_cache import is_known_to_be_absent
 from data_pipeline.hub_names import is_hub_id
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -32,7 +33,7 @@ def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str,
 
 
 def _download(name: str, revision: str | None) -> dict[str, Path]:
-    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     found = {}
@@ -40,7 +41,7 @@ def _download(name: str, revision: str | None) -> dict[str, Path]:
         try:
             found[file] = Path(hf_hub_download(name, file, revision=revision))
         except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its base class is "not found"
-            if try_to_load_from_cache(name, file, revision=revision) is not _CACHED_NO_EXIST:
+            if not is_known_to_be_absent(name, file, revision=revision):
                 raise UserError(
                     "model",
                     f"{name}: {file} is not in the cache of this host, and the Hub cannot be reached",

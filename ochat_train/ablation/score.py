@@ -26,7 +26,7 @@ from ochat_train.model.attention.register import register_attention
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.runs.folder import read_run_folder
 from ochat_train.system.durable import replace_text
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 
 
 def main() -> None:

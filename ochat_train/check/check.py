@@ -19,12 +19,12 @@ from ochat_train.check.hub import check_hub, check_push
 from ochat_train.check.model import check_base, check_learning_rate, check_memory, check_template
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.versions import check_versions
-from ochat_train.hub.models import SECONDS
+from ochat_train.hub.models import ANSWER_SECONDS
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def check(
     num_gpus, gpu_memory_gib: None for the GPUs of this machine, or one H100 if it has none.
     """
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # read by huggingface_hub when it is imported
-        os.environ.setdefault(name, f"{SECONDS:.0f}")
+        os.environ.setdefault(name, f"{ANSWER_SECONDS:.0f}")
     quiet_libraries()
     try:
         recipe = load_recipe(path, overrides)

@@ -8,8 +8,8 @@ from data_pipeline.hub_names import is_hub_id
 from data_pipeline.settings import HUB_PREFIX
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
-from ochat_train.hub.models import LOG_IN, SECONDS
-from ochat_train.hub.retry import Patience
+from ochat_train.hub.models import ANSWER_SECONDS, LOG_IN
+from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 
 _IN_CACHE = "it must be in the cache for `ochat prepare`"
@@ -36,7 +36,7 @@ def _check_dataset(name: str) -> Finding:
     if constants.HF_HUB_OFFLINE:
         return warning("hub", place, "not checked, HF_HUB_OFFLINE is set", _IN_CACHE)
     try:
-        info = HfApi().dataset_info(name, timeout=SECONDS)
+        info = HfApi().dataset_info(name, timeout=ANSWER_SECONDS)
         if info.gated:
             HfApi().auth_check(name, repo_type="dataset")
     except GatedRepoError:
@@ -48,8 +48,11 @@ def _check_dataset(name: str) -> Finding:
     return ok("hub", place, "exists and is readable; `ochat prepare` reads its rows")
 
 
-def check_push(facts: RecipeFacts) -> Iterator[Finding]:
-    """The right to push, if the recipe has `train.push_to_hub`. Raises UserError where it is missing."""
+def check_push(facts: RecipeFacts, *, timeout_seconds: float = ANSWER_SECONDS) -> Iterator[Finding]:
+    """The right to push, if the recipe has `train.push_to_hub`. Raises UserError where it is missing.
+
+    timeout_seconds: how long to wait for the Hub.
+    """
     recipe, place = facts.recipe, "train.push_to_hub"
     if recipe.train.push_to_hub is None:
         return
@@ -58,5 +61,6 @@ def check_push(facts: RecipeFacts) -> Iterator[Finding]:
     if constants.HF_HUB_OFFLINE:
         yield problem("push", place, "HF_HUB_OFFLINE is set", f"unset it, or remove {place}")
         return
-    check_recipe_rights(recipe, patience=Patience(tries=1, request_seconds=SECONDS, total_seconds=SECONDS))
+    policy = RetryPolicy(max_tries=1, request_seconds=timeout_seconds, total_seconds=timeout_seconds)
+    check_recipe_rights(recipe, policy=policy)
     yield ok("push", place, f"this login may write to {recipe.train.push_to_hub}")

@@ -49,7 +49,7 @@ from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.lock import LOCK_FILE, RunLock
 from ochat_train.system import durable
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
             break
         damaged.append((folder.name, problem))
         if resume == "auto":  # said at once: hashing the next one takes minutes
-            say(f"{folder.name} is not intact: {problem}")
+            print_message(f"{folder.name} is not intact: {problem}")
     return EarlierRun(
         output_dir=output_dir,
         is_there=bool(_names(output_dir) - {LOCK_FILE}),
@@ -144,7 +144,7 @@ def set_aside(decision: ResumeDecision, lock: RunLock) -> None:
     for old, new in decision.checkpoint_moves:
         durable.rename(old, new)
     for message in decision.messages:
-        say(message)
+        print_message(message)
 
 
 def resume_state(decision: ResumeDecision, engine: Any, ranks: Ranks, *, seed: int) -> Progress:

@@ -33,7 +33,7 @@ from ochat_train.checkpoint.state import (
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 from ochat_train.system.versions import library_versions
 
 
@@ -193,7 +193,7 @@ def _delete_old(output_dir: Path, *, keep_last: int) -> None:
     intact = []
     for folder in list_checkpoints(output_dir):
         if problem := verify(folder, hashes=False):
-            say(f"{folder} is not intact ({problem}); it is neither counted nor deleted")
+            print_message(f"{folder} is not intact ({problem}); it is neither counted nor deleted")
         else:
             intact.append(folder)
     best = best_checkpoint(intact)

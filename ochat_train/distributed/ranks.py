@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copyreg
 import logging
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.distributed.launch import is_launched, single_rank
 from ochat_train.distributed.rendezvous import meet
 from ochat_train.system.exits import OneRankError
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 
 T = TypeVar("T")
 
@@ -48,10 +47,8 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # Otherwise it would try a compiler on every rank, and on a CPU compile collectives that only inference uses.
     deepspeed.ops.__compatible_ops__ = {}
-    pickle_stages_by_value()
-    if "WORLD_SIZE" not in os.environ:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(_free_port())
+    if not is_launched(os.environ):
+        os.environ |= single_rank()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -67,17 +64,6 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Ranks:
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_seconds))
     del meeting
     return Ranks(rank=torch.distributed.get_rank(), num_ranks=torch.distributed.get_world_size(), device=device)
-
-
-def pickle_stages_by_value() -> None:
-    """Let checkpoints hold the ZeRO stage as its class and number, on every Python.
-
-    3.11.0 to 3.11.3 would write a call of `getattr`, which checkpoint/state.py must refuse to load: `getattr` can reach
-    anything.
-    """
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))  # type: ignore[arg-type, return-value]
 
 
 def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
@@ -105,12 +91,6 @@ def error_parts(error: UserError | OSError) -> tuple[str, str, str]:
     if error.filename is not None and error.strerror:
         return str(error.filename), error.strerror, ""
     return type(error).__name__, str(error), ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def stop_ranks() -> None:

@@ -33,7 +33,7 @@ from ochat_train.export.public_recipe import public_recipe
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.versions import library_versions
 
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it

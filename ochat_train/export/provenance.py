@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
 from ochat_train.recipe.sections import ModelSettings
 from ochat_train.runs.base_origin import BaseOrigin
@@ -82,17 +83,16 @@ def _text(value: Any) -> str | None:
 
 def _hub_metadata(name: str, revision: str | None) -> dict[str, Any] | None:
     """The metadata of a model's card on the Hub, or in the Hub's cache; None where neither has the model."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
 
     try:
         card = HfApi().model_info(name, revision=revision, timeout=_TIMEOUT_SECONDS).card_data
         return card.to_dict() if card is not None else {}
     except Exception:  # no network, no token for it, no such model
         pass
-    cached = {file: try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "README.md")}
-    if isinstance(cached["README.md"], str):
-        return _card_metadata(Path(cached["README.md"]))
-    return {} if isinstance(cached["config.json"], str) else None
+    if (card_file := cached_file(name, "README.md", revision=revision)) is not None:
+        return _card_metadata(card_file)
+    return {} if cached_file(name, "config.json", revision=revision) is not None else None
 
 
 def _card_metadata(path: Path) -> dict[str, Any]:

@@ -1,23 +1,23 @@
-"""Whether a base model can be read: on the Hub, or from its cache."""
+"""Whether a base model or a tokenizer can be read: on the Hub, or in its cache on this machine."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.hub_cache import cached_file
 
-SECONDS = 5.0  # to wait for an answer
-
-
+ANSWER_SECONDS = 5.0  # how long a check waits for an answer of the Hub
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """A model repository that can be had.
+    """A model repository that this machine can read.
 
-    is_cached: its files are on this machine. hub_says: what the Hub answered, or why it did not.
+    is_cached: its files are on this machine. hub_says: what the Hub answered, or why it did not. is_reachable: whether
+    it answered.
     """
 
     name: str
@@ -26,25 +26,26 @@ class Repository:
     is_reachable: bool
 
 
-def find_model(name: str, revision: str | None, *, with_weights: bool) -> Repository:
-    """Look for a model in the cache and on the Hub. Raises UserError where neither has it for us.
+def find_model(
+    name: str, revision: str | None, *, with_weights: bool, timeout_seconds: float = ANSWER_SECONDS
+) -> Repository:
+    """Look for a model in the cache and on the Hub. Raises UserError if neither can give it to this login.
 
-    with_weights: whether its safetensors files are needed, too.
+    with_weights: whether its safetensors files are needed as well. timeout_seconds: how long to wait for the Hub.
     """
-    cached = _is_cached(name, revision, with_weights=with_weights)
+    is_cached = _is_cached(name, revision, with_weights=with_weights)
     try:
-        files = _files_on_hub(name, revision)
+        files = _files_on_hub(name, revision, timeout_seconds=timeout_seconds)
     except _UnreachableError as error:
-        if not cached:
-            raise UserError(
-                name, f"{error}, and the Hub cache of this machine does not hold it whole", f"{error.remedy}"
-            ) from None
+        if not is_cached:
+            problem = f"{error}, and the Hub cache of this machine does not have all of its files"
+            raise UserError(name, problem, error.remedy) from None
         return Repository(name=name, is_cached=True, hub_says=str(error), is_reachable=False)
     if with_weights and not any(file.endswith(".safetensors") for file in files):
         raise UserError(
             name, "has no safetensors files, the only kind that is loaded", "convert it, or name another base"
         )
-    return Repository(name=name, is_cached=cached, hub_says="there and readable", is_reachable=True)
+    return Repository(name=name, is_cached=is_cached, hub_says="there and readable", is_reachable=True)
 
 
 class _UnreachableError(Exception):
@@ -55,14 +56,14 @@ class _UnreachableError(Exception):
         self.remedy = remedy
 
 
-def _files_on_hub(name: str, revision: str | None) -> list[str]:
+def _files_on_hub(name: str, revision: str | None, *, timeout_seconds: float) -> list[str]:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         raise _UnreachableError("HF_HUB_OFFLINE is set", "unset it, fetch the model beforehand, or name a local folder")
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=SECONDS)
+        info = HfApi().model_info(name, revision=revision, timeout=timeout_seconds)
         if info.gated:
             HfApi().auth_check(name)
     except GatedRepoError:
@@ -80,23 +81,15 @@ def _files_on_hub(name: str, revision: str | None) -> list[str]:
 
 
 def _is_cached(name: str, revision: str | None, *, with_weights: bool) -> bool:
-    """Whether a model's files are in the cache: configuration or tokenizer, and every file of the weights if needed."""
-    import json
-
-    from huggingface_hub import try_to_load_from_cache
-
-    def cached(file: str) -> Path | None:
-        path = try_to_load_from_cache(name, file, revision=revision)
-        return Path(path) if isinstance(path, str) else None
-
+    """Whether the cache has the tokenizer; with_weights: the configuration and every file of the weights instead."""
     if not with_weights:
-        return cached("tokenizer.json") is not None
-    if cached("config.json") is None:
+        return cached_file(name, "tokenizer.json", revision=revision) is not None
+    if cached_file(name, "config.json", revision=revision) is None:
         return False
-    if cached("model.safetensors") is not None:
+    if cached_file(name, "model.safetensors", revision=revision) is not None:
         return True
-    index = cached("model.safetensors.index.json")
+    index = cached_file(name, "model.safetensors.index.json", revision=revision)
     if index is None:
         return False
     shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all(cached(shard) is not None for shard in shards)
+    return all(cached_file(name, shard, revision=revision) is not None for shard in shards)

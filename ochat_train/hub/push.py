@@ -1,7 +1,7 @@
-"""From an exported folder to the Hub: only what `ochat export` made, only what is not there yet, compared afterwards.
+"""Uploads an export to the Hub: only files of `ochat export`, only what the Hub lacks, verified afterwards.
 
-One commit holds the whole model, so that no revision mixes two of them. Large files are uploaded before it; a push that
-is killed and started again sends only what the Hub does not hold.
+One commit has the whole model, so that no revision mixes two of them. Large files are uploaded before it: a push that
+was killed and is started again sends only what the Hub does not have.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
 from ochat_train.export.layout import CARD, EXPORT_MARK, exported_names
 from ochat_train.hub.repository import RemoteFile, RemoteRepo, quiet_hub, read_remote_file, read_repo
-from ochat_train.hub.retry import Patience, UploadError, persevere
-from ochat_train.hub.rights import check_rights, refuse
+from ochat_train.hub.retry import RetryPolicy, UploadError, retry
+from ochat_train.hub.rights import check_content, check_rights
 
-CARD_LEFT = f"{CARD} was edited there and is left as it is; `ochat push --overwrite` replaces it"
-_ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people lay beside a model
+CARD_KEPT = f"{CARD} was edited there and is kept; `ochat push --overwrite` replaces it"
+_ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people add to a model
 _HASHING_THREADS = 4
 
 
@@ -42,7 +42,7 @@ class LocalFile:
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
     def is_same(self, remote: RemoteFile | None) -> bool:
-        """Whether the Hub holds this very content."""
+        """Whether the Hub has exactly this content."""
         if remote is None or remote.num_bytes != self.num_bytes:
             return False
         return remote.sha256 == self.sha256 if remote.sha256 is not None else remote.git_id == self.git_id
@@ -50,9 +50,9 @@ class LocalFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """A finished push. num_new: files that this push has changed; 0 where the Hub had all of them.
+    """A finished push. num_new: files that this push has changed; 0 if the Hub had all of them.
 
-    card_left: the model card on the Hub was edited there and is not that of the folder.
+    card_left: the model card on the Hub was edited there and was kept, so it is not that of the folder.
     """
 
     repo: str
@@ -69,7 +69,7 @@ class Pushed:
         """The numbers of this push, in words."""
         visibility = "private" if self.private else "public"
         counts = f"{self.num_files} files, {self.num_bytes / 1e9:.3f} GB, {self.num_new} of them new or changed"
-        note = f"\n{self.repo}: {CARD_LEFT}" if self.card_left else ""
+        note = f"\n{self.repo}: {CARD_KEPT}" if self.card_left else ""
         return f"{counts}; {visibility}{note}"
 
     def as_json(self) -> dict[str, Any]:
@@ -87,37 +87,35 @@ def push(
     revision: str | None = None,
     message: str | None = None,
     overwrite: bool = False,
-    patience: Patience | None = None,
+    policy: RetryPolicy | None = None,
     progress: bool = False,
 ) -> Pushed:
-    """Upload an export to the model repository `repo` (ORG/NAME) and compare what the Hub then holds with it.
+    """Upload an export to the model repository `repo` (ORG/NAME), then compare the files on the Hub with it.
 
-    private: how the repository is made, if it is not there. revision: branch, made from the main one if it is not
-    there.
-    overwrite: also a model card that was edited on the Hub; and also into a repository that `ochat push` has not made:
-    everything else is removed from it.
-    progress: show huggingface_hub's bars on stderr.
-    Raises UserError; a push that failed is gone on with by the same call.
+    private: whether a new repository is private. revision: branch; a new one starts at the main branch.
+    overwrite: replace a model card that was edited on the Hub, and all files of a repository that `ochat push` did not
+    make. progress: show huggingface_hub's progress bars on stderr.
+    Raises UserError. After a failure the same call sends only what is missing.
     """
-    patience = patience or Patience()
+    policy = policy or RetryPolicy()
     quiet_hub(progress=progress)
     files = exported_files(folder)
-    remote = check_rights(repo, private=private, revision=revision, overwrite=overwrite, patience=patience)
+    remote = check_rights(repo, private=private, revision=revision, overwrite=overwrite, policy=policy)
     is_new = remote is None
-    persevere(lambda: _make_repo(repo, private=private, revision=revision, is_new=is_new), patience, repo=repo)
+    retry(lambda: _make_repo(repo, private=private, revision=revision, is_new=is_new), policy, repo=repo)
     changed: set[str] = set()
 
     def upload() -> tuple[str, list[LocalFile]]:
-        # from what the Hub holds now: an earlier try may have come through although its answer was lost
+        # Reads the repository again: an earlier try may have succeeded although its answer was lost.
         now = read_repo(repo, revision=revision)
-        refuse(repo, now, private=private, overwrite=overwrite)
+        check_content(repo, now, private=private, overwrite=overwrite)
         leave_card = not overwrite and _is_card_edited(files, repo, now)
         chosen = [file for file in files if file.name != CARD or not leave_card]
         title = message or f"Upload {folder.name}"
         return _commit(chosen, repo, now, changed, revision=revision, message=title, overwrite=overwrite), chosen
 
-    commit, chosen = persevere(upload, patience, repo=repo)
-    verify_push(chosen, repo, persevere(lambda: read_repo(repo, revision=commit), patience, repo=repo))
+    commit, chosen = retry(upload, policy, repo=repo)
+    verify_push(chosen, repo, retry(lambda: read_repo(repo, revision=commit), policy, repo=repo))
     from huggingface_hub import HfApi
 
     return Pushed(
@@ -133,9 +131,9 @@ def push(
 
 
 def exported_files(folder: Path) -> list[LocalFile]:
-    """The files of an export. Raises UserError where the folder is none, or not as `ochat export` left it.
+    """The files of an export. Raises UserError if the folder is not an export, or has changed since.
 
-    The model card may have been edited, and licences and notes been added.
+    The model card may have been edited, and licences and notes may have been added.
     """
     written = _files_of_export(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
@@ -147,7 +145,7 @@ def exported_files(folder: Path) -> list[LocalFile]:
             raise UserError(
                 folder,
                 f"{name} was not written by `ochat export` and is not pushed",
-                f"move it away (beside an export may lie: {', '.join(_ADDABLE)})",
+                f"move it away (files that may be added: {', '.join(_ADDABLE)})",
             )
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         hashes = list(pool.map(_sha256, paths))
@@ -168,7 +166,7 @@ def _files_of_export(folder: Path) -> dict[str, str]:
         written = exported_names((folder / EXPORT_MARK).read_bytes())
     except FileNotFoundError:
         raise UserError(
-            folder, f"{EXPORT_MARK} is missing, so it was not made by `ochat export`, which comes first"
+            folder, f"{EXPORT_MARK} is missing, so `ochat export` did not make this folder", "export the run first"
         ) from None
     except OSError as error:
         raise UserError(f"{folder / EXPORT_MARK}", f"cannot be read: {error.strerror}") from None
@@ -212,7 +210,7 @@ def _make_repo(repo: str, *, private: bool, revision: str | None, is_new: bool) 
 
 
 def _is_card_edited(files: list[LocalFile], repo: str, remote: RemoteRepo) -> bool:
-    """Whether the model card on the Hub is neither the one to push nor the one that the export there was made with."""
+    """Whether the model card on the Hub is neither the one to push nor the one of the export that is there."""
     card = next(file for file in files if file.name == CARD)
     if remote.exported is None or CARD not in remote.files or card.is_same(remote.files[CARD]):
         return False
@@ -230,26 +228,26 @@ def _commit(
     message: str,
     overwrite: bool,
 ) -> str:
-    """Bring the Hub from what it holds to the local files; returns the commit. `changed` collects the names of new
-    content.
+    """Commit what the Hub lacks and remove what the earlier model had; returns the commit.
+
+    `changed` collects the names of files with new content.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     new = [file for file in files if not file.is_same(remote.files.get(file.name))]
     kept = {CARD, ".gitattributes", *(file.name for file in files)}
     earlier = remote.files if overwrite and remote.is_foreign else remote.exported or {}
-    gone = sorted(
-        remote.files.keys() & earlier.keys() - kept
-    )  # of an earlier model: they would be mixed up with this one
+    gone = sorted(remote.files.keys() & earlier.keys() - kept)  # left there, they would mix two models
     if not new and not gone:
         return remote.head
     changed.update(file.name for file in new)
     operations: list[Any] = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in new]
     operations += [CommitOperationDelete(path_in_repo=name) for name in gone]
     try:
+        # After a commit of somebody else this fails with 412, and the retry reads the repository again.
         info = HfApi().create_commit(
             repo, operations, commit_message=message, revision=revision, parent_commit=remote.head
-        )  # a commit in between fails with 412: then what the Hub holds is looked at anew
+        )
     except RuntimeError as error:
         if type(error) is not RuntimeError:
             raise
@@ -258,9 +256,7 @@ def _commit(
 
 
 def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:
-    """Raise UserError unless the Hub holds every file with its size and its sha256 (large files) or git id (small
-    ones).
-    """
+    """Raise UserError unless every file on the Hub has the same size and sha256 (a small file: git id)."""
     wrong = [file.name for file in files if not file.is_same(remote.files.get(file.name))]
     if wrong:
         first = next(file for file in files if file.name == wrong[0])
@@ -269,7 +265,7 @@ def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:
         raise UserError(
             f"{repo} at {remote.head[:12]}",
             f"{len(wrong)} of {len(files)} files differ from the folder: {', '.join(wrong[:5])} ({first.name}: the Hub "
-            f"holds {held}; here {first.num_bytes:,} bytes, "
+            f"has {held}; here {first.num_bytes:,} bytes, "
             f"{(first.sha256 if found is None or found.sha256 else first.git_id)})",
             "push again",
         )

@@ -1,4 +1,4 @@
-"""What a repository on the Hub holds."""
+"""What a repository on the Hub has in it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from ochat_train.export.layout import EXPORT_MARK, exported_names
 
-_PLACEHOLDERS = {".gitattributes", "README.md"}  # what the Hub puts into a new repository
+_PLACEHOLDERS = {".gitattributes", "README.md"}  # the Hub adds these to a new repository
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteRepo:
     """A model repository at one revision, as the Hub describes it. head: its newest commit.
 
-    exported: name -> sha256 of what the export held that was pushed there, as its ochat.json lists it; None without
-    one.
+    exported: name -> sha256 of the files of the export that was pushed there, from its ochat.json; None without one.
     """
 
     private: bool
@@ -25,12 +24,12 @@ class RemoteRepo:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it holds something, and nothing that `ochat export` has made."""
+        """Whether it has files, and no export of `ochat`."""
         return self.exported is None and not self.files.keys() <= _PLACEHOLDERS
 
 
 def read_repo(repo: str, *, revision: str | None) -> RemoteRepo:
-    """A model repository at a revision (its main branch where the revision is not there yet)."""
+    """A model repository at a revision (its main branch if the revision does not exist yet)."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
     from huggingface_hub.hf_api import RepoFile
@@ -64,7 +63,7 @@ def read_remote_file(repo: str, name: str, *, revision: str) -> bytes:
 
 
 def quiet_hub(*, progress: bool) -> None:
-    """Keep huggingface_hub's notices off the screen (they hold signed addresses of uploads), and its bars if asked."""
+    """Turn off huggingface_hub's notices, which contain signed upload addresses; progress: keep its progress bars."""
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[attr-defined]
@@ -76,9 +75,7 @@ def quiet_hub(*, progress: bool) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file of a repository. sha256: of files that are stored as LFS objects, else None. git_id: of the blob or
-    pointer.
-    """
+    """A file of a repository. sha256: of an LFS object, else None. git_id: of the blob, or of the LFS pointer."""
 
     num_bytes: int
     sha256: str | None

@@ -1,4 +1,4 @@
-"""Failures of the Hub that pass are tried again; those that do not are explained."""
+"""Temporary failures of the Hub are retried; permanent ones become a `UserError` that says what to do."""
 
 from __future__ import annotations
 
@@ -11,76 +11,90 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
 
 T = TypeVar("T")
 
-
-_TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # 409 and 412: somebody else has just committed
-
-
+_TRANSIENT_STATUS = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # 409 and 412: somebody else has just committed
 NEW_TOKEN = "make one with write access at https://huggingface.co/settings/tokens, and set HF_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long failures that pass by themselves are put up with.
+class RetryPolicy:
+    """How often, and for how long, a failed request to the Hub is tried again.
 
-    tries: in all. The wait doubles from `first_wait_seconds` to `longest_wait_seconds`, or is what the Hub asks for
-    (Retry-After), if that is not longer than `longest_retry_after_seconds`. sleep, say: how to wait, and where to tell.
-
-    request_seconds: how long a request may be without a byte in either direction; a large commit takes the Hub a
-    minute.
-    total_seconds: for all tries and waits together. Work that still goes on then is left behind, so it must only read.
+    max_tries: in all. Waits double from `first_wait_seconds` to `max_wait_seconds`, minus up to a quarter at random. A
+    wait that the Hub asks for (Retry-After) is used instead if it is at most `max_retry_after_seconds`.
+    request_seconds: longest time without a byte in either direction; a large commit takes the Hub a minute.
+    total_seconds: for all tries and waits together. Work that takes longer is left running in a thread, so with a limit
+    it must only read.
+    sleep, report: how to wait, and where a line for the user goes.
     """
 
-    tries: int = 8
+    max_tries: int = 8
     first_wait_seconds: float = 1.0
-    longest_wait_seconds: float = 60.0
-    longest_retry_after_seconds: float = 900.0
+    max_wait_seconds: float = 60.0
+    max_retry_after_seconds: float = 900.0
     request_seconds: float = 300.0
     total_seconds: float = math.inf
     sleep: Callable[[float], None] = time.sleep
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+
+    def within(
+        self, *, max_tries: float = math.inf, request_seconds: float = math.inf, total_seconds: float = math.inf
+    ) -> RetryPolicy:
+        """This policy with limits that are no looser than these."""
+        return replace(
+            self,
+            max_tries=int(min(self.max_tries, max_tries)),
+            request_seconds=min(self.request_seconds, request_seconds),
+            total_seconds=min(self.total_seconds, total_seconds),
+        )
+
+    def wait_after(self, num_tries: int, *, retry_after_seconds: float | None, seconds_left: float) -> float | None:
+        """Seconds to wait after the `num_tries`-th failure; None to give up."""
+        doubled = min(self.max_wait_seconds, self.first_wait_seconds * 2 ** (num_tries - 1))
+        wait = retry_after_seconds if retry_after_seconds is not None else doubled * random.uniform(0.75, 1.0)
+        is_too_long = wait > self.max_retry_after_seconds or wait >= seconds_left
+        return None if num_tries == self.max_tries or is_too_long else wait
 
 
-def persevere(work: Callable[[], T], patience: Patience, *, repo: str) -> T:
-    """The result of `work`, which is called again after failures that pass.
+def retry(work: Callable[[], T], policy: RetryPolicy, *, repo: str) -> T:
+    """The result of `work`, which is called again after temporary failures.
 
-    Raises UserError for all other failures of the Hub or on the way to it. Other errors are bugs of ours and go
-    through.
+    Raises UserError for all other failures of the Hub, its libraries, the network or the disk, and when the policy is
+    exhausted. Any other exception is a bug of ours and is not caught.
     """
-    end = time.monotonic() + patience.total_seconds
-    for number in range(1, patience.tries + 1):
-        _limit_requests(patience.request_seconds)
+    end = time.monotonic() + policy.total_seconds
+    for num_tries in range(1, policy.max_tries + 1):
+        _limit_requests(policy.request_seconds)
         try:
             return _within(end - time.monotonic(), work)
         except UserError:
             raise
         except Exception as error:
-            found = _cause(error)
-            if not _is_of_the_hub(found):
+            cause = _cause(error)
+            if not _is_of_the_hub(cause):
                 raise
-            if not _is_transient(found):
-                raise UserError(_message(found, repo)) from error
-            asked = _retry_after_seconds(found)
-            doubled = min(patience.longest_wait_seconds, patience.first_wait_seconds * 2 ** (number - 1))
-            wait = asked if asked is not None else doubled * random.uniform(0.75, 1.0)
-            is_too_long = wait > patience.longest_retry_after_seconds or time.monotonic() + wait >= end
-            if number == patience.tries or is_too_long:
-                wish = f"; it asks for a pause of {asked:.0f} s" if asked else ""
-                raise UserError(
-                    repo,
-                    f"{_short(found)}",
-                    f"gave up after {number} {('try' if number == 1 else 'tries')}{wish}. Run the same command later: "
-                    "what has been uploaded is not sent again",
-                ) from error
-            patience.say(f"{repo}: {_short(found)}; try {number + 1} of {patience.tries} in {wait:.0f} s")
-            patience.sleep(wait)
+            if not _is_transient(cause):
+                raise _permanent(cause, repo) from error
+            asked = _retry_after_seconds(cause)
+            wait = policy.wait_after(num_tries, retry_after_seconds=asked, seconds_left=end - time.monotonic())
+            if wait is None:
+                raise _exhausted(cause, repo, num_tries=num_tries, retry_after_seconds=asked) from error
+            policy.report(f"{repo}: {_short(cause)}; try {num_tries + 1} of {policy.max_tries} in {wait:.0f} s")
+            policy.sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+def _exhausted(error: BaseException, repo: str, *, num_tries: int, retry_after_seconds: float | None) -> UserError:
+    tries = f"{num_tries} {'try' if num_tries == 1 else 'tries'}"
+    asked = f"; it asks for a pause of {retry_after_seconds:.0f} s" if retry_after_seconds else ""
+    remedy = f"gave up after {tries}{asked}. Run the same command later: what has been uploaded is not sent again"
+    return UserError(repo, _short(error), remedy)
 
 
 @dataclass(frozen=True)
@@ -96,9 +110,7 @@ class _RequestLimit:
 
 
 def _limit_requests(seconds: float) -> None:
-    """Let huggingface_hub's requests wait no longer: it sets no limit, and some calls would take away that of its
-    client.
-    """
+    """Limit how long huggingface_hub's requests wait: it sets no limit, and some calls undo that of its client."""
     from huggingface_hub.utils import get_session
 
     session = get_session()
@@ -107,7 +119,7 @@ def _limit_requests(seconds: float) -> None:
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`; TimeoutError if it takes longer. It then goes on in its thread, which ends with the
+    """The result of `work`; TimeoutError if it takes longer. It then keeps running in a thread that ends with the
     process.
     """
     if seconds == math.inf:
@@ -130,7 +142,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error behind an error that says what happened on the wire; the error itself where there is none."""
+    """The exception of the chain with the HTTP answer or the connection failure; the error itself if none has."""
     seen: BaseException | None = error
     while seen is not None:
         if _status(seen) is not None or _is_connection(seen):
@@ -150,18 +162,14 @@ def _is_connection(error: BaseException) -> bool:
 
 
 class UploadError(Exception):
-    """What hf_xet, which uploads large files, could not do: it raises RuntimeError for what its own tries did not
-    mend.
-    """
+    """hf_xet, which uploads large files, has failed: it raises a plain RuntimeError after its own retries."""
 
 
 def _is_of_the_hub(error: BaseException) -> bool:
-    """Whether an error tells of the Hub, its libraries, the network, the token or the disk, and not of a bug of
-    ours.
-    """
-    names = {kind.__name__ for kind in type(error).__mro__}  # HTTPError: also of a request that was not answered
-    is_xets = any(name.startswith("Xet") for name in names)
-    return is_xets or "HTTPError" in names or isinstance(error, OSError | UploadError | json.JSONDecodeError)
+    """Whether an error comes from the Hub, its libraries, the network, the token or the disk, not from our bug."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # HTTPError: also of a request without an answer
+    is_from_xet = any(name.startswith("Xet") for name in names)
+    return is_from_xet or "HTTPError" in names or isinstance(error, OSError | UploadError | json.JSONDecodeError)
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -169,8 +177,8 @@ def _is_transient(error: BaseException) -> bool:
 
     if isinstance(error, OfflineModeIsEnabled):
         return False
-    is_cut = isinstance(error, UploadError | ConnectionError | TimeoutError)
-    return is_cut or _is_connection(error) or _status(error) in _TRANSIENT
+    is_interrupted = isinstance(error, UploadError | ConnectionError | TimeoutError)
+    return is_interrupted or _is_connection(error) or _status(error) in _TRANSIENT_STATUS
 
 
 def _retry_after_seconds(error: BaseException) -> float | None:
@@ -197,26 +205,27 @@ def _short(error: BaseException) -> str:
     return f"no connection to {constants.ENDPOINT} ({said})" if _is_connection(error) else said
 
 
-def _message(error: BaseException, repo: str) -> str:
+def _permanent(error: BaseException, repo: str) -> UserError:
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, LocalTokenNotFoundError):
-        return f"{repo}: there is no token for the Hub; {NEW_TOKEN}"
+        return UserError(repo, "there is no token for the Hub", NEW_TOKEN)
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push"
+        return UserError(repo, "HF_HUB_OFFLINE is set, so no request is sent to the Hub", "unset it to push")
     status = _status(error)
     if status == 401:
-        return f"{repo}: the Hub does not accept the token (HTTP 401); {NEW_TOKEN}"
+        return UserError(repo, "the Hub does not accept the token (HTTP 401)", NEW_TOKEN)
     if status == 403 or type(error).__name__ == "XetAuthenticationError":
-        return (
-            f"{repo}: this token may not write there ({_short(error)}); in HF_TOKEN, set a token with write access to "
-            f"{repo.split('/')[0]} (fine-grained tokens: `repo.write`)"
+        return UserError(
+            repo,
+            f"this token may not write there ({_short(error)})",
+            f"in HF_TOKEN, set a token with write access to {repo.split('/')[0]} (fine-grained tokens: `repo.write`)",
         )
-    return f"{repo}: {_short(error)}"
+    return UserError(repo, _short(error))
 
 
 def without_token(text: str) -> str:
-    """A text without the token, should somebody have put it there."""
+    """A text with the token replaced: an answer of the Hub may quote it."""
     from huggingface_hub import get_token
 
     token = get_token()

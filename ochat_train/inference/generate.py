@@ -12,7 +12,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.export.layout import EXPORT_MARK
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 
 Messages = Sequence[dict[str, str]]
 

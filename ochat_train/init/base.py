@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
 from ochat_train.model.families import Family, family_by_name, family_of
@@ -66,11 +67,10 @@ def _local_files(name: str) -> dict[str, Path]:
         return {file: folder / file for file in wanted if (folder / file).is_file()}
     if not is_hub_id(name):
         raise UserError(f"--base {name}", "no such folder, and not a Hub id", "a Hub id is ORG/NAME")
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = {file: try_to_load_from_cache(name, file) for file in wanted}
+        cached = {file: cached_file(name, file) for file in wanted}
     except HFValidationError as error:
         raise UserError(f"--base {name}", f"not a Hub id: {error}") from None
-    return {file: Path(path) for file, path in cached.items() if isinstance(path, str)}
+    return {file: path for file, path in cached.items() if path is not None}

@@ -21,7 +21,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ochat_train.quickstart.tasks import Problem, draw_problem
-from ochat_train.system.quiet import quiet_libraries
+from ochat_train.system.library_output import quiet_libraries
 
 SEED = 0
 NUM_EXPERT = 2_000

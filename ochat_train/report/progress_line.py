@@ -15,7 +15,7 @@ from tqdm.utils import disp_len, disp_trim
 from data_pipeline.text_rules import visible
 from ochat_train.report.tables import number_text
 from ochat_train.runs.metrics import StepMetrics
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 _FEWEST_BAR_CHARACTERS = 8
@@ -141,7 +141,7 @@ class ProgressLine:
     def print(self, text: str) -> None:
         """Print lines above the progress line."""
         if self._shown:
-            say(text)
+            print_message(text)
 
     def close(self) -> None:
         """Finish the line; it stays on the terminal."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 
 T = TypeVar("T")
 
@@ -36,7 +36,9 @@ def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[
             unreadable.append(row["step"])
     if unreadable:
         steps = _first_numbers(unreadable)
-        say(f"{path}: left out {len(unreadable):,} line(s) that lack values this version reads, of steps {steps}")
+        print_message(
+            f"{path}: left out {len(unreadable):,} line(s) that lack values this version reads, of steps {steps}"
+        )
     return results
 
 
@@ -57,7 +59,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
             rows.append(row)
     if unreadable:
         numbers = _first_numbers(unreadable)
-        say(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
+        print_message(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
     return rows
 
 

@@ -1,1 +1,1 @@
-"""Leaves that everything may use: durable writes, exit codes, messages, library versions."""
+"""What every package may use: durable writes, exit codes, messages, versions of libraries."""

@@ -1,7 +1,7 @@
-"""Writes that survive a crash: hashed while written, on the disk before they count, visible only when complete.
+"""Writes that survive a crash: hashed on the way, flushed to the disk, visible only when complete.
 
-Every change that a checkpoint makes to the disk goes through this file, so that the tests can stop the process before
-and inside each of them.
+Every change that a checkpoint makes to the disk goes through this file, so that tests can stop the process before and
+in the middle of each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class FileRecord(NamedTuple):
 
 
 class _HashingStream:
-    """A file for writing that hashes what passes, in a thread beside the write (both release the GIL)."""
+    """A file that hashes what is written to it, in a second thread (writing and hashing release the GIL)."""
 
     def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
         self._file, self._pool, self._digest = file, pool, hashlib.sha256()
@@ -74,7 +74,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that is not there yet, and its parents."""
+    """Create a folder that does not exist yet, and its parents."""
     folder.mkdir(parents=True)
 
 
@@ -85,16 +85,16 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder. It loses its name first, so that nobody takes what is half deleted for whole."""
-    doomed = folder.with_name(f".deleted-{folder.name.lstrip('.')}")
-    if folder != doomed:
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(folder, doomed)
-    shutil.rmtree(doomed)
+    """Delete a folder. It is renamed first, so that a half-deleted one is never taken for a complete one."""
+    renamed = folder.with_name(f".deleted-{folder.name.lstrip('.')}")
+    if folder != renamed:
+        shutil.rmtree(renamed, ignore_errors=True)
+        os.replace(folder, renamed)
+    shutil.rmtree(renamed)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put `text` into a file: whoever reads it sees the old text or the new one."""
+    """Replace the content of a file: a reader sees the old text or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     write_file(temporary, lambda stream: stream.write(text.encode("utf-8")))
     rename(temporary, path)

@@ -1,10 +1,10 @@
-"""Versions of what a run computes with."""
+"""Versions of the libraries that a run computes with."""
 
 from __future__ import annotations
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that decide what a run computes."""
+    """Versions of this project and of the libraries that decide what a run computes."""
     import deepspeed
     import torch
     import transformers

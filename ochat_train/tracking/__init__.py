@@ -1,1 +1,1 @@
-"""Trackers: places outside of the run folder's JSON files that a run can be watched in."""
+"""Trackers: where a run can be watched, beside the JSON files in its folder."""

@@ -1,4 +1,4 @@
-"""Hands steps and validations to a tracker in a thread of its own: training never waits for it, nor fails with it."""
+"""Hands steps and validations to a tracker in a thread of its own: training neither waits for it nor fails with it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking.protocol import RunFacts, Tracker
 
 CAPACITY = 10_000  # steps and validations that may wait for a tracker, a few KB each
-CLOSE_SECONDS = 30.0  # all trackers together may take so long at the end of a run
-STOPPED_CLOSE_SECONDS = 5.0  # and so long where it was stopped or failed: launchers kill what is left after 30 s
+CLOSE_SECONDS = 30.0  # for all trackers together, at the end of a run
+STOPPED_CLOSE_SECONDS = 5.0  # the same for a run that was stopped or failed: launchers kill what is left after 30 s
 
 Event = Callable[[Tracker], None]
 
 
 class Delivery:
-    """The way to one tracker. `put` never waits: an event that finds CAPACITY others waiting is not delivered.
+    """The queue of one tracker. `put` never waits: with `capacity` events in the queue, further ones are not delivered.
 
-    What was not delivered, for whatever reason, is counted and said when it is closed; the run folder's files hold it
-    anyway.
-    say: prints a line for the user; called from both threads.
+    Whatever was not delivered is counted and reported at the end; the run folder's files have it anyway.
+    report: prints a line for the user; called from both threads.
     """
 
-    def __init__(self, tracker: Tracker, facts: RunFacts, *, say: Callable[[str], None]) -> None:
-        self._tracker, self._say, self._folder = tracker, say, facts.output_dir
+    def __init__(
+        self, tracker: Tracker, facts: RunFacts, *, report: Callable[[str], None], capacity: int = CAPACITY
+    ) -> None:
+        self._tracker, self._report, self._folder, self._capacity = tracker, report, facts.output_dir, capacity
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._given, self._delivered = 0, 0
         self._is_off, self._is_behind, self._done = False, False, False
@@ -39,52 +40,60 @@ class Delivery:
         self._given += 1
         if self._is_off:
             return
-        if self._events.qsize() < CAPACITY:
+        if self._events.qsize() < self._capacity:
             self._events.put(event)
         elif not self._is_behind:
             self._is_behind = True
-            self._say(
-                f"{self._tracker.name}: too slow, {CAPACITY:,} steps and validations wait; training goes on without it"
+            self._report(
+                f"{self._tracker.name}: too slow, {self._capacity:,} steps and validations are waiting; training "
+                "continues without it"
             )
 
     def finish(self, *, done: bool) -> None:
-        """Nothing more comes; `join` waits. done: whether the run reached its last step."""
+        """There are no more events; `join` waits. done: whether the run reached its last step."""
         self._done = done
         self._events.put(None)
 
     def join(self, *, deadline: float) -> None:
-        """Wait until the tracker is done or time.monotonic() is `deadline`, and say what it has not got."""
+        """Wait until the tracker is done, or time.monotonic() is `deadline`, and report what was not delivered."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         problems = []
         if self._thread.is_alive():
             self._is_off = True
-            problems.append("does not answer and was left behind")
+            problems.append("does not answer and was dropped")
             self._tracker.abandon()
         if missing := self._given - self._delivered:
             problems.append(f"{missing:,} of {self._given:,} steps and validations were not delivered")
         if problems:
             files = "metrics.jsonl, validation.jsonl and samples.jsonl"
-            self._say(f"{self._tracker.name}: {'; '.join(problems)}; {self._folder} has everything in {files}")
+            self._report(f"{self._tracker.name}: {'; '.join(problems)}; {self._folder} has everything in {files}")
 
     def _run(self, facts: RunFacts) -> None:
         try:
-            self._say(f"{self._tracker.name}: {self._tracker.start(facts)}")
+            self._report(f"{self._tracker.name}: {self._tracker.start(facts)}")
             while (event := self._events.get()) is not None:
                 event(self._tracker)
                 self._delivered += 1
             self._tracker.close(done=self._done)
-        except BaseException as error:  # SystemExit, too: nothing that a library does here may end the training
+        except BaseException as error:  # also SystemExit: nothing that a library does here may end the training
             if not self._is_off:
                 self._is_off = True
-                self._say(f"{self._tracker.name}: {_one_line(error)}; it is switched off, training goes on")
+                self._report(f"{self._tracker.name}: {_one_line(error)}; it is switched off, training continues")
                 self._tracker.abandon()
 
 
 class Trackers:
-    """All trackers of a run; none is a valid number."""
+    """All trackers of a run; there may be none."""
 
-    def __init__(self, trackers: Sequence[Tracker], facts: RunFacts, *, say: Callable[[str], None]) -> None:
-        self._deliveries = [Delivery(tracker, facts, say=say) for tracker in trackers]
+    def __init__(
+        self,
+        trackers: Sequence[Tracker],
+        facts: RunFacts,
+        *,
+        report: Callable[[str], None],
+        capacity: int = CAPACITY,
+    ) -> None:
+        self._deliveries = [Delivery(tracker, facts, report=report, capacity=capacity) for tracker in trackers]
 
     def log_step(self, metrics: StepMetrics) -> None:
         """Deliver a step."""
@@ -97,7 +106,7 @@ class Trackers:
             delivery.put(lambda tracker: tracker.log_validation(result))
 
     def close(self, *, done: bool, most_seconds: float) -> None:
-        """Let all trackers deliver what they have, for most_seconds at most, and say what is missing; once."""
+        """Let all trackers deliver what they have, for `most_seconds` at most, and report what is missing; once."""
         deadline = time.monotonic() + most_seconds
         for delivery in self._deliveries:
             delivery.finish(done=done)

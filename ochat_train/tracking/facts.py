@@ -1,4 +1,4 @@
-"""What trackers are told of a run before its first step. Nothing of it comes from the environment."""
+"""What trackers are told about a run before its first step. None of it comes from the environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ochat_train.tracking.protocol import RunFacts
 
 
 def run_facts(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, first_step: int) -> RunFacts:
-    """The facts of a run that goes on after `first_step`."""
+    """The facts of a run that continues after `first_step`."""
     versions = {"python": platform.python_version(), **library_versions()}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda

@@ -1,4 +1,4 @@
-"""What a tracker is, and what it is told."""
+"""The interface of a tracker, and what it is told about a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ochat_train.runs.metrics import StepMetrics
 class RunFacts:
     """What a tracker is told before the first step.
 
-    first_step: steps that were finished before; 0 for a run that begins. recipe: every value. classes, ledger: of the
+    first_step: steps that an earlier start has done; 0 for a new run. recipe: every value. classes, ledger: of the
     prepared dataset, as in its manifest. hardware, versions: what the run computes with.
     """
 
@@ -29,14 +29,16 @@ class RunFacts:
 
 
 class Tracker(Protocol):
-    """One place. `start`, `log_step`, `log_validation` and `close` are called in this order, in one thread that is not
-    the training's; they may take any time and raise anything (delivery.py).
+    """A place where a run can be watched.
+
+    `start`, `log_step`, `log_validation` and `close` are called in this order, in one thread that is not the
+    training's; they may take any time and raise anything (delivery.py).
     """
 
     name: str
 
     def start(self, facts: RunFacts) -> str:
-        """Begin, or go on with an earlier part of the same run; returns where the run can be seen, for the user."""
+        """Begin, or continue an earlier part of the same run; returns where the run can be seen, for the user."""
         ...
 
     def log_step(self, metrics: StepMetrics) -> None:
@@ -52,7 +54,5 @@ class Tracker(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Nothing more will be called, because something raised or does not return: let the process end all the
-        same.
-        """
+        """Do not hold the end of the process: something raised, or does not return. Nothing else is called after it."""
         ...

@@ -1,6 +1,6 @@
 """Names under which trackers show the numbers of metrics.jsonl and validation.jsonl.
 
-Trackers make a section of what stands before the first slash: `train/loss`, `classes/expert/loss`, `validation/loss`,
+Trackers make a section of the part before the first slash: `train/loss`, `classes/expert/loss`, `validation/loss`,
 `validation/classes/expert/nll`, `validation/matrix/expert/GPT3`, `validation/learnt/expert/margin`. A null has no
 point.
 """
@@ -24,9 +24,7 @@ def step_scalars(metrics: StepMetrics) -> dict[str, float]:
 
 
 def validation_scalars(validation: Validation) -> dict[str, float]:
-    """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 where the condition was learnt, and 0
-    elsewhere.
-    """
+    """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 if the condition was learnt, else 0."""
     names = _curve_names(validation.evaluation.matrix.conditions)
     matrix = {name: dict(zip(names, row, strict=True)) for name, row in validation.evaluation.matrix.nll.items()}
     shown = {key: value for key, value in validation.to_json().items() if key not in ("step", "conditions")}
@@ -34,7 +32,7 @@ def validation_scalars(validation: Validation) -> dict[str, float]:
 
 
 def _curve_names(conditions: Sequence[str]) -> list[str]:
-    """Conditions as names of curves, no two alike: the empty one gets a number where another condition has its name."""
+    """Conditions as unique names of curves: the empty one gets a number if another condition has its name."""
     name = shown_condition("")
     numbered = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
     free = next(name for name in numbered if name not in conditions)

@@ -12,6 +12,7 @@ from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.evaluation.results import Sample, ValidationResult
 from ochat_train.report.tables import learnt_text, markdown_table, matrix_columns, number_text, shown_condition
 from ochat_train.runs.metrics import StepMetrics
+from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
@@ -31,7 +32,7 @@ _LAYOUT = {
 
 
 class TensorBoardTracker:
-    """Writes event files into OUTPUT_DIR/tensorboard; steps that a resumed run does again replace the earlier ones."""
+    """Writes event files into OUTPUT_DIR/tensorboard; steps that a resumed run repeats replace the earlier ones."""
 
     name = "TensorBoard"
 
@@ -41,7 +42,7 @@ class TensorBoardTracker:
 
         folder = facts.output_dir / FOLDER
         self._conditions = {row["name"]: row["condition"] for row in facts.classes}
-        purge_step = facts.first_step + 1  # hides what an earlier part wrote of later steps
+        purge_step = facts.first_step + 1  # hides later steps of an earlier part of the run
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
         texts = {
             "recipe": _code(yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True)),
@@ -100,16 +101,25 @@ class TensorBoardTracker:
         self._writer.add_text("validation/condition matrix", text, step)  # type: ignore[no-untyped-call]
 
 
+TENSORBOARD = TrackerKind(
+    key="tensorboard",
+    package="tensorboard",
+    extra="tracking",
+    is_wanted=lambda settings: settings.tensorboard,
+    make=lambda settings: TensorBoardTracker(),
+)
+
+
 def _sample(sample: Sample) -> str:
     parts = ["**prompt**", _code(sample.prompt)]
     for answer in sample.answers:
         parts += [f"**{_plain(shown_condition(answer.condition))}**", _code(answer.text)]
-        parts += [] if answer.finished else ["(goes on)"]
+        parts += [] if answer.finished else ["(cut off)"]
     return "\n\n".join(parts)
 
 
 def _code(text: str) -> str:
-    """Any text as an indented Markdown block, which shows it as it is; nothing in it can end the block."""
+    """Any text as an indented Markdown block, which shows it unchanged; nothing in it can end the block."""
     return "\n".join(f"    {line}" for line in (text or " ").split("\n"))
 
 
@@ -124,6 +134,6 @@ def _cell(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text in a line of Markdown, without what Markdown or HTML would make of it."""
+    """A text in one line of Markdown, with the special characters of Markdown and HTML escaped."""
     line = " ".join(text.split())
     return "".join(f"&#{ord(character)};" if character in r"\`*_{}[]<>()#+!|&" else character for character in line)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
-import signal
 import threading
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,40 +16,47 @@ from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.report.tables import learnt_text, matrix_columns, shown_condition
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.durable import replace_text
+from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 
-EXIT_SECONDS = 5.0  # what wandb may take of the end of the process after it has failed or been left behind
-RUN_FILE = "wandb.json"  # which run it is, and up to which step it surely has everything
+RUN_FILE = "wandb.json"  # which run it is, and up to which step it certainly has everything
+_FINISH_SECONDS = 60.0  # wandb's service gives up uploading this long after the end; delivery.py waits for half of it
 
 
 class WandbTracker:
     """One run of Weights & Biases for one run folder, over all of its restarts.
 
-    A step can be logged there only once and in order: what a resumed run does again stays as it was logged first. After
-    the process was killed nobody knows what was written of the last steps, so those that are done again are logged
-    again: online the library leaves out what the server has, offline the later part of the run may repeat some.
+    A step can be logged there only once and in order: steps that a resumed run repeats keep their first values. After
+    the process was killed it is unknown which of the last steps were written, so repeated steps are logged again:
+    online the library skips what the server has, offline the later part of the run may repeat some.
+
+    exit_seconds: how long the end of the process may wait for wandb after it has failed or was dropped.
     """
 
     name = "Weights & Biases"
 
-    def __init__(self, settings: TrackingSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: TrackingSettings, *, exit_seconds: float = 5.0) -> None:
+        self._settings, self._exit_seconds = settings, exit_seconds
         self._step = 0  # the last one that was logged
 
     def start(self, facts: RunFacts) -> str:
         """See Tracker."""
+        # Reports of wandb's own errors go to its makers, and wait 10 s for an answer at the end of the process.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         settings = wandb.Settings(
             silent=True,
             console="off",  # the progress line is ours, and the log stays readable
-            # command line, environment, git remote: they may hold secrets; `hardware` and `versions` say what matters
+            # command line, environment, git remote: they may contain secrets; see `hardware` and `versions`
             disable_git=True,
             disable_code=True,
             save_code=False,
             x_disable_meta=True,
             x_save_requirements=False,
+            finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,  # a run that is not uploaded is not logged
         )
         wandb.setup(settings)
         is_offline = self._settings.wandb == "offline"
@@ -119,11 +125,18 @@ class WandbTracker:
     def close(self, *, done: bool) -> None:
         """See Tracker."""
         self._run.finish(exit_code=0 if done else 1)
-        self._note(max(self._step, self._logged_step))  # not earlier: wandb keeps the newest rows in memory for a while
+        self._note(max(self._step, self._logged_step))  # not earlier: wandb keeps the newest rows in memory
 
     def abandon(self) -> None:
-        """See Tracker."""
-        threading.Thread(target=_end_service_at_exit, name="end of wandb", daemon=True).start()
+        """See Tracker.
+
+        When the process ends, a hook of wandb waits for its service process without a limit. `wandb.teardown` removes
+        that hook and waits itself, here in a thread that does not hold the process. Our hook runs first (the last one
+        that is registered does) and gives it a moment. A service that still uploads then ends by itself.
+        """
+        ending = threading.Thread(target=_tear_down, name="end of wandb", daemon=True)
+        ending.start()
+        atexit.register(ending.join, self._exit_seconds)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         if step > self._logged_step:
@@ -135,24 +148,24 @@ class WandbTracker:
 
 
 def _earlier_part(file: Path) -> tuple[str, int]:
-    """Id of the run as it was before, and the last step that it surely has; a new id where it was not tracked."""
+    """Id of the run, and the last step that it certainly has; a new id if it was not tracked before."""
     if not file.is_file():
         return uuid.uuid4().hex, 0
     noted = json.loads(file.read_text(encoding="utf-8"))
     return noted["id"], noted["logged_step"]
 
 
-def _end_service_at_exit() -> None:
-    """When the process ends, wandb tells its service process to end and waits for it, without a limit: give it one."""
-    threading.main_thread().join()
-    time.sleep(EXIT_SECONDS)
-    for child in _children(os.getpid()):
-        with contextlib.suppress(OSError):
-            if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
-                os.kill(child, signal.SIGKILL)
+def _tear_down() -> None:
+    with contextlib.suppress(Exception):  # it was failing already, and that was reported
+        import wandb
+
+        wandb.teardown(exit_code=1)
 
 
-def _children(process: int) -> list[int]:
-    """Process numbers of the children of all threads."""
-    files = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(child) for file in files for child in file.read_text(encoding="utf-8").split()]
+WANDB = TrackerKind(
+    key="wandb",
+    package="wandb",
+    extra="tracking",
+    is_wanted=lambda settings: bool(settings.wandb),
+    make=WandbTracker,
+)

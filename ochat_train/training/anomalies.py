@@ -18,7 +18,7 @@ import torch
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 from ochat_train.training.step import Step, StepSums
 
 ANOMALIES_FILE = "anomalies.jsonl"
@@ -82,7 +82,7 @@ def record_anomaly(
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     text = _spike_text(sums) if kind == "spike" else _nonfinite_text(of_ranks, progress)
-    say(f"step {progress.step}: {text}; see {path} for its conversations")
+    print_message(f"step {progress.step}: {text}; see {path} for its conversations")
 
 
 def _spike_text(sums: StepSums) -> str:

@@ -24,7 +24,7 @@ from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
 from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
-from ochat_train.hub.retry import Patience
+from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
@@ -37,7 +37,7 @@ from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import write_run_folder
 from ochat_train.runs.lock import RunLock
 from ochat_train.system.exits import LostRanksError, OneRankError
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.batches import run_steps_of_rank
@@ -68,7 +68,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         on_main_rank(ranks, lambda: _check_and_lock(recipe, manifest, hooks, run_lock))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
         if recipe.train.push_to_hub is not None:
-            on_main_rank(ranks, lambda: check_recipe_rights(recipe, patience=Patience()))  # before hours are spent
+            on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
             push = BackgroundPush(recipe) if ranks.is_main else None
         start = _Start(
             resume=resume,
@@ -200,7 +200,7 @@ def _take_steps(
         trackers = Trackers(
             hooks.trackers(recipe.tracking) if ranks.is_main else [],
             run_facts(recipe, training.manifest, ranks, first_step=progress.step),
-            say=say,
+            report=print_message,
         )
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(training.memory, watchdog))

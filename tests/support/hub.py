@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import _http
 
-from ochat_train.hub.retry import Patience
+from ochat_train.hub.retry import RetryPolicy
 from tests.support.hub_stand_in import HubStandIn
 
 CARD = "---\nlicense: other\ntags:\n- ochat-train\n---\n\n# A model\n"
@@ -24,8 +24,9 @@ CARD = "---\nlicense: other\ntags:\n- ochat-train\n---\n\n# A model\n"
 
 @dataclass
 class Clock:
-    """Time that passes at once. waits: seconds that were slept, by `ochat` and by huggingface_hub. said: what `ochat`
-    told.
+    """Waits that take no time. waits, library_waits: seconds that `ochat` and huggingface_hub would have slept.
+
+    said: lines that `ochat` printed.
     """
 
     waits: list[float] = field(default_factory=list)
@@ -33,8 +34,8 @@ class Clock:
     said: list[str] = field(default_factory=list)
 
     @property
-    def patience(self) -> Patience:
-        return Patience(sleep=self.waits.append, say=self.said.append)
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(sleep=self.waits.append, report=self.said.append)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ochat_train.distributed.launch import free_port
 from tests.support.rank_processes import ForkedRank, Rank, start_rank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,13 +99,6 @@ def process_environment(changes: dict[str, str]) -> dict[str, str]:
     if not torch.cuda.is_available():
         common["TORCHDYNAMO_DISABLE"] = "1"
     return {**common, **changes}
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

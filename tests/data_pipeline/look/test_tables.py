@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from data_pipeline.ledger import Ledger
 from data_pipeline.look.tables import CLASS_HEAD, class_rows, ledger_reasons, ledger_summary
 from data_pipeline.prepared.dataset import ClassRow
 
@@ -21,17 +22,17 @@ ROW = ClassRow(
     largest_weight=0.1,
     effective_conversations=1200.6,
 )
-LEDGER = {
-    "read": 1010,
-    "kept": 1000,
-    "truncated": 3,
-    "tail_trimmed": 0,
-    "control_text_kept_plain": 2,
-    "condition_left_out": 1,
-    "text_not_recovered": 4,
-    "dropped": {"overlong": 9, "no_text": 1},
-    "examples": {"overlong": ["x.jsonl:2: too long"], "truncated": ["x.jsonl:3: cut"]},
-}
+LEDGER = Ledger(
+    read=1010,
+    kept=1000,
+    truncated=3,
+    tail_trimmed=0,
+    control_text_kept_plain=2,
+    condition_left_out=1,
+    text_not_recovered=4,
+    dropped={"overlong": 9, "no_text": 1},
+    examples={"overlong": ["x.jsonl:2: too long"], "truncated": ["x.jsonl:3: cut"]},
+)
 
 
 def test_a_class_is_one_row() -> None:
@@ -77,5 +78,5 @@ def test_a_ledger_is_a_line_and_its_reasons() -> None:
 
 
 def test_an_older_ledger_lacks_a_count() -> None:
-    older = {key: value for key, value in LEDGER.items() if key != "text_not_recovered"}
-    assert [row.reason for row in ledger_reasons(older)] == ["overlong", "no_text", "truncated"]
+    values = {key: value for key, value in vars(LEDGER).items() if key != "text_not_recovered"}
+    assert [row.reason for row in ledger_reasons(Ledger(**values))] == ["overlong", "no_text", "truncated"]

@@ -542,7 +542,7 @@ def test_without_the_hub_the_cache_must_hold_everything(tmp_path: Path, monkeypa
     index.write_text(
         json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}), encoding="utf-8"
     )
-    with pytest.raises(UserError, match="does not hold it whole"):
+    with pytest.raises(UserError, match="does not have all of its files"):
         find_model("org/half", None, with_weights=True)
     (index.parent / "model-2.safetensors").touch()
     assert not find_model("org/half", None, with_weights=True).is_reachable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import os
 import pickle
 import random
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
@@ -26,7 +24,6 @@ from ochat_train.checkpoint.state import (
     refuse_unsafe_pickles,
     verify,
 )
-from ochat_train.distributed.ranks import pickle_stages_by_value
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.system import exits
@@ -226,21 +223,6 @@ def test_a_planted_pickle_is_not_run(name: str, copy: Path, run_dir: Path, tmp_p
     assert not (tmp_path / "canary").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "canary").exists()
-
-
-def test_stages_are_pickled_by_value_on_every_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control pickles as Python 3.11.0 to 3.11.3 do: by a call of getattr, which no checkpoint may hold."""
-    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda stage, protocol: (getattr, (ZeroStageEnum, stage.name)))
-    monkeypatch.delitem(copyreg.dispatch_table, ZeroStageEnum, raising=False)
-    found = []
-    for prepare in (lambda: None, pickle_stages_by_value):
-        prepare()
-        torch.save({"zero_stage": ZeroStageEnum.gradients}, tmp_path / "x.pt")
-        found.append(torch.serialization.get_unsafe_globals_in_checkpoint(str(tmp_path / "x.pt")))
-    by_name, by_value = ([name.rpartition(".")[2] for name in names] for names in found)
-    assert "getattr" in by_name
-    assert by_value == ["ZeroStageEnum"]
-    assert torch.load(tmp_path / "x.pt", weights_only=False) == {"zero_stage": ZeroStageEnum.gradients}
 
 
 def test_a_pickle_that_is_no_archive_is_refused(copy: Path) -> None:

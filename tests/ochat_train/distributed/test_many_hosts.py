@@ -19,10 +19,11 @@ import yaml
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
 from ochat_train.distributed import rendezvous
+from ochat_train.distributed.launch import free_port
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.system import exits
-from tests.support.processes import free_port, run_jobs
+from tests.support.processes import run_jobs
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import TINY_MODEL, write_small_recipe
 

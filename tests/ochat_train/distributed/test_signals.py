@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from ochat_train.checkpoint.state import list_checkpoints, verify
+from ochat_train.distributed.launch import free_port
 from ochat_train.system import exits
 from tests.support.disturbed_runs import prepared
 from tests.support.faults import num_steps, same_run, start_slow_run, wait_for
-from tests.support.processes import ROOT, finish, free_port, process_environment, start_ranks, train_on_ranks
+from tests.support.processes import ROOT, finish, process_environment, start_ranks, train_on_ranks
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
 

@@ -1,16 +1,15 @@
-"""`train.push_to_hub`: refused before anything is loaded, never in the way of training, and finished by whoever comes
-next.
-"""
+"""`train.push_to_hub`: refused before anything is loaded, never in the way of training, finished by the next start."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,19 @@ from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints
 from ochat_train.cli.main import main
 from ochat_train.distributed.stop_request import StopRequest
-from ochat_train.hub import background_push
-from ochat_train.hub.background_push import BackgroundPush, PushState, checkpoint_to_push, is_pushed, last_shown
+from ochat_train.hub.background_push import BackgroundPush, push_checkpoints
+from ochat_train.hub.push_process import PushProcess
+from ochat_train.hub.push_state import (
+    Candidate,
+    Phase,
+    ProcessStatus,
+    PushState,
+    checkpoint_to_push,
+    export_folder,
+    hub_folder,
+    is_pushed,
+    state_file,
+)
 from ochat_train.recipe.load import load_recipe
 from ochat_train.runs.folder import RECIPE_FILE, read_run_folder
 from ochat_train.system import exits
@@ -114,7 +124,7 @@ def test_killed_in_the_middle_of_an_upload_and_finished_by_the_next_start(
     assert str(tmp_path).encode() not in exported
 
 
-# ---- the run's side, with the process's work done here ----
+# ---- the work of the process ----
 
 
 @pytest.fixture(scope="module")
@@ -134,26 +144,69 @@ def run_dir(trained_dir: Path, tmp_path: Path, make_recipe: RecipeFactory) -> Pa
     values = json.loads((copy / RECIPE_FILE).read_text())
     values["output_dir"], values["train"]["push_to_hub"] = str(copy), REPO
     (copy / RECIPE_FILE).write_text(json.dumps(values))
+    hub_folder(copy).mkdir()
     return copy
 
 
-@pytest.fixture
-def here(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> BackgroundPush:
-    """A BackgroundPush whose process does its work in this one, when it is started."""
-    started: list[Any] = []
+def step_on_hub(hub: HubStandIn) -> int:
+    return int(json.loads(hub.read(REPO, "ochat.json"))["step"])
 
-    class Finished:
-        def __init__(self, command: list[str], **_: Any) -> None:
-            started.append(command)
-            background_push.main(command[3:])
 
-        def poll(self) -> int:
-            return 0
+def test_the_newest_checkpoint_is_pushed_once(hub: HubStandIn, run_dir: Path) -> None:
+    assert push_checkpoints(run_dir, leave_room=True) == 0
+    assert step_on_hub(hub) == 4
+    state = PushState.load(run_dir)
+    assert state is not None
+    assert is_pushed(state, checkpoint_to_push(run_dir), repo=REPO)
+    assert not is_pushed(state, checkpoint_to_push(run_dir), repo="alice/another")
+    requests = len(hub.requests)
+    assert push_checkpoints(run_dir, leave_room=True) == 0
+    assert len(hub.requests) == requests
 
-    monkeypatch.setattr(background_push.subprocess, "Popen", Finished)
-    monkeypatch.setattr(background_push, "_end_with", lambda parent: None)
-    monkeypatch.setattr(background_push.os, "nice", lambda level: 0)
-    return BackgroundPush(read_run_folder(run_dir).recipe)
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_passed_over(hub: HubStandIn, run_dir: Path) -> None:
+    """Training keeps the newest two: what is read here may be deleted when there are newer ones."""
+    looks: list[Candidate] = []
+
+    def first_the_newest_which_is_then_deleted(output_dir: Path) -> Candidate | None:
+        found = checkpoint_to_push(output_dir)
+        if not looks:
+            assert found is not None
+            looks.append(found)
+            shutil.rmtree(found.folder)
+        return found
+
+    assert push_checkpoints(run_dir, leave_room=True, choose=first_the_newest_which_is_then_deleted) == 0
+    assert looks[0].step == 4
+    assert step_on_hub(hub) == 2
+
+
+def test_no_room_is_taken_from_the_next_checkpoint(hub: HubStandIn, run_dir: Path) -> None:
+    candidate = checkpoint_to_push(run_dir)
+    assert candidate is not None
+    too_little, enough = 2 * candidate.num_bytes - 1, 2 * candidate.num_bytes
+    assert push_checkpoints(run_dir, leave_room=True, free_bytes=lambda folder: too_little) == 1
+    state = PushState.load(run_dir)
+    assert state is not None
+    assert "GiB free; an export beside the next checkpoint needs" in str(state.error)
+    assert not export_folder(run_dir).exists()
+    assert push_checkpoints(run_dir, leave_room=False, free_bytes=lambda folder: too_little) == 0
+    state_file(run_dir).unlink()
+    assert push_checkpoints(run_dir, leave_room=True, free_bytes=lambda folder: enough) == 0
+
+
+def test_a_damaged_checkpoint_is_not_pushed(run_dir: Path) -> None:
+    candidate = checkpoint_to_push(run_dir)
+    assert candidate is not None
+    (candidate.folder / "MANIFEST.json").write_text("{")
+    found = checkpoint_to_push(run_dir)
+    assert found is not None
+    assert (candidate.step, found.step) == (4, 2)
+    shutil.rmtree(found.folder)
+    assert checkpoint_to_push(run_dir) is None
+
+
+# ---- the run's side, with real processes ----
 
 
 def finish_push(push: BackgroundPush) -> None:
@@ -163,216 +216,196 @@ def finish_push(push: BackgroundPush) -> None:
         push.finish(request)
     finally:
         request.close()
+        push.close()
 
 
-def test_the_newest_checkpoint_is_pushed_once(hub: HubStandIn, here: BackgroundPush, run_dir: Path) -> None:
-    here.checkpoint_written()
-    assert is_pushed(run_dir, REPO)
-    assert json.loads(hub.read(REPO, "ochat.json"))["step"] == 4
-    requests = len(hub.requests)
-    finish_push(here)
-    assert len(hub.requests) == requests
-    assert not is_pushed(run_dir, "alice/another")
+def a_push(run_dir: Path, *programs: str, started: list[Phase] | None = None) -> BackgroundPush:
+    """A push whose processes are these Python programs, one after the other, and the last one again and again."""
+    phases = [] if started is None else started
+
+    def command(output_dir: Path, phase: Phase) -> list[str]:
+        assert output_dir == run_dir
+        phases.append(phase)
+        return [sys.executable, "-c", programs[min(len(phases), len(programs)) - 1]]
+
+    recipe = read_run_folder(run_dir).recipe
+    return BackgroundPush(recipe, command=command, process=PushProcess(end_seconds=0.2), poll_seconds=0.02)
 
 
-def test_a_push_that_fails_says_so_at_the_end_and_a_later_one_mends_it(
-    hub: HubStandIn, here: BackgroundPush, run_dir: Path
+def leaves(run_dir: Path, *states: PushState, then: str = "") -> str:
+    """A program that writes states a tenth of a second apart, and then does something."""
+    writes = "".join(
+        f"import json, pathlib, os, time; time.sleep(0.1)\n"
+        f"new = pathlib.Path({str(run_dir / 'hub' / 'new')!r}); new.write_text({json.dumps(asdict(state))!r})\n"
+        f"os.replace(new, {str(state_file(run_dir))!r})\n"
+        for state in states
+    )
+    return writes + then
+
+
+def state_of(run_dir: Path, doing: str, *, newest: bool = True, **more: Any) -> PushState:
+    """A state of the checkpoint to push, or of another one."""
+    candidate = checkpoint_to_push(run_dir)
+    assert candidate is not None
+    checkpoint = candidate.sha256 if newest else "0" * 64
+    return PushState(repo=REPO, step=4 if newest else 2, checkpoint=checkpoint, doing=doing, **more)  # type: ignore[arg-type]
+
+
+HANGS = "import signal; signal.pause()"
+IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
+
+
+def test_a_push_that_fails_ends_the_run_with_a_command_that_finishes_it(
+    hub: HubStandIn, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With the real process, at the end of the run and in a run that is started again."""
     fault = hub.add(Fault(request=f"POST /api/models/{REPO}/preupload/*", times=99, status=403))
-    here.checkpoint_written()
     with pytest.raises(NotPushedError) as caught:
-        finish_push(here)
+        finish_push(BackgroundPush(read_run_folder(run_dir).recipe))
     assert "trained to the end, but not on the Hub: alice/run: this token may not write there" in str(caught.value)
+    assert f"waiting for the Hub: {REPO}: starting (0 s)" in capsys.readouterr().err
     command = str(caught.value).split("start the run again, or: ochat ")[1]
     fault.times = 0
     assert main(command.split()) == 0
-    assert content_on_hub(hub, REPO) == content_of(run_dir / "hub" / "export")
-    finish_push(here)
-    assert is_pushed(run_dir, REPO)
+    assert content_on_hub(hub, REPO) == content_of(export_folder(run_dir))
+    uploaded = hub.uploaded
+    finish_push(BackgroundPush(read_run_folder(run_dir).recipe))
+    assert f"pushed: step 4 is at {hub.url}/{REPO} (commit " in capsys.readouterr().err
+    assert hub.uploaded == uploaded  # the same files: none is sent again
+    assert is_pushed(PushState.load(run_dir), checkpoint_to_push(run_dir), repo=REPO)
 
 
-def test_a_checkpoint_that_is_deleted_meanwhile_is_passed_over(
-    hub: HubStandIn, here: BackgroundPush, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Training keeps the newest two: what is read here may go, for newer ones."""
-    newest = list_checkpoints(run_dir)[-1]
-    real, looks = checkpoint_to_push, []
-
-    def first_the_newest_that_goes(output_dir: Path) -> Path | None:
-        looks.append(1)
-        if len(looks) == 1:
-            found = real(output_dir)
-            shutil.rmtree(newest)
-            return found
-        return real(output_dir)
-
-    monkeypatch.setattr(background_push, "checkpoint_to_push", first_the_newest_that_goes)
-    here.checkpoint_written()
-    assert json.loads(hub.read(REPO, "ochat.json"))["step"] == 2
-
-
-def test_no_room_is_taken_from_the_next_checkpoint(
-    hub: HubStandIn, here: BackgroundPush, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
-    here.checkpoint_written()
-    state = PushState.load(run_dir)
-    assert state is not None
-    assert "GiB free; an export beside the next checkpoint needs" in str(state.error)
-    assert not (run_dir / "hub" / "export").exists()
-    monkeypatch.setattr(shutil, "disk_usage", real)
-    finish_push(here)
-    assert is_pushed(run_dir, REPO)
-
-
-class Working:
-    """A process that does not end by itself."""
-
-    ended = False
-
-    def poll(self) -> int | None:
-        return -signal.SIGTERM if self.ended else None
-
-    def terminate(self) -> None:
-        self.ended = True
-
-    def wait(self, timeout: float | None = None) -> int:
-        assert self.ended
-        return -signal.SIGTERM
-
-
-def test_a_failure_is_said_once_while_the_run_goes_on(
-    hub: HubStandIn, here: BackgroundPush, run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fault = hub.add(Fault(request=f"POST /api/models/{REPO}/preupload/*", times=99, status=403))
+def test_a_failure_is_reported_once_while_the_run_trains(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = leaves(run_dir, state_of(run_dir, "failed", error="no right"), then="raise SystemExit(1)")
+    started: list[Phase] = []
+    push = a_push(run_dir, failed, started=started)
     for _ in range(3):
-        here.checkpoint_written()
+        push.checkpoint_written()
+        push.checkpoint_written()  # the process is at work: nothing more is started
+        wait_for(lambda: not push.is_at_work, seconds=20)
+    assert started == [Phase.TRAINING] * 3
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not on the Hub yet: ")]
-    assert len(lines) == 1
-    assert "may not write there" in lines[0]
-    fault.times = 0
-    here.checkpoint_written()
-    assert is_pushed(run_dir, REPO)
+    assert lines == ["not on the Hub yet: no right; the run tries again after every checkpoint"]
 
 
-def test_a_process_that_dies_without_a_word_is_told(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    died = Working()
-    died.terminate()
-    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: died)
-    push = BackgroundPush(read_run_folder(run_dir).recipe)
-    push.checkpoint_written()
-    assert capsys.readouterr().err == ""
-    push.checkpoint_written()
-    assert f"ended early (code {-signal.SIGTERM}), see {run_dir}/hub/log.txt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("step", ["Popen", "mkdir", "log", "state"])
-def test_a_process_that_cannot_be_started_does_not_end_the_training(
-    step: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = run_dir / "hub"
-    if step == "mkdir":
-        folder.write_text("")
-    elif step in ("log", "state"):
-        (folder / f"{step}.{'txt' if step == 'log' else 'json'}").mkdir(parents=True)
-
-    def no_memory(command: list[str], **_: Any) -> None:
-        raise OSError(12, "Cannot allocate memory")
-
-    monkeypatch.setattr(background_push.subprocess, "Popen", no_memory)
-    push = BackgroundPush(read_run_folder(run_dir).recipe)
+def test_nothing_is_started_for_a_checkpoint_that_is_on_the_hub(run_dir: Path) -> None:
+    started: list[Phase] = []
+    push = a_push(run_dir, leaves(run_dir, state_of(run_dir, "pushed")), started=started)
     for _ in range(2):
         push.checkpoint_written()
-    err = capsys.readouterr().err
-    assert err.count("not on the Hub yet: the process could not be started: [Errno ") == 1
+        wait_for(lambda: not push.is_at_work, seconds=20)
+    assert len(started) == 1
+
+
+def test_a_process_that_dies_without_a_word_is_reported(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    push = a_push(run_dir, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    push.checkpoint_written()
+    wait_for(lambda: not push.is_at_work, seconds=20)
+    assert capsys.readouterr().err == ""
+    push.checkpoint_written()
+    said = f"ended early (code {-signal.SIGKILL}), see {run_dir}/hub/log.txt"
+    assert said in capsys.readouterr().err
+    with pytest.raises(NotPushedError, match=re.escape(said)):
+        finish_push(push)
+
+
+@pytest.mark.parametrize("obstacle", ["program", "folder", "log"])
+def test_a_process_that_cannot_be_started_does_not_end_the_training(
+    obstacle: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = hub_folder(run_dir)
+    if obstacle == "folder":
+        folder.rmdir()
+        folder.write_text("")
+    elif obstacle == "log":
+        (folder / "log.txt").mkdir()
+    command = [str(run_dir / "no program")] if obstacle == "program" else [sys.executable, "-c", ""]
+    push = BackgroundPush(read_run_folder(run_dir).recipe, command=lambda output_dir, phase: command)
+    for _ in range(2):
+        push.checkpoint_written()
+    assert capsys.readouterr().err.count("not on the Hub yet: the process could not be started: [Errno ") == 1
     with pytest.raises(NotPushedError, match=r"trained to the end, but not on the Hub: \[Errno "):
         finish_push(push)
-    push.close()
 
 
-def test_an_upload_that_is_obsolete_at_the_end_is_not_waited_for(
-    hub: HubStandIn, here: BackgroundPush, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_that_is_obsolete_at_the_end_is_not_waited_for(run_dir: Path) -> None:
     """The wait would never end: that process does not."""
-    working, finished = Working(), background_push.subprocess.Popen
-    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: working)
-    here.checkpoint_written()
-    old, newest = list_checkpoints(run_dir)
-    background_push._state(run_dir, old, REPO, "uploading")
-    monkeypatch.setattr(background_push.subprocess, "Popen", finished)
-    finish_push(here)
-    assert working.ended
-    assert json.loads(hub.read(REPO, "ochat.json"))["step"] == CheckpointManifest.load(newest).step
-
-
-def test_an_upload_of_the_right_checkpoint_is_waited_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    working = Working()
-    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: working)
-    push = BackgroundPush(read_run_folder(run_dir).recipe)
+    started: list[Phase] = []
+    obsolete = leaves(run_dir, state_of(run_dir, "uploading", newest=False), then=IGNORES_SIGTERM)
+    push = a_push(run_dir, obsolete, leaves(run_dir, state_of(run_dir, "pushed")), started=started)
     push.checkpoint_written()
-    background_push._state(run_dir, list_checkpoints(run_dir)[-1], REPO, "uploading")
-
-    def pushed_meanwhile(seconds: float) -> None:
-        assert not working.ended
-        background_push._state(run_dir, list_checkpoints(run_dir)[-1], REPO, "pushed", url="u", commit="c")
-        working.ended = True
-
-    monkeypatch.setattr(background_push.time, "sleep", pushed_meanwhile)
+    wait_for(lambda: PushState.load(run_dir) is not None, seconds=20)
     finish_push(push)
+    assert started == [Phase.TRAINING, Phase.LAST_TRY]
 
 
-def test_a_card_that_was_edited_on_the_hub_is_told_of_at_the_end(
-    hub: HubStandIn, here: BackgroundPush, run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    here.checkpoint_written()
+def test_an_upload_of_the_right_checkpoint_is_waited_for(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started: list[Phase] = []
+    states = [state_of(run_dir, "uploading"), state_of(run_dir, "pushed", url="u", commit="c", note="a note")]
+    push = a_push(run_dir, leaves(run_dir, *states, then=HANGS), started=started)
+    push.checkpoint_written()
+    wait_for(lambda: PushState.load(run_dir) is not None, seconds=20)
+    finish_push(push)
+    assert started == [Phase.TRAINING]
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == f"waiting for the Hub: {REPO}: uploading step 4 (0 s)"
+    assert err[-2:] == ["pushed: step 4 is at u (commit c)", "a note"]
+
+
+def test_a_card_that_was_edited_on_the_hub_is_kept_and_reported(hub: HubStandIn, run_dir: Path) -> None:
+    push_checkpoints(run_dir, leave_room=True)
     hub.put(REPO, {"README.md": b"---\nlicense: mit\n---\n\n# By hand\n"})
-    (run_dir / "hub" / "state.json").unlink()
-    here.checkpoint_written()
-    finish_push(here)
+    state_file(run_dir).unlink()
+    push_checkpoints(run_dir, leave_room=True)
     assert hub.read(REPO, "README.md").endswith(b"# By hand\n")
-    assert f"{REPO}: README.md was edited there and is left as it is" in capsys.readouterr().err
+    state = PushState.load(run_dir)
+    assert state is not None
+    assert str(state.note).startswith(f"{REPO}: README.md was edited there and is kept")
 
 
-def test_a_run_that_is_stopped_while_it_waits_names_the_command(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    push = BackgroundPush(read_run_folder(run_dir).recipe)
-    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: Working())
+def test_a_run_that_is_stopped_while_it_waits_names_the_command(run_dir: Path) -> None:
+    export_folder(run_dir).mkdir()
+    push = a_push(run_dir, HANGS)
     push.checkpoint_written()
     request = StopRequest()
     request.listen()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StoppedBySignalError, match="trained to the end; stopped by SIGTERM"):
+        with pytest.raises(StoppedBySignalError) as caught:
             push.finish(request)
     finally:
         request.close()
+        push.close()
+    command = f"start the run again, or: ochat push {export_folder(run_dir)} --repo {REPO}"
+    assert str(caught.value).startswith("trained to the end; stopped by SIGTERM before the model was on the Hub\n")
+    assert str(caught.value).endswith(command)
+    assert not push.is_at_work
 
 
-def test_one_process_at_a_time(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Any] = []
-    monkeypatch.setattr(
-        background_push.subprocess, "Popen", lambda command, **_: (started.append(command), Working())[1]
+@pytest.mark.parametrize(
+    ("program", "number"), [(HANGS, signal.SIGTERM), (IGNORES_SIGTERM, signal.SIGKILL)], ids=["hangs", "ignores"]
+)
+def test_the_process_is_ended_with_the_run(program: str, number: int, tmp_path: Path) -> None:
+    process, log = PushProcess(end_seconds=0.2), tmp_path / "log.txt"
+    assert not process.status.is_running
+    process.start(
+        [sys.executable, "-c", program.replace("signal.pause()", "print(flush=True); signal.pause()")], log=log
     )
-    push = BackgroundPush(read_run_folder(run_dir).recipe)
-    for _ in range(3):
-        push.checkpoint_written()
-    assert len(started) == 1
+    wait_for(lambda: log.read_bytes() != b"", seconds=20)
+    assert process.status == ProcessStatus(is_running=True)
+    process.end()
+    assert process.status == ProcessStatus(is_running=False, exit_code=-number)
+    process.end()  # the second one is nothing
 
 
-def test_the_process_is_ended_with_the_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that does not listen."""
-    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
-    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    monkeypatch.setattr(background_push, "_END_SECONDS", 0.1)
-    monkeypatch.setattr(background_push.subprocess, "Popen", lambda command, **_: process)
-    push = BackgroundPush(read_run_folder(run_dir).recipe)
-    push.checkpoint_written()
-    push.close()
-    assert process.returncode == -signal.SIGKILL
+def test_the_process_inherits_no_launcher_and_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "8", "LOCAL_RANK": "3", "CUDA_VISIBLE_DEVICES": "3", "KEPT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    process, log = PushProcess(), tmp_path / "log.txt"
+    names = ("WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "KEPT")
+    process.start([sys.executable, "-c", f"import os; print([os.environ.get(name) for name in {names}])"], log=log)
+    wait_for(lambda: not process.status.is_running, seconds=20)
+    assert log.read_text() == "[None, None, '', '1']\n"
 
 
 def test_the_exit_code(
@@ -384,21 +417,6 @@ def test_the_exit_code(
     monkeypatch.setattr(train_module, "train", fail)
     assert main(["train", str(make_recipe())]) == exits.NOT_PUSHED == 77
     assert capsys.readouterr().err == "ochat train: trained to the end, but not on the Hub\n"
-
-
-def test_what_a_terminal_would_show(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    shown: dict[bytes, str] = {
-        b"": "",
-        b"a\n": "a",
-        b"a\rb\rc": "c",
-        b"a: 7%\x1b[A\r": "a: 7%",
-        b"x" * 9000 + b"\n  b: 45%\r\n\n": "b: 45%",
-        b"\xff\xfe\n": "\ufffd\ufffd",
-    }
-    for content, expected in shown.items():
-        log.write_bytes(content)
-        assert last_shown(log) == expected
 
 
 def test_arms_of_an_ablation_push_nothing(make_recipe: RecipeFactory, tmp_path: Path) -> None:

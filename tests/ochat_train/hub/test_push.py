@@ -19,11 +19,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_names import hub_name_problem
 from ochat_train.check.findings import run_checks
 from ochat_train.check.hub import check_push
+from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.cli.main import main
 from ochat_train.hub.push import push
 from ochat_train.hub.repository import read_repo
-from ochat_train.hub.retry import Patience, persevere
-from ochat_train.hub.rights import check_recipe_rights
+from ochat_train.hub.retry import RetryPolicy, retry
+from ochat_train.hub.rights import check_recipe_rights, first_contact
 from ochat_train.recipe.load import load_recipe
 from ochat_train.system import exits
 from tests.support.faults import wait_for
@@ -63,9 +64,13 @@ def folder(tmp_path: Path) -> Path:
     return make_export(tmp_path / "export")
 
 
+def facts_of(recipe: Path) -> RecipeFacts:
+    return RecipeFacts(recipe=load_recipe(recipe), num_gpus=1, gpu_memory_gib=80.0)
+
+
 def refusal(folder: Path, clock: Clock, repo: str = REPO, *, overwrite: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        push(folder, repo, patience=clock.patience, overwrite=overwrite)
+        push(folder, repo, policy=clock.policy, overwrite=overwrite)
     return str(caught.value)
 
 
@@ -73,7 +78,7 @@ def refusal(folder: Path, clock: Clock, repo: str = REPO, *, overwrite: bool = F
 
 
 def test_every_byte_arrives_in_a_private_repository_in_one_commit(hub: HubStandIn, folder: Path, clock: Clock) -> None:
-    pushed = push(folder, REPO, message="first", patience=clock.patience)
+    pushed = push(folder, REPO, message="first", policy=clock.policy)
     assert content_on_hub(hub, REPO) == content_of(folder)
     repo = hub.repo(REPO)
     assert repo["private"] is True
@@ -97,18 +102,18 @@ def test_every_byte_arrives_in_a_private_repository_in_one_commit(hub: HubStandI
 
 
 def test_a_second_push_sends_nothing(hub: HubStandIn, folder: Path, clock: Clock) -> None:
-    first = push(folder, REPO, patience=clock.patience)
+    first = push(folder, REPO, policy=clock.policy)
     hub.requests.clear()
-    again = push(folder, REPO, patience=clock.patience)
+    again = push(folder, REPO, policy=clock.policy)
     assert (again.commit, again.num_new) == (first.commit, 0)
     assert {request.split()[0] for request in hub.requests} == {"GET"}
 
 
 def test_a_changed_file_is_the_only_one_that_is_sent(hub: HubStandIn, folder: Path, clock: Clock) -> None:
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     uploaded = hub.uploaded
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Edited by hand\n")
-    assert push(folder, REPO, patience=clock.patience).num_new == 1
+    assert push(folder, REPO, policy=clock.policy).num_new == 1
     assert hub.uploaded == uploaded
     assert content_on_hub(hub, REPO) == content_of(folder)
 
@@ -117,16 +122,16 @@ def test_large_files_in_several_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     clock = quick_clock(monkeypatch)
     with client_of(tmp_path / "hub", monkeypatch, part_bytes=70_000) as hub:
         hub.add(Fault(request="PUT /objects/*", times=2, status=503))
-        push(folder, REPO, patience=clock.patience)
+        push(folder, REPO, policy=clock.policy)
         assert content_on_hub(hub, REPO) == content_of(folder)
         assert sum(request.startswith("PUT /objects/") for request in hub.requests) == 5 + 2
 
 
 def test_weights_of_an_earlier_model_go_in_the_same_commit(hub: HubStandIn, tmp_path: Path, clock: Clock) -> None:
-    push(make_export(tmp_path / "old", shards=3), REPO, patience=clock.patience)
+    push(make_export(tmp_path / "old", shards=3), REPO, policy=clock.policy)
     hub.put(REPO, {"picture.png": b"png"})
     new = make_export(tmp_path / "new", seed=1)
-    push(new, REPO, patience=clock.patience)
+    push(new, REPO, policy=clock.policy)
     assert content_on_hub(hub, REPO) == {**content_of(new), "picture.png": b"png"}
     assert len(hub.repo(REPO)["commits"]) == 4  # the initial one, old, the picture, new
 
@@ -136,10 +141,10 @@ def test_every_file_of_an_earlier_export_goes_and_nothing_else(hub: HubStandIn, 
     (old / "added_tokens.json").write_text("{}")
     write_mark(old)
     (old / "NOTICE").write_text("Laid beside the export, so not in its list.")
-    push(old, REPO, patience=clock.patience)
+    push(old, REPO, policy=clock.policy)
     hub.put(REPO, {"model-mine.safetensors.txt": b"mine"})
     new = make_export(tmp_path / "new", seed=1)
-    push(new, REPO, patience=clock.patience)
+    push(new, REPO, policy=clock.policy)
     beside = {"NOTICE": (old / "NOTICE").read_bytes(), "model-mine.safetensors.txt": b"mine"}
     assert content_on_hub(hub, REPO) == {**content_of(new), **beside}
 
@@ -147,25 +152,25 @@ def test_every_file_of_an_earlier_export_goes_and_nothing_else(hub: HubStandIn, 
 def test_a_card_that_was_edited_on_the_hub_stays(
     hub: HubStandIn, tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    push(make_export(tmp_path / "old"), REPO, patience=clock.patience)
+    push(make_export(tmp_path / "old"), REPO, policy=clock.policy)
     edited = b"---\nlicense: mit\n---\n\n# Written by hand\n"
     hub.put(REPO, {"README.md": edited})
     new = make_export(tmp_path / "new", seed=1)
     (new / "README.md").write_text("---\nlicense: other\n---\n\n# Step 2\n")
     write_mark(new)
-    pushed = push(new, REPO, patience=clock.patience)
+    pushed = push(new, REPO, policy=clock.policy)
     assert content_on_hub(hub, REPO) == {**content_of(new), "README.md": edited}
     assert pushed.as_json()["card_left"] is True
     assert main(["push", str(new), "--repo", REPO]) == 0
-    assert "README.md was edited there and is left as it is; `ochat push --overwrite`" in capsys.readouterr().out
-    assert push(new, REPO, overwrite=True, patience=clock.patience).card_left is False
+    assert "README.md was edited there and is kept; `ochat push --overwrite`" in capsys.readouterr().out
+    assert push(new, REPO, overwrite=True, policy=clock.policy).card_left is False
     assert content_on_hub(hub, REPO) == content_of(new)
 
 
 def test_a_branch_is_made_and_main_stays(hub: HubStandIn, tmp_path: Path, clock: Clock) -> None:
     old, new = make_export(tmp_path / "old"), make_export(tmp_path / "new", seed=1)
-    push(old, REPO, patience=clock.patience)
-    pushed = push(new, REPO, revision="v2", patience=clock.patience)
+    push(old, REPO, policy=clock.policy)
+    pushed = push(new, REPO, revision="v2", policy=clock.policy)
     assert pushed.url == f"{hub.url}/{REPO}/tree/v2"
     assert content_on_hub(hub, REPO) == content_of(old)
     assert content_on_hub(hub, REPO, "v2") == content_of(new)
@@ -173,7 +178,7 @@ def test_a_branch_is_made_and_main_stays(hub: HubStandIn, tmp_path: Path, clock:
 
 def test_licences_and_notes_may_lie_beside_an_export(hub: HubStandIn, folder: Path, clock: Clock) -> None:
     (folder / "LICENSE.txt").write_text("You may.")
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     assert hub.read(REPO, "LICENSE.txt") == b"You may."
 
 
@@ -197,7 +202,7 @@ PASSING = {
 @pytest.mark.parametrize("name", PASSING)
 def test_faults_that_pass_are_outlived(name: str, hub: HubStandIn, folder: Path, clock: Clock) -> None:
     fault = hub.add(Fault(**{**vars(PASSING[name])}))
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     assert fault.times == 0
     assert content_on_hub(hub, REPO) == content_of(folder)
     assert len(hub.repo(REPO)["commits"]) == 2  # whatever was tried twice, was done once
@@ -217,7 +222,7 @@ def test_what_xet_raises_is_tried_again(
         return real(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", failing_once)
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     assert len(clock.waits) == 1
     assert content_on_hub(hub, REPO) == content_of(folder)
 
@@ -230,7 +235,7 @@ def test_the_hub_says_how_long_to_wait(
     request_: str, header: dict[str, str], hub: HubStandIn, folder: Path, clock: Clock
 ) -> None:
     hub.add(Fault(request=request_, status=429, headers=header))
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     assert clock.waits == [7.0]
     assert content_on_hub(hub, REPO) == content_of(folder)
 
@@ -244,7 +249,7 @@ def test_waits_double_and_end(hub: HubStandIn, folder: Path, clock: Clock) -> No
         assert 0.75 * longest <= wait <= longest
     uploaded = hub.uploaded
     hub.faults.clear()
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     assert hub.uploaded == uploaded
 
 
@@ -286,7 +291,7 @@ def test_killed_in_the_middle_and_started_again(hub: HubStandIn, tmp_path: Path,
     assert content_on_hub(hub, REPO) == {}  # half a model is never to be seen
     before = hub.uploaded
     assert 2 * size + 200_000 <= before < 3 * size
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     assert hub.uploaded - before == size
     assert content_on_hub(hub, REPO) == content_of(folder)
 
@@ -295,7 +300,7 @@ def test_killed_in_the_middle_and_started_again(hub: HubStandIn, tmp_path: Path,
 
 
 def test_a_large_file_that_is_broken_on_the_hub_is_noticed(hub: HubStandIn, folder: Path, clock: Clock) -> None:
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     stored = hub.folder / "objects" / sha256_of(folder / "model.safetensors")
     content = bytearray(stored.read_bytes())
     content[1000] ^= 1
@@ -307,10 +312,10 @@ def test_a_large_file_that_is_broken_on_the_hub_is_noticed(hub: HubStandIn, fold
 
 
 def test_a_small_file_that_is_broken_on_the_hub_is_mended(hub: HubStandIn, folder: Path, clock: Clock) -> None:
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     [blob] = [path for path in hub.repo_folder(REPO).glob("blobs/*") if b"mistral" in path.read_bytes()]
     blob.write_bytes(blob.read_bytes().replace(b"mistral", b"mistrel"))
-    assert push(folder, REPO, patience=clock.patience).num_new == 1
+    assert push(folder, REPO, policy=clock.policy).num_new == 1
     assert content_on_hub(hub, REPO) == content_of(folder)
 
 
@@ -346,8 +351,8 @@ def test_tokens_with_the_right_pass(
     token: str, hub: HubStandIn, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    push(folder, REPO, patience=clock.patience)
-    push(folder, REPO, patience=clock.patience)  # a repository that is there is asked in another way
+    push(folder, REPO, policy=clock.policy)
+    push(folder, REPO, policy=clock.policy)  # a repository that is there is asked in another way
     assert content_on_hub(hub, REPO) == content_of(folder)
 
 
@@ -390,36 +395,40 @@ def test_a_silent_hub_ends_a_request_the_first_contact_and_no_more_than_that(
     """Also the request that huggingface_hub asks to have no limit, and a work of many requests."""
     recipe = load_recipe(make_recipe(train__push_to_hub=REPO))
     clock = Clock()
-    patience = Patience(tries=2, request_seconds=0.05, sleep=clock.waits.append, say=clock.said.append)
+    policy = RetryPolicy(max_tries=2, request_seconds=0.05, sleep=clock.waits.append, report=clock.said.append)
     with silent_hub(monkeypatch):
         with pytest.raises(UserError, match=r"ReadTimeout.*gave up after 2 tries"):
-            check_recipe_rights(recipe, patience=patience)
+            check_recipe_rights(recipe, policy=policy)
         with pytest.raises(UserError, match=r"ReadTimeout.*gave up after 2 tries"):
-            persevere(lambda: read_repo(REPO, revision=None), patience, repo=REPO)
+            retry(lambda: read_repo(REPO, revision=None), policy, repo=REPO)
         with pytest.raises(UserError, match=r"no answer in time.*gave up after 1 try"):
-            check_recipe_rights(recipe, patience=Patience(total_seconds=0.1))
+            check_recipe_rights(recipe, policy=RetryPolicy(total_seconds=0.1))
     assert len(clock.waits) == 2
 
 
-def test_the_first_contact_is_shorter_than_the_patience_of_the_other_ranks(
+@pytest.mark.parametrize("hang_timeout", [1800.0, 7.0])
+def test_the_first_contact_ends_before_the_other_ranks_give_up(hang_timeout: float) -> None:
+    policy = first_contact(RetryPolicy(), hang_timeout_seconds=hang_timeout)
+    assert 10 <= policy.request_seconds <= 30
+    assert policy.total_seconds <= min(120, hang_timeout)
+    strict = RetryPolicy(max_tries=1, request_seconds=0.5, total_seconds=0.5)
+    assert first_contact(strict, hang_timeout_seconds=hang_timeout) == strict  # it never makes a policy looser
+
+
+def test_a_run_does_not_ask_the_hub_longer_than_its_ranks_wait(
     make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used: list[Patience] = []
-    monkeypatch.setattr("ochat_train.hub.rights.persevere", lambda work, patience, repo: used.append(patience))
-    for hang_timeout in (1800.0, 7.0):
-        recipe = load_recipe(make_recipe(train__push_to_hub=REPO, train__hang_timeout_seconds=hang_timeout))
-        check_recipe_rights(recipe, patience=Patience())
-        assert 10 <= used[-1].request_seconds <= 30
-        assert used[-1].total_seconds <= min(120, hang_timeout)
+    recipe = load_recipe(make_recipe(train__push_to_hub=REPO, train__hang_timeout_seconds=0.1))
+    with silent_hub(monkeypatch), pytest.raises(UserError, match=r"no answer in time.*gave up after 1 try"):
+        check_recipe_rights(recipe, policy=RetryPolicy())
 
 
 def test_ochat_check_does_not_wait_for_a_silent_hub(
     make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = load_recipe(make_recipe(train__push_to_hub=REPO))
-    monkeypatch.setattr("ochat_train.check.hub.SECONDS", 0.1)
+    facts = facts_of(make_recipe(train__push_to_hub=REPO))
     with silent_hub(monkeypatch):
-        [found] = run_checks([("push", lambda: check_push(recipe))])
+        [found] = run_checks([("push", lambda: check_push(facts, timeout_seconds=0.1))])
     assert found.level == "problem"
     assert "gave up after 1 try" in found.remedy
 
@@ -427,9 +436,9 @@ def test_ochat_check_does_not_wait_for_a_silent_hub(
 def test_a_bug_of_ours_goes_through_and_an_answer_that_is_no_json_does_not(clock: Clock) -> None:
     for bug in (KeyError("x"), RuntimeError("x"), AssertionError()):
         with pytest.raises(type(bug)):
-            persevere(lambda bug=bug: (_ for _ in ()).throw(bug), clock.patience, repo=REPO)
+            retry(lambda bug=bug: (_ for _ in ()).throw(bug), clock.policy, repo=REPO)
     with pytest.raises(UserError, match="JSONDecodeError"):
-        persevere(lambda: json.loads("<html>"), clock.patience, repo=REPO)
+        retry(lambda: json.loads("<html>"), clock.policy, repo=REPO)
     assert clock.waits == []
 
 
@@ -440,24 +449,24 @@ def test_somebody_elses_files_are_not_touched(hub: HubStandIn, folder: Path, clo
     hub.make_repo(REPO, private=True)
     hub.put(REPO, {"pytorch_model.bin": b"theirs", "README.md": b"---\nlicense: mit\n---\n"})
     said = refusal(folder, clock)
-    assert "holds 3 files and no ochat.json" in said
+    assert "has 3 files and no ochat.json" in said
     assert "--overwrite" in said
     assert hub.read(REPO, "pytorch_model.bin") == b"theirs"
-    push(folder, REPO, overwrite=True, patience=clock.patience)
+    push(folder, REPO, overwrite=True, policy=clock.policy)
     assert content_on_hub(hub, REPO) == content_of(folder)
 
 
 def test_an_empty_repository_is_taken(hub: HubStandIn, folder: Path, clock: Clock) -> None:
     hub.make_repo(REPO, private=True)
-    push(folder, REPO, patience=clock.patience)
+    push(folder, REPO, policy=clock.policy)
     assert content_on_hub(hub, REPO) == content_of(folder)
 
 
 def test_a_public_repository_wants_to_be_named_so(hub: HubStandIn, folder: Path, clock: Clock) -> None:
     hub.make_repo(REPO, private=False)
     assert "is public" in refusal(folder, clock)
-    assert push(folder, REPO, private=False, patience=clock.patience).private is False
-    assert push(folder, "alice/new", private=False, patience=clock.patience).private is False
+    assert push(folder, REPO, private=False, policy=clock.policy).private is False
+    assert push(folder, "alice/new", private=False, policy=clock.policy).private is False
     assert hub.repo("alice/new")["private"] is False
 
 
@@ -537,12 +546,12 @@ def test_the_command(hub: HubStandIn, folder: Path, capsys: pytest.CaptureFixtur
 
 def test_what_ochat_check_says(hub: HubStandIn, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     def findings(**changes: object) -> list[tuple[str, str]]:
-        recipe = load_recipe(make_recipe(**changes))
-        return [(found.level, found.finding) for found in run_checks([("push", lambda: check_push(recipe))])]
+        facts = facts_of(make_recipe(**changes))
+        return [(found.level, found.finding) for found in run_checks([("push", lambda: check_push(facts))])]
 
     assert findings() == []
     assert hub.requests == []
-    assert findings(train__push_to_hub=REPO) == [("ok", f"{REPO}: this login may write there")]
+    assert findings(train__push_to_hub=REPO) == [("ok", f"train.push_to_hub: this login may write to {REPO}")]
     [(level, text)] = findings(train__push_to_hub="bob/model")
     assert level == "problem"
     assert text.startswith("bob/model: ")

@@ -36,7 +36,7 @@ from ochat_train.report.progress_line import (
 from ochat_train.report.tables import table
 from ochat_train.report.text import class_sums_text, validation_text
 from ochat_train.runs.metrics import EpochMeans, StepMetrics
-from ochat_train.system.say import say
+from ochat_train.system.messages import print_message
 from tests.support.processes import run_jobs
 from tests.support.results import class_means, means, step_metrics
 from tests.support.small_recipe import RecipeFactory
@@ -191,7 +191,7 @@ def test_lines_go_above_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=True))
     line = ProgressLine(first_step=0, num_steps=30, shown=True)
     line.update(step_of(7))
-    say("step 7: a spike")
+    print_message("step 7: a spike")
     text = screen.getvalue()
     assert re.search(r"\r *\rstep 7: a spike\n\r?.*step 7/30", text.replace("\x1b[A", "")), text
     line.close()
@@ -231,7 +231,7 @@ def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pyt
     line = [part.text for part in progress_parts(step_of(classes={NASTY: class_means()}), num_steps=1, seconds_left=0)]
     texts = {class_sums_text(epoch): 1, validation_text(result): 6, "\n".join(line): 1}
     monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=False))
-    say(f"{NASTY}\n\tstays")
+    print_message(f"{NASTY}\n\tstays")
     texts[screen.getvalue()] = 1
     for text, times in texts.items():
         assert all(character in "\n\t" or character.isprintable() for character in text), repr(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from data_pipeline.errors import UserError
@@ -21,7 +24,7 @@ from ochat_train.evaluation.results import Validation
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.runs.metrics import StepMetrics
-from ochat_train.tracking import choice, delivery
+from ochat_train.tracking import choice
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
@@ -42,7 +45,7 @@ FACTS = RunFacts(
 def deliver(tracker: FakeTracker, *, num_steps: int) -> str:
     """Log steps 1 to num_steps; what was said."""
     said: list[str] = []
-    trackers = Trackers([tracker], FACTS, say=said.append)
+    trackers = Trackers([tracker], FACTS, report=said.append)
     for step in range(1, num_steps + 1):
         trackers.log_step(step_metrics(step))
     trackers.close(done=True, most_seconds=60.0)
@@ -65,7 +68,7 @@ def test_a_tracker_that_raises_is_named_once_and_what_it_lacks_is_counted(
 ) -> None:
     tracker = FakeTracker(at_start=at_start, at_log=at_log)
     said = deliver(tracker, num_steps=7)
-    assert said.count("fake: SystemExit: no such project; it is switched off, training goes on") == 1
+    assert said.count("fake: SystemExit: no such project; it is switched off, training continues") == 1
     rest = (
         "7 of 7 steps and validations were not delivered; runs/x has everything in metrics.jsonl, validation.jsonl and"
     )
@@ -74,7 +77,7 @@ def test_a_tracker_that_raises_is_named_once_and_what_it_lacks_is_counted(
 
 
 @pytest.mark.parametrize(("at_start", "at_log"), [(hang, int), (int, hang)], ids=["at start", "at log"])
-def test_a_tracker_that_hangs_is_left_behind(at_start: Callable[[], Any], at_log: Callable[[], Any]) -> None:
+def test_a_tracker_that_hangs_is_dropped(at_start: Callable[[], Any], at_log: Callable[[], Any]) -> None:
     healthy, said = FakeTracker(name="healthy"), list[str]()
 
     def wait_for_healthy() -> None:
@@ -83,18 +86,17 @@ def test_a_tracker_that_hangs_is_left_behind(at_start: Callable[[], Any], at_log
                 thread.join()
 
     tracker = FakeTracker(at_start=at_start, at_log=at_log, at_abandon=wait_for_healthy)
-    trackers = Trackers([tracker, healthy], FACTS, say=said.append)
+    trackers = Trackers([tracker, healthy], FACTS, report=said.append)
     for step in range(1, 8):
         trackers.log_step(step_metrics(step))
     trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other is as quick as it is
-    text = "fake: does not answer and was left behind; 7 of 7 steps and validations were not delivered; runs/x has"
+    text = "fake: does not answer and was dropped; 7 of 7 steps and validations were not delivered; runs/x has"
     assert [line for line in said if line.startswith(text)] == said[-1:]
     assert tracker.is_abandoned
     assert (len(healthy.steps), healthy.closed, healthy.is_abandoned) == (7, False, False)
 
 
-def test_a_full_queue_loses_nothing_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "CAPACITY", 4)
+def test_a_full_queue_loses_nothing_unreported() -> None:
     started, may_go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -102,7 +104,7 @@ def test_a_full_queue_loses_nothing_unsaid(monkeypatch: pytest.MonkeyPatch) -> N
         may_go_on.wait()
 
     tracker, said = FakeTracker(at_log=wait), list[str]()
-    trackers = Trackers([tracker], FACTS, say=said.append)
+    trackers = Trackers([tracker], FACTS, report=said.append, capacity=4)
     trackers.log_step(step_metrics(1))
     started.wait()  # the first one is being logged, so four may wait
     for step in range(2, 12):
@@ -110,7 +112,7 @@ def test_a_full_queue_loses_nothing_unsaid(monkeypatch: pytest.MonkeyPatch) -> N
     may_go_on.set()
     trackers.close(done=True, most_seconds=60.0)
     assert tracker.steps == [1, 2, 3, 4, 5]
-    assert said[1] == "fake: too slow, 4 steps and validations wait; training goes on without it"
+    assert said[1] == "fake: too slow, 4 steps and validations are waiting; training continues without it"
     assert said[2].startswith("fake: 6 of 11 steps and validations were not delivered; runs/x has everything")
     assert len(said) == 3
 
@@ -126,7 +128,7 @@ def test_losses_are_the_same_to_the_bit_whatever_a_tracker_does(make_recipe: Rec
     outputs, codes = run_jobs(prepare, *({"command": commands[kind], **job} for kind, job in runs.items()), num_ranks=1)
     assert codes == [0], outputs[0][-4000:]
     assert outputs[0].count("exit code 0") == 1 + len(runs)
-    assert outputs[0].count("left behind") == 2
+    assert outputs[0].count("was dropped") == 2
     assert outputs[0].count("switched off") == 2
 
     def same(run: str) -> list[Any]:
@@ -313,39 +315,48 @@ def test_wandb_tables_hold_samples_and_matrix(tracked: dict[str, Any]) -> None:
     assert values == {tuple(row) for line in lines(run / "validation.jsonl") for row in line["matrix"].values()}
 
 
-def test_a_server_that_never_answers_does_not_hold_the_process(tmp_path: Path) -> None:
-    code = """
+SILENT_SERVER = """
 import os, socket, sys
 from pathlib import Path
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
-from ochat_train.tracking import wandb_tracker
+from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.support.results import step_metrics
-wandb_tracker.EXIT_SECONDS = 0.5
+
 server = socket.create_server(("127.0.0.1", 0))
 os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "WANDB_API_KEY": "a" * 40}
 facts = RunFacts(
     name="x", output_dir=Path(sys.argv[1]), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
 )
-trackers = Trackers([wandb_tracker.WandbTracker(TrackingSettings(wandb="online"))], facts, say=print)
+tracker = WandbTracker(TrackingSettings(wandb="online"), exit_seconds=0.5)
+trackers = Trackers([tracker], facts, report=print)
 trackers.log_step(step_metrics(1))
 server.accept()  # it asks, so it waits for an answer from now on
 trackers.close(done=True, most_seconds=0.0)
 """
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    # wandb itself would wait for 90 s, and then for its service
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": PYTHONPATH, "HOME": str(tmp_path)},
-    )
-    assert "Weights & Biases: does not answer and was left behind; 1 of 1 steps" in done.stdout
-    assert done.stderr == ""
+
+
+def test_a_server_that_never_answers_does_not_hold_the_process(tmp_path: Path) -> None:
+    """wandb itself would wait for its service for 90 s. The service inherits stdout: a pipe would wait for it."""
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("w") as output, err.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SILENT_SERVER, str(tmp_path)],
+            stdout=output,
+            stderr=errors,
+            cwd=ROOT,
+            env={"PYTHONPATH": PYTHONPATH, "HOME": str(tmp_path)},
+        )
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        for service in psutil.process_iter(["name", "cmdline"]):
+            if service.info["name"] == "wandb-core" and str(process.pid) in service.info["cmdline"]:
+                service.kill()
+    assert "Weights & Biases: does not answer and was dropped; 1 of 1 steps" in out.read_text()
+    assert err.read_text() == ""
 
 
 class FakeWandb(ModuleType):
@@ -386,7 +397,7 @@ def part_of_run(
     closed: bool,
     mode: str = "online",
 ) -> str:
-    """A part of a run that goes on after the step before `steps`; what is said at its start."""
+    """The part of a run with these steps; what is said at its start."""
     monkeypatch.setitem(sys.modules, "wandb", library)
     tracker = WandbTracker(TrackingSettings.model_validate({"wandb": mode, "wandb_entity": "team"}))
     said = tracker.start(replace(FACTS, output_dir=folder, first_step=steps.start - 1))
@@ -448,3 +459,16 @@ def test_wandb_takes_four_values(tmp_path: Path) -> None:
         assert load_recipe(path).tracking.wandb == value
     path = write(tmp_path, changed(("wandb: false", "wandb: ofline")))
     assert problem_of(path).endswith("tracking.wandb: 'ofline': expected `true`, `false`, `online` or `offline`")
+
+
+def test_every_tracker_of_a_recipe_has_a_record_and_is_installed_by_its_extra() -> None:
+    switches = {name for name, field in TrackingSettings.model_fields.items() if field.default is False}
+    assert [kind.key for kind in choice.TRACKER_KINDS] == sorted(switches)
+    for kind in choice.TRACKER_KINDS:
+        assert not kind.is_wanted(TrackingSettings())
+        wanted = TrackingSettings.model_validate({kind.key: True})
+        assert kind.is_wanted(wanted)
+        assert [other.key for other in choice.TRACKER_KINDS if other.is_wanted(wanted)] == [kind.key]
+        assert [type(tracker) for tracker in choice.chosen_trackers(wanted)] == [type(kind.make(wanted))]
+        requirement = re.compile(rf"{kind.package}\b.*extra == .{kind.extra}\b")
+        assert any(requirement.match(text) for text in importlib.metadata.requires("ochat-train") or ())

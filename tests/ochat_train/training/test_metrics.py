@@ -24,7 +24,7 @@ def no_trackers(folder: Path) -> Trackers:
     facts = RunFacts(
         name="x", output_dir=folder, first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
     )
-    return Trackers([], facts, say=print)
+    return Trackers([], facts, report=print)
 
 
 # ---- the table of an epoch ----

@@ -1,4 +1,4 @@
-"""Other libraries' progress bars and notices, which would drown ours."""
+"""Progress bars and notices of other libraries, between which ours would be lost."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ def quiet_libraries() -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu"
-    )  # else DeepSpeed says it guesses
+    # otherwise DeepSpeed prints that it guesses
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that newer torch calls deprecated, once a rank and step
+    # DeepSpeed calls collectives by names that newer torch calls deprecated, once per rank and step
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
-    warnings.filterwarnings(
-        "ignore", message="Argument aux_data", category=UserWarning
-    )  # flash-attn-4, while it compiles
+    warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)  # flash-attn-4 compiles
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`", category=UserWarning)
-    # compiling a layer with `matmuls`, torch warns of in-place operations in checkpointed code; a decoder layer has
-    # none
+    # when it compiles a layer with `matmuls`, torch warns about in-place operations in checkpointed code; a decoder
+    # layer has none
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device", category=UserWarning)  # the one we set

@@ -1,4 +1,4 @@
-"""Lines for people, on standard error."""
+"""Messages for the user, on standard error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tqdm import tqdm
 from data_pipeline.text_rules import visible
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print lines to stderr, above the progress line if there is one. Any thread may call it.
 
-    The text may hold users' data and a model's answers: control characters, which a terminal would obey, are escaped.
+    The text may contain users' data or a model's answers, so control characters, which a terminal would obey, are
+    escaped.
     """
     tqdm.write(visible(text), file=sys.stderr)
