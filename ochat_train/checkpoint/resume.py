@@ -58,7 +58,7 @@ class EarlierRun:
 
     output_dir: Path
     is_there: bool  # whether anything was written into output_dir
-    neighbours: frozenset[str]  # names beside output_dir
+    neighbours: frozenset[str]  # names beside output_dir; none where the run stays where it is
     checkpoints: tuple[Path, ...]  # the complete ones, oldest first
     checkpoint_names: frozenset[str]  # everything in their folder
     damaged: tuple[tuple[str, str], ...] = ()  # (name, problem) of those that were verified in vain
@@ -91,10 +91,13 @@ def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
         damaged.append((folder.name, problem))
         if resume == "auto":  # said at once: hashing the next one takes minutes
             print_message(f"{folder.name} is not intact: {problem}")
+    is_there = bool(_names(output_dir) - {LOCK_FILE})
+    # only for a new name: the folder above may belong to others, and not let this user list it
+    neighbours = _names(output_dir.parent) if resume == "never" and is_there else frozenset()
     return EarlierRun(
         output_dir=output_dir,
-        is_there=bool(_names(output_dir) - {LOCK_FILE}),
-        neighbours=_names(output_dir.parent),
+        is_there=is_there,
+        neighbours=neighbours,
         checkpoints=tuple(checkpoints),
         checkpoint_names=_names(checkpoints_dir(output_dir)),
         damaged=tuple(damaged),

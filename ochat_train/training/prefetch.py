@@ -87,9 +87,8 @@ class StepPrefetcher:
         self._left = len(step.packs)
         return replace(step, micro_batches=self._micro_batches(step, first))
 
-    def _micro_batches(self, step: Step, first: PackedBatch) -> Iterator[PackedBatch]:
-        batch = first
-        while True:
+    def _micro_batches(self, step: Step, batch: PackedBatch) -> Iterator[PackedBatch]:
+        while True:  # one variable: the step's first micro-batch is let go with the second
             self._left -= 1
             yield batch
             if self._left == 0:

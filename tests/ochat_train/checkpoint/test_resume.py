@@ -209,17 +209,26 @@ def test_reading_looks_no_further_than_the_newest_intact_checkpoint(
     folders = [make_checkpoint(run, recipe, step) for step in (2, 4, 6)]
     for folder in (folders[0], folders[2]):
         (folder / "stray").touch()
-    (tmp_path / "neighbour").touch()
     found = read_earlier_run(run, "auto")
     assert found.intact is not None
     assert (found.intact[0], found.intact[1].step) == (folders[1], 4)
     assert found.damaged == (("step-00000006", "stray is not in its MANIFEST.json"),)
     assert "step-00000006 is not intact: stray is not in its MANIFEST.json" in capsys.readouterr().err
     assert (found.is_there, found.checkpoints) == (True, tuple(folders))
-    assert found.neighbours == {path.name for path in tmp_path.iterdir()}
     assert read_earlier_run(run, str(folders[2])).damaged == found.damaged
     assert read_earlier_run(run, "never").intact is None
     assert not read_earlier_run(tmp_path / "none", "auto").is_there
+
+
+def test_the_folder_above_is_read_only_to_find_a_new_name(tmp_path: Path, recipe: Recipe) -> None:
+    """A shared folder that this user may not list holds runs that start and resume."""
+    run = tmp_path / "shared" / "run"
+    run.mkdir(parents=True)
+    (run.parent / "neighbour").touch()
+    assert not read_earlier_run(run, "never").neighbours
+    make_checkpoint(run, recipe, 2)
+    assert not read_earlier_run(run, "auto").neighbours
+    assert read_earlier_run(run, "never").neighbours == {"run", "neighbour"}
 
 
 def test_what_is_decided_is_moved(tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

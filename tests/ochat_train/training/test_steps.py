@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_prefetched_steps_are_the_same_and_few_micro_batches_wait(
     assert taken == plan.num_steps * 4
     prefetched.close()
     assert threading.active_count() == before
+
+
+def test_a_micro_batch_is_let_go_when_the_next_is_taken(prepared: tuple[Recipe, PreparedSplit, TrainingPlan]) -> None:
+    """The first of a step, too: none stays in pinned memory until the step ends."""
+    _, split, plan = prepared
+    prefetched = StepPrefetcher(steps_of(split, plan), depth=1)
+    step = next(prefetched)
+    taken = [weakref.ref(next(step.micro_batches)) for _ in step.packs]
+    assert [batch() is None for batch in taken] == [True, True, True, False]
+    prefetched.close()
 
 
 def test_a_step_is_not_given_out_before_the_one_before_is_taken(
