@@ -1,8 +1,16 @@
 """The weight of a conversation by its reward: w = exp((r - r_max) / beta) (C-RLFT, arXiv 2309.11235).
 
-The weight of a token is made in three files: here; in `classes/tagging.py`, which gives each message the weight of its
-class (or of its own reward), times the row's factor for that message; and in `prompt/render.py`, which puts it on
-the message's content and its end of turn. All other tokens weigh 0.
+The weight of a token is made in these files, each of which does one thing:
+
+    weight.py                the formula; `settings.py` calls it for a class, `classes/rewards.py` for a row's reward
+    classes/tagging.py       weight of a message: that of its class or reward, times the row's own factor for it; 0 for
+                             all that the assistant did not write
+    prompt/render.py         weight of a segment: a message's content and its end of turn have the message's weight,
+                             role prefixes and everything else 0
+    prompt/tokenization.py   weight of a token: that of its segment; 0 for one that spans prefix and content
+
+Rows of OpenChat bring their weights along: `openchat` rows without a class in `tagging.py`, tokenized rows in
+`prompt/turns.py`, which checks them.
 """
 
 from __future__ import annotations

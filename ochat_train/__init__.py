@@ -1,23 +1,28 @@
 """The C-RLFT trainer: prepared dataset in, trained Hugging Face checkpoint out.
 
-recipe.py            the recipe (YAML), checked as a whole before anything starts
-init/, check/        `ochat init` writes a first recipe, `ochat check` says what would stop one
-plan_report.py       what a run would do: steps, memory (memory_plan.py), hours (time_plan.py)
-batches.py           plan + prepared dataset        -> packed micro-batches
-model.py             transformers model             -> hidden states of a pack (attention.py keeps conversations apart)
-loss.py              hidden states                  -> weighted loss sums, without ever holding all logits
-engine.py            recipe                         -> DeepSpeed configuration and engine
-agreement.py         what all hosts must have in common before the first step
-train.py             the training loop and its step
-metrics.py           loss sums                      -> metrics.jsonl, console.py the progress line, tracking/ the
-trackers
-validation.py        held-out conversations, the condition matrix, samples
-checkpoint.py        resume state, written so that it is complete or not there
-export.py            checkpoint                     -> Hugging Face folder, with model_card.py
-push.py              Hugging Face folder            -> the Hub; background_push.py does it beside a run
-ablation/            C-RLFT against its arms
-run_page.py, inspect_page.py, page.py               HTML pages
-cli.py               the `ochat` command
+The packages, in the order in which a run meets them:
+
+    cli/           the `ochat` command, one file a verb
+    recipe/        the recipe (YAML), checked as a whole before anything starts
+    init/, check/  `ochat init` writes a first recipe, `ochat check` says what would stop one
+    planning/      what a run will do: steps, learning rate, memory, hours
+    distributed/   ranks: process group, agreement of all hosts, watchdog, stop request
+    model/         base model, attention kernels, packed batch, loss
+    training/      run, loop, step; metrics and anomalies
+    checkpoint/    resume state, written so that it is complete or not there
+    evaluation/    held-out conversations, the condition matrix, samples, questions
+    tracking/      TensorBoard, Weights & Biases
+    runs/          files of a run folder, for those who read them
+    export/        checkpoint to Hugging Face folder, with its card
+    hub/           Hugging Face folder to the Hub, also beside a run
+    inference/     `ochat generate`
+    report/        a run or a dataset as text and as an HTML page
+    ablation/      C-RLFT against its arms
+    quickstart/    small data with right answers
+    system/        exit codes, durable files, messages
+
+Where two numbers are made: targets are shifted in `model/batch.py`, the loss is scaled in `training/step.py`.
+docs/contributing.md follows one conversation from a raw row to the update, and says how to add things.
 """
 
 __version__ = "0.1.0"

@@ -31,15 +31,22 @@ def header_segments(template: Template, role: Role | Literal["system"], conditio
 
 
 def _segments(tagged: TaggedConversation, template: Template, bos_token: str | None) -> Iterator[Segment]:
+    # no control token parts the text after a turn from a header that begins with text: both are one text
+    between = template.after_turn if template.header_open is None else ""
+    before = ""
     if bos_token:
         yield ControlToken(text=bos_token)
     if tagged.conversation.system:
         yield from _header(template, template.system_name, tagged.conversation.system, 0.0)
         yield from _end(template, 0.0)
+        before = between
     for message, weight in zip(tagged.conversation.messages, tagged.message_weights, strict=True):
         role = _with_condition(tagged.condition, template.role_names[message.role])
-        yield from _header(template, role, message.content, weight)
+        yield from _header(template, role, message.content, weight, before=before)
         yield from _end(template, weight)
+        before = between
+    if before:
+        yield Text(prefix=before)
 
 
 def texts_after(control_token: str | None, template: Template, condition: str) -> tuple[str, ...]:
@@ -50,24 +57,29 @@ def texts_after(control_token: str | None, template: Template, condition: str) -
     """
     roles = [_with_condition(condition, name) for name in template.role_names.values()]
     roles += [template.system_name] if template.system_name else []
+    if control_token is not None and control_token == template.header_close:
+        return (template.header_suffix,) if template.header_suffix else ()
+    before = template.after_turn if control_token == template.end_of_turn else ""
     if template.header_open and control_token != template.header_open:
-        between = template.header_suffix if control_token == template.header_close else template.after_turn
-        return (between,) if between else ()
-    return tuple(roles) if template.header_close else tuple(role + template.header_suffix for role in roles)
+        return (before,) if before else ()
+    headers = tuple(before + role + ("" if template.header_close else template.header_suffix) for role in roles)
+    return (before, *headers) if before else headers
 
 
 def _with_condition(condition: str, role: str) -> str:
     return f"{condition} {role}" if condition else role
 
 
-def _header(template: Template, role: str | None, content: str, weight: float) -> Iterator[Segment]:
-    prefix = ""
+def _header(
+    template: Template, role: str | None, content: str, weight: float, *, before: str = ""
+) -> Iterator[Segment]:
+    prefix = before
     if role is not None:
         if template.header_open:
             yield ControlToken(text=template.header_open)
-        prefix = role
+        prefix += role
         if template.header_close:
-            yield Text(prefix=role)
+            yield Text(prefix=prefix)
             yield ControlToken(text=template.header_close)
             prefix = ""
         prefix += template.header_suffix
@@ -79,5 +91,5 @@ def _header(template: Template, role: str | None, content: str, weight: float) -
 
 def _end(template: Template, weight: float) -> Iterator[Segment]:
     yield ControlToken(text=template.end_of_turn, weight=weight)
-    if template.after_turn:
+    if template.after_turn and template.header_open is not None:
         yield Text(prefix=template.after_turn)

@@ -16,6 +16,8 @@ What a resumed run takes over, and from where:
         metrics, validation, samples: the lines up to the checkpoint's step are kept     training/outputs.py
         TensorBoard: later steps are hidden; Weights & Biases: the same run continues    tracking/
         anomalies.jsonl keeps all lines; hub/ knows what has been pushed
+    begun again
+        the class sums that are printed at the end: of the steps since the resume, if it was in the last epoch
 
 Not taken over: the order in which GPU kernels add (so GPU runs repeat within rounding), and, on another number of GPUs
 or another ZeRO stage, random numbers (dropout is redrawn; steps hold the same conversations).

@@ -19,8 +19,8 @@ from data_pipeline.text_rules import did_you_mean
 Positive = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
+# The attention kernels, the fastest first. Each is a file of ochat_train/model/attention with this name.
+KernelName = Literal["flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "flex", "sdpa"]
 Checkpointing = Annotated[
     Literal["auto", "none", "matmuls", "full"] | Annotated[dict[Literal["layers"], PositiveInt], Field(min_length=1)],
     WithJsonSchema(
@@ -83,9 +83,7 @@ class ModelSettings(Section):
         decides_steps=True,
         is_public=True,
     )
-    attention: Literal[
-        "auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "flex", "sdpa"
-    ] = setting(
+    attention: Literal["auto", KernelName] = setting(
         "auto",
         description="attention kernel; `auto` picks the fastest installed one and prints it",
         decides_steps=True,

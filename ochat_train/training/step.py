@@ -1,4 +1,8 @@
-"""One optimizer step: what goes in (`Step`), what is done (`train_step`), and what comes out (`StepSums`)."""
+"""One optimizer step: what goes in (`Step`), what is done (`train_step`), and what comes out (`StepSums`).
+
+The loss is scaled here and nowhere else: `accumulate_gradients` divides the weighted sum of every micro-batch by the
+step's denominator, which `TrainingPlan.denominator` (data_pipeline/plan/plan.py) computes for all ranks together.
+"""
 
 from __future__ import annotations
 

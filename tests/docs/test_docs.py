@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from data_pipeline.conversation import Message
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read.rows import parse_row
 from data_pipeline.settings import SourceSettings
 from ochat_train.cli.main import main
@@ -254,6 +255,21 @@ def test_the_prepared_folder_and_its_report_look_as_the_page_says(
     assert {entry.name for entry in prepared.iterdir()} == set(re.findall(r"^    ([\w.]+)", tree, flags=re.MULTILINE))
     info = json.loads((prepared / "train" / "dataset_info.json").read_text(encoding="utf-8"))
     assert list(info["features"]) == first_column(tree)
+
+
+# ---- docs/own-template.md ----
+
+
+def test_the_page_lists_every_template_with_its_condition() -> None:
+    page = (DOCS / "own-template.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (\w+) \| (.+) \|$", page, flags=re.MULTILINE)
+    assert {name: (count, condition) for name, count, condition in rows} == {
+        template.name: (
+            {1: "one", 2: "two", 3: "three"}[len(template.control_tokens)],
+            f"`{template.inference_condition}`" if template.inference_condition else "none",
+        )
+        for template in TEMPLATES.values()
+    }
 
 
 # ---- docs/correctness.md and docs/reliability.md ----

@@ -56,7 +56,7 @@ def _flex_mask(cu_seqlens: torch.Tensor, num_tokens: int, window: int | None) ->
     return mask
 
 
-FLEX = Kernel(
+KERNEL = Kernel(
     name="flex",
     run=attention_flex,
     compilable=False,  # compiles itself

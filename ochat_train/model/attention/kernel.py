@@ -44,9 +44,9 @@ class AttentionFunction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One kernel; each has a file of its own, and its place in `kernels.KERNELS`.
+    """One kernel. Each is `KERNEL` in the file of its name, and has its place in `KernelName` (`recipe/sections.py`).
 
-    name: in recipes (`model.attention`) and messages.
+    name: in recipes (`model.attention`) and messages; also of its file.
     compilable: whether torch.compile can trace a decoder layer around it.
     has_dropout: whether it honours `dropout`; others refuse models with attention dropout.
     needs_gpu: whether it needs CUDA.

@@ -1,20 +1,15 @@
-"""The table of attention kernels.
+"""The attention kernels by name, the fastest first: `auto` takes the first that can be used.
 
-To add one: a file beside this one with its `Kernel`, its place below, its name in the recipe's `model.attention`
-(`recipe/sections.py`; a test compares the two).
+Their names are in `KernelName` of `recipe/sections.py`, which must not import torch; each is a file beside this one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from typing import get_args
 
-from ochat_train.model.attention.flash_2 import FLASH_2
-from ochat_train.model.attention.flash_3 import FLASH_3
-from ochat_train.model.attention.flash_4 import FLASH_4
-from ochat_train.model.attention.flex import FLEX
 from ochat_train.model.attention.kernel import Kernel
-from ochat_train.model.attention.sdpa import SDPA
-from ochat_train.model.attention.varlen import VARLEN
+from ochat_train.recipe.sections import KernelName
 
-# The fastest first: `auto` takes the first that can be used.
-KERNELS: Mapping[str, Kernel] = {kernel.name: kernel for kernel in (FLASH_4, FLASH_3, FLASH_2, VARLEN, FLEX, SDPA)}
+KERNELS: Mapping[str, Kernel] = {name: import_module(f"{__package__}.{name}").KERNEL for name in get_args(KernelName)}

@@ -44,7 +44,7 @@ def attention_sdpa(
     return torch.cat(outputs)
 
 
-SDPA = Kernel(
+KERNEL = Kernel(
     name="sdpa",
     run=attention_sdpa,
     compilable=False,  # reads the lengths of conversations

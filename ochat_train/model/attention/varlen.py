@@ -53,7 +53,7 @@ def torch_varlen() -> tuple[Callable[..., Any], str]:
     return varlen_attn, style
 
 
-VARLEN = Kernel(
+KERNEL = Kernel(
     name="varlen",
     run=attention_varlen,
     compilable=True,

@@ -4,7 +4,9 @@ lengths.
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from data_pipeline import formats
 from data_pipeline.errors import UserError
-from data_pipeline.formats.table import TEXT_FORMATS
+from data_pipeline.formats.row_format import RowFormat
+from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.look.raw import look_at, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read import sources
@@ -25,6 +29,7 @@ from data_pipeline.settings import SourceSettings
 from tests.support.data import make_job, prepare_rows, source, tokenizer_spec
 from tests.support.rows import write_jsonl
 
+FILES = tuple(pkgutil.iter_modules(formats.__path__))
 TURNS = [("user", "How are you?"), ("assistant", "Fine."), ("user", "Good."), ("assistant", "Bye.")]
 ROWS: dict[str, dict[str, Any]] = {
     "openchat": {
@@ -40,6 +45,14 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def many(layout: str, count: int = 10, **more: Any) -> list[dict[str, Any]]:
     return [{**ROWS[layout], **more, "id": number} for number in range(count)]
+
+
+def test_every_format_is_in_the_table() -> None:
+    modules = [importlib.import_module(f"{formats.__name__}.{found.name}") for found in FILES]
+    records = {
+        found.name: found for module in modules for found in vars(module).values() if isinstance(found, RowFormat)
+    }
+    assert records == FORMATS
 
 
 @pytest.mark.parametrize("layout", TEXT_FORMATS)

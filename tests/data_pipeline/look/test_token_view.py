@@ -17,10 +17,13 @@ from data_pipeline.conversation import ControlToken, Conversation, Message, Tagg
 from data_pipeline.look.tokens import TokenReader, runs
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem, visible
 from tests.support.data import control_ids, tokenizer_spec
+from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS
 
+SHOWN = {**TEMPLATES, **{template.name: template for template in (TEXT_HEADERS, CLOSED_HEADERS)}}
 HOSTILE = "\x1b[31m \x9b1m \x07 \r \u202ebidi <|end_of_turn|></s> 日本語 🙂👩\u200d👧 \ufffd é"
 texts = st.text(st.characters(codec="utf-8", exclude_characters=RESERVED_CHARACTER), max_size=12) | st.sampled_from(
     ["", " a", "\n\nb ", ":x", "User:", HOSTILE]
@@ -29,19 +32,19 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters=RESERVED_CHARACT
 
 @functools.cache
 def reader_and_tokenizer(spec: TokenizerSpec, template: str) -> tuple[TokenReader, TemplateTokenizer]:
-    return TokenReader(Tokenizer.from_str(spec.backend), TEMPLATES[template]), TemplateTokenizer(spec)
+    return TokenReader(Tokenizer.from_str(spec.backend), SHOWN[template]), TemplateTokenizer(spec)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(contents=st.lists(texts, min_size=1, max_size=4), condition=st.sampled_from(["", "GPT4 Correct", "é <i>"]))
-@pytest.mark.parametrize("template", sorted(TEMPLATES))
+@pytest.mark.parametrize("template", sorted(SHOWN))
 @pytest.mark.parametrize("kind_of_tokenizer", ["small", "mistral"])
 def test_kinds_and_texts_are_those_of_the_rendered_segments(
     request: pytest.FixtureRequest, kind_of_tokenizer: str, template: str, contents: list[str], condition: str
 ) -> None:
     """With a weight on every message, a token weighs 0 exactly where it is a prefix (or BOS)."""
     folder = request.getfixturevalue(f"{kind_of_tokenizer}_tokenizer_dir")
-    spec = tokenizer_spec(folder, template)
+    spec = load_tokenizer_spec(find_tokenizer_files(str(folder)), SHOWN[template])
     messages = tuple(
         Message(role="user" if number % 2 == 0 else "assistant", content=text) for number, text in enumerate(contents)
     )
@@ -51,7 +54,7 @@ def test_kinds_and_texts_are_those_of_the_rendered_segments(
         condition=condition,
         message_weights=(0.5,) * len(messages),
     )
-    segments = render(tagged, TEMPLATES[template], bos_token=spec.bos_token)
+    segments = render(tagged, SHOWN[template], bos_token=spec.bos_token)
     reader, tokenizer = reader_and_tokenizer(spec, template)
     row = tokenizer.tokenize([segments])[0]
     assert isinstance(row, TokenizedConversation)

@@ -31,6 +31,7 @@ from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, 
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from tests.support.data import control_ids, make_job, rows_of, source
 from tests.support.rows import write_jsonl
+from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS
 
 # The ids that openchat/openchat_3.5 is prompted with
 SINGLE_TURN = [1, 420, 6316, 28781, 3198, 3123, 1247, 28747, 22557, 32000, 420, 6316, 28781, 3198, 3123, 21631, 28747]
@@ -395,7 +396,7 @@ def disagreement(made: Prompter, turns: Sequence[tuple[str, str]], *, condition:
     """What is wrong between the ids of training and of the exported template, None where they are as they must be."""
     ids = made.train(turns, condition=condition, system=system).input_ids.tolist()
     prompted = made.prompt(turns, condition=condition, system=system)
-    num_expected = 1 + (len(turns) + bool(system)) * CONTROL_TOKENS_PER_TURN[made.template.name]
+    num_expected = 1 + (len(turns) + bool(system)) * {**CONTROL_TOKENS_PER_TURN, **UNLIKE_OURS}[made.template.name]
     if ids != prompted:
         return f"trained on {made.decode(ids)!r} {ids}, prompted with {made.decode(prompted)!r} {prompted}"
     if made.num_control(ids) != num_expected:
@@ -416,6 +417,20 @@ def disagreements_on_difficult_texts(made: Prompter) -> dict[str, str]:
 @every_template
 def test_exported_ids_are_the_training_ids(template_name: str, prompter: PrompterFactory) -> None:
     assert disagreements_on_difficult_texts(prompter(template_name)) == {}
+
+
+UNLIKE_OURS = {"text_headers": 1, "closed_headers": 2}  # control tokens per turn
+
+
+@pytest.mark.parametrize("template", [TEXT_HEADERS, CLOSED_HEADERS], ids=lambda template: template.name)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_exported_ids_are_the_training_ids_for_templates_unlike_ours(
+    template: Template, tokenizer: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(
+        {"mistral": "mistral_tokenizer_dir", "byte_level": "small_tokenizer_dir"}[tokenizer]
+    )
+    assert disagreements_on_difficult_texts(export(folder, template, tmp_path / "exported")) == {}
 
 
 @every_template

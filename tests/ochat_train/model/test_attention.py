@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 
 from data_pipeline.errors import UserError
+from ochat_train.model import attention
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.keywords import check_attention
@@ -23,6 +27,7 @@ from tests.support.reference import relative_error
 
 LENGTHS = [[1, 2], [5, 1, 17], [64, 200, 3, 33]]
 EXACT_KERNELS = {"flex": 5e-6, "sdpa": 5e-6}  # kernels that also run in float32
+FILES = tuple(pkgutil.iter_modules(attention.__path__))
 COMPILABLE = sorted(name for name, kernel in KERNELS.items() if kernel.compilable)
 
 
@@ -114,11 +119,20 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
         choose_attention("varlen", device=torch.device("cpu"), dtype=torch.float32, dropout=0.0)
 
 
-def test_the_recipe_names_every_kernel() -> None:
-    """The recipe repeats the names, because reading a recipe must not import torch."""
-    named = get_args(ModelSettings.model_fields["attention"].annotation)
-    assert named == ("auto", *KERNELS)
-    assert [kernel.name for kernel in KERNELS.values()] == list(KERNELS)
+def test_every_kernel_is_in_the_table_under_the_name_of_its_file() -> None:
+    modules = {found.name: importlib.import_module(f"{attention.__name__}.{found.name}") for found in FILES}
+    records = {name: module.KERNEL for name, module in modules.items() if hasattr(module, "KERNEL")}
+    assert records == KERNELS
+    assert {name: kernel.name for name, kernel in KERNELS.items()} == {name: name for name in KERNELS}
+
+
+def test_a_recipe_can_name_every_kernel() -> None:
+    """The control: a name of no kernel is an error."""
+    settings = {"path": "base", "template": "chatml", "max_length_tokens": 8}
+    for name in ("auto", *KERNELS):
+        assert ModelSettings.model_validate({**settings, "attention": name}).attention == name
+    with pytest.raises(ValidationError):
+        ModelSettings.model_validate({**settings, "attention": "kernel"})
 
 
 def test_reading_a_recipe_imports_no_torch() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -20,12 +22,14 @@ import psutil
 import pytest
 
 from data_pipeline.errors import UserError
+from ochat_train import tracking
 from ochat_train.evaluation.results import Validation
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking import choice
 from ochat_train.tracking.delivery import Trackers
+from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 from ochat_train.tracking.wandb_tracker import WandbTracker
@@ -37,6 +41,7 @@ from tests.support.results import class_means, step_metrics
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
 
+FILES = tuple(pkgutil.iter_modules(tracking.__path__))
 FACTS = RunFacts(
     name="x", output_dir=Path("runs/x"), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
 )
@@ -320,6 +325,7 @@ import os, socket, sys
 from pathlib import Path
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
+from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.support.results import step_metrics
@@ -459,6 +465,12 @@ def test_wandb_takes_four_values(tmp_path: Path) -> None:
         assert load_recipe(path).tracking.wandb == value
     path = write(tmp_path, changed(("wandb: false", "wandb: ofline")))
     assert problem_of(path).endswith("tracking.wandb: 'ofline': expected `true`, `false`, `online` or `offline`")
+
+
+def test_every_tracker_is_in_the_table() -> None:
+    modules = [importlib.import_module(f"{tracking.__name__}.{found.name}") for found in FILES]
+    records = {kind.key: kind for module in modules for kind in vars(module).values() if isinstance(kind, TrackerKind)}
+    assert {kind.key: kind for kind in choice.TRACKER_KINDS} == records
 
 
 def test_every_tracker_of_a_recipe_has_a_record_and_is_installed_by_its_extra() -> None:

@@ -37,7 +37,7 @@ def attention_flash_3(
     return output
 
 
-FLASH_3 = Kernel(
+KERNEL = Kernel(
     name="flash_attention_3",
     run=attention_flash_3,
     compilable=True,

@@ -132,7 +132,7 @@ def _flash_4_gradients(ctx: Any, upstream_THD: torch.Tensor, upstream_of_lse: to
 _flash_4.register_autograd(_flash_4_gradients, setup_context=_flash_4_save)
 
 
-FLASH_4 = Kernel(
+KERNEL = Kernel(
     name="flash_attention_4",
     run=attention_flash_4,
     compilable=True,

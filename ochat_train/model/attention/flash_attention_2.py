@@ -37,7 +37,7 @@ def attention_flash_2(
     return result
 
 
-FLASH_2 = Kernel(
+KERNEL = Kernel(
     name="flash_attention_2",
     run=attention_flash_2,
     compilable=True,
