@@ -49,7 +49,7 @@ def _row_range(text: str) -> slice:
 
 @contextlib.contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """`ochat inspect ... | head` is no failure."""
+    """`ochat inspect ... | head` is not a failure."""
     try:
         yield
         sys.stdout.flush()

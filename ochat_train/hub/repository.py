@@ -68,7 +68,7 @@ def quiet_hub(*, progress: bool) -> None:
 
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[attr-defined]
     if progress:
-        huggingface_hub.utils.enable_progress_bars()  # transformers' setting turns these off, too
+        huggingface_hub.utils.enable_progress_bars()  # transformers' setting also turns these off
     else:
         huggingface_hub.utils.disable_progress_bars()
 

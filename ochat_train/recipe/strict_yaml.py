@@ -27,7 +27,7 @@ class Document:
     problems: list[Problem]
 
     def place(self, path: KeyPath) -> str:
-        """File, line and dotted name of a key path, or `--set` in place of the line; for a message."""
+        """File, line and dotted name of a key path, or `--set` instead of the line; for a message."""
         known = path
         while known and known not in self.lines:  # a key that is missing is reported at the line of its section
             known = known[:-1]

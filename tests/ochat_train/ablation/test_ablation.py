@@ -1,4 +1,4 @@
-"""`ochat ablate`: what the arms differ in, a real small ablation, going on after an interruption, and questions."""
+"""`ochat ablate`: what the arms differ in, a real small ablation, continuing after an interruption, and questions."""
 
 from __future__ import annotations
 

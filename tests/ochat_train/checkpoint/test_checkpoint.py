@@ -236,8 +236,8 @@ def test_a_pickle_that_is_no_archive_is_refused(copy: Path) -> None:
 
 
 def test_every_point_of_a_write_can_be_the_last(tmp_path: Path, make_recipe: RecipeFactory, measured: Measured) -> None:
-    """The process ends before, or half-way through, each change to the disk; the newest verified checkpoint loads each
-    time.
+    """The process ends before, or half-way through, each change to the disk; each time the newest verified checkpoint
+    loads.
     """
     path = make_recipe(**{**SHORT, "checkpoint__keep_last": 1})
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)

@@ -1,4 +1,4 @@
-"""`ochat init` writes recipes that load, prepare and plan as they are, and never overwrites or guesses in silence."""
+"""`ochat init` writes recipes that load, prepare and plan unchanged, and never overwrites or guesses in silence."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_it_runs_without_torch(here: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 
-# ---- what is missing, wrong or there already ----
+# ---- what is missing, wrong or exists already ----
 
 
 def test_all_that_is_missing_is_one_error_that_lists_the_flags(here: Path) -> None:

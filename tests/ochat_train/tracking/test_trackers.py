@@ -89,7 +89,7 @@ def test_a_tracker_that_hangs_is_dropped(at_start: Callable[[], Any], at_log: Ca
     trackers = Trackers([tracker, healthy], FACTS, report=said.append)
     for step in range(1, 8):
         trackers.log_step(step_metrics(step))
-    trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other is as quick as it is
+    trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other gets no time
     text = "fake: does not answer and was dropped; 7 of 7 steps and validations were not delivered; runs/x has"
     assert [line for line in said if line.startswith(text)] == said[-1:]
     assert tracker.is_abandoned
@@ -416,7 +416,7 @@ def test_wandb_gets_steps_again_only_where_they_may_be_lost(tmp_path: Path, monk
     assert library.steps == [1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
     assert library.exit_codes == [1, 1]
     assert len({run["id"] for run in library.runs}) == 1
-    part_of_run(library, tmp_path, range(1, 3), monkeypatch, closed=True)  # from the beginning: a run of its own
+    part_of_run(library, tmp_path, range(1, 3), monkeypatch, closed=True)  # from the beginning: a separate run
     assert len({run["id"] for run in library.runs}) == 2
     assert library.steps[-2:] == [1, 2]
 

@@ -59,7 +59,7 @@ def test_there_is_no_table_where_no_step_was_done() -> None:
 
 # ---- files ----
 
-# Blocks that were never written, half a line that the next one was written behind, other bytes, and what is no row
+# Blocks that were never written, half a line that the next one was written behind, other bytes, and what is not a row
 DAMAGED = [
     b"\0" * 4096,
     b'{"step": 3, "lo{"step": 4, "loss": 1.0}',
