@@ -8,7 +8,7 @@ The same public commands run with the code of both commits, each in its own fold
 run": this tree reads and exports the run that the other commit wrote, and resumes it from half of its steps.
 A line is one comparison: how many values it covers and their digest on both sides. Its control is the same comparison
 after the smallest change to a copy of this side's files (one bit of a weight or loss, the name of a key), which it must
-find. What this tree adds (options, keys, files) is listed and does not count as a difference; words for people are not compared.
+find. What this tree adds (options, keys, files) is listed and is not a difference. Words for people are not compared.
 Exit code 1 on any difference. Takes about 15 minutes on two cores, 5 with `--quick` and without `--gsm8k`.
 """
 

@@ -140,7 +140,7 @@ def _score_command(job: TrainingJob, exam: Exam) -> list[str]:
 
 
 def arm_environment(place: int, gpus: int) -> dict[str, str]:
-    """The environment of a training at one of several places: its GPUs, without the variables of this process's launcher.
+    """The environment of a training at one of several places: its GPUs, without the variables of this launcher.
 
     Places share GPUs if there are more places than GPUs.
     """

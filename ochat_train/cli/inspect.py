@@ -54,7 +54,7 @@ def _reader_may_leave() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # so that Python does not complain when it ends
+        sys.stdout = None  # so that Python does not complain when it ends
 
 
 @_reader_may_leave()

@@ -151,7 +151,7 @@ def read_classes(texts: Sequence[str], *, known: Sequence[str]) -> dict[str, Cla
 
 
 def class_settings(condition: str, reward: str, *, where: str) -> ClassSettings:
-    """A class from texts. Raises UserError for a reward that is not a number, and for a condition that cannot be used."""
+    """A class from texts. Raises UserError for a reward that is not a number and for an unusable condition."""
     try:
         value = float(reward)
     except ValueError:

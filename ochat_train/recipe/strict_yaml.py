@@ -117,6 +117,6 @@ def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*path, index), document) for index, item in enumerate(node.value)]
     try:
-        return _Yaml12Loader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return _Yaml12Loader("").construct_object(node, deep=True)
     except ValueError:  # a whole number with thousands of digits
         raise UserError(f"{document.name}:{node.start_mark.line + 1}", "not a number that can be read") from None

@@ -114,7 +114,7 @@ def run_job(job: dict[str, Any]) -> int:
     if "folders" in job:
         os.chdir(job["folders"][int(os.environ["RANK"])])
     if job.get("terminal"):
-        sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+        sys.stderr.isatty = lambda: True
     original = run.train
     run.train = functools.partial(original, hooks=hooks_of(job))
     undo = install_call(job.get("fault", {}))
@@ -173,7 +173,7 @@ def limit_file_size(fault: dict[str, Any]) -> None:
 
 def no_room(fault: dict[str, Any]) -> None:
     real = shutil.disk_usage
-    shutil.disk_usage = lambda path: real(path)._replace(free=1000)  # type: ignore[assignment]
+    shutil.disk_usage = lambda path: real(path)._replace(free=1000)
 
 
 def weight(value: float) -> Callable[[dict[str, Any]], Any]:

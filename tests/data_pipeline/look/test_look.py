@@ -163,7 +163,7 @@ def test_fields_are_seen_with_their_values_and_counts(tmp_path: Path) -> None:
         "origin": {"web": 60},
     }
     assert {name: field.numbers for name, field in seen.fields.items() if field.numbers} == {"meta.score": (0.0, 5.9)}
-    # a truth value is not a name, `language` is not in every row, one value tells nothing apart, too many name no classes
+    # a truth value is not a name, `language` is not in every row, one value separates nothing, nor do too many
     assert seen.class_fields() == ["source", "level"]
 
 

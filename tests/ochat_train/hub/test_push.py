@@ -219,7 +219,7 @@ def test_what_xet_raises_is_tried_again(
     def failing_once(*arguments: object, **options: object) -> object:
         if failures:
             raise failures.pop()
-        return real(*arguments, **options)  # type: ignore[arg-type]
+        return real(*arguments, **options)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", failing_once)
     push(folder, REPO, policy=clock.policy)
