@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import yaml
 
+from data_pipeline.prepared.dataset import ClassRow
 from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.evaluation.results import Sample, ValidationResult
 from ochat_train.report.tables import learnt_text, markdown_table, matrix_columns, number_text, shown_condition
@@ -41,16 +43,20 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = facts.output_dir / FOLDER
-        self._conditions = {row["name"]: row["condition"] for row in facts.classes}
+        self._conditions = {row.name: row.condition for row in facts.classes}
         purge_step = facts.first_step + 1  # hides later steps of an earlier part of the run
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         texts = {
-            "recipe": _code(yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True)),
+            "recipe": _code(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True)),
             "classes": _table(
-                ["", *(row["name"] for row in facts.classes)],
-                [[key, *(row[key] for row in facts.classes)] for key in facts.classes[0] if key != "name"],
+                ["", *(row.name for row in facts.classes)],
+                [
+                    [f.name, *(getattr(row, f.name) for row in facts.classes)]
+                    for f in fields(ClassRow)
+                    if f.name != "name"
+                ],
             ),
-            "ledger": _code(json.dumps(facts.ledger, indent=1, ensure_ascii=False)),
+            "ledger": _code(json.dumps(asdict(facts.ledger), indent=1, ensure_ascii=False)),
             "hardware": _table(["", ""], facts.hardware.items()),
             "versions": _table(["", ""], facts.versions.items()),
         }

@@ -82,12 +82,10 @@ def choose(output_dir: Path, made: Path, resume: str = "auto", *, num_ranks: int
 
 
 def test_every_flipped_bit_is_found(copy: Path, measured: Measured) -> None:
-    """In every kind of file; the control: torch.load reads flipped tensors without a word."""
+    """In every kind of file; the control: torch.load silently reads flipped tensors."""
     outcome = flip_bits(copy / "checkpoints" / "step-00000006", NUM_FLIPS, random.Random(0))
     measured(f"flipped bits found, of {NUM_FLIPS}", outcome["found"])
-    measured(
-        f"control: flipped bits that torch.load read without a word, of {outcome['torch_files']}", outcome["silent"]
-    )
+    measured(f"control: flipped bits that torch.load read silently, of {outcome['torch_files']}", outcome["silent"])
     assert outcome["found"] == NUM_FLIPS
     assert outcome["silent"] > outcome["torch_files"] / 2
 

@@ -26,20 +26,17 @@ from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking import choice
 from ochat_train.tracking.delivery import Trackers
-from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.support import wandb_file
 from tests.support.fake_trackers import KINDS, FakeTracker, fail, hang
 from tests.support.processes import PYTHONPATH, ROOT, run_jobs
 from tests.support.recipe_texts import changed, problem_of, write
-from tests.support.results import class_means, step_metrics
+from tests.support.results import class_means, run_facts, step_metrics
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
 
-FACTS = RunFacts(
-    name="x", output_dir=Path("runs/x"), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
-)
+FACTS = run_facts(Path("runs/x"))
 
 
 def deliver(tracker: FakeTracker, *, num_steps: int) -> str:
@@ -320,17 +317,13 @@ import os, socket, sys
 from pathlib import Path
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
-from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.wandb_tracker import WandbTracker
-from tests.support.results import step_metrics
+from tests.support.results import run_facts, step_metrics
 
 server = socket.create_server(("127.0.0.1", 0))
 os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "WANDB_API_KEY": "a" * 40}
-facts = RunFacts(
-    name="x", output_dir=Path(sys.argv[1]), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
-)
 tracker = WandbTracker(TrackingSettings(wandb="online"), exit_seconds=0.5)
-trackers = Trackers([tracker], facts, report=print)
+trackers = Trackers([tracker], run_facts(Path(sys.argv[1])), report=print)
 trackers.log_step(step_metrics(1))
 server.accept()  # it asks, so it waits for an answer from now on
 trackers.close(done=True, most_seconds=0.0)

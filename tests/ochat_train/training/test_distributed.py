@@ -274,7 +274,7 @@ def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(
     recipe = make_recipe(**changes)
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     recipe = recipe.rename(tmp_path / "first.yaml")
-    train_on_ranks(["train", recipe, "--resume", "never"], num_ranks=1)  # in a folder that is not there yet
+    train_on_ranks(["train", recipe, "--resume", "never"], num_ranks=1)  # in a folder that does not exist yet
     checkpoints = tmp_path / "run" / "checkpoints"
     shard = next((checkpoints / "step-00000010" / "state").glob("*optim_states.pt"))
     content = bytearray(shard.read_bytes())
