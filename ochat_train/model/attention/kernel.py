@@ -44,7 +44,7 @@ class AttentionFunction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One kernel; each has a file of its own, and its place in `kernels.KERNELS`.
+    """One kernel; each has its own file, and its place in `kernels.KERNELS`.
 
     name: in recipes (`model.attention`) and messages.
     compilable: whether torch.compile can trace a decoder layer around it.
