@@ -20,7 +20,7 @@ check_python() { # check_python PYTHON: end with 2 unless this version can be us
   }
 }
 
-set_up() { # set_up EXTRAS: install the project with these extras, unless that was done with the same files already
+set_up() { # set_up EXTRAS: install the project with these extras, unless it was already done with the same files
   local python=${OCHAT_PYTHON:-python3} stamp=".venv/installed-${1//,/-}"
   if [ ! -x .venv/bin/python ]; then
     check_python "$python"
@@ -78,7 +78,7 @@ case ${1-} in
     train recipes/quickstart.yaml
     echo_and_run ochat export runs/quickstart --out runs/quickstart/export --overwrite
     echo_and_run python -m ochat_train.quickstart.score runs/quickstart/export data/quickstart/held_out.jsonl
-    say "next: source .venv/bin/activate; ochat report runs/quickstart; then docs/tutorial.md, with files of your own"
+    say "next: source .venv/bin/activate; ochat report runs/quickstart; then docs/tutorial.md, with your own files"
     ;;
   *)
     set_up "$extras"

@@ -4,11 +4,11 @@
     python benchmarks/compare_commits.py HEAD~1 --quick            # 30 steps of the quickstart instead of all
     python benchmarks/compare_commits.py HEAD --quick --control    # trains this tree with another seed: must differ
 
-The same public commands run with the code of both commits, each in a folder of its own, on two CPU ranks. Lines "old
+The same public commands run with the code of both commits, each in its own folder, on two CPU ranks. Lines "old
 run": this tree reads and exports the run that the other commit wrote, and resumes it from half of its steps.
 A line is one comparison: how many values it covers and their digest on both sides. Its control is the same comparison
 after the smallest change to a copy of this side's files (one bit of a weight or loss, the name of a key), which it must
-find. What this tree adds (options, keys, files) is listed and is no difference; words for people are not compared.
+find. What this tree adds (options, keys, files) is listed and is not a difference. Words for people are not compared.
 Exit code 1 on any difference. Takes about 15 minutes on two cores, 5 with `--quick` and without `--gsm8k`.
 """
 
@@ -383,7 +383,7 @@ def try_nan(old: Side, new: Side, table: Table) -> None:
 
 @contextlib.contextmanager
 def checked_out(commit: str, folder: Path) -> Iterator[Path]:
-    """A git worktree of a commit, for as long as it is needed."""
+    """A git worktree of a commit, until the block ends."""
     git = ("git", "-C", str(ROOT), "worktree")
     subprocess.run([*git, "add", "--quiet", "--detach", str(folder), commit], check=True)
     try:
@@ -402,7 +402,7 @@ def main() -> int:
     parser.add_argument("--control", action="store_true", help="another seed for this tree: it must differ")
     options = parser.parse_args()
     if options.work is not None and options.work.exists():
-        parser.error(f"--work {options.work}: is there already; name a new folder")
+        parser.error(f"--work {options.work}: already exists; name a new folder")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the worktree goes
     start = time.monotonic()
     with contextlib.ExitStack() as stack:

@@ -88,7 +88,7 @@ def small_recipe(folder: Path, options: Any, **changes: Any) -> Path:
 
 
 def kills(folder: Path, options: Any) -> dict[str, Any]:
-    """kill -9 of a random rank at a random time; the run goes on by itself. As many runs as it takes, of 60 steps
+    """kill -9 of a random rank at a random time; the run resumes by itself. As many runs as it takes, of 60 steps
     each.
     """
     recipe = small_recipe(folder, options)
@@ -118,7 +118,7 @@ def kills(folder: Path, options: Any) -> dict[str, Any]:
 
 
 def without_random_states(folder: Path, undisturbed: Path, recipe: Path, options: Any) -> str:
-    """What becomes of the run if it goes on from its last checkpoint but one with other random states."""
+    """What becomes of the run if it resumes from its last checkpoint but one with other random states."""
     shutil.rmtree(folder / "run")
     shutil.copytree(undisturbed, folder / "run")
     before, last = list_checkpoints(folder / "run")

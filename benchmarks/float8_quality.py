@@ -4,7 +4,7 @@
 
 Runs `ochat train` in bfloat16, in bfloat16 with layers that are not compiled (the same arithmetic, rounded elsewhere:
 how much two such runs differ by chance), and in float8. Prints for each the mean weighted loss over the last steps and,
-if the recipe holds conversations out, their weighted loss under the checkpoint in bfloat16, as it is exported; both
+if the recipe holds conversations out, their weighted loss under the exported bfloat16 checkpoint; both
 with the ratio to the first. Exit code 1 if float8 differs by more than 1 % in training. Choose steps for at most one
 epoch: what a model fits by heart falls so steeply that any noise is a large ratio.
 """
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def start(commands: list[list[str]], *, at_once: bool) -> None:
-    """Run Python with each command's arguments, each on a GPU of its own as far as there are some; exit if one
+    """Run Python with each command's arguments, each on its own GPU as far as there are some; exit if one
     fails.
     """
     started = []

@@ -1,8 +1,8 @@
 """Conversations for the benchmarks, made from a seed: as long and as varied as people's, written by nobody.
 
 Words come from a vocabulary of 200,000 with Zipf frequencies (the commonest are English, the rest is built from
-syllables), so that a tokenizer meets new words all the time, as it does in real text. Between the sentences stand code,
-numbers, Chinese and Japanese text and emoji. With the Mistral tokenizer a conversation has about 1,650 tokens on
+syllables), so that a tokenizer meets new words all the time, as it does in real text. Between the sentences are
+code, numbers, Chinese and Japanese text and emoji. With the Mistral tokenizer a conversation has about 1,650 tokens on
 average.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/packing.py                                          # 10 million made lengths, capacity 8,192
     python benchmarks/packing.py --lengths openchat_v1_lengths.json       # and the lengths of a data set: a JSON list
 
-`data_pipeline.plan.packing.pack` stands beside plain first-fit decreasing over all lengths at once (every conversation
+Compares `data_pipeline.plan.packing.pack` with plain first-fit decreasing over all lengths at once (every conversation
 goes into the first pack that has room, longest first; found with a segment tree; also numba, one core), the usual
 heuristic, whose packs are the same in every epoch. Printed: compilation apart; a table with the median seconds of each,
 the number of packs and how full they are; for given lengths also the steps of `--ranks` ranks with one pack each, and
@@ -54,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--capacity", type=int, default=8192, help="tokens of a pack, for the made lengths (default: 8192)"
     )
-    parser.add_argument("--lengths", type=Path, help="JSON list of lengths, packed at capacities 8,192 and 32,768 too")
+    parser.add_argument("--lengths", type=Path, help="JSON list of lengths, also packed at capacities 8,192 and 32,768")
     parser.add_argument("--ranks", type=int, default=8, help="packs of a step, for given lengths (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each, turn by turn (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -57,7 +57,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=60, help="size of the made data (default: 60)")
-    parser.add_argument("--data", type=Path, help="your own conversations, in place of made ones")
+    parser.add_argument("--data", type=Path, help="your own conversations instead of made ones")
     parser.add_argument("--format", default="sharegpt", choices=_text_formats())
     parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer folder (default: Mistral-7B's, from package mistral-common)"
@@ -122,7 +122,7 @@ def _source(options: argparse.Namespace) -> Any:
     return SourceSettings.model_validate({"path": str(options.data), "format": options.format, **own_class})
 
 
-# ---- measurements, each in a process of its own ----
+# ---- measurements, each in a separate process ----
 
 
 def measure_raw(options: argparse.Namespace) -> dict[str, float]:

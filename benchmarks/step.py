@@ -8,7 +8,7 @@ machine.
 Weights are random; conversations are random ids with log-normal lengths, in a prepared dataset on disk, packed, read
 and prefetched by the trainer's own code. `reference` is OpenChat's trainer after its description: eager modules,
 FlashAttention-2 with variable lengths, every layer checkpointed, all logits at once, ZeRO-2 as DeepSpeed sets it up,
-one large micro-batch per step. Each variant runs in processes of its own. MFU: throughput.Work over the GPU's dense
+one large micro-batch per step. Each variant runs in separate processes. MFU: throughput.Work over the GPU's dense
 bfloat16 peak, true lengths, padding not counted.
 """
 
@@ -165,7 +165,7 @@ def conversation_length(rng: np.random.Generator, mean_length: int, *, longest: 
 
 
 def run_variant(variant: str, num_gpus: int, options: Options, settings: list[str]) -> dict[str, Any]:
-    """One variant in processes of its own, under torchrun, which starts faster than DeepSpeed's launcher; its figures,
+    """One variant in separate processes, under torchrun, which starts faster than DeepSpeed's launcher; its figures,
     or its last words.
     """
     task, result = Path(options.folder) / "task.json", Path(options.folder) / "result.json"
@@ -383,7 +383,7 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
     `idle`: no kernel ran; `loss`: the loss head, part of other groups. `waits`: how often and how long the host waited
     for the GPU, by what it called.
     """
-    from torch.autograd import DeviceType  # type: ignore[attr-defined]
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 

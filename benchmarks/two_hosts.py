@@ -39,7 +39,7 @@ PYTHON = [sys.executable, "-u"]
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One of two hosts. disk: folder of this host alone -> where it is seen, in place of what is there."""
+    """One of two hosts. disk: folder of this host alone -> where it is seen, instead of what is there."""
 
     name: str
     address: str
@@ -270,7 +270,7 @@ def cut_cable(trial: Trial) -> dict[str, Any]:
 
 
 def own_disks(trial: Trial, launcher: str) -> dict[str, Any]:
-    """Each host has a run folder of its own under the same path."""
+    """Each host has its own run folder under the same path."""
     run = f"own_disk_{launcher}"
     seen, own = trial.folder / "runs" / run, trial.folder / f"disk-of-b-{launcher}"
     seen.mkdir(parents=True)

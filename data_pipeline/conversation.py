@@ -48,7 +48,7 @@ class Conversation:
 class TaggedConversation:
     """A conversation with its class: the condition that joins every role prefix, and a loss weight per message.
 
-    tokens: where the row holds tokens instead of text (format `openchat_tokenized`); they are used as they are.
+    tokens: where the row holds tokens instead of text (format `openchat_tokenized`); they are used unchanged.
     """
 
     conversation: Conversation

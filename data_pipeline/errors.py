@@ -28,12 +28,11 @@ class Problem:
     """
 
     place: str
-    problem: str = ""
+    problem: str
     remedy: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.problem}" if self.problem else self.place
-        return f"{text}; {self.remedy}" if self.remedy else text
+        return f"{self.place}: {self.problem}{f'; {self.remedy}' if self.remedy else ''}"
 
 
 class UserError(ReportedError):
@@ -41,7 +40,7 @@ class UserError(ReportedError):
 
     exit_code = 2
 
-    def __init__(self, place: str | Path, problem: str = "", remedy: str = "") -> None:
+    def __init__(self, place: str | Path, problem: str, remedy: str = "") -> None:
         super().__init__(str(place), problem, remedy)  # all of them, so that it can be sent between processes
         self.place, self.problem, self.remedy = str(place), problem, remedy
 

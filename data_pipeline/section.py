@@ -102,8 +102,7 @@ def all_fields(section: type[Section], place: tuple[str, ...] = ()) -> Iterator[
 def chosen_values(section: type[Section], values: Mapping[str, Any], choose: Callable[[Flags], bool]) -> dict[str, Any]:
     """The part of a section's values (by key, as in JSON) whose fields are chosen by their flags.
 
-    A value that is not there (a field is younger than a checkpoint) is None; a section of which nothing is chosen is
-    left out.
+    A missing value (the field is newer than the checkpoint) is None. A section without a chosen field is left out.
     """
     chosen: dict[str, Any] = {}
     for name, field in section.model_fields.items():

@@ -291,7 +291,7 @@ class DataSettings(Section):
         return problems
 
     def _problems_of_tokenized(self) -> list[str]:
-        """What cannot be done with rows that hold tokens in place of text."""
+        """What cannot be done with rows that hold tokens instead of text."""
         numbers = [number for number, source in enumerate(self.sources) if source.is_tokenized]
         if not numbers:
             return []
@@ -321,9 +321,7 @@ class DataSettings(Section):
     def _problems_of_quantiles(self) -> list[str]:
         if self.classes_from is None:
             return []
-        problems = (
-            ["classes_from: makes the classes, in place of `classes`; remove one of them"] if self.classes else []
-        )
+        problems = ["classes_from: makes the classes, instead of `classes`; remove one of them"] if self.classes else []
         return problems + [
             f"sources.{number}: `classes_from` decides class and reward; remove `class`, `class_field` and "
             "`reward_field`"

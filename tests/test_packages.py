@@ -1,7 +1,7 @@
 """Which package may import which: one table, without circles.
 
-A file that lies beside packages counts as one. Adding an import between two packages means adding it here, so
-that a reader of the change sees it; a row that no import needs any more is an error too.
+A file beside packages counts as one. Adding an import between two packages means adding it here, so
+that a reader of the change sees it; a row that no import needs any more is also an error.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def package_of(module: str) -> str:
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    """Modules of ours that a file imports anywhere, inside of functions too."""
+    """Modules of ours that a file imports anywhere, even inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -137,7 +137,7 @@ def test_only_the_command_line_imports_training() -> None:
 
 @pytest.mark.parametrize("top", ["data_pipeline", "ochat_train"])
 def test_a_forbidden_import_is_found(top: str, tmp_path: Path) -> None:
-    """The control: one file that imports upwards, inside of a function."""
+    """The control: one file that imports upwards, inside a function."""
     for name in ("data_pipeline", "ochat_train"):
         (tmp_path / name / "prompt").mkdir(parents=True)
     upward = {"data_pipeline": "ochat_train.recipe.load", "ochat_train": "ochat_train.training.run"}[top]

@@ -1,7 +1,7 @@
 """Rewards of single conversations: from a number in each row to a loss weight, or to a class.
 
 The reward r that weight.py turns into a weight is the row's, clipped to `data.reward_clip`, minus the baseline of its
-class; r_max is the largest such r of all conversations and of the classes that have a reward of their own.
+class; r_max is the largest such r of all conversations and of the classes that have their own reward.
 """
 
 from __future__ import annotations

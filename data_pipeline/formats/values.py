@@ -26,7 +26,7 @@ def weight_of(weight: Any, where: str) -> float | None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise RowError("invalid_weight", f"{where}.weight: expected a number, found {shown(weight)}")
-    # false for NaN too; compared before any conversion to float, which can overflow
+    # also false for NaN; compared before any conversion to float, which can overflow
     if not 0 <= weight <= LARGEST_WEIGHT:
         raise RowError("invalid_weight", f"{where}.weight: {shown(weight)} is not a number from 0 to {LARGEST_WEIGHT}")
     return float(weight)

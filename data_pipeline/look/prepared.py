@@ -28,7 +28,7 @@ _HOW_A_SPLIT_IS_FILLED = {
 class Selection:
     """Which rows to look at: those that match everything given, and of them numbers start to stop - 1 (None: all).
 
-    find: a text in the row; control tokens are part of it, as they are written.
+    find: a text in the row, which shows control tokens the way they are written.
     """
 
     start: int = 0
@@ -84,7 +84,7 @@ class Inspection:
         """Numbers of the selected rows. Raises UserError where none matches, or fewer than asked for by number."""
         rows = self._candidates(selection)
         if selection.find is not None:
-            # An empty A:B looks for row A, too: only so is it known whether there is one.
+            # An empty A:B also looks for row A, to learn whether it exists.
             most = None if selection.stop is None else max(selection.stop, selection.start + 1)
             rows = self._holding(selection.find, rows, most=most)
         if not len(rows):

@@ -66,7 +66,7 @@ class FieldLook:
             self.numbers = (min(low, value), max(high, value))
 
     def finish(self, name: str) -> None:
-        """Forget the numbers of what is not a score: counts and identifiers are whole numbers, too."""
+        """Forget the numbers of a field that is not a score: counts and identifiers are also whole numbers."""
         if not self._is_score or not (self._has_fraction or _SCORE_NAME.search(name.rpartition(".")[2])):
             self.numbers = None
 
@@ -244,7 +244,7 @@ def _one_format(path: str, parsed: Mapping[str, Sequence[Conversation | BadRow]]
         raise UserError(
             path,
             f"holds rows of several formats ({counts}; first {other} row: {example})",
-            "give each format a file of its own",
+            "give each format its own file",
         )
     equals = [name for name, rows in found.items() if rows == found[best]]
     if len(equals) > 1:
@@ -257,7 +257,7 @@ def _one_format(path: str, parsed: Mapping[str, Sequence[Conversation | BadRow]]
 
 
 def _carries_class(row: Mapping[str, Any], row_format: str) -> bool:
-    """Whether a row has a condition and weights of its own, as a source without a class needs them."""
+    """Whether a row has its own condition and weights, as a source without a class needs them."""
     source = SourceSettings(path="row", format=row_format)
     try:
         tag(parse_row(row, place="row", source=source), class_name=None, classes={})

@@ -34,7 +34,7 @@ def sources_fingerprint(settings: DataSettings) -> str:
     return sha256_of_text("".join(contents))
 
 
-# The fields of a template in the first version of its fingerprint, all of which are part of it.
+# The fields of a template in the first version of its fingerprint. All of them are part of it.
 _TEMPLATE_FIELDS = (
     "name",
     "role_names",
@@ -53,7 +53,7 @@ def template_fingerprint(template: Template) -> str:
     """sha256 of everything that decides the prompts of a template.
 
     A field that is not in _TEMPLATE_FIELDS needs a default, and counts where a template sets it to something else. So a
-    new field leaves the fingerprints of templates that do not use it, and datasets prepared with them, as they were.
+    new field leaves the fingerprints of templates that do not use it, and datasets prepared with them, unchanged.
     """
     values = {name: getattr(template, name) for name in _TEMPLATE_FIELDS}
     for field in fields(template):

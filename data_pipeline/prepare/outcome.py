@@ -1,4 +1,4 @@
-"""Whether a preparation may end well: no row that must not be left out, and something in each split."""
+"""Whether a preparation succeeded: no row is missing that the recipe wants, and no split is empty."""
 
 from __future__ import annotations
 

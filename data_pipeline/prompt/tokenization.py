@@ -106,9 +106,9 @@ class TemplateTokenizer:
         self._text = Tokenizer.from_str(_text_backend(spec.backend))
         self._text.encode_special_tokens = True
         self._control_ids = _control_ids(spec.backend)
-        # A tokenizer without byte fallback writes its unknown token for ordinary text; that is no control token.
+        # A tokenizer without byte fallback writes its unknown token for ordinary text; that is not a control token.
         forbidden = [token_id for token, token_id in self._control_ids.items() if token != spec.unk_token]
-        self.is_control = np.zeros(spec.vocab_size, dtype=bool)  # by id; the unknown token is none
+        self.is_control = np.zeros(spec.vocab_size, dtype=bool)  # by id; the unknown token is not one
         self.is_control[forbidden] = True
         self._prefix_ids: dict[str, list[int]] = {}
 
@@ -188,7 +188,7 @@ def _text_backend(backend: str) -> str:
     """The tokenizer for text that follows a control token, tokenized on its own.
 
     `prepend_scheme: first` puts a space only before the very first text of a prompt, which ours never is.
-    A post-processor adds control tokens, which we never ask for, and takes 8 % of the time even so; one that trims
+    A post-processor adds control tokens, which we never ask for, and still takes 8 % of the time; one that trims
     offsets would also hide that a token of white space spans prefix and content.
     """
     description = json.loads(backend)

@@ -150,7 +150,7 @@ class TurnReader:
             conditions = [spec.condition for spec in self._classes.values() if class_name in (None, spec.name)]
             raise RowError(
                 "unknown_header",
-                f"turn {number} begins with {shown(text)}, which is no role under the condition "
+                f"turn {number} begins with {shown(text)}, which is not a role under the condition "
                 f"{' or '.join(map(quoted, conditions))}; correct the classes, or use the tokenizer and template of "
                 "the file (or somebody typed a control token, which OpenChat's tokenization can take for a real one)",
             )

@@ -77,7 +77,7 @@ def is_tokenized(file: Path) -> bool:
 
 
 def tokenized_files(source: SourceSettings, template: str, *, where: str) -> list[Path]:
-    """The files of a source. Raises UserError where one is no such file, or was made for another prompt format."""
+    """The files of a source. Raises UserError where one has another layout, or was made for another prompt format."""
     files = source_files(source, where=where)
     for file in files:
         _check_file(file, template, where=where)
@@ -163,7 +163,7 @@ def _refuse_epochs(files: list[Path], *, where: str) -> None:
             raise UserError(
                 where,
                 f"{other.name} and {file.name} are two epochs of one dataset",
-                "name one of them (`train.epochs` repeats it), or make each a source of its own if they hold different "
+                "name one of them (`train.epochs` repeats it), or make each its own source if they hold different "
                 "conversations",
             )
 

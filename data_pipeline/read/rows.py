@@ -71,7 +71,7 @@ def _field(row: Mapping[str, Any], field: str, meaning: str) -> Any:
 def _score(row: Mapping[str, Any], field: str) -> float:
     value = _field(row, field, "holds the reward")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not -LARGEST_WEIGHT <= value <= LARGEST_WEIGHT:  # false for NaN, too
+    if not is_number or not -LARGEST_WEIGHT <= value <= LARGEST_WEIGHT:  # also false for NaN
         raise RowError(
             "invalid_reward", f"{field}: {shown(value)} is not a number from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}"
         )

@@ -1,4 +1,4 @@
-"""Trains and scores arms in processes of their own, several at a time; what is finished is not run again."""
+"""Trains and scores arms in separate processes, several at a time; finished ones are not run again."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def run_trainings(
             places.put(place)
 
     with ThreadPoolExecutor(parallel) as pool:
-        try:  # an error here drops jobs that have not begun; running ones got the signal, too, and are waited for
+        try:  # an error here drops jobs that have not begun; running ones also got the signal, and are waited for
             return sum(problem is not None for problem in pool.map(work, missing))
         except KeyboardInterrupt:
             raise StoppedBySignalError(_STOPPED) from None
@@ -140,7 +140,7 @@ def _score_command(job: TrainingJob, exam: Exam) -> list[str]:
 
 
 def arm_environment(place: int, gpus: int) -> dict[str, str]:
-    """The environment of a training at one of several places: its GPUs, and nothing of this process's launcher.
+    """The environment of a training at one of several places: its GPUs, without the variables of this launcher.
 
     Places share GPUs if there are more places than GPUs.
     """

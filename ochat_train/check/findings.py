@@ -56,8 +56,8 @@ def from_error(area: str, error: UserError, *, level: Level = "problem", remedy:
         Finding(
             level=level,
             area=area,
-            place=found.place if found.problem else "",
-            problem=found.problem or found.place,
+            place=found.place,
+            problem=found.problem,
             remedy=found.remedy or remedy,
         )
         for found in error.problems

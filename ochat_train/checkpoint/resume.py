@@ -63,7 +63,7 @@ class EarlierRun:
     neighbours: frozenset[str]  # names beside output_dir; none where the run stays where it is
     checkpoints: tuple[Path, ...]  # the complete ones, oldest first
     checkpoint_names: frozenset[str]  # everything in their folder
-    damaged: tuple[tuple[str, str], ...] = ()  # (name, problem) of those that were verified in vain
+    damaged: tuple[tuple[str, str], ...] = ()  # (name, problem) of those that failed verification
     intact: tuple[Path, CheckpointManifest] | None = None  # the one to resume from
 
 

@@ -36,7 +36,7 @@ def add_gpus(parser: argparse.ArgumentParser, *, meaning: str, default: int | No
 
 
 def no_arguments(parser: argparse.ArgumentParser) -> None:
-    """For a verb that has no arguments of its own."""
+    """For a verb without its own arguments."""
 
 
 def positive(text: str) -> int:

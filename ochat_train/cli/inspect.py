@@ -49,12 +49,12 @@ def _row_range(text: str) -> slice:
 
 @contextlib.contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """`ochat inspect ... | head` is no failure."""
+    """`ochat inspect ... | head` is not a failure."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # so that Python does not complain when it ends
+        sys.stdout = None  # so that Python does not complain when it ends
 
 
 @_reader_may_leave()

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; each verb has a parser of its own."""
+    """The parser of the whole command; each verb has its own parser."""
     parser = argparse.ArgumentParser(
         prog="ochat", description="Train chat models on conversations of mixed quality (C-RLFT)."
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """One verb. Each has a file of its own in this folder and a row in `main.VERBS`.
+    """One verb. Each has its own file in this folder and a row in `main.VERBS`.
 
     name: as typed. summary: one sentence, for `--help` and docs/command-line.md. example: a command line.
     add_arguments: adds the verb's own arguments to its parser; `main` adds those of every verb.

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from data_pipeline.errors import UserError
-from ochat_train.distributed.ranks import Ranks, error_parts, on_main_rank
+from data_pipeline.errors import Problem, UserError, UserErrors
+from ochat_train.distributed.ranks import Ranks, as_user_error, on_main_rank
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system.versions import library_versions
 
@@ -36,29 +36,34 @@ def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
 
     A UserError or OSError of one rank is raised as a UserError on all ranks.
     """
-    result, problem = None, None
+    result, failure = None, None
     try:
         result = work()
     except (UserError, OSError) as error:
-        problem = error_parts(error)
-    found = _gathered(ranks, problem)
-    problems: dict[tuple[str, str, str], list[int]] = {}
-    for rank, (_, parts) in enumerate(found):
-        if parts is not None:
-            problems.setdefault(parts, []).append(rank)
-    if problems:
-        raise _error_of_ranks(problems, found)
+        failure = as_user_error(error)
+    found = _gathered(ranks, failure)
+    failures: dict[str, tuple[UserError, list[int]]] = {}
+    for rank, (_, error_there) in enumerate(found):
+        if error_there is not None:
+            failures.setdefault(str(error_there), (error_there, []))[1].append(rank)
+    if failures:
+        raise _error_of_ranks(list(failures.values()), found)
     return result  # type: ignore[return-value]
 
 
-def _error_of_ranks(problems: Mapping[tuple[str, str, str], list[int]], found: Sequence[tuple[str, Any]]) -> UserError:
-    """The problems of ranks as one error. problems: ranks by place, problem and remedy."""
+def _error_of_ranks(failures: Sequence[tuple[UserError, list[int]]], found: Sequence[tuple[str, Any]]) -> UserError:
+    """The errors of ranks as one. failures: each different error, with its ranks."""
+    error, numbers = failures[0]
+    if len(numbers) == len(found):
+        return error
+    problems = [
+        Problem(place=f"{_ranks_text(numbers, found)}: {problem.place}", problem=problem.problem, remedy=problem.remedy)
+        for error, numbers in failures
+        for problem in error.problems
+    ]
     if len(problems) == 1:
-        [((place, problem, remedy), numbers)] = problems.items()
-        everywhere = len(numbers) == len(found)
-        return UserError(place if everywhere else f"{_ranks_text(numbers, found)}: {place}", problem, remedy)
-    lines = [f"{_ranks_text(numbers, found)}: {UserError(*parts)}" for parts, numbers in problems.items()]
-    return UserError("ranks cannot start, for different reasons", "\n" + "\n".join(lines))
+        return UserError(problems[0].place, problems[0].problem, problems[0].remedy)
+    return UserErrors("ranks", "cannot start, for different reasons", problems)
 
 
 def facts_of(recipe: Recipe, *, data_fingerprint: str) -> dict[str, str]:

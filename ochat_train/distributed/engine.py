@@ -10,7 +10,7 @@ import torch
 class Engine(Protocol):
     """One rank's share of the model in training; `training.engine.start_engine` makes it.
 
-    module: the wrapped PackedCausalLM; in ZeRO-3 its parameters are empty outside of forward and backward.
+    module: the wrapped PackedCausalLM; in ZeRO-3 its parameters are empty outside forward and backward.
     optimizer: has the `param_groups` of torch's optimizers. training: whether dropout is on.
     checkpoint_engine: writes the files of `save_checkpoint`.
     """

@@ -23,7 +23,7 @@ def is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process of its own, without what a launcher told this one."""
+    """An environment for a separate process, without what a launcher told this one."""
     return {
         name: value for name, value in environment.items() if name not in _VARIABLES and not name.startswith(_PREFIX)
     }

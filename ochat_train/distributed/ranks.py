@@ -76,21 +76,21 @@ def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
         try:
             message[0] = work()
         except (UserError, OSError) as error:
-            message[1] = error_parts(error)
+            message[1] = as_user_error(error)
     torch.distributed.broadcast_object_list(message, src=0)
     if message[1] is not None:
-        raise UserError(*message[1])
+        raise message[1]
     result: T = message[0]
     return result
 
 
-def error_parts(error: UserError | OSError) -> tuple[str, str, str]:
-    """Place, problem and remedy of an error, to be sent to other ranks."""
+def as_user_error(error: UserError | OSError) -> UserError:
+    """An error as it is sent to other ranks and raised there."""
     if isinstance(error, UserError):
-        return error.place, error.problem, error.remedy
+        return error
     if error.filename is not None and error.strerror:
-        return str(error.filename), error.strerror, ""
-    return type(error).__name__, str(error), ""
+        return UserError(str(error.filename), error.strerror)
+    return UserError(type(error).__name__, str(error))
 
 
 def stop_ranks() -> None:

@@ -57,7 +57,7 @@ class ConditionMatrix:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ConditionMatrix:
-        """From `to_json`, which may hold other keys, too. Raises KeyError where one is missing."""
+        """From `to_json`, which may also hold other keys. Raises KeyError where one is missing."""
         learnt = {name: Learnt(**fields_from(Learnt, entry)) for name, entry in values["learnt"].items()}
         return cls(conditions=values["conditions"], nll=values["matrix"], learnt=learnt)
 

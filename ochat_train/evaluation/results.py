@@ -45,7 +45,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
-        """From `to_json`, which may hold other keys, too. Raises KeyError where one is missing."""
+        """From `to_json`, which may also hold other keys. Raises KeyError where one is missing."""
         classes = {name: ClassScores(**fields_from(ClassScores, row)) for name, row in values["classes"].items()}
         return cls(loss=values["loss"], classes=classes, matrix=ConditionMatrix.from_json(values))
 

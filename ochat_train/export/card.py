@@ -86,7 +86,7 @@ def json_code(text: str, *, in_table: bool = True) -> str:
 
 def python_literal(text: str) -> str:
     """A text as a Python string literal: one line, no backquote, only printable characters."""
-    characters = json.dumps(text, ensure_ascii=False)  # its escapes are Python's, too; those of _json_escape are not
+    characters = json.dumps(text, ensure_ascii=False)  # its escapes are also Python's; those of _json_escape are not
     return "".join(c if c.isprintable() and c != "`" else _python_escape(c) for c in characters)
 
 

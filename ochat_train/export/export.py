@@ -85,7 +85,7 @@ def _check_out(out: Path, *, overwrite: bool) -> bool:
         raise UserError(f"--out {out}", f"{there} is a file, and an export is a folder", "name another one")
     replaceable = overwrite and (out / EXPORT_MARK).is_file()
     if out.exists() and any(out.iterdir()) and not replaceable:
-        raise UserError(f"--out {out}", "is there already", "choose another folder, or `--overwrite` an earlier export")
+        raise UserError(f"--out {out}", "already exists", "choose another folder, or `--overwrite` an earlier export")
     return replaceable
 
 

@@ -103,5 +103,5 @@ def _card_metadata(path: Path) -> dict[str, Any]:
             path.read_text(encoding="utf-8"), ignore_metadata_errors=True
         ).data.to_dict()
         return metadata
-    except Exception:  # no card, or one that is no YAML
+    except Exception:  # no card, or not YAML
         return {}

@@ -1,7 +1,7 @@
 """The part of a recipe that may be published with a model: how it was trained, and not where, nor who watched.
 
-Each field says itself whether it is public (`data_pipeline.section.setting`). Here is what else is taken out of public
-values: the folders of this machine.
+Each field says itself whether it is public (`data_pipeline.section.setting`). This file also takes the folders of this
+machine out of public values.
 """
 
 from __future__ import annotations

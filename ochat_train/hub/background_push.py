@@ -42,7 +42,7 @@ from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import RunFolder, read_run_folder
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 
-_PARENT_SECONDS = 1.0  # how often the process looks whether its run still lives
+_PARENT_SECONDS = 1.0  # how often the process checks that its run is alive
 
 
 def push_command(output_dir: Path, phase: Phase) -> list[str]:

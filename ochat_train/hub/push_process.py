@@ -29,7 +29,7 @@ class PushProcess:
     def start(self, command: Sequence[str], *, log: Path) -> None:
         """Start `command` without a GPU. `log` gets what it prints. Raises OSError.
 
-        It has a session of its own, because signals for the run's process group are not meant for it.
+        It has its own session, because signals for the run's process group are not meant for it.
         """
         assert not self.status.is_running, "one at a time"
         with log.open("wb") as output:

@@ -66,9 +66,9 @@ def quiet_hub(*, progress: bool) -> None:
     """Turn off huggingface_hub's notices, which contain signed upload addresses; progress: keep its progress bars."""
     import huggingface_hub
 
-    huggingface_hub.logging.set_verbosity_error()  # type: ignore[attr-defined]
+    huggingface_hub.logging.set_verbosity_error()
     if progress:
-        huggingface_hub.utils.enable_progress_bars()  # transformers' setting turns these off, too
+        huggingface_hub.utils.enable_progress_bars()  # transformers' setting also turns these off
     else:
         huggingface_hub.utils.disable_progress_bars()
 

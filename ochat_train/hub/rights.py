@@ -1,4 +1,4 @@
-"""Whether a push to a repository of the Hub is allowed: the token, the namespace, and what is there already."""
+"""Whether a push to a repository of the Hub is allowed: the token, the namespace, and what the repository holds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def first_contact(policy: RetryPolicy, *, hang_timeout_seconds: float = math.inf
 def check_rights(
     repo: str, *, private: bool, revision: str | None, overwrite: bool, policy: RetryPolicy
 ) -> RemoteRepo | None:
-    """Check that a push to `repo` is allowed and harms nobody; None if the repository does not exist yet.
+    """Check that a push to `repo` is allowed and destroys nothing; None if the repository does not exist yet.
 
     private: whether the repository has to be private. Raises UserError; changes nothing on the Hub.
     """

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from data_pipeline.errors import UserError
 from data_pipeline.look.raw import SourceLook
 from data_pipeline.settings import ClassSettings
+from ochat_train.recipe.problems import rule_broken
 
 # Last part of a field's name, the most telling first: fields of other names with few values (`language`) name no
 # classes.
@@ -151,7 +152,7 @@ def read_classes(texts: Sequence[str], *, known: Sequence[str]) -> dict[str, Cla
 
 
 def class_settings(condition: str, reward: str, *, where: str) -> ClassSettings:
-    """A class from texts. Raises UserError for a reward that is no number, and for a condition that cannot be used."""
+    """A class from texts. Raises UserError for a reward that is not a number and for an unusable condition."""
     try:
         value = float(reward)
     except ValueError:
@@ -161,4 +162,4 @@ def class_settings(condition: str, reward: str, *, where: str) -> ClassSettings:
     try:
         return ClassSettings(condition=condition, reward=value)
     except ValidationError as error:
-        raise UserError(where, error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise UserError(where, rule_broken(error.errors()[0])) from None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipeline.errors import Problem, UserError, UserErrors
+from data_pipeline.errors import UserError, UserErrors
 from data_pipeline.look.raw import SAMPLED_ROWS, SourceLook, look_at
 from ochat_train.init.ask import Ask, answer, ask_class, ask_conditions, count, error_or_drop
 from ochat_train.init.base import find_base
@@ -90,7 +90,8 @@ def _look_at_all(options: Options) -> list[SourceLook]:
         except UserError as error:
             errors.append(error)
     if len(errors) > 1:
-        raise UserErrors("data files", f"{len(errors)} problems", [Problem(place=str(error)) for error in errors])
+        found = [problem for error in errors for problem in error.problems]
+        raise UserErrors("data files", f"{len(errors)} problems", found)
     if errors:
         raise errors[0]
     return looks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from data_pipeline.errors import Problem, UserErrors
+from data_pipeline.errors import UserError
 from data_pipeline.look.raw import SourceLook
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
@@ -93,7 +93,7 @@ def unreadable_text(looks: Sequence[SourceLook]) -> str | None:
     return f"{num_bad:,} of {num_rows:,} sampled rows cannot be read" if num_bad else None
 
 
-def missing_flags(*, base: bool, out: bool, classes: Sequence[str]) -> UserErrors:
+def missing_flags(*, base: bool, out: bool, classes: Sequence[str]) -> UserError:
     """The error where nobody can be asked. base, out: whether that flag is missing; classes: those without a flag."""
     flags = ["--base HUB_ID_OR_FOLDER"] if base else []
     flags += ["--out RECIPE"] if out else []
@@ -102,12 +102,8 @@ def missing_flags(*, base: bool, out: bool, classes: Sequence[str]) -> UserError
         "CONDITION becomes part of the role prefixes and may be empty; a REWARD that is 1 lower weighs a tenth. See "
         "docs/init-and-check.md"
     )
-    return UserErrors(
-        "missing options",
-        "there is no terminal to ask on, please add",
-        [Problem(place=flag) for flag in flags],
-        explained if classes else "",
-    )
+    lines = ["there is no terminal to ask on, please add", *(f"  {flag}" for flag in flags)]
+    return UserError("missing options", "\n".join([*lines, explained] if classes else lines))
 
 
 def _quoted(text: str) -> str:

@@ -77,7 +77,7 @@ class PackedBatch:
 
     cu_seqlens_S1: torch.Tensor
     """int32[S + 1]. Where sequences begin and end, in tokens from 0 to T. Every conversation is a sequence; padding is
-    cut into sequences of its own; unused entries repeat T (empty sequences)."""
+    cut into separate sequences; unused entries repeat T (empty sequences)."""
 
     max_seqlen: int
     """Tokens. No sequence is longer; constant over a run."""

@@ -44,7 +44,7 @@ def _with_added_tokens(vocab_size: int) -> range:
 
 _OTHER_LLAMA = "other bases of the Llama architecture"
 
-# Names are searched in this order, too: a Mistral fine-tuned on a Llama's answers is a Mistral.
+# Names are also searched in this order: a Mistral fine-tuned on a Llama's answers is a Mistral.
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="mistral",

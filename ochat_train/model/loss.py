@@ -78,7 +78,7 @@ def weighted_loss_sums(
     rows_N: int64, the tokens that have a weight, as `PackedBatch.supervised_rows_N`.
     hidden_TD and head_VD have the model's dtype. Weights are float32 and stay so, logits are made float32 before the
     softmax, and the gradient of the head is summed over chunks in float32.
-    chunk_tokens: tokens whose logits are held at once; the result does not depend on it but for rounding.
+    chunk_tokens: tokens whose logits are held at once; the result does not depend on it, except for rounding.
     A pack without supervised tokens gives zeros that are still connected to the graph, so that every rank runs the
     same backward pass.
     """

@@ -1,4 +1,4 @@
-"""The model that a run trains: an unmodified causal LM on packs, with the loss in place of logits."""
+"""The model that a run trains: an unmodified causal LM on packs, with the loss instead of logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ochat_train.model.loss import LossSums, TokenScores, token_scores, weighted
 
 
 class PackedCausalLM(torch.nn.Module):
-    """A causal LM of `transformers` with the weighted loss of its next-token predictions in place of logits."""
+    """A causal LM of `transformers` with the weighted loss of its next-token predictions instead of logits."""
 
     def __init__(self, causal_lm: Any, *, num_classes: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class PackedCausalLM(torch.nn.Module):
 
 
 class LossHead(torch.nn.Module):
-    """The loss as a module of its own, so that ZeRO-3 gathers the head's weight only while the loss is computed."""
+    """The loss as a separate module, so that ZeRO-3 gathers the head's weight only while the loss is computed."""
 
     def __init__(self, head: torch.nn.Linear, *, num_classes: int) -> None:
         super().__init__()

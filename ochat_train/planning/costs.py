@@ -26,7 +26,7 @@ COSTS: Mapping[str, Cost] = {
     ),
     "nccl_bytes": Cost(
         value=1.0 * 2**30,
-        what="bytes of the communication library's buffers, outside of the allocator",
+        what="bytes of the communication library's buffers, outside the allocator",
         source="an allowance; with it the peaks of two GPUs fit (tests/ochat_train/planning/test_memory_plan.py)",
     ),
     "most_tokens": Cost(

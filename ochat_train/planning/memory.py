@@ -235,7 +235,7 @@ def fastest_of(plans: Sequence[MemoryPlan], costs: StepCosts) -> MemoryPlan:
 
 
 def resolve(recipe: Recipe, plan: MemoryPlan, *, compiled: bool) -> Recipe:
-    """The recipe with the plan's settings in place of `auto` and null."""
+    """The recipe with the plan's settings instead of `auto` and null."""
     num_full = plan.checkpointing.count("full")
     checkpointing = {"layers": num_full} if 0 < num_full < len(plan.checkpointing) else plan.checkpointing[-1]
     return recipe.model_copy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data_pipeline.errors import UserError
 from ochat_train.planning.memory import GIB, MemoryParts, MemoryPlan
+from ochat_train.system.exits import OneRankError
 
 
 def parts_text(parts: MemoryParts) -> str:
@@ -31,11 +32,12 @@ def too_little_memory(plan: MemoryPlan, *, num_gpus: int) -> UserError:
     )
 
 
-def out_of_memory_text(plan: MemoryPlan, error: BaseException) -> str:
-    """What was planned, what happened, and the next safer setting."""
-    return (
-        f"GPU memory: more was needed than the {plan.total / GIB:.1f} GiB planned ({parts_text(plan.parts)}); "
-        f"next safer: {_safer(plan)}, and start again ({str(error).splitlines()[0][:300]})"
+def out_of_memory(plan: MemoryPlan, error: BaseException) -> OneRankError:
+    """The error for a rank that ran out of memory. error: torch's."""
+    return OneRankError(
+        "GPU memory",
+        f"more was needed than the {plan.total / GIB:.1f} GiB planned ({parts_text(plan.parts)})",
+        f"next safer: {_safer(plan)}, and start again ({str(error).splitlines()[0][:300]})",
     )
 
 

@@ -95,7 +95,7 @@ class PlanReport:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> PlanReport:
-        """From `to_json`, which may hold other keys, too. Raises KeyError where one is missing."""
+        """From `to_json`, which may also hold other keys. Raises KeyError where one is missing."""
         has_time = document["hours"] is not None
         parts = {
             "classes": [ClassRow(**fields_from(ClassRow, row)) for row in document["classes"]],

@@ -34,14 +34,14 @@ def prepare_job(recipe: Recipe) -> PrepareJob:
 def prepare_recipe(
     recipe: Recipe, *, num_workers: int | None, progress: Callable[[int], None]
 ) -> tuple[Manifest, bool]:
-    """Prepare the dataset of a recipe; returns its manifest and whether it was there already."""
+    """Prepare the dataset of a recipe; returns its manifest and whether it already existed."""
     return prepare(prepare_job(recipe), num_workers=num_workers, progress=progress)
 
 
 def check_prepared(recipe: Recipe, *, with_sources: bool = True) -> Manifest:
     """The manifest of the recipe's prepared dataset. Raises UserError if there is none or it is not this recipe's.
 
-    with_sources: compare the raw sources, too. That reads all of them, which takes a second per GB; of the ranks of a
+    with_sources: also compare the raw sources. That reads all of them, which takes a second per GB; of the ranks of a
     run only one does it (`check_sources`). Sources that are not on this machine are not compared.
     """
     prepared_dir = recipe.data.prepared_dir

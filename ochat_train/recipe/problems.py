@@ -28,6 +28,11 @@ _PLAIN_MESSAGES = {
 }
 
 
+def rule_broken(problem: Any) -> str:
+    """The rule in one of pydantic's problems: the text of our own ValueError, or pydantic's words."""
+    return str(problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"])
+
+
 def describe(problem: Any, document: Document) -> Problem:
     """One of pydantic's problems: place and key, the value and what is wrong, and the nearest valid key."""
     kind, location, value = problem["type"], problem["loc"], problem["input"]
@@ -39,7 +44,7 @@ def describe(problem: Any, document: Document) -> Problem:
     if kind == "missing":
         description = dict(_fields_beside(location))[location[-1]].description
         return Problem(place=place, problem="missing", remedy=description or "add it")
-    message = _PLAIN_MESSAGES.get(kind) or problem["msg"].removeprefix("Value error, ")
+    message = _PLAIN_MESSAGES.get(kind) or rule_broken(problem)
     if kind == "value_error" and isinstance(value, dict | BaseModel):  # a rule over several keys: no need to show all
         return Problem(place=place, problem=message)
     shown = "***" if SECRET_KEY.search(str(location[-1])) else repr(value)

@@ -27,7 +27,7 @@ class Document:
     problems: list[Problem]
 
     def place(self, path: KeyPath) -> str:
-        """File, line and dotted name of a key path, or `--set` in place of the line; for a message."""
+        """File, line and dotted name of a key path, or `--set` instead of the line; for a message."""
         known = path
         while known and known not in self.lines:  # a key that is missing is reported at the line of its section
             known = known[:-1]
@@ -117,6 +117,6 @@ def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*path, index), document) for index, item in enumerate(node.value)]
     try:
-        return _Yaml12Loader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return _Yaml12Loader("").construct_object(node, deep=True)
     except ValueError:  # a whole number with thousands of digits
         raise UserError(f"{document.name}:{node.start_mark.line + 1}", "not a number that can be read") from None

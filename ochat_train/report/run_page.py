@@ -18,7 +18,7 @@ from ochat_train.runs.history import RunHistory, read_run_history
 
 
 def write_run_page(run_dir: Path, out: Path) -> None:
-    """Write the page of a run. Raises UserError for a folder that is no run or has no step yet, and for a bad `out`."""
+    """Write the page of a run. Raises UserError for a folder that is not a run, a run without steps, a bad `out`."""
     history = read_run_history(run_dir)
     recipe, last = history.run.recipe, history.steps[-1]
     loss = number_text(last.means.loss, ".4f")

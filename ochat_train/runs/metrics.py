@@ -45,7 +45,7 @@ class Means:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Means:
-        """From `to_json`, which may hold other keys, too. Raises KeyError where one is missing."""
+        """From `to_json`, which may also hold other keys. Raises KeyError where one is missing."""
         classes = {name: ClassMeans(**fields_from(ClassMeans, row)) for name, row in values["classes"].items()}
         return cls(**{**fields_from(cls, values), "classes": classes})
 

@@ -1,4 +1,4 @@
-"""Hands steps and validations to a tracker in a thread of its own: training neither waits for it nor fails with it."""
+"""Hands steps and validations to a tracker in a separate thread: training neither waits for it nor fails with it."""
 
 from __future__ import annotations
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,15 +25,19 @@ def run_facts(recipe: Recipe, manifest: Manifest, ranks: Ranks, *, first_step: i
         output_dir=Path(recipe.output_dir),
         first_step=first_step,
         recipe=recipe.model_dump(mode="json", by_alias=True),
-        classes=[asdict(row) for row in manifest.classes],
-        ledger=asdict(manifest.ledger),
+        classes=manifest.classes,
+        ledger=manifest.ledger,
         hardware=_hardware(ranks),
         versions=versions,
     )
 
 
-def _hardware(ranks: Ranks) -> dict[str, Any]:
-    hardware: dict[str, Any] = {"ranks": ranks.num_ranks, "device": ranks.device.type, "cpus_per_host": os.cpu_count()}
+def _hardware(ranks: Ranks) -> dict[str, str | int | float | None]:
+    hardware: dict[str, str | int | float | None] = {
+        "ranks": ranks.num_ranks,
+        "device": ranks.device.type,
+        "cpus_per_host": os.cpu_count(),
+    }
     if ranks.device.type == "cuda":
         gpu = torch.cuda.get_device_properties(ranks.device)
         hardware |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}

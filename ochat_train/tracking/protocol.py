@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_pipeline.ledger import Ledger
+from data_pipeline.prepared.dataset import ClassRow
 from ochat_train.evaluation.results import ValidationResult
 from ochat_train.runs.metrics import StepMetrics
 
@@ -14,18 +17,18 @@ from ochat_train.runs.metrics import StepMetrics
 class RunFacts:
     """What a tracker is told before the first step.
 
-    first_step: steps that an earlier start has done; 0 for a new run. recipe: every value. classes, ledger: of the
-    prepared dataset, as in its manifest. hardware, versions: what the run computes with.
+    first_step: steps that an earlier start has done; 0 for a new run. recipe: every value, by key. classes, ledger: of
+    the prepared dataset. hardware, versions: what the run computes with.
     """
 
     name: str
     output_dir: Path
     first_step: int
-    recipe: dict[str, Any]
-    classes: list[dict[str, Any]]
-    ledger: dict[str, Any]
-    hardware: dict[str, Any]
-    versions: dict[str, str]
+    recipe: Mapping[str, Any]
+    classes: Sequence[ClassRow]
+    ledger: Ledger
+    hardware: Mapping[str, str | int | float | None]
+    versions: Mapping[str, str]
 
 
 class Tracker(Protocol):

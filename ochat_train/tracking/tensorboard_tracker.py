@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import yaml
 
+from data_pipeline.prepared.dataset import ClassRow
 from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.evaluation.results import Sample, ValidationResult
 from ochat_train.report.tables import learnt_text, markdown_table, matrix_columns, number_text, shown_condition
@@ -41,23 +43,27 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = facts.output_dir / FOLDER
-        self._conditions = {row["name"]: row["condition"] for row in facts.classes}
+        self._conditions = {row.name: row.condition for row in facts.classes}
         purge_step = facts.first_step + 1  # hides later steps of an earlier part of the run
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         texts = {
-            "recipe": _code(yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True)),
+            "recipe": _code(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True)),
             "classes": _table(
-                ["", *(row["name"] for row in facts.classes)],
-                [[key, *(row[key] for row in facts.classes)] for key in facts.classes[0] if key != "name"],
+                ["", *(row.name for row in facts.classes)],
+                [
+                    [f.name, *(getattr(row, f.name) for row in facts.classes)]
+                    for f in fields(ClassRow)
+                    if f.name != "name"
+                ],
             ),
-            "ledger": _code(json.dumps(facts.ledger, indent=1, ensure_ascii=False)),
+            "ledger": _code(json.dumps(asdict(facts.ledger), indent=1, ensure_ascii=False)),
             "hardware": _table(["", ""], facts.hardware.items()),
             "versions": _table(["", ""], facts.versions.items()),
         }
         for name, text in texts.items():
-            self._writer.add_text(f"run/{name}", text, facts.first_step)  # type: ignore[no-untyped-call]
-        self._writer.add_custom_scalars(_LAYOUT)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_text(f"run/{name}", text, facts.first_step)
+        self._writer.add_custom_scalars(_LAYOUT)
+        self._writer.flush()
         return f"tensorboard --logdir {folder}"
 
     def log_step(self, metrics: StepMetrics) -> None:
@@ -71,34 +77,32 @@ class TensorBoardTracker:
             if validation.evaluation.matrix.nll:
                 self._add_matrix(validation.evaluation.matrix, validation.step)
         for number, sample in enumerate(result.samples, start=1):
-            self._writer.add_text(f"samples/{number}", _sample(sample), sample.step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_text(f"samples/{number}", _sample(sample), sample.step)
+        self._writer.flush()
 
     def close(self, *, done: bool) -> None:
         """See Tracker."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def abandon(self) -> None:
         """See Tracker; its threads end with the process."""
 
     def _add(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def _add_matrix(self, matrix: ConditionMatrix, step: int) -> None:
         from ochat_train.report.pictures import heat_map
 
         picture = heat_map(matrix.nll, matrix.conditions, self._conditions)
-        self._writer.add_image(  # type: ignore[no-untyped-call]
-            "validation/condition matrix", picture, step, dataformats="HWC"
-        )
+        self._writer.add_image("validation/condition matrix", picture, step, dataformats="HWC")
         head = ["class", *matrix_columns(matrix.conditions)]
         rows = [
             [name, *(number_text(value, ".4f") for value in row), learnt_text(matrix.learnt.get(name))]
             for name, row in matrix.nll.items()
         ]
         text = _table(head, rows)
-        self._writer.add_text("validation/condition matrix", text, step)  # type: ignore[no-untyped-call]
+        self._writer.add_text("validation/condition matrix", text, step)
 
 
 TENSORBOARD = TrackerKind(

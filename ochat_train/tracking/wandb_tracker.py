@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class WandbTracker:
         is_offline = self._settings.wandb == "offline"
         if not is_offline and not wandb.login(prompt=False, verify=False):
             raise PermissionError("no API key: run `wandb login`, or set WANDB_API_KEY")
-        self._conditions = {row["name"]: row["condition"] for row in facts.classes}
+        self._conditions = {row.name: row.condition for row in facts.classes}
         self._file = facts.output_dir / RUN_FILE
         self._id, self._logged_step = _earlier_part(self._file) if facts.first_step else (uuid.uuid4().hex, 0)
         self._run = wandb.init(
@@ -78,10 +79,10 @@ class WandbTracker:
             allow_val_change=True,
             config={
                 **facts.recipe,
-                "classes": {row["name"]: row for row in facts.classes},
-                "ledger": facts.ledger,
-                "hardware": facts.hardware,
-                "versions": facts.versions,
+                "classes": {row.name: asdict(row) for row in facts.classes},
+                "ledger": asdict(facts.ledger),
+                "hardware": dict(facts.hardware),
+                "versions": dict(facts.versions),
             },
             settings=settings,
         )

@@ -108,7 +108,7 @@ def start_engine(
     if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
         GradientSum(model.parameters(), num_backwards=num_backwards)
     layers = decoder_layers(model.causal_lm)
-    # gather a layer's weights at once, outside of compiled code
+    # gather a layer's weights at once, outside compiled code
     if recipe.deepspeed.stage == 3 and recipe.model.compile:
         deepspeed.utils.set_z3_leaf_modules(model, [type(layers[0])])
     layer_elements = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)

@@ -23,7 +23,7 @@ def unchanged(engine: Engine, step: Step) -> Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """Parts of a training that a caller may replace. Tests put real faults in the way of real ranks with them."""
+    """Parts of a training that a caller may replace. Tests use them to inject real faults into real ranks."""
 
     before_step: Callable[[Engine, Step], Step] = unchanged
     """Called on every rank before each step; the step that it returns is taken."""

@@ -102,7 +102,7 @@ def outputs(
 
 
 def run_steps(run: Run, progress: Progress) -> None:
-    """Take the steps of the run that are left; log, validate and save between them.
+    """Take the remaining steps of the run; log, validate and save between them.
 
     Raises StoppedBySignalError after the checkpoint of a run that was asked to stop, UserError after too many steps in
     a row that were not finite.

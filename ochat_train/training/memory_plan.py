@@ -38,7 +38,7 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
 def _least_free_bytes(causal_lm: Any, ranks: Ranks) -> float:
     """Bytes of GPU memory that the run may use on the rank that has least; 0 without GPUs.
 
-    The weights that are there already count as free, because the plan holds them, too.
+    Weights that are already in GPU memory count as free, because the plan includes them.
     """
     free_bytes = 0.0
     if ranks.device.type == "cuda":

@@ -52,12 +52,12 @@ class Prefetcher(Generic[T]):
         item, error = self._ready.get()
         self.waited_seconds += time.monotonic() - start
         if error is not None:
-            self._ready.put((item, error))  # for the next call, too
+            self._ready.put((item, error))  # also for the next call
             raise error
         return item  # type: ignore[return-value]
 
     def close(self) -> None:
-        """End the thread; items that are ready are forgotten."""
+        """End the thread; items that are ready are discarded."""
         self._closed.set()
         self._thread.join()
 
@@ -97,5 +97,5 @@ class StepPrefetcher:
             assert owner is step, "a step has as many micro-batches as its packs say"
 
     def close(self) -> None:
-        """End the thread; micro-batches that are ready are forgotten."""
+        """End the thread; micro-batches that are ready are discarded."""
         self._batches.close()

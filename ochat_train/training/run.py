@@ -29,14 +29,14 @@ from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.planning.memory import MemoryPlan, resolve
-from ochat_train.planning.memory_text import memory_text, out_of_memory_text
+from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared, check_sources
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import write_run_folder
 from ochat_train.runs.lock import RunLock
-from ochat_train.system.exits import LostRanksError, OneRankError
+from ochat_train.system.exits import LostRanksError
 from ochat_train.system.messages import print_message
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
@@ -119,7 +119,7 @@ def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: 
 class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
-    recipe: everything is decided that it left open. peak: the highest learning rate. kernel: of attention.
+    recipe: with a value for every setting that it left open. peak: the highest learning rate. kernel: of attention.
     """
 
     recipe: Recipe
@@ -274,7 +274,7 @@ def _explained_errors(memory: MemoryPlan, watchdog: Watchdog) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OneRankError(out_of_memory_text(memory, error)) from error
+        raise out_of_memory(memory, error) from error
     except RuntimeError as error:
         if not is_lost_contact(error):
             raise

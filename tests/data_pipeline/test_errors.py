@@ -21,7 +21,6 @@ SEVERAL = UserErrors(
     [
         (UserError("a.yaml", "is missing", "name another"), "a.yaml: is missing; name another"),
         (UserError("a.yaml", "is missing"), "a.yaml: is missing"),
-        (UserError("a sentence"), "a sentence"),
         (SEVERAL, "recipe.yaml: 2 problems\n  a: 1\n    example; fix it\n  b: missing\nRepair them."),
         (UserErrors("a", "1 problem", [Problem(place="b", problem="c")]), "a: 1 problem\n  b: c"),
     ],

@@ -1,7 +1,7 @@
 """Every command and example of README.md and docs/ works: commands run in a shell, YAML is part of a recipe, Python
 runs.
 
-Each page starts in a folder of its own with the project's recipes, small prepared quickstart data and a short run of
+Each page starts in its own folder with the project's recipes, small prepared quickstart data and a short run of
 them. Its ```bash blocks run there in their order, in real bash; `ochat`, `deepspeed`, `torchrun`, `python` and
 `./launch.sh` run as real processes, made smaller as the constants below say. What cannot run here is in ONLY_CHECKED:
 it is checked by the real argument parsers, and its recipe and `--set` are read, but it is not run.
@@ -204,7 +204,7 @@ def parsed(parse_arguments: Callable[[list[str]], argparse.Namespace], arguments
 
 
 def run_in_process(job: dict[str, Any], call: Call) -> Answer:
-    """Run a command in a process of its own and wait for it."""
+    """Run a command in a separate process and wait for it."""
     out = call.folder / ".stdout"
     job = {"folder": str(call.folder), "stdout": str(out), "constants": CONSTANTS, **job}
     environment = {**call.environment, **ON_ONE_CORE, "PATH": os.environ["PATH"], "PYTHONPATH": PYTHONPATH}

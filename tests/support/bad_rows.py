@@ -49,7 +49,7 @@ def good(format: str, number: int) -> bytes:
 
 
 class Bad(NamedTuple):
-    """A wrong row: what it is, the reason that the ledger must give, and the source it stands in."""
+    """A wrong row: what it is, the reason that the ledger must give, and the source it is in."""
 
     name: str
     reason: str
@@ -62,7 +62,7 @@ BY_FIELD = {"class_field": "quality"}
 
 
 BAD_ROWS = [
-    Bad("text that is no JSON", "invalid_json", b"Hello there"),
+    Bad("text that is not JSON", "invalid_json", b"Hello there"),
     Bad("a row that breaks off", "invalid_json", chat(USER, ANSWER)[:-5]),
     Bad("two rows on one line", "invalid_json", chat(USER, ANSWER) + chat(USER, ANSWER)),
     Bad("a raw NUL byte", "invalid_json", chat(USER, ANSWER).replace(b"Fine", b"Fi\0ne")),
@@ -87,9 +87,9 @@ BAD_ROWS = [
     Bad("a row that is a number", "not_an_object", b"42"),
     Bad("a row that is null", "not_an_object", b"null"),
     Bad("a missing key", "missing_key", line({"conversations": [USER, ANSWER]})),
-    Bad("messages that are no list", "wrong_type", line({"messages": "Hello"})),
+    Bad("messages that are not a list", "wrong_type", line({"messages": "Hello"})),
     Bad("an empty list of messages", "no_messages", chat()),
-    Bad("a message that is no object", "wrong_type", chat(USER, "Fine.")),
+    Bad("a message that is not an object", "wrong_type", chat(USER, "Fine.")),
     Bad("an empty message", "empty_message", chat({"role": "user", "content": ""}, ANSWER)),
     Bad("a message of white space", "empty_message", chat(USER, {"role": "assistant", "content": " \n\t\u3000"})),
     Bad("content that is a number", "wrong_type", chat(USER, {"role": "assistant", "content": 42})),
@@ -163,7 +163,7 @@ def job_with(bad: Bad, tmp_path: Path, tokenizer_dir: Path, bad_rows: str) -> tu
 
 
 def utf8(text: str) -> bytes:
-    """A row that holds a text as it is, not as `\\u` escapes."""
+    """A row that holds a text itself, not as `\\u` escapes."""
     return json.dumps({"messages": [USER, {"role": "assistant", "content": text}]}, ensure_ascii=False).encode()
 
 

@@ -23,7 +23,7 @@ LONG: dict[str, Any] = {
 
 
 def prepared(make_recipe: RecipeFactory, output_dir: Path, **changes: Any) -> Path:
-    """A recipe of 28 steps with dropout, prepared; it lies beside its output folder."""
+    """A recipe of 28 steps with dropout, prepared; the file is beside its output folder."""
     path = make_recipe(output_dir=str(output_dir), **{**LONG, **changes})
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     return path.rename(output_dir.with_suffix(".yaml"))

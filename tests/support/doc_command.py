@@ -1,9 +1,9 @@
-"""Runs one command or script of the documentation in a process of its own, forked by tests/support/rank_processes.py.
+"""Runs one command or script of the documentation in a separate process, forked by tests/support/rank_processes.py.
 
     python -m tests.support.doc_command '{"folder": F, "stdout": FILE, "constants": {M: {NAME: VALUE}}, "module": M,
     "words": [...]}'
 
-`script` (a file) or `code` (Python, as on a page) may stand in place of `module`. What goes to standard output is
+`script` (a file) or `code` (Python, as on a page) may replace `module`. What goes to standard output is
 written to the file; the rest stays where it is. constants: module variables that are set first, to make an example
 smaller.
 """

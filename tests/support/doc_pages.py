@@ -29,12 +29,12 @@ class Block:
 
 
 def page_name(page: Path) -> str:
-    """A page as it is called in lists and names of tests: `README.md`, `tutorial.md`."""
+    """The name of a page in lists and names of tests: `README.md`, `tutorial.md`."""
     return page.name if page.parent == ROOT else str(page.relative_to(ROOT / "docs"))
 
 
 def blocks(page: Path) -> list[Block]:
-    """All fenced examples that name their language, in their order; those inside of lists are dedented."""
+    """All fenced examples that name their language, in their order; those inside lists are dedented."""
     text = page.read_text(encoding="utf-8")
     return [
         Block(

@@ -52,7 +52,7 @@ Answer = tuple[int, str, str]  # exit code, standard output, standard error
 def shell(
     programs: Iterable[str], handle: Callable[[Call], Answer], *, environment: Mapping[str, str]
 ) -> Iterator[Callable[[str, Path], str]]:
-    """A function that runs a text in bash in a folder and returns what it printed, for as long as the context lasts.
+    """A function that runs a text in bash in a folder and returns what it printed, until the context ends.
 
     It raises AssertionError where a command fails (`set -euo pipefail`). Beside `programs` only the system's own are in
     PATH.

@@ -60,7 +60,7 @@ class Failpoint:
     def _counted(self, name: str, original: Any) -> Any:
         def change(*arguments: Any) -> Any:
             self.calls += 1
-            if self.calls > self.nth:  # torch.save gives an error of its own for ours, which the writer handles
+            if self.calls > self.nth:  # torch.save raises another error for ours, which the writer handles
                 raise EndOfProcessError
             if self.calls == self.nth:
                 if self.half and name == "write_all":

@@ -1,4 +1,4 @@
-"""Trackers that misbehave, put in place of the recipe's."""
+"""Trackers that misbehave, used instead of the recipe's."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def wait_for(condition: Any, *, seconds: float) -> None:
     """Wait until a condition holds; AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds} s"
         time.sleep(0.02)
 
 
@@ -93,7 +93,7 @@ def flip_bits(folder: Path, times: int, rng: random.Random) -> dict[str, int]:
     """Flip one bit of a checkpoint's files at a time.
 
     found: how often `verify` named the file. torch_files: how often it was a file of torch's, and silent: how often
-    torch.load read that without a word.
+    torch.load read that silently.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     outcome = {"found": 0, "torch_files": 0, "silent": 0}

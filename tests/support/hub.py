@@ -62,7 +62,7 @@ def client_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> 
 
 
 def quick_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock for `ochat`, also put in place of huggingface_hub's own."""
+    """A clock for `ochat`, which also replaces huggingface_hub's own."""
     clock = Clock()
     monkeypatch.setattr(_http, "time", types.SimpleNamespace(sleep=clock.library_waits.append))
     return clock

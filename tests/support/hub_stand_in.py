@@ -3,7 +3,7 @@
     python -m tests.support.hub_stand_in PORT FOLDER
     export HF_ENDPOINT=http://127.0.0.1:PORT HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_alice     # for the client
 
-Repositories lie in FOLDER as files; nothing is kept in memory but the faults. Xet, the Hub's own upload protocol, is
+Repositories are files in FOLDER; nothing is kept in memory but the faults. Xet, the Hub's own upload protocol, is
 not there: clients must be told HF_HUB_DISABLE_XET=1 and then use LFS, in one part or (above `part_bytes`) in several.
 
     FOLDER/objects/SHA256                     contents of large files
@@ -117,7 +117,7 @@ class HubStandIn(ThreadingHTTPServer):
 
     @contextmanager
     def serving(self) -> Iterator[HubStandIn]:
-        """Serve in a thread for as long as the block lasts."""
+        """Serve in a thread until the block ends."""
         thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
@@ -151,7 +151,7 @@ class HubStandIn(ThreadingHTTPServer):
     # ---- repositories ----
 
     def repo_folder(self, repo: str, kind: str = "models") -> Path:
-        """Where a repository lies."""
+        """The folder of a repository."""
         return self.folder / kind / repo
 
     def make_repo(self, repo: str, *, private: bool, kind: str = "models") -> None:
@@ -231,7 +231,7 @@ class HubStandIn(ThreadingHTTPServer):
         return data
 
     def describe(self, repo: str, name: str, entry: dict[str, str]) -> dict[str, Any]:
-        """An entry of the tree endpoint, computed from the bytes that lie there."""
+        """An entry of the tree endpoint, computed from the bytes on disk."""
         if "blob" in entry:
             content = (self.repo_folder(repo) / "blobs" / entry["blob"]).read_bytes()
             return {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}

@@ -1,4 +1,4 @@
-"""The `ochat` script as a module, for tests that start it in a process of its own."""
+"""The `ochat` script as a module, for tests that start it in a separate process."""
 
 from ochat_train.cli.main import run_as_script
 

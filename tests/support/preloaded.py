@@ -7,7 +7,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
-# Named one by one, because these libraries, and `ochat` too, import most of their parts when they are first used.
+# Named one by one, because these libraries, like `ochat`, import most of their parts when they are first used.
 import datasets  # noqa: F401
 import deepspeed.runtime.zero.stage3
 import deepspeed.runtime.zero.stage_1_and_2  # noqa: F401

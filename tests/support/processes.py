@@ -1,4 +1,4 @@
-"""Commands and ranks in processes of their own."""
+"""Commands and ranks in separate processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PYTHONPATH = os.pathsep.join(
 
 
 def ochat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the `ochat` command in a process of its own, as a user does; it is forked where ranks are."""
+    """Run the `ochat` command in a separate process, as a user does; it is forked where ranks are."""
     module, texts = "tests.support.ochat_command", [*map(str, arguments)]
     if torch.cuda.is_available():
         return run([sys.executable, "-m", module, *texts], **environment)

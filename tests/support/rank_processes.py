@@ -75,7 +75,7 @@ Rank = subprocess.Popen[str] | ForkedRank
 
 
 def start_rank(module: str, arguments: list[str], environment: dict[str, str], *, fork: bool) -> Rank:
-    """Start `python -m module arguments` with an environment of its own."""
+    """Start `python -m module arguments` with its own environment."""
     if fork:
         return ForkedRank(module, arguments, environment)
     return subprocess.Popen(

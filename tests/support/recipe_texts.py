@@ -38,10 +38,10 @@ tracking: {wandb: false}
 
 
 def changed(*changes: tuple[str, str]) -> str:
-    """The good recipe with texts replaced; each must stand in it exactly once."""
+    """The good recipe with texts replaced; each must be in it exactly once."""
     text = GOOD
     for old, new in changes:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the recipe"
+        assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in the recipe"
         text = text.replace(old, new)
     return text
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from data_pipeline.ledger import Tally
 from ochat_train.runs.metrics import ClassMeans, Means, Speed, StepMetrics
+from ochat_train.tracking.protocol import RunFacts
 
 
 def class_means(**figures: Any) -> ClassMeans:
@@ -54,4 +57,18 @@ def step_metrics(
         grad_norm=1.0,
         nonfinite_steps=0,
         speed=Speed(**{**cpu, **(speed or {})}),
+    )
+
+
+def run_facts(output_dir: Path) -> RunFacts:
+    """A new run that prepared nothing."""
+    return RunFacts(
+        name="x",
+        output_dir=output_dir,
+        first_step=0,
+        recipe={},
+        classes=[],
+        ledger=Tally().result(),
+        hardware={},
+        versions={},
     )

@@ -6,7 +6,7 @@ fault.
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
 `ochat_train.system.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `slow`: every step
-takes so many seconds more. `tracker`, in place of those: one of fake_trackers.py tracks the run.
+takes so many seconds more. `tracker`, instead of those: one of fake_trackers.py tracks the run.
 `folders`: in which folder each rank runs the command. `terminal`: stderr says that it is one, from this command on.
 `group_elements`: as in `Hooks`. `count_reads`: files whose openings by the command are counted and printed.
 Exit code: that of the last command.
@@ -114,7 +114,7 @@ def run_job(job: dict[str, Any]) -> int:
     if "folders" in job:
         os.chdir(job["folders"][int(os.environ["RANK"])])
     if job.get("terminal"):
-        sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+        sys.stderr.isatty = lambda: True
     original = run.train
     run.train = functools.partial(original, hooks=hooks_of(job))
     undo = install_call(job.get("fault", {}))
@@ -173,7 +173,7 @@ def limit_file_size(fault: dict[str, Any]) -> None:
 
 def no_room(fault: dict[str, Any]) -> None:
     real = shutil.disk_usage
-    shutil.disk_usage = lambda path: real(path)._replace(free=1000)  # type: ignore[assignment]
+    shutil.disk_usage = lambda path: real(path)._replace(free=1000)
 
 
 def weight(value: float) -> Callable[[dict[str, Any]], Any]:
@@ -189,7 +189,7 @@ def weight(value: float) -> Callable[[dict[str, Any]], Any]:
 
 
 def gradient_times(factor: float) -> Callable[[dict[str, Any]], Any]:
-    """The gradient of the embedding is multiplied in the last micro-batch; losses stay as they are."""
+    """The gradient of the embedding is multiplied in the last micro-batch; losses do not change."""
 
     def change(fault: dict[str, Any]) -> Any:
         embedding = fault["engine"].module.causal_lm.get_input_embeddings()

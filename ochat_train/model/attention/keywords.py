@@ -1,7 +1,7 @@
 """What a model of `transformers` asks of its attention function, and the refusal of what no kernel computes.
 
-Models pass everything that is special about their attention (sinks, soft-capping, ...) as keyword arguments. One that
-is dropped would train a different model without a word.
+Models pass everything that is special about their attention (sinks, soft-capping, ...) as keyword arguments. Dropping
+one would silently train a different model.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _PROBE_TOKENS = 8
 _REMEDY = "use another base, such as Mistral, Llama, Qwen2 or Qwen3"
 
 _USED = frozenset(("cu_seqlens", "max_seqlen", "scaling", "dropout", "sliding_window"))
-# What models pass along that changes no number here: positions are in query and key already, there is no cache, and
-# the rest only asks for more outputs.
+# Keywords that change no number here: query and key already contain positions, there is no cache, and the rest only
+# asks for more outputs.
 _HARMLESS = frozenset(
     ("position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits")
 )

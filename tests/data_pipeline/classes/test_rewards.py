@@ -274,7 +274,7 @@ def test_only_classes_leaves_the_others_out_and_counts_them(tmp_path: Path, smal
         ({**quantiles(2, conditions=["A", "A"]), "class": None}, "holds the same text twice"),
         (
             {**quantiles(2), "classes": {"expert": {"condition": "A", "weight": 1.0}}, "class": None},
-            "in place of `classes`",
+            "instead of `classes`",
         ),
         ({"class": None}, "sources.0: give `class` or `class_field`"),
     ],

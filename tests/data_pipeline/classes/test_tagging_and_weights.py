@@ -56,7 +56,7 @@ WEIGHTS = [
         [1.0, 0.0],
     ),
     (
-        "a given weight is no reward",
+        "a given weight is not a reward",
         {**rewards(1.0, 0.0), "given": {"condition": "G", "weight": 5.0}},
         BETA,
         [1.0, 0.1, 5.0],
@@ -107,7 +107,7 @@ def test_impossible_class_is_refused(name: str, classes: dict[str, Any], beta: f
 
 
 def conversation(*weights: float | None, **changes: Any) -> Conversation:
-    """Messages of user and assistant in turn, with these weights of their own."""
+    """Messages of user and assistant in turn, with these own weights."""
     messages = tuple(
         Message(role="assistant" if number % 2 else "user", content="x", weight=weight)
         for number, weight in enumerate(weights)
@@ -144,7 +144,7 @@ def test_class_of_the_source_rules_over_the_row() -> None:
 
 @pytest.mark.parametrize(("condition", "name"), [("GPT3", "GPT3"), ("", UNCONDITIONED)])
 def test_openchat_row_is_its_own_class(condition: str, name: str) -> None:
-    """Its weights are kept as they stand in the row, also a user's."""
+    """Its weights are kept unchanged, also a user's."""
     tagged = tag(conversation(0.2, 0.1, 0.0, 7.0, condition=condition), class_name=None, classes={})
     assert (tagged.class_name, tagged.condition, tagged.message_weights) == (name, condition, (0.2, 0.1, 0.0, 7.0))
 

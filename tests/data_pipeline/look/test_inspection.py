@@ -33,7 +33,7 @@ def prepared_dir(tmp_path: Path, small_tokenizer_dir: Path) -> Path:
     """
     rows = [chat(f"question {number}", f"answer {number}", id=f"id {number}") for number in range(4)]
     rows += [chat("cut", "word " * 300), chat("hello", "x", system=ESCAPES)]
-    rows[3]["items"] += [{"role": "user", "content": "and then?"}]  # type: ignore[operator]
+    rows[3]["items"] += [{"role": "user", "content": "and then?"}]
     rows += [chat(ESCAPES, f"{ESCAPES} {number}", condition=EVIL_CLASS) for number in range(2)]
     rows += [chat("too long " * 300, "x")]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -46,7 +46,7 @@ def text_of(prepared_dir: Path, *, color: bool = False, with_tokens: bool = Fals
         Inspection(prepared_dir, "train"),
         Selection(**selection),
         color=color,
-        with_tokens=with_tokens,  # type: ignore[arg-type]
+        with_tokens=with_tokens,
     )
     return "\n".join(lines)
 
@@ -92,7 +92,7 @@ def test_rows_that_are_not_there(prepared_dir: Path, selection: Selection, messa
 def test_empty_split_and_no_dataset(prepared_dir: Path, tmp_path: Path) -> None:
     for split, remedy in (("validation", "set data.validation_ratio above 0"), ("conditions", "two conditions")):
         with pytest.raises(UserError, match=f"split `{split}` is empty; .*{remedy}"):
-            Inspection(prepared_dir, split)  # type: ignore[arg-type]
+            Inspection(prepared_dir, split)
     with pytest.raises(UserError, match="holds no prepared dataset"):
         Inspection(tmp_path, "train")
 
@@ -159,7 +159,6 @@ def test_ledger_shows_where_rows_were_cut_trimmed_and_dropped(prepared_dir: Path
 def test_trimmed_tokens_are_counted(prepared_dir: Path, tmp_path: Path, small_tokenizer_dir: Path) -> None:
     [example] = Inspection(prepared_dir, "train").manifest.ledger.examples["tail_trimmed"]
     whole = {**chat("question 3", "answer 3"), "id": "id 3"}
-    # type: ignore[operator]
     whole["items"] += [{"role": "user", "content": "and then?"}, {"role": "assistant", "content": "y", "weight": 1.0}]
     path = write_jsonl(tmp_path / "whole.jsonl", [whole])
     job = make_job(tmp_path / "whole", [source(path, format="openchat")], small_tokenizer_dir, classes={})

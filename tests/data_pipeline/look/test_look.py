@@ -72,7 +72,7 @@ def test_a_format_is_found_in_every_kind_of_file(layout: str, tmp_path: Path) ->
     write_jsonl(tmp_path / "c.jsonl", rows)
     for path in (tmp_path / "a.json", tmp_path / "b.parquet", tmp_path / "c.jsonl"):
         assert (look_at(str(path)).format, look_at(str(path)).num_rows) == (layout, 10)
-    whole = look_at(str(tmp_path))  # ids that stand in several files of one source are no longer unique
+    whole = look_at(str(tmp_path))  # ids that are in several files of one source are no longer unique
     assert (whole.format, whole.num_rows, whole.ledger.bad) == (layout, 30, {"duplicate_id": 20})
 
 
@@ -176,7 +176,7 @@ def test_fields_are_seen_with_their_values_and_counts(tmp_path: Path) -> None:
         "origin": {"web": 60},
     }
     assert {name: field.numbers for name, field in seen.fields.items() if field.numbers} == {"meta.score": (0.0, 5.9)}
-    # a truth value is no name, `language` is not in every row, one value tells nothing apart, too many name no classes
+    # a truth value is not a name, `language` is not in every row, one value separates nothing, nor do too many
     assert seen.class_fields() == ["source", "level"]
 
 

@@ -1,4 +1,4 @@
-"""A prepared folder as a whole: reused, made anew, split, replaced or left alone, whatever happens in the middle."""
+"""A prepared folder as a whole: reused, made again, split, replaced or left alone, whatever happens in the middle."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def job(tmp_path: Path, small_tokenizer_dir: Path) -> JobFactory:
     return make
 
 
-# ---- reused or made anew ----
+# ---- reused or made again ----
 
 
 def test_unchanged_input_is_reused_and_no_file_is_touched(job: JobFactory, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_changed_input_is_prepared_anew(name: str, job: JobFactory, tmp_path: Pa
 def test_pad_token_of_the_tokenizer_reaches_the_prepared_tokenizer(
     job: JobFactory, tmp_path: Path, small_tokenizer_dir: Path
 ) -> None:
-    """It decides no ids, but it stands in the tokenizer folder that exports get."""
+    """It decides no ids, but it is in the tokenizer folder that exports get."""
 
     def padded_with(token: str) -> str:
         folder = shutil.copytree(small_tokenizer_dir, tmp_path / f"tokenizer-{token}")
@@ -302,7 +302,7 @@ def test_ratio_that_holds_out_nothing_is_an_error(job: JobFactory, tmp_path: Pat
     assert not (tmp_path / "prepared").exists()
 
 
-# ---- what stands on disk ----
+# ---- what is on disk ----
 
 
 def test_datasets_library_reads_the_same_rows(tmp_path: Path, small_tokenizer_dir: Path) -> None:

@@ -83,7 +83,7 @@ MODEL_CARD = {
     "coding_mode": (CODING, "Code", ["Implement quicksort using C++"]),
 }
 
-# What every template writes, said a second time: control tokens per turn, and what stands between header and content.
+# What every template writes, said a second time: control tokens per turn, and what is between header and content.
 CONTROL_TOKENS_PER_TURN = {"openchat_3.2": 1, "openchat_3.5": 1, "openchat_3.6": 3, "chatml": 2}
 CONTENT_LEAD = {"openchat_3.2": " ", "openchat_3.5": " ", "openchat_3.6": "", "chatml": ""}
 END_OF_TURN = {
@@ -98,7 +98,7 @@ every_template = pytest.mark.parametrize("template_name", sorted(CONTROL_TOKENS_
 
 @dataclass(frozen=True, kw_only=True)
 class Prompter:
-    """A template on a tokenizer: as it trains, and as it is exported."""
+    """A template on a tokenizer: in training, and in an export."""
 
     template: Template
     spec: TokenizerSpec
@@ -393,7 +393,7 @@ CONDITIONS = [
 
 
 def disagreement(made: Prompter, turns: Sequence[tuple[str, str]], *, condition: str, system: str = "") -> str | None:
-    """What is wrong between the ids of training and of the exported template, None where they are as they must be."""
+    """What is wrong between the ids of training and of the exported template, None where they are right."""
     ids = made.train(turns, condition=condition, system=system).input_ids.tolist()
     prompted = made.prompt(turns, condition=condition, system=system)
     num_expected = 1 + (len(turns) + bool(system)) * {**CONTROL_TOKENS_PER_TURN, **UNLIKE_OURS}[made.template.name]
@@ -405,7 +405,7 @@ def disagreement(made: Prompter, turns: Sequence[tuple[str, str]], *, condition:
 
 
 def disagreements_on_difficult_texts(made: Prompter) -> dict[str, str]:
-    """Each text stands in every place of a conversation: system, user, assistant, in the middle and last."""
+    """Each text is in every place of a conversation: system, user, assistant, in the middle and last."""
     found = {}
     for text in DIFFICULT:
         turns = [("user", text), ("assistant", text), ("user", "Hi"), ("assistant", text)]

@@ -291,7 +291,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = {
     "another condition": (
         lambda r: spoiled(r, nz_input_ids=put(5, 2)),
         "unknown_header",
-        "no role under the condition",
+        "not a role under the condition",
     ),
     "weight lists too short": (
         lambda r: spoiled(r, nz_shifted_loss_weights=lambda w: w[:-1]),

@@ -65,7 +65,7 @@ def as_parquet(folder: Path) -> dict[str, Any]:
 
 
 def as_folder(folder: Path) -> dict[str, Any]:
-    """Files of every kind in the order of their names, one of them deeper, and one that is no data."""
+    """Files of every kind in the order of their names, one of them deeper, and one that is not data."""
     write_jsonl(folder / "raw" / "a.jsonl", ROWS[:4])
     write_json(folder / "raw" / "b.json", ROWS[4:9])
     write_parquet(folder / "raw" / "c" / "rows.parquet", ROWS[9:17])

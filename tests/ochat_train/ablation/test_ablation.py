@@ -1,4 +1,4 @@
-"""`ochat ablate`: what the arms differ in, a real small ablation, going on after an interruption, and questions."""
+"""`ochat ablate`: what the arms differ in, a real small ablation, continuing after an interruption, and questions."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class Parrot:
     """Answers each question with what the table says, and notes how it was asked."""
 
     def __init__(self, table: dict[str, str]) -> None:
-        self.table, self.batches = table, []  # type: ignore[var-annotated]
+        self.table, self.batches = table, []
 
     def answers(
         self, conversations: Any, *, condition: str | None, max_new_tokens: int, temperature: float

@@ -83,7 +83,7 @@ def test_every_problem_of_an_error_is_a_finding_with_its_own_remedy() -> None:
         problem("recipe", "a:1", "wrong; very", "fix; it"),
         problem("recipe", "b:2", "missing", "see the docs"),
     ]
-    assert from_error("base", UserError("one sentence")) == [problem("base", "", "one sentence")]
+    assert from_error("base", UserError("base", "is missing")) == [problem("base", "base", "is missing")]
 
 
 @pytest.mark.parametrize("name", ["base", "sources"])

@@ -82,12 +82,10 @@ def choose(output_dir: Path, made: Path, resume: str = "auto", *, num_ranks: int
 
 
 def test_every_flipped_bit_is_found(copy: Path, measured: Measured) -> None:
-    """In every kind of file; the control: torch.load reads flipped tensors without a word."""
+    """In every kind of file; the control: torch.load silently reads flipped tensors."""
     outcome = flip_bits(copy / "checkpoints" / "step-00000006", NUM_FLIPS, random.Random(0))
     measured(f"flipped bits found, of {NUM_FLIPS}", outcome["found"])
-    measured(
-        f"control: flipped bits that torch.load read without a word, of {outcome['torch_files']}", outcome["silent"]
-    )
+    measured(f"control: flipped bits that torch.load read silently, of {outcome['torch_files']}", outcome["silent"])
     assert outcome["found"] == NUM_FLIPS
     assert outcome["silent"] > outcome["torch_files"] / 2
 
@@ -236,8 +234,8 @@ def test_a_pickle_that_is_no_archive_is_refused(copy: Path) -> None:
 
 
 def test_every_point_of_a_write_can_be_the_last(tmp_path: Path, make_recipe: RecipeFactory, measured: Measured) -> None:
-    """The process ends before, or half-way through, each change to the disk; the newest verified checkpoint loads each
-    time.
+    """The process ends before, or half-way through, each change to the disk; each time the newest verified checkpoint
+    loads.
     """
     path = make_recipe(**{**SHORT, "checkpoint__keep_last": 1})
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)

@@ -75,7 +75,7 @@ def test_data_and_the_number_of_gpus_are_compared(recipe: Recipe) -> None:
 
 
 def test_what_does_not_decide_the_steps_is_not_compared(recipe: Recipe, make_recipe: RecipeFactory) -> None:
-    """The values of `data`, too: what was prepared from them has a fingerprint."""
+    """Also the values of `data`: what was prepared from them has a fingerprint."""
     other = make_recipe(
         name="other",
         train__log_every_steps=7,
@@ -235,7 +235,7 @@ def test_what_is_decided_is_moved(tmp_path: Path, recipe: Recipe, capsys: pytest
     run = tmp_path / "run"
     lock = RunLock(run)
     lock.acquire()
-    assert not read_earlier_run(run, "never").is_there  # a lock alone is no run
+    assert not read_earlier_run(run, "never").is_there  # a lock alone is not a run
     for step in (2, 4):
         make_checkpoint(run, recipe, step)
     first = decision(read_earlier_run(run, str(run / "checkpoints" / "step-00000002")), recipe, "a path")

@@ -24,7 +24,7 @@ class LeftReader(io.StringIO):
 def test_only_inspect_may_lose_its_reader(
     make_recipe: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`ochat inspect ... | head` is no failure; a training that cannot print any more has not succeeded."""
+    """`ochat inspect ... | head` is not a failure; a training that cannot print any more has not succeeded."""
     recipe = make_recipe()
     assert main(["prepare", str(recipe), "--workers", "1"]) == 0
     monkeypatch.setattr("sys.stdout", LeftReader())

@@ -192,9 +192,11 @@ def test_hosts_with_different_problems_are_all_told(host: Path, tmp_path: Path) 
     outputs, codes = run_jobs({"command": ["train", "recipe.yaml"], "folders": folders})
     assert codes == [exits.USER_ERROR] * 2
     lines = outputs[0].splitlines()
-    start = lines.index("ochat train: ranks cannot start, for different reasons: ")
-    assert lines[start + 1].startswith(f"rank 0 ({HOST}): data.prepared_dir: prepared holds no prepared dataset")
-    assert lines[start + 2].startswith(f"rank 1 ({HOST}): data.prepared_dir: prepared was prepared from other settings")
+    start = lines.index("ochat train: ranks: cannot start, for different reasons")
+    assert lines[start + 1].startswith(f"  rank 0 ({HOST}): data.prepared_dir: prepared holds no prepared dataset")
+    assert lines[start + 2].startswith(
+        f"  rank 1 ({HOST}): data.prepared_dir: prepared was prepared from other settings"
+    )
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])

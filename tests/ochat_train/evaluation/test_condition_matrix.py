@@ -17,7 +17,7 @@ def matrix_of(nll: np.ndarray, tokens: np.ndarray, classes: np.ndarray, **more: 
         "conditions": CONDITIONS,
         "seed": 0,
     }
-    return condition_matrix(nll, tokens, classes, **{**arguments, **more})  # type: ignore[arg-type]
+    return condition_matrix(nll, tokens, classes, **{**arguments, **more})
 
 
 def test_means_are_per_token_not_per_conversation() -> None:

@@ -57,7 +57,7 @@ RESULTS = (
     ],
 )
 def test_a_line_is_read_and_written_back(kind: type, text: str) -> None:
-    assert json.dumps(kind.from_json(json.loads(text)).to_json()) == text  # type: ignore[attr-defined]
+    assert json.dumps(kind.from_json(json.loads(text)).to_json()) == text
 
 
 def test_figures_are_those_of_the_line() -> None:

@@ -42,7 +42,7 @@ def test_default_interval_is_ten_times_a_run_or_four_percent_of_the_time() -> No
     assert interval_of(0, 0) == 10
     assert interval_of(1000, 0) == 10
     interval = interval_of(10_000, 0)
-    assert interval_of(4_000, 6_000) == interval_of(0, 10_000) == interval, "answers are read, too"
+    assert interval_of(4_000, 6_000) == interval_of(0, 10_000) == interval, "answers are also read"
     forward_seconds, step_seconds = 10_000 / 3, 1000
     assert forward_seconds / (interval * step_seconds) <= 0.04 < forward_seconds / ((interval - 1) * step_seconds)
     assert interval_of(0, 0, tokens_per_step=1, num_steps=3) == 1

@@ -233,6 +233,6 @@ def test_held_out_prompts_stop_before_the_answer(train: Any) -> None:
 def test_prompt_that_does_not_fit_is_an_error(make_recipe: RecipeFactory) -> None:
     recipe = make_recipe(**HELD_OUT, validation__prompts=["short", "long " * 300])
     assert ochat("prepare", str(recipe)).returncode == 0
-    found = ochat("train", str(recipe))  # in a process of its own: joining a process group changes the environment
+    found = ochat("train", str(recipe))  # in a separate process: joining a process group changes the environment
     assert found.returncode == 2
     assert "validation.prompts.1: " in found.stderr

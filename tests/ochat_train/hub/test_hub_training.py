@@ -248,7 +248,7 @@ def state_of(run_dir: Path, doing: str, *, newest: bool = True, **more: Any) -> 
     candidate = checkpoint_to_push(run_dir)
     assert candidate is not None
     checkpoint = candidate.sha256 if newest else "0" * 64
-    return PushState(repo=REPO, step=4 if newest else 2, checkpoint=checkpoint, doing=doing, **more)  # type: ignore[arg-type]
+    return PushState(repo=REPO, step=4 if newest else 2, checkpoint=checkpoint, doing=doing, **more)
 
 
 HANGS = "import signal; signal.pause()"

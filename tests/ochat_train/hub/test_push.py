@@ -1,4 +1,4 @@
-"""`ochat push` against a stand-in of the Hub: every byte arrives, faults that pass are outlived, others are one
+"""`ochat push` against a stand-in of the Hub: every byte arrives, temporary faults are retried, others are one
 error.
 """
 
@@ -140,7 +140,7 @@ def test_every_file_of_an_earlier_export_goes_and_nothing_else(hub: HubStandIn, 
     old = make_export(tmp_path / "old")
     (old / "added_tokens.json").write_text("{}")
     write_mark(old)
-    (old / "NOTICE").write_text("Laid beside the export, so not in its list.")
+    (old / "NOTICE").write_text("Added beside the export, so not in its list.")
     push(old, REPO, policy=clock.policy)
     hub.put(REPO, {"model-mine.safetensors.txt": b"mine"})
     new = make_export(tmp_path / "new", seed=1)
@@ -182,7 +182,7 @@ def test_licences_and_notes_may_lie_beside_an_export(hub: HubStandIn, folder: Pa
     assert hub.read(REPO, "LICENSE.txt") == b"You may."
 
 
-# ---- faults that pass ----
+# ---- temporary faults ----
 
 COMMIT = f"POST /api/models/{REPO}/commit/main"
 PASSING = {
@@ -219,7 +219,7 @@ def test_what_xet_raises_is_tried_again(
     def failing_once(*arguments: object, **options: object) -> object:
         if failures:
             raise failures.pop()
-        return real(*arguments, **options)  # type: ignore[arg-type]
+        return real(*arguments, **options)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", failing_once)
     push(folder, REPO, policy=clock.policy)
@@ -352,7 +352,7 @@ def test_tokens_with_the_right_pass(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     push(folder, REPO, policy=clock.policy)
-    push(folder, REPO, policy=clock.policy)  # a repository that is there is asked in another way
+    push(folder, REPO, policy=clock.policy)  # an existing repository is asked in another way
     assert content_on_hub(hub, REPO) == content_of(folder)
 
 

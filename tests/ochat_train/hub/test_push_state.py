@@ -25,7 +25,7 @@ CANCEL, DONE, GIVE_UP = Action.CANCEL, Action.DONE, Action.GIVE_UP
 
 
 def push(doing: str, checkpoint: str = "new", repo: str = REPO) -> PushState:
-    return PushState(repo=repo, step=4, checkpoint=checkpoint, doing=doing)  # type: ignore[arg-type]
+    return PushState(repo=repo, step=4, checkpoint=checkpoint, doing=doing)
 
 
 PUSHED, OLD_PUSHED, ELSEWHERE = push("pushed"), push("pushed", "old"), push("pushed", repo="alice/another")

@@ -1,4 +1,4 @@
-"""`ochat init` writes recipes that load, prepare and plan as they are, and never overwrites or guesses in silence."""
+"""`ochat init` writes recipes that load, prepare and plan unchanged, and never overwrites or guesses in silence."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def answers(*texts: str) -> Callable[[str], str]:
     left = list(texts)
 
     def ask(question: str) -> str:
-        ask.questions.append(question)  # type: ignore[attr-defined]
+        ask.questions.append(question)
         return left.pop(0)
 
-    ask.questions = []  # type: ignore[attr-defined]
+    ask.questions = []
     return ask
 
 
@@ -152,7 +152,7 @@ def test_it_runs_without_torch(here: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 
-# ---- what is missing, wrong or there already ----
+# ---- what is missing, wrong or exists already ----
 
 
 def test_all_that_is_missing_is_one_error_that_lists_the_flags(here: Path) -> None:
@@ -396,7 +396,7 @@ def test_enter_takes_the_defaults_and_wrong_answers_are_asked_again(here: Path) 
     ask = answers("nowhere", "base", "A", "good", "1", "", "", "0", "", "")
     path = init(options(labelled("x.jsonl"), base=None, out=None, classes=[]), ask=ask, say=lambda text: None)
     recipe = load_recipe(path)
-    questions = [question.splitlines()[-1] for question in ask.questions]  # type: ignore[attr-defined]
+    questions = [question.splitlines()[-1] for question in ask.questions]
     starts = ["Base", "Base", "Class of x.jsonl", "Condition of class A", "Reward of class A"]
     assert recipe.data.sources[0].class_name == "A"
     assert [q[: len(s)] for q, s in zip(questions, starts, strict=False)] == starts
@@ -405,7 +405,7 @@ def test_enter_takes_the_defaults_and_wrong_answers_are_asked_again(here: Path) 
 def test_nobody_is_asked_which_class_is_better_by_default(here: Path) -> None:
     ask = answers("", "", "", "0", "", "", "", "1", "", "")
     path = init(options(labelled("x.jsonl"), out=None, classes=[]), ask=ask, say=lambda text: None)
-    questions = ask.questions  # type: ignore[attr-defined]
+    questions = ask.questions
     assert not any("Reward" in question and "[" in question for question in questions)
     assert {name: spec.reward for name, spec in load_recipe(path).data.classes.items()} == {"a": 0.0, "b": 1.0}
 

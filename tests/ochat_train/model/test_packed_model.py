@@ -193,7 +193,7 @@ def gradient_errors(model: Any, truth: Any) -> dict[str, float]:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "layers"),
-    [(name, "as they are") for name in sorted(KERNELS)]
+    [(name, "unchanged") for name in sorted(KERNELS)]
     + [(name, kind) for name in COMPILABLE for kind in ("none", "matmuls", "full")],
 )
 def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, measured: Measured) -> None:
@@ -215,11 +215,11 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
     eager_loss = eager_packed_loss(eager, batch)
     eager_loss.backward()
     ours = gpu_model(register_attention(name), torch.bfloat16)
-    if layers != "as they are":
+    if layers != "unchanged":
         set_layer_forward(ours.model.layers, checkpointing=[layers] * len(ours.model.layers), compiled=True)
     sums = PackedCausalLM(ours, num_classes=2)(batch)
     sums.weighted_nll.backward()
-    kind = f"{name}, layers {layers}" if layers == "as they are" else f"{name}, compiled, recompute {layers}"
+    kind = f"{name}, layers {layers}" if layers == "unchanged" else f"{name}, compiled, recompute {layers}"
     measured(f"bfloat16 model, loss, {kind}, against float64", relative_error(sums.weighted_nll, expected))
     measured("bfloat16 model, loss, plain eager, against float64", relative_error(eager_loss, expected))
     assert relative_error(sums.weighted_nll, expected) < 1e-4
@@ -234,7 +234,7 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
 def test_compiled_layers_share_one_function_under_zero_3(
     tmp_path: Any, make_recipe: RecipeFactory, measured: Measured
 ) -> None:
-    """More layers than torch compiles a function for: with one of its own for each it would stop with an error."""
+    """More layers than torch compiles a function for: with a separate one for each it would stop with an error."""
     config = {
         **TINY_MODEL,
         "hidden_size": 256,

@@ -19,7 +19,7 @@ from ochat_train.planning.memory import (
     model_shape,
     resolve,
 )
-from ochat_train.planning.memory_text import memory_text, out_of_memory_text, too_little_memory
+from ochat_train.planning.memory_text import memory_text, out_of_memory, too_little_memory
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
@@ -204,9 +204,10 @@ def test_out_of_memory_names_the_next_safer_setting() -> None:
             "zero_stage: 3",
         ),
     ):
-        text = out_of_memory_text(plan(4, 77.5, *changes), error)
-        assert f"{safer}, and start again" in text
-        assert "Tried to allocate 2.00 GiB" in text
+        found = out_of_memory(plan(4, 77.5, *changes), error)
+        assert str(found).startswith("GPU memory: more was needed than the ")
+        assert f"{safer}, and start again" in found.remedy
+        assert "Tried to allocate 2.00 GiB" in found.remedy
 
 
 def test_the_documentation_shows_the_costs() -> None:

@@ -42,7 +42,7 @@ PUBLIC = """
 
 
 def test_every_field_declares_what_it_is_for() -> None:
-    """A field that was not made by `setting` raises here; a section that is no field of its own is walked through."""
+    """A field that was not made by `setting` raises here; a section that is not itself a field is walked through."""
     declared = [place for place, field in all_fields(Recipe) if not is_section(field.annotation) and flags_of(field)]
     assert len(declared) > 70
     assert {place[0] for place in declared} == set(Recipe.model_fields)

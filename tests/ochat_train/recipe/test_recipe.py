@@ -691,7 +691,7 @@ def test_a_recipe_survives_its_own_json(tmp_path: Path) -> None:
 def test_values_do_not_change_after_loading(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD))
     with pytest.raises(ValueError, match="frozen"):
-        recipe.train.epochs = 7  # type: ignore[misc]
+        recipe.train.epochs = 7
 
 
 # ---- nothing but UserError ----

@@ -63,7 +63,7 @@ def test_set_repairs_a_recipe(tmp_path: Path) -> None:
     assert load_recipe(path, ["model.max_length_tokens=4096"]).model.max_length_tokens == 4096
 
 
-# The override, how its one problem begins, and what else it says.
+# The override, how its one problem begins, and other texts that it contains.
 WRONG_OVERRIDES = [
     ("foo", "--set foo: expected section.key=value"),
     ("=3", "--set =3: expected section.key=value"),

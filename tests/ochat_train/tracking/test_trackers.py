@@ -30,21 +30,18 @@ from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking import choice
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.kind import TrackerKind
-from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
 from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.support import wandb_file
 from tests.support.fake_trackers import KINDS, FakeTracker, fail, hang
 from tests.support.processes import PYTHONPATH, ROOT, run_jobs
 from tests.support.recipe_texts import changed, problem_of, write
-from tests.support.results import class_means, step_metrics
+from tests.support.results import class_means, run_facts, step_metrics
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
 
 FILES = tuple(pkgutil.iter_modules(tracking.__path__))
-FACTS = RunFacts(
-    name="x", output_dir=Path("runs/x"), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
-)
+FACTS = run_facts(Path("runs/x"))
 
 
 def deliver(tracker: FakeTracker, *, num_steps: int) -> str:
@@ -94,7 +91,7 @@ def test_a_tracker_that_hangs_is_dropped(at_start: Callable[[], Any], at_log: Ca
     trackers = Trackers([tracker, healthy], FACTS, report=said.append)
     for step in range(1, 8):
         trackers.log_step(step_metrics(step))
-    trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other is as quick as it is
+    trackers.close(done=False, most_seconds=0.0)  # the first one takes all of it; the other gets no time
     text = "fake: does not answer and was dropped; 7 of 7 steps and validations were not delivered; runs/x has"
     assert [line for line in said if line.startswith(text)] == said[-1:]
     assert tracker.is_abandoned
@@ -325,18 +322,13 @@ import os, socket, sys
 from pathlib import Path
 from ochat_train.recipe.sections import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
-from ochat_train.tracking.kind import TrackerKind
-from ochat_train.tracking.protocol import RunFacts
 from ochat_train.tracking.wandb_tracker import WandbTracker
-from tests.support.results import step_metrics
+from tests.support.results import run_facts, step_metrics
 
 server = socket.create_server(("127.0.0.1", 0))
 os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "WANDB_API_KEY": "a" * 40}
-facts = RunFacts(
-    name="x", output_dir=Path(sys.argv[1]), first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
-)
 tracker = WandbTracker(TrackingSettings(wandb="online"), exit_seconds=0.5)
-trackers = Trackers([tracker], facts, report=print)
+trackers = Trackers([tracker], run_facts(Path(sys.argv[1])), report=print)
 trackers.log_step(step_metrics(1))
 server.accept()  # it asks, so it waits for an answer from now on
 trackers.close(done=True, most_seconds=0.0)
@@ -359,7 +351,8 @@ def test_a_server_that_never_answers_does_not_hold_the_process(tmp_path: Path) -
     finally:
         process.kill()
         for service in psutil.process_iter(["name", "cmdline"]):
-            if service.info["name"] == "wandb-core" and str(process.pid) in service.info["cmdline"]:
+            # cmdline: None for a process that has just ended
+            if service.info["name"] == "wandb-core" and str(process.pid) in (service.info["cmdline"] or ()):
                 service.kill()
     assert "Weights & Biases: does not answer and was dropped; 1 of 1 steps" in out.read_text()
     assert err.read_text() == ""
@@ -422,7 +415,7 @@ def test_wandb_gets_steps_again_only_where_they_may_be_lost(tmp_path: Path, monk
     assert library.steps == [1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
     assert library.exit_codes == [1, 1]
     assert len({run["id"] for run in library.runs}) == 1
-    part_of_run(library, tmp_path, range(1, 3), monkeypatch, closed=True)  # from the beginning: a run of its own
+    part_of_run(library, tmp_path, range(1, 3), monkeypatch, closed=True)  # from the beginning: a separate run
     assert len({run["id"] for run in library.runs}) == 2
     assert library.steps[-2:] == [1, 2]
 

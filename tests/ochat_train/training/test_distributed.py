@@ -152,7 +152,7 @@ def test_stage_2_adds_up_gradients_in_float32_whatever_the_recipe_says(train: Tr
 def test_tied_embeddings_under_zero_3(train: TrainFunction, measured: Measured) -> None:
     """The loss reads a weight that belongs to the embedding; gradients from both uses must arrive.
 
-    Gemma, too: its embedding computes a scale that is not saved, as rotary frequencies are.
+    Also Gemma: its embedding computes a scale that is not saved, as rotary frequencies are.
     """
     config = {**TINY_MODEL, "tie_word_embeddings": True}
     cases = {f"tied{stage}": {"deepspeed__zero_stage": stage, "model__config": config} for stage in (0, 3)}
@@ -274,7 +274,7 @@ def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(
     recipe = make_recipe(**changes)
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     recipe = recipe.rename(tmp_path / "first.yaml")
-    train_on_ranks(["train", recipe, "--resume", "never"], num_ranks=1)  # in a folder that is not there yet
+    train_on_ranks(["train", recipe, "--resume", "never"], num_ranks=1)  # in a folder that does not exist yet
     checkpoints = tmp_path / "run" / "checkpoints"
     shard = next((checkpoints / "step-00000010" / "state").glob("*optim_states.pt"))
     content = bytearray(shard.read_bytes())
@@ -292,7 +292,7 @@ def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(
     assert [line for line in output.splitlines() if line.startswith("exit code")] == [
         f"exit code {code}" for code in (0, 2, 0, 0)
     ]
-    again, refused, accepted, anew = output.split("exit code")[:4]
+    again, refused, accepted, fresh = output.split("exit code")[:4]
     assert (
         "step-00000010 is not intact: state/zero_pp_rank_0_mp_rank_00_optim_states.pt has changed since it was written"
         in again
@@ -304,7 +304,7 @@ def test_a_broken_checkpoint_is_passed_over_and_another_recipe_is_refused(
     assert "changed since this checkpoint was written: optimizer.learning_rate (0.003 -> 0.001)" in refused
     assert "or accept the change with `--accept-changes`" in refused
     assert "resuming with accepted changes: optimizer.learning_rate (0.003 -> 0.001)" in accepted
-    assert "the earlier run is moved to" in anew
+    assert "the earlier run is moved to" in fresh
     assert len(metrics(tmp_path / "run")) == 10
     assert "Traceback" not in output
 

@@ -13,18 +13,14 @@ from ochat_train.distributed.ranks import Ranks
 from ochat_train.report.text import class_sums_text
 from ochat_train.runs.lines import rows_of
 from ochat_train.tracking.delivery import Trackers
-from ochat_train.tracking.protocol import RunFacts
 from ochat_train.training.loop import outputs
 from ochat_train.training.metrics import EpochSums
 from ochat_train.training.outputs import MetricsWriter
-from tests.support.results import step_metrics
+from tests.support.results import run_facts, step_metrics
 
 
 def no_trackers(folder: Path) -> Trackers:
-    facts = RunFacts(
-        name="x", output_dir=folder, first_step=0, recipe={}, classes=[], ledger={}, hardware={}, versions={}
-    )
-    return Trackers([], facts, report=print)
+    return Trackers([], run_facts(folder), report=print)
 
 
 # ---- the table of an epoch ----
@@ -59,7 +55,7 @@ def test_there_is_no_table_where_no_step_was_done() -> None:
 
 # ---- files ----
 
-# Blocks that were never written, half a line that the next one was written behind, other bytes, and what is no row
+# Blocks that were never written, half a line that the next one was written behind, other bytes, and what is not a row
 DAMAGED = [
     b"\0" * 4096,
     b'{"step": 3, "lo{"step": 4, "loss": 1.0}',

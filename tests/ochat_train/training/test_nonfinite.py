@@ -133,7 +133,7 @@ def test_the_history_of_gradient_norms() -> None:
         after, anomaly = progressed(after, 50.0)
         kinds.append(anomaly)
     assert kinds[0] == "spike"
-    assert kinds[-50:] == [None] * 50, "a level that stays is no spike any more"
+    assert kinds[-50:] == [None] * 50, "a level that stays is no longer a spike"
     assert len(after.grad_norms) == 64
 
 

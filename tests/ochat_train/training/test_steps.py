@@ -50,7 +50,7 @@ def steps_of(split: PreparedSplit, plan: TrainingPlan, **changes: Any) -> Iterat
 def test_a_step_has_as_many_micro_batches_as_the_engine_waits_for(
     num_ranks: int, packs_per_micro_batch: int, prepared: tuple[Recipe, PreparedSplit, TrainingPlan]
 ) -> None:
-    """In every step, the last one of an epoch too, which may have fewer packs."""
+    """In every step, even the last one of an epoch, which may have fewer packs."""
     recipe, split, plan = prepared
     train = recipe.train.model_copy(update={"packs_per_micro_batch": packs_per_micro_batch})
     config = deepspeed_config(
