@@ -39,6 +39,19 @@ def resharded(folder: Path, ranks: Ranks) -> Iterator[Path]:
         shutil.rmtree(target)
 
 
+def place_step_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Move AdamW's step counts to where the fused kernel needs them: beside their parameters.
+
+    DeepSpeed reads them from a universal checkpoint into CPU memory, and torch then refuses the next update on a GPU.
+    Kernels that are not fused want them on the CPU.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            state = optimizer.state[parameter]
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].to(parameter.device)
+
+
 def _convert(folder: Path, target: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 

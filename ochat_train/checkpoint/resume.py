@@ -35,7 +35,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint.changes import Change, changes_since, listed
-from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, resharded
+from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, place_step_counts, resharded
 from ochat_train.checkpoint.state import (
     CheckpointManifest,
     Progress,
@@ -161,6 +161,7 @@ def resume_state(decision: ResumeDecision, engine: Any, ranks: Ranks, *, seed: i
     if decision.reshard:
         with resharded(folder, ranks) as converted:
             load_engine_state(engine, converted)
+        place_step_counts(engine.optimizer.optimizer)
         torch.manual_seed(seed + ranks.rank + 1_000_003 * progress.step)
     else:
         refuse_unsafe_pickles(folder)
