@@ -136,7 +136,7 @@ def test_prefetched_steps_are_the_same_and_few_micro_batches_wait(
 
 
 def test_a_micro_batch_is_let_go_when_the_next_is_taken(prepared: tuple[Recipe, PreparedSplit, TrainingPlan]) -> None:
-    """The first of a step, too: none stays in pinned memory until the step ends."""
+    """The first of a step as well: none stays in pinned memory until the step ends."""
     _, split, plan = prepared
     prefetched = StepPrefetcher(steps_of(split, plan), depth=1)
     step = next(prefetched)
