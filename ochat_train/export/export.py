@@ -90,7 +90,7 @@ def _write_model(model: Any, folder: Path, *, max_shard_size: str) -> None:
 
 
 def _set_modes(folder: Path) -> None:
-    """Give every file the mode that the user's umask gives new ones: safetensors makes files that others cannot read."""
+    """Give every file the mode that the umask gives new ones: safetensors makes files that others cannot read."""
     mode = (folder / EXPORT_MARK).stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
