@@ -1,4 +1,4 @@
-"""Weights are what the base's config.json says, or nothing is trained: `ochat check` and training say the same words."""
+"""Weights are what config.json says, or nothing is trained: `ochat check` and training say the same words."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_what_the_headers_missed_is_refused_after_loading(
 def test_adapters_and_other_kinds_of_files(recipe: Recipe, tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds an adapter .* and not a base; merge it into its base"):
+    with pytest.raises(UserError, match=r"holds an adapter .* and not a base; merge it into its base"):
         build(on_base(recipe, folder))
     assert "holds an adapter" in findings(on_base(recipe, folder))[0].problem
     (folder / "adapter_config.json").unlink()
