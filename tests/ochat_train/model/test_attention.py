@@ -18,7 +18,7 @@ from data_pipeline.errors import UserError
 from ochat_train.model import attention
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.attention.keywords import check_attention
+from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.attention.sdpa import attention_sdpa
 from ochat_train.recipe.sections import ModelSettings
