@@ -9,7 +9,6 @@ import torch
 from ochat_train.model.batch import PackedBatch
 from ochat_train.model.config import logit_transform
 from ochat_train.model.loss import LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
-
 from ochat_train.model.structure import backbone
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -94,16 +94,15 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
 
 
 def _run_once(base: Any, device: torch.device) -> None:
-    # without a mask `transformers` reads values of positions, which the meta device does not have
-    mask = {"attention_mask": torch.ones((1, _PROBE_TOKENS), device=device)} if device.type == "meta" else {}
     with torch.no_grad():
         base(
             input_ids=torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
+            # without a mask `transformers` reads values of positions, which the meta device does not have
+            attention_mask=torch.ones((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
             position_ids=torch.arange(_PROBE_TOKENS, device=device)[None],
             use_cache=False,
             cu_seqlens=torch.tensor([0, _PROBE_TOKENS], dtype=torch.int32, device=device),
             max_seqlen=_PROBE_TOKENS,
-            **mask,
         )
 
 
@@ -132,7 +131,29 @@ def _register_probe(found: list[AttentionNeeds]) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(_PROBE_NAME, partial(_probe, found))
-    AttentionMaskInterface.register(_PROBE_NAME, lambda *args, **kwargs: None)
+    AttentionMaskInterface.register(_PROBE_NAME, _probe_mask)
+
+
+def _probe_mask(
+    *args: Any,
+    config: Any = None,
+    mask_function: Callable[..., Any] | None = None,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> None:
+    """Instead of building a mask: what tokens 0 to local_size + 1 would see must be all before them, or a window."""
+    if mask_function is None:
+        return
+    window = _PROBE_TOKENS if local_size is None else local_size
+    tokens = torch.tensor([0, 1, window - 1, window, window + 1])
+    query, key = (x.reshape(-1) for x in torch.meshgrid(tokens, tokens, indexing="ij"))
+    expected = (key <= query) & (query - key < window if local_size is not None else query >= 0)
+    zero = torch.tensor(0)
+    seen = torch.stack([mask_function(zero, zero, i, j) for i, j in zip(query, key, strict=True)])
+    if not seen.is_meta and not torch.equal(seen, expected):
+        base = getattr(config, "model_type", "the base")
+        problem = f"{base} lets tokens see others than those before them or those of a window, which no attention "
+        raise UserError("model", problem + "kernel here computes", REMEDY)
 
 
 def _probe(
