@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.files import sha256_of_file
+from data_pipeline.file_hashes import hash_files
 from data_pipeline.settings import HUB_PREFIX, SourceSettings
 from data_pipeline.text_rules import shown
 
@@ -97,14 +97,17 @@ def is_dataset(source: SourceSettings) -> bool:
 
 
 def fingerprint(source: SourceSettings, *, where: str) -> str:
-    """sha256 over what the source holds now, so that changed input is noticed whatever its time stamp says."""
+    """sha256 over what the source holds now, so that changed input is noticed whatever its time stamp says.
+
+    Files that have not been touched since they were last hashed on this host are not read again (file_hashes.py).
+    """
     digest = hashlib.sha256()
     if is_dataset(source):
         digest.update(_load_dataset(source, where=where)._fingerprint.encode())
         return digest.hexdigest()
-    for file in source_files(source, where=where):
+    for file, found in hash_files(source_files(source, where=where), group=Path(source.path)).files.items():
         digest.update(file.name.encode() + b"\0")
-        digest.update(sha256_of_file(file).encode())
+        digest.update(found.sha256.encode())
     return digest.hexdigest()
 
 
