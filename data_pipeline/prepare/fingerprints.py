@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import fields
 
 from data_pipeline.prepare.job import PrepareJob
@@ -28,9 +29,15 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
     return inputs
 
 
-def sources_fingerprint(settings: DataSettings) -> str:
-    """sha256 of the content of all raw sources. Raises UserError where one is not on this machine."""
-    contents = (sources.fingerprint(s, where=f"data.sources.{n}") for n, s in enumerate(settings.sources))
+def sources_fingerprint(settings: DataSettings, *, progress: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """sha256 of the content of all raw sources. progress: called with the bytes read since the last call.
+
+    Raises UserError where one is not on this machine.
+    """
+    contents = (
+        sources.fingerprint(source, where=f"data.sources.{number}", progress=progress)
+        for number, source in enumerate(settings.sources)
+    )
     return sha256_of_text("".join(contents))
 
 

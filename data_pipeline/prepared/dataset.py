@@ -226,7 +226,7 @@ class PreparedSplit:
         for columns in (self._ids, self._weights):
             for start, (offsets, values) in zip(self._chunk_starts, columns, strict=False):
                 lengths = self.num_tokens[start : start + len(offsets) - 1]
-                is_inside = len(lengths) == len(offsets) - 1 and 0 <= offsets[0] and offsets[-1] <= len(values)
+                is_inside = len(lengths) == len(offsets) - 1 and offsets[0] >= 0 and offsets[-1] <= len(values)
                 if not is_inside or not np.array_equal(np.diff(offsets), lengths):
                     return False
         return bool((self.num_tokens >= 0).all())
@@ -254,6 +254,19 @@ class PreparedSplit:
     def rows_with_id(self, identifier: str) -> np.ndarray:
         """int64[n]: the rows of a conversation; several in split `conditions`, or where sources use the same ids."""
         return np.flatnonzero(pc.equal(self._table.column("id"), identifier).to_numpy())
+
+
+def open_split(prepared_dir: Path, split: Split, manifest: Manifest) -> PreparedSplit:
+    """A split that holds as many rows and tokens as its manifest says. Raises DamagedDataError for another number."""
+    opened, expected = PreparedSplit(prepared_dir, split), manifest.splits[split]
+    found = (len(opened), int(opened.num_tokens.sum()))
+    if found != (expected.conversations, expected.tokens):
+        problem = (
+            f"holds {found[0]:,} rows of {found[1]:,} tokens, but its manifest says {expected.conversations:,} rows of "
+            f"{expected.tokens:,} tokens"
+        )
+        raise DamagedDataError(prepared_dir / split, problem, "run `ochat prepare` again")
+    return opened
 
 
 class PreparedWriter:
