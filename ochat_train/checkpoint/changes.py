@@ -33,7 +33,6 @@ IDLE_KEYS = (
     "zero_optimization.stage3_max_reuse_distance",
     "zero_optimization.stage3_prefetch_bucket_size",
 )
-_MOST_CHARACTERS = 200  # of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Change:
         return self.name in OFFLOADS
 
     def __str__(self) -> str:
-        return f"{self.name} ({_shown(self.then)} -> {_shown(self.now)})"
+        return f"{self.name} ({self.then} -> {self.now})"
 
 
 def changes_since(
@@ -120,8 +119,3 @@ def other_versions(manifest: CheckpointManifest, basis: RunBasis) -> str | None:
 def listed(changes: Iterable[Change]) -> str:
     """Changes for a message: `seed (1 -> 2), train.epochs (3 -> 4)`."""
     return ", ".join(map(str, changes))
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

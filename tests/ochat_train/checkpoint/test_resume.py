@@ -86,7 +86,11 @@ def test_what_does_not_decide_the_steps_is_not_compared(recipe: Recipe, make_rec
         validation__every_steps=2,
         tracking__tensorboard=True,
         data__validation_ratio=0.5,
-        deepspeed__config={"zero_optimization": {"overlap_comm": False}},
+        deepspeed__config={
+            "wall_clock_breakdown": True,
+            "comms_logger": {"enabled": True},
+            "zero_optimization": {"stage3_param_persistence_threshold": 0, "overlap_comm": False},
+        },
     )
     assert changes_of(manifest_of(recipe), load_recipe(other)) == []
 
