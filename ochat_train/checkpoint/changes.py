@@ -13,8 +13,7 @@ from ochat_train.recipe.sections import Recipe
 
 _UNKNOWN_BASIS = RunBasis()
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"
-# Another class of optimizer, or another place of the parameters, whose states are cut into other files.
-OFFLOADS = ("deepspeed.offload_optimizer", "deepspeed.offload_parameters")
+OFFLOAD = "deepspeed.offload_optimizer"  # another class of optimizer, which does not round alike
 _RAW = "deepspeed.config"
 # Keys of DeepSpeed's configuration, with all below them, that change no number: what is written down, and when it
 # communicates. docs/resume.md lists them.
@@ -51,7 +50,7 @@ class Change:
     @property
     def is_of_offload(self) -> bool:
         """Whether it changes which optimizer holds the state, which cannot be converted."""
-        return self.name in OFFLOADS
+        return self.name == OFFLOAD
 
     def __str__(self) -> str:
         return f"{self.name} ({self.then} -> {self.now})"

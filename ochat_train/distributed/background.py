@@ -55,7 +55,8 @@ class Background(Generic[T]):
 
     def wait(self, seconds: float) -> bool:
         """Wait at most so long; whether the work is done, has failed, or has not come further for too long."""
-        return self._done.wait(seconds) or time.monotonic() - self._progressed > self._timeout
+        patience = max(0.0, self._progressed + self._timeout - time.monotonic())
+        return self._done.wait(min(seconds, patience)) or time.monotonic() >= self._progressed + self._timeout
 
     def result(self) -> T:
         """What the work returned. Raises what it raised, and UserError where it is still at work."""

@@ -311,7 +311,7 @@ class DeepSpeedSettings(Section):
         False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=True, is_public=True
     )
     offload_parameters: bool = setting(
-        False, description="keep parameters in CPU memory (stage 3)", decides_steps=True, is_public=True
+        False, description="keep parameters in CPU memory (stage 3)", decides_steps=False, is_public=True
     )
     config: dict[str, Any] = setting(
         default_factory=dict,

@@ -21,7 +21,7 @@ DECISIVE = """
     model.max_length_tokens model.inference_condition model.precision model.attention model.float8 train.epochs
     train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.max_steps
     optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio optimizer.weight_decay optimizer.betas
-    optimizer.eps optimizer.grad_clip deepspeed.offload_optimizer deepspeed.offload_parameters
+    optimizer.eps optimizer.grad_clip deepspeed.offload_optimizer
     deepspeed.config.zero_optimization.reduce_bucket_size
 """
 PUBLIC = """
