@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import FileHash, hash_files
-from data_pipeline.prepared.dataset import MANIFEST, DamagedDataError, Manifest, rows_digest
+from data_pipeline.files import sha256_of_file
+from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, DamagedDataError, Manifest, rows_digest
 
 REMEDY = "run `ochat prepare` again"
 _UNVERIFIED = (
@@ -70,6 +72,17 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
             )
     for name in found.keys() - manifest.files.keys():
         raise DamagedDataError(found[name], "does not belong to the prepared dataset", "move it to another folder")
+
+
+def check_tokenizer_copy(folder: Path, manifest: Manifest) -> None:
+    """Raise UserError where the tokenizer folder in `folder` is not the one that the dataset was prepared with."""
+    for name, expected in manifest.files.items():
+        if not name.startswith(f"{TOKENIZER_FOLDER}/"):
+            continue
+        path = folder / name
+        if not path.is_file() or sha256_of_file(path) != expected.sha256:
+            problem = "is missing" if not path.is_file() else "has changed since the run began (another sha256)"
+            raise UserError(path, problem, "copy it from the prepared dataset that the run was trained on")
 
 
 def verify(

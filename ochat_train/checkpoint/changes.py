@@ -70,17 +70,24 @@ def changes_since(
     if manifest.data_rows and basis.rows and manifest.data_fingerprint == data_fingerprint:
         then["rows of the prepared data"] = manifest.data_rows[:12]
         now["rows of the prepared data"] = basis.rows[:12]
-    if manifest.base_config and basis.config:
-        then |= _base_entries(manifest.base_config)
-        now |= _base_entries(basis.config)
     then |= decisive_settings(manifest.recipe)
     now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
+    return _changes(then, now) + config_changes(manifest.base_config, basis.config)
+
+
+def config_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
+    """The entries of a base's configuration that decide the steps and differ; none where one of both is empty."""
+    if not then or not now:
+        return ()
+    before, after = (
+        {f"base config: {name}": value for name, value in config_entries(values).items()} for values in (then, now)
+    )
+    return _changes(before, after)
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
     pairs = ((name, then.get(name), now.get(name)) for name in {**now, **then})
     return tuple(Change(name=name, then=before, now=after) for name, before, after in pairs if before != after)
-
-
-def _base_entries(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"base config: {name}": value for name, value in config_entries(values).items()}
 
 
 def decisive_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 import transformers
 
+from data_pipeline.errors import UserError
 from ochat_train.checkpoint.basis import config_entries
 from ochat_train.checkpoint.changes import IDLE_KEYS
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints
+from ochat_train.export.export import export
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER
 from ochat_train.system import exits
 from tests.support.data import edit_manifest
 from tests.support.faults import same_run
-from tests.support.prepared_faults import TRAIN, rewrite, times_seven
+from tests.support.prepared_faults import TRAIN, flip_bit, rewrite, times_seven
 from tests.support.processes import ROOT, run_jobs
 from tests.support.small_recipe import TINY_MODEL, write_small_recipe
 
@@ -179,6 +181,29 @@ def test_what_changed_is_refused_or_told(interrupted: Path, tmp_path: Path) -> N
     untouched = json.loads((interrupted / "run" / MODEL_CONFIG_FOLDER / "config.json").read_text(encoding="utf-8"))
     refused = tmp_path / str(len(EXACT)) / "run" / MODEL_CONFIG_FOLDER / "config.json"
     assert json.loads(refused.read_text(encoding="utf-8")) == untouched, "a refused start writes nothing"
+    exports_refuse_what_was_not_trained(tmp_path / "whole", tmp_path / "edited")
+
+
+def exports_refuse_what_was_not_trained(run: Path, copy: Path) -> None:
+    """A run folder whose configuration, tokenizer or manifest was edited after the training."""
+
+    def edit(name: str, **values: Any) -> None:
+        content = json.loads((copy / name).read_text(encoding="utf-8"))
+        (copy / name).write_text(json.dumps({**content, **values}), encoding="utf-8")
+
+    edits = {
+        "model_config/config.json": lambda name: edit(name, rope_parameters=ROPE),
+        "tokenizer/tokenizer.json": lambda name: flip_bit(copy / name),
+        "prepared.json": lambda name: edit(name, inference_condition="Other"),
+    }
+    for name, spoil in edits.items():
+        shutil.copytree(run, copy)
+        spoil(name)
+        with pytest.raises(UserError) as caught:
+            export(copy, copy / "export", step=None, max_shard_size="1GB")
+        assert caught.value.place == str(copy / name)
+        shutil.rmtree(copy)
+    assert export(run, run / "export", step=None, max_shard_size="1GB").is_dir(), "the control"
 
 
 @pytest.mark.parametrize(
