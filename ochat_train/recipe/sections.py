@@ -308,7 +308,7 @@ class DeepSpeedSettings(Section):
         is_public=True,
     )
     offload_optimizer: bool = setting(
-        False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=False, is_public=True
+        False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=True, is_public=True
     )
     offload_parameters: bool = setting(
         False, description="keep parameters in CPU memory (stage 3)", decides_steps=False, is_public=True
@@ -316,7 +316,7 @@ class DeepSpeedSettings(Section):
     config: dict[str, Any] = setting(
         default_factory=dict,
         description="raw DeepSpeed configuration, merged over what the recipe generates",
-        decides_steps=False,
+        decides_steps=True,
         is_public=True,
     )
 
