@@ -2,8 +2,8 @@
 
 Two files are written. `chat_template.jinja` is plain Jinja, which every engine reads. `chat_template_mask.jinja` gives
 the same prompts and marks what is learned with `{% generation %}`. Only `transformers` and some engines know that tag;
-a parser of plain Jinja refuses a template that has it, even where it is not reached. So it is in another file, and not a
-second named template either: engines that expect a tokenizer's `chat_template` to be one text fail with two.
+a parser of plain Jinja refuses a template that has it, even where it is not reached. So it is in another file, and not
+a second named template either: engines that expect a tokenizer's `chat_template` to be one text fail with two.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.planning.learning_rate import PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
@@ -119,14 +120,14 @@ def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: 
 class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
-    recipe: with a value for every setting that it left open. peak: the highest learning rate. kernel: of attention.
+    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule. kernel: of attention.
     """
 
     recipe: Recipe
     manifest: Manifest
     split: PreparedSplit
     plan: TrainingPlan
-    peak: float
+    peak: PeakLearningRate
     model: PackedCausalLM
     kernel: str
     work: Work
@@ -213,7 +214,7 @@ def _take_steps(
                 split=training.split,
                 num_steps=num_steps,
                 steps_per_epoch=training.plan.steps_per_epoch,
-                peak=training.peak,
+                peak=training.peak.value,
                 ranks=ranks,
                 engine=engine,
                 steps=steps,
@@ -290,7 +291,7 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
     print(
         f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
         f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
-        f"{training.peak:.4g}\n"
+        f"{training.peak}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
         f"{', float8' if recipe.model.float8 else ''}; {origin}",
