@@ -54,7 +54,7 @@ with learning rate and width. Keeping their product constant is the rule of muP 
 doubles, and Tülu 3 goes from 5e-6 to 2e-6.
 
 Compared with published rates (`ratio`: published / rule). A `*` marks steps that are published in conversations, which
-count here as 500 supervised tokens each:
+count here as 500 supervised tokens each. Steps of packs of constant length count as a whole:
 """
 
 _LIMITS = """\

@@ -43,7 +43,7 @@ class Base:
         """
         if self.family is not None and self.family.template is not None:
             return self.family.template
-        newest_first = sorted(reversed(TEMPLATES.values()), key=lambda template: template.name != _USUAL_TEMPLATE)
+        newest_first = sorted(reversed(list(TEMPLATES.values())), key=lambda template: template.name != _USUAL_TEMPLATE)
         fitting = (t.name for t in newest_first if self.special_tokens.issuperset(t.control_tokens))
         return next(fitting, _USUAL_TEMPLATE)
 

@@ -120,7 +120,8 @@ def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: 
 class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
-    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule. kernel: of attention.
+    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
+    kernel: of attention.
     """
 
     recipe: Recipe

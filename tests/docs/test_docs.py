@@ -99,14 +99,7 @@ def test_the_page_on_bases_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_page_on_bases_shows_every_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     versions = {"torch": "2.13.0", "transformers": "5.23.0"}
     right = {"base": "llama", "verdict": "right", "error": 2.9e-7, "control": 1.5e-2, "why": None, "versions": versions}
-    refused = {
-        "base": "mpt",
-        "verdict": "refused",
-        "error": None,
-        "control": None,
-        "why": "a | b",
-        "versions": versions,
-    }
+    refused = {**right, "base": "mpt", "verdict": "refused", "error": None, "control": None, "why": "a | b"}
     results = tmp_path / "bases.json"
     generator = runpy.run_path(str(DOCS / "generate_bases.py"))
     monkeypatch.setitem(generator["page"].__globals__, "RESULTS", results)
