@@ -30,6 +30,7 @@ from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.weights.token_rows import ControlTokens
+from ochat_train.planning.learning_rate import PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
@@ -125,15 +126,15 @@ def _check_and_lock(recipe: Recipe, hooks: Hooks, run_lock: RunLock) -> None:
 class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
-    recipe: with a value for every setting that it left open. peak: the highest learning rate. kernel: of attention.
-    mean_rows: control tokens that the base had not trained, which start from the mean row.
+    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
+    kernel: of attention. mean_rows: control tokens that the base had not trained, which start from the mean row.
     """
 
     recipe: Recipe
     manifest: Manifest
     split: PreparedSplit
     plan: TrainingPlan
-    peak: float
+    peak: PeakLearningRate
     model: PackedCausalLM
     kernel: str
     work: Work
@@ -255,7 +256,7 @@ def _take_steps(
                 split=training.split,
                 num_steps=num_steps,
                 steps_per_epoch=training.plan.steps_per_epoch,
-                peak=training.peak,
+                peak=training.peak.value,
                 ranks=ranks,
                 engine=engine,
                 steps=steps,
@@ -341,7 +342,7 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
     print_message(
         f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
         f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
-        f"{training.peak:.4g}\n"
+        f"{training.peak}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
         f"{', float8' if recipe.model.float8 else ''}; {origin}"

@@ -361,13 +361,13 @@ def test_bases_that_would_be_computed_wrongly(config: dict[str, Any], rule: str,
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
 
 
-def test_auto_learning_rate_is_for_bases_that_the_rule_covers(make_recipe: RecipeFactory) -> None:
+def test_it_is_said_which_rule_gives_the_learning_rate(make_recipe: RecipeFactory) -> None:
+    path = make_recipe(optimizer={})
+    assert "OpenChat's rule for Mistral: 3e-4 / 6 * sqrt(" in only(findings_of(path), "learning rate", "ok").finding
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
-    assert problems(findings_of(path)) == [
-        "learning rate: optimizer.learning_rate: `auto` knows Mistral, Gemma and Llama, not `qwen2`"
-    ]
-    assert not problems(findings_of(path, "optimizer.learning_rate=1e-5"))
+    width = f"rule by width for Qwen2, Qwen2.5 and Qwen3: 5e-5 * 4096 / {TINY_MODEL['hidden_size']} * sqrt("
+    assert width in only(findings_of(path), "learning rate", "ok").finding
 
 
 # ---- memory and disk ----
