@@ -24,7 +24,7 @@ from ochat_train.model.base_class import base_class
 from ochat_train.model.weights.files import Headers, stored_name
 
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What a wrapper around a model puts before the names, when its weights are saved in place of the model's.
+# What a wrapper around a model puts before the names, when its weights are saved instead of the model's.
 _WRAPPERS = ("module.", "_orig_mod.", "model.module.", "base_model.model.", "causal_lm.", "_fsdp_wrapped_module.")
 _BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$"  # old files hold them; `transformers` computes them
 
@@ -51,7 +51,7 @@ class WeightReport:
 
 
 def compare_weights(config: Any, headers: Headers) -> WeightReport:
-    """Load headers in place of weights. config: the `transformers` config of the base."""
+    """Load headers instead of weights. config: the `transformers` config of the base."""
     model_class = base_class(config)
     with torch.device("meta"):
         empty = model_class(copy.deepcopy(config))
@@ -167,7 +167,7 @@ def _gaps(headers: Headers) -> list[str]:
 
 
 def _ignored(model: Any, headers: Headers) -> list[str]:
-    """Names that `transformers` leaves out without a word."""
+    """Names that `transformers` leaves out silently."""
     patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), _BUFFERS]
     expression = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
     known = model.state_dict().keys()
@@ -221,7 +221,7 @@ def _differences(report: WeightReport, config: Any, place: str) -> Iterator[Prob
         problem = f"its files hold {len(report.unexpected)} tensors that the model does not have: "
         remedy = _ANOTHER
         if prefix:
-            remedy = f"take `{prefix}` out of the names: the weights of a wrapper were saved in place of the model's"
+            remedy = f"take `{prefix}` out of the names: the weights of a wrapper were saved instead of the model's"
         yield Problem(place=place, problem=problem + some_names(report.unexpected), remedy=remedy)
     yield from _wrong_shapes(report, config, place)
 
