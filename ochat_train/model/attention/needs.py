@@ -78,7 +78,7 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
     except UserError:
         raise
     except Exception as error:
-        if device.type != "meta":
+        if device.type != "meta" or not isinstance(error, RuntimeError):  # what reading a value raises there
             problem = f"{name} cannot run on a pack: {type(error).__name__}: {error}"
             raise UserError("model", problem, REMEDY) from error
         if not found and getattr(causal_lm, "_supports_attention_backend", False):

@@ -14,6 +14,7 @@ import transformers
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.needs import AttentionNeeds
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.batch import PackedBatch, PackShape, pack_batch
 from ochat_train.model.build import add_token_rows
@@ -201,9 +202,9 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
     conversation.
     """
     try:
-        choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, dropout=0.0)
-    except UserError as error:
-        pytest.skip(str(error))
+        choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, needs=AttentionNeeds())
+    except UserError as problem:
+        pytest.skip(str(problem))
     rows = random_conversations(np.random.default_rng(0), [700, 17, 1, 300, 900], vocab_size=32_002)
     split = FakeSplit(rows, [0, 1, 0, 1, 0])
     shape = PackShape.holding(pack_length=2048, longest=900, max_conversations=5)
