@@ -4,7 +4,8 @@
     python benchmarks/startup.py --dir /data/startup --gib 10 --base BASE  # with the base that is loaded meanwhile
 
 Three starts: without verifying the data, verifying it for the first time, and again, when its hashes are remembered.
-The data is dropped from the page cache before each. With --repeat, the shortest of each counts. Needs the extra `test`; leaves nothing in --dir.
+The data is dropped from the page cache before each. With --repeat, the shortest of each counts. Needs the extra `test`;
+leaves nothing in --dir.
 """
 
 from __future__ import annotations
