@@ -242,7 +242,7 @@ class OptimizerSettings(Section):
 
     learning_rate: LearningRate = setting(
         "auto",
-        description="peak learning rate; `auto`: OpenChat's rule, base * sqrt(supervised tokens per step / 4e6)",
+        description="peak learning rate; `auto`: by family or width of the base, and supervised tokens per step",
         decides_steps=True,
         is_public=True,
     )

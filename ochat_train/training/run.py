@@ -6,8 +6,7 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +29,16 @@ from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.weights.token_rows import ControlTokens
+from ochat_train.planning.learning_rate import PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
-from ochat_train.runs.folder import write_run_folder
-from ochat_train.runs.lock import RunLock
+from ochat_train.runs.folder import require_run_folder, write_run_folder
+from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
 from ochat_train.system.messages import print_message
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
@@ -84,6 +85,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
             hooks=hooks,
         )
         _train(recipe, manifest, ranks, start)
+        on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -124,18 +126,20 @@ def _check_and_lock(recipe: Recipe, hooks: Hooks, run_lock: RunLock) -> None:
 class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
-    recipe: with a value for every setting that it left open. peak: the highest learning rate. kernel: of attention.
+    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
+    kernel: of attention. mean_rows: control tokens that the base had not trained, which start from the mean row.
     """
 
     recipe: Recipe
     manifest: Manifest
     split: PreparedSplit
     plan: TrainingPlan
-    peak: float
+    peak: PeakLearningRate
     model: PackedCausalLM
     kernel: str
     work: Work
     memory: MemoryPlan
+    mean_rows: Sequence[str]
 
 
 def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
@@ -143,8 +147,9 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     split = on_every_rank(ranks, lambda: open_split(Path(recipe.data.prepared_dir), "train", manifest))
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
-    model, kernel = on_every_rank(
-        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
+    model, kernel, mean_rows = on_every_rank(
+        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
     work = work_of(model.causal_lm)
@@ -161,6 +166,7 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         kernel=kernel,
         work=work,
         memory=memory,
+        mean_rows=mean_rows,
     )
 
 
@@ -183,7 +189,7 @@ def _resume_decision(
 
     def decide_and_set_aside() -> ResumeDecision:
         decision = decide(
-            read_earlier_run(Path(recipe.output_dir), start.resume),
+            read_earlier_run(real_folder(Path(recipe.output_dir)), start.resume),
             start.resume,
             num_ranks=ranks.num_ranks,
             recipe=recipe,
@@ -203,6 +209,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     data = start.data_check.finish()  # before anything is written or moved
     basis = _basis(training, ranks, rows=data.rows)
     decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
+    on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
     engine, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         _print_start(training, ranks, decision)
@@ -233,7 +240,14 @@ def _take_steps(
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(training.memory, watchdog))
         output_dir = Path(recipe.output_dir)
-        opened = outputs(output_dir, trackers, ranks, first_step=progress.step, num_steps=num_steps)
+        opened = outputs(
+            output_dir,
+            trackers,
+            ranks,
+            first_step=progress.step,
+            num_steps=num_steps,
+            check_folder=start.run_lock.require_held,
+        )
         with opened as (writer, line):
             run = Run(
                 recipe=recipe,
@@ -242,7 +256,7 @@ def _take_steps(
                 split=training.split,
                 num_steps=num_steps,
                 steps_per_epoch=training.plan.steps_per_epoch,
-                peak=training.peak,
+                peak=training.peak.value,
                 ranks=ranks,
                 engine=engine,
                 steps=steps,
@@ -264,12 +278,21 @@ def _loaded_engine(
     training: _Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
 ) -> tuple[Engine, Progress]:
     """The engine with the state of the checkpoint, or with the base's weights; and how far the run is."""
-    recipe, causal_lm = training.recipe, training.model.causal_lm
-    if ranks.is_main:
-        write_run_folder(Path(recipe.output_dir), recipe, causal_lm)
+    recipe = training.recipe
     engine = start_engine(training.model, recipe, ranks, load_universal=decision.reshard, group_elements=group_elements)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
     return engine, resume_state(decision, engine, ranks, seed=recipe.seed)
+
+
+def _write_run_folder(training: _Training, run_lock: RunLock) -> None:
+    """What rank 0 writes before the first step, into the folder that it has locked."""
+    run_lock.require_held()
+    write_run_folder(Path(training.recipe.output_dir), training.recipe, training.model.causal_lm)
+
+
+def _require_whole_folder(recipe: Recipe, run_lock: RunLock) -> None:
+    run_lock.require_held()
+    require_run_folder(Path(recipe.output_dir))
 
 
 def _watchdog(recipe: Recipe, ranks: Ranks, stop_request: StopRequest) -> Watchdog:
@@ -316,15 +339,16 @@ def _explained_errors(memory: MemoryPlan, watchdog: Watchdog) -> Iterator[None]:
 def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) -> None:
     recipe, plan = training.recipe, training.plan
     origin = f"resumes from {decision.checkpoint}" if decision.checkpoint else "starts from the base model"
-    print(
+    print_message(
         f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
         f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
-        f"{training.peak:.4g}\n"
+        f"{training.peak}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
-        f"{', float8' if recipe.model.float8 else ''}; {origin}",
-        file=sys.stderr,
-        flush=True,
+        f"{', float8' if recipe.model.float8 else ''}; {origin}"
     )
+    if training.mean_rows and not decision.checkpoint:
+        rows = ", ".join(training.mean_rows)
+        print_message(f"the base did not train the rows of {rows}: they start from the mean row")
     if ranks.device.type == "cuda":
-        print(memory_text(training.memory), file=sys.stderr, flush=True)
+        print_message(memory_text(training.memory))

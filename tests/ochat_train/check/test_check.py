@@ -331,7 +331,7 @@ def test_a_base_in_a_folder_needs_safetensors(
     )  # <|end_of_turn|>
     assert f"MistralForCausalLM, 2 layers, {count:,} parameters" in only(findings_of(path), "base", "ok").finding
     (base / "model.safetensors").unlink()
-    assert problems(findings_of(path)) == [f"base: {base}: has no safetensors files, the only kind that is loaded"]
+    assert problems(findings_of(path)) == [f"weights: {base}: has no safetensors files, the only kind that is loaded"]
 
 
 @pytest.mark.parametrize(
@@ -361,13 +361,13 @@ def test_bases_that_would_be_computed_wrongly(config: dict[str, Any], rule: str,
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
 
 
-def test_auto_learning_rate_is_for_bases_that_the_rule_covers(make_recipe: RecipeFactory) -> None:
+def test_it_is_said_which_rule_gives_the_learning_rate(make_recipe: RecipeFactory) -> None:
+    path = make_recipe(optimizer={})
+    assert "OpenChat's rule for Mistral: 3e-4 / 6 * sqrt(" in only(findings_of(path), "learning rate", "ok").finding
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
-    assert problems(findings_of(path)) == [
-        "learning rate: optimizer.learning_rate: `auto` knows Mistral, Gemma and Llama, not `qwen2`"
-    ]
-    assert not problems(findings_of(path, "optimizer.learning_rate=1e-5"))
+    width = f"rule by width for Qwen2, Qwen2.5 and Qwen3: 5e-5 * 4096 / {TINY_MODEL['hidden_size']} * sqrt("
+    assert width in only(findings_of(path), "learning rate", "ok").finding
 
 
 # ---- memory and disk ----
@@ -576,7 +576,7 @@ def test_a_hub_that_does_not_answer_is_one_problem(
     findings = findings_of(path)
     assert [text.partition(" (")[0] for text in problems(findings)] == ["hub: org/base: the Hub cannot be reached"]
     hidden = {f.area for f in findings if f.finding == "not checked: see the problem of hub"}
-    assert hidden == {"template", "base", "lengths", "prepared", "memory", "disk"}
+    assert hidden == {"template", "base", "weights", "lengths", "prepared", "memory", "disk"}
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
 
 
