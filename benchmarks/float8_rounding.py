@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.model.batch import PackedBatch
-from ochat_train.model.build import build_model, decoder_layers
+from ochat_train.model.build import build_model
+from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
@@ -68,7 +69,7 @@ def loss_and_gradient(
 ) -> tuple[float, torch.Tensor]:
     """The mean weighted loss of all packs and its gradient, float64, of the untrained base."""
     settings = recipe.model.model_copy(update={"precision": precision})
-    model, _ = build_model(settings, check_prepared(recipe), device=torch.device("cpu"), seed=recipe.seed)
+    model = build_model(settings, check_prepared(recipe), device=torch.device("cpu"), seed=recipe.seed).model
     if float8 is not None:
         config, chosen = float8
         layers = decoder_layers(model.causal_lm)

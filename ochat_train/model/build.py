@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -11,57 +11,57 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.attention.keywords import check_attention
+from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.config import check_config, load_base_config, model_dtype
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.structure import check_head, decoder_layers
+from ochat_train.model.weights.load import load_weights
+from ochat_train.model.weights.token_rows import ControlTokens, add_token_rows, set_untrained_rows
 from ochat_train.recipe.sections import ModelSettings, Recipe
 
 
 class BuiltModel(NamedTuple):
-    """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call."""
+    """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call.
+
+    mean_rows: control tokens whose rows the base had not trained (token_rows.py), for people.
+    """
 
     model: PackedCausalLM
     kernel: str
+    mean_rows: Sequence[str] = ()
 
 
-def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.device, seed: int) -> BuiltModel:
+def build_model(
+    settings: ModelSettings,
+    manifest: Manifest,
+    *,
+    device: torch.device,
+    seed: int,
+    control: ControlTokens | None = None,
+) -> BuiltModel:
     """Check the base, choose its attention kernel, and load its weights on the CPU, with a row for every token.
 
     device: where the model will run, which decides kernel and dtype. seed: of the weights of a model from scratch.
+    control: tokens of the template, whose rows are set where the base did not train them; None to leave them.
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
     check_config(config, settings)
-    check_attention(config)
+    needs = check_attention(config)
     dtype = model_dtype(settings, device)
-    kernel = choose_attention(
-        settings.attention, device=device, dtype=dtype, dropout=getattr(config, "attention_dropout", 0.0) or 0.0
-    )
-    causal_lm = _load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
-    add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
+    kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
+    causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
     check_head(causal_lm)
+    num_rows = causal_lm.get_input_embeddings().weight.shape[0]
+    add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
+    mean_rows: Sequence[str] = ()
+    if control is not None and settings.path is not None:
+        mean_rows = set_untrained_rows(causal_lm, control, num_rows=num_rows)
     causal_lm.train()
-    return BuiltModel(PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel)
-
-
-def _load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, attention: str, seed: int) -> Any:
-    """The causal LM of `transformers` with the base's weights, or random ones for a recipe with `model.config`."""
-    import transformers
-
-    if settings.config is not None:
-        torch.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        settings.path,
-        revision=settings.revision,
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        use_safetensors=True,
-    )
+    return BuiltModel(PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel, mean_rows)
 
 
 def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -> bool:
@@ -79,22 +79,6 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
     return device.type == "cuda" and compilable if settings.compile is None else settings.compile
 
 
-def check_head(causal_lm: Any) -> None:
-    """Raise UserError for a language-model head that the loss does not compute."""
-    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("model", "a language-model head with a bias is not supported", "use another base")
-
-
-def decoder_layers(causal_lm: Any) -> Any:
-    """The list of decoder layers. Raises UserError where a model has none by that name."""
-    layers = getattr(causal_lm.base_model, "layers", None)
-    if layers is None:
-        raise UserError(
-            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "use another base"
-        )
-    return layers
-
-
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
     """Apply float8, compilation and activation checkpointing to the decoder layers, in place.
 
@@ -105,21 +89,3 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
     if recipe.model.float8:
         use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
     set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
-
-
-@torch.no_grad()
-def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
-    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones.
-
-    Tied embeddings stay tied. Never shrinks: bases may have spare rows.
-    """
-    old = causal_lm.get_input_embeddings().weight.shape[0]
-    if vocab_size <= old:
-        return
-    tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
-    causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
-    embeddings = [causal_lm.get_input_embeddings()] + ([] if tied else [causal_lm.get_output_embeddings()])
-    for module in embeddings:
-        module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
-    still_tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
-    assert tied == still_tied, "resizing untied the embeddings"

@@ -78,6 +78,10 @@ def read_run_folder(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         recipe=recipe,
-        prepared=Manifest.from_json(json.loads(content), where=str(path)),
+        prepared=Manifest.from_json(
+            json.loads(content),
+            where=str(path / PREPARED_FILE),
+            remedy=f"copy {MANIFEST} of the dataset that it was trained on over it",
+        ),
         base_origin=BaseOrigin(**json.loads(base.read_text(encoding="utf-8"))) if base.is_file() else None,
     )
