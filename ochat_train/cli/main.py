@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-        sys.stdout.flush()  # a full disk behind it is an error of this command, and not found at its end
+        if sys.stdout is not None:  # `inspect` closes it when its reader has left
+            sys.stdout.flush()  # a full disk behind it is an error with a message, before Python ends
     except ReportedError as error:
         if options.debug and isinstance(error, UserError):
             raise
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk can end any write
         if options.debug or not is_out_of_room(error):
             raise
-        return _ended_by(cannot_write(error.filename or "the output", error), options.verb)
+        return _ended_by(cannot_write(error.filename, error), options.verb)
     return exits.DONE
 
 
