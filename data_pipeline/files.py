@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import shown
 
 
 def sha256_of_file(path: Path) -> str:
@@ -73,6 +76,34 @@ def _clear_leftovers(final: Path) -> None:
             leftover.rename(final)
         else:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_json(path: Path, *, remedy: str = "") -> Any:
+    """The value of a small JSON file. Raises UserError, with `remedy`, for one that cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(path, f"cannot be read: {error.strerror}", remedy) from None
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, text that is not JSON, deep nesting
+        raise UserError(path, f"is damaged, not JSON: {error}", remedy) from None
+
+
+def read_json_object(path: Path, *, remedy: str = "") -> dict[str, Any]:
+    """The same for a file that holds one JSON object."""
+    value = read_json(path, remedy=remedy)
+    if not isinstance(value, dict):
+        raise UserError(path, f"is damaged: expected a JSON object, found {shown(value)}", remedy)
+    return value
+
+
+def read_text(path: Path, *, remedy: str = "") -> str:
+    """The text of a small file. Raises UserError, with `remedy`, for one that cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(path, f"cannot be read: {error.strerror}", remedy) from None
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"is damaged, not UTF-8: {error}", remedy) from None
 
 
 def write_text(path: Path, text: str) -> None:

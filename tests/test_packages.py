@@ -32,7 +32,7 @@ DATA_PIPELINE: Mapping[str, str] = {
 OCHAT_TRAIN: Mapping[str, str] = {
     "system": "",
     "recipe": "",
-    "model": "recipe",
+    "model": "recipe system",
     "distributed": "recipe system",
     "evaluation": "distributed model recipe system",
     "runs": "evaluation recipe system",

@@ -26,13 +26,6 @@ class SamplePrompt:
     input_ids: Mapping[str, list[int]]
 
 
-def load_tokenizer(prepared_dir: Path) -> Any:
-    """The tokenizer of a prepared dataset, with its chat template."""
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(prepared_dir / TOKENIZER_FOLDER)
-
-
 def sample_prompts(
     tokenizer: Any,
     manifest: Manifest,

@@ -13,6 +13,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.system.library_output import quiet_libraries
+from ochat_train.system.pretrained import load_config, load_tokenizer, reason_of
+
+_AGAIN = "export the run again"
 
 Messages = Sequence[dict[str, str]]
 
@@ -25,8 +28,15 @@ def load_generator(folder: Path) -> Generator:
         raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
-    return Generator(model, folder)
+    config = load_config(folder, revision=None, place=str(folder))
+    try:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # any kind: damaged files, sizes that are not those of the configuration
+        problem = f"the model cannot be loaded: {type(error).__name__}: {reason_of(error)}"
+        raise UserError(folder, problem, _AGAIN) from None
+    return Generator(model.eval().to(device), folder)
 
 
 def answer_prompt(
@@ -61,9 +71,7 @@ class Generator:
     """Answers of a causal LM of `transformers`, with the tokenizer and chat template of an export or a run."""
 
     def __init__(self, model: Any, tokenizer_dir: Path) -> None:
-        import transformers
-
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+        self.tokenizer: Any = load_tokenizer(tokenizer_dir)
         self._model, self._device = model, model.device
 
     @torch.inference_mode()
@@ -86,7 +94,9 @@ class Generator:
         input_ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        output = self._model.generate(input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **sampling)
+        output = self._model.generate(
+            input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, trust_remote_code=False, **sampling
+        )
         return [self._text(row[width:].tolist()) for row in output]
 
     def _text(self, ids: list[int]) -> str:

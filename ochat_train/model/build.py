@@ -53,7 +53,9 @@ def _load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, a
 
     if settings.config is not None:
         torch.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        return transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     return transformers.AutoModelForCausalLM.from_pretrained(
         settings.path,
         revision=settings.revision,
@@ -61,6 +63,7 @@ def _load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, a
         dtype=dtype,
         attn_implementation=attention,
         use_safetensors=True,
+        trust_remote_code=False,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.recipe.sections import ModelSettings
+from ochat_train.system.pretrained import config_of_values, load_config, reason_of
 
 # Config entries that change logits after the head, with their neutral values. The loss starts from hidden states and
 # would not apply them.
@@ -27,19 +28,10 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
     vocab_size: of the tokenizer, for a model from scratch whose `model.config` names none.
     """
-    import transformers
-
     if settings.config is not None:
-        values = dict(settings.config)
-        values.setdefault("vocab_size", vocab_size)
-        try:
-            return transformers.AutoConfig.for_model(**values)
-        except Exception as error:
-            raise UserError("model.config", f"{error}") from None
-    try:
-        return transformers.AutoConfig.from_pretrained(settings.path, revision=settings.revision)
-    except Exception as error:
-        raise UserError("model.path", f"{settings.path}: cannot be loaded: {error}") from None
+        return config_of_values({"vocab_size": vocab_size, **settings.config}, place="model.config")
+    assert settings.path is not None
+    return load_config(settings.path, revision=settings.revision, place="model.path")
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:
@@ -65,8 +57,12 @@ def model_without_weights(config: Any) -> Any:
     """The causal LM of a `transformers` config on the meta device: it has shapes, but no values and no memory."""
     import transformers
 
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # any kind: sizes that are zero or of a wrong type, an architecture that is no causal LM
+        problem = f"transformers cannot make a causal language model of its configuration: {reason_of(error)}"
+        raise UserError("model", problem, _REMEDY) from None
 
 
 def num_parameters(model: Any, vocab_size: int) -> int:

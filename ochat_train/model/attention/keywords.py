@@ -67,7 +67,9 @@ def check_attention(config: Any) -> None:
             _REMEDY,
         )
     with torch.device("meta"), torch.no_grad():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=_PROBE_NAME)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=_PROBE_NAME, trust_remote_code=False
+        )
         try:
             model.base_model(
                 input_ids=torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64),
