@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.files import read_json_object
+from data_pipeline.json_files import read_json_object
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.plan.plan import num_micro_batches

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import free_bytes
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import (
     STATE,
@@ -98,8 +99,9 @@ def save_checkpoint(
         if failures:
             with contextlib.suppress(OSError):
                 durable.remove_folder(temporary)
-            free = shutil.disk_usage(final.parent).free
-            raise OSError(f"{'; '.join(failures)} ({free / 2**30:.2f} GiB are free now)")
+            free = free_bytes(final)
+            room = "" if free is None else f" ({free / 2**30:.2f} GiB are free now)"
+            raise OSError(f"{'; '.join(failures)}{room}")
         records = {name: record for written, _ in reports for name, record in written.items()}
         _check_complete(temporary, records, engine, ranks)
         manifest = CheckpointManifest(
@@ -133,7 +135,7 @@ def _from_main(ranks: Ranks, checkpoint: Path, work: Callable[[], str]) -> str:
 
 def _start(engine: Any, ranks: Ranks, final: Path) -> str:
     """Check the free space and make the temporary folder. Only one run writes here, so half-written ones can go."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    final.parent.mkdir(exist_ok=True)  # without parents: a run folder that was deleted is not made again
     for pattern in (".tmp-step-*", ".deleted-*", f"{UNIVERSAL_PREFIX}*"):
         for leftover in list(final.parent.glob(pattern)):
             durable.remove_folder(leftover)

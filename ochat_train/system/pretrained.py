@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.files import read_json_object
+from data_pipeline.json_files import read_json_object
 
 AUTO_MAP = "auto_map"
 # What a configuration may name that makes `transformers` load code: kernels of the Hub are named like `org/kernel`.

@@ -6,7 +6,6 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,8 @@ from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared, check_sources
 from ochat_train.recipe.sections import Recipe
-from ochat_train.runs.folder import write_run_folder
-from ochat_train.runs.lock import RunLock
+from ochat_train.runs.folder import require_run_folder, write_run_folder
+from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
 from ochat_train.system.messages import print_message
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
@@ -79,6 +78,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
             hooks=hooks,
         )
         _train(recipe, manifest, ranks, start)
+        on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -164,7 +164,7 @@ def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _S
 
     def decide_and_set_aside() -> ResumeDecision:
         decision = decide(
-            read_earlier_run(Path(recipe.output_dir), start.resume),
+            read_earlier_run(real_folder(Path(recipe.output_dir)), start.resume),
             start.resume,
             num_ranks=ranks.num_ranks,
             recipe=recipe,
@@ -181,6 +181,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     """Set up the model, load its state, take the steps that are left."""
     training = _prepared_training(recipe, manifest, ranks)
     decision = _resume_decision(training.recipe, manifest, ranks, start)
+    on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
     engine, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         _print_start(training, ranks, decision)
@@ -205,7 +206,14 @@ def _take_steps(
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(training.memory, watchdog))
         output_dir = Path(recipe.output_dir)
-        opened = outputs(output_dir, trackers, ranks, first_step=progress.step, num_steps=num_steps)
+        opened = outputs(
+            output_dir,
+            trackers,
+            ranks,
+            first_step=progress.step,
+            num_steps=num_steps,
+            check_folder=start.run_lock.require_held,
+        )
         with opened as (writer, line):
             run = Run(
                 recipe=recipe,
@@ -235,12 +243,21 @@ def _loaded_engine(
     training: _Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
 ) -> tuple[Engine, Progress]:
     """The engine with the state of the checkpoint, or with the base's weights; and how far the run is."""
-    recipe, causal_lm = training.recipe, training.model.causal_lm
-    if ranks.is_main:
-        write_run_folder(Path(recipe.output_dir), recipe, causal_lm)
+    recipe = training.recipe
     engine = start_engine(training.model, recipe, ranks, load_universal=decision.reshard, group_elements=group_elements)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
     return engine, resume_state(decision, engine, ranks, seed=recipe.seed)
+
+
+def _write_run_folder(training: _Training, run_lock: RunLock) -> None:
+    """What rank 0 writes before the first step, into the folder that it has locked."""
+    run_lock.require_held()
+    write_run_folder(Path(training.recipe.output_dir), training.recipe, training.model.causal_lm)
+
+
+def _require_whole_folder(recipe: Recipe, run_lock: RunLock) -> None:
+    run_lock.require_held()
+    require_run_folder(Path(recipe.output_dir))
 
 
 def _watchdog(recipe: Recipe, ranks: Ranks, stop_request: StopRequest) -> Watchdog:
@@ -287,15 +304,13 @@ def _explained_errors(memory: MemoryPlan, watchdog: Watchdog) -> Iterator[None]:
 def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) -> None:
     recipe, plan = training.recipe, training.plan
     origin = f"resumes from {decision.checkpoint}" if decision.checkpoint else "starts from the base model"
-    print(
+    print_message(
         f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
         f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
         f"{training.peak:.4g}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
-        f"{', float8' if recipe.model.float8 else ''}; {origin}",
-        file=sys.stderr,
-        flush=True,
+        f"{', float8' if recipe.model.float8 else ''}; {origin}"
     )
     if ranks.device.type == "cuda":
-        print(memory_text(training.memory), file=sys.stderr, flush=True)
+        print_message(memory_text(training.memory))
