@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.json_files import read_json_object
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.json_files import read_json_object
 from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
@@ -62,7 +62,9 @@ def _own_code(settings: ModelSettings, model_class: str) -> Iterator[Finding]:
         if source is None:
             continue
         local = Path(source) / file
-        path = local if local.is_file() or not is_hub_id(source) else cached_file(source, file, revision=settings.revision)
+        path = (
+            local if local.is_file() or not is_hub_id(source) else cached_file(source, file, revision=settings.revision)
+        )
         if path is None or not path.is_file():
             continue
         if code := code_named_by(read_json_object(path)):

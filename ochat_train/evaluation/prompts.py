@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from data_pipeline.prepared.dataset import Manifest
 from ochat_train.evaluation.held_out import HeldOutData
+from ochat_train.system.pretrained import prompt_ids
 
 _HELD_OUT_PROMPTS = 3
 _LONGEST_HELD_OUT_PROMPT = 256
@@ -70,9 +70,7 @@ def num_answer_tokens(prompts: Sequence[SamplePrompt], *, max_new_tokens: int) -
 def _spoken(tokenizer: Any, text: str, conditions: Sequence[str]) -> SamplePrompt:
     messages = [{"role": "user", "content": text}]
     ids = {
-        condition: tokenizer.apply_chat_template(
-            messages, condition=condition, add_generation_prompt=True, return_dict=False
-        )
+        condition: prompt_ids(tokenizer, messages, condition=condition, add_generation_prompt=True)
         for condition in conditions
     }
     return SamplePrompt(text=text, input_ids=ids)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger_counts, ledger_reasons, ledger_totals
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
-from data_pipeline.prompt.chat_folder import render_chat_template
+from data_pipeline.prompt.chat_folder import render_stored_template
 from ochat_train.evaluation.results import Validation
 from ochat_train.export.provenance import BaseModel
 from ochat_train.report.tables import evaluation_table, markdown_table, number_text
@@ -144,11 +144,11 @@ def _prompting(facts: CardFacts) -> str:
     others = dict.fromkeys(row.condition for row in prepared.classes if row.condition != default)
     alternatives = ", ".join(map(python_literal, others))
     comment = f"  # or {alternatives}" if others else ""
-    template = (facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    template = facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja"
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     prompts = []
     for condition in (default, *others):
-        prompt = render_chat_template(template, question, condition=condition, add_generation_prompt=True)
+        prompt = render_stored_template(template, question, condition=condition, add_generation_prompt=True)
         prompts.append(f"- {json_code(condition)}: {json_code(prompt, in_table=False)}")
     prompt_list = "\n".join(prompts)
     return f"""## How to prompt it

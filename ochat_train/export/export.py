@@ -14,7 +14,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
-from data_pipeline.prompt.chat_folder import render_chat_template
+from data_pipeline.prompt.chat_folder import render_stored_template
 from data_pipeline.text_rules import quoted
 from ochat_train.checkpoint.state import (
     STATE,
@@ -34,7 +34,7 @@ from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_fol
 from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.library_output import quiet_libraries
-from ochat_train.system.pretrained import load_config, load_tokenizer
+from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
 from ochat_train.system.versions import library_versions
 
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
@@ -147,7 +147,12 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
         model_class = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)
     model, found = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=next(iter(state.values())).dtype, output_loading_info=True, trust_remote_code=False
+        None,
+        config=config,
+        state_dict=state,
+        dtype=next(iter(state.values())).dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     assert not found["missing_keys"], f"the checkpoint has no weights for {sorted(found['missing_keys'])}"
     tokenizer = load_tokenizer(run.path / TOKENIZER_FOLDER)
@@ -202,12 +207,12 @@ def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
     if wrong:
         raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
     tokenizer, reference = load_tokenizer(folder), load_tokenizer(run.path / TOKENIZER_FOLDER)
-    template = (run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    template = run.path / TOKENIZER_FOLDER / "chat_template.jinja"
     messages = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
     for condition in {row.condition for row in run.prepared.classes}:
         variables = {"condition": condition, "add_generation_prompt": True}
-        prompt = render_chat_template(template, messages, **variables)
-        ids = tokenizer.apply_chat_template(messages, return_dict=False, **variables)
+        prompt = render_stored_template(template, messages, **variables)
+        ids = prompt_ids(tokenizer, messages, **variables)
         if ids != reference.backend_tokenizer.encode(prompt, add_special_tokens=False).ids:
             raise UserError(
                 folder,

@@ -13,7 +13,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.system.library_output import quiet_libraries
-from ochat_train.system.pretrained import load_config, load_tokenizer, reason_of
+from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids, reason_of
 
 _AGAIN = "export the run again"
 
@@ -84,10 +84,7 @@ class Generator:
         """
         variables = {} if condition is None else {"condition": condition}
         prompts = [
-            self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False, **variables
-            )
-            for messages in conversations
+            prompt_ids(self.tokenizer, messages, add_generation_prompt=True, **variables) for messages in conversations
         ]
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.json_files import read_json_object
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
+from data_pipeline.text_rules import shown
 from ochat_train.model.families import Family, family_by_name, family_of
 
+T = TypeVar("T")
 CONFIG_FILE = "config.json"
 
 
@@ -40,21 +43,25 @@ class Base:
 def find_base(name: str) -> Base:
     """Look for a base in a folder or in the Hub cache. Raises UserError for neither a folder nor a Hub id."""
     files = _local_files(name)
-    config = {}
-    if CONFIG_FILE in files:
-        try:
-            config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"--base {name}", f"{CONFIG_FILE} is not JSON: {error}") from None
-    model_type, vocab_size = config.get("model_type"), config.get("vocab_size")
+    config = read_json_object(files[CONFIG_FILE]) if CONFIG_FILE in files else {}
+    model_type, vocab_size = _known(config, "model_type", str), _known(config, "vocab_size", int)
     return Base(
         name=name,
         family=family_by_name(name) if model_type is None else family_of(model_type, vocab_size),
         model_type=model_type,
         vocab_size=vocab_size,
-        max_positions=config.get("max_position_embeddings"),
+        max_positions=_known(config, "max_position_embeddings", int),
         tokenizer_files={file: path for file, path in files.items() if file in TOKENIZER_FILES},
     )
+
+
+def _known(config: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    """A value of `config.json`, None where there is none. Raises UserError for one of another type, or not above 0."""
+    value = config.get(key)
+    is_good = isinstance(value, kind) and not isinstance(value, bool) and (not isinstance(value, int) or value > 0)
+    if value is None or is_good:
+        return value
+    raise UserError("--base", f"{CONFIG_FILE} is damaged: its {key} is {shown(value)}", "get the base again")
 
 
 def _local_files(name: str) -> dict[str, Path]:

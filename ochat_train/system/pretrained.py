@@ -8,7 +8,7 @@ the code. A test reads the whole source for calls that do not say it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,16 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # any kind, where a file is damaged
         raise UserError(folder, f"its tokenizer cannot be loaded: {reason_of(error)}", _FOLDER_REMEDY) from None
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], **variables: Any) -> list[int]:
+    """The ids of a prompt by a tokenizer's chat template. Raises UserError where it has none, or the template fails."""
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(list(messages), return_dict=False, **variables)
+    except Exception as error:  # a template is a program: whatever it does wrong
+        problem = f"its chat template fails: {type(error).__name__}: {reason_of(error)}"
+        raise UserError(tokenizer.name_or_path, problem, _FOLDER_REMEDY) from None
+    return ids
 
 
 def without_code(config: Any) -> Any:

@@ -203,7 +203,9 @@ def main(text: str) -> None:
     """Run the cases `first` to `first + count` of a seed."""
     job = json.loads(text)
     folder = Path(job["folder"])
-    os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(
+        HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false"
+    )
     world = make_world(folder)
     for number in range(job["first"], job["first"] + job["count"]):
         print(json.dumps(asdict(run_case(number, job["seed"], world, folder))), flush=True)
