@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from ochat_train.cli.schema import SCHEMA
 from ochat_train.cli.train import TRAIN
 from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
+from ochat_train.system.messages import print_error
 
 # In the order of `ochat --help`, which is about the order of use.
 VERBS: tuple[Verb, ...] = (
@@ -47,6 +49,9 @@ VERBS: tuple[Verb, ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code (system/exits.py). Expected errors go to stderr as one message."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show is printed as its number
+            stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
@@ -67,7 +72,7 @@ def _ended_by(error: ReportedError, verb: str) -> int:
     """Print an error, and return its exit code."""
     if error.each_process_prints or int(os.environ.get("RANK", "0")) == 0:
         with contextlib.suppress(OSError):  # the disk behind stderr may be full; the exit code says it too
-            print(f"ochat {verb}: {error}", file=sys.stderr)
+            print_error(f"ochat {verb}: {error}")
     return error.exit_code
 
 

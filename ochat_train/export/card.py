@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger_counts, ledger_reasons, ledger_totals
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_stored_template
@@ -47,7 +48,7 @@ def model_card(facts: CardFacts) -> str:
 
     metadata = _metadata(facts.base)
     parts = [
-        f"# {facts.run.recipe.name}",
+        f"# {facts.run.recipe.name}",  # letters, digits, `.`, `_`, `-` by its rule
         _introduction(facts),
         _prompting(facts),
         _classes(facts),
@@ -120,8 +121,9 @@ def _introduction(facts: CardFacts) -> str:
     if base.name is None:
         origin = "Trained from random weights"
     else:
+        is_link = base.hub_id is not None and hub_name_problem(base.hub_id) is None
         link = f"[{base.hub_id}](https://huggingface.co/{base.hub_id})"
-        origin = f"Fine-tuned from {link if base.hub_id else json_code(base.name)}"
+        origin = f"Fine-tuned from {link if is_link else json_code(base.name)}"
         origin += f" (revision {json_code(base.revision)})" if base.revision else ""
     text = (
         f"{origin} with C-RLFT ([conditioned reinforcement-learning fine-tuning]({_PAPER})): conversations of "
@@ -211,7 +213,7 @@ def _data(facts: CardFacts) -> str:
         if row.is_dropped:
             counts.append((f"dropped: {json_code(row.reason)}", row.num_conversations))
     counts += ledger_counts(prepared.ledger)
-    counts += [(f"in `{name}`", split.conversations) for name, split in prepared.splits.items()]
+    counts += [(f"in {json_code(name)}", split.conversations) for name, split in prepared.splits.items()]
     rows = [(what, f"{count:,}") for what, count in counts]
     table = markdown_table(("conversations", "number"), rows)
     return f"## Training data\n\nSources: {', '.join(sources)}.\n\n{table}"

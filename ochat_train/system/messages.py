@@ -1,4 +1,9 @@
-"""Messages for the user, on standard error."""
+"""All that is printed: results on standard output, messages on standard error.
+
+Everything may hold text of users' data, of file names or of a model's answers. So everything goes through
+`text_rules.visible`: nothing can move the cursor, colour the terminal, turn the direction of the text, or hide. A test
+looks for other calls of `print`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,21 @@ import sys
 from tqdm import tqdm
 
 from data_pipeline.text_rules import visible
+
+
+def print_result(text: object) -> None:
+    """Print a result to stdout. A JSON document stays the same document."""
+    print(visible(str(text)))
+
+
+def print_marked(line: str) -> None:
+    """Print a line with colours to stdout, whose pieces have been through `visible` one by one."""
+    print(line)
+
+
+def print_error(text: object) -> None:
+    """Print the error that ends a command to stderr."""
+    print(visible(str(text)), file=sys.stderr)
 
 
 def print_message(text: str) -> None:
