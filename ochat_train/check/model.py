@@ -36,17 +36,13 @@ def check_template(facts: RecipeFacts) -> Iterator[Finding]:
 
 
 def check_base(facts: RecipeFacts) -> Iterator[Finding]:
-    """Whether this trainer computes the base's architecture correctly, and can load its weights."""
+    """Whether this trainer computes the base's architecture correctly."""
     config, settings = facts.config, facts.recipe.model
     check_config(config, settings)
     model = facts.model
     name, place = type(model).__name__, settings.path or "model.config"
     check_attention(config)
     check_head(model)
-    folder = Path(settings.path or "")
-    if settings.path is not None and folder.is_dir() and not list(folder.glob("*.safetensors")):
-        yield problem("base", place, "has no safetensors files, the only kind that is loaded", "convert its weights")
-        return
     yield from _own_code(settings, name)
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"

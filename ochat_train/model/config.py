@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.model.base_class import new_model
+from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections import ModelSettings
 from ochat_train.system.pretrained import config_of_values, load_config, reason_of
 
@@ -30,6 +32,7 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
     """
     if settings.config is not None:
         return config_of_values({"vocab_size": vocab_size, **settings.config}, place="model.config")
+    refuse_adapter(settings)
     assert settings.path is not None
     return load_config(settings.path, revision=settings.revision, place="model.path")
 
@@ -55,12 +58,12 @@ def head_dimension(config: Any) -> int:
 
 def model_without_weights(config: Any) -> Any:
     """The causal LM of a `transformers` config on the meta device: it has shapes, but no values and no memory."""
-    import transformers
-
     try:
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # any kind: sizes that are zero or of a wrong type, an architecture that is no causal LM
+            return new_model(config)
+    except UserError:
+        raise
+    except Exception as error:  # any kind: sizes that are zero or of a wrong type
         problem = f"transformers cannot make a causal language model of its configuration: {reason_of(error)}"
         raise UserError("model", problem, _REMEDY) from None
 

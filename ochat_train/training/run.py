@@ -6,7 +6,7 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.weights.token_rows import ControlTokens
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
@@ -120,6 +121,7 @@ class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
     recipe: with a value for every setting that it left open. peak: the highest learning rate. kernel: of attention.
+    mean_rows: control tokens that the base had not trained, which start from the mean row.
     """
 
     recipe: Recipe
@@ -131,6 +133,7 @@ class _Training:
     kernel: str
     work: Work
     memory: MemoryPlan
+    mean_rows: Sequence[str]
 
 
 def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
@@ -138,8 +141,9 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
-    model, kernel = on_every_rank(
-        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
+    model, kernel, mean_rows = on_every_rank(
+        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
     work = work_of(model.causal_lm)
@@ -156,6 +160,7 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         kernel=kernel,
         work=work,
         memory=memory,
+        mean_rows=mean_rows,
     )
 
 
@@ -312,5 +317,8 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
         f"{', float8' if recipe.model.float8 else ''}; {origin}"
     )
+    if training.mean_rows and not decision.checkpoint:
+        rows = ", ".join(training.mean_rows)
+        print_message(f"the base did not train the rows of {rows}: they start from the mean row")
     if ranks.device.type == "cuda":
         print_message(memory_text(training.memory))

@@ -313,7 +313,7 @@ def test_a_base_in_a_folder_needs_safetensors(
     )  # <|end_of_turn|>
     assert f"MistralForCausalLM, 2 layers, {count:,} parameters" in only(findings_of(path), "base", "ok").finding
     (base / "model.safetensors").unlink()
-    assert problems(findings_of(path)) == [f"base: {base}: has no safetensors files, the only kind that is loaded"]
+    assert problems(findings_of(path)) == [f"weights: {base}: has no safetensors files, the only kind that is loaded"]
 
 
 @pytest.mark.parametrize(
@@ -558,7 +558,7 @@ def test_a_hub_that_does_not_answer_is_one_problem(
     findings = findings_of(path)
     assert [text.partition(" (")[0] for text in problems(findings)] == ["hub: org/base: the Hub cannot be reached"]
     hidden = {f.area for f in findings if f.finding == "not checked: see the problem of hub"}
-    assert hidden == {"template", "base", "lengths", "prepared", "memory", "disk"}
+    assert hidden == {"template", "base", "weights", "lengths", "prepared", "memory", "disk"}
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
 
 
