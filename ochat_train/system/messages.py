@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -17,17 +18,17 @@ from data_pipeline.text_rules import visible
 
 def print_result(text: object) -> None:
     """Print a result to stdout. A JSON document stays the same document."""
-    print(visible(str(text)))
+    print_marked(visible(str(text)))
 
 
 def print_marked(line: str) -> None:
     """Print a line with colours to stdout, whose pieces have been through `visible` one by one."""
-    print(line)
+    print(_encodable(line, sys.stdout))
 
 
 def print_error(text: object) -> None:
     """Print the error that ends a command to stderr."""
-    print(visible(str(text)), file=sys.stderr)
+    print(_encodable(visible(str(text)), sys.stderr), file=sys.stderr)
 
 
 def print_message(text: str) -> None:
@@ -37,4 +38,10 @@ def print_message(text: str) -> None:
     escaped. Lines that cannot be written (a full disk behind a log file) are lost, and end nothing.
     """
     with contextlib.suppress(OSError):
-        tqdm.write(visible(text), file=sys.stderr)
+        tqdm.write(_encodable(visible(text), sys.stderr), file=sys.stderr)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """The text with numbers in the place of characters that a terminal's encoding does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
