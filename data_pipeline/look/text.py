@@ -27,7 +27,7 @@ def report(inspection: Inspection, selection: Selection, *, color: bool, with_to
     rows = inspection.select(selection)
     manifest = inspection.manifest
     condition = quoted(manifest.inference_condition)
-    yield f"{inspection.prepared_dir}: template {manifest.template}, inference condition {condition}"
+    yield visible(f"{inspection.prepared_dir}: template {manifest.template}, inference condition {condition}", kept="")
     yield ""
     yield class_table(manifest.classes)
     yield ""

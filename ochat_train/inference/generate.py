@@ -36,7 +36,9 @@ def load_generator(folder: Path) -> Generator:
     except Exception as error:  # any kind: damaged files, sizes that are not those of the configuration
         problem = f"the model cannot be loaded: {type(error).__name__}: {reason_of(error)}"
         raise UserError(folder, problem, _AGAIN) from None
-    return Generator(model.eval().to(device), folder)
+    generator = Generator(model.eval().to(device), folder)
+    generator.check_settings(folder)
+    return generator
 
 
 def answer_prompt(
@@ -95,6 +97,21 @@ class Generator:
             input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, trust_remote_code=False, **sampling
         )
         return [self._text(row[width:].tolist()) for row in output]
+
+    def check_settings(self, folder: Path) -> None:
+        """Raise UserError for settings of `generation_config.json` that do not work: one token is generated with
+        them.
+        """
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
+        try:
+            self._model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, trust_remote_code=False
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # any kind, where a value has another type than expected
+            problem = f"its settings do not work: {type(error).__name__}: {reason_of(error)}"
+            raise UserError(folder / "generation_config.json", problem, _AGAIN) from None
 
     def _text(self, ids: list[int]) -> str:
         """The text of an answer, up to the end of turn and without the space that begins every message."""
