@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from data_pipeline.prepared.integrity import verify
 from ochat_train.ablation.results import ArmScore
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.distributed.ranks import Ranks
@@ -22,6 +24,7 @@ from ochat_train.evaluation.questions import load_questions, right_ratios_by_con
 from ochat_train.export.export import find_checkpoint, load_model
 from ochat_train.inference.generate import Generator
 from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.needs import attention_needs
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.runs.folder import read_run_folder
@@ -51,6 +54,7 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> ArmSc
     manifest = Manifest.load(prepared_dir)
     if manifest is None or not manifest.splits["validation"].conversations:
         raise UserError(prepared_dir, "holds no held-out conversations", "set data.validation_ratio")
+    verify(prepared_dir, manifest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = find_checkpoint(run, None)
     causal_lm = load_model(run, checkpoint).to(device)
@@ -63,7 +67,8 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> ArmSc
         pattern=settings.answer_pattern,
     )
     # after the answers, which are generated with the kernel that transformers chooses
-    kernel = choose_attention(run.recipe.model.attention, device=device, dtype=causal_lm.dtype, dropout=0.0)
+    needs = replace(attention_needs(causal_lm), dropout=0.0)  # nothing is dropped in an evaluation
+    kernel = choose_attention(run.recipe.model.attention, device=device, dtype=causal_lm.dtype, needs=needs)
     causal_lm.set_attn_implementation(register_attention(kernel))
     data = held_out_data(prepared_dir, manifest, pack_length=run.recipe.train.pack_length_tokens)
     model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes))

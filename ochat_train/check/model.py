@@ -13,12 +13,12 @@ from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
-from ochat_train.model.attention.keywords import check_attention
-from ochat_train.model.build import check_head, decoder_layers
+from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.config import check_config
-from ochat_train.planning.learning_rate import auto_learning_rate
+from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
+from ochat_train.planning.steps import automatic_rate
 from ochat_train.recipe.sections import ModelSettings
 from ochat_train.system.pretrained import code_named_by
 
@@ -69,19 +69,15 @@ def _own_code(settings: ModelSettings, model_class: str) -> Iterator[Finding]:
 
 
 def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
-    """Whether `auto` knows the base."""
+    """Which rule gives the rate for `auto`, and the rate at most."""
     place = "optimizer.learning_rate"
     wanted = facts.recipe.optimizer.learning_rate
     if wanted != "auto":
         yield ok("learning rate", place, f"{wanted:g}")
         return
-    config = facts.config
-    most = auto_learning_rate(
-        model_type=config.model_type,
-        vocab_size=config.vocab_size,
-        supervised_tokens_per_step=facts.recipe.train.tokens_per_step,
-    )
-    yield ok("learning rate", place, f"auto, at most {most:.3g}: lower if not every token is learned from")
+    most = automatic_rate(facts.config, supervised_tokens_per_step=facts.recipe.train.tokens_per_step)
+    text = f"auto, at most {most.value:.3g}: lower if not every token is learned from"
+    yield ok("learning rate", place, f"{text}; {most.rule} * sqrt(supervised tokens per step / 4e6)")
 
 
 def check_memory(facts: RecipeFacts) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import free_bytes
+from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import (
     STATE,
@@ -36,6 +37,8 @@ from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
 from ochat_train.system.versions import library_versions
+
+_UNKNOWN_BASIS = RunBasis()
 
 
 class RankFiles:
@@ -79,6 +82,7 @@ def save_checkpoint(
     recipe: Recipe,
     data_fingerprint: str,
     validation_loss: float | None = None,
+    basis: RunBasis = _UNKNOWN_BASIS,
 ) -> Path:
     """Write a checkpoint. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
@@ -110,7 +114,10 @@ def save_checkpoint(
             recipe=recipe.model_dump(mode="json", by_alias=True),
             data_fingerprint=data_fingerprint,
             validation_loss=validation_loss,
-            versions=library_versions(),
+            versions=dict(basis.versions) or library_versions(),
+            data_rows=basis.rows,
+            base_config=dict(basis.config),
+            base_weights=basis.base_weights,
             files={name: tuple(record) for name, record in sorted(records.items())},
         )
         _publish(temporary, final, manifest)

@@ -14,8 +14,11 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
+from data_pipeline.prepared.integrity import check_tokenizer_copy
 from data_pipeline.prompt.chat_folder import render_stored_template
 from data_pipeline.text_rules import quoted
+from ochat_train.checkpoint.basis import config_values
+from ochat_train.checkpoint.changes import config_changes, listed
 from ochat_train.checkpoint.state import (
     STATE,
     CheckpointManifest,
@@ -70,6 +73,7 @@ def export_checkpoint(
     replaceable = _check_out(out, overwrite=overwrite)
     if (problem := verify(checkpoint)) is not None:
         raise UserError(checkpoint, problem, "export another step")
+    check_tokenizer_copy(run.path, run.prepared)
     trained = load_model(run, checkpoint)
     with replaced_folder(out, owned=replaceable) as folder:
         _write_model(trained, folder, max_shard_size=max_shard_size)
@@ -162,6 +166,10 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     state = load_trained_weights(checkpoint)
     folder = run.path / MODEL_CONFIG_FOLDER
     config = load_config(folder, revision=None, place=str(folder))
+    changes = config_changes(CheckpointManifest.load(checkpoint).base_config, config_values(config))
+    if changes:
+        problem = f"is not the configuration that was trained: {listed(changes)}"
+        raise UserError(folder / "config.json", problem, "change it back")
     with torch.device("meta"):
         model_class = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -11,12 +11,13 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.attention.keywords import check_attention
+from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.config import check_config, load_base_config, model_dtype
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, add_token_rows, set_untrained_rows
 from ochat_train.recipe.sections import ModelSettings, Recipe
@@ -49,18 +50,16 @@ def build_model(
     """
     config = load_base_config(settings, manifest.vocab_size)
     check_config(config, settings)
-    check_attention(config)
+    needs = check_attention(config)
     dtype = model_dtype(settings, device)
-    kernel = choose_attention(
-        settings.attention, device=device, dtype=dtype, dropout=getattr(config, "attention_dropout", 0.0) or 0.0
-    )
+    kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
     causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
+    check_head(causal_lm)
     num_rows = causal_lm.get_input_embeddings().weight.shape[0]
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     mean_rows: Sequence[str] = ()
     if control is not None and settings.path is not None:
         mean_rows = set_untrained_rows(causal_lm, control, num_rows=num_rows)
-    check_head(causal_lm)
     causal_lm.train()
     return BuiltModel(PackedCausalLM(causal_lm, num_classes=len(manifest.classes)), kernel, mean_rows)
 
@@ -78,22 +77,6 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
             f"kernels that fit: {', '.join(sorted(name for name, found in KERNELS.items() if found.compilable))}",
         )
     return device.type == "cuda" and compilable if settings.compile is None else settings.compile
-
-
-def check_head(causal_lm: Any) -> None:
-    """Raise UserError for a language-model head that the loss does not compute."""
-    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("model", "a language-model head with a bias is not supported", "use another base")
-
-
-def decoder_layers(causal_lm: Any) -> Any:
-    """The list of decoder layers. Raises UserError where a model has none by that name."""
-    layers = getattr(causal_lm.base_model, "layers", None)
-    if layers is None:
-        raise UserError(
-            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "use another base"
-        )
-    return layers
 
 
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:

@@ -33,6 +33,7 @@ RECIPE_FILE = "recipe.json"
 PREPARED_FILE = "prepared.json"
 BASE_FILE = "base.json"
 MODEL_CONFIG_FOLDER = "model_config"
+_COPY_MANIFEST = f"copy {MANIFEST} of the dataset that it was trained on over it"
 _REMEDY = "restore it, or run `ochat train` again, which writes it"
 
 
@@ -80,7 +81,11 @@ def read_run_folder(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         recipe=_read_recipe(path / RECIPE_FILE),
-        prepared=Manifest.from_json(read_json(path / PREPARED_FILE, remedy=_REMEDY), where=str(path)),
+        prepared=Manifest.from_json(
+            read_json(path / PREPARED_FILE, remedy=_COPY_MANIFEST),
+            where=str(path / PREPARED_FILE),
+            remedy=_COPY_MANIFEST,
+        ),
         base_origin=_read_base_origin(base) if base.is_file() else None,
     )
 

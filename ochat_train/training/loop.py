@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.state import Progress
 from ochat_train.checkpoint.writer import save_checkpoint
 from ochat_train.distributed.engine import Engine
@@ -44,6 +45,7 @@ class Run:
 
     recipe: Recipe
     manifest: Manifest
+    basis: RunBasis
     split: PreparedSplit
     num_steps: int
     steps_per_epoch: list[int]
@@ -238,6 +240,7 @@ def save(run: Run, progress: Progress, *, validation_loss: float | None, stop: b
         recipe=run.recipe,
         data_fingerprint=run.manifest.fingerprint,
         validation_loss=validation_loss,
+        basis=run.basis,
     )
     if run.push is not None and not stop:
         run.push.checkpoint_written()

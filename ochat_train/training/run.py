@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from data_pipeline.plan.plan import TrainingPlan
-from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
+from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
@@ -25,14 +26,16 @@ from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
+from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.weights.token_rows import ControlTokens
+from ochat_train.planning.learning_rate import PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
-from ochat_train.recipe.preparation import check_prepared, check_sources
+from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import require_run_folder, write_run_folder
 from ochat_train.runs.lock import RunLock, real_folder
@@ -41,6 +44,7 @@ from ochat_train.system.messages import print_message
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.batches import run_steps_of_rank
+from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.engine import start_engine
 from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, outputs, run_steps
@@ -65,7 +69,8 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
     push, stop_request, run_lock = None, StopRequest(), RunLock(Path(recipe.output_dir))
     try:
         manifest = _agreed_manifest(recipe, ranks)
-        on_main_rank(ranks, lambda: _check_and_lock(recipe, manifest, hooks, run_lock))
+        data_check = start_data_check(recipe, manifest, ranks)
+        on_main_rank(ranks, lambda: _check_and_lock(recipe, hooks, run_lock))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
@@ -73,6 +78,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         start = _Start(
             resume=resume,
             accept_changes=accept_changes,
+            data_check=data_check,
             push=push,
             stop_request=stop_request,
             run_lock=run_lock,
@@ -96,6 +102,7 @@ class _Start:
 
     resume: str
     accept_changes: bool
+    data_check: DataCheck
     push: BackgroundPush | None
     stop_request: StopRequest
     run_lock: RunLock
@@ -105,13 +112,12 @@ class _Start:
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
     """The manifest of the prepared dataset, which is the same on all hosts, as are recipe and library versions."""
     manifest = on_every_rank(ranks, lambda: check_prepared(recipe, with_sources=False))
-    require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
+    require_agreement(ranks, facts_of(recipe, manifest))
     return manifest
 
 
-def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: RunLock) -> None:
+def _check_and_lock(recipe: Recipe, hooks: Hooks, run_lock: RunLock) -> None:
     """What one rank checks for all, and the lock of the run folder."""
-    check_sources(recipe, manifest)
     hooks.trackers(recipe.tracking)
     run_lock.acquire()
 
@@ -120,15 +126,15 @@ def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: 
 class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
-    recipe: with a value for every setting that it left open. peak: the highest learning rate. kernel: of attention.
-    mean_rows: control tokens that the base had not trained, which start from the mean row.
+    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
+    kernel: of attention. mean_rows: control tokens that the base had not trained, which start from the mean row.
     """
 
     recipe: Recipe
     manifest: Manifest
     split: PreparedSplit
     plan: TrainingPlan
-    peak: float
+    peak: PeakLearningRate
     model: PackedCausalLM
     kernel: str
     work: Work
@@ -138,7 +144,7 @@ class _Training:
 
 def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
     """Plan the steps, build the model on every rank and decide how it fits into memory."""
-    split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
+    split = on_every_rank(ranks, lambda: open_split(Path(recipe.data.prepared_dir), "train", manifest))
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
     control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
@@ -164,7 +170,21 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     )
 
 
-def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> ResumeDecision:
+def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
+    """What the run computes with, for its checkpoints. rows: digest of the rows of the prepared data."""
+    config = training.model.causal_lm.config
+    module = KERNELS[training.kernel].module
+    return RunBasis(
+        rows=rows,
+        config=config_values(config),
+        base_weights=base_weights(training.recipe.model.path, config),
+        versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
+    )
+
+
+def _resume_decision(
+    recipe: Recipe, manifest: Manifest, basis: RunBasis, ranks: Ranks, start: _Start
+) -> ResumeDecision:
     """How the run starts, the same on all ranks. Rank 0 decides, and moves away what the decision names."""
 
     def decide_and_set_aside() -> ResumeDecision:
@@ -175,6 +195,7 @@ def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _S
             recipe=recipe,
             data_fingerprint=manifest.fingerprint,
             accept_changes=start.accept_changes,
+            basis=basis,
         )
         set_aside(decision, start.run_lock)
         return decision
@@ -185,18 +206,26 @@ def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _S
 def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> None:
     """Set up the model, load its state, take the steps that are left."""
     training = _prepared_training(recipe, manifest, ranks)
-    decision = _resume_decision(training.recipe, manifest, ranks, start)
+    data = start.data_check.finish()  # before anything is written or moved
+    basis = _basis(training, ranks, rows=data.rows)
+    decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
     on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
     engine, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         _print_start(training, ranks, decision)
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
     start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
-    _take_steps(training, engine, validator, progress, ranks, start)
+    _take_steps(training, basis, engine, validator, progress, ranks, start)
 
 
 def _take_steps(
-    training: _Training, engine: Engine, validator: Validator, progress: Progress, ranks: Ranks, start: _Start
+    training: _Training,
+    basis: RunBasis,
+    engine: Engine,
+    validator: Validator,
+    progress: Progress,
+    ranks: Ranks,
+    start: _Start,
 ) -> None:
     """Start the threads and open the files of a run, take its steps, and close everything whatever ends them."""
     recipe, num_steps, hooks = training.recipe, training.plan.num_steps, start.hooks
@@ -223,10 +252,11 @@ def _take_steps(
             run = Run(
                 recipe=recipe,
                 manifest=training.manifest,
+                basis=basis,
                 split=training.split,
                 num_steps=num_steps,
                 steps_per_epoch=training.plan.steps_per_epoch,
-                peak=training.peak,
+                peak=training.peak.value,
                 ranks=ranks,
                 engine=engine,
                 steps=steps,
@@ -312,7 +342,7 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
     print_message(
         f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
         f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
-        f"{training.peak:.4g}\n"
+        f"{training.peak}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
         f"{', float8' if recipe.model.float8 else ''}; {origin}"

@@ -81,7 +81,7 @@ def run_on_terminal(commands: list[list[str]], control: str | None) -> None:
     threading.Thread(target=answer_yes, args=(terminal, said), daemon=True).start()
     for number in (0, 1, 2):
         os.dup2(slave, number)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     assert sys.stdin.isatty()
     assert sys.stdout.isatty()
     codes: list[Any] = []

@@ -25,7 +25,7 @@ _ALIKE = 3
 
 @torch.no_grad()
 def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
-    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones.
+    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones; also a bias of the head.
 
     Tied embeddings stay tied. Never shrinks: bases may have spare rows. Raises UserError where `transformers` unties
     them.
@@ -37,6 +37,9 @@ def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
     causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
     for module in _tables(causal_lm, tied=tied):
         module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
+    bias = getattr(causal_lm.get_output_embeddings(), "bias", None)
+    if bias is not None:
+        bias[old:] = bias[:old].float().mean().to(bias.dtype)
     if _is_tied(causal_lm) != tied:
         problem = f"`transformers` cannot add rows to embedding and head of `{causal_lm.config.model_type}` together"
         raise UserError("model", problem, "use a base whose tokenizer has the template's control tokens")

@@ -43,10 +43,15 @@ def prints(path: Path) -> bool:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Name) and node.id == "print":
             return True
-        if isinstance(node, ast.Attribute) and node.attr == "write" and ast.unparse(node.value) in (
-            "sys.stdout",
-            "sys.stderr",
-            "tqdm",
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr == "write"
+            and ast.unparse(node.value)
+            in (
+                "sys.stdout",
+                "sys.stderr",
+                "tqdm",
+            )
         ):
             return True
     return False

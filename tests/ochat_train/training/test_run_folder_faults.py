@@ -4,6 +4,7 @@ torn, and a run that resumes as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -105,7 +106,7 @@ def test_a_full_disk_between_checkpoints_ends_all_ranks_and_the_run_resumes_as_i
     assert "Traceback" not in output
     codes, output = outcome["freed"]
     assert codes == ["0", "0"], output
-    assert "resumes from" in output and "step-00000002" in output
+    assert re.search(r"resumes from \S+step-00000002", output)
     assert same_run(runs / "full", runs / "undisturbed")
 
 
@@ -128,12 +129,17 @@ def test_a_line_is_in_its_file_whole_or_not_at_all(tmp_path: Path, room: Any) ->
     room(path.stat().st_size + 40)
     with pytest.raises(OSError, match="File too large"):
         append_row(path, row)
-    with pytest.raises(OSError, match="File too large"), plain.open("ab", buffering=0) as file:
-        while True:
-            file.write(path.read_bytes()[:70])
+    plainly_append(plain, path.read_bytes())
     assert rows_of(path) == [row]
     assert path.read_bytes().endswith(b"}\n")
     assert not plain.read_bytes().endswith(b"}\n"), "control: a plain write leaves a part of a line"
+
+
+def plainly_append(path: Path, line: bytes) -> None:
+    """Write as much of a line as there is room for."""
+    with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
+        while line:
+            line = line[file.write(line) :]
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"step": 2, "te', b"x" * 200_000])

@@ -7,6 +7,7 @@ Prints one JSON line for each case. A case is known by seed and number: the same
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_pipeline.prepared.dataset import manifest_digest
 from tests.support.fuzz.mutations import choose, no_permission, obey_permissions
 from tests.support.fuzz.world import COMMANDS, Command, pick, write_inputs
 
@@ -122,23 +124,31 @@ def _wait(child: int, *, seconds: float) -> int | None:
 
 
 def seal(world: Path, path: Path) -> None:
-    """Make the sizes and hashes that a checkpoint or prepared dataset records of `path` agree with what it holds now."""
+    """Make the sizes and hashes that a checkpoint or prepared dataset records of `path` agree with what it holds."""
     if not path.is_file() or os.access(path, os.R_OK) is False:
         return
     data = path.read_bytes()
-    record = (len(data), hashlib.sha256(data).hexdigest())
+    size, sha256 = len(data), hashlib.sha256(data).hexdigest()
     for manifest in {parent / "MANIFEST.json" for parent in path.parents} | {world / "prepared" / "manifest.json"}:
         if manifest.is_file() and manifest != path and path.is_relative_to(manifest.parent):
             content = json.loads(manifest.read_text(encoding="utf-8"))
             name = str(path.relative_to(manifest.parent))
             if name in (content.get("files") or {}):
-                content["files"][name] = list(record)
+                is_prepared = manifest.name == "manifest.json"
+                content["files"][name] = {"size": size, "sha256": sha256} if is_prepared else [size, sha256]
                 manifest.write_text(json.dumps(content, indent=1), encoding="utf-8")
                 _seal_manifest(manifest)
     _seal_manifest(path)
 
 
 def _seal_manifest(path: Path) -> None:
+    if path.name == "manifest.json":
+        with contextlib.suppress(
+            ValueError, AttributeError, TypeError, RecursionError
+        ):  # it is not a manifest any more
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["digest"] = manifest_digest(content)
+            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     if path.name == "MANIFEST.json":
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         (path.parent / "MANIFEST.sha256").write_text(f"{digest}  MANIFEST.json\n", encoding="utf-8")
