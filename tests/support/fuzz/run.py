@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -29,6 +30,21 @@ from tests.support.fuzz.world import COMMANDS, Command, pick, write_inputs
 DOCUMENTED_EXITS = (0, 2, 75, 76, 77)
 SECONDS = 10.0  # a case that takes longer has failed
 _MEMORY_BYTES = 6 << 30  # of addresses, beside those in use before
+# What the commands import, so that not every case does.
+_IMPORTED_ONCE = (
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "ochat_train.check.check",
+    "ochat_train.check.text",
+    "ochat_train.inference.generate",
+    "ochat_train.init.init",
+    "ochat_train.planning.report",
+    "ochat_train.planning.text",
+    "ochat_train.report.inspect_page",
+    "ochat_train.report.run_page",
+    "transformers.models.auto.tokenization_auto",
+    "jinja2.sandbox",
+)
 _CHECK_FAILED = "the check itself failed"  # what `ochat check` says of an exception that nobody expected
 
 
@@ -216,6 +232,8 @@ def main(text: str) -> None:
     os.environ.update(
         HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false"
     )
+    for module in _IMPORTED_ONCE:
+        importlib.import_module(module)
     world = make_world(folder)
     for number in range(job["first"], job["first"] + job["count"]):
         print(json.dumps(asdict(run_case(number, job["seed"], world, folder))), flush=True)
