@@ -45,7 +45,11 @@ def typed(kind: type[T], value: Any) -> T:
 
     Raises ValueError where a field is missing or of another type.
     """
-    return _adapter(kind).validate_json(json.dumps(value), strict=True)  # type: ignore[no-any-return]
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return]
 
 
 @functools.cache

@@ -77,7 +77,7 @@ def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[
             result = from_json(row)
             typed(type(result), asdict(result))  # type: ignore[call-overload]
             results.append(result)
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
             unreadable.append(row["step"])
     if unreadable:
         steps = _first_numbers(unreadable)
