@@ -234,9 +234,7 @@ class TrainSettings(Section):
 _LARGEST_RATE = 1e20
 LearningRate = Annotated[
     Annotated[float, Field(gt=0.0, le=_LARGEST_RATE)] | Literal["auto"],
-    WithJsonSchema(
-        {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST_RATE}, {"const": "auto"}]}
-    ),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST_RATE}, {"const": "auto"}]}),
     Rule("expected a number above 0 and at most 1e20, or `auto`"),
 ]
 

@@ -39,17 +39,17 @@ class Series:
 
 def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> str:
     """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
-    handles: list[Any] = []
     with _figure(9.6, 2.9) as (figure, axes):
+        lines = []
         for entry in series:
             color = COLORS[entry.number % len(COLORS)]
             if entry.points:
-                handles += axes.plot(entry.x, _numbers(entry.y), "o--", color=color, markersize=5, linewidth=0.8)
+                lines += axes.plot(entry.x, _numbers(entry.y), "o--", color=color, markersize=5, linewidth=0.8)
                 continue
             bins = binned(np.asarray(entry.x, dtype=float), _numbers(entry.y), most_points=_MOST_POINTS)
             if len(entry.x) > _MOST_POINTS:
                 axes.fill_between(bins.x, bins.low, bins.high, color=color, alpha=0.2, linewidth=0)
-            handles += axes.plot(bins.x, bins.mean, color=color, linewidth=1.5)
+            lines += axes.plot(bins.x, bins.mean, color=color, linewidth=1.5)
         axes.set_xlabel("step")
         axes.set_ylabel(_label(unit))
         if logarithmic:
@@ -57,11 +57,10 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
             axes.yaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         if len(series) > 1:
-            names = [str(number) for number in range(len(series))]  # matplotlib hides a name that begins with `_`
-            # outside: inside it would cover curves
-            legend = figure.legend(handles, names, frameon=False, fontsize=8, loc="outside right upper")
+            # inside it would cover curves
+            legend = figure.legend(lines, ["-"] * len(lines), frameon=False, fontsize=8, loc="outside right upper")
             for text, entry in zip(legend.get_texts(), series, strict=True):
-                text.set_text(_label(entry.label))
+                text.set_text(_label(entry.label))  # matplotlib leaves out labels that begin with `_`
         return _svg(figure)
 
 

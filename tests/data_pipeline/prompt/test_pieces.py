@@ -91,7 +91,7 @@ def test_cutting_anywhere_would_change_ids(tmp_path: Path) -> None:
         assert pieces._cuts is not None
         pieces._cuts.is_safe = lambda text, place: True  # type: ignore[method-assign]
         whole = TemplateTokenizer(spec_of(tokenizer, tmp_path), piece_characters=10**9)
-        conversations = [segments_of(random.Random(seed)) for seed in range(4)]
+        conversations = [segments_of(random.Random(seed)) for seed in range(12)]
         pairs = zip(whole.tokenize(conversations), pieces.tokenize(conversations), strict=True)
         assert any(
             isinstance(one, TokenizedConversation)

@@ -519,7 +519,10 @@ UNREADABLE: dict[str, tuple[str, int | None, tuple[str, ...]]] = {
     "tab": (changed(("  epochs: 5", "\tepochs: 5")), 18, ("not valid YAML", "\\t")),
     "two documents": (changed(("seed: 0", "---\nseed: 0")), 2, ("not valid YAML", "another document")),
     "number of 5,000 digits": (changed(("seed: 0", "seed: " + "9" * 5000)), 2, ("not a number that can be read",)),
-    "brackets 500 deep": ("a: " + "[" * 500 + "]" * 500, None, ("nested too deeply",)),
+    "brackets 500 deep": ("a: " + "[" * 500 + "]" * 500, 1, ("nested too deeply",)),
+    "100,000 open brackets": ("a: " + "[" * 100_000, 1, ("nested too deeply for a recipe (more than 32 levels)",)),
+    "lists in lists": ("a:\n" + "\n".join("- " * n for n in range(1, 300)), 33, ("nested too deeply",)),
+    "300,000 characters": ("a: 1\n" * 60_000, None, ("more than 262,144 characters, so not a recipe",)),
 }
 
 

@@ -34,6 +34,7 @@ from ochat_train.tracking.scalars import step_scalars, validation_scalars
 from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.support import wandb_file
 from tests.support.fake_trackers import KINDS, FakeTracker, fail, hang
+from tests.support.names import HARD_NAMES
 from tests.support.processes import PYTHONPATH, ROOT, run_jobs
 from tests.support.recipe_texts import changed, problem_of, write
 from tests.support.results import class_means, run_facts, step_metrics
@@ -477,3 +478,10 @@ def test_every_tracker_of_a_recipe_has_a_record_and_is_installed_by_its_extra() 
         assert [type(tracker) for tracker in choice.chosen_trackers(wanted)] == [type(kind.make(wanted))]
         requirement = re.compile(rf"{kind.package}\b.*extra == .{kind.extra}\b")
         assert any(requirement.match(text) for text in importlib.metadata.requires("ochat-train") or ())
+
+
+def test_curves_of_any_class_names_stay_apart() -> None:
+    names = [*HARD_NAMES, "a/loss"]
+    found = step_scalars(step_metrics(1, classes=names))
+    losses = [key for key in found if re.fullmatch(r"classes/[^/]+/loss", key)]
+    assert len({re.sub(r"[^-/\w.]", "_", key) for key in losses}) == len(names)
