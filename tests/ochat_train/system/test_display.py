@@ -16,7 +16,6 @@ from ochat_train.report.pictures import Series, bar_chart, line_chart
 from tests.support.planted_text import (
     END,
     IN_A_LINE,
-    MARKUP,
     PLANTED,
     hidden_characters,
     problems_of_markdown,
@@ -72,7 +71,7 @@ def raw_row(number: int, **changes: Any) -> dict[str, Any]:
         {"role": "user", "content": f"{PLANTED} question {number}"},
         {"role": "assistant", "content": f"answer {PLANTED} {number}"},
     ]
-    return {"id": f"{number} {PLANTED}", "quality": f"a {MARKUP}", "messages": messages, **changes}
+    return {"id": f"{number} {PLANTED}", "quality": f"a {PLANTED}", "messages": messages, **changes}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {
             "prepared_dir": str(folder / "prepared\u202e\x1b[6m"),
             "classes": {
-                f"a {MARKUP}": {"condition": f"A {PLANTED}", "reward": 1.0},
+                f"a {PLANTED}": {"condition": f"A {PLANTED}", "reward": 1.0},
                 "_b": {"condition": "B", "reward": 0.0},
             },
             "beta": 0.5,

@@ -68,7 +68,12 @@ class Result:
 
 
 def run_command(
-    command: Command | Callable[[Path], None], folder: Path, log: Path, *, drop_rights: bool = False
+    command: Command | Callable[[Path], None],
+    folder: Path,
+    log: Path,
+    *,
+    drop_rights: bool = False,
+    seconds: float = SECONDS,
 ) -> tuple[str, float, str]:
     """Run `ochat`, or a function, in a folder, in a forked process: outcome, seconds, and what it said."""
     start = time.monotonic()
@@ -76,16 +81,16 @@ def run_command(
     child = os.fork()
     if child == 0:
         _run_in_child(command, folder, log, drop_rights=drop_rights)
-    status = _wait(child, seconds=SECONDS * _slowness())
-    seconds = time.monotonic() - start
+    status = _wait(child, seconds=seconds * _slowness())
+    taken = time.monotonic() - start
     said = log.read_text(encoding="utf-8", errors="replace")
     if status is None:
-        return "too slow", seconds, said
+        return "too slow", taken, said
     code = os.waitstatus_to_exitcode(status)
     outcome = f"signal {-code}" if code < 0 else f"exit {code}"
     if "Traceback (most recent call last)" in said or _CHECK_FAILED in said:
         outcome = "traceback"
-    return outcome, seconds, said
+    return outcome, taken, said
 
 
 def _slowness() -> float:
@@ -225,10 +230,28 @@ def make_world(folder: Path) -> Path:
     return world
 
 
+def controls(folder: Path) -> list[str]:
+    """The outcomes of what must be seen: an exception, the death of the process, one that takes too long."""
+
+    def raises(_: Path) -> None:
+        raise ValueError("planted")
+
+    def dies(_: Path) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def sleeps(_: Path) -> None:
+        time.sleep(600)
+
+    log = folder / "control.log"
+    return [run_command(function, folder, log, seconds=0.2)[0] for function in (raises, dies, sleeps)]
+
+
 def main(text: str) -> None:
     """Run the cases `first` to `first + count` of a seed."""
     job = json.loads(text)
     folder = Path(job["folder"])
+    if job.get("controls"):
+        print(json.dumps(controls(folder)), flush=True)
     os.environ.update(
         HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false"
     )
