@@ -49,7 +49,7 @@ def typed(kind: type[T], value: Any) -> T:
         text = json.dumps(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return]
+    return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return, arg-type]
 
 
 @functools.cache
