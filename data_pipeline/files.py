@@ -13,6 +13,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a limit on the size of files
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 MAKE_ROOM = "make room there, and run the command again"
 
 
@@ -82,6 +83,19 @@ def _clear_leftovers(final: Path) -> None:
 def is_out_of_room(error: OSError) -> bool:
     """Whether a write failed because there is no room for it."""
     return error.errno in _NO_ROOM
+
+
+def is_forbidden(error: OSError) -> bool:
+    """Whether a file could not be used because of permissions, of a disk that is mounted read-only, or of a link that
+    leads to itself.
+    """
+    return error.errno in _FORBIDDEN
+
+
+def not_allowed(path: Path | str, error: OSError) -> UserError:
+    """A file that may not be used as an error that says which and why."""
+    remedy = "change its permissions or those of its folder, or name another one"
+    return UserError(path, f"cannot be used: {error.strerror or error}", remedy)
 
 
 def free_bytes(path: Path) -> int | None:

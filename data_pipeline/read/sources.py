@@ -68,6 +68,16 @@ Chunk = LinesChunk | ParquetChunk | RowsChunk
 
 def source_files(source: SourceSettings, *, where: str) -> list[Path]:
     """The files of a local source, sorted by name. Raises UserError where there is none or one cannot be read."""
+    try:
+        files = _found_files(source, where=where)
+        for file in files:
+            file.open("rb").close()
+    except OSError as error:
+        raise UserError(where, f"{error.filename or source.path}: cannot be read: {error.strerror}") from None
+    return files
+
+
+def _found_files(source: SourceSettings, *, where: str) -> list[Path]:
     path = Path(source.path)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())

@@ -16,7 +16,8 @@ from data_pipeline.prompt import tokenization
 from data_pipeline.prompt.parted_pairs import Between, ParsedPattern, UnknownPatternError
 from data_pipeline.prompt.safe_cuts import SafeCuts, UnknownTokenizerError
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from tests.support.piecewise import GPT4, PARTS, make_tokenizers, random_text
 
 TOKENIZERS = make_tokenizers()

@@ -202,7 +202,7 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
 
 def test_failed_training_is_reported_with_its_words(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     recipe = make_recipe(
-        data__validation_ratio=0.3, train__max_steps=2, train__max_nonfinite_steps=1, optimizer__learning_rate=1e30
+        data__validation_ratio=0.3, train__max_steps=2, train__max_nonfinite_steps=1, optimizer__learning_rate=1e20
     )
     found = ochat("ablate", str(recipe), "--out", str(tmp_path / "ablation"), "--arms", "sft")
     assert found.returncode == 2

@@ -452,7 +452,7 @@ def test_a_rule_over_several_keys_does_not_repeat_the_whole_section(tmp_path: Pa
 @pytest.mark.parametrize("value", ["fast", "0", "-1e-5", "true", '"2e-5"', ".inf", "1e400", "[1]", "null"])
 def test_a_wrong_learning_rate_is_one_problem(value: str, tmp_path: Path) -> None:
     path = write(tmp_path, changed(("learning_rate: 2e-5", f"learning_rate: {value}")))
-    rule = "expected a number above 0, or `auto`"
+    rule = "expected a number above 0 and at most 1e20, or `auto`"
     found = parse_override(value, key="k")[0]
     assert problem_of(path) == f"{path}:21: optimizer.learning_rate: {found!r}: {rule}"
 

@@ -80,7 +80,10 @@ WRONG_OVERRIDES = [
     ('train.epochs="7"', "--set train.epochs: '7': expected a whole number"),
     ("tracking.wandb=no", "--set tracking.wandb: 'no': expected `true`, `false`, `online` or `offline`"),
     ("optimizer.warmup_ratio=1.5", "--set optimizer.warmup_ratio: 1.5: ", "less than 1"),
-    ("optimizer.learning_rate=fast", "--set optimizer.learning_rate: 'fast': expected a number above 0, or `auto`"),
+    (
+        "optimizer.learning_rate=fast",
+        "--set optimizer.learning_rate: 'fast': expected a number above 0 and at most 1e20, or `auto`",
+    ),
     ("name=../x", "--set name: '../x': ", "letters, digits"),
     # whole sections: nothing is left of what the file said there
     ("tracking={wandb: 5}", "--set tracking.wandb: 5: expected `true`, `false`, `online` or `offline`"),
