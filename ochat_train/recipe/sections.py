@@ -239,10 +239,12 @@ class TrainSettings(Section):
         return self.tokens_per_step // self.pack_length_tokens
 
 
+# AdamW divides the rate by 1 - beta and takes the result as float32, which overflows above this for the largest beta.
+_LARGEST_RATE = 1e20
 LearningRate = Annotated[
-    Positive | Literal["auto"],
-    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]}),
-    Rule("expected a number above 0, or `auto`"),
+    Annotated[float, Field(gt=0.0, le=_LARGEST_RATE)] | Literal["auto"],
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST_RATE}, {"const": "auto"}]}),
+    Rule("expected a number above 0 and at most 1e20, or `auto`"),
 ]
 
 
@@ -269,6 +271,7 @@ class OptimizerSettings(Section):
     weight_decay: float = setting(
         0.1,
         ge=0.0,
+        le=_LARGEST_RATE,
         description="AdamW weight decay; applies to all parameters, as in OpenChat",
         decides_steps=True,
         is_public=True,
@@ -276,7 +279,7 @@ class OptimizerSettings(Section):
     betas: Annotated[list[Ratio], Field(min_length=2, max_length=2)] = setting(
         [0.9, 0.95], description="AdamW betas", decides_steps=True, is_public=True
     )
-    eps: Positive = setting(1e-5, description="AdamW epsilon", decides_steps=True, is_public=True)
+    eps: Positive = setting(1e-5, le=1.0, description="AdamW epsilon", decides_steps=True, is_public=True)
     grad_clip: float = setting(
         1.0,
         ge=0.0,

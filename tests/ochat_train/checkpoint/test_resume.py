@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,24 @@ def test_an_entry_of_the_base_config(entry: str, value: Any, expected: str | Non
     basis = RunBasis(config={**BASE_CONFIG, entry: value})
     found = changes_since(manifest, num_ranks=2, recipe=recipe, data_fingerprint="a", basis=basis)
     assert [str(change) for change in found] == ([] if expected is None else [expected])
+
+
+def test_a_base_config_that_nobody_wrote_down_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    basis = RunBasis(config=BASE_CONFIG)
+    [message] = decision(earlier_run(4, intact=manifest_of(recipe)), recipe, basis=basis).messages
+    assert message.endswith("holds the base's config; it is not compared")
+    assert (
+        decision(earlier_run(4, intact=manifest_of(recipe, base_config=BASE_CONFIG)), recipe, basis=basis).messages
+        == ()
+    )
+    folder = make_checkpoint(tmp_path / "run", recipe, 2)
+    for content in (None, BASE_CONFIG):
+        if content is not None:
+            (tmp_path / "run" / "model_config").mkdir()
+            (tmp_path / "run" / "model_config" / "config.json").write_text(json.dumps(content))
+        found = read_earlier_run(tmp_path / "run", str(folder)).intact
+        assert found is not None
+        assert found[1].base_config == (content or {}), "of the run folder, where earlier versions wrote it"
 
 
 def test_rows_are_compared_where_both_are_known_and_made_from_the_same(recipe: Recipe) -> None:
