@@ -6,8 +6,8 @@
 Three tables, each with the plan of the first release and the others of one run:
 
 1. Time of steps on 8, 64 and 256 ranks with 1 to 10 packs each, relative to equal work on all ranks, for the shapes of
-   Mistral-7B; `ratio`: the first plan's time over that of `balanced`. Computed from operations (planning/waiting.py), not
-   measured on GPUs.
+   Mistral-7B; `ratio`: the first plan's time over that of `balanced`. Computed from operations (planning/waiting.py),
+   not measured on GPUs.
 2. The share of packs of several conversations that come again in another epoch, and how full packs are.
 3. Seconds to plan an epoch of a million conversations, median of five, after compilation.
 """
@@ -28,10 +28,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_pipeline.plan.kinds import PlanKind  # noqa: E402
-from data_pipeline.plan.plan import EpochPlan, plan_epoch  # noqa: E402
-from ochat_train.planning.waiting import waiting_ratio  # noqa: E402
-from ochat_train.planning.work import Work  # noqa: E402
+from data_pipeline.plan.kinds import PlanKind
+from data_pipeline.plan.plan import EpochPlan, plan_epoch
+from ochat_train.planning.waiting import waiting_ratio
+from ochat_train.planning.work import Work
 
 MISTRAL_7B = Work(matmul_parameters=7_110_393_856, attention_width=4096, num_layers=32)
 KINDS: tuple[PlanKind, ...] = get_args(PlanKind)
@@ -60,7 +60,8 @@ def main() -> None:
     for entry in small:
         print(recurrence_row(*entry))
     million = made_lengths(1_000_000, 7.0, 1.0, 8192)
-    print("\nseconds to plan 1,000,000 conversations:", *(f"{kind} {planning_seconds(million, kind):.2f}" for kind in KINDS))
+    seconds = (f"{kind} {planning_seconds(million, kind):.2f}" for kind in KINDS)
+    print("\nseconds to plan 1,000,000 conversations:", *seconds)
 
 
 def _options() -> argparse.Namespace:
@@ -78,9 +79,7 @@ def made_lengths(count: int, mu: float, sigma: float, longest: int) -> np.ndarra
 def plan(lengths: np.ndarray, capacity: int, bins_per_step: int, kind: PlanKind, *, epoch: int = 0) -> EpochPlan:
     """The plan of an epoch."""
     weights = np.ones(len(lengths))
-    return plan_epoch(
-        lengths, weights, capacity=capacity, bins_per_step=bins_per_step, seed=0, epoch=epoch, kind=kind
-    )
+    return plan_epoch(lengths, weights, capacity=capacity, bins_per_step=bins_per_step, seed=0, epoch=epoch, kind=kind)
 
 
 def step_rows(name: str, lengths: np.ndarray, capacity: int) -> Iterator[str]:
