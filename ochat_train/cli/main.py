@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.errors import ReportedError, UserError
-from data_pipeline.files import cannot_write, is_forbidden, is_out_of_room, not_allowed
+from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unusable
 from ochat_train import __version__
 from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.arguments import add_debug, add_recipe
@@ -51,15 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-        sys.stdout.flush()  # a full disk behind it is an error of this command, and not found at its end
+        if sys.stdout is not None:  # None after `ochat inspect ... | head`
+            sys.stdout.flush()  # a full disk behind it is an error of this command, and not found at its end
     except ReportedError as error:
         if options.debug and isinstance(error, UserError):
             raise
         return _ended_by(error, options.verb)
     except OSError as error:  # a full disk can end any write, and permissions any use of a file
-        if options.debug or not (is_out_of_room(error) or is_forbidden(error)):
+        if options.debug or not (is_out_of_room(error) or is_unusable(error)):
             raise
-        explain = cannot_write if is_out_of_room(error) else not_allowed
+        explain = cannot_write if is_out_of_room(error) else cannot_use
         return _ended_by(explain(error.filename or "the output", error), options.verb)
     return exits.DONE
 
