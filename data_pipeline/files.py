@@ -112,11 +112,13 @@ def free_bytes(path: Path) -> int | None:
         return None
 
 
-def cannot_write(path: Path | str, error: OSError, remedy: str = MAKE_ROOM) -> UserError:
-    """A failed write as an error that says where, why, and how much room is left there."""
-    free = free_bytes(Path(path))
+def cannot_write(path: Path | str | None, error: OSError, remedy: str = MAKE_ROOM) -> UserError:
+    """A failed write as an error that says where, why, and how much room is left there. path: None if not known."""
+    free = None if path is None else free_bytes(Path(path))
     room = "" if free is None else f" ({free:,} bytes are free there)"
-    return UserError(path, f"cannot be written: {error.strerror or error}{room}", remedy)
+    return UserError(
+        "the output" if path is None else path, f"cannot be written: {error.strerror or error}{room}", remedy
+    )
 
 
 @contextmanager

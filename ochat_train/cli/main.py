@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-        if sys.stdout is not None:  # None after `ochat inspect ... | head`
-            sys.stdout.flush()  # a full disk behind it is an error of this command, and not found at its end
+        if sys.stdout is not None:  # `inspect` closes it when its reader has left
+            sys.stdout.flush()  # a full disk behind it is an error with a message, before Python ends
     except ReportedError as error:
         if options.debug and isinstance(error, UserError):
             raise
@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk can end any write, and permissions any use of a file
         if options.debug or not (is_out_of_room(error) or is_unusable(error)):
             raise
-        explain = cannot_write if is_out_of_room(error) else cannot_use
-        return _ended_by(explain(error.filename or "the output", error), options.verb)
+        if is_out_of_room(error):
+            return _ended_by(cannot_write(error.filename, error), options.verb)
+        return _ended_by(cannot_use(error.filename or "the output", error), options.verb)
     return exits.DONE
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from data_pipeline.errors import UserError
 from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger_counts, ledger_reasons, ledger_totals
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
@@ -21,6 +22,7 @@ from ochat_train.report.tables import evaluation_table, markdown_table, number_t
 from ochat_train.runs.folder import RunFolder
 from ochat_train.runs.metrics import StepMetrics
 
+_FIX_CARD = "correct the metadata of the base's README.md"
 _PAPER = "https://arxiv.org/abs/2309.11235"
 _TAGS = ["ochat-train", "c-rlft", "conversational"]
 
@@ -58,7 +60,8 @@ def model_card(facts: CardFacts) -> str:
         _versions(facts),
     ]
     text = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-    assert ModelCard(text).data.to_dict() == metadata.to_dict(), "the metadata reads back as something else"
+    if ModelCard(text).data.to_dict() != metadata.to_dict():
+        raise UserError("README.md", "its metadata, from the base's card, reads back as something else", _FIX_CARD)
     return text
 
 

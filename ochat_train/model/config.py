@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.model.base_class import new_model
+from ochat_train.model.base_class import new_model, text_config
 from ochat_train.model.loss import LogitTransform
 from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections import ModelSettings
@@ -65,7 +65,7 @@ def logit_transform(config: Any) -> LogitTransform:
 
     Raises UserError for a base that leaves out columns of its logits.
     """
-    config = config.get_text_config()
+    config = text_config(config)
     unpadded = getattr(config, "unpadded_vocab_size", None)
     if unpadded is not None and unpadded < config.vocab_size:
         problem = f"{config.model_type} leaves out the logits from `unpadded_vocab_size` ({unpadded}) on"
@@ -83,9 +83,45 @@ def logit_transform(config: Any) -> LogitTransform:
     return LogitTransform(scale=scale, softcap=softcap)
 
 
-def head_dimension(config: Any) -> int:
-    """Numbers in a query, key or value of one head; configs that do not name it share `hidden_size` over the heads."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+class LayerWidths(NamedTuple):
+    """Numbers per token in a decoder layer, each the mean over the layers, which differ in some families.
+
+    query, key, value, output: of all heads; the output of attention is that before its projection. intermediate: of
+    the MLP.
+    """
+
+    query: int
+    key: int
+    value: int
+    output: int
+    intermediate: int
+
+
+def layer_widths(config: Any) -> LayerWidths:
+    """Widths of the layers of a `transformers` config; a model without attention heads has 0 there."""
+    config = text_config(config)
+    differ = getattr(config, "is_heterogeneous", False)
+    widths = [_widths_of_one(layer) for layer in (config.per_layer_config if differ else [config])]
+    return LayerWidths(*(sum(column) // len(widths) for column in zip(*widths, strict=True)))
+
+
+def _widths_of_one(config: Any) -> LayerWidths:
+    """Configs that do not name a head dimension share `hidden_size` over the heads.
+
+    In latent attention (DeepSeek) keys have a part with and one without positions, and values a dimension of their own.
+    """
+    heads = getattr(config, "num_attention_heads", None) or 0
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    key_dim = value_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    if getattr(config, "qk_nope_head_dim", None):
+        key_dim, value_dim = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    return LayerWidths(
+        query=heads * key_dim,
+        key=key_heads * key_dim,
+        value=key_heads * value_dim,
+        output=heads * value_dim,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+    )
 
 
 def model_without_weights(config: Any) -> Any:

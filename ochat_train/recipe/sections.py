@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.hub_names import hub_name_problem
+from data_pipeline.plan.kinds import PlanKind
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.section import Rule, Section, setting
 from data_pipeline.settings import DataSettings, Ratio
@@ -167,6 +168,14 @@ class TrainSettings(Section):
         "epoch",
         description="what the weighted loss of a step is divided by. `epoch`: the mean weight per step, a constant "
         "(unbiased). `step`: the step's own weight, as in OpenChat (cancels class weights in small steps)",
+        decides_steps=True,
+        is_public=True,
+    )
+    plan: PlanKind = setting(
+        "varied",
+        description="which packs form a step. `varied`: random ones. `balanced`: random ones of about the same cost, "
+        "for fewer than four packs per GPU and step (`ochat plan` says what it saves). `first`: as in runs that began "
+        "before this key; they resume with it by themselves",
         decides_steps=True,
         is_public=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -46,6 +47,7 @@ class TensorBoardTracker:
         folder = facts.output_dir / FOLDER
         self._conditions = {row.name: row.condition for row in facts.classes}
         purge_step = facts.first_step + 1  # hides later steps of an earlier part of the run
+        _silence_writing_threads()
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         texts = {
             "recipe": _code(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True)),
@@ -113,6 +115,20 @@ TENSORBOARD = TrackerKind(
     is_wanted=lambda settings: settings.tensorboard,
     make=lambda settings: TensorBoardTracker(),
 )
+
+
+def _silence_writing_threads() -> None:
+    """Print no traceback of TensorBoard's own thread when it cannot write (a full disk).
+
+    It raises the same error again at the next call, where delivery.py reports it in one line.
+    """
+    previous = threading.excepthook
+
+    def report(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            previous(failure)
+
+    threading.excepthook = report
 
 
 def _sample(sample: Sample) -> str:
