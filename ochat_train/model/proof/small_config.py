@@ -1,0 +1,290 @@
+"""A small copy of a base's config that has every kind of layer, real head dimensions, and everything that matters.
+
+Nothing here knows a family. A change is tried, and kept if the small model still builds and runs alone, and its layers
+are still of the same kinds; else it is taken back.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from ochat_train.model.proof.layer_kinds import Kind, layer_kinds, outer_kind, shortest_prefix
+
+LENGTHS = (37, 50, 23)
+"""Tokens of the conversations that the proof packs, in their order: windows and rotary scaling lie between them."""
+
+MOST_PARAMETERS = 300_000_000
+_FEW_PARAMETERS = 1_000_000  # small enough: its sizes stay
+_RUNNABLE_PARAMETERS = 40_000_000  # a change of a larger model is only built, not run
+_WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 32, 64  # tokens
+_VOCAB, _EXPERTS, _TOP_K = 96, 8, 2
+_SIZES = (64, 128, 256)
+_SOFTCAP = 4.0
+
+Path = tuple[str, ...]
+Changes = Mapping[Path, Any]
+
+_HEADS = re.compile(r"heads?$|heads_kv$|head_kv$")
+_FIXED = re.compile(
+    r"head_dim|head_size|d_head|d_state|state_size|conv|kernel|position|token|layer|window|chunk|pattern|freq|interval"
+    r"|period|rope|type|ids?$|max_|block|expert|top_?k|group|vocab|seed|version|start|factor|ctx|length"
+)
+_EXPERT_COUNTS = re.compile(r"^(num|n|moe_num)_(local_|routed_)?experts$|^num_routed_experts$|^moe_num_experts$")
+_CHOSEN_EXPERTS = re.compile(r"experts_per_tok|^(moe_)?top_?k(_experts)?$|moe_k$|num_selected_experts|experts_per_token")
+_WINDOWS = re.compile(r"(window|window_size|attention_chunk_size|local_attention)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallBase:
+    """A small config, and what it has. kinds: how many kinds of layers."""
+
+    config: Any
+    num_layers: int
+    num_kinds: int
+    num_parameters: int
+
+
+def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
+    """The small copy of a `transformers` config. Raises UserError where none of at most `MOST_PARAMETERS` can be built.
+
+    max_length_tokens: of the recipe; a window or an original length that no conversation reaches stays out of reach.
+    """
+    draft = _Draft(config_class=type(config), values=copy.deepcopy(config.to_dict()), kinds=(), parameters=0)
+    draft = _measured(draft)
+    for change in _quiet(draft.values, max_length_tokens):
+        draft = _tried(draft, [change], new_kinds=True) or draft
+    draft = _fewer_layers(draft, config)
+    for group in (_experts, _vocabulary, _scaled, _single):
+        draft = group(draft)
+    if draft.parameters > MOST_PARAMETERS:
+        raise UserError(
+            "model",
+            f"{config.model_type} cannot be proven: no copy of it below {MOST_PARAMETERS:,} parameters could be built "
+            f"(the smallest has {draft.parameters:,})",
+            "use another base",
+        )
+    num_layers = len(draft.kinds[1])
+    return SmallBase(
+        config=draft.config(),
+        num_layers=num_layers,
+        num_kinds=len(set(draft.kinds[1])),
+        num_parameters=draft.parameters,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A config as a dictionary. kinds: of what is outside of the layers, and of each layer."""
+
+    config_class: Any
+    values: dict[str, Any]
+    kinds: tuple[Any, ...]
+    parameters: int
+
+    def config(self) -> Any:
+        return self.config_class.from_dict(copy.deepcopy(self.values))
+
+
+def _measured(draft: _Draft) -> _Draft:
+    """The draft with what its model has. Raises whatever `transformers` raises."""
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(draft.config(), dtype=torch.float32)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return replace(draft, kinds=(outer_kind(model), tuple(layer_kinds(model))), parameters=count)
+
+
+def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False) -> _Draft | None:
+    """The draft with the changes, None if it does not build or run, or other kinds of layers come out.
+
+    new_kinds: the changes are meant to change what the layers do.
+    """
+    values = copy.deepcopy(draft.values)
+    for change in changes:
+        for path, value in change.items():
+            _set(values, path, value)
+    try:
+        found = _measured(replace(draft, values=values))
+        if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
+            return None
+        if found.parameters <= _RUNNABLE_PARAMETERS:
+            _run_alone(found.config())
+    except Exception:  # whatever a config or a model raises where a size does not fit
+        return None
+    return found
+
+
+def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return a[0] == b[0] and set(a[1]) == set(b[1])
+
+
+@torch.no_grad()
+def _run_alone(config: Any) -> None:
+    """Run the model of a config once on the CPU, all weights zero: does every shape fit?"""
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.zero_()
+    model(input_ids=torch.arange(max(LENGTHS))[None] % _VOCAB // 2, use_cache=False)
+
+
+def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
+    """The draft with the shortest prefix of its layers that has all kinds."""
+    num_layers = len(draft.kinds[1])
+    prefix = shortest_prefix(draft.kinds[1])
+    counts = [path for path, value in _leaves(draft.values) if _is_int(value) and value == num_layers]
+    counts = [path for path in counts if "layer" in path[-1] or path[-1] in config.attribute_map.values()]
+    others = [
+        {path: 1}
+        for path, value in _leaves(draft.values)
+        if _is_int(value) and "layers" in path[-1] and path not in counts and 1 < value <= num_layers
+    ]
+    for length in dict.fromkeys((max(prefix, 2), prefix + 1, 2 * prefix, 2 * prefix + 2)):
+        if length >= num_layers:
+            break
+        lists = {
+            path: value[:length]
+            for path, value in _leaves(draft.values)
+            if isinstance(value, list) and len(value) == num_layers
+        }
+        cut = {**lists, **dict.fromkeys(counts, length)}
+        for more in ({}, *others):
+            if (found := _tried(draft, [cut, more])) is not None:
+                return found
+    return draft
+
+
+def _quiet(values: dict[str, Any], max_length_tokens: int) -> Iterator[Changes]:
+    """What makes results comparable (no dropout), and brings windows, caps and lengths to where they matter."""
+    noise: dict[Path, Any] = {}
+    for path, value in _leaves(values):
+        key = path[-1]
+        if isinstance(value, float) and value > 0 and re.search(r"drop|jitter", key):
+            noise[path] = 0.0
+        elif isinstance(value, int | float) and "softcap" in key and value > _SOFTCAP:
+            yield {path: _SOFTCAP}
+        elif _is_int(value) and _WINDOWS.search(key) and value > _WINDOW:
+            yield {path: _WINDOW if value < max_length_tokens else _BEYOND}
+    yield noise
+    if lengths := _lengths(values, max_length_tokens):
+        yield lengths
+
+
+def _lengths(values: dict[str, Any], max_length_tokens: int) -> Changes:
+    """Original lengths of rotary scaling, with the ratio between longest and original length as it is."""
+    changes: dict[Path, Any] = {}
+    original: int | None = None
+    for path, value in _leaves(values):
+        if path[-1] == "original_max_position_embeddings" and _is_int(value):
+            original = value
+            changes[path] = _ORIGINAL_LENGTH if value < max_length_tokens else 4 * _BEYOND
+    for path, value in _leaves(values):
+        if path[-1] in ("max_position_embeddings", "n_positions") and _is_int(value) and value > 4 * _BEYOND:
+            if original is None:
+                changes[path] = 4 * _BEYOND
+            else:
+                cut = next(iter(changes.values()))
+                changes[path] = max(4 * _BEYOND, round(cut * value / original))
+    return changes
+
+
+def _experts(draft: _Draft) -> _Draft:
+    """Few experts, all the same way of choosing among them."""
+    changes: dict[Path, Any] = {}
+    for path, value in _leaves(draft.values):
+        key = path[-1]
+        if not _is_int(value):
+            continue
+        if _EXPERT_COUNTS.search(key) and value > _EXPERTS:
+            changes[path] = _EXPERTS
+        elif _CHOSEN_EXPERTS.search(key) and value > _TOP_K:
+            changes[path] = _TOP_K
+        elif key == "n_group" and value > _TOP_K:
+            changes[path] = _TOP_K
+        elif key == "topk_group" and value > 1:
+            changes[path] = 1
+    return (_tried(draft, [changes]) if changes else None) or draft
+
+
+def _vocabulary(draft: _Draft) -> _Draft:
+    """A small vocabulary; ids of special tokens are moved into it."""
+    changes: dict[Path, Any] = {}
+    for path, value in _leaves(draft.values):
+        if _is_int(value) and "vocab_size" in path[-1] and value > _VOCAB:
+            changes[path] = _VOCAB
+        elif path[-1].endswith("token_id") and _is_int(value) and value >= _VOCAB:
+            changes[path] = _VOCAB - 1
+        elif path[-1].endswith(("token_id", "token_ids")) and isinstance(value, list):
+            changes[path] = [min(entry, _VOCAB - 1) for entry in value if _is_int(entry)]
+    return _tried(draft, [changes]) or draft
+
+
+def _scaled(draft: _Draft) -> _Draft:
+    """All sizes and numbers of heads divided by one number, so that their ratios stay."""
+    sizes = {path: value for path, value in _leaves(draft.values) if _is_size(path, value)}
+    heads = {path: value for path, value in sizes.items() if _HEADS.search(path[-1])}
+    common = math.gcd(*heads.values()) if heads else 1
+    for divisor in sorted(_divisors(common), key=lambda d: (d != common // 2, -d)):
+        if draft.parameters <= _FEW_PARAMETERS or divisor == 1:
+            break
+        all_sizes = {path: value // divisor for path, value in sizes.items() if value % divisor == 0}
+        only_heads = {path: value // divisor for path, value in heads.items()}
+        for changes in (only_heads, all_sizes):
+            if (found := _tried(draft, [changes])) is not None and found.parameters < draft.parameters:
+                return found
+    return draft
+
+
+def _single(draft: _Draft) -> _Draft:
+    """Every size by itself as small as it can be."""
+    for path, value in list(_leaves(draft.values)):
+        if draft.parameters <= _FEW_PARAMETERS:
+            break
+        if not _is_size(path, value) or _HEADS.search(path[-1]):
+            continue
+        for size in _SIZES:
+            if size >= value:
+                break
+            found = _tried(draft, [{path: size}])
+            if found is not None and found.parameters < draft.parameters:
+                draft = found
+                break
+    return draft
+
+
+def _is_size(path: Path, value: object) -> bool:
+    return _is_int(value) and value > 1 and not _FIXED.search(path[-1])  # type: ignore[operator]
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _leaves(values: Mapping[str, Any], lead: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*lead, str(key)))
+        else:
+            yield (*lead, str(key)), value
+
+
+def _set(values: dict[str, Any], path: Path, value: Any) -> None:
+    for key in path[:-1]:
+        values = values[key]
+    values[path[-1]] = value
