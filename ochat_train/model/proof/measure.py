@@ -40,8 +40,8 @@ class Differences:
     """How far packs and conversations alone are apart; each is relative to the size of what is compared.
 
     gradients: by parameter. unmatched: parameters that get a gradient in one of the two only.
-    predicted: share of tokens whose likeliest next token differs. leak: how far hidden states and gradients of other
-    conversations moved when a token of one was changed; 0 for the same bits.
+    leak, gradient_leak: how far the hidden states of other conversations, and the gradients at their embeddings, moved
+    when a token of one was changed; 0 for the same bits.
     """
 
     hidden: float
@@ -49,8 +49,8 @@ class Differences:
     unmatched: Sequence[str]
     loss: float
     scores: float
-    predicted: float
     leak: float
+    gradient_leak: float
 
     @property
     def gradient(self) -> float:
@@ -67,13 +67,13 @@ def on_packs(model: PackedCausalLM, conversations: Conversations, device: torch.
     """What the model gives for packs, as training and validation call it."""
     batch = packed(conversations, device)
     causal_lm = model.causal_lm
-    with _watched(causal_lm) as seen:
+    with _watched(causal_lm, model.loss) as seen:
         causal_lm.zero_grad(set_to_none=True)
         sums = model(batch)
         assert isinstance(sums, LossSums)
         sums.weighted_nll.backward()
         inputs = seen.inputs[0].grad
-        hidden = seen.hidden[0][0].detach()
+        [hidden] = seen.hidden
     with torch.no_grad():
         scores = model(batch, score=True)
     assert isinstance(scores, TokenScores)
@@ -81,7 +81,7 @@ def on_packs(model: PackedCausalLM, conversations: Conversations, device: torch.
         hidden=[hidden[place] for place in places()],
         inputs=[] if inputs is None else [inputs[0][place] for place in places()],
         gradients=_gradients(causal_lm),
-        weighted=float(sums.weighted_nll),
+        weighted=float(sums.weighted_nll.detach()),
         nll=scores.nll_N,
         predicted=scores.predicted_N,
     )
@@ -95,9 +95,9 @@ def alone(causal_lm: Any, conversations: Conversations, device: torch.device) ->
     for row in conversations.rows:
         ids = torch.from_numpy(row.input_ids.astype(np.int64)).to(device)
         weights = torch.from_numpy(row.loss_weights[1:].copy()).to(device)
-        with _watched(causal_lm) as seen:
+        with _watched(causal_lm, causal_lm.get_output_embeddings()) as seen:
             logits = causal_lm(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-            hidden.append(seen.hidden[0][0].detach())
+        hidden.append(seen.hidden[0][0])
         losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
         total = (losses * weights).sum()
         total.backward()
@@ -136,8 +136,8 @@ def differences(packs: Computed, reference: Computed, changed: Computed) -> Diff
         unmatched=sorted(unmatched),
         loss=abs(packs.weighted - reference.weighted) / max(abs(reference.weighted), 1e-30),
         scores=_apart(packs.nll, reference.nll),
-        predicted=float((packs.predicted != reference.predicted).float().mean()),
-        leak=max(_moved(packs.hidden, changed.hidden), _moved(packs.inputs, changed.inputs)),
+        leak=_moved(packs.hidden, changed.hidden),
+        gradient_leak=_moved(packs.inputs, changed.inputs),
     )
 
 
@@ -172,8 +172,8 @@ class _Seen:
 
 
 @contextlib.contextmanager
-def _watched(causal_lm: Any) -> Iterator[_Seen]:
-    """Notes what passes the embedding and the backbone of a causal LM."""
+def _watched(causal_lm: Any, head: torch.nn.Module) -> Iterator[_Seen]:
+    """Notes what the embedding of a causal LM returns, and what `head` is given first."""
     seen = _Seen(inputs=[], hidden=[])
 
     def embedded(module: Any, arguments: Any, output: torch.Tensor) -> None:
@@ -181,12 +181,12 @@ def _watched(causal_lm: Any) -> Iterator[_Seen]:
             output.retain_grad()
         seen.inputs.append(output)
 
-    def computed(module: Any, arguments: Any, output: Any) -> None:
-        seen.hidden.append(output[0] if isinstance(output, tuple) else output.last_hidden_state)
+    def computed(module: Any, arguments: Any) -> None:
+        seen.hidden.append(arguments[0].detach())
 
     handles = (
         causal_lm.get_input_embeddings().register_forward_hook(embedded),
-        causal_lm.base_model.register_forward_hook(computed),
+        head.register_forward_pre_hook(computed),
     )
     try:
         yield seen

@@ -44,12 +44,23 @@ _WINDOWS = re.compile(r"(window|window_size|attention_chunk_size|local_attention
 
 @dataclass(frozen=True, kw_only=True)
 class SmallBase:
-    """A small config, and what it has. kinds: how many kinds of layers."""
+    """A small config, and what it has. noise: what was taken out of it, such as dropout. num_kinds: of layers."""
 
     config: Any
+    noise: Changes
     num_layers: int
     num_kinds: int
     num_parameters: int
+
+    def model_in_training(self) -> Any:
+        """The model on the CPU with the noise that the whole base has in training."""
+        import transformers
+
+        values = self.config.to_dict()
+        for path, value in self.noise.items():
+            _set(values, path, value)
+        config = type(self.config).from_dict(values)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
@@ -59,6 +70,7 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
     """
     draft = _Draft(config_class=type(config), values=copy.deepcopy(config.to_dict()), kinds=(), parameters=0)
     draft = _measured(draft)
+    noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
     for change in _quiet(draft.values, max_length_tokens):
         draft = _tried(draft, [change], new_kinds=True) or draft
     draft = _fewer_layers(draft, config)
@@ -74,6 +86,7 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
     num_layers = len(draft.kinds[1])
     return SmallBase(
         config=draft.config(),
+        noise=noise,
         num_layers=num_layers,
         num_kinds=len(set(draft.kinds[1])),
         num_parameters=draft.parameters,
@@ -145,7 +158,8 @@ def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
     num_layers = len(draft.kinds[1])
     prefix = shortest_prefix(draft.kinds[1])
     counts = [path for path, value in _leaves(draft.values) if _is_int(value) and value == num_layers]
-    counts = [path for path in counts if "layer" in path[-1] or path[-1] in config.attribute_map.values()]
+    own_name = config.attribute_map.get("num_hidden_layers")
+    counts = [path for path in counts if "layer" in path[-1] or path[-1] == own_name]
     others = [
         {path: 1}
         for path, value in _leaves(draft.values)
@@ -168,16 +182,13 @@ def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
 
 def _quiet(values: dict[str, Any], max_length_tokens: int) -> Iterator[Changes]:
     """What makes results comparable (no dropout), and brings windows, caps and lengths to where they matter."""
-    noise: dict[Path, Any] = {}
     for path, value in _leaves(values):
         key = path[-1]
-        if isinstance(value, float) and value > 0 and re.search(r"drop|jitter", key):
-            noise[path] = 0.0
-        elif isinstance(value, int | float) and "softcap" in key and value > _SOFTCAP:
+        if isinstance(value, int | float) and "softcap" in key and value > _SOFTCAP:
             yield {path: _SOFTCAP}
         elif _is_int(value) and _WINDOWS.search(key) and value > _WINDOW:
             yield {path: _WINDOW if value < max_length_tokens else _BEYOND}
-    yield noise
+    yield {path: 0.0 for path, value in _leaves(values) if _is_noise(path, value)}
     if lengths := _lengths(values, max_length_tokens):
         yield lengths
 
@@ -262,6 +273,10 @@ def _single(draft: _Draft) -> _Draft:
                 draft = found
                 break
     return draft
+
+
+def _is_noise(path: Path, value: object) -> bool:
+    return isinstance(value, float) and value > 0 and re.search(r"drop|jitter", path[-1]) is not None
 
 
 def _is_size(path: Path, value: object) -> bool:

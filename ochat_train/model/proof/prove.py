@@ -1,0 +1,143 @@
+"""The proof of a base: before it is trained, a small copy of it shows that packs are computed rightly.
+
+The copy has every kind of layer, real head dimensions and random weights. On the device and with the kernel of the run
+it computes packs as training does, and each conversation alone as `transformers` does with its own eager attention:
+
+- hidden states and the gradient of every parameter are the same, up to rounding;
+- a token that changes in one conversation moves no bit of another one's hidden states or gradients;
+- the same parameters get a gradient;
+- the loss and the scores from hidden states are those of the model's own logits.
+
+A base for which this does not hold is refused, whatever its name. So is one that cannot be tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from ochat_train.model.assemble import packed_model
+from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.register import register_attention
+from ochat_train.model.layers import set_layer_forward
+from ochat_train.model.proof.errors import REMEDY, explained
+from ochat_train.model.proof.measure import Computed, Differences, alone, differences, on_packs
+from ochat_train.model.proof.packs import NUM_CLASSES, random_conversations
+from ochat_train.model.proof.random_weights import GAINS, set_random_weights
+from ochat_train.model.proof.small_config import LENGTHS, SmallBase
+from ochat_train.model.proof.tolerances import faults, tolerances
+from ochat_train.model.structure import decoder_layers
+
+_CHECKPOINTING = ("full", "matmuls", "none")  # of the layers in turn: all ways in which training runs a layer
+_SEEDS = (0, 1)  # a near-tie between two experts may fall either way once; a fault is there for both
+_ALONE = "each conversation alone with `transformers`' own attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """What was measured, as in `measure.Differences`. half: hidden states with a kernel that takes bfloat16 only,
+    against those in float32; None where the kernel takes float32.
+    """
+
+    hidden: float
+    gradient: float
+    loss: float
+    leak: float
+    half: float | None = None
+
+
+def prove(config: Any, small: SmallBase, *, kernel: str, device: torch.device) -> Errors:
+    """Test a small copy of a base. Raises UserError for one that is computed wrongly, or that cannot be tested.
+
+    config: of the whole base, for messages. kernel: of attention, the one that the run will call on `device`.
+    """
+    first: UserError | None = None
+    for seed in _SEEDS:
+        with explained(config, "cannot be computed on packs"), _exactly(device):
+            errors, wrong = _tested(small, kernel=kernel, device=device, seed=seed)
+        if not wrong:
+            return errors
+        first = first or UserError("model", f"{config.model_type} would be trained wrongly: {wrong[0]}", REMEDY)
+    assert first is not None
+    raise first
+
+
+def _tested(small: SmallBase, *, kernel: str, device: torch.device, seed: int) -> tuple[Errors, list[str]]:
+    """What was measured with weights and conversations of a seed, and what of it is wrong."""
+    trial = _Trial(small.config, device=device, seed=seed)
+    dtypes = KERNELS[kernel].dtypes
+    takes_float32 = dtypes is None or torch.float32 in dtypes
+    packs, changed = trial.packs(kernel if takes_float32 else "sdpa")
+    found = differences(packs, trial.reference, changed)
+    errors = Errors(hidden=found.hidden, gradient=found.gradient, loss=found.loss, leak=found.leak)
+    most = tolerances(half=False, has_experts=trial.has_experts, device=device)
+    wrong = faults(found, most, reference=_ALONE)
+    if wrong or takes_float32:
+        return errors, wrong
+    half = differences(*_with_reference(trial.packs(kernel, cast=torch.bfloat16), packs))
+    most = tolerances(half=True, has_experts=trial.has_experts, device=device)
+    return replace(errors, half=half.hidden), faults(half, most, reference=f"`sdpa` in float32, with `{kernel}`")
+
+
+def _with_reference(found: tuple[Computed, Computed], reference: Computed) -> tuple[Computed, Computed, Computed]:
+    packs, changed = found
+    return packs, reference, changed
+
+
+class _Trial:
+    """A small model with random weights on a device, and what it gives for each conversation alone."""
+
+    def __init__(self, config: Any, *, device: torch.device, seed: int) -> None:
+        self._config, self._device, self._seed = config, device, seed
+        vocab_size = config.get_text_config().vocab_size
+        self._conversations = random_conversations(vocab_size, seed=seed)
+        self._changed = self._conversations.with_changed_token(vocab_size)
+        for gain in GAINS:
+            self._gain = gain
+            causal_lm = self._causal_lm("eager")
+            self.reference = alone(causal_lm, self._conversations, device)
+            if all(bool(torch.isfinite(hidden).all()) for hidden in self.reference.hidden):
+                break
+        self.has_experts = any("expert" in name for name, _ in causal_lm.named_modules())
+
+    def _causal_lm(self, attention: str) -> Any:
+        import transformers
+
+        config = type(self._config).from_dict(self._config.to_dict())  # `transformers` writes into it
+        torch.manual_seed(self._seed)  # some vectors keep what `transformers` draws
+        causal_lm = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention
+        )
+        set_random_weights(causal_lm, gain=self._gain, seed=self._seed)
+        return causal_lm.to(self._device).train()
+
+    def packs(self, kernel: str, *, cast: torch.dtype | None = None) -> tuple[Computed, Computed]:
+        """What packs give as training computes them, and again with a changed token.
+
+        cast: dtype that query, key and value are rounded to, for kernels that take no other.
+        """
+        causal_lm = self._causal_lm(register_attention(kernel, cast=cast))
+        model = packed_model(causal_lm, num_classes=NUM_CLASSES, max_length_tokens=max(LENGTHS), device=self._device)
+        layers = decoder_layers(causal_lm)
+        set_layer_forward(layers, checkpointing=list(islice(cycle(_CHECKPOINTING), len(layers))), compiled=False)
+        first, second = (on_packs(model, rows, self._device) for rows in (self._conversations, self._changed))
+        return first, second
+
+
+@contextlib.contextmanager
+def _exactly(device: torch.device) -> Iterator[None]:
+    """Products in full float32, and the random numbers of the process as they were."""
+    precision = torch.get_float32_matmul_precision()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
