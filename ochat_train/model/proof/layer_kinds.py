@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ochat_train.model.build import decoder_layers
+from ochat_train.model.structure import decoder_layers
 
 Kind = tuple[Any, ...]
 

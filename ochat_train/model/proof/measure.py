@@ -15,7 +15,7 @@ from ochat_train.model.loss import LossSums, TokenScores
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.packs import CHANGED, Conversations, packed, places
 
-_NOISE = 1e-3  # of a usual gradient: below that, a gradient is rounding of zeros that cancel
+_NOISE = 1e-2  # of a usual gradient: below that, a gradient is rounding of zeros that cancel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,14 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.model.proof.layer_kinds import Kind, layer_kinds, outer_kind, shortest_prefix
 
-LENGTHS = (37, 50, 23)
+LENGTHS = (19, 29, 13)
 """Tokens of the conversations that the proof packs, in their order: windows and rotary scaling lie between them."""
 
 MOST_PARAMETERS = 300_000_000
 _FEW_PARAMETERS = 1_000_000  # small enough: its sizes stay
+_FEW_LAYERS = 8
 _RUNNABLE_PARAMETERS = 40_000_000  # a change of a larger model is only built, not run
-_WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 32, 64  # tokens
+_WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 16, 64  # tokens
 _VOCAB, _EXPERTS, _TOP_K = 96, 8, 2
 _SIZES = (64, 128, 256)
 _SOFTCAP = 4.0
@@ -34,8 +35,8 @@ Changes = Mapping[Path, Any]
 
 _HEADS = re.compile(r"heads?$|heads_kv$|head_kv$")
 _FIXED = re.compile(
-    r"head_dim|head_size|d_head|d_state|state_size|conv|kernel|position|token|layer|window|chunk|pattern|freq|interval"
-    r"|period|rope|type|ids?$|max_|block|expert|top_?k|group|vocab|seed|version|start|factor|ctx|length"
+    r"head_dim|head_size|d_head|d_state|state_size|conv|kernel|position|token|layers?$|layer_id|window|chunk|pattern"
+    r"|freq|interval|period|rope|type|ids?$|max_|block|experts|top_?k|group|vocab|seed|version|start|factor|ctx|length"
 )
 _EXPERT_COUNTS = re.compile(r"^(num|n|moe_num)_(local_|routed_)?experts$|^num_routed_experts$|^moe_num_experts$")
 _CHOSEN_EXPERTS = re.compile(r"experts_per_tok|^(moe_)?top_?k(_experts)?$|moe_k$|num_selected_experts|experts_per_token")
@@ -74,7 +75,7 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
     for change in _quiet(draft.values, max_length_tokens):
         draft = _tried(draft, [change], new_kinds=True) or draft
     draft = _fewer_layers(draft, config)
-    for group in (_experts, _vocabulary, _scaled, _single):
+    for group in (_experts, _vocabulary, _named_head_dimension, _scaled, _single):
         draft = group(draft)
     if draft.parameters > MOST_PARAMETERS:
         raise UserError(
@@ -154,30 +155,42 @@ def _run_alone(config: Any) -> None:
 
 
 def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
-    """The draft with the shortest prefix of its layers that has all kinds."""
-    num_layers = len(draft.kinds[1])
-    prefix = shortest_prefix(draft.kinds[1])
-    counts = [path for path, value in _leaves(draft.values) if _is_int(value) and value == num_layers]
-    own_name = config.attribute_map.get("num_hidden_layers")
-    counts = [path for path in counts if "layer" in path[-1] or path[-1] == own_name]
-    others = [
-        {path: 1}
-        for path, value in _leaves(draft.values)
-        if _is_int(value) and "layers" in path[-1] and path not in counts and 1 < value <= num_layers
-    ]
-    for length in dict.fromkeys((max(prefix, 2), prefix + 1, 2 * prefix, 2 * prefix + 2)):
-        if length >= num_layers:
-            break
-        lists = {
-            path: value[:length]
-            for path, value in _leaves(draft.values)
-            if isinstance(value, list) and len(value) == num_layers
-        }
-        cut = {**lists, **dict.fromkeys(counts, length)}
-        for more in ({}, *others):
-            if (found := _tried(draft, [cut, more])) is not None:
+    """The draft with few layers of every kind: the first ones up to the last new kind, or else one of each kind."""
+    kinds = draft.kinds[1]
+    prefix = shortest_prefix(kinds)
+    first = sorted({kind: number for number, kind in reversed(list(enumerate(kinds)))}.values())
+    choices = [list(range(length)) for length in (max(prefix, 2), prefix + 1, 2 * prefix)]
+    if prefix > _FEW_LAYERS:
+        choices.insert(0, first)
+    for kept in choices:
+        if len(kept) >= len(kinds):
+            continue
+        for change in _with_layers(draft.values, kept, len(kinds), config.attribute_map.get("num_hidden_layers")):
+            if (found := _tried(draft, [change])) is not None:
                 return found
     return draft
+
+
+def _with_layers(values: dict[str, Any], kept: Sequence[int], num_layers: int, own_name: str | None) -> list[Changes]:
+    """The change to the layers `kept`, in several ways of reading numbers of layers, such as the last N or the first N.
+
+    own_name: what the config calls its number of layers, if it has a name of its own for it.
+    """
+    cut: dict[Path, Any] = {}
+    first: dict[Path, Any] = {}
+    last: dict[Path, Any] = {}
+    for path, value in _leaves(values):
+        if isinstance(value, list) and len(value) == num_layers:
+            cut[path] = [value[number] for number in kept]
+        elif isinstance(value, dict):  # by the number of a layer
+            by_number = {int(number): entry for number, entry in value.items()}
+            cut[path] = {new: by_number[old] for new, old in enumerate(kept) if old in by_number}
+        elif _is_int(value) and value == num_layers and ("layer" in path[-1] or path[-1] == own_name):
+            cut[path] = len(kept)
+        elif _is_int(value) and "layers" in path[-1] and 0 < value < num_layers:
+            first[path] = sum(number < value for number in kept)
+            last[path] = sum(number >= num_layers - value for number in kept)
+    return [cut, {**cut, **last}, {**cut, **first}] if first else [cut]
 
 
 def _quiet(values: dict[str, Any], max_length_tokens: int) -> Iterator[Changes]:
@@ -242,6 +255,17 @@ def _vocabulary(draft: _Draft) -> _Draft:
     return _tried(draft, [changes]) or draft
 
 
+def _named_head_dimension(draft: _Draft) -> _Draft:
+    """The head dimension by its name, where the config can have one, so that other sizes do not decide it."""
+    if draft.parameters <= _FEW_PARAMETERS or draft.values.get("head_dim") is not None:
+        return draft
+    config = draft.config()
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if not (_is_int(hidden) and _is_int(heads) and heads):
+        return draft
+    return _tried(draft, [{("head_dim",): hidden // heads}]) or draft  # type: ignore[operator]
+
+
 def _scaled(draft: _Draft) -> _Draft:
     """All sizes and numbers of heads divided by one number, so that their ratios stay."""
     sizes = {path: value for path, value in _leaves(draft.values) if _is_size(path, value)}
@@ -292,8 +316,9 @@ def _is_int(value: object) -> bool:
 
 
 def _leaves(values: Mapping[str, Any], lead: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The values of a config with the names that lead to them. A dictionary with numbers as names is a value."""
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not (value and all(str(name).isdigit() for name in value)):
             yield from _leaves(value, (*lead, str(key)))
         else:
             yield (*lead, str(key)), value
