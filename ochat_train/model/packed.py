@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from ochat_train.model.batch import PackedBatch
-from ochat_train.model.loss import LossSums, TokenScores, token_scores, weighted_loss_sums
+from ochat_train.model.config import logit_transform
+from ochat_train.model.loss import LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
+from ochat_train.model.structure import backbone
 
 
 class PackedCausalLM(torch.nn.Module):
@@ -16,14 +18,16 @@ class PackedCausalLM(torch.nn.Module):
     def __init__(self, causal_lm: Any, *, num_classes: int) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.loss = LossHead(causal_lm.get_output_embeddings(), num_classes=num_classes)
+        self.loss = LossHead(
+            causal_lm.get_output_embeddings(), transform=logit_transform(causal_lm.config), num_classes=num_classes
+        )
 
     def forward(self, batch: PackedBatch, *, score: bool = False) -> LossSums | TokenScores:
         """Loss sums of a micro-batch or, with `score`, the scores of its supervised tokens.
 
         The model adds a batch dimension of 1. Attention stays within the sequences of `batch.cu_seqlens_S1`.
         """
-        hidden_1TD = self.causal_lm.base_model(
+        hidden_1TD = backbone(self.causal_lm)(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
             use_cache=False,
@@ -34,21 +38,24 @@ class PackedCausalLM(torch.nn.Module):
         return result
 
     def register_for_zero_3(self) -> None:
-        """Tell DeepSpeed that the loss reads the head's weight, so that stage 3 gathers it.
+        """Tell DeepSpeed that the loss reads the head's weight and bias, so that stage 3 gathers them.
 
         To be called after `deepspeed.initialize`.
         """
         import deepspeed
 
-        deepspeed.zero.register_external_parameter(self.loss, self.loss.head_weight)
+        for parameter in (self.loss.head_weight, self.loss.head_bias):
+            if parameter is not None:
+                deepspeed.zero.register_external_parameter(self.loss, parameter)
 
 
 class LossHead(torch.nn.Module):
     """The loss as a separate module, so that ZeRO-3 gathers the head's weight only while the loss is computed."""
 
-    def __init__(self, head: torch.nn.Linear, *, num_classes: int) -> None:
+    def __init__(self, head: torch.nn.Linear, *, transform: LogitTransform, num_classes: int) -> None:
         super().__init__()
         self._head = (head,)  # in a tuple, so that its weight is not registered a second time
+        self._transform = transform
         self._num_classes = num_classes
 
     @property
@@ -56,15 +63,27 @@ class LossHead(torch.nn.Module):
         """The weight of the language-model head, [V, D]."""
         return self._head[0].weight
 
+    @property
+    def head_bias(self) -> torch.Tensor | None:
+        """The bias of the language-model head, [V], None for most."""
+        return self._head[0].bias
+
     def forward(self, hidden_TD: torch.Tensor, batch: PackedBatch, *, score: bool) -> LossSums | TokenScores:
         """Loss sums of a pack from its hidden states, or the scores of its supervised tokens."""
         if score:
             return token_scores(
-                hidden_TD, self.head_weight, rows_N=batch.supervised_rows_N, target_ids_T=batch.target_ids_T
+                hidden_TD,
+                self.head_weight,
+                bias_V=self.head_bias,
+                transform=self._transform,
+                rows_N=batch.supervised_rows_N,
+                target_ids_T=batch.target_ids_T,
             )
         return weighted_loss_sums(
             hidden_TD,
             self.head_weight,
+            bias_V=self.head_bias,
+            transform=self._transform,
             rows_N=batch.supervised_rows_N,
             target_ids_T=batch.target_ids_T,
             target_weights_T=batch.target_weights_T,

@@ -10,9 +10,9 @@ import torch
 
 from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.gradients import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums, num_backwards
 from ochat_train.recipe.sections import Recipe
 from ochat_train.training.gradient_sum import GradientSum
