@@ -9,8 +9,7 @@ import torch
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.versions import installed_version
-from ochat_train.model.attention.choose import attention_obstacles, choose_attention, missing_packages
-from ochat_train.model.attention.needs import attention_needs
+from ochat_train.model.attention.choose import attention_obstacles, missing_packages
 from ochat_train.model.config import model_dtype
 from ochat_train.model.float8 import float8_obstacles
 from ochat_train.model.structure import decoder_layers
@@ -29,11 +28,10 @@ def check_gpus(facts: RecipeFacts) -> Iterator[Finding]:
         return
     yield from _gpus()
     device = torch.device("cuda", 0)
-    dtype, needs = model_dtype(model, device), attention_needs(facts.model)
-    kernel = choose_attention(model.attention, device=device, dtype=dtype, needs=needs)
-    others = attention_obstacles(device=device, dtype=dtype, needs=needs).items()
+    proven = facts.proven
+    others = attention_obstacles(device=device, dtype=model_dtype(model, device), needs=proven.needs).items()
     not_usable = "; ".join(f"{name}: {obstacle}" for name, obstacle in others if obstacle)
-    yield ok("gpu", "model.attention", kernel + (f" (not usable: {not_usable})" if not_usable else ""))
+    yield ok("gpu", "model.attention", proven.kernel + (f" (not usable: {not_usable})" if not_usable else ""))
     if model.float8:
         yield from _float8(facts, torch.cuda.get_device_capability(device))
 

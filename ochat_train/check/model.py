@@ -10,9 +10,7 @@ from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
-from ochat_train.model.attention.needs import check_attention
-from ochat_train.model.config import check_config
-from ochat_train.model.structure import check_head, decoder_layers
+from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.learning_rate import auto_learning_rate
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
@@ -32,19 +30,16 @@ def check_template(facts: RecipeFacts) -> Iterator[Finding]:
 
 def check_base(facts: RecipeFacts) -> Iterator[Finding]:
     """Whether this trainer computes the base's architecture correctly, and can load its weights."""
-    config, settings = facts.config, facts.recipe.model
-    check_config(config, settings)
+    settings, proven = facts.recipe.model, facts.proven
     model = facts.model
     name, place = type(model).__name__, settings.path or "model.config"
-    check_attention(config)
-    check_head(model)
     folder = Path(settings.path or "")
     if settings.path is not None and folder.is_dir() and not list(folder.glob("*.safetensors")):
         yield problem("base", place, "has no safetensors files, the only kind that is loaded", "convert its weights")
         return
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
-    yield ok("base", place, f"{name}, {size}{weights}")
+    yield ok("base", place, f"{name}, {size}{weights}; {proven.text()}")
 
 
 def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:

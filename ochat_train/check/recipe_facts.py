@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from data_pipeline.classes.rewards import RewardFacts, needs_scores
 from data_pipeline.classes.tagging import ClassTable, Tagger, class_table
@@ -32,6 +33,7 @@ from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
 from ochat_train.hub import models
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
+from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.planning.memory import MemoryPlan
 from ochat_train.planning.report import memory_choice
 from ochat_train.planning.steps import training_plan
@@ -118,6 +120,12 @@ class RecipeFacts:
     def model(self) -> Any:
         """The model without weights."""
         return self._once("model", lambda: model_without_weights(self.config))
+
+    @property
+    def proven(self) -> ProvenBase:
+        """The proof of the base on the device that a run on this machine would use."""
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return self._once("proven", lambda: prove_base(self.config, self.recipe.model, device=device))
 
     @property
     def num_parameters(self) -> int:

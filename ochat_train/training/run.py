@@ -6,6 +6,7 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.build import build_model, set_up_layers
+from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
@@ -129,6 +132,7 @@ class _Training:
     peak: float
     model: PackedCausalLM
     kernel: str
+    proven: ProvenBase
     work: Work
     memory: MemoryPlan
 
@@ -138,6 +142,7 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
+    proven = _proven_base(recipe, manifest, ranks)
     model, kernel = on_every_rank(
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
     )
@@ -154,9 +159,23 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         peak=peak,
         model=model,
         kernel=kernel,
+        proven=proven,
         work=work,
         memory=memory,
     )
+
+
+def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase:
+    """The proof of the base, which every rank has or none.
+
+    One rank of each host makes it first: the others find it in their user's cache, or make it where there is none.
+    """
+
+    def proof() -> ProvenBase:
+        return prove_base(load_base_config(recipe.model, manifest.vocab_size), recipe.model, device=ranks.device)
+
+    on_every_rank(ranks, lambda: proof() if os.environ.get("LOCAL_RANK", "0") == "0" else None)
+    return on_every_rank(ranks, proof)
 
 
 def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> ResumeDecision:
@@ -293,7 +312,8 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
         f"{training.peak:.4g}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
-        f"{', float8' if recipe.model.float8 else ''}; {origin}",
+        f"{', float8' if recipe.model.float8 else ''}; {origin}\n"
+        f"{training.proven.text()}",
         file=sys.stderr,
         flush=True,
     )

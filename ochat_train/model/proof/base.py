@@ -12,10 +12,12 @@ import torch
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
+from ochat_train.model.config import check_config, model_dtype
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.proof.prove import Errors, prove
 from ochat_train.model.proof.remembered import key_of, recall, remember
 from ochat_train.model.proof.small_config import small_base
+from ochat_train.model.structure import check_head
 from ochat_train.recipe.sections import ModelSettings
 
 
@@ -39,7 +41,7 @@ class ProvenBase:
     def text(self) -> str:
         """For a person, one line."""
         errors = self.errors
-        half = "" if errors.half is None else f", with {self.kernel} in bfloat16 {errors.half:.0e}"
+        half = "" if errors.half is None else f", attention of {self.kernel} within {errors.half:.0e}"
         kinds = f"{self.num_layers} layers of {self.num_kinds} kind{'s' if self.num_kinds > 1 else ''}"
         when = f"tested before, in {self.seconds:.1f} s" if self.is_remembered else f"tested in {self.seconds:.1f} s"
         return (
@@ -48,12 +50,15 @@ class ProvenBase:
         )
 
 
-def prove_base(config: Any, settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> ProvenBase:
+def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) -> ProvenBase:
     """Choose the attention kernel of a base and prove that packs of it are computed rightly; remembered if they are.
 
-    config: of `transformers`, of the whole base. device, dtype: of the run.
-    Raises UserError for a base that would be trained wrongly, one that cannot be tested, and a kernel that cannot run.
+    config: of `transformers`, of the whole base. device: of the run.
+    Raises UserError for a base that would be trained wrongly, one that cannot be tested, one that is made for shorter
+    texts than the recipe wants, and a kernel that cannot run.
     """
+    check_config(config, settings)
+    dtype = model_dtype(settings, device)
     facts = {
         "attention": settings.attention,
         "dtype": str(dtype),
@@ -72,8 +77,10 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
     start = time.perf_counter()
     with explained(config, "cannot be built"):
         small = small_base(config, max_length_tokens=settings.max_length_tokens)
+        causal_lm = small.model_in_training()
+    check_head(causal_lm)
     with explained(config, "cannot be computed on packs"):
-        needs = attention_needs(small.model_in_training())
+        needs = attention_needs(causal_lm)
     kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
     errors = prove(config, small, kernel=kernel, device=device)
     return ProvenBase(

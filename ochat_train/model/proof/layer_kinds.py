@@ -48,9 +48,7 @@ def _kind(layer: torch.nn.Module) -> Kind:
 
 
 def _module_kind(name: str, module: torch.nn.Module) -> Kind:
-    values = tuple(
-        (key, _value(key, value)) for key, value in sorted(vars(module).items()) if not _IGNORED.search(key)
-    )
+    values = tuple((key, _value(key, value)) for key, value in sorted(vars(module).items()) if not _IGNORED.search(key))
     tensors = tuple((key, x.ndim) for key, x in module.named_parameters(recurse=False))
     return (name, type(module).__name__, tensors, tuple(pair for pair in values if pair[1] is not None))
 

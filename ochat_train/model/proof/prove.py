@@ -26,9 +26,11 @@ from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.layers import set_layer_forward
+from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.errors import REMEDY, explained
-from ochat_train.model.proof.measure import Computed, Differences, alone, differences, on_packs
-from ochat_train.model.proof.packs import NUM_CLASSES, random_conversations
+from ochat_train.model.proof.half import AttentionCall, Recorder, call_errors, call_faults
+from ochat_train.model.proof.measure import Computed, alone, differences, on_packs
+from ochat_train.model.proof.packs import CHANGED, NUM_CLASSES, packed, places, random_conversations
 from ochat_train.model.proof.random_weights import GAINS, set_random_weights
 from ochat_train.model.proof.small_config import LENGTHS, SmallBase
 from ochat_train.model.proof.tolerances import faults, tolerances
@@ -41,8 +43,8 @@ _ALONE = "each conversation alone with `transformers`' own attention"
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """What was measured, as in `measure.Differences`. half: hidden states with a kernel that takes bfloat16 only,
-    against those in float32; None where the kernel takes float32.
+    """What was measured, as in `measure.Differences`. half: the output of a kernel that takes bfloat16 only, against
+    float32; None where the kernel takes float32.
     """
 
     hidden: float
@@ -76,18 +78,15 @@ def _tested(small: SmallBase, *, kernel: str, device: torch.device, seed: int) -
     packs, changed = trial.packs(kernel if takes_float32 else "sdpa")
     found = differences(packs, trial.reference, changed)
     errors = Errors(hidden=found.hidden, gradient=found.gradient, loss=found.loss, leak=found.leak)
-    most = tolerances(half=False, has_experts=trial.has_experts, device=device)
+    most = tolerances(has_experts=trial.has_experts, device=device)
     wrong = faults(found, most, reference=_ALONE)
     if wrong or takes_float32:
         return errors, wrong
-    half = differences(*_with_reference(trial.packs(kernel, cast=torch.bfloat16), packs))
-    most = tolerances(half=True, has_experts=trial.has_experts, device=device)
-    return replace(errors, half=half.hidden), faults(half, most, reference=f"`sdpa` in float32, with `{kernel}`")
-
-
-def _with_reference(found: tuple[Computed, Computed], reference: Computed) -> tuple[Computed, Computed, Computed]:
-    packs, changed = found
-    return packs, reference, changed
+    half = [
+        call_errors(call, KERNELS[kernel].run, KERNELS["sdpa"].run, changed=places()[CHANGED])
+        for call in trial.attention_calls()
+    ]
+    return replace(errors, half=max((call.output for call in half), default=0.0)), call_faults(half, kernel)
 
 
 class _Trial:
@@ -117,17 +116,28 @@ class _Trial:
         set_random_weights(causal_lm, gain=self._gain, seed=self._seed)
         return causal_lm.to(self._device).train()
 
-    def packs(self, kernel: str, *, cast: torch.dtype | None = None) -> tuple[Computed, Computed]:
-        """What packs give as training computes them, and again with a changed token.
-
-        cast: dtype that query, key and value are rounded to, for kernels that take no other.
-        """
-        causal_lm = self._causal_lm(register_attention(kernel, cast=cast))
-        model = packed_model(causal_lm, num_classes=NUM_CLASSES, max_length_tokens=max(LENGTHS), device=self._device)
-        layers = decoder_layers(causal_lm)
+    def packs(self, kernel: str) -> tuple[Computed, Computed]:
+        """What packs give as training computes them, and again with a changed token."""
+        model = self._packed(register_attention(kernel))
+        layers = decoder_layers(model.causal_lm)
         set_layer_forward(layers, checkpointing=list(islice(cycle(_CHECKPOINTING), len(layers))), compiled=False)
         first, second = (on_packs(model, rows, self._device) for rows in (self._conversations, self._changed))
         return first, second
+
+    @torch.no_grad()
+    def attention_calls(self) -> list[AttentionCall]:
+        """What the layers ask of their attention function on the packs, each kind of call once."""
+        recorder = Recorder(KERNELS["sdpa"].run)
+        self._packed(register_attention("sdpa", run=recorder))(packed(self._conversations, self._device))
+        return list(recorder.calls.values())
+
+    def _packed(self, attention: str) -> PackedCausalLM:
+        return packed_model(
+            self._causal_lm(attention),
+            num_classes=NUM_CLASSES,
+            max_length_tokens=max(LENGTHS),
+            device=self._device,
+        )
 
 
 @contextlib.contextmanager

@@ -21,9 +21,9 @@ import torch
 
 _PACKAGE = Path(__file__).parents[1]  # ochat_train/model: what decides how a base is computed
 _LIBRARIES = (
-    "torch transformers triton flash-attn flash-attn-3 flash-attn-4 flash-linear-attention causal-conv1d mamba-ssm "
-    "kernels numpy"
-).split()
+    *("torch", "transformers", "triton", "numpy", "kernels"),
+    *("flash-attn", "flash-attn-3", "flash-attn-4", "flash-linear-attention", "causal-conv1d", "mamba-ssm"),
+)
 _MOST_BYTES = 100_000  # of a record; anything larger is not one of ours
 _UNTOLD = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")  # decide no number
 

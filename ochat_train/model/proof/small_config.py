@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.model.proof.layer_kinds import Kind, layer_kinds, outer_kind, shortest_prefix
+from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, shortest_prefix
 
 LENGTHS = (19, 29, 13)
 """Tokens of the conversations that the proof packs, in their order: windows and rotary scaling lie between them."""
@@ -39,7 +39,9 @@ _FIXED = re.compile(
     r"|freq|interval|period|rope|type|ids?$|max_|block|experts|top_?k|group|vocab|seed|version|start|factor|ctx|length"
 )
 _EXPERT_COUNTS = re.compile(r"^(num|n|moe_num)_(local_|routed_)?experts$|^num_routed_experts$|^moe_num_experts$")
-_CHOSEN_EXPERTS = re.compile(r"experts_per_tok|^(moe_)?top_?k(_experts)?$|moe_k$|num_selected_experts|experts_per_token")
+_CHOSEN_EXPERTS = re.compile(
+    r"experts_per_tok|^(moe_)?top_?k(_experts)?$|moe_k$|num_selected_experts|experts_per_token"
+)
 _WINDOWS = re.compile(r"(window|window_size|attention_chunk_size|local_attention)$")
 
 
@@ -233,9 +235,7 @@ def _experts(draft: _Draft) -> _Draft:
             continue
         if _EXPERT_COUNTS.search(key) and value > _EXPERTS:
             changes[path] = _EXPERTS
-        elif _CHOSEN_EXPERTS.search(key) and value > _TOP_K:
-            changes[path] = _TOP_K
-        elif key == "n_group" and value > _TOP_K:
+        elif (_CHOSEN_EXPERTS.search(key) and value > _TOP_K) or (key == "n_group" and value > _TOP_K):
             changes[path] = _TOP_K
         elif key == "topk_group" and value > 1:
             changes[path] = 1

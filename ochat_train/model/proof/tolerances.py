@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,26 +23,19 @@ class Tolerances:
 FLOAT32 = Tolerances(hidden=2e-4, gradient=2e-3, loss=2e-4, leak=0.0, gradient_leak=0.0)
 """Rounding gives 1e-6 to 1e-5 with these weights, a fault 1e-2 and more."""
 
-HALF = Tolerances(hidden=4e-2, gradient=1e-1, loss=2e-2, leak=0.0, gradient_leak=1e-2)
-"""Query, key and value are rounded to bfloat16; kernels add up gradients in any order."""
-
 _ROUNDING = 2e-5  # of sums in another order
 
 
-def tolerances(*, half: bool, has_experts: bool, device: torch.device) -> Tolerances:
-    """What is allowed. half: of a kernel that takes bfloat16 only, against float32.
+def tolerances(*, has_experts: bool, device: torch.device) -> Tolerances:
+    """What is allowed.
 
     The products of experts have as many rows as an expert gets tokens, so rounding depends on other conversations. On a
     GPU, gradients are added up in any order.
     """
-    usual = HALF if half else FLOAT32
-    more = 1e-2 if half else _ROUNDING
-    return Tolerances(
-        hidden=usual.hidden,
-        gradient=usual.gradient,
-        loss=usual.loss,
-        leak=more if has_experts else usual.leak,
-        gradient_leak=max(more if has_experts or device.type != "cpu" else 0.0, usual.gradient_leak),
+    return replace(
+        FLOAT32,
+        leak=_ROUNDING if has_experts else 0.0,
+        gradient_leak=_ROUNDING if has_experts or device.type != "cpu" else 0.0,
     )
 
 
