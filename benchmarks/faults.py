@@ -23,6 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.prepared_faults import prepared_faults  # noqa: E402
 from ochat_train.checkpoint.state import list_checkpoints  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.preparation import prepare_recipe  # noqa: E402
@@ -53,13 +54,12 @@ def main() -> int:
     parser.add_argument("--num-ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--large", action="store_true", help="a model of 24 million parameters, without dropout")
-    parser.add_argument("--only", choices=("kills", "failpoints", "flips", "rows", "latest"), action="append")
+    parser.add_argument("--only", choices=tuple(PARTS), action="append")
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
-    parts = {"kills": kills, "failpoints": failpoints, "flips": flips, "rows": rows, "latest": latest}
     with tempfile.TemporaryDirectory() as folder:
         results = [
-            part(Path(folder) / name, options) for name, part in parts.items() if name in (options.only or parts)
+            part(Path(folder) / name, options) for name, part in PARTS.items() if name in (options.only or PARTS)
         ]
     for result in results:
         print(
@@ -193,9 +193,25 @@ def latest(folder: Path, options: Any) -> dict[str, Any]:
     )
 
 
+def prepared(folder: Path, options: Any) -> dict[str, Any]:
+    """Prepared data that has changed, in every way that prepared_faults.py knows."""
+    found = prepared_faults(folder)
+    return row("prepared data changed", found["held"], found["of"], "exit code 2, file named", found["control"])
+
+
 def row(fault: str, held: int, of: int, what: str, control: str) -> dict[str, Any]:
     """One line of the table."""
     return {"fault": fault, "held": int(held), "of": of, "what": what, "control": control}
+
+
+PARTS = {
+    "kills": kills,
+    "failpoints": failpoints,
+    "flips": flips,
+    "rows": rows,
+    "latest": latest,
+    "prepared": prepared,
+}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,12 @@ if "OCHAT_TEST_CACHE" not in os.environ:
 os.environ["XDG_CACHE_HOME"] = os.environ["OCHAT_TEST_CACHE"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Processes that tests start inherit it, so nothing is remembered for the user who tests."""
+    os.environ["OCHAT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def small_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE of 400 tokens, as SmolLM2's or Llama-3's, but trained here."""

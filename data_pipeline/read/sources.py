@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.files import sha256_of_file
+from data_pipeline.file_hashes import hash_files
 from data_pipeline.settings import HUB_PREFIX, SourceSettings
 from data_pipeline.text_rules import shown
 
@@ -96,15 +96,20 @@ def is_dataset(source: SourceSettings) -> bool:
     return source.is_on_hub or saved
 
 
-def fingerprint(source: SourceSettings, *, where: str) -> str:
-    """sha256 over what the source holds now, so that changed input is noticed whatever its time stamp says."""
+def fingerprint(source: SourceSettings, *, where: str, progress: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """sha256 over what the source holds now, so that changed input is noticed whatever its time stamp says.
+
+    Files that have not been touched since they were last hashed on this host are not read again (file_hashes.py).
+    progress: called with the bytes read since the last call.
+    """
     digest = hashlib.sha256()
     if is_dataset(source):
         digest.update(_load_dataset(source, where=where)._fingerprint.encode())
         return digest.hexdigest()
-    for file in source_files(source, where=where):
+    files = source_files(source, where=where)
+    for file, found in hash_files(files, group=Path(source.path), progress=progress).files.items():
         digest.update(file.name.encode() + b"\0")
-        digest.update(sha256_of_file(file).encode())
+        digest.update(found.sha256.encode())
     return digest.hexdigest()
 
 

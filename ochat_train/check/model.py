@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
@@ -11,9 +10,9 @@ from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.structure import decoder_layers
-from ochat_train.planning.learning_rate import auto_learning_rate
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
+from ochat_train.planning.steps import automatic_rate
 
 
 def check_template(facts: RecipeFacts) -> Iterator[Finding]:
@@ -29,33 +28,25 @@ def check_template(facts: RecipeFacts) -> Iterator[Finding]:
 
 
 def check_base(facts: RecipeFacts) -> Iterator[Finding]:
-    """Whether this trainer computes the base's architecture correctly, and can load its weights."""
+    """Whether this trainer computes the base's architecture correctly."""
     settings, proven = facts.recipe.model, facts.proven
     model = facts.model
     name, place = type(model).__name__, settings.path or "model.config"
-    folder = Path(settings.path or "")
-    if settings.path is not None and folder.is_dir() and not list(folder.glob("*.safetensors")):
-        yield problem("base", place, "has no safetensors files, the only kind that is loaded", "convert its weights")
-        return
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
     yield ok("base", place, f"{name}, {size}{weights}; {proven.text()}")
 
 
 def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
-    """Whether `auto` knows the base."""
+    """Which rule gives the rate for `auto`, and the rate at most."""
     place = "optimizer.learning_rate"
     wanted = facts.recipe.optimizer.learning_rate
     if wanted != "auto":
         yield ok("learning rate", place, f"{wanted:g}")
         return
-    config = facts.config
-    most = auto_learning_rate(
-        model_type=config.model_type,
-        vocab_size=config.vocab_size,
-        supervised_tokens_per_step=facts.recipe.train.tokens_per_step,
-    )
-    yield ok("learning rate", place, f"auto, at most {most:.3g}: lower if not every token is learned from")
+    most = automatic_rate(facts.config, supervised_tokens_per_step=facts.recipe.train.tokens_per_step)
+    text = f"auto, at most {most.value:.3g}: lower if not every token is learned from"
+    yield ok("learning rate", place, f"{text}; {most.rule} * sqrt(supervised tokens per step / 4e6)")
 
 
 def check_memory(facts: RecipeFacts) -> Iterator[Finding]:

@@ -65,6 +65,8 @@ class CheckpointManifest:
     """What a checkpoint holds. recipe: all its values. files: path -> (size in bytes, sha256).
 
     validation_loss: at this step; None without a validation, or if its loss was not finite.
+    data_rows, base_config, base_weights, versions: as in `RunBasis`; checkpoints of earlier versions lack the first
+    three.
     """
 
     progress: Progress
@@ -74,6 +76,9 @@ class CheckpointManifest:
     validation_loss: float | None
     versions: dict[str, str]
     files: dict[str, tuple[int, str]] = field(repr=False)
+    data_rows: str = ""
+    base_config: dict[str, Any] = field(default_factory=dict, repr=False)
+    base_weights: str = ""
 
     @property
     def step(self) -> int:

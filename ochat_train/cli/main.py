@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.errors import ReportedError, UserError
+from data_pipeline.files import cannot_write, is_out_of_room
 from ochat_train import __version__
 from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.arguments import add_debug, add_recipe
@@ -48,13 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()  # a full disk behind it is an error of this command, and not found at its end
     except ReportedError as error:
         if options.debug and isinstance(error, UserError):
             raise
-        if error.each_process_prints or int(os.environ.get("RANK", "0")) == 0:
-            print(f"ochat {options.verb}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _ended_by(error, options.verb)
+    except OSError as error:  # a full disk can end any write
+        if options.debug or not is_out_of_room(error):
+            raise
+        return _ended_by(cannot_write(error.filename or "the output", error), options.verb)
     return exits.DONE
+
+
+def _ended_by(error: ReportedError, verb: str) -> int:
+    """Print an error, and return its exit code."""
+    if error.each_process_prints or int(os.environ.get("RANK", "0")) == 0:
+        with contextlib.suppress(OSError):  # the disk behind stderr may be full; the exit code says it too
+            print(f"ochat {verb}: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:

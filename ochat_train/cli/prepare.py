@@ -22,10 +22,11 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.recipe.load import load_recipe
     from ochat_train.recipe.preparation import prepare_recipe, prepare_report
     from ochat_train.report.text import prepare_text
+    from ochat_train.system.messages import print_message
 
     recipe = load_recipe(options.recipe, options.overrides)
     with tqdm(desc="prepare", unit="row", disable=not sys.stderr.isatty()) as bar:
-        manifest, reused = prepare_recipe(recipe, num_workers=options.workers, progress=bar.update)
+        manifest, reused = prepare_recipe(recipe, num_workers=options.workers, progress=bar.update, say=print_message)
     if options.json:
         print(json.dumps(prepare_report(manifest), ensure_ascii=False))
     else:

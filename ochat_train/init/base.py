@@ -10,31 +10,47 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
 from ochat_train.model.families import Family, family_by_name, family_of
 
 CONFIG_FILE = "config.json"
+_USUAL_TEMPLATE = "chatml"
+_WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")  # the last two as in GPT-2 and MPT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
     """A base model. Everything but the name is None or empty if its files are not on this machine.
 
-    family: by its config or, without one, by its name; None where it belongs to none. max_positions: the longest text
-    it supports, in tokens.
+    family: by its config or, without one, by its name; None where it belongs to none. hidden_size: its width.
+    max_positions: the longest text it supports, in tokens. special_tokens: of its tokenizer.
     """
 
     name: str
     family: Family | None
     model_type: str | None
     vocab_size: int | None
+    hidden_size: int | None
     max_positions: int | None
     tokenizer_files: Mapping[str, Path]
+    special_tokens: frozenset[str]
 
     @property
     def template(self) -> str:
-        """The prompt format of OpenChat's models on this family, `chatml` for others."""
-        return (self.family and self.family.template) or "chatml"
+        """The prompt format of OpenChat's models on this family. For others a format whose control tokens the tokenizer
+        has, `chatml` before others, and `chatml` where it has those of none.
+        """
+        if self.family is not None and self.family.template is not None:
+            return self.family.template
+        newest_first = sorted(reversed(list(TEMPLATES.values())), key=lambda template: template.name != _USUAL_TEMPLATE)
+        fitting = (t.name for t in newest_first if self.special_tokens.issuperset(t.control_tokens))
+        return next(fitting, _USUAL_TEMPLATE)
+
+    @property
+    def has_control_tokens(self) -> bool:
+        """Whether the tokenizer already has the control tokens of `template`."""
+        return self.special_tokens.issuperset(TEMPLATES[self.template].control_tokens)
 
 
 def find_base(name: str) -> Base:
@@ -46,15 +62,30 @@ def find_base(name: str) -> Base:
             config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"--base {name}", f"{CONFIG_FILE} is not JSON: {error}") from None
-    model_type, vocab_size = config.get("model_type"), config.get("vocab_size")
+    text = config.get("text_config")  # of a base with a vision part
+    facts = {**config, **text} if isinstance(text, dict) else config
+    model_type, vocab_size = config.get("model_type"), facts.get("vocab_size")
+    tokenizer_files = {file: path for file, path in files.items() if file in TOKENIZER_FILES}
     return Base(
         name=name,
         family=family_by_name(name) if model_type is None else family_of(model_type, vocab_size),
         model_type=model_type,
         vocab_size=vocab_size,
-        max_positions=config.get("max_position_embeddings"),
-        tokenizer_files={file: path for file, path in files.items() if file in TOKENIZER_FILES},
+        hidden_size=next((facts[key] for key in _WIDTH_KEYS if isinstance(facts.get(key), int)), None),
+        max_positions=facts.get("max_position_embeddings"),
+        tokenizer_files=tokenizer_files,
+        special_tokens=_special_tokens(tokenizer_files.get("tokenizer.json")),
     )
+
+
+def _special_tokens(file: Path | None) -> frozenset[str]:
+    if file is None:
+        return frozenset()
+    try:
+        added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"]
+        return frozenset(token["content"] for token in added if token["special"])
+    except (ValueError, KeyError, TypeError):  # preparation names what is wrong with it
+        return frozenset()
 
 
 def _local_files(name: str) -> dict[str, Path]:

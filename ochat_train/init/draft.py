@@ -79,7 +79,8 @@ def choose_template(flag: str | None, base: Base | None) -> Decision[str]:
     how = "by its name" if base.model_type is None else f"model_type {base.model_type}{tokens}"
     if base.family is None or base.family.template is None:
         bases = "this base" if base.family is None else base.family.title
-        return Decision(value=base.template, reason=f"OpenChat has no format for {bases} ({how})")
+        why = "the tokenizer has its control tokens, and " if base.has_control_tokens else ""
+        return Decision(value=base.template, reason=f"{why}OpenChat has no format for {bases} ({how})")
     return Decision(value=base.template, reason=f"OpenChat's for {base.family.title} ({how})")
 
 
@@ -163,13 +164,20 @@ def _total_tokens(lengths: Lengths, looks: Sequence[SourceLook], *, max_length: 
 
 def _learning_rate(base: Base) -> Decision[str]:
     family = base.family
-    if family is None:
-        reason = "a low value to start from: OpenChat's rule does not cover this model"
+    if family is not None and family.learning_rate_divisor is not None:
+        if family.learning_rate_of is None:
+            return Decision(value="auto", reason="OpenChat's rule for this family of models")
+        reason = (
+            f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
+        )
+        return Decision(value="auto", reason=reason)
+    if base.model_type is not None and base.hidden_size is None:
+        reason = "a low value to start from: the base's configuration names no width, which `auto` needs"
         return Decision(value=f"{_LEARNING_RATE:.1e}", reason=reason)
-    if family.learning_rate_of is None:
-        return Decision(value="auto", reason="OpenChat's rule for this family of models")
-    reason = f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
-    return Decision(value="auto", reason=reason)
+    title = family.title if family else "this base"
+    return Decision(
+        value="auto", reason=f"by the base's width: OpenChat has no rule for {title}, so compare other rates"
+    )
 
 
 def _num_prompts(sources: Sequence[ClassedSource]) -> int:

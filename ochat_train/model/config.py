@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.model.base_class import new_model
 from ochat_train.model.loss import LogitTransform
+from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections import ModelSettings
 
 # Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families
@@ -48,8 +50,11 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
             return transformers.AutoConfig.for_model(**values)
         except Exception as error:
             raise UserError("model.config", f"{error}") from None
+    refuse_adapter(settings)
     try:
-        return transformers.AutoConfig.from_pretrained(settings.path, revision=settings.revision)
+        return transformers.AutoConfig.from_pretrained(
+            settings.path, revision=settings.revision, trust_remote_code=False
+        )
     except Exception as error:
         raise UserError("model.path", f"{settings.path}: cannot be loaded: {error}") from None
 
@@ -95,10 +100,8 @@ def head_dimension(config: Any) -> int:
 
 def model_without_weights(config: Any) -> Any:
     """The causal LM of a `transformers` config on the meta device: it has shapes, but no values and no memory."""
-    import transformers
-
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
+        return new_model(config)
 
 
 def num_parameters(model: Any, vocab_size: int) -> int:

@@ -144,6 +144,7 @@ def _training_data(recipe: Recipe) -> _TrainingData:
 
 def _run(recipe: Recipe, manifest: Manifest, data: _TrainingData) -> PlannedRun:
     num_steps = data.plan.num_steps
+    peak = peak_learning_rate(recipe, manifest)
     inputs = validation_inputs(recipe, manifest)
     schedule = inputs.schedule(recipe, num_steps=num_steps)
     num_validations = schedule.num_validations(save_every_steps=recipe.checkpoint.save_every_steps or num_steps)
@@ -154,7 +155,8 @@ def _run(recipe: Recipe, manifest: Manifest, data: _TrainingData) -> PlannedRun:
         packing_efficiency=data.plan.packing_efficiency,
         conversations_per_epoch=data.num_conversations,
         max_conversations_per_pack=data.plan.max_conversations_per_pack,
-        learning_rate=peak_learning_rate(recipe, manifest),
+        learning_rate=peak.value,
+        learning_rate_rule=peak.rule,
         num_validations=num_validations,
         validation_time_ratio=time_ratio(
             num_validations,

@@ -242,7 +242,7 @@ class OptimizerSettings(Section):
 
     learning_rate: LearningRate = setting(
         "auto",
-        description="peak learning rate; `auto`: OpenChat's rule, base * sqrt(supervised tokens per step / 4e6)",
+        description="peak learning rate; `auto`: by family or width of the base, and supervised tokens per step",
         decides_steps=True,
         is_public=True,
     )
@@ -308,7 +308,7 @@ class DeepSpeedSettings(Section):
         is_public=True,
     )
     offload_optimizer: bool = setting(
-        False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=False, is_public=True
+        False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=True, is_public=True
     )
     offload_parameters: bool = setting(
         False, description="keep parameters in CPU memory (stage 3)", decides_steps=False, is_public=True
@@ -316,7 +316,7 @@ class DeepSpeedSettings(Section):
     config: dict[str, Any] = setting(
         default_factory=dict,
         description="raw DeepSpeed configuration, merged over what the recipe generates",
-        decides_steps=False,
+        decides_steps=True,
         is_public=True,
     )
 

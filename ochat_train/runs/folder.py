@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import explained_writes
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
@@ -42,17 +43,29 @@ class RunFolder:
 
 
 def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:
-    """Write everything but metrics and checkpoints. One process calls it, before the first step."""
-    output_dir.mkdir(parents=True, exist_ok=True)
+    """Write everything but metrics and checkpoints, into a folder that is there (and locked).
+
+    One process calls it, before the first step. Raises UserError where the disk is full.
+    """
     prepared_dir = Path(recipe.data.prepared_dir)
     text = json.dumps(recipe.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
-    replace_text(output_dir / RECIPE_FILE, text + "\n")
-    replace_text(output_dir / PREPARED_FILE, (prepared_dir / MANIFEST).read_text(encoding="utf-8"))
-    replace_text(output_dir / BASE_FILE, json.dumps(asdict(base_origin(recipe.model)), ensure_ascii=False) + "\n")
-    shutil.copytree(prepared_dir / TOKENIZER_FOLDER, output_dir / TOKENIZER_FOLDER, dirs_exist_ok=True)
-    causal_lm.config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
-    if causal_lm.generation_config is not None:
-        causal_lm.generation_config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
+    manifest = (prepared_dir / MANIFEST).read_text(encoding="utf-8")
+    with explained_writes(output_dir):
+        replace_text(output_dir / RECIPE_FILE, text + "\n")
+        replace_text(output_dir / PREPARED_FILE, manifest)
+        replace_text(output_dir / BASE_FILE, json.dumps(asdict(base_origin(recipe.model)), ensure_ascii=False) + "\n")
+        shutil.copytree(prepared_dir / TOKENIZER_FOLDER, output_dir / TOKENIZER_FOLDER, dirs_exist_ok=True)
+        causal_lm.config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
+        if causal_lm.generation_config is not None:
+            causal_lm.generation_config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
+
+
+def require_run_folder(output_dir: Path) -> None:
+    """Raise UserError if the folder of a run that has ended is not whole."""
+    if not (output_dir / RECIPE_FILE).is_file():
+        raise UserError(
+            output_dir, f"{RECIPE_FILE} was removed while the run trained", "start the run again: it is written again"
+        )
 
 
 def read_run_folder(path: Path) -> RunFolder:
@@ -65,6 +78,10 @@ def read_run_folder(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         recipe=recipe,
-        prepared=Manifest.from_json(json.loads(content), where=str(path)),
+        prepared=Manifest.from_json(
+            json.loads(content),
+            where=str(path / PREPARED_FILE),
+            remedy=f"copy {MANIFEST} of the dataset that it was trained on over it",
+        ),
         base_origin=BaseOrigin(**json.loads(base.read_text(encoding="utf-8"))) if base.is_file() else None,
     )

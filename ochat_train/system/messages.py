@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from tqdm import tqdm
@@ -13,6 +14,7 @@ def print_message(text: str) -> None:
     """Print lines to stderr, above the progress line if there is one. Any thread may call it.
 
     The text may contain users' data or a model's answers, so control characters, which a terminal would obey, are
-    escaped.
+    escaped. Lines that cannot be written (a full disk behind a log file) are lost, and end nothing.
     """
-    tqdm.write(visible(text), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        tqdm.write(visible(text), file=sys.stderr)

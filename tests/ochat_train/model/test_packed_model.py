@@ -16,9 +16,9 @@ from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.batch import PackedBatch, PackShape, pack_batch
-from ochat_train.model.build import add_token_rows
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.weights.token_rows import add_token_rows
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.disturbed_runs import first_gradients

@@ -21,7 +21,8 @@ DECISIVE = """
     model.max_length_tokens model.inference_condition model.precision model.attention model.float8 train.epochs
     train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.max_steps
     optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio optimizer.weight_decay optimizer.betas
-    optimizer.eps optimizer.grad_clip
+    optimizer.eps optimizer.grad_clip deepspeed.offload_optimizer
+    deepspeed.config.zero_optimization.reduce_bucket_size
 """
 PUBLIC = """
     name seed model.path model.config model.tokenizer model.revision model.template model.max_length_tokens
@@ -62,8 +63,11 @@ def test_a_field_that_declares_nothing_is_named() -> None:
 
 
 def test_the_keys_that_resume_compares(make_recipe: RecipeFactory) -> None:
-    """`data` is not among them: the fingerprint of what was prepared from it is compared."""
-    recipe = load_recipe(make_recipe(model__config={"model_type": "mistral", "head_dim": 8}))
+    """`data` is not among them: the fingerprint of what was prepared from it is compared. Of DeepSpeed's configuration
+    there are all keys but those that change no number.
+    """
+    raw = {"wall_clock_breakdown": True, "zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 5}}
+    recipe = load_recipe(make_recipe(model__config={"model_type": "mistral", "head_dim": 8}, deepspeed__config=raw))
     found = decisive_settings(recipe.model_dump(mode="json", by_alias=True))
     assert sorted(found) == sorted(DECISIVE.split())
     assert found["model.config"] == {"model_type": "mistral", "head_dim": 8}

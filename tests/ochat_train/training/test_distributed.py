@@ -68,7 +68,7 @@ def export_and_load(run_dir: Path) -> Any:
 def logits_difference(run_dir: Path, exported: Any) -> float:
     """Largest difference between the training model on a whole pack and the export on each conversation alone."""
     recipe = load_recipe(run_dir.with_suffix(".yaml"))
-    model, _ = build_model(recipe.model, check_prepared(recipe), device=torch.device("cpu"), seed=99)
+    model = build_model(recipe.model, check_prepared(recipe), device=torch.device("cpu"), seed=99).model
     model.causal_lm.load_state_dict(newest_weights(run_dir), strict=not model.causal_lm.config.tie_word_embeddings)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     rows = training_plan(recipe, split).epoch(0).rows(0)
