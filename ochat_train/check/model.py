@@ -60,7 +60,11 @@ def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
     else:
         error = too_little_memory(plan, num_gpus=facts.num_gpus)
         text = f"{error.problem} (GPUs of {facts.gpu_memory_gib:g} GiB)"
-        yield problem("memory", error.place, text, error.remedy)
+        if facts.recipe.model.activation_checkpointing == "auto":
+            yield problem("memory", error.place, text, error.remedy)
+        else:
+            text = f"{text}; model.activation_checkpointing is set by hand, so a run would try"
+            yield warning("memory", error.place, text, error.remedy)
     empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus

@@ -32,6 +32,7 @@ from data_pipeline.read.sample import sample_source
 from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
 from ochat_train.hub import models
+from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.planning.memory import MemoryPlan
@@ -123,9 +124,18 @@ class RecipeFacts:
 
     @property
     def proven(self) -> ProvenBase:
-        """The proof of the base on the device that a run on this machine would use."""
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        return self._once("proven", lambda: prove_base(self.config, self.recipe.model, device=device))
+        """The proof of the base on the device that a run on this machine would use.
+
+        Where that is the CPU, a kernel that only a GPU has is left to the GPU host.
+        """
+        return self._once("proven", self._prove)
+
+    def _prove(self) -> ProvenBase:
+        has_gpu, model = torch.cuda.is_available(), self.recipe.model
+        if not has_gpu and model.attention != "auto" and KERNELS[model.attention].needs_gpu:
+            model = model.model_copy(update={"attention": "auto"})
+        device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
+        return prove_base(self.config, model, device=device)
 
     @property
     def num_parameters(self) -> int:

@@ -44,6 +44,7 @@ from ochat_train.runs.folder import require_run_folder, write_run_folder
 from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
 from ochat_train.system.messages import print_message
+from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.batches import run_steps_of_rank
@@ -114,6 +115,7 @@ class _Start:
 
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
     """The manifest of the prepared dataset, which is the same on all hosts, as are recipe and library versions."""
+    on_every_rank(ranks, check_requirements)
     manifest = on_every_rank(ranks, lambda: check_prepared(recipe, with_sources=False))
     require_agreement(ranks, facts_of(recipe, manifest))
     return manifest

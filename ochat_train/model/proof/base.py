@@ -12,9 +12,9 @@ import torch
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
-from ochat_train.model.config import check_config, model_dtype
+from ochat_train.model.config import check_config, check_precision, model_dtype
 from ochat_train.model.proof.errors import explained
-from ochat_train.model.proof.prove import Errors, prove
+from ochat_train.model.proof.prove import Errors, prove, ways_of
 from ochat_train.model.proof.remembered import key_of, recall, remember
 from ochat_train.model.proof.small_config import small_base
 from ochat_train.model.structure import check_head
@@ -55,14 +55,16 @@ def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) ->
 
     config: of `transformers`, of the whole base. device: of the run.
     Raises UserError for a base that would be trained wrongly, one that cannot be tested, one that is made for shorter
-    texts than the recipe wants, and a kernel that cannot run.
+    texts than the recipe wants, a kernel that cannot run, and a GPU without the precision of the run.
     """
     check_config(config, settings)
+    check_precision(settings, device)
     dtype = model_dtype(settings, device)
     facts = {
         "attention": settings.attention,
         "dtype": str(dtype),
         "max_length_tokens": settings.max_length_tokens,
+        "ways": ways_of(settings.activation_checkpointing),
         "missing": {name: kernel.missing_package() for name, kernel in KERNELS.items()},
     }
     key = key_of(config, device=device, facts=facts)
@@ -82,7 +84,8 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
     with explained(config, "cannot be computed on packs"):
         needs = attention_needs(causal_lm)
     kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
-    errors = prove(config, small, kernel=kernel, device=device)
+    ways = ways_of(settings.activation_checkpointing)
+    errors = prove(config, small, kernel=kernel, device=device, ways=ways)
     return ProvenBase(
         kernel=kernel,
         needs=needs,

@@ -13,6 +13,7 @@ import torch
 from ochat_train.model.loss import LossSums, TokenScores
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.packs import CHANGED, Conversations, packed, places
+from ochat_train.model.structure import backbone
 
 _NOISE = 1e-2  # of a usual gradient: below that, a gradient is rounding of zeros that cancel
 
@@ -66,13 +67,13 @@ def on_packs(model: PackedCausalLM, conversations: Conversations, device: torch.
     """What the model gives for packs, as training and validation call it."""
     batch = packed(conversations, device)
     causal_lm = model.causal_lm
-    with _watched(causal_lm, model.loss) as seen:
+    with _watched(causal_lm) as seen:
         causal_lm.zero_grad(set_to_none=True)
         sums = model(batch)
         assert isinstance(sums, LossSums)
         sums.weighted_nll.backward()
         inputs = seen.inputs[0].grad
-        [hidden] = seen.hidden
+        hidden = seen.last_hidden_TD
     with torch.no_grad():
         scores = model(batch, score=True)
     assert isinstance(scores, TokenScores)
@@ -94,9 +95,9 @@ def alone(causal_lm: Any, conversations: Conversations, device: torch.device) ->
     for row in conversations.rows:
         ids = torch.from_numpy(row.input_ids.astype(np.int64)).to(device)
         weights = torch.from_numpy(row.loss_weights[1:].copy()).to(device)
-        with _watched(causal_lm, causal_lm.get_output_embeddings()) as seen:
+        with _watched(causal_lm) as seen:
             logits = causal_lm(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-        hidden.append(seen.hidden[0][0])
+        hidden.append(seen.last_hidden_TD)
         losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
         total = (losses * weights).sum()
         total.backward()
@@ -168,24 +169,37 @@ class _Seen:
 
     inputs: list[torch.Tensor]
     hidden: list[torch.Tensor]
+    head: list[torch.Tensor]
+
+    @property
+    def last_hidden_TD(self) -> torch.Tensor:
+        """Of the one forward pass that was watched."""
+        return (self.hidden or self.head)[0][0]
 
 
 @contextlib.contextmanager
-def _watched(causal_lm: Any, head: torch.nn.Module) -> Iterator[_Seen]:
-    """Notes what the embedding of a causal LM returns, and what `head` is given first."""
-    seen = _Seen(inputs=[], hidden=[])
+def _watched(causal_lm: Any) -> Iterator[_Seen]:
+    """Notes what the embedding of a causal LM and its backbone return.
+
+    Where the causal LM goes around its backbone, what its head is given stands for that.
+    """
+    seen = _Seen(inputs=[], hidden=[], head=[])
 
     def embedded(module: Any, arguments: Any, output: torch.Tensor) -> None:
         if output.requires_grad:
             output.retain_grad()
         seen.inputs.append(output)
 
-    def computed(module: Any, arguments: Any) -> None:
-        seen.hidden.append(arguments[0].detach())
+    def computed(module: Any, arguments: Any, output: Any) -> None:
+        seen.hidden.append((output[0] if isinstance(output, tuple) else output.last_hidden_state).detach())
+
+    def given(module: Any, arguments: Any) -> None:
+        seen.head.append(arguments[0].detach())
 
     handles = (
         causal_lm.get_input_embeddings().register_forward_hook(embedded),
-        head.register_forward_pre_hook(computed),
+        backbone(causal_lm).register_forward_hook(computed),
+        causal_lm.get_output_embeddings().register_forward_pre_hook(given),
     )
     try:
         yield seen

@@ -14,7 +14,7 @@ A base for which this does not hold is refused, whatever its name. So is one tha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -36,7 +36,7 @@ from ochat_train.model.proof.small_config import LENGTHS, SmallBase
 from ochat_train.model.proof.tolerances import faults, tolerances
 from ochat_train.model.structure import decoder_layers
 
-_CHECKPOINTING = ("full", "matmuls", "none")  # of the layers in turn: all ways in which training runs a layer
+_ALL_WAYS = ("full", "matmuls", "none")  # of running a layer: what `auto` chooses from
 _SEEDS = (0, 1)  # a near-tie between two experts may fall either way once; a fault is there for both
 _ALONE = "each conversation alone with `transformers`' own attention"
 
@@ -54,25 +54,41 @@ class Errors:
     half: float | None = None
 
 
-def prove(config: Any, small: SmallBase, *, kernel: str, device: torch.device) -> Errors:
+def ways_of(checkpointing: object) -> tuple[str, ...]:
+    """The ways of running a layer that training may choose with this `model.activation_checkpointing`."""
+    return (checkpointing,) if checkpointing in ("full", "matmuls", "none") else _ALL_WAYS  # type: ignore[return-value]
+
+
+def prove(
+    config: Any, small: SmallBase, *, kernel: str, device: torch.device, ways: Sequence[str] = _ALL_WAYS
+) -> Errors:
     """Test a small copy of a base. Raises UserError for one that is computed wrongly, or that cannot be tested.
 
-    config: of the whole base, for messages. kernel: of attention, the one that the run will call on `device`.
+    config: of the whole base, for messages. kernel: of attention, the one that the run will call on `device`. ways: in
+    which layers are run, in turn; see `ways_of`.
     """
-    first: UserError | None = None
+    first: str | None = None
     for seed in _SEEDS:
         with explained(config, "cannot be computed on packs"), _exactly(device):
-            errors, wrong = _tested(small, kernel=kernel, device=device, seed=seed)
+            errors, wrong = _tested(small, kernel=kernel, device=device, seed=seed, ways=ways)
         if not wrong:
             return errors
-        first = first or UserError("model", f"{config.model_type} would be trained wrongly: {wrong[0]}", REMEDY)
-    assert first is not None
-    raise first
+        first = first or wrong[0]
+    text, remedy = f"{config.model_type} would be trained wrongly: {first}", REMEDY
+    if "matmuls" in ways and len(ways) > 1:
+        with explained(config, "cannot be computed on packs"), _exactly(device):
+            _, wrong = _tested(small, kernel=kernel, device=device, seed=_SEEDS[0], ways=("full", "none"))
+        if not wrong:  # a layer changes the result of a product in place
+            text = f"{text}; it is right where no layer is run as `matmuls`"
+            remedy = "set model.activation_checkpointing to `full` or `none`"
+    raise UserError("model", text, remedy)
 
 
-def _tested(small: SmallBase, *, kernel: str, device: torch.device, seed: int) -> tuple[Errors, list[str]]:
+def _tested(
+    small: SmallBase, *, kernel: str, device: torch.device, seed: int, ways: Sequence[str]
+) -> tuple[Errors, list[str]]:
     """What was measured with weights and conversations of a seed, and what of it is wrong."""
-    trial = _Trial(small.config, device=device, seed=seed)
+    trial = _Trial(small.config, device=device, seed=seed, ways=ways)
     dtypes = KERNELS[kernel].dtypes
     takes_float32 = dtypes is None or torch.float32 in dtypes
     packs, changed = trial.packs(kernel if takes_float32 else "sdpa")
@@ -92,8 +108,8 @@ def _tested(small: SmallBase, *, kernel: str, device: torch.device, seed: int) -
 class _Trial:
     """A small model with random weights on a device, and what it gives for each conversation alone."""
 
-    def __init__(self, config: Any, *, device: torch.device, seed: int) -> None:
-        self._config, self._device, self._seed = config, device, seed
+    def __init__(self, config: Any, *, device: torch.device, seed: int, ways: Sequence[str]) -> None:
+        self._config, self._device, self._seed, self._ways = config, device, seed, ways
         vocab_size = config.get_text_config().vocab_size
         self._conversations = random_conversations(vocab_size, seed=seed)
         self._changed = self._conversations.with_changed_token(vocab_size)
@@ -120,7 +136,7 @@ class _Trial:
         """What packs give as training computes them, and again with a changed token."""
         model = self._packed(register_attention(kernel))
         layers = decoder_layers(model.causal_lm)
-        set_layer_forward(layers, checkpointing=list(islice(cycle(_CHECKPOINTING), len(layers))), compiled=False)
+        set_layer_forward(layers, checkpointing=list(islice(cycle(self._ways), len(layers))), compiled=False)
         first, second = (on_packs(model, rows, self._device) for rows in (self._conversations, self._changed))
         return first, second
 
