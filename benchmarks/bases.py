@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.base_class import new_model, text_config
 from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.model.build import build_model
 from ochat_train.model.proof.small_config import small_base
@@ -260,7 +261,7 @@ def _computed(nothing: Outcome, config: Any, *, kernel: str) -> Outcome:
         precision="bfloat16" if half else "float32",
         attention=kernel,  # type: ignore[arg-type]
     )
-    vocab_size = config.get_text_config().vocab_size
+    vocab_size = text_config(config).vocab_size
     manifest = SimpleNamespace(vocab_size=vocab_size, classes=["a"])
     model, _ = build_model(settings, manifest, device=device, seed=0)[:2]  # type: ignore[arg-type]
     model.to(device)
@@ -319,12 +320,12 @@ def gradients_alone(causal_lm: Any, rows: _Rows, dtype: torch.dtype) -> torch.Te
     """float64: the same from a new model of `transformers` with the same weights, one conversation at a time."""
 
     config = type(causal_lm.config).from_dict(causal_lm.config.to_dict())
-    reference = type(causal_lm)._from_config(config, dtype=dtype, attn_implementation="eager")
+    reference = new_model(config, dtype=dtype, attn_implementation="eager")
     reference.load_state_dict(causal_lm.state_dict())
     if hasattr(reference, "set_experts_implementation"):
         reference.set_experts_implementation("eager")  # grouped products have no float64
     device = causal_lm.get_input_embeddings().weight.device
-    reference = reference.to(device, dtype).train()
+    reference = reference.to(device, dtype).eval()
     quiet(reference)
     for row in rows.rows:
         ids = torch.from_numpy(row.input_ids.astype(np.int64)).to(device)

@@ -13,6 +13,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a limit on the size of files
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 MAKE_ROOM = "make room there, and run the command again"
 
 
@@ -84,6 +85,19 @@ def is_out_of_room(error: OSError) -> bool:
     return error.errno in _NO_ROOM
 
 
+def is_forbidden(error: OSError) -> bool:
+    """Whether a file could not be used because of permissions, of a disk that is mounted read-only, or of a link that
+    leads to itself.
+    """
+    return error.errno in _FORBIDDEN
+
+
+def not_allowed(path: Path | str, error: OSError) -> UserError:
+    """A file that may not be used as an error that says which and why."""
+    remedy = "change its permissions or those of its folder, or name another one"
+    return UserError(path, f"cannot be used: {error.strerror or error}", remedy)
+
+
 def free_bytes(path: Path) -> int | None:
     """Free bytes on the disk of a file or folder, which need not exist. None where the system does not say."""
     place = next((place for place in (path, *path.absolute().parents) if place.exists()), None)
@@ -93,11 +107,13 @@ def free_bytes(path: Path) -> int | None:
         return None
 
 
-def cannot_write(path: Path | str, error: OSError, remedy: str = MAKE_ROOM) -> UserError:
-    """A failed write as an error that says where, why, and how much room is left there."""
-    free = free_bytes(Path(path))
+def cannot_write(path: Path | str | None, error: OSError, remedy: str = MAKE_ROOM) -> UserError:
+    """A failed write as an error that says where, why, and how much room is left there. path: None if not known."""
+    free = None if path is None else free_bytes(Path(path))
     room = "" if free is None else f" ({free:,} bytes are free there)"
-    return UserError(path, f"cannot be written: {error.strerror or error}{room}", remedy)
+    return UserError(
+        "the output" if path is None else path, f"cannot be written: {error.strerror or error}{room}", remedy
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.look.tokens import ShownToken, TokenReader
 from data_pipeline.prepared.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
 from data_pipeline.prepared.integrity import check_sizes
+from data_pipeline.prompt.library_errors import tokenizers_errors
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 
@@ -74,7 +75,9 @@ class Inspection:
         if not len(self.data):
             remedy = _HOW_A_SPLIT_IS_FILLED.get(split, "run `ochat prepare` again")
             raise UserError(prepared_dir, f"split `{split}` is empty", remedy)
-        self._tokenizer = Tokenizer.from_file(str(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"))
+        tokenizer_file = prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"
+        with tokenizers_errors(tokenizer_file):
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._read = TokenReader(self._tokenizer, TEMPLATES.get(manifest.template))
 
     @property

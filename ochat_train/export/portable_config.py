@@ -1,7 +1,7 @@
 """config.json that transformers 4 and 5 read as the same model.
 
 Version 5 keeps rotary settings in `rope_parameters`. Version 4 looks for them at the top level and takes its defaults
-where they are missing, without a word; so do programs that were written for it (engines, GGUF converters). An export
+where they are missing, silently; so do programs that were written for it (engines, GGUF converters). An export
 has both forms, and version 5 must read the same values with and without the older one.
 """
 
@@ -18,7 +18,7 @@ _OTHER_NAMES = {
     "gpt_neox_japanese": ("rotary_emb_base", "rotary_pct"),
 }
 _USUAL_NAMES = ("rope_theta", "partial_rotary_factor")
-_OUTSIDE = ("rope_theta", "partial_rotary_factor")  # what version 4 does not look for inside of `rope_scaling`
+_OUTSIDE = ("rope_theta", "partial_rotary_factor")  # what version 4 does not look for inside `rope_scaling`
 _LONGROPE_FIELDS = ("short_factor", "long_factor")  # version 4 refuses a `rope_scaling` with others
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"  # rotary settings by kind of layer
 
@@ -86,7 +86,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     import transformers
 
     try:
-        values: dict[str, Any] = transformers.AutoConfig.from_pretrained(folder).to_dict()
+        values: dict[str, Any] = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception:  # whatever a model's own checks raise
         return None
     found: dict[str, Any] = _comparable(values)

@@ -57,7 +57,15 @@ def base_class(config: Any) -> Any:
 
 def backbone(causal_lm: Any) -> Any:
     """The language model without its head: from token ids to hidden states."""
-    return causal_lm.get_decoder() if is_wrapper(causal_lm.config) else causal_lm.base_model
+    if is_wrapper(causal_lm.config):
+        return causal_lm.get_decoder()
+    if causal_lm.base_model is not causal_lm:
+        return causal_lm.base_model
+    # a family that does not name it (Llama 4): the one model inside
+    inner = [child for child in causal_lm.children() if hasattr(child, "config")]
+    if len(inner) != 1:
+        raise UserError("model", f"`{causal_lm.config.model_type}` does not have one inner model", "use another base")
+    return inner[0]
 
 
 def frozen_parameters(causal_lm: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:

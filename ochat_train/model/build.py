@@ -17,6 +17,7 @@ from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.base import prove_base
+from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, add_token_rows, set_untrained_rows
@@ -51,7 +52,8 @@ def build_model(
     config = load_base_config(settings, manifest.vocab_size)
     kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
-    causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
+    with explained(config, "cannot be built"):
+        causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
     check_head(causal_lm)
     num_rows = causal_lm.get_input_embeddings().weight.shape[0]
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)

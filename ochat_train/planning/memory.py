@@ -15,7 +15,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
-from ochat_train.model.config import head_dimension, model_dtype
+from ochat_train.model.base_class import text_config
+from ochat_train.model.config import layer_widths, model_dtype
 from ochat_train.model.loss import CHUNK_TOKENS
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import (
@@ -129,11 +130,9 @@ def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: 
     projection and the two MLP projections (`matmuls`); with `none` also both norms and the MLP's product. On Mistral
     shapes that is 92 and 136 KiB per token, as measured (docs/performance.md). Uncompiled layers keep about twice that.
     """
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    head_dim = head_dimension(config)
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    matmuls = 2 * (2 * hidden + 2 * heads * head_dim + 2 * key_heads * head_dim + 2 * intermediate)
+    config, widths = text_config(config), layer_widths(config)
+    hidden, intermediate = config.hidden_size, widths.intermediate
+    matmuls = 2 * (2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate)
     none = matmuls + 2 * (2 * hidden + intermediate)
     return ModelShape(
         num_parameters=num_parameters,

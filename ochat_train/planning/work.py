@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ochat_train.model.config import head_dimension
+from ochat_train.model.base_class import text_config
+from ochat_train.model.config import layer_widths
 
 # Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets. The first match counts.
 PEAK_FLOPS = {
@@ -36,7 +37,8 @@ class Work:
 
     The first term is 2 forward and 4 backward for each parameter of a matrix product (embeddings are looked up), the
     second is causal attention. Recomputed operations and padding do not count.
-    matmul_parameters: of linear modules. attention_width: heads times head dimension.
+    matmul_parameters: of linear modules. attention_width: heads times head dimension, the mean of that of queries and
+    that of values.
     """
 
     matmul_parameters: int
@@ -50,11 +52,11 @@ class Work:
 
 def work_of(causal_lm: Any) -> Work:
     """The work of a causal LM of `transformers`. To be called before DeepSpeed shards its parameters."""
-    config = causal_lm.config
+    config, widths = text_config(causal_lm.config), layer_widths(causal_lm.config)
     linears = [module for module in causal_lm.modules() if isinstance(module, torch.nn.Linear)]
     return Work(
         matmul_parameters=sum(module.weight.numel() for module in linears),
-        attention_width=config.num_attention_heads * head_dimension(config),
+        attention_width=(widths.query + widths.output) // 2,
         num_layers=config.num_hidden_layers,
     )
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
 from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
+from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
@@ -76,6 +78,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         data_check = start_data_check(recipe, manifest, ranks)
         on_main_rank(ranks, lambda: _check_and_lock(recipe, hooks, run_lock))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
+        recipe = with_plan(recipe, on_main_rank(ranks, partial(plan_to_take, recipe, resume)))
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
             push = BackgroundPush(recipe) if ranks.is_main else None

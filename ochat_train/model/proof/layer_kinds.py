@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ochat_train.model.base_class import backbone, text_config
 from ochat_train.model.structure import decoder_layers
 
 Kind = tuple[Any, ...]
@@ -23,15 +24,15 @@ _IGNORED = re.compile(r"layer_?idx|layer_?id|layer_?number|training|^_|name")
 def layer_kinds(causal_lm: Any) -> list[Kind]:
     """The kind of each decoder layer, in order. causal_lm: of `transformers`, may be on the meta device."""
     layers = decoder_layers(causal_lm)
-    per_layer = _per_layer_values(causal_lm.config, len(layers))
+    per_layer = _per_layer_values(text_config(causal_lm.config), len(layers))
     return [(_kind(layer), *values) for layer, values in zip(layers, per_layer, strict=True)]
 
 
 def outer_kind(causal_lm: Any) -> Kind:
-    """The same of what is outside of the layers, such as embedding, rotary embedding and head."""
+    """The same of what is outside of the layers, such as embedding and rotary embedding."""
     layers = decoder_layers(causal_lm)
     inside = {id(module) for layer in layers for module in layer.modules()}
-    found = [(name, m) for name, m in causal_lm.named_modules() if id(m) not in inside and m is not layers]
+    found = [(name, m) for name, m in backbone(causal_lm).named_modules() if id(m) not in inside and m is not layers]
     rotary = [tuple(buffer.shape) for name, m in found for buffer in m.buffers(recurse=False) if buffer.ndim == 1]
     return (*(_module_kind(name, module) for name, module in found), tuple(rotary))
 

@@ -13,7 +13,6 @@ import torch
 from ochat_train.model.loss import LossSums, TokenScores
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.packs import CHANGED, Conversations, packed, places
-from ochat_train.model.structure import backbone
 
 _NOISE = 1e-2  # of a usual gradient: below that, a gradient is rounding of zeros that cancel
 

@@ -25,6 +25,7 @@ from data_pipeline.errors import UserError
 from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
+from ochat_train.model.base_class import new_model, text_config
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.errors import REMEDY, explained
@@ -110,25 +111,21 @@ class _Trial:
 
     def __init__(self, config: Any, *, device: torch.device, seed: int, ways: Sequence[str]) -> None:
         self._config, self._device, self._seed, self._ways = config, device, seed, ways
-        vocab_size = config.get_text_config().vocab_size
+        vocab_size = text_config(config).vocab_size
         self._conversations = random_conversations(vocab_size, seed=seed)
         self._changed = self._conversations.with_changed_token(vocab_size)
         for gain in GAINS:
             self._gain = gain
-            causal_lm = self._causal_lm("eager")
+            causal_lm = self._causal_lm("eager").eval()  # as people run it; without noise, training computes the same
             self.reference = alone(causal_lm, self._conversations, device)
             if all(bool(torch.isfinite(hidden).all()) for hidden in self.reference.hidden):
                 break
         self.has_experts = any("expert" in name for name, _ in causal_lm.named_modules())
 
     def _causal_lm(self, attention: str) -> Any:
-        import transformers
-
         config = type(self._config).from_dict(self._config.to_dict())  # `transformers` writes into it
         torch.manual_seed(self._seed)  # some vectors keep what `transformers` draws
-        causal_lm = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention
-        )
+        causal_lm = new_model(config, dtype=torch.float32, attn_implementation=attention)
         set_random_weights(causal_lm, gain=self._gain, seed=self._seed)
         return causal_lm.to(self._device).train()
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.model.base_class import new_model, text_config
 from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, shortest_prefix
 
 LENGTHS = (19, 29, 13)
@@ -24,7 +25,7 @@ LENGTHS = (19, 29, 13)
 MOST_PARAMETERS = 300_000_000
 _FEW_PARAMETERS = 1_000_000  # small enough: its sizes stay
 _FEW_LAYERS = 8
-_RUNNABLE_PARAMETERS = 40_000_000  # a change of a larger model is only built, not run
+_RUNNABLE_PARAMETERS = 150_000_000  # a change of a larger model is only built, not run
 _WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 16, 64  # tokens
 _VOCAB, _EXPERTS, _TOP_K = 96, 8, 2
 _SIZES = (64, 128, 256)
@@ -57,13 +58,11 @@ class SmallBase:
 
     def model_in_training(self) -> Any:
         """The model on the CPU with the noise that the whole base has in training."""
-        import transformers
-
         values = self.config.to_dict()
         for path, value in self.noise.items():
             _set(values, path, value)
         config = type(self.config).from_dict(values)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return new_model(config, dtype=torch.float32)
 
 
 def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
@@ -111,10 +110,8 @@ class _Draft:
 
 def _measured(draft: _Draft) -> _Draft:
     """The draft with what its model has. Raises whatever `transformers` raises."""
-    import transformers
-
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(draft.config(), dtype=torch.float32)
+        model = new_model(draft.config(), dtype=torch.float32)
     count = sum(parameter.numel() for parameter in model.parameters())
     return replace(draft, kinds=(outer_kind(model), tuple(layer_kinds(model))), parameters=count)
 
@@ -146,10 +143,8 @@ def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 @torch.no_grad()
 def _run_alone(config: Any) -> None:
     """Run the model of a config once on the CPU, all weights zero: does every shape fit?"""
-    import transformers
-
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model = new_model(config, dtype=torch.float32, attn_implementation="eager").eval()
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.zero_()
@@ -167,7 +162,9 @@ def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
     for kept in choices:
         if len(kept) >= len(kinds):
             continue
-        for change in _with_layers(draft.values, kept, len(kinds), config.attribute_map.get("num_hidden_layers")):
+        for change in _with_layers(
+            draft.values, kept, len(kinds), text_config(config).attribute_map.get("num_hidden_layers")
+        ):
             if (found := _tried(draft, [change])) is not None:
                 return found
     return draft
@@ -257,13 +254,14 @@ def _vocabulary(draft: _Draft) -> _Draft:
 
 def _named_head_dimension(draft: _Draft) -> _Draft:
     """The head dimension by its name, where the config can have one, so that other sizes do not decide it."""
-    if draft.parameters <= _FEW_PARAMETERS or draft.values.get("head_dim") is not None:
+    config = text_config(draft.config())
+    if draft.parameters <= _FEW_PARAMETERS or getattr(config, "head_dim", None) is not None:
         return draft
-    config = draft.config()
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if not (_is_int(hidden) and _is_int(heads) and heads):
         return draft
-    return _tried(draft, [{("head_dim",): hidden // heads}]) or draft  # type: ignore[operator]
+    path = ("text_config", "head_dim") if "text_config" in draft.values else ("head_dim",)
+    return _tried(draft, [{path: hidden // heads}]) or draft  # type: ignore[operator]
 
 
 def _scaled(draft: _Draft) -> _Draft:

@@ -8,8 +8,10 @@ headers and no values, and its own report is what counts.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from ochat_train.model.base_class import base_class
 from ochat_train.model.weights.files import Headers, stored_name
 
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What a wrapper around a model puts before the names, when its weights are saved in place of the model's.
+# What a wrapper around a model puts before the names, when its weights are saved instead of the model's.
 _WRAPPERS = ("module.", "_orig_mod.", "model.module.", "base_model.model.", "causal_lm.", "_fsdp_wrapped_module.")
 _BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$"  # old files hold them; `transformers` computes them
 
@@ -49,7 +51,7 @@ class WeightReport:
 
 
 def compare_weights(config: Any, headers: Headers) -> WeightReport:
-    """Load headers in place of weights. config: the `transformers` config of the base."""
+    """Load headers instead of weights. config: the `transformers` config of the base."""
     model_class = base_class(config)
     with torch.device("meta"):
         empty = model_class(copy.deepcopy(config))
@@ -61,7 +63,10 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
     try:
         info = _loaded_without_values(model_class, config, headers)
     except Exception as error:  # joining tensors of shapes that do not fit raises whatever torch raises
-        return WeightReport(quantised=quantised, ignored=ignored, tied=tied, failure=_text(error))
+        gaps = _gaps(headers)
+        return WeightReport(
+            missing=gaps, quantised=quantised, ignored=ignored, tied=tied, failure=None if gaps else _text(error)
+        )
     missing = set(info["missing_keys"])
     twice = [(copied, original) for copied, original in tied.items() if not missing & {copied, original}]
     stored = [(stored_name(copied, headers), stored_name(original, headers)) for copied, original in twice]
@@ -70,6 +75,8 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
             missing -= {copied, original}  # one is there, and is both
         else:
             missing.discard(copied)  # both missing: say it once
+    if not missing and info["mismatched_keys"]:
+        missing = set(_gaps(headers))  # of an expert that is missing, only the shape of all experts tells
     return WeightReport(
         missing=sorted(missing),
         unexpected=sorted(info["unexpected_keys"]),
@@ -85,7 +92,7 @@ def _loaded_without_values(model_class: Any, config: Any, headers: Headers) -> d
     """The report of `from_pretrained` on tensors without values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with _one_thread(), FakeTensorMode(allow_non_fake_inputs=True):
+    with _quiet(), _one_thread(), FakeTensorMode(allow_non_fake_inputs=True):
         tensors = {
             name: torch.empty(found.shape, dtype=_FLOATING.get(found.dtype, torch.float32))
             for name, found in headers.items()
@@ -96,6 +103,7 @@ def _loaded_without_values(model_class: Any, config: Any, headers: Headers) -> d
             state_dict=tensors,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     found: dict[str, Any] = info
     return found
@@ -121,14 +129,46 @@ def _one_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
-        else:
+        del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+        if before is not None:
             os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What is found here is said once, by this file; the libraries would print a table and tracebacks."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _gaps(headers: Headers) -> list[str]:
+    """Names that are missing from a row of numbered neighbours: expert 2 has no tensor that experts 1 and 3 have."""
+    numbers: dict[str, dict[str, set[int]]] = {}
+    for name in headers:
+        parts = name.split(".")
+        places = [place for place, part in enumerate(parts) if part.isdecimal()]
+        if len(places) > 1:  # a layer's number, and that of a part of the layer
+            start, end = ".".join(parts[: places[-1]]), ".".join(parts[places[-1] + 1 :])
+            numbers.setdefault(start, {}).setdefault(end, set()).add(int(parts[places[-1]]))
+    return sorted(
+        f"{start}.{number}.{end}"
+        for start, ends in numbers.items()
+        for end, there in ends.items()
+        for number in set().union(*ends.values()) - there
+    )
+
+
 def _ignored(model: Any, headers: Headers) -> list[str]:
-    """Names that `transformers` leaves out without a word."""
+    """Names that `transformers` leaves out silently."""
     patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), _BUFFERS]
     expression = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
     known = model.state_dict().keys()
@@ -182,7 +222,7 @@ def _differences(report: WeightReport, config: Any, place: str) -> Iterator[Prob
         problem = f"its files hold {len(report.unexpected)} tensors that the model does not have: "
         remedy = _ANOTHER
         if prefix:
-            remedy = f"take `{prefix}` out of the names: the weights of a wrapper were saved in place of the model's"
+            remedy = f"take `{prefix}` out of the names: the weights of a wrapper were saved instead of the model's"
         yield Problem(place=place, problem=problem + some_names(report.unexpected), remedy=remedy)
     yield from _wrong_shapes(report, config, place)
 
