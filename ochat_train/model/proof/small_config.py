@@ -156,6 +156,7 @@ def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
     kinds = draft.kinds[1]
     prefix = shortest_prefix(kinds)
     first = sorted({kind: number for number, kind in reversed(list(enumerate(kinds)))}.values())
+    own_name = text_config(config).attribute_map.get("num_hidden_layers")
     choices = [list(range(length)) for length in (max(prefix, 2), prefix + 1, 2 * prefix)]
     if prefix > _FEW_LAYERS:
         choices.insert(0, first)
