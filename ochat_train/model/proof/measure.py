@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ochat_train.model.base_class import backbone
 from ochat_train.model.loss import LossSums, TokenScores
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.packs import CHANGED, Conversations, packed, places

@@ -163,9 +163,7 @@ def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
     for kept in choices:
         if len(kept) >= len(kinds):
             continue
-        for change in _with_layers(
-            draft.values, kept, len(kinds), text_config(config).attribute_map.get("num_hidden_layers")
-        ):
+        for change in _with_layers(draft.values, kept, len(kinds), own_name):
             if (found := _tried(draft, [change])) is not None:
                 return found
     return draft
