@@ -12,6 +12,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.export.layout import EXPORT_MARK
+from ochat_train.model.base_class import load_exported
 from ochat_train.system.library_output import quiet_libraries
 
 Messages = Sequence[dict[str, str]]
@@ -19,13 +20,12 @@ Messages = Sequence[dict[str, str]]
 
 def load_generator(folder: Path) -> Generator:
     """An exported model, ready to answer, on a GPU if there is one. Raises UserError for a folder without a model."""
-    import transformers
 
     if not (folder / "config.json").is_file():
         raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
+    model = load_exported(folder).to(device)
     return Generator(model, folder)
 
 
