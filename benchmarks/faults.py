@@ -23,6 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.folder_faults import folder_taken_away, full_disk  # noqa: E402
 from benchmarks.prepared_faults import prepared_faults  # noqa: E402
 from ochat_train.checkpoint.state import list_checkpoints  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
@@ -199,6 +200,22 @@ def prepared(folder: Path, options: Any) -> dict[str, Any]:
     return row("prepared data changed", found["held"], found["of"], "exit code 2, file named", found["control"])
 
 
+def run_folder(folder: Path, options: Any) -> dict[str, Any]:
+    """The run folder, or its lock, is taken away between two checkpoints."""
+    recipe = small_recipe(folder, options, train__max_steps=8, checkpoint__save_every_steps=3)
+    found = folder_taken_away(recipe, num_ranks=options.num_ranks, steps=(2, 5, 8))
+    return row(
+        "run folder or its lock taken away", found["held"], found["of"], "exit code 2, then equal", found["control"]
+    )
+
+
+def disk(folder: Path, options: Any) -> dict[str, Any]:
+    """There is no room for the next line of metrics.jsonl, between two checkpoints."""
+    recipe = small_recipe(folder, options, train__max_steps=8, checkpoint__save_every_steps=3)
+    found = full_disk(recipe, num_ranks=options.num_ranks, steps=(1, 2, 4, 5, 7))
+    return row("no room for a line of metrics", found["held"], found["of"], "exit code 2, then equal", found["control"])
+
+
 def row(fault: str, held: int, of: int, what: str, control: str) -> dict[str, Any]:
     """One line of the table."""
     return {"fault": fault, "held": int(held), "of": of, "what": what, "control": control}
@@ -211,6 +228,8 @@ PARTS = {
     "rows": rows,
     "latest": latest,
     "prepared": prepared,
+    "run_folder": run_folder,
+    "disk": disk,
 }
 
 

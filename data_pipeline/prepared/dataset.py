@@ -25,6 +25,7 @@ from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import FileHash
 from data_pipeline.files import write_text
+from data_pipeline.json_files import typed
 from data_pipeline.ledger import Ledger
 
 FORMAT_VERSION = 2
@@ -134,7 +135,7 @@ class Manifest:
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         return Manifest.from_json(content, where=str(path))
 
@@ -148,14 +149,8 @@ class Manifest:
                 is_sealed = content.get("files") or content.get("digest")
                 if is_sealed and content["digest"] != manifest_digest(content):
                     raise DamagedDataError(where, "has changed since it was written (its digest does not fit)", remedy)
-                typed = {
-                    "classes": [ClassRow(**row) for row in content["classes"]],
-                    "splits": {name: SplitCounts(**counts) for name, counts in content["splits"].items()},
-                    "ledger": Ledger(**content["ledger"]),
-                    "files": {name: FileHash(**file) for name, file in content.get("files", {}).items()},
-                }
-                return Manifest(**{**content, **typed})
-        except (AttributeError, KeyError, TypeError):
+                return typed(Manifest, content)
+        except (AttributeError, KeyError, TypeError, ValueError):
             pass
         raise UserError(where, "was prepared by another version of ochat-train, or is damaged", remedy)
 

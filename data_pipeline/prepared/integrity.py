@@ -61,7 +61,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
     """
     if not manifest.files:
         return
-    found = files_of(folder)
+    found = _found(folder, manifest)
     for name, expected in manifest.files.items():
         if name not in found:
             raise DamagedDataError(folder / name, "is missing from the prepared dataset", REMEDY)
@@ -70,8 +70,14 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
             raise DamagedDataError(
                 found[name], f"has {size:,} bytes, but {expected.size:,} bytes were written by `ochat prepare`", REMEDY
             )
-    for name in found.keys() - manifest.files.keys():
+    for name in sorted(found.keys() - manifest.files.keys()):
         raise DamagedDataError(found[name], "does not belong to the prepared dataset", "move it to another folder")
+
+
+def _found(folder: Path, manifest: Manifest) -> dict[str, Path]:
+    """Every file, also those that the manifest names in a folder that is a link to another disk."""
+    named = {name: folder / name for name in manifest.files if (folder / name).is_file()}
+    return files_of(folder) | named
 
 
 def check_tokenizer_copy(folder: Path, manifest: Manifest) -> None:
@@ -97,7 +103,7 @@ def verify(
     read_all, progress: as in `hash_files`. Raises DamagedDataError with the name of the first file that differs.
     """
     check_sizes(folder, manifest)
-    files = files_of(folder)
+    files = _found(folder, manifest)
     try:
         hashed = hash_files(list(files.values()), group=folder, read_all=read_all, progress=progress)
     except OSError as error:

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.files import write_text
+from data_pipeline.json_files import read_text
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE, chat_template
+from data_pipeline.prompt.library_errors import tokenizers_errors
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
@@ -82,6 +84,15 @@ def render_chat_template(text: str, messages: Sequence[dict[str, str]], **variab
     return str(environment.from_string(text).render(messages=list(messages), **variables))
 
 
+def render_stored_template(path: Path, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+    """Render the chat template of a folder. Raises UserError where it cannot be read, or fails."""
+    text = read_text(path)
+    try:
+        return render_chat_template(text, messages, **variables)
+    except Exception as error:  # a template is a program: whatever it does wrong
+        raise UserError(path, f"the chat template fails: {type(error).__name__}: {error}", "restore it") from None
+
+
 def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
     """Raise UserError unless the chat template's ids are those of training, on texts that are known to be difficult."""
     tokenizer = TemplateTokenizer(spec)
@@ -98,7 +109,8 @@ def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
         tokens = tokenizer.tokenize([render(tagged, template, bos_token=spec.bos_token)])[0]
         roles = [("system", content), ("user", content), ("assistant", content)]
         prompt = render_chat_template(text, [{"role": role, "content": value} for role, value in roles])
-        ids = whole.encode(prompt, add_special_tokens=False).ids
+        with tokenizers_errors("model.tokenizer"):
+            ids = whole.encode(prompt, add_special_tokens=False).ids
         if isinstance(tokens, RowError) or tokens.input_ids.tolist() != ids:
             raise UserError(
                 "model.tokenizer",

@@ -6,20 +6,18 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from data_pipeline.conversation import ControlToken, Segment, Text, TokenizedConversation
-from data_pipeline.errors import RowError, UserError
+from data_pipeline.errors import RowError
+from data_pipeline.prompt.library_errors import tokenizers_errors
 from data_pipeline.prompt.safe_cuts import SafeCuts, UnknownTokenizerError
-from data_pipeline.prompt.templates import Template
-from data_pipeline.text_rules import RESERVED_CHARACTER
 
 PIECE_CHARACTERS = 1 << 16  # of a long text that is tokenized at once
 _PIECES_AT_ONCE = 8
@@ -60,52 +58,6 @@ class TokenizerSpec:
         return hashlib.sha256(f"{self.backend}\0{tokens}".encode()).hexdigest()
 
 
-def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> TokenizerSpec:
-    """Read a tokenizer and make it ready for a template."""
-    config: dict[str, Any] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        if file in files:
-            config.update(json.loads(files[file].read_text(encoding="utf-8")))
-    description = json.loads(files["tokenizer.json"].read_text(encoding="utf-8"))
-    for key in ("truncation", "padding"):  # a length limit saved with the tokenizer would cut text silently
-        description[key] = None
-    _remove_reserved_character(description)
-    for token in description["added_tokens"]:
-        if token["special"]:  # looked for before the text is normalized, which removes U+FDD0
-            token["normalized"] = False
-    tokenizer = Tokenizer.from_str(json.dumps(description))
-    added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False, single_word=False) for token in template.control_tokens]
-    )
-    bos_token = _token_text(config.get("bos_token"))
-    if bos_token is not None and tokenizer.token_to_id(bos_token) is None:
-        raise UserError("model", f"{files['tokenizer.json']}: bos_token `{bos_token}` is not in the vocabulary")
-    if bos_token in template.control_tokens:
-        bos_token = None  # chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
-    return TokenizerSpec(
-        backend=tokenizer.to_str(),
-        bos_token=bos_token,
-        pad_token=_token_text(config.get("pad_token")),
-        unk_token=_token_text(config.get("unk_token")),
-        added_control_tokens=added,
-    )
-
-
-def _token_text(value: Any) -> str | None:
-    text = value["content"] if isinstance(value, dict) else value
-    return None if text is None else str(text)
-
-
-def _remove_reserved_character(description: dict[str, Any]) -> None:
-    """Let the normalizer delete U+FDD0, which the chat template puts into control strings that a person typed."""
-    remove = {"type": "Replace", "pattern": {"String": RESERVED_CHARACTER}, "content": ""}
-    old = description.get("normalizer")
-    rest = [] if old is None else old["normalizers"] if old["type"] == "Sequence" else [old]
-    if remove not in rest:
-        description["normalizer"] = {"type": "Sequence", "normalizers": [remove, *rest]}
-
-
 class TemplateTokenizer:
     """Turns rendered conversations into ids and weights with the tokenizer of a `TokenizerSpec`.
 
@@ -125,7 +77,11 @@ class TemplateTokenizer:
 
     def num_text_tokens(self, text: str) -> int:
         """How many ids a plain text has."""
-        return len(self._text.encode(text, add_special_tokens=False).ids)
+        return len(self._encode(text).ids)
+
+    def _encode(self, text: str) -> Any:
+        with tokenizers_errors("model.tokenizer"):
+            return self._text.encode(text, add_special_tokens=False)
 
     def control_id(self, token: str) -> int:
         """The id of a control token."""
@@ -146,7 +102,8 @@ class TemplateTokenizer:
             for segment in segments
             if isinstance(segment, Text) and not self._is_cut(segment)
         ]
-        encodings = iter(self._text.encode_batch_fast(texts, add_special_tokens=False))
+        with tokenizers_errors("model.tokenizer"):
+            encodings = iter(self._text.encode_batch_fast(texts, add_special_tokens=False))
         return [self._assemble(segments, encodings) for segments in conversations]
 
     def _is_cut(self, segment: Text) -> bool:
@@ -177,9 +134,11 @@ class TemplateTokenizer:
 
     def _ids_of_pieces(self, segment: Text) -> array[int]:
         pieces = self._pieces(segment)
-        ids = array("i", self._text.encode(next(pieces), add_special_tokens=False).ids)
+        ids = array("i", self._encode(next(pieces)).ids)
         while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
-            for encoding in self._rest.encode_batch_fast(some, add_special_tokens=False):
+            with tokenizers_errors("model.tokenizer"):
+                encodings = self._rest.encode_batch_fast(some, add_special_tokens=False)
+            for encoding in encodings:
                 ids.extend(encoding.ids)
         return ids
 
@@ -215,14 +174,13 @@ class TemplateTokenizer:
             return len(text_ids)
         prefix_ids = self._prefix_ids.get(segment.prefix)
         if prefix_ids is None:
-            found = self._text.encode(segment.prefix, add_special_tokens=False).ids if segment.prefix else []
-            prefix_ids = array("i", found)
+            prefix_ids = array("i", self._encode(segment.prefix).ids if segment.prefix else [])
             self._prefix_ids[segment.prefix] = prefix_ids
         if text_ids[: len(prefix_ids)] == prefix_ids:
             return len(prefix_ids)
         # White space at the start of the content joined the prefix's last token: count by character offsets.
         text = next(self._pieces(segment)) if self._is_cut(segment) else segment.prefix + segment.content
-        offsets = self._text.encode(text, add_special_tokens=False).offsets
+        offsets = self._encode(text).offsets
         return sum(start < len(segment.prefix) for start, _ in offsets)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.section import chosen_values, is_section
 from ochat_train.checkpoint.basis import RunBasis, config_entries, flat_values
+from ochat_train.checkpoint.earlier_plan import plan_of
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.recipe.sections import Recipe
 
@@ -70,7 +71,7 @@ def changes_since(
     if manifest.data_rows and basis.rows and manifest.data_fingerprint == data_fingerprint:
         then["rows of the prepared data"] = manifest.data_rows[:12]
         now["rows of the prepared data"] = basis.rows[:12]
-    then |= decisive_settings(manifest.recipe)
+    then |= decisive_settings(manifest.recipe) | {"train.plan": plan_of(manifest.recipe)}
     now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
     return _changes(then, now) + config_changes(manifest.base_config, basis.config)
 

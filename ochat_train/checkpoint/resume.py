@@ -254,6 +254,10 @@ def _refuse_offload(folder: Path, changes: list[Change]) -> None:
 def _differences(manifest: CheckpointManifest, basis: RunBasis) -> list[str]:
     """What to say of differences that a run may have."""
     messages = [text] if (text := other_versions(manifest, basis)) is not None else []
+    if basis.config and not manifest.base_config:
+        messages.append(
+            "warning: neither the checkpoint nor its run folder holds the base's config; it is not compared"
+        )
     if manifest.base_weights and basis.base_weights and manifest.base_weights != basis.base_weights:
         messages.append(
             "the files of the base's weights have another size or date than at the checkpoint; they are not used: "

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
+from data_pipeline.json_files import typed
 from ochat_train.system import durable
 
 MANIFEST = "MANIFEST.json"
@@ -101,9 +102,10 @@ class CheckpointManifest:
                 _check_own_hash(content.decode("utf-8"), fields.pop("sha256"))
             elif (folder / MANIFEST_HASH).read_bytes() != _hash_line(content):
                 raise ValueError(f"it does not match {MANIFEST_HASH}: one of them has changed since it was written")
-            return cls(**{**fields, "progress": Progress(**fields["progress"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(folder, f"no readable {MANIFEST} ({error})", "choose another checkpoint") from None
+            return typed(cls, fields)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            reason = "; ".join(str(error).splitlines()[:3])  # pydantic's have many lines
+            raise UserError(folder, f"no readable {MANIFEST} ({reason})", "choose another checkpoint") from None
 
 
 def _hash_line(content: bytes) -> bytes:

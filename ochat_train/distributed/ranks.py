@@ -90,7 +90,7 @@ def as_user_error(error: UserError | OSError) -> UserError:
     if isinstance(error, UserError):
         return error
     if is_out_of_room(error):
-        return cannot_write(error.filename or "a file of this run", error)
+        return cannot_write(error.filename, error)
     if error.filename is not None and error.strerror:
         return UserError(str(error.filename), error.strerror)
     return UserError(type(error).__name__, str(error))

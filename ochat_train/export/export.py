@@ -15,7 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prepared.integrity import check_tokenizer_copy
-from data_pipeline.prompt.chat_folder import render_chat_template
+from data_pipeline.prompt.chat_folder import render_stored_template
 from data_pipeline.text_rules import quoted
 from ochat_train.checkpoint.basis import config_values
 from ochat_train.checkpoint.changes import config_changes, listed
@@ -40,6 +40,7 @@ from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.runs.processor import processor_files
 from ochat_train.system.library_output import quiet_libraries
+from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
 from ochat_train.system.versions import library_versions
 
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
@@ -165,20 +166,26 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     import transformers
 
     state = load_trained_weights(checkpoint)
-    config = transformers.AutoConfig.from_pretrained(run.path / MODEL_CONFIG_FOLDER)
+    folder = run.path / MODEL_CONFIG_FOLDER
+    config = load_config(folder, revision=None, place=str(folder))
     changes = config_changes(CheckpointManifest.load(checkpoint).base_config, config_values(config))
     if changes:
         problem = f"is not the configuration that was trained: {listed(changes)}"
-        raise UserError(run.path / MODEL_CONFIG_FOLDER / "config.json", problem, "change it back")
+        raise UserError(folder / "config.json", problem, "change it back")
     model_class = base_class(config)
     # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)
     model, found = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=next(iter(state.values())).dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=state,
+        dtype=next(iter(state.values())).dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):
         problem = f"does not hold the weights of this model: {', '.join(wrong[:3])}"
         raise UserError(checkpoint, problem, "export with the version of `transformers` that trained it")
-    tokenizer = _tokenizer(run.path / TOKENIZER_FOLDER)
+    tokenizer = load_tokenizer(run.path / TOKENIZER_FOLDER)
     generation = transformers.GenerationConfig.from_model_config(config)
     generation.eos_token_id = tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id
@@ -189,12 +196,6 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
         part.bos_token_id = tokenizer.bos_token_id
         part.pad_token_id = tokenizer.pad_token_id
     return model.eval()
-
-
-def _tokenizer(folder: Path) -> Any:
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
@@ -234,13 +235,13 @@ def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
     wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
     if wrong:
         raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
-    tokenizer, reference = _tokenizer(folder), _tokenizer(run.path / TOKENIZER_FOLDER)
-    template = (run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer, reference = load_tokenizer(folder), load_tokenizer(run.path / TOKENIZER_FOLDER)
+    template = run.path / TOKENIZER_FOLDER / "chat_template.jinja"
     messages = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
     for condition in {row.condition for row in run.prepared.classes}:
         variables = {"condition": condition, "add_generation_prompt": True}
-        prompt = render_chat_template(template, messages, **variables)
-        ids = tokenizer.apply_chat_template(messages, return_dict=False, **variables)
+        prompt = render_stored_template(template, messages, **variables)
+        ids = prompt_ids(tokenizer, messages, **variables)
         if ids != reference.backend_tokenizer.encode(prompt, add_special_tokens=False).ids:
             raise UserError(
                 folder,

@@ -88,7 +88,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     import transformers
 
     try:
-        values: dict[str, Any] = transformers.AutoConfig.from_pretrained(folder).to_dict()
+        values: dict[str, Any] = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception:  # whatever a model's own checks raise
         return None
     found: dict[str, Any] = _comparable(values)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.json_files import read_json_object
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
+from data_pipeline.text_rules import shown
 from ochat_train.model.families import Family, family_by_name, family_of
 
+T = TypeVar("T")
 CONFIG_FILE = "config.json"
 _USUAL_TEMPLATE = "chatml"
 _WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")  # the last two as in GPT-2 and MPT
@@ -56,15 +59,10 @@ class Base:
 def find_base(name: str) -> Base:
     """Look for a base in a folder or in the Hub cache. Raises UserError for neither a folder nor a Hub id."""
     files = _local_files(name)
-    config = {}
-    if CONFIG_FILE in files:
-        try:
-            config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"--base {name}", f"{CONFIG_FILE} is not JSON: {error}") from None
+    config = read_json_object(files[CONFIG_FILE]) if CONFIG_FILE in files else {}
     text = config.get("text_config")  # of a base with a vision part
     facts = {**config, **text} if isinstance(text, dict) else config
-    model_type, vocab_size = config.get("model_type"), facts.get("vocab_size")
+    model_type, vocab_size = _known(config, "model_type", str), _known(facts, "vocab_size", int)
     tokenizer_files = {file: path for file, path in files.items() if file in TOKENIZER_FILES}
     return Base(
         name=name,
@@ -72,19 +70,28 @@ def find_base(name: str) -> Base:
         model_type=model_type,
         vocab_size=vocab_size,
         hidden_size=next((facts[key] for key in _WIDTH_KEYS if isinstance(facts.get(key), int)), None),
-        max_positions=facts.get("max_position_embeddings"),
+        max_positions=_known(facts, "max_position_embeddings", int),
         tokenizer_files=tokenizer_files,
         special_tokens=_special_tokens(tokenizer_files.get("tokenizer.json")),
     )
+
+
+def _known(config: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    """A value of `config.json`, None where there is none. Raises UserError for one of another type, or not above 0."""
+    value = config.get(key)
+    is_good = isinstance(value, kind) and not isinstance(value, bool) and (not isinstance(value, int) or value > 0)
+    if value is None or is_good:
+        return value
+    raise UserError("--base", f"{CONFIG_FILE} is damaged: its {key} is {shown(value)}", "get the base again")
 
 
 def _special_tokens(file: Path | None) -> frozenset[str]:
     if file is None:
         return frozenset()
     try:
-        added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"]
+        added = read_json_object(file)["added_tokens"]
         return frozenset(token["content"] for token in added if token["special"])
-    except (ValueError, KeyError, TypeError):  # preparation names what is wrong with it
+    except (UserError, KeyError, TypeError):  # preparation names what is wrong with it
         return frozenset()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.look.raw import SourceLook, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import load_tokenizer_spec
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.settings import ClassSettings
 from ochat_train.init import sizes
 from ochat_train.init.base import Base
@@ -48,6 +48,7 @@ class Draft:
     max_length: Decision[int]
     pack_length: Decision[int]
     tokens_per_step: Decision[int]
+    plan: Decision[str]
     epochs: Decision[int]
     validation_ratio: Decision[float]
     learning_rate: Decision[str]
@@ -133,6 +134,7 @@ def make_draft(
         max_length=length,
         pack_length=pack,
         tokens_per_step=step,
+        plan=sizes.choose_plan(num_packs=step.value // pack.value, gpus=gpus),
         epochs=sizes.choose_epochs(num_rows) if epochs is None else Decision(value=epochs, reason="from --epochs"),
         validation_ratio=sizes.choose_validation_ratio(_num_prompts(sources)),
         learning_rate=_learning_rate(base),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.system.pretrained import load_config, reason_of
 
 
 def text_config(config: Any) -> Any:
@@ -62,11 +63,18 @@ def base_class(config: Any) -> Any:
 
 
 def load_exported(folder: Path) -> Any:
-    """An exported model with all of its parts, in the dtype of its files, on the CPU, in evaluation mode."""
-    import transformers
+    """An exported model with all of its parts, in the dtype of its files, on the CPU, in evaluation mode.
 
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model = auto_class(config).from_pretrained(folder, config=config, dtype="auto", trust_remote_code=False)
+    Raises UserError where it cannot be loaded.
+    """
+    config = load_config(folder, revision=None, place=str(folder))
+    try:
+        model = auto_class(config).from_pretrained(
+            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # any kind: damaged files, sizes that are not those of the configuration
+        problem = f"the model cannot be loaded: {type(error).__name__}: {reason_of(error)}"
+        raise UserError(folder, problem, "export the run again") from None
     return model.eval()
 
 

@@ -12,6 +12,7 @@ from ochat_train.model.base_class import is_tied, is_wrapper, new_model, other_p
 from ochat_train.model.loss import LogitTransform
 from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections import ModelSettings
+from ochat_train.system.pretrained import config_of_values, load_config, reason_of
 
 # Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families
 # whose code uses an entry in another way have a row of their own.
@@ -36,27 +37,29 @@ def model_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
 
 
+def check_precision(settings: ModelSettings, device: torch.device) -> None:
+    """Raise UserError for a GPU that does not compute in the dtype of the run."""
+    if device.type != "cuda" or model_dtype(settings, device) != torch.bfloat16:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise UserError(
+            f"GPU {device.index or 0}",
+            f"compute capability {major}.{minor}: no bfloat16",
+            "use an Ampere GPU or later, or model.precision: float32",
+        )
+
+
 def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
     """The `transformers` config of the base, which may come from the Hub. Raises UserError where it cannot be loaded.
 
     vocab_size: of the tokenizer, for a model from scratch whose `model.config` names none.
     """
-    import transformers
-
     if settings.config is not None:
-        values = dict(settings.config)
-        values.setdefault("vocab_size", vocab_size)
-        try:
-            return transformers.AutoConfig.for_model(**values)
-        except Exception as error:
-            raise UserError("model.config", f"{error}") from None
+        return config_of_values({"vocab_size": vocab_size, **settings.config}, place="model.config")
     refuse_adapter(settings)
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            settings.path, revision=settings.revision, trust_remote_code=False
-        )
-    except Exception as error:
-        raise UserError("model.path", f"{settings.path}: cannot be loaded: {error}") from None
+    assert settings.path is not None
+    return load_config(settings.path, revision=settings.revision, place="model.path")
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:
@@ -136,8 +139,14 @@ def _widths_of_one(config: Any) -> LayerWidths:
 
 def model_without_weights(config: Any) -> Any:
     """The causal LM of a `transformers` config on the meta device: it has shapes, but no values and no memory."""
-    with torch.device("meta"):
-        return new_model(config)
+    try:
+        with torch.device("meta"):
+            return new_model(config)
+    except UserError:
+        raise
+    except Exception as error:  # any kind: sizes that are zero or of a wrong type
+        problem = f"transformers cannot make a causal language model of its configuration: {reason_of(error)}"
+        raise UserError("model", problem, _REMEDY) from None
 
 
 def num_parameters(model: Any, vocab_size: int) -> int:

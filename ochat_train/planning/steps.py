@@ -20,6 +20,7 @@ def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:
         seed=recipe.seed,
         epochs=recipe.train.epochs,
         max_steps=recipe.train.max_steps,
+        kind=recipe.train.plan,
     )
 
 

@@ -13,8 +13,8 @@ from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.prepared.integrity import check_sizes
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import load_tokenizer_spec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from ochat_train.recipe.sections import Recipe
 
 

@@ -19,8 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from data_pipeline.errors import UserError
 from data_pipeline.files import explained_writes
+from data_pipeline.json_files import read_json, read_json_object, read_text, typed
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
@@ -31,6 +34,8 @@ RECIPE_FILE = "recipe.json"
 PREPARED_FILE = "prepared.json"
 BASE_FILE = "base.json"
 MODEL_CONFIG_FOLDER = "model_config"
+_COPY_MANIFEST = f"copy {MANIFEST} of the dataset that it was trained on over it"
+_REMEDY = "restore it, or run `ochat train` again, which writes it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +80,31 @@ def read_run_folder(path: Path) -> RunFolder:
     """Read a run folder. Raises UserError if the folder is not one."""
     if not (path / RECIPE_FILE).is_file():
         raise UserError(path, f"not a run folder ({RECIPE_FILE} is missing)", "name the recipe's `output_dir`")
-    recipe = Recipe.model_validate_json((path / RECIPE_FILE).read_text(encoding="utf-8"))
-    content = (path / PREPARED_FILE).read_text(encoding="utf-8")
     base = path / BASE_FILE
     return RunFolder(
         path=path,
-        recipe=recipe,
+        recipe=_read_recipe(path / RECIPE_FILE),
         prepared=Manifest.from_json(
-            json.loads(content),
+            read_json(path / PREPARED_FILE, remedy=_COPY_MANIFEST),
             where=str(path / PREPARED_FILE),
-            remedy=f"copy {MANIFEST} of the dataset that it was trained on over it",
+            remedy=_COPY_MANIFEST,
         ),
-        base_origin=BaseOrigin(**json.loads(base.read_text(encoding="utf-8"))) if base.is_file() else None,
+        base_origin=_read_base_origin(base) if base.is_file() else None,
     )
+
+
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate_json(read_text(path, remedy=_REMEDY))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        problem = f"is damaged, or of another version: {f'{place}: ' if place else ''}{first['msg']}"
+        raise UserError(path, problem, _REMEDY) from None
+
+
+def _read_base_origin(path: Path) -> BaseOrigin:
+    try:
+        return typed(BaseOrigin, read_json_object(path, remedy=_REMEDY))
+    except ValueError:
+        raise UserError(path, "is damaged: it does not say where the base came from", _REMEDY) from None

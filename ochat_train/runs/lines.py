@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_pipeline.json_files import typed
 from ochat_train.system.messages import print_message
 
 T = TypeVar("T")
@@ -72,8 +74,10 @@ def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[
     results, unreadable = [], []
     for row in rows_of(path):
         try:
-            results.append(from_json(row))
-        except (KeyError, TypeError, AttributeError):
+            result = from_json(row)
+            typed(type(result), asdict(result))  # type: ignore[call-overload]
+            results.append(result)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
             unreadable.append(row["step"])
     if unreadable:
         steps = _first_numbers(unreadable)
@@ -112,7 +116,7 @@ def _first_numbers(numbers: Sequence[int]) -> str:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

@@ -80,7 +80,7 @@ def start_data_check(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> DataCh
 
 def _checks_for_its_host(prepared_dir: Path, ranks: Ranks) -> bool:
     """Whether this is the first rank that sees these files on this host. Containers of one host may see others."""
-    status = (prepared_dir / MANIFEST).stat()
+    status = on_every_rank(ranks, (prepared_dir / MANIFEST).stat)
     seen: list[tuple[str, int, int]] = [("", 0, 0)] * ranks.num_ranks
     torch.distributed.all_gather_object(seen, (socket.gethostname(), status.st_dev, status.st_ino))
     return seen.index(seen[ranks.rank]) == ranks.rank

@@ -15,8 +15,9 @@ from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest, Split, manifest_digest
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.read.sources import ChunkSizes
 from data_pipeline.settings import DataSettings
 

@@ -54,7 +54,7 @@ def _sentencepiece(*steps: Any, pre_tokenizer: Any = None) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([*steps]) if steps else None
     tokenizer.pre_tokenizer = pre_tokenizer
     description = json.loads(_trained(tokenizer).to_str())
-    vocab = description["model"]["vocab"]  # bytes that stand for characters without a token of their own
+    vocab = description["model"]["vocab"]  # bytes that stand for characters without their own token
     vocab.update({f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)})
     return Tokenizer.from_str(json.dumps(description))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ochat_train.system import exits
 from tests.support.data import edit_manifest
 from tests.support.processes import run_jobs
 
@@ -113,7 +114,11 @@ def train_on_copies(recipe: Path, folder: Path, faults: Mapping[str, Fault]) -> 
         shutil.copytree(recipe.parent, place)
         fault(place / "prepared")
         jobs.append({"command": ["train", recipe.name], "folders": [str(place)]})
-    [output], _ = run_jobs(*jobs, num_ranks=1)
-    parts = re.split(r"^exit code (\d+)$", output, flags=re.MULTILINE)
-    assert len(parts) == 2 * len(faults) + 1, output[-4000:]
-    return {name: (int(parts[2 * n + 1]), parts[2 * n]) for n, name in enumerate(faults)}
+    said: list[tuple[int, str]] = []
+    while len(said) < len(jobs):
+        [output], _ = run_jobs(*jobs[len(said) :], num_ranks=1)
+        *parts, rest = re.split(r"^exit code (\d+)$", output, flags=re.MULTILINE)
+        said += [(int(code), text) for text, code in zip(parts[::2], parts[1::2], strict=True)]
+        if len(said) < len(jobs):  # a traceback ended the process
+            said.append((exits.BUG, rest))
+    return dict(zip(faults, said, strict=True))

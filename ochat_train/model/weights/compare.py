@@ -103,6 +103,7 @@ def _loaded_without_values(model_class: Any, config: Any, headers: Headers) -> d
             state_dict=tensors,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     found: dict[str, Any] = info
     return found

@@ -95,6 +95,15 @@ def test_sizes_are_compared_without_reading(copy: Path) -> None:
         check_sizes(copy, manifest)
 
 
+def test_a_part_may_be_a_link_to_another_disk(copy: Path, tmp_path: Path) -> None:
+    (copy / "train").rename(tmp_path / "large_disk")
+    (copy / "train").symlink_to(tmp_path / "large_disk")
+    assert verify(copy, loaded(copy)).num_files == len(loaded(copy).files)
+    flip_bit(copy / TRAIN)
+    with pytest.raises(DamagedDataError):
+        verify(copy, loaded(copy))
+
+
 def test_what_nfs_leaves_of_open_files_is_no_fault(copy: Path) -> None:
     (copy / "train" / ".nfs0001").write_bytes(b"x")
     verify(copy, loaded(copy))

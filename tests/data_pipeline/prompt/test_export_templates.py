@@ -23,8 +23,9 @@ from data_pipeline.prompt.chat_folder import render_chat_template, write_tokeniz
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import TEMPLATES, Template
-from data_pipeline.prompt.tokenization import TemplateTokenizer, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS
 
 ALL_TEMPLATES = {**TEMPLATES, TEXT_HEADERS.name: TEXT_HEADERS, CLOSED_HEADERS.name: CLOSED_HEADERS}

@@ -16,7 +16,8 @@ from data_pipeline.prompt import tokenization
 from data_pipeline.prompt.parted_pairs import Between, ParsedPattern, UnknownPatternError
 from data_pipeline.prompt.safe_cuts import SafeCuts, UnknownTokenizerError
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from tests.support.piecewise import GPT4, PARTS, make_tokenizers, random_text
 
 TOKENIZERS = make_tokenizers()
@@ -90,7 +91,7 @@ def test_cutting_anywhere_would_change_ids(tmp_path: Path) -> None:
         assert pieces._cuts is not None
         pieces._cuts.is_safe = lambda text, place: True  # type: ignore[method-assign]
         whole = TemplateTokenizer(spec_of(tokenizer, tmp_path), piece_characters=10**9)
-        conversations = [segments_of(random.Random(seed)) for seed in range(4)]
+        conversations = [segments_of(random.Random(seed)) for seed in range(12)]
         pairs = zip(whole.tokenize(conversations), pieces.tokenize(conversations), strict=True)
         assert any(
             isinstance(one, TokenizedConversation)

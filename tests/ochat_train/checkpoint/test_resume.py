@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.changes import Change, changes_since
+from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import EarlierRun, ResumeDecision, decide, read_earlier_run, set_aside
 from ochat_train.checkpoint.state import CheckpointManifest, Progress
 from ochat_train.recipe.load import load_recipe
@@ -65,6 +67,51 @@ def test_a_change_is_a_value(
     [change] = changes_of(manifest_of(recipe), load_recipe(make_recipe(**changes)))
     assert (change.name, change.then, change.now, change.is_of_layout) == expected
     assert str(change) == f"{expected[0]} ({expected[1]} -> {expected[2]})"
+
+
+def without_plan(manifest: CheckpointManifest) -> CheckpointManifest:
+    """As the first release wrote it, which had no `train.plan`."""
+    train = {key: value for key, value in manifest.recipe["train"].items() if key != "plan"}
+    return dataclasses.replace(manifest, recipe={**manifest.recipe, "train": train})
+
+
+def test_a_checkpoint_without_a_plan_has_the_first_one(recipe: Recipe) -> None:
+    manifest = without_plan(manifest_of(recipe))
+    assert changes_of(manifest, with_plan(recipe, "first")) == []
+    [change] = changes_of(manifest, recipe)
+    assert str(change) == "train.plan (first -> varied)"
+
+
+@pytest.mark.parametrize(
+    ("then", "named", "resume", "expected"),
+    [
+        (None, None, "auto", "first"),
+        (None, "varied", "auto", "varied"),  # refused afterwards, as every change
+        (None, None, "never", "varied"),
+        ("balanced", None, "auto", "balanced"),
+        ("varied", None, "auto", "varied"),
+        ("balanced", "first", "auto", "first"),
+        ("no such plan", None, "auto", "varied"),
+    ],
+)
+def test_a_run_keeps_the_plan_that_it_was_begun_with(
+    then: str | None, named: str | None, resume: str, expected: str, make_recipe: RecipeFactory, tmp_path: Path
+) -> None:
+    recipe = load_recipe(make_recipe(output_dir=str(tmp_path / "run"), **({"train__plan": named} if named else {})))
+    assert plan_to_take(recipe, resume) == (named or "varied")  # no checkpoint yet
+    folder = tmp_path / "run" / "checkpoints" / "step-00000004"
+    folder.mkdir(parents=True)
+    manifest = without_plan(manifest_of(recipe))
+    if then is not None:
+        manifest.recipe["train"]["plan"] = then
+    manifest.write(folder)
+    assert plan_to_take(recipe, resume) == expected
+    if resume == "auto":
+        assert plan_to_take(recipe, str(folder)) == expected
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000006"
+    damaged.mkdir()
+    (damaged / "MANIFEST.json").write_text("{", encoding="utf-8")
+    assert plan_to_take(recipe, resume) == expected
 
 
 def test_data_and_the_number_of_gpus_are_compared(recipe: Recipe) -> None:
@@ -129,6 +176,24 @@ def test_an_entry_of_the_base_config(entry: str, value: Any, expected: str | Non
     basis = RunBasis(config={**BASE_CONFIG, entry: value})
     found = changes_since(manifest, num_ranks=2, recipe=recipe, data_fingerprint="a", basis=basis)
     assert [str(change) for change in found] == ([] if expected is None else [expected])
+
+
+def test_a_base_config_that_nobody_wrote_down_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    basis = RunBasis(config=BASE_CONFIG)
+    [message] = decision(earlier_run(4, intact=manifest_of(recipe)), recipe, basis=basis).messages
+    assert message.endswith("holds the base's config; it is not compared")
+    assert (
+        decision(earlier_run(4, intact=manifest_of(recipe, base_config=BASE_CONFIG)), recipe, basis=basis).messages
+        == ()
+    )
+    folder = make_checkpoint(tmp_path / "run", recipe, 2)
+    for content in (None, BASE_CONFIG):
+        if content is not None:
+            (tmp_path / "run" / "model_config").mkdir()
+            (tmp_path / "run" / "model_config" / "config.json").write_text(json.dumps(content))
+        found = read_earlier_run(tmp_path / "run", str(folder)).intact
+        assert found is not None
+        assert found[1].base_config == (content or {}), "of the run folder, where earlier versions wrote it"
 
 
 def test_rows_are_compared_where_both_are_known_and_made_from_the_same(recipe: Recipe) -> None:

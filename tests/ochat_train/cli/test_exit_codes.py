@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import io
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.errors import ReportedError, UserError
+from ochat_train.check.findings import run_checks
 from ochat_train.cli.main import main
 from ochat_train.cli.report import REPORT
 from ochat_train.system import exits
+from ochat_train.system.durable import replace_text
 from tests.support.small_recipe import RecipeFactory
 
 
@@ -32,6 +38,56 @@ def test_only_inspect_may_lose_its_reader(
     monkeypatch.setattr("sys.stdout", LeftReader())
     with pytest.raises(BrokenPipeError):
         main(["prepare", str(recipe)])
+
+
+class FullDisk(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class LateFullDisk(FullDisk):
+    """The same where only the end of the command notices it: until then all is in a buffer."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        super().write("")
+
+
+@pytest.mark.parametrize("stdout", [FullDisk, LateFullDisk])
+def test_a_full_disk_behind_the_output_is_an_error_with_a_message(
+    stdout: type[FullDisk], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", stdout())
+    assert main(["schema"]) == 2
+    message = "the output: cannot be written: No space left on device; make room there, and run the command again"
+    assert capsys.readouterr().err == f"ochat schema: {message}\n"
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    assert main(["schema"]) == 2, "the exit code says it where no message can"
+    with pytest.raises(OSError, match="No space left"):
+        main(["schema", "--debug"])
+
+
+def test_a_page_that_does_not_fit_is_named_and_leaves_the_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, before = tmp_path / "page.html", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("old")
+    options = argparse.Namespace(run=lambda options: replace_text(path, "new" * 100), debug=False, verb="report")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", lambda parser, arguments: options)
+            assert main(["report"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert error.startswith(f"ochat report: {path}: cannot be written: File too large (")
+    assert "bytes are free there); make room there, and run the command again" in error
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"], "nothing half-written stays"
 
 
 ENDS = [
@@ -89,3 +145,39 @@ def test_one_rank_of_every_other_host_prints_what_that_host_finds(
     found = exits.found_on_host(error, environment, host="host-b")
     assert found.each_process_prints == names_host
     assert str(found) == ("host-b: recipe.yaml: cannot be read" if names_host else str(error))
+
+
+PERMISSIONS = [errno.EACCES, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR]
+
+
+@pytest.mark.parametrize("number", PERMISSIONS)
+def test_a_file_that_may_not_be_used_is_named(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By any verb, wherever it meets the file; other errors of the system are defects of ours."""
+
+    def write_run_page(run_dir: Path, out: Path) -> None:
+        raise OSError(number, os.strerror(number), "secret.json")
+
+    monkeypatch.setattr("ochat_train.report.run_page.write_run_page", write_run_page)
+    assert main(["report", "run"]) == 2
+    said = capsys.readouterr().err
+    assert f"ochat report: secret.json: cannot be used: {os.strerror(number)}; change its permissions" in said
+    [finding] = run_checks([("base", lambda: write_run_page(Path(), Path()) or [])])
+    assert (finding.level, finding.place) == ("problem", "secret.json")
+    assert "the check itself failed" not in finding.problem
+    number = errno.EINVAL
+    with pytest.raises(OSError, match="Invalid argument"):
+        main(["report", "run"])
+    [defect] = run_checks([("base", lambda: write_run_page(Path(), Path()) or [])])
+    assert "the check itself failed" in defect.problem, "the control"
+
+
+def test_a_prepared_folder_that_cannot_be_written_is_named(
+    make_recipe: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its parent is a file; for root a folder without the right to write is writable."""
+    (tmp_path / "file").write_text("")
+    recipe = make_recipe(data__prepared_dir=str(tmp_path / "file" / "prepared"))
+    assert main(["prepare", str(recipe), "--workers", "1"]) == 2
+    assert "prepared" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.checkpoint.state import STATE
+from ochat_train.checkpoint.state import STATE, CheckpointManifest
 from ochat_train.cli.main import main
 from ochat_train.export.export import export, load_trained_weights
 from ochat_train.model.batch import pack_batch
@@ -214,6 +214,28 @@ def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction, tmp
             torch.equal(value, weights[key]) for key, value in newest_weights(tmp_path / f"resumed{stage}").items()
         )
         assert [line["loss"] for line in control[5:]] != [line["loss"] for line in expected[5:]], stage
+
+
+def test_a_run_of_the_first_release_resumes_bit_equal(train: TrainFunction, tmp_path: Path) -> None:
+    """Its checkpoints know no `train.plan`, and the recipe names none; the control takes the usual plan from the start.
+
+    All conversations are in one window, where the plans differ.
+    """
+    changes: dict[str, Any] = {"checkpoint__save_every_steps": 2, "train__max_steps": 4, "deepspeed__zero_stage": 0}
+    straight = train({"straight": {**changes, "train__plan": "first"}, "control": changes}, num_ranks=1)
+    run_dir = shutil.copytree(straight["straight"], tmp_path / "resumed")
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000004")
+    checkpoint = run_dir / "checkpoints" / "step-00000002"
+    manifest = CheckpointManifest.load(checkpoint)
+    del manifest.recipe["train"]["plan"]
+    manifest.write(checkpoint)
+    train({"resumed": changes}, num_ranks=1)
+    resumed, control, expected = (metrics(tmp_path / name) for name in ("resumed", "control", "straight"))
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in expected]
+    assert [line["loss"] for line in control] != [line["loss"] for line in expected]
+    weights = newest_weights(tmp_path / "straight")
+    assert all(torch.equal(value, weights[key]) for key, value in newest_weights(run_dir).items())
+    assert json.loads((run_dir / "recipe.json").read_text(encoding="utf-8"))["train"]["plan"] == "first"
 
 
 def test_another_number_of_ranks_or_stage_goes_on_with_the_same_steps(
