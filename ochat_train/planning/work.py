@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ochat_train.model.base_class import text_config
+from ochat_train.model.base_class import backbone, text_config
 from ochat_train.model.config import layer_widths
 
 # Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets. The first match counts.
@@ -53,7 +53,8 @@ class Work:
 def work_of(causal_lm: Any) -> Work:
     """The work of a causal LM of `transformers`. To be called before DeepSpeed shards its parameters."""
     config, widths = text_config(causal_lm.config), layer_widths(causal_lm.config)
-    linears = [module for module in causal_lm.modules() if isinstance(module, torch.nn.Linear)]
+    parts = [backbone(causal_lm), causal_lm.get_output_embeddings()]
+    linears = [module for part in parts for module in part.modules() if isinstance(module, torch.nn.Linear)]
     return Work(
         matmul_parameters=sum(module.weight.numel() for module in linears),
         attention_width=(widths.query + widths.output) // 2,

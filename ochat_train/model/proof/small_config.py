@@ -260,7 +260,7 @@ def _named_head_dimension(draft: _Draft) -> _Draft:
     if not (_is_int(hidden) and _is_int(heads) and heads):
         return draft
     path = ("text_config", "head_dim") if "text_config" in draft.values else ("head_dim",)
-    return _tried(draft, [{path: hidden // heads}]) or draft  # type: ignore[operator]
+    return _tried(draft, [{path: hidden // heads}]) or draft
 
 
 def _scaled(draft: _Draft) -> _Draft:
