@@ -82,8 +82,8 @@ with each conversation alone. So a base that is missing here is not trained wron
 
 `python benchmarks/bases.py` does the same for many configurations on purpose: small models of random weights, trained
 on packs, the gradients of all parameters against each conversation alone through the eager attention of `transformers`
-in float64. `error`: the relative difference of all gradients together. `control`: the same with conversations that are not kept
-apart.
+in float64. `error`: the relative difference of all gradients together. `control`: the same with conversations that are
+not kept apart.
 """
 
 _NOTHING = "\nNo results are committed: run it with `--json > benchmarks/bases.json`, and print this page again.\n"
@@ -159,8 +159,7 @@ def _results(rows: list[Mapping[str, Any]]) -> str:
     versions = {", ".join(f"{name} {number}" for name, number in sorted(row["versions"].items())) for row in rows}
     lines = [
         "",
-        f"{len(rows)} configurations: {came_out}. "
-        f"With {'; '.join(sorted(versions))}.",
+        f"{len(rows)} configurations: {came_out}. With {'; '.join(sorted(versions))}.",
         "",
         "| base | kernel | came out | error | control | why |",
         "| --- | --- | --- | --- | --- | --- |",
