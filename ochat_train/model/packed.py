@@ -7,15 +7,18 @@ from typing import Any
 import torch
 
 from ochat_train.model.batch import PackedBatch
+from ochat_train.model.borders import Mixers
 from ochat_train.model.loss import LossSums, TokenScores, token_scores, weighted_loss_sums
 
 
 class PackedCausalLM(torch.nn.Module):
     """A causal LM of `transformers` with the weighted loss of its next-token predictions instead of logits."""
 
-    def __init__(self, causal_lm: Any, *, num_classes: int) -> None:
+    def __init__(self, causal_lm: Any, *, num_classes: int, mixers: Mixers | None = None) -> None:
+        """mixers: of `borders.keep_apart` on this model."""
         super().__init__()
         self.causal_lm = causal_lm
+        self.mixers = mixers
         self.loss = LossHead(causal_lm.get_output_embeddings(), num_classes=num_classes)
 
     def forward(self, batch: PackedBatch, *, score: bool = False) -> LossSums | TokenScores:
@@ -23,6 +26,8 @@ class PackedCausalLM(torch.nn.Module):
 
         The model adds a batch dimension of 1. Attention stays within the sequences of `batch.cu_seqlens_S1`.
         """
+        if self.mixers is not None:
+            self.mixers.borders.set(batch.cu_seqlens_S1)
         hidden_1TD = self.causal_lm.base_model(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
@@ -30,6 +35,8 @@ class PackedCausalLM(torch.nn.Module):
             cu_seqlens=batch.cu_seqlens_S1,
             max_seqlen=batch.max_seqlen,
         ).last_hidden_state
+        if self.mixers is not None:
+            self.mixers.borders.restore_in_backward(hidden_1TD)
         result: LossSums | TokenScores = self.loss(hidden_1TD[0], batch, score=score)
         return result
 
