@@ -1,7 +1,7 @@
-"""Conversations kept apart by what mixes tokens without attention: state spaces, linear attention, short convolutions.
+"""Keeps conversations apart in layers that mix tokens without attention: state spaces, linear attention, convolutions.
 
-Such a module (a *sequence mixer*) carries a state from token to token, so in a pack it would carry one conversation into
-the next. Two ways keep them apart, and both give what each conversation gives alone:
+Such a module (a *sequence mixer*) carries a state from token to token, so in a pack it would carry one conversation
+into the next. Two ways keep them apart, and both give what each conversation gives alone:
 
 - `kernel`: the module runs once on the whole pack, and its kernels get the borders: `seq_idx` (int32[1, T], the number
   of each token's sequence) and `cu_seq_lens_q` (int64[S + 1]), the names of `transformers`. This needs packages for a
@@ -117,8 +117,9 @@ def keep_apart(causal_lm: Any, *, device: torch.device) -> Mixers | None:
     if not mixers:
         return None
     hidden_size = causal_lm.get_input_embeddings().weight.shape[1]
-    borders, obstacles = Borders(), {}
+    borders = Borders()
     ways: dict[str, Way] = {}
+    obstacles: dict[str, str] = {}
     for mixer in mixers:
         name = type(mixer).__name__
         if name not in ways:
@@ -159,14 +160,14 @@ def _without_attention_keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in (*_ATTENTION_KEYWORDS, *_BORDER_NAMES)}
 
 
-def _parts(value: Any, lengths: Sequence[int]) -> Sequence[Any]:
+def _parts(value: Any, lengths: Sequence[int]) -> list[Any]:
     """An argument for each sequence: cut along its tokens if it has them, the same for all if not."""
     if isinstance(value, tuple):
         return list(zip(*(_parts(item, lengths) for item in value), strict=True)) if value else [value] * len(lengths)
     num_tokens = sum(lengths)
     if isinstance(value, torch.Tensor) and value.dim() >= 2:
         if value.shape[:2] == (1, num_tokens):
-            return value.split(list(lengths), dim=1)
+            return list(value.split(list(lengths), dim=1))
         if num_tokens in value.shape:
             shape = tuple(value.shape)
             raise UserError(

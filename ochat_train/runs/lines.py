@@ -14,6 +14,7 @@ T = TypeVar("T")
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+EXPERTS_FILE = "experts.jsonl"
 _MOST_NUMBERS = 10  # of unreadable lines, in a notice
 
 

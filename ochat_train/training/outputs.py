@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ochat_train.evaluation.results import ValidationResult
-from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
-from ochat_train.runs.metrics import StepMetrics
+from ochat_train.runs.lines import EXPERTS_FILE, METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
+from ochat_train.runs.metrics import ExpertShares, StepMetrics
 from ochat_train.system.durable import replace_text
 from ochat_train.tracking.delivery import Trackers
 
@@ -23,7 +23,7 @@ class MetricsWriter:
             name: _open_after(output_dir / name, first_step=first_step)
             for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE)
         }
-        self._trackers = trackers
+        self._output_dir, self._first_step, self._trackers = output_dir, first_step, trackers
 
     def write(self, metrics: StepMetrics) -> None:
         """Write the metrics of one step to all places."""
@@ -37,6 +37,13 @@ class MetricsWriter:
         for sample in result.samples:
             self._append(SAMPLES_FILE, sample.to_json())
         self._trackers.log_validation(result)
+
+    def write_experts(self, shares: ExpertShares) -> None:
+        """Write where the tokens of some steps went, into a file that only mixtures of experts have."""
+        if EXPERTS_FILE not in self._files:
+            path = self._output_dir / EXPERTS_FILE
+            self._files[EXPERTS_FILE] = _open_after(path, first_step=self._first_step)
+        self._append(EXPERTS_FILE, shares.to_json())
 
     def _append(self, name: str, document: dict[str, Any]) -> None:
         self._files[name].write(json_line(document))

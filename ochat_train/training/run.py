@@ -297,5 +297,7 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
         file=sys.stderr,
         flush=True,
     )
+    if training.model.mixers is not None:
+        print(training.model.mixers.text(), file=sys.stderr, flush=True)
     if ranks.device.type == "cuda":
         print(memory_text(training.memory), file=sys.stderr, flush=True)
