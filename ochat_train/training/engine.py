@@ -10,7 +10,6 @@ import torch
 
 from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.model.borders import sequence_mixers
 from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
@@ -109,13 +108,11 @@ def start_engine(
     if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
         GradientSum(model.parameters(), num_backwards=num_backwards)
     layers = decoder_layers(model.causal_lm)
-    # gather a layer's weights at once, outside compiled code
-    if recipe.deepspeed.stage == 3 and recipe.model.compile:
-        deepspeed.utils.set_z3_leaf_modules(model, [type(layers[0])])
-    # a mixer may run its modules once for each conversation, so ranks would not gather the same number of times
-    mixers = {type(mixer) for mixer in sequence_mixers(model.causal_lm)}
-    if recipe.deepspeed.stage == 3 and mixers:
-        deepspeed.utils.set_z3_leaf_modules(model, sorted(mixers, key=lambda found: found.__name__))
+    # Gather a layer's weights at once: outside compiled code, and as often on every rank where a sequence mixer runs its
+    # modules once for each conversation.
+    if recipe.deepspeed.stage == 3 and (recipe.model.compile or model.mixers is not None):
+        kinds = dict.fromkeys(type(layer) for layer in layers)
+        deepspeed.utils.set_z3_leaf_modules(model, list(kinds))
     layer_elements = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
     config = deepspeed_config(
         recipe,
