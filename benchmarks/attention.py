@@ -25,6 +25,7 @@ from benchmarks.step import conversation_length
 from ochat_train.model.attention.choose import attention_obstacles
 from ochat_train.model.attention.kernel import AttentionFunction
 from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.needs import AttentionNeeds
 from ochat_train.model.batch import PackShape
 
 _HEADS, _KEY_HEADS, _HEAD_DIM = 32, 8, 128
@@ -39,7 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    obstacles = attention_obstacles(device=device, dtype=dtype, dropout=0.0)
+    obstacles = attention_obstacles(
+        device=device, dtype=dtype, needs=AttentionNeeds(head_dims=frozenset({(_HEAD_DIM, _HEAD_DIM)}))
+    )
     kernels = [name for name, obstacle in obstacles.items() if obstacle is None]
     print(
         torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", f"torch {torch.__version__}", sep=", "
@@ -96,6 +99,8 @@ def milliseconds(
             scale=_HEAD_DIM**-0.5,
             window=None,
             dropout=0.0,
+            softcap=None,
+            sinks_H=None,
         )
         torch.autograd.grad(output, (query, key, value), upstream)
 

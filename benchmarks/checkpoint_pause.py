@@ -30,6 +30,7 @@ from ochat_train.checkpoint.state import Progress, checkpoint_dir  # noqa: E402
 from ochat_train.checkpoint.writer import save_checkpoint  # noqa: E402
 from ochat_train.distributed.ranks import start_ranks, stop_ranks  # noqa: E402
 from ochat_train.model.attention.choose import choose_attention  # noqa: E402
+from ochat_train.model.attention.needs import AttentionNeeds  # noqa: E402
 from ochat_train.model.attention.register import register_attention  # noqa: E402
 from ochat_train.model.batch import PackedBatch  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
@@ -68,7 +69,7 @@ def main() -> None:
         vocab_size=32_002,
     )
     dtype = model_dtype(recipe.model, ranks.device)
-    attention = register_attention(choose_attention("auto", device=ranks.device, dtype=dtype, dropout=0.0))
+    attention = register_attention(choose_attention("auto", device=ranks.device, dtype=dtype, needs=AttentionNeeds()))
     with ranks.device:
         causal_lm = transformers.AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention

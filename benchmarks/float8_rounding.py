@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.model.batch import PackedBatch
-from ochat_train.model.build import build_model, decoder_layers
+from ochat_train.model.build import build_model
+from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared

@@ -39,6 +39,7 @@ import transformers  # noqa: E402
 from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
 from ochat_train.distributed.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
 from ochat_train.model.attention.choose import choose_attention  # noqa: E402
+from ochat_train.model.attention.needs import AttentionNeeds  # noqa: E402
 from ochat_train.model.attention.register import register_attention  # noqa: E402
 from ochat_train.model.batch import PackedBatch, joined  # noqa: E402
 from ochat_train.model.build import set_up_layers  # noqa: E402
@@ -198,7 +199,7 @@ def work(task: dict[str, Any]) -> None:
     plan = training_plan(recipe, split)
     dtype = model_dtype(recipe.model, ranks.device)
     wanted = "auto" if options.cpu else recipe.model.attention  # the reference's kernel needs a GPU
-    kernel = choose_attention(wanted, device=ranks.device, dtype=dtype, dropout=0.0)
+    kernel = choose_attention(wanted, device=ranks.device, dtype=dtype, needs=AttentionNeeds())
     config = transformers.AutoConfig.for_model(
         "mistral",
         hidden_size=options.hidden,

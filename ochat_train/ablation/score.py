@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from ochat_train.evaluation.questions import load_questions, right_ratios_by_con
 from ochat_train.export.export import find_checkpoint, load_model
 from ochat_train.inference.generate import Generator
 from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.needs import attention_needs
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.runs.folder import read_run_folder
@@ -63,7 +65,8 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> ArmSc
         pattern=settings.answer_pattern,
     )
     # after the answers, which are generated with the kernel that transformers chooses
-    kernel = choose_attention(run.recipe.model.attention, device=device, dtype=causal_lm.dtype, dropout=0.0)
+    needs = replace(attention_needs(causal_lm), dropout=0.0)  # nothing is dropped in an evaluation
+    kernel = choose_attention(run.recipe.model.attention, device=device, dtype=causal_lm.dtype, needs=needs)
     causal_lm.set_attn_implementation(register_attention(kernel))
     data = held_out_data(prepared_dir, manifest, pack_length=run.recipe.train.pack_length_tokens)
     model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes))

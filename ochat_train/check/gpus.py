@@ -10,9 +10,10 @@ from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.versions import installed_version
 from ochat_train.model.attention.choose import attention_obstacles, choose_attention, missing_packages
-from ochat_train.model.build import decoder_layers
+from ochat_train.model.attention.needs import attention_needs
 from ochat_train.model.config import model_dtype
 from ochat_train.model.float8 import float8_obstacles
+from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.memory import GIB
 
 _HOPPER = (9, 0)  # compute capability; what float8 is checked for where there is no GPU
@@ -28,9 +29,9 @@ def check_gpus(facts: RecipeFacts) -> Iterator[Finding]:
         return
     yield from _gpus()
     device = torch.device("cuda", 0)
-    dtype, dropout = model_dtype(model, device), getattr(facts.config, "attention_dropout", 0.0) or 0.0
-    kernel = choose_attention(model.attention, device=device, dtype=dtype, dropout=dropout)
-    others = attention_obstacles(device=device, dtype=dtype, dropout=dropout).items()
+    dtype, needs = model_dtype(model, device), attention_needs(facts.model)
+    kernel = choose_attention(model.attention, device=device, dtype=dtype, needs=needs)
+    others = attention_obstacles(device=device, dtype=dtype, needs=needs).items()
     not_usable = "; ".join(f"{name}: {obstacle}" for name, obstacle in others if obstacle)
     yield ok("gpu", "model.attention", kernel + (f" (not usable: {not_usable})" if not_usable else ""))
     if model.float8:

@@ -10,9 +10,9 @@ from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
-from ochat_train.model.attention.keywords import check_attention
-from ochat_train.model.build import check_head, decoder_layers
+from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.config import check_config
+from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.planning.learning_rate import auto_learning_rate
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory

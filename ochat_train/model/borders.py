@@ -17,6 +17,7 @@ import copy
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -129,6 +130,24 @@ def keep_apart(causal_lm: Any, *, device: torch.device) -> Mixers | None:
         run = _with_kernels if ways[name] == "kernel" else _each_alone
         mixer.forward = partial(run, type(mixer).forward, mixer, borders)
     return Mixers(borders=borders, ways=ways, obstacles=obstacles)
+
+
+@contextmanager
+def one_sequence(model: torch.nn.Module, num_tokens: int) -> Iterator[None]:
+    """Inside, a model runs on one sequence of so many tokens, whether its mixers were made to keep conversations apart
+    or not yet. For a look at the model on any device, the meta device too.
+    """
+    changed = [(mixer, mixer.__dict__.get("forward")) for mixer in sequence_mixers(model)]
+    borders = Borders(lengths=(num_tokens,))
+    try:
+        for mixer, _ in changed:
+            mixer.forward = partial(_each_alone, type(mixer).forward, mixer, borders)  # type: ignore[method-assign]
+        yield
+    finally:
+        for mixer, forward in changed:
+            del mixer.forward
+            if forward is not None:
+                mixer.forward = forward  # type: ignore[method-assign]
 
 
 def _with_kernels(

@@ -11,7 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.attention.keywords import check_attention
+from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.borders import keep_apart, sequence_mixers
 from ochat_train.model.config import check_config, load_base_config, model_dtype
@@ -19,6 +19,7 @@ from ochat_train.model.experts import router_coefficient, router_loss_of
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.recipe.sections import ModelSettings, Recipe
 
 
@@ -37,14 +38,12 @@ def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.de
     """
     config = load_base_config(settings, manifest.vocab_size)
     check_config(config, settings)
-    check_attention(config)
+    needs = check_attention(config)
     dtype = model_dtype(settings, device)
-    kernel = choose_attention(
-        settings.attention, device=device, dtype=dtype, dropout=getattr(config, "attention_dropout", 0.0) or 0.0
-    )
+    kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
     causal_lm = _load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
-    add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     check_head(causal_lm)
+    add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     router_loss = router_loss_of(causal_lm, settings)
     mixers = keep_apart(causal_lm, device=device)
     causal_lm.train()
@@ -99,22 +98,6 @@ def compile_obstacle(causal_lm: Any, settings: ModelSettings) -> str | None:
     return None
 
 
-def check_head(causal_lm: Any) -> None:
-    """Raise UserError for a language-model head that the loss does not compute."""
-    if getattr(causal_lm.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("model", "a language-model head with a bias is not supported", "use another base")
-
-
-def decoder_layers(causal_lm: Any) -> Any:
-    """The list of decoder layers. Raises UserError where a model has none by that name."""
-    layers = getattr(causal_lm.base_model, "layers", None)
-    if layers is None:
-        raise UserError(
-            "model", f"{causal_lm.config.model_type} has no list of decoder layers named `layers`", "use another base"
-        )
-    return layers
-
-
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
     """Apply float8, compilation and activation checkpointing to the decoder layers, in place.
 
@@ -131,7 +114,7 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
 
 @torch.no_grad()
 def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
-    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones.
+    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones; also a bias of the head.
 
     Tied embeddings stay tied. Never shrinks: bases may have spare rows.
     """
@@ -140,8 +123,8 @@ def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
         return
     tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
     causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
-    embeddings = [causal_lm.get_input_embeddings()] + ([] if tied else [causal_lm.get_output_embeddings()])
-    for module in embeddings:
-        module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
-    still_tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
-    assert tied == still_tied, "resizing untied the embeddings"
+    head = causal_lm.get_output_embeddings()
+    for table in (causal_lm.get_input_embeddings().weight, None if tied else head.weight, head.bias):
+        if table is not None:
+            table[old:] = table[:old].float().mean(dim=0).to(table.dtype)
+    assert tied == (causal_lm.get_input_embeddings().weight is head.weight), "resizing untied the embeddings"

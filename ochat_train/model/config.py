@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.model.loss import LogitTransform
 from ochat_train.recipe.sections import ModelSettings
 
-# Config entries that change logits after the head, with their neutral values. The loss starts from hidden states and
-# would not apply them.
-_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+# Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families
+# whose code uses an entry in another way have a row of their own.
+_LOGIT_TRANSFORMS: Mapping[str, str] = {
+    "final_logit_softcapping": "softcap",  # Gemma 2 to 4, VaultGemma, nanochat
+    "logits_soft_cap": "softcap",  # RecurrentGemma
+    "output_logit_soft_cap": "softcap",  # xLSTM
+    "logit_scale": "factor",  # Cohere
+    "lm_head_multiplier": "factor",  # Falcon-H1
+    "logits_scaling": "divisor",  # Granite; MiniCPM3 divides the hidden states, which is the same
+}
+_OTHER_LOGIT_TRANSFORMS: Mapping[str, Mapping[str, str]] = {
+    "hyperclovax": {"logits_scaling": "factor"},
+}
 _REMEDY = "use another base"
 
 
@@ -43,10 +55,7 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:
-    """Raise UserError for a base that scales its logits, or is made for shorter texts than the recipe wants."""
-    for key, neutral in _LOGIT_TRANSFORMS.items():
-        if getattr(config, key, neutral) not in (neutral, None):
-            raise UserError("model", f"{config.model_type} scales its logits ({key}), which is not supported", _REMEDY)
+    """Raise UserError for a base that is made for shorter texts than the recipe wants."""
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and settings.max_length_tokens > longest:
         raise UserError(
@@ -54,6 +63,29 @@ def check_config(config: Any, settings: ModelSettings) -> None:
             f"{settings.max_length_tokens} is more than the base's max_position_embeddings {longest}",
             f"use at most {longest}",
         )
+
+
+def logit_transform(config: Any) -> LogitTransform:
+    """What the base does with the results of its head, from the entries of its text config.
+
+    Raises UserError for a base that leaves out columns of its logits.
+    """
+    config = config.get_text_config()
+    unpadded = getattr(config, "unpadded_vocab_size", None)
+    if unpadded is not None and unpadded < config.vocab_size:
+        problem = f"{config.model_type} leaves out the logits from `unpadded_vocab_size` ({unpadded}) on"
+        raise UserError("model", f"{problem}, which the loss does not", _REMEDY)
+    kinds = {**_LOGIT_TRANSFORMS, **_OTHER_LOGIT_TRANSFORMS.get(config.model_type, {})}
+    scale, softcap = 1.0, None
+    for key, kind in kinds.items():
+        value = getattr(config, key, None)
+        if value is None:
+            continue
+        if kind == "softcap":
+            softcap = float(value)
+        else:
+            scale *= float(value) if kind == "factor" else 1.0 / float(value)
+    return LogitTransform(scale=scale, softcap=softcap)
 
 
 def head_dimension(config: Any) -> int:

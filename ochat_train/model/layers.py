@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from ochat_train.model.attention.kernels import KERNELS
 
-LayerForward = Callable[..., torch.Tensor]
+LayerForward = Callable[..., Any]  # hidden states or, in some families, a tuple that begins with them
 
 
 def set_layer_forward(layers: Sequence[torch.nn.Module], *, checkpointing: Sequence[str], compiled: bool) -> None:
@@ -31,7 +31,7 @@ def set_layer_forward(layers: Sequence[torch.nn.Module], *, checkpointing: Seque
         layer.forward = partial(_forward, training, evaluation, layer)
 
 
-def _forward(training: LayerForward, evaluation: LayerForward, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _forward(training: LayerForward, evaluation: LayerForward, *args: Any, **kwargs: Any) -> Any:
     return (training if torch.is_grad_enabled() else evaluation)(*args, **kwargs)
 
 
@@ -42,25 +42,22 @@ def layer_forward(checkpointing: str, *, compiled: bool) -> LayerForward:
     return torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
 
 
-def _plain(layer: torch.nn.Module, hidden_1TD: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    result: torch.Tensor = type(layer).forward(layer, hidden_1TD, **kwargs)
-    return result
+def _plain(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
 
 
-def _keep_matmuls(layer: torch.nn.Module, hidden_1TD: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    def run(hidden_1TD: torch.Tensor) -> torch.Tensor:
-        return _plain(layer, hidden_1TD, **kwargs)
+def _keep_matmuls(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any) -> Any:
+        return _plain(layer, *args, **kwargs)
 
-    result: torch.Tensor = checkpoint(run, hidden_1TD, use_reentrant=False, context_fn=_matmul_contexts)
-    return result
+    return checkpoint(run, *args, use_reentrant=False, context_fn=_matmul_contexts)
 
 
-def _keep_input(layer: torch.nn.Module, hidden_1TD: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    def run(hidden_1TD: torch.Tensor) -> torch.Tensor:
-        return _plain(layer, hidden_1TD, **kwargs)
+def _keep_input(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any) -> Any:
+        return _plain(layer, *args, **kwargs)
 
-    result: torch.Tensor = checkpoint(run, hidden_1TD, use_reentrant=False)
-    return result
+    return checkpoint(run, *args, use_reentrant=False)
 
 
 def _matmul_contexts() -> Any:

@@ -8,11 +8,26 @@ Shape letters: T tokens of a pack, N supervised tokens of a pack, D hidden size,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 CHUNK_TOKENS = 2048  # 2048 x 128,256 float32 logits are 1 GiB, and their softmax is another
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitTransform:
+    """What a model does with its head's results u before the softmax, besides nothing: z = c * tanh(scale * u / c).
+
+    softcap: c, None for z = scale * u.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+_NO_TRANSFORM = LogitTransform()
 
 
 class LossSums(NamedTuple):  # a tuple, because DeepSpeed's hooks look for tensors in what a module returns
@@ -46,13 +61,15 @@ def token_scores(
     hidden_TD: torch.Tensor,
     head_VD: torch.Tensor,
     *,
+    bias_V: torch.Tensor | None = None,
+    transform: LogitTransform = _NO_TRANSFORM,
     rows_N: torch.Tensor,
     target_ids_T: torch.Tensor,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> TokenScores:
-    """Score the predictions of the tokens `rows_N` under softmax(hidden @ head.T), in float32.
+    """Score the predictions of the tokens `rows_N` under the softmax of `_logits`, in float32.
 
-    hidden_TD, head_VD: in the model's dtype. rows_N, target_ids_T: int64. chunk_tokens: logits held at once.
+    hidden_TD, head_VD, bias_V: in the model's dtype. rows_N, target_ids_T: int64. chunk_tokens: logits held at once.
     """
     hidden_ND, target_ids_N = hidden_TD.index_select(0, rows_N), target_ids_T.index_select(0, rows_N)
     vocab_size = len(head_VD)
@@ -60,7 +77,7 @@ def token_scores(
     nll = [hidden_ND.new_zeros(0, dtype=torch.float32)]
     predicted = [target_ids_N.new_zeros(0)]
     for hidden, targets in zip(hidden_ND.split(chunk_tokens), target_ids_N.split(chunk_tokens), strict=True):
-        logits = _matmul_float32(hidden, head_VD.t())[:, :vocab_size]
+        logits = _logits(hidden, head_VD, bias_V, transform)[:, :vocab_size]
         nll.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
         predicted.append(logits.argmax(-1))
     return TokenScores(nll_N=torch.cat(nll), predicted_N=torch.cat(predicted))
@@ -70,6 +87,8 @@ def weighted_loss_sums(
     hidden_TD: torch.Tensor,
     head_VD: torch.Tensor,
     *,
+    bias_V: torch.Tensor | None = None,
+    transform: LogitTransform = _NO_TRANSFORM,
     rows_N: torch.Tensor,
     target_ids_T: torch.Tensor,
     target_weights_T: torch.Tensor,
@@ -77,11 +96,12 @@ def weighted_loss_sums(
     num_classes: int,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> LossSums:
-    """Sum of w_n * -log softmax(hidden_n @ head.T)[target_n] over the tokens n in `rows_N`, in nats.
+    """Sum of w_n * -log softmax(z_n)[target_n] over the tokens n in `rows_N`, in nats; z_n are the logits of token n.
 
+    z_n = transform(hidden_n @ head.T + bias), as `LogitTransform` says; the gradients are in `_WeightedLoss`.
     rows_N: int64, the tokens that have a weight, as `PackedBatch.supervised_rows_N`.
-    hidden_TD and head_VD have the model's dtype. Weights are float32 and stay so, logits are made float32 before the
-    softmax, and the gradient of the head is summed over chunks in float32.
+    hidden_TD, head_VD and bias_V have the model's dtype. Weights are float32 and stay so, logits are made float32
+    before the softmax, and the gradients of head and bias are summed over chunks in float32.
     chunk_tokens: tokens whose logits are held at once; the result does not depend on it, except for rounding.
     A pack without supervised tokens gives zeros that are still connected to the graph, so that every rank runs the
     same backward pass.
@@ -89,6 +109,8 @@ def weighted_loss_sums(
     weighted_nll, per_class = _WeightedLoss.apply(
         hidden_TD.index_select(0, rows_N),
         head_VD,
+        bias_V,
+        transform,
         target_ids_T.index_select(0, rows_N),
         target_weights_T.index_select(0, rows_N),
         class_ids_T.index_select(0, rows_N),
@@ -99,13 +121,16 @@ def weighted_loss_sums(
 
 
 class _WeightedLoss(torch.autograd.Function):
-    """L = sum_n w_n * nll_n with nll_n = -log p_n[t_n], p_n = softmax(z_n), z_n = hidden_n @ head.T.
+    """L = sum_n w_n * nll_n with nll_n = -log p_n[t_n], p_n = softmax(z_n), of the target t_n of token n.
 
-    t_n is the target of token n. Its gradients are
+    With scale s and soft cap c the logits are z_n = c * tanh(s * u_n / c), u_n = hidden_n @ head.T + bias. Gradients:
 
-        g_n = dL/dz_n = w_n * (p_n - onehot(t_n))
+        g_n = dL/du_n = w_n * (p_n - onehot(t_n)) * s * (1 - (z_n / c)^2)
         dL/dhidden_n  = g_n @ head
         dL/dhead      = sum_n g_n.T @ hidden_n
+        dL/dbias      = sum_n g_n
+
+    Without a cap z_n = s * u_n, and the last factor of g_n is left out.
     """
 
     @staticmethod
@@ -113,13 +138,15 @@ class _WeightedLoss(torch.autograd.Function):
         ctx: Any,
         hidden_ND: torch.Tensor,
         head_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        transform: LogitTransform,
         target_ids_N: torch.Tensor,
         weights_N: torch.Tensor,
         class_ids_N: torch.Tensor,
         num_classes: int,
         chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L (float32 scalar) and `LossSums.per_class`; saves dL/dhidden and dL/dhead in float32 for the backward pass.
+        """L (float32 scalar) and `LossSums.per_class`; saves the gradients in float32 for the backward pass.
 
         With m = argmax_v z[v], the negative log-likelihood is computed as
 
@@ -133,46 +160,97 @@ class _WeightedLoss(torch.autograd.Function):
         vocab_size = len(head_VD)
         head_VD = _aligned(head_VD)
         per_class_C5 = torch.zeros(num_classes, 5, dtype=torch.float32, device=hidden_ND.device)
-        with_gradients = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        # float32 until the scale is known: a product rounded to bfloat16 twice has a larger error than plain eager code
-        hidden_gradient_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if with_gradients else None
-        head_gradient_VD = torch.zeros_like(head_VD, dtype=torch.float32) if with_gradients else None
+        gradients = _Gradients.of(hidden_ND, head_VD, bias_V) if any(ctx.needs_input_grad) else None
         for start in range(0, len(hidden_ND), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            hidden, targets, weights = hidden_ND[chunk], target_ids_N[chunk, None], weights_N[chunk]
-            logits = _matmul_float32(hidden, head_VD.t())
+            targets, weights = target_ids_N[chunk, None], weights_N[chunk]
+            logits = _logits(hidden_ND[chunk], head_VD, bias_V, transform)
             logits[:, vocab_size:] = -torch.inf
             predicted = logits.argmax(-1, keepdim=True)
             correct = (predicted == targets)[:, 0]
             shortfall = logits.gather(-1, predicted) - logits.gather(-1, targets)
             softmax = logits.softmax(-1)
+            slope = _slope(logits, transform, vocab_size) if gradients is not None else None
             del logits
             nll = (shortfall - softmax.gather(-1, predicted).log())[:, 0]
             columns = torch.stack(
                 (nll * weights, weights, correct * weights, torch.ones_like(weights), weights**2), dim=1
             )
             per_class_C5.index_add_(0, class_ids_N[chunk], columns)
-            if hidden_gradient_ND is not None and head_gradient_VD is not None:
+            if gradients is not None:
                 softmax.scatter_add_(-1, targets, torch.full_like(shortfall, -1.0))
-                gradient = _product(softmax, weights[:, None], hidden.dtype)  # g
+                if slope is not None:
+                    softmax.mul_(slope)
+                del slope
+                factors = weights * transform.scale
+                gradient = _product(softmax, factors[:, None], hidden_ND.dtype)  # g
+                if gradients.bias_V is not None:
+                    gradients.bias_V.addmv_(softmax.t(), factors)
                 del softmax
-                hidden_gradient_ND[chunk] = _matmul_float32(gradient, head_VD)
-                _add_product(head_gradient_VD, gradient.t(), hidden)
-        if with_gradients:
-            assert head_gradient_VD is not None
-            ctx.save_for_backward(hidden_gradient_ND, head_gradient_VD[:vocab_size])
-            ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+                gradients.hidden_ND[chunk] = _matmul_float32(gradient, head_VD)
+                _add_product(gradients.head_VD, gradient.t(), hidden_ND[chunk])
+        if gradients is not None:
+            ctx.save_for_backward(*gradients.trimmed(vocab_size))
+            ctx.dtypes = hidden_ND.dtype, head_VD.dtype, None if bias_V is None else bias_V.dtype
         ctx.mark_non_differentiable(per_class_C5)
         return per_class_C5[:, 0].sum(), per_class_C5
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The saved gradients times the upstream gradient of L, rounded once to the dtypes of hidden and head."""
-        hidden_gradient_ND, head_gradient_VD = ctx.saved_tensors
+        """The saved gradients times the upstream gradient of L, rounded once to the dtypes of hidden, head and bias."""
         scale = upstream[0]  # stays float32: as a bfloat16 number it would be off by up to 0.4 %
-        hidden_dtype, head_dtype = ctx.dtypes
-        gradients = _product(hidden_gradient_ND, scale, hidden_dtype), _product(head_gradient_VD, scale, head_dtype)
-        return *gradients, None, None, None, None, None
+        gradients = [
+            None if gradient is None else _product(gradient, scale, dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, None, None, None, None, None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gradients:
+    """Gradients of L, float32 until the scale of the backward pass is known.
+
+    A product rounded to bfloat16 twice has a larger error than plain eager code.
+    """
+
+    hidden_ND: torch.Tensor
+    head_VD: torch.Tensor
+    bias_V: torch.Tensor | None
+
+    @classmethod
+    def of(cls, hidden_ND: torch.Tensor, head_VD: torch.Tensor, bias_V: torch.Tensor | None) -> _Gradients:
+        """Nothing added up yet. head_VD: aligned."""
+        return cls(
+            hidden_ND=torch.empty_like(hidden_ND, dtype=torch.float32),
+            head_VD=torch.zeros_like(head_VD, dtype=torch.float32),
+            bias_V=None if bias_V is None else hidden_ND.new_zeros(len(head_VD), dtype=torch.float32),
+        )
+
+    def trimmed(self, vocab_size: int) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of hidden, head and bias, without the rows that aligned the head."""
+        return self.hidden_ND, self.head_VD[:vocab_size], None if self.bias_V is None else self.bias_V[:vocab_size]
+
+
+def _logits(
+    hidden_ND: torch.Tensor, head_VD: torch.Tensor, bias_V: torch.Tensor | None, transform: LogitTransform
+) -> torch.Tensor:
+    """Logits in float32, [N, V]. head_VD: aligned; its rows without a bias are not meant to be used."""
+    logits = _matmul_float32(hidden_ND, head_VD.t())
+    if bias_V is not None:
+        logits[:, : len(bias_V)] += bias_V
+    if transform.scale != 1.0:
+        logits *= transform.scale
+    if transform.softcap is not None:
+        logits.div_(transform.softcap).tanh_().mul_(transform.softcap)
+    return logits
+
+
+def _slope(logits: torch.Tensor, transform: LogitTransform, vocab_size: int) -> torch.Tensor | None:
+    """1 - (z / c)^2, written over the logits z; None without a cap. 0 for the columns from `vocab_size` on."""
+    if transform.softcap is None:
+        return None
+    logits[:, vocab_size:] = transform.softcap
+    return logits.div_(transform.softcap).square_().neg_().add_(1.0)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -9,8 +9,10 @@ import torch
 
 from ochat_train.model.batch import PackedBatch
 from ochat_train.model.borders import Mixers
+from ochat_train.model.config import logit_transform
 from ochat_train.model.experts import ExpertCounter, RouterLoss, records_router_logits, router_logits_of
-from ochat_train.model.loss import LossSums, TokenScores, token_scores, weighted_loss_sums
+from ochat_train.model.loss import LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
+from ochat_train.model.structure import backbone
 
 
 class PackedCausalLM(torch.nn.Module):
@@ -27,7 +29,9 @@ class PackedCausalLM(torch.nn.Module):
         self.mixers = mixers
         self.router_loss = router_loss
         self.expert_counter: ExpertCounter | None = None
-        self.loss = LossHead(causal_lm.get_output_embeddings(), num_classes=num_classes)
+        self.loss = LossHead(
+            causal_lm.get_output_embeddings(), transform=logit_transform(causal_lm.config), num_classes=num_classes
+        )
 
     def count_experts(self) -> None:
         """From now on, loss sums have the tokens of each expert. Not for compiled layers."""
@@ -56,7 +60,7 @@ class PackedCausalLM(torch.nn.Module):
         """What the base model returns for a micro-batch, with its hidden states, and all routers' logits if wanted."""
         if self.mixers is not None:
             self.mixers.borders.set(batch.cu_seqlens_S1)
-        outputs = self.causal_lm.base_model(
+        outputs = backbone(self.causal_lm)(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
             use_cache=False,
@@ -70,21 +74,24 @@ class PackedCausalLM(torch.nn.Module):
         return outputs
 
     def register_for_zero_3(self) -> None:
-        """Tell DeepSpeed that the loss reads the head's weight, so that stage 3 gathers it.
+        """Tell DeepSpeed that the loss reads the head's weight and bias, so that stage 3 gathers them.
 
         To be called after `deepspeed.initialize`.
         """
         import deepspeed
 
-        deepspeed.zero.register_external_parameter(self.loss, self.loss.head_weight)
+        for parameter in (self.loss.head_weight, self.loss.head_bias):
+            if parameter is not None:
+                deepspeed.zero.register_external_parameter(self.loss, parameter)
 
 
 class LossHead(torch.nn.Module):
     """The loss as a separate module, so that ZeRO-3 gathers the head's weight only while the loss is computed."""
 
-    def __init__(self, head: torch.nn.Linear, *, num_classes: int) -> None:
+    def __init__(self, head: torch.nn.Linear, *, transform: LogitTransform, num_classes: int) -> None:
         super().__init__()
         self._head = (head,)  # in a tuple, so that its weight is not registered a second time
+        self._transform = transform
         self._num_classes = num_classes
 
     @property
@@ -92,15 +99,27 @@ class LossHead(torch.nn.Module):
         """The weight of the language-model head, [V, D]."""
         return self._head[0].weight
 
+    @property
+    def head_bias(self) -> torch.Tensor | None:
+        """The bias of the language-model head, [V], None for most."""
+        return self._head[0].bias
+
     def forward(self, hidden_TD: torch.Tensor, batch: PackedBatch, *, score: bool) -> LossSums | TokenScores:
         """Loss sums of a pack from its hidden states, or the scores of its supervised tokens."""
         if score:
             return token_scores(
-                hidden_TD, self.head_weight, rows_N=batch.supervised_rows_N, target_ids_T=batch.target_ids_T
+                hidden_TD,
+                self.head_weight,
+                bias_V=self.head_bias,
+                transform=self._transform,
+                rows_N=batch.supervised_rows_N,
+                target_ids_T=batch.target_ids_T,
             )
         return weighted_loss_sums(
             hidden_TD,
             self.head_weight,
+            bias_V=self.head_bias,
+            transform=self._transform,
             rows_N=batch.supervised_rows_N,
             target_ids_T=batch.target_ids_T,
             target_weights_T=batch.target_weights_T,

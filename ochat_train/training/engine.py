@@ -10,9 +10,9 @@ import torch
 
 from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.model.build import decoder_layers
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.gradients import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums, num_backwards
 from ochat_train.recipe.sections import Recipe
 from ochat_train.training.gradient_sum import GradientSum
@@ -108,7 +108,7 @@ def start_engine(
     if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
         GradientSum(model.parameters(), num_backwards=num_backwards)
     layers = decoder_layers(model.causal_lm)
-    # Gather a layer's weights at once: outside compiled code, and as often on every rank where a sequence mixer runs its
+    # Gather a layer's weights at once: outside compiled code, and as often on every rank where a mixer runs its
     # modules once for each conversation.
     if recipe.deepspeed.stage == 3 and (recipe.model.compile or model.mixers is not None):
         kinds = dict.fromkeys(type(layer) for layer in layers)

@@ -34,6 +34,7 @@ _MAMBA_2: dict[str, Any] = {
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 16}
 
+WITHOUT_ATTENTION = ("mamba2", "falcon_mamba")
 HYBRIDS: dict[str, dict[str, Any]] = {
     "qwen3_next": {**_DELTA_NET, **_SHARED_EXPERT},
     "qwen3_5_text": _DELTA_NET,
@@ -90,4 +91,5 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 
 def hybrid_config(model_type: str, **changes: Any) -> dict[str, Any]:
     """A `model.config` of a recipe."""
-    return {"model_type": model_type, **_SMALL, **HYBRIDS[model_type], **changes}
+    small = {key: value for key, value in _SMALL.items() if "head" not in key or model_type not in WITHOUT_ATTENTION}
+    return {"model_type": model_type, **small, **HYBRIDS[model_type], **changes}

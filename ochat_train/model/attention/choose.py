@@ -6,15 +6,16 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.needs import AttentionNeeds
 
 
-def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, dropout: float) -> str:
+def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, needs: AttentionNeeds) -> str:
     """The kernel to use: `wanted`, or for `auto` the fastest one that is installed and fits.
 
-    dropout: the model's attention dropout; only kernels that have dropout fit a model that uses it.
+    needs: what the model's attention asks for; only kernels that compute all of it fit.
     Raises UserError where `wanted` cannot run, with what is missing.
     """
-    obstacles = attention_obstacles(device=device, dtype=dtype, dropout=dropout)
+    obstacles = attention_obstacles(device=device, dtype=dtype, needs=needs)
     if wanted == "auto":
         return next(name for name, obstacle in obstacles.items() if obstacle is None)
     if obstacles[wanted] is not None:
@@ -23,9 +24,9 @@ def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype, d
     return wanted
 
 
-def attention_obstacles(*, device: torch.device, dtype: torch.dtype, dropout: float) -> dict[str, str | None]:
+def attention_obstacles(*, device: torch.device, dtype: torch.dtype, needs: AttentionNeeds) -> dict[str, str | None]:
     """Every kernel, the fastest first, with the reason why it cannot be used here, or None."""
-    return {name: kernel.obstacle(device=device, dtype=dtype, dropout=dropout) for name, kernel in KERNELS.items()}
+    return {name: kernel.obstacle(device=device, dtype=dtype, needs=needs) for name, kernel in KERNELS.items()}
 
 
 def missing_packages() -> dict[str, str | None]:

@@ -11,22 +11,26 @@ from typing import Any
 import torch
 
 from ochat_train.model.attention.kernel import HALF_PRECISION, Kernel
+from ochat_train.model.attention.needs import AttentionNeeds
 
 
 def attention_flash_4(
     query_THD: torch.Tensor,
     key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
+    value_TGE: torch.Tensor,
     *,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     scale: float,
     window: int | None,
     dropout: float,
+    softcap: float | None,
+    sinks_H: torch.Tensor | None,
 ) -> torch.Tensor:
     """Arguments as in `kernel.AttentionFunction`."""
     reach = None if window is None else window - 1
-    output: torch.Tensor = _flash_4(query_THD, key_TGD, value_TGD, cu_seqlens, max_seqlen, scale, reach)[0]
+    tensors = (query_THD, key_TGD, value_TGE, sinks_H, cu_seqlens)
+    output: torch.Tensor = _flash_4(*tensors, max_seqlen, scale, reach, softcap or 0.0)[0]
     return output
 
 
@@ -34,22 +38,24 @@ def attention_flash_4(
 def _flash_4(
     query_THD: torch.Tensor,
     key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
+    value_TGE: torch.Tensor,
+    sinks_H: torch.Tensor | None,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     scale: float,
     reach: int | None,
+    softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output [T, H, D] and the log-sum-exp of the scores, float32[H, T].
+    """Output [T, H, E] and the log-sum-exp of the scores, float32[H, T], that of a sink included.
 
-    reach: number of earlier tokens that a token sees, None for all.
+    reach: number of earlier tokens that a token sees, None for all. softcap: 0 for none.
     """
     from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
-    output_THD, lse_HT = flash_attn_varlen_func(
+    output_THE, lse_HT = flash_attn_varlen_func(
         query_THD,
         key_TGD,
-        value_TGD,
+        value_TGE,
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_k=cu_seqlens,
         max_seqlen_q=max_seqlen,
@@ -57,79 +63,111 @@ def _flash_4(
         softmax_scale=scale,
         causal=True,
         window_size=(reach, None if reach is None else 0),
+        learnable_sink=sinks_H,
+        softcap=softcap,
         return_lse=True,
     )[:2]
-    return output_THD, lse_HT
+    return output_THE, lse_HT
 
 
 @_flash_4.register_fake
 def _flash_4_shapes(
     query_THD: torch.Tensor,
     key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
+    value_TGE: torch.Tensor,
+    sinks_H: torch.Tensor | None,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     scale: float,
     reach: int | None,
+    softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_tokens, num_heads, _ = query_THD.shape
-    output_THD = query_THD.new_empty(query_THD.shape)
-    return output_THD, query_THD.new_empty((num_heads, num_tokens), dtype=torch.float32)
+    output_THE = query_THD.new_empty((num_tokens, num_heads, value_TGE.shape[2]))
+    return output_THE, query_THD.new_empty((num_heads, num_tokens), dtype=torch.float32)
 
 
 @torch.library.custom_op("ochat::flash_4_backward", mutates_args=())
 def _flash_4_backward(
-    upstream_THD: torch.Tensor,
+    upstream_THE: torch.Tensor,
     query_THD: torch.Tensor,
     key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
-    output_THD: torch.Tensor,
+    value_TGE: torch.Tensor,
+    output_THE: torch.Tensor,
     lse_HT: torch.Tensor,
+    sinks_H: torch.Tensor | None,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     scale: float,
     reach: int | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    softcap: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key, value and sinks; the last is empty without sinks, as an operator returns no None."""
     from flash_attn.cute.interface import _flash_attn_bwd  # type: ignore[import-not-found, unused-ignore]
 
-    query_gradient, key_gradient, value_gradient = _flash_attn_bwd(
+    gradients = _flash_attn_bwd(
         query_THD,
         key_TGD,
-        value_TGD,
-        output_THD,
-        upstream_THD.contiguous(),
+        value_TGE,
+        output_THE,
+        upstream_THE.contiguous(),
         lse_HT,
         scale,
         True,
+        softcap,
         window_size_left=reach,
         window_size_right=None if reach is None else 0,
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_k=cu_seqlens,
         max_seqlen_q=max_seqlen,
         max_seqlen_k=max_seqlen,
-    )[:3]
-    return query_gradient, key_gradient, value_gradient
+        learnable_sink=sinks_H,
+    )
+    query_gradient, key_gradient, value_gradient = gradients[:3]
+    return query_gradient, key_gradient, value_gradient, query_THD.new_empty(0) if sinks_H is None else gradients[3]
 
 
 @_flash_4_backward.register_fake
 def _flash_4_backward_shapes(
-    upstream_THD: torch.Tensor, query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGD: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query_gradient, key_gradient, value_gradient = (x.new_empty(x.shape) for x in (query_THD, key_TGD, value_TGD))
-    return query_gradient, key_gradient, value_gradient
+    upstream_THE: torch.Tensor,
+    query_THD: torch.Tensor,
+    key_TGD: torch.Tensor,
+    value_TGE: torch.Tensor,
+    output_THE: torch.Tensor,
+    lse_HT: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+    *rest: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    query_gradient, key_gradient, value_gradient = (x.new_empty(x.shape) for x in (query_THD, key_TGD, value_TGE))
+    sinks_gradient = query_THD.new_empty(0) if sinks_H is None else sinks_H.new_empty(sinks_H.shape)
+    return query_gradient, key_gradient, value_gradient, sinks_gradient
 
 
 def _flash_4_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    query_THD, key_TGD, value_TGD, cu_seqlens, *ctx.settings = inputs
-    ctx.save_for_backward(query_THD, key_TGD, value_TGD, *output, cu_seqlens)
+    query_THD, key_TGD, value_TGE, sinks_H, cu_seqlens, *ctx.settings = inputs
+    ctx.save_for_backward(query_THD, key_TGD, value_TGE, *output, sinks_H, cu_seqlens)
 
 
-def _flash_4_gradients(ctx: Any, upstream_THD: torch.Tensor, upstream_of_lse: torch.Tensor | None) -> tuple[Any, ...]:
-    gradients = _flash_4_backward(upstream_THD, *ctx.saved_tensors, *ctx.settings)
-    return *gradients, None, None, None, None
+def _flash_4_gradients(ctx: Any, upstream_THE: torch.Tensor, upstream_of_lse: torch.Tensor | None) -> tuple[Any, ...]:
+    *gradients, sinks_gradient = _flash_4_backward(upstream_THE, *ctx.saved_tensors, *ctx.settings)
+    without_sinks = ctx.saved_tensors[5] is None
+    return *gradients, None if without_sinks else sinks_gradient, None, None, None, None, None
 
 
 _flash_4.register_autograd(_flash_4_gradients, setup_context=_flash_4_save)
+
+
+def _limit(needs: AttentionNeeds, major: int) -> str | None:
+    """What `_validate_head_dims` and the backward pass of the package demand on a GPU of this compute capability."""
+    if major >= 12 and (needs.softcap or needs.sinks):
+        return "on this GPU its backward pass has no soft-capped attention scores and no attention sinks"
+    for query, value in sorted(needs.head_dims):
+        fits = query % 8 == value % 8 == 0 and max(query, value) <= (256 if major == 9 else 128)
+        if not (fits or (major in (10, 11) and (query, value) in ((192, 128), (256, 256)))):
+            return f"on this GPU it has no heads of {query} for query and key with {value} for value, as the model has"
+        if needs.sinks and major in (10, 11) and query == 256:
+            return "on this GPU its heads of 256 have no attention sinks"
+    return None
 
 
 KERNEL = Kernel(
@@ -137,9 +175,12 @@ KERNEL = Kernel(
     run=attention_flash_4,
     compilable=True,
     has_dropout=False,
+    has_softcap=True,
+    has_sinks=True,
     dtypes=HALF_PRECISION,
     capabilities=range(9, 1000),
     if_not_capable="it needs a Hopper GPU or later",
+    limit=_limit,
     module="flash_attn.cute",
     if_missing="the package flash-attn-4 is not installed (extra `gpu`)",
     saved_operators=("ochat.flash_4.default",),

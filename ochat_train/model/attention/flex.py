@@ -9,25 +9,61 @@ from typing import Any
 import torch
 
 from ochat_train.model.attention.kernel import Kernel
+from ochat_train.model.attention.needs import AttentionNeeds
+
+ScoreFunction = Callable[..., torch.Tensor]
 
 
 def attention_flex(
     query_THD: torch.Tensor,
     key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
+    value_TGE: torch.Tensor,
     *,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     scale: float,
     window: int | None,
     dropout: float,
+    softcap: float | None,
+    sinks_H: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Arguments as in `kernel.AttentionFunction`."""
+    """Arguments as in `kernel.AttentionFunction`.
+
+    With lse_i = log sum_j exp(score_ij), the kernel's output o_i becomes one with sinks by
+
+        o_i * sum_j exp(score_ij) / (exp(sink) + sum_j exp(score_ij)) = o_i * sigmoid(lse_i - sink)
+
+    The kernel's log-sum-exp is differentiable, so autograd does the rest.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest
+
     flex_attention, _ = _compiled_flex()
-    query, key, value = (x.transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
-    mask = _flex_mask(cu_seqlens, len(query_THD), window)
-    output: torch.Tensor = flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
-    return output[0].transpose(0, 1)
+    query, key, value = (x.transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGE))
+    arguments: dict[str, Any] = {
+        "block_mask": _flex_mask(cu_seqlens, len(query_THD), window),
+        "scale": scale,
+        "enable_gqa": True,
+    }
+    if softcap is not None:
+        arguments["score_mod"] = _soft_capped(softcap)
+    if sinks_H is None:
+        output_1HTE: torch.Tensor = flex_attention(query, key, value, **arguments)
+    else:
+        plain_1HTE, extra = flex_attention(query, key, value, **arguments, return_aux=AuxRequest(lse=True))
+        lse_1HT = extra.lse.to(torch.promote_types(plain_1HTE.dtype, torch.float32))
+        kept_1HT = torch.sigmoid(lse_1HT - sinks_H.to(lse_1HT.dtype)[None, :, None])
+        output_1HTE = (plain_1HTE * kept_1HT[..., None]).to(plain_1HTE.dtype)
+    return output_1HTE[0].transpose(0, 1)
+
+
+@cache
+def _soft_capped(softcap: float) -> ScoreFunction:
+    """One function for each bound: a new function would be compiled again."""
+
+    def capped(score: torch.Tensor, batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
 
 
 @cache
@@ -56,11 +92,20 @@ def _flex_mask(cu_seqlens: torch.Tensor, num_tokens: int, window: int | None) ->
     return mask
 
 
+def _limit(needs: AttentionNeeds, major: int) -> str | None:
+    """FlexAttention's Triton code does not start with fewer than 16 numbers in a head."""
+    least = min((min(pair) for pair in needs.head_dims), default=16)
+    return None if least >= 16 else f"its head dimension is at least 16, and the model's is {least}"
+
+
 KERNEL = Kernel(
     name="flex",
     run=attention_flex,
     compilable=False,  # compiles itself
     has_dropout=False,
+    has_softcap=True,
+    has_sinks=True,
+    limit=_limit,
     module="triton",
     if_missing="the package triton is not installed",
     saved_operators=("flex_attention",),

@@ -1,6 +1,7 @@
 """What a kernel of attention over packs is: a function and the facts that decide where it can be used.
 
-Shape letters: T tokens of a pack, H query heads, G key/value heads, D head dimension, S sequences.
+Shape letters: T tokens of a pack, H query heads, G key/value heads, D head dimension of query and key, E head dimension
+of value and output, S sequences.
 """
 
 from __future__ import annotations
@@ -12,25 +13,34 @@ from typing import Protocol
 
 import torch
 
+from ochat_train.model.attention.needs import AttentionNeeds
+
 HALF_PRECISION = frozenset((torch.bfloat16, torch.float16))
 
 
 class AttentionFunction(Protocol):
-    """Causal attention within each sequence of a pack, differentiable in query, key and value.
+    """Causal attention within each sequence of a pack, differentiable in query, key, value and sinks.
 
-    query_THD, key_TGD, value_TGD: of one dtype; H is a multiple of G.
+    For a query token i and the tokens j that it sees, with s(x) = softcap * tanh(x / softcap), or x without `softcap`:
+
+        score_ij  = s(scale * query_i . key_j)
+        output_i  = sum_j exp(score_ij) * value_j / (exp(sink) + sum_j exp(score_ij))
+
+    query_THD, key_TGD, value_TGE: of one dtype; H is a multiple of G.
     cu_seqlens: int32[S + 1], where sequences begin and end, from 0 to T; empty sequences are allowed.
     max_seqlen: in tokens, no sequence is longer. scale: factor of the scores before the softmax.
     window: a token sees itself and the `window - 1` tokens before it; None sees all before it.
     dropout: probability with which attention weights become 0.
-    Returns [T, H, D].
+    softcap: bound of the scores, None for none.
+    sinks_H: one logit per query head, which takes part in the sum of the softmax and has no value; None: no exp(sink).
+    Returns [T, H, E].
     """
 
     def __call__(
         self,
         query_THD: torch.Tensor,
         key_TGD: torch.Tensor,
-        value_TGD: torch.Tensor,
+        value_TGE: torch.Tensor,
         /,
         *,
         cu_seqlens: torch.Tensor,
@@ -38,6 +48,8 @@ class AttentionFunction(Protocol):
         scale: float,
         window: int | None,
         dropout: float,
+        softcap: float | None,
+        sinks_H: torch.Tensor | None,
     ) -> torch.Tensor:
         """See the class."""
 
@@ -48,10 +60,11 @@ class Kernel:
 
     name: in recipes (`model.attention`) and messages; also of its file.
     compilable: whether torch.compile can trace a decoder layer around it.
-    has_dropout: whether it honours `dropout`; others refuse models with attention dropout.
+    has_dropout, has_softcap, has_sinks: whether it honours these arguments; others refuse models that need them.
     needs_gpu: whether it needs CUDA.
     dtypes: of query, key and value; None for all.
     capabilities: major CUDA compute capabilities that it runs on, None for all; if_not_capable: what to say on others.
+    limit: given what a model needs and the major compute capability, says what else the kernel cannot do, or None.
     module: importable where the kernel is installed, None if it always is; if_missing: what to say where it is not.
     saved_operators: names of the torch operators whose results activation checkpointing keeps (`matmuls`).
     prepare: called once before the first use, outside compiled code.
@@ -61,10 +74,13 @@ class Kernel:
     run: AttentionFunction
     compilable: bool
     has_dropout: bool
+    has_softcap: bool
+    has_sinks: bool
     needs_gpu: bool = True
     dtypes: frozenset[torch.dtype] | None = None
     capabilities: range | None = None
     if_not_capable: str = ""
+    limit: Callable[[AttentionNeeds, int], str | None] | None = None
     module: str | None = None
     if_missing: str = ""
     saved_operators: tuple[str, ...] = ()
@@ -74,17 +90,43 @@ class Kernel:
         """What to say of a package that this machine lacks, None where the kernel is installed; whatever GPU it has."""
         return None if self.module is None or _is_installed(self.module) else self.if_missing
 
-    def obstacle(self, *, device: torch.device, dtype: torch.dtype, dropout: float) -> str | None:
-        """Why the kernel cannot be used here, None where it can. dropout: the model's attention dropout."""
+    def missing_feature(self, needs: AttentionNeeds) -> str | None:
+        """What the model needs and the kernel does not compute on any machine, None where it computes all."""
+        if needs.dropout and not self.has_dropout:
+            return f"it has no dropout, and the model's attention_dropout is {needs.dropout}"
+        if needs.softcap and not self.has_softcap:
+            return "it has no soft-capping of attention scores, and the model needs it"
+        if needs.sinks and not self.has_sinks:
+            return "it has no attention sinks, and the model needs them"
+        return None
+
+    def obstacle(self, *, device: torch.device, dtype: torch.dtype, needs: AttentionNeeds) -> str | None:
+        """Why the kernel cannot be used here, None where it can. needs: of the model, from `attention_needs`."""
         if self.needs_gpu and device.type != "cuda":
             return "it needs a CUDA GPU"
         if self.dtypes is not None and dtype not in self.dtypes:
             return "it needs bfloat16"
-        if dropout and not self.has_dropout:
-            return f"it has no dropout, and the model's attention_dropout is {dropout}"
-        if self.capabilities is not None and torch.cuda.get_device_capability(device)[0] not in self.capabilities:
-            return self.if_not_capable
+        feature = self.missing_feature(needs)
+        if feature is not None:
+            return feature
+        if self.capabilities is not None or self.limit is not None:
+            major, _ = torch.cuda.get_device_capability(device)
+            if self.capabilities is not None and major not in self.capabilities:
+                return self.if_not_capable
+            limit = self.limit(needs, major) if self.limit is not None else None
+            if limit is not None:
+                return limit
         return self.missing_package()
+
+
+def one_head_dimension(needs: AttentionNeeds) -> str | None:
+    """The limit of kernels whose heads have one dimension for query, key and value: a multiple of 8, 256 at most."""
+    for query, value in sorted(needs.head_dims):
+        if query != value:
+            return f"its heads have one dimension, and the model's have {query} for query and key, {value} for value"
+        if query % 8 or query > 256:
+            return f"its head dimension is a multiple of 8 up to 256, and the model's is {query}"
+    return None
 
 
 def _is_installed(module: str) -> bool:

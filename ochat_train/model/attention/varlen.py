@@ -10,19 +10,21 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.model.attention.kernel import HALF_PRECISION, Kernel
+from ochat_train.model.attention.kernel import HALF_PRECISION, Kernel, one_head_dimension
 
 
 def attention_varlen(
     query_THD: torch.Tensor,
     key_TGD: torch.Tensor,
-    value_TGD: torch.Tensor,
+    value_TGE: torch.Tensor,
     *,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     scale: float,
     window: int | None,
     dropout: float,
+    softcap: float | None,
+    sinks_H: torch.Tensor | None,
 ) -> torch.Tensor:
     """Arguments as in `kernel.AttentionFunction`."""
     varlen_attn, style = torch_varlen()
@@ -38,7 +40,7 @@ def attention_varlen(
         if style == "enable_gqa":
             arguments["enable_gqa"] = True
     result: torch.Tensor = varlen_attn(
-        query_THD, key_TGD, value_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **arguments
+        query_THD, key_TGD, value_TGE, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **arguments
     )
     return result
 
@@ -58,7 +60,10 @@ KERNEL = Kernel(
     run=attention_varlen,
     compilable=True,
     has_dropout=False,
+    has_softcap=False,
+    has_sinks=False,
     dtypes=HALF_PRECISION,
+    limit=lambda needs, major: one_head_dimension(needs),
     module="torch.nn.attention.varlen",
     if_missing="this torch has no varlen kernel; use 2.10 or later",
     saved_operators=("torch_attn._varlen_attn.default",),
