@@ -33,10 +33,9 @@ def test_the_base_and_the_kernel_that_it_calls(make_recipe: RecipeFactory) -> No
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ({"model_type": "gpt_oss", "num_local_experts": 4}, "GptOssAttention of `transformers` needs `s_aux`"),
-        ({"model_type": "gemma2"}, "scales its logits (final_logit_softcapping)"),
         ({"model_type": "nemotron"}, "does not pass `cu_seqlens`"),
         ({"model_type": "falcon_h1"}, "packs would mix"),
+        ({"model_type": "bloom"}, "takes no `position_ids`"),
     ],
 )
 def test_bases_that_would_be_trained_wrongly_are_refused(

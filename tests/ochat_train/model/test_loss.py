@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
 
-from ochat_train.model.loss import CHUNK_TOKENS, token_scores, weighted_loss_sums
+from data_pipeline.errors import UserError
+from ochat_train.model.config import logit_transform
+from ochat_train.model.loss import CHUNK_TOKENS, LogitTransform, token_scores, weighted_loss_sums
 from tests.support.measured import Measured
 from tests.support.reference import relative_error
 
@@ -119,6 +124,121 @@ def test_every_token_has_its_own_weight(measured: Measured) -> None:
         assert relative_error(found, truth) < 5e-6
         measured("control: gradients scaled by the first token's weight", relative_error(equal * first, truth))
         assert relative_error(equal * first, truth) > 0.1
+
+
+# ---- what models do with the results of their head ----
+
+TRANSFORMS = [
+    (LogitTransform(softcap=2.0), False),
+    (LogitTransform(scale=0.25), False),
+    (LogitTransform(), True),
+    (LogitTransform(scale=3.0, softcap=5.0), True),
+]
+Gradients = dict[str, torch.Tensor]
+
+
+def with_transform(
+    transform: LogitTransform, *, biased: bool, precise: bool, vocab: int = 1_000, device: str = "cpu"
+) -> tuple[torch.Tensor, Gradients, torch.Tensor]:
+    """Loss, its gradients and the nll of each token. precise: plain float64 autograd with all logits at once."""
+    inputs = {key: value.to(device) for key, value in make_inputs(300, 64, vocab, [0.0, 0.1, 1.0]).items()}
+    bias = torch.randn(vocab, generator=torch.Generator().manual_seed(1)).to(device) if biased else None
+    leaves = {"hidden": inputs.pop("hidden_TD"), "head": inputs.pop("head_VD")} | (
+        {} if bias is None else {"bias": bias}
+    )
+    leaves = {name: (x.double() if precise else x.clone()).requires_grad_() for name, x in leaves.items()}
+    weights, targets = inputs["target_weights_T"], inputs["target_ids_T"]
+    if precise:
+        logits = leaves["hidden"] @ leaves["head"].T
+        logits = (logits if bias is None else logits + leaves["bias"]) * transform.scale
+        if transform.softcap is not None:
+            logits = transform.softcap * torch.tanh(logits / transform.softcap)
+        nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        loss = (nll * weights.double()).sum()
+    else:
+        rows_N, extra = torch.nonzero(weights)[:, 0], {"bias_V": leaves.get("bias"), "transform": transform}
+        tensors = leaves["hidden"], leaves["head"]
+        loss, _ = weighted_loss_sums(*tensors, **extra, rows_N=rows_N, **inputs, num_classes=2, chunk_tokens=64)
+        every = torch.arange(len(targets), device=device)
+        nll = token_scores(*tensors, **extra, rows_N=every, target_ids_T=targets, chunk_tokens=64).nll_N
+    (loss * 0.5).backward()
+    return loss.detach(), {name: x.grad for name, x in leaves.items() if x.grad is not None}, nll.detach()
+
+
+def transform_errors(
+    found: tuple[torch.Tensor, Gradients, torch.Tensor], transform: LogitTransform, **case: Any
+) -> float:
+    """The largest relative error of loss, gradients and scores against float64."""
+    loss, gradients, nll = with_transform(transform, precise=True, **case)
+    assert gradients.keys() == found[1].keys()
+    pairs = [(found[0], loss), (found[2], nll), *((found[1][name], gradients[name]) for name in gradients)]
+    return max(relative_error(value, truth) for value, truth in pairs)
+
+
+@pytest.mark.parametrize(("transform", "biased"), TRANSFORMS)
+@pytest.mark.parametrize("vocab", [1_000, 1_024])  # with and without rows that align the head
+def test_caps_scales_and_biases_equal_float64(
+    transform: LogitTransform, biased: bool, vocab: int, measured: Measured
+) -> None:
+    found = with_transform(transform, biased=biased, precise=False, vocab=vocab)
+    error = transform_errors(found, transform, biased=biased, vocab=vocab)
+    measured("loss, gradients and scores with soft cap, scale and bias, float32, against float64", error)
+    assert error < 5e-6
+
+
+@pytest.mark.parametrize(("transform", "biased"), TRANSFORMS)
+def test_control_a_loss_without_them_differs(transform: LogitTransform, biased: bool, measured: Measured) -> None:
+    dropped = with_transform(LogitTransform(), biased=biased, precise=False)
+    if transform == LogitTransform():
+        dropped = with_transform(transform, biased=False, precise=False)
+        dropped[1]["bias"] = torch.zeros(1_000)
+    error = transform_errors(dropped, transform, biased=biased)
+    measured("control: loss without the soft cap, scale or bias", error)
+    assert error > 1e-2
+
+
+def test_nothing_changes_without_them() -> None:
+    """Not a bit: a transform that does nothing, against none."""
+    inputs = make_inputs(300, 64, 1_000, [0.0, 0.1, 1.0])
+    found = with_transform(LogitTransform(), biased=False, precise=False)
+    expected = ours(inputs, scale=0.5, chunk_tokens=64)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1]["hidden"], expected[1])
+    assert torch.equal(found[1]["head"], expected[2])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "mistral"}, LogitTransform()),
+        ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, LogitTransform(softcap=30.0)),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": None}, LogitTransform()),
+        ({"model_type": "recurrent_gemma", "logits_soft_cap": 30.0}, LogitTransform(softcap=30.0)),
+        ({"model_type": "cohere", "logit_scale": 0.0625}, LogitTransform(scale=0.0625)),
+        ({"model_type": "granite", "logits_scaling": 8.0}, LogitTransform(scale=0.125)),
+        ({"model_type": "hyperclovax", "logits_scaling": 8.0}, LogitTransform(scale=8.0)),
+        ({"model_type": "falcon_h1", "lm_head_multiplier": 0.5}, LogitTransform(scale=0.5)),
+    ],
+)
+def test_the_transform_of_a_config(config: dict[str, Any], expected: LogitTransform) -> None:
+    if config["model_type"] not in transformers.CONFIG_MAPPING:
+        pytest.skip("this transformers does not know the family")
+    assert logit_transform(transformers.AutoConfig.for_model(**config)) == expected
+
+
+def test_logits_that_are_left_out_are_refused() -> None:
+    config = transformers.AutoConfig.for_model("mistral", vocab_size=100, unpadded_vocab_size=90)
+    with pytest.raises(UserError, match=r"mistral leaves out the logits from `unpadded_vocab_size` \(90\) on"):
+        logit_transform(config)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("transform", "biased"), TRANSFORMS)
+def test_caps_scales_and_biases_on_a_gpu(transform: LogitTransform, biased: bool, measured: Measured) -> None:
+    case: dict[str, Any] = {"biased": biased, "vocab": 32_002, "device": "cuda"}
+    error = transform_errors(with_transform(transform, precise=False, **case), transform, **case)
+    measured("loss, gradients and scores with soft cap, scale and bias, float32 on the GPU, against float64", error)
+    assert error < 5e-6
 
 
 @pytest.mark.gpu
