@@ -107,6 +107,12 @@ def router_logits_of(outputs: Any, num_tokens: int) -> tuple[torch.Tensor, ...]:
     return logits
 
 
+def expert_count(config: Any) -> int:
+    """Experts of a layer by its config, 0 for a model without experts; families name this key in three ways."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((count for name in names if (count := getattr(config, name, None))), 0)
+
+
 def expert_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The modules that hold the experts of a layer and are told which tokens go to which, in order of the layers.
 
