@@ -9,6 +9,7 @@ from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.config import check_config
@@ -45,6 +46,7 @@ def check_base(facts: RecipeFacts) -> Iterator[Finding]:
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
     yield ok("base", place, f"{name}, {size}{weights}")
+    yield from layer_findings(facts)
 
 
 def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:

@@ -210,7 +210,7 @@ def kernels_obstacle(mixer: torch.nn.Module, *, hidden_size: int, device: torch.
     tried on a copy of the mixer.
     """
     if device.type != "cuda":
-        return "kernels that take borders need a GPU"
+        return f"kernels that take borders need a GPU, and packages such as {next(iter(_PACKAGES))}"
     missing = [package for package, module in _PACKAGES.items() if importlib.util.find_spec(module) is None]
     hint = f" (not installed: {', '.join(missing)})" if missing else ""
     if not border_names(mixer):

@@ -37,7 +37,7 @@ class Work:
 
     The first term is 2 forward and 4 backward for each parameter of a matrix product (embeddings are looked up), the
     second is causal attention. Recomputed operations and padding do not count.
-    matmul_parameters: of linear modules, and of a layer's experts the share that each token uses. attention_width: heads
+    matmul_parameters: of linear modules, and the share of a layer's experts that a token uses. attention_width: heads
     times head dimension. num_layers: those with attention.
     """
 

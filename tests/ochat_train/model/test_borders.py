@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 import transformers
 
 from ochat_train.model import borders
+from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.needs import AttentionNeeds
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.model.borders import Borders, border_keywords, keep_apart, sequence_mixers, trial
@@ -180,3 +183,58 @@ def test_kernels_that_passed_get_the_borders(monkeypatch: pytest.MonkeyPatch) ->
         assert ("slow" in mixers.text()) == (mixers.ways["RunningSum"] == "alone")
     assert calls == [9, 3, 2, 4]
     assert torch.equal(*results)
+
+
+# ---- on a GPU ----
+
+_GPU_SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+_GPU_DELTA_NET: dict[str, Any] = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
+_GPU_MAMBA_2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_chunk_size": 64}
+# Sizes that the kernels take, and the packages without which their mixers cannot keep borders themselves.
+GPU_HYBRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "qwen3_next": (_GPU_DELTA_NET, ("fla", "causal_conv1d")),
+    "qwen3_5_text": (_GPU_DELTA_NET, ("fla", "causal_conv1d")),
+    "lfm2": ({}, ("causal_conv1d",)),
+    "bamba": (_GPU_MAMBA_2, ("mamba_ssm", "causal_conv1d")),
+    "granitemoehybrid": (_GPU_MAMBA_2, ("mamba_ssm", "causal_conv1d")),
+    "jamba": ({}, ("a kernel of Mamba-1 that takes borders",)),
+    "minimax": ({}, ("a kernel of lightning attention",)),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model_type", GPU_HYBRIDS)
+def test_gpu_packed_is_alone(model_type: str, measured: Measured) -> None:
+    """bfloat16 on packs, with kernels or alone, against float32 of each conversation alone by `transformers`.
+
+    The controls: the whole pack as one sequence. And kernels are used exactly where the packages are installed.
+    """
+    sizes, packages = GPU_HYBRIDS[model_type]
+    device = torch.device("cuda", 0)
+    needs = AttentionNeeds(head_dims=frozenset({(64, 64)}))
+    kernel = choose_attention("auto", device=device, dtype=torch.bfloat16, needs=needs)
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(**hybrid_config(model_type, vocab_size=VOCAB, **{**_GPU_SIZES, **sizes}))
+    causal_lm = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16, attn_implementation=register_attention(kernel)
+    )
+    causal_lm = causal_lm.to(device).train()
+    twin = copy.deepcopy(causal_lm).float()
+    twin.config._attn_implementation = "eager"
+    loss = reference_loss(twin, ROWS)
+    loss.backward()
+    expected = gradients_of(twin)
+    mixers = keep_apart(causal_lm, device=device)
+    assert mixers is not None
+    installed = all(importlib.util.find_spec(package.split()[0]) is not None for package in packages)
+    print(model_type, mixers.text())
+    assert set(mixers.ways.values()) == {"kernel" if installed else "alone"}, mixers.text()
+    batches = [batch.to(device) for batch in PACKS]
+    found_loss, found = packed(causal_lm, batches, mixers)
+    whole = [replace(batch, cu_seqlens_S1=torch.tensor([0, 96], dtype=torch.int32, device=device)) for batch in batches]
+    leak = relative_error(packed(causal_lm, [replace(b, max_seqlen=96) for b in whole], mixers)[1], expected)
+    error = relative_error(found, expected)
+    measured("gradients of hybrids on packs, bfloat16 on a GPU, against float32 of each conversation alone", error)
+    assert relative_error(found_loss, loss) < 1e-2
+    assert error < 5e-2
+    assert leak > 2 * error
