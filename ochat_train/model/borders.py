@@ -141,13 +141,13 @@ def one_sequence(model: torch.nn.Module, num_tokens: int) -> Iterator[None]:
     borders = Borders(lengths=(num_tokens,))
     try:
         for mixer, _ in changed:
-            mixer.forward = partial(_each_alone, type(mixer).forward, mixer, borders)  # type: ignore[method-assign]
+            mixer.forward = partial(_each_alone, type(mixer).forward, mixer, borders)
         yield
     finally:
         for mixer, forward in changed:
             del mixer.forward
             if forward is not None:
-                mixer.forward = forward  # type: ignore[method-assign]
+                mixer.forward = forward
 
 
 def _with_kernels(

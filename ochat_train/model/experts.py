@@ -113,7 +113,7 @@ def expert_count(config: Any) -> int:
     return next((count for name in names if (count := getattr(config, name, None))), 0)
 
 
-def expert_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+def expert_layers(model: torch.nn.Module) -> list[Any]:
     """The modules that hold the experts of a layer and are told which tokens go to which, in order of the layers.
 
     `transformers` marks them with `use_experts_implementation`; their forward takes hidden states [T, D], the experts
@@ -129,7 +129,7 @@ class ExpertCounter:
     layers: of `expert_layers`, all with E experts; not in compiled code.
     """
 
-    layers: Sequence[torch.nn.Module]
+    layers: Sequence[Any]
     _counts_LE: torch.Tensor | None = field(default=None, init=False)
     _is_token_T: torch.Tensor | None = field(default=None, init=False)
     _counted: set[int] = field(default_factory=set, init=False)

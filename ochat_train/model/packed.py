@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ochat_train.model.batch import PackedBatch
-from ochat_train.model.borders import Mixers
+from ochat_train.model.borders import Mixers, keep_apart
 from ochat_train.model.config import logit_transform
 from ochat_train.model.experts import ExpertCounter, RouterLoss, records_router_logits, router_logits_of
 from ochat_train.model.loss import LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
@@ -18,7 +18,8 @@ from ochat_train.model.structure import backbone
 class PackedCausalLM(torch.nn.Module):
     """A causal LM of `transformers` with the weighted loss of its next-token predictions instead of logits.
 
-    mixers: of `borders.keep_apart` on this model. router_loss: added to what the model is trained on, None for none.
+    mixers: of `borders.keep_apart` on this model; None to have that done here, for the device that the model is on.
+    router_loss: added to what the model is trained on, None for none.
     """
 
     def __init__(
@@ -26,7 +27,8 @@ class PackedCausalLM(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.mixers = mixers
+        device = causal_lm.get_input_embeddings().weight.device
+        self.mixers = keep_apart(causal_lm, device=device) if mixers is None else mixers
         self.router_loss = router_loss
         self.expert_counter: ExpertCounter | None = None
         self.loss = LossHead(
