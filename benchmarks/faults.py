@@ -23,6 +23,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.folder_faults import folder_taken_away, full_disk  # noqa: E402
+from benchmarks.prepared_faults import prepared_faults  # noqa: E402
 from ochat_train.checkpoint.state import list_checkpoints  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.preparation import prepare_recipe  # noqa: E402
@@ -53,13 +55,12 @@ def main() -> int:
     parser.add_argument("--num-ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--large", action="store_true", help="a model of 24 million parameters, without dropout")
-    parser.add_argument("--only", choices=("kills", "failpoints", "flips", "rows", "latest"), action="append")
+    parser.add_argument("--only", choices=tuple(PARTS), action="append")
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
-    parts = {"kills": kills, "failpoints": failpoints, "flips": flips, "rows": rows, "latest": latest}
     with tempfile.TemporaryDirectory() as folder:
         results = [
-            part(Path(folder) / name, options) for name, part in parts.items() if name in (options.only or parts)
+            part(Path(folder) / name, options) for name, part in PARTS.items() if name in (options.only or PARTS)
         ]
     for result in results:
         print(
@@ -193,9 +194,43 @@ def latest(folder: Path, options: Any) -> dict[str, Any]:
     )
 
 
+def prepared(folder: Path, options: Any) -> dict[str, Any]:
+    """Prepared data that has changed, in every way that prepared_faults.py knows."""
+    found = prepared_faults(folder)
+    return row("prepared data changed", found["held"], found["of"], "exit code 2, file named", found["control"])
+
+
+def run_folder(folder: Path, options: Any) -> dict[str, Any]:
+    """The run folder, or its lock, is taken away between two checkpoints."""
+    recipe = small_recipe(folder, options, train__max_steps=8, checkpoint__save_every_steps=3)
+    found = folder_taken_away(recipe, num_ranks=options.num_ranks, steps=(2, 5, 8))
+    return row(
+        "run folder or its lock taken away", found["held"], found["of"], "exit code 2, then equal", found["control"]
+    )
+
+
+def disk(folder: Path, options: Any) -> dict[str, Any]:
+    """There is no room for the next line of metrics.jsonl, between two checkpoints."""
+    recipe = small_recipe(folder, options, train__max_steps=8, checkpoint__save_every_steps=3)
+    found = full_disk(recipe, num_ranks=options.num_ranks, steps=(1, 2, 4, 5, 7))
+    return row("no room for a line of metrics", found["held"], found["of"], "exit code 2, then equal", found["control"])
+
+
 def row(fault: str, held: int, of: int, what: str, control: str) -> dict[str, Any]:
     """One line of the table."""
     return {"fault": fault, "held": int(held), "of": of, "what": what, "control": control}
+
+
+PARTS = {
+    "kills": kills,
+    "failpoints": failpoints,
+    "flips": flips,
+    "rows": rows,
+    "latest": latest,
+    "prepared": prepared,
+    "run_folder": run_folder,
+    "disk": disk,
+}
 
 
 if __name__ == "__main__":

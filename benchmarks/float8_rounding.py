@@ -69,7 +69,7 @@ def loss_and_gradient(
 ) -> tuple[float, torch.Tensor]:
     """The mean weighted loss of all packs and its gradient, float64, of the untrained base."""
     settings = recipe.model.model_copy(update={"precision": precision})
-    model, _ = build_model(settings, check_prepared(recipe), device=torch.device("cpu"), seed=recipe.seed)
+    model = build_model(settings, check_prepared(recipe), device=torch.device("cpu"), seed=recipe.seed).model
     if float8 is not None:
         config, chosen = float8
         layers = decoder_layers(model.causal_lm)

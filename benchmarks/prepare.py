@@ -158,8 +158,8 @@ def measure_prepare(options: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.prepare.job import PrepareJob
     from data_pipeline.prepare.prepare import prepare
     from data_pipeline.prompt.templates import TEMPLATES
-    from data_pipeline.prompt.tokenization import load_tokenizer_spec
     from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+    from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
     from data_pipeline.settings import ClassSettings, DataSettings
 
     began = time.perf_counter()

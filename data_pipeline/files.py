@@ -1,7 +1,8 @@
-"""Files on disk: hashes, and writes that survive a power cut."""
+"""Files on disk: hashes, writes that survive a power cut, and what to say of a write that failed."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a limit on the size of files
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
+MAKE_ROOM = "make room there, and run the command again"
 
 
 def sha256_of_file(path: Path) -> str:
@@ -75,6 +80,56 @@ def _clear_leftovers(final: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def is_out_of_room(error: OSError) -> bool:
+    """Whether a write failed because there is no room for it."""
+    return error.errno in _NO_ROOM
+
+
+def is_forbidden(error: OSError) -> bool:
+    """Whether a file could not be used because of permissions, of a disk that is mounted read-only, or of a link that
+    leads to itself.
+    """
+    return error.errno in _FORBIDDEN
+
+
+def not_allowed(path: Path | str, error: OSError) -> UserError:
+    """A file that may not be used as an error that says which and why."""
+    remedy = "change its permissions or those of its folder, or name another one"
+    return UserError(path, f"cannot be used: {error.strerror or error}", remedy)
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free bytes on the disk of a file or folder, which need not exist. None where the system does not say."""
+    place = next((place for place in (path, *path.absolute().parents) if place.exists()), None)
+    try:
+        return None if place is None else shutil.disk_usage(place).free
+    except OSError:
+        return None
+
+
+def cannot_write(path: Path | str | None, error: OSError, remedy: str = MAKE_ROOM) -> UserError:
+    """A failed write as an error that says where, why, and how much room is left there. path: None if not known."""
+    free = None if path is None else free_bytes(Path(path))
+    room = "" if free is None else f" ({free:,} bytes are free there)"
+    return UserError(
+        "the output" if path is None else path, f"cannot be written: {error.strerror or error}{room}", remedy
+    )
+
+
+@contextmanager
+def explained_writes(path: Path, remedy: str = MAKE_ROOM) -> Iterator[None]:
+    """Turns an OSError of the block into `cannot_write`. path: named where the error names no file itself."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str) else path
+        raise cannot_write(name, error, remedy) from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file."""
-    path.write_text(text, encoding="utf-8")
+    """Write a small text file. An OSError names the file."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = str(path)
+        raise

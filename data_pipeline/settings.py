@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
 
+from data_pipeline.class_names import class_name_problem
 from data_pipeline.formats.row_format import RowFormat
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.section import Rule, Section, setting
@@ -331,7 +332,12 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _classes_fit_sources(self) -> DataSettings:
-        problems = [*self._problems_of_rewards(), *self._problems_of_quantiles(), *self._problems_of_tokenized()]
+        problems = [
+            f"classes: the name {quoted(name)} {problem}"
+            for name in self.classes
+            if (problem := class_name_problem(name)) is not None
+        ]
+        problems += [*self._problems_of_rewards(), *self._problems_of_quantiles(), *self._problems_of_tokenized()]
         for number, source in enumerate(self.sources):
             has_class = source.class_name is not None or source.class_field is not None
             if not has_class and not source.row_format.carries_class and self.classes_from is None:

@@ -10,6 +10,7 @@ from typing import Any
 # U+FDD0 is a Unicode noncharacter, reserved for use inside a program. The exported chat template puts it into control
 # strings that a person typed, and the tokenizer removes it again (see prompt/chat_template.py); so no text may hold it.
 RESERVED_CHARACTER = "\ufdd0"
+_MARKDOWN = r"\`*_{}[]<>()#+!|&"
 
 
 def shown(value: object) -> str:
@@ -34,6 +35,12 @@ def visible(text: str, *, kept: str = "\n\t") -> str:
 def quoted(text: str) -> str:
     """A whole text that is safe to show, in quotes, so that people see an empty one, and where it ends."""
     return f"'{visible(text, kept='')}'"
+
+
+def markdown_text(text: str) -> str:
+    """A text in one line of Markdown, with the special characters of Markdown and HTML escaped."""
+    line = visible(" ".join(text.split()), kept="")
+    return "".join(f"&#{ord(character)};" if character in _MARKDOWN else character for character in line)
 
 
 def _is_harmless(character: str) -> bool:

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from data_pipeline.errors import UserError
 from data_pipeline.look.tokens import ShownToken, TokenReader
 from data_pipeline.prepared.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
+from data_pipeline.prepared.integrity import check_sizes
+from data_pipeline.prompt.library_errors import tokenizers_errors
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 
@@ -67,12 +69,15 @@ class Inspection:
         manifest = Manifest.load(prepared_dir)
         if manifest is None:
             raise UserError(prepared_dir, "holds no prepared dataset", "name the recipe's `data.prepared_dir`")
+        check_sizes(prepared_dir, manifest)
         self.prepared_dir, self.split, self.manifest = prepared_dir, split, manifest
         self.data = PreparedSplit(prepared_dir, split)
         if not len(self.data):
             remedy = _HOW_A_SPLIT_IS_FILLED.get(split, "run `ochat prepare` again")
             raise UserError(prepared_dir, f"split `{split}` is empty", remedy)
-        self._tokenizer = Tokenizer.from_file(str(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"))
+        tokenizer_file = prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"
+        with tokenizers_errors(tokenizer_file):
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._read = TokenReader(self._tokenizer, TEMPLATES.get(manifest.template))
 
     @property

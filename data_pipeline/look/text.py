@@ -27,7 +27,7 @@ def report(inspection: Inspection, selection: Selection, *, color: bool, with_to
     rows = inspection.select(selection)
     manifest = inspection.manifest
     condition = quoted(manifest.inference_condition)
-    yield f"{inspection.prepared_dir}: template {manifest.template}, inference condition {condition}"
+    yield visible(f"{inspection.prepared_dir}: template {manifest.template}, inference condition {condition}", kept="")
     yield ""
     yield class_table(manifest.classes)
     yield ""
@@ -55,7 +55,9 @@ def ledger_text(ledger: Ledger) -> str:
     """What a preparation read, kept, cut and left out, with the first examples of each."""
     lines = [ledger_summary(ledger)]
     for row in ledger_reasons(ledger):
-        lines.append(f"  {'dropped' if row.is_dropped else 'kept'}, {row.reason}: {row.num_conversations:,}")
+        lines.append(
+            f"  {'dropped' if row.is_dropped else 'kept'}, {visible(row.reason, kept='')}: {row.num_conversations:,}"
+        )
         lines += [f"    {visible(example, kept='')}" for example in row.examples]
     return "\n".join(lines)
 

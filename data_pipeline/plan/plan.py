@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from data_pipeline.plan.kinds import FIRST_PLAN, PlanKind
 from data_pipeline.plan.packing import Packs, pack
 from data_pipeline.prepared.dataset import PreparedSplit
 
+# Steps whose packs are sorted by cost together. With one pack of 8,192 tokens on each GPU, steps take 1 % longer than
+# if all packs were equal (2 steps: 5 %, without: 11 %); more would put conversations of one length together for nothing.
+_SORTED_STEPS = 8
 EMPTY_PACK = -1  # fills up the last step of an epoch, and ranks that would have fewer packs than others
 
 
@@ -53,8 +58,7 @@ class EpochPlan:
     @cached_property
     def attention_costs(self) -> np.ndarray:
         """float64[packs]: sum of squared lengths, to which the cost of attention is proportional."""
-        squares = self.lengths[self.packs.rows].astype(np.float64) ** 2
-        return np.add.reduceat(squares, self.packs.offsets[:-1])
+        return _attention_costs(self.packs, self.lengths)
 
     @cached_property
     def _pack_weights(self) -> np.ndarray:
@@ -81,11 +85,20 @@ class EpochPlan:
 
 
 def plan_epoch(
-    lengths: np.ndarray, weight_sums: np.ndarray, *, capacity: int, bins_per_step: int, seed: int, epoch: int
+    lengths: np.ndarray,
+    weight_sums: np.ndarray,
+    *,
+    capacity: int,
+    bins_per_step: int,
+    seed: int,
+    epoch: int,
+    kind: PlanKind = "varied",
 ) -> EpochPlan:
     """Plan one epoch (0-based). Every row is in exactly one pack; the same arguments always give the same plan."""
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    packs = pack(lengths, capacity=capacity, rng=rng)
+    packs = pack(lengths, capacity=capacity, rng=rng, varied=kind != FIRST_PLAN)
+    if kind == "balanced":
+        packs = _in_order(packs, _like_with_like(_attention_costs(packs, lengths), bins_per_step, rng))
     return EpochPlan(
         packs=packs,
         bins_per_step=bins_per_step,
@@ -93,6 +106,35 @@ def plan_epoch(
         lengths=np.asarray(lengths),
         weight_sums=weight_sums,
     )
+
+
+def _attention_costs(packs: Packs, lengths: np.ndarray) -> np.ndarray:
+    """float64[packs]: sum of squared lengths."""
+    return np.add.reduceat(lengths[packs.rows].astype(np.float64) ** 2, packs.offsets[:-1])
+
+
+def _like_with_like(costs: np.ndarray, bins_per_step: int, rng: np.random.Generator) -> np.ndarray:
+    """int64[packs]: an order of packs in which the packs of a step cost about the same, and steps come in random order.
+
+    Only packs of a few steps are sorted together, so a step is still a sample of the epoch. What does not fill a step
+    stays last.
+    """
+    num_full = len(costs) // bins_per_step
+    order = np.arange(num_full * bins_per_step)
+    block = _SORTED_STEPS * bins_per_step
+    for start in range(0, len(order), block):
+        part = order[start : start + block]
+        order[start : start + block] = part[np.argsort(costs[part], kind="stable")]
+    steps = order.reshape(num_full, bins_per_step)[rng.permutation(num_full)]
+    return np.concatenate((steps.ravel(), np.arange(len(order), len(costs))))
+
+
+def _in_order(packs: Packs, order: np.ndarray) -> Packs:
+    """The same packs with other numbers: new pack n is pack order[n]."""
+    sizes = np.diff(packs.offsets)[order]
+    offsets = np.concatenate(([0], np.cumsum(sizes)))
+    slots = np.repeat(packs.offsets[:-1][order] - offsets[:-1], sizes) + np.arange(len(packs.rows))
+    return Packs(rows=packs.rows[slots], offsets=offsets)
 
 
 def num_micro_batches(bins_per_step: int, num_ranks: int) -> int:
@@ -125,10 +167,23 @@ class TrainingPlan:
     """
 
     def __init__(
-        self, split: PreparedSplit, *, capacity: int, bins_per_step: int, seed: int, epochs: int, max_steps: int | None
+        self,
+        split: PreparedSplit,
+        *,
+        capacity: int,
+        bins_per_step: int,
+        seed: int,
+        epochs: int,
+        max_steps: int | None,
+        kind: PlanKind = "varied",
     ) -> None:
         self._split = split
-        self._arguments: dict[str, int] = {"capacity": capacity, "bins_per_step": bins_per_step, "seed": seed}
+        self._arguments: dict[str, Any] = {
+            "capacity": capacity,
+            "bins_per_step": bins_per_step,
+            "seed": seed,
+            "kind": kind,
+        }
         self._planned: dict[int, EpochPlan] = {}
         self.capacity = capacity
         self.bins_per_step = bins_per_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import fields
 
 from data_pipeline.prepare.job import PrepareJob
@@ -14,7 +15,7 @@ from data_pipeline.settings import DataSettings
 
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:
-    """sha256 of each input that decides the rows, by name. Reading the sources takes a second per GB and core."""
+    """sha256 of each input that decides the rows, by name. Sources that have changed are read, a second per GB."""
     settings = job.data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True)
     settings |= {name: getattr(job, name) for name in ("max_length_tokens", "seed", "inference_condition")}
     settings |= {"format_version": FORMAT_VERSION}
@@ -28,9 +29,15 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
     return inputs
 
 
-def sources_fingerprint(settings: DataSettings) -> str:
-    """sha256 of the content of all raw sources, read whole. Raises UserError where one is not on this machine."""
-    contents = (sources.fingerprint(s, where=f"data.sources.{n}") for n, s in enumerate(settings.sources))
+def sources_fingerprint(settings: DataSettings, *, progress: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """sha256 of the content of all raw sources. progress: called with the bytes read since the last call.
+
+    Raises UserError where one is not on this machine.
+    """
+    contents = (
+        sources.fingerprint(source, where=f"data.sources.{number}", progress=progress)
+        for number, source in enumerate(settings.sources)
+    )
     return sha256_of_text("".join(contents))
 
 

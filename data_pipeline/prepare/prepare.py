@@ -29,6 +29,7 @@ from data_pipeline.prepared.dataset import (
     PreparedWriter,
     holds_only_prepared_files,
 )
+from data_pipeline.prepared.integrity import hashes_of, verify
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.openchat_parquet import tokenized_files
@@ -41,11 +42,13 @@ def prepare(
     num_workers: int | None = None,
     progress: Callable[[int], None] = lambda rows: None,
     sizes: ChunkSizes | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Manifest, bool]:
-    """Prepare a dataset into `job.data.prepared_dir`, unless the folder holds it already.
+    """Prepare a dataset into `job.data.prepared_dir`, unless the folder holds it already, with every file as it was
+    written.
 
     num_workers: processes; None means one per core. progress: called with the number of rows read since the last call.
-    sizes: of the chunks that a worker takes.
+    sizes: of the chunks that a worker takes. say: called with why a folder that was made from the same is not reused.
 
     Returns the manifest and whether the folder was reused. Raises UserError for anything a user can fix; an older
     prepared dataset in the folder is then still there.
@@ -56,7 +59,10 @@ def prepare(
     fingerprint = sha256_of_text(json.dumps(inputs, sort_keys=True))
     owned = prepared_dir.is_dir() and holds_only_prepared_files(prepared_dir)
     if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
-        return old, True
+        problem = _why_not_reused(prepared_dir, old)
+        if problem is None:
+            return old, True
+        say(f"{problem}: it is prepared again")
     check_chat_template(job.tokenizer, job.template)
     for number, source in enumerate(job.data.sources):
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
@@ -75,6 +81,7 @@ def prepare(
             inference_condition=manifest.inference_condition,
             max_length_tokens=job.max_length_tokens,
         )
+        manifest = manifest.sealed(hashes_of(folder))
         manifest.save(folder)
     return manifest, False
 
@@ -84,6 +91,17 @@ def _current_manifest(prepared_dir: Path) -> Manifest | None:
         return Manifest.load(prepared_dir)
     except UserError:  # written by another version, so it is prepared again
         return None
+
+
+def _why_not_reused(prepared_dir: Path, manifest: Manifest) -> str | None:
+    """Why a folder that was made from the same inputs must be made again; None where it need not be."""
+    if not manifest.files:
+        return f"{prepared_dir} was prepared by a version that kept no hashes"
+    try:
+        verify(prepared_dir, manifest)
+    except UserError as error:
+        return f"{error.place} {error.problem}"
+    return None
 
 
 def _chunks(job: PrepareJob, sizes: ChunkSizes) -> Iterator[SourceChunk]:

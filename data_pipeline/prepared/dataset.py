@@ -1,7 +1,7 @@
 """The prepared dataset on disk: the contract between preparation and training.
 
 prepared_dir/
-    manifest.json            what it was made from, class table, ledger (`Manifest`)
+    manifest.json            what it was made from, class table, ledger, hashes of all files (`Manifest`)
     dataset_dict.json        so that `datasets.load_from_disk(prepared_dir)` works
     train/, validation/      one memory-mapped Arrow file each
     conditions/              held-out conversations under every condition but their own, for the condition matrix
@@ -10,8 +10,10 @@ prepared_dir/
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,9 @@ import pyarrow.compute as pc
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
+from data_pipeline.file_hashes import FileHash
 from data_pipeline.files import write_text
+from data_pipeline.json_files import typed
 from data_pipeline.ledger import Ledger
 
 FORMAT_VERSION = 2
@@ -49,6 +53,10 @@ SCHEMAS: dict[Split, pa.Schema] = {
     "validation": SCHEMA,
     "conditions": SCHEMA.append(pa.field("validation_row", pa.int32())),
 }
+
+
+class DamagedDataError(UserError):
+    """A file of a prepared dataset is not the one that was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +94,11 @@ class ClassRow:
 class Manifest:
     """What a prepared dataset was made from and holds.
 
-    fingerprint: sha256 over everything below that decides the rows; equal fingerprints mean equal rows.
+    fingerprint: sha256 over everything that it was made from; equal fingerprints mean that the same was asked for.
     inputs: sha256 by name (`sources`, `tokenizer`, `template`, `settings`), to say which of them changed.
     conditions: every condition that a row is prompted with, by `condition_id`; those of the classes first.
+    files: size and sha256 of every other file of the folder. digest: sha256 over everything else in this manifest.
+    Both are empty in manifests of versions that kept no hashes.
     """
 
     format_version: int
@@ -104,6 +114,18 @@ class Manifest:
     conditions: list[str]
     splits: dict[str, SplitCounts]
     ledger: Ledger
+    files: dict[str, FileHash] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def rows(self) -> str:
+        """sha256 over the files with rows; empty where the manifest holds no hashes."""
+        return rows_digest(self.files)
+
+    def sealed(self, files: Mapping[str, FileHash]) -> Manifest:
+        """This manifest with the hashes of its files and its own digest."""
+        content = asdict(replace(self, files=dict(files)))
+        return replace(self, files=dict(files), digest=manifest_digest(json.loads(json.dumps(content))))
 
     @staticmethod
     def load(prepared_dir: Path) -> Manifest | None:
@@ -113,35 +135,47 @@ class Manifest:
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
-        return Manifest.from_json(content, where=str(prepared_dir))
+        return Manifest.from_json(content, where=str(path))
 
     @staticmethod
-    def from_json(content: Any, *, where: str) -> Manifest:
-        """A manifest from its JSON. Raises UserError for another format version, and for anything else."""
+    def from_json(content: Any, *, where: str, remedy: str = "run `ochat prepare` again") -> Manifest:
+        """A manifest from its JSON. Raises UserError for another format version, for content that its digest does not
+        fit, and for anything else.
+        """
         try:
             if content["format_version"] == FORMAT_VERSION:
-                typed = {
-                    "classes": [ClassRow(**row) for row in content["classes"]],
-                    "splits": {name: SplitCounts(**counts) for name, counts in content["splits"].items()},
-                    "ledger": Ledger(**content["ledger"]),
-                }
-                return Manifest(**{**content, **typed})
-        except (AttributeError, KeyError, TypeError):
+                is_sealed = content.get("files") or content.get("digest")
+                if is_sealed and content["digest"] != manifest_digest(content):
+                    raise DamagedDataError(where, "has changed since it was written (its digest does not fit)", remedy)
+                return typed(Manifest, content)
+        except (AttributeError, KeyError, TypeError, ValueError):
             pass
-        raise UserError(
-            where, "was prepared by another version of ochat-train, or is damaged", "run `ochat prepare` again"
-        )
+        raise UserError(where, "was prepared by another version of ochat-train, or is damaged", remedy)
 
     def save(self, prepared_dir: Path) -> None:
         """Write the manifest. It is the last file to be written, so a folder that has one is complete."""
         write_text(prepared_dir / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """sha256 over the JSON of a manifest, whatever its layout, without the digest itself."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def rows_digest(files: Mapping[str, FileHash]) -> str:
+    """sha256 over the hashes of the files that hold rows; empty without hashes."""
+    if not files:
+        return ""
+    hashes = [files[name].sha256 if name in files else "" for name in (f"{split}/{_DATA_FILE}" for split in SPLITS)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
 def holds_only_prepared_files(folder: Path) -> bool:
     """Whether a folder is a prepared dataset and nothing else. With other files in it, it is never replaced."""
-    tokenizer_files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    tokenizer_files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template_mask.jinja")
     ours = {MANIFEST, "dataset_dict.json", *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer_files)}
     ours |= {f"{split}/{name}" for split in SPLITS for name in (_DATA_FILE, "dataset_info.json", "state.json")}
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
@@ -156,6 +190,15 @@ class PreparedSplit:
     """
 
     def __init__(self, prepared_dir: Path, split: Split) -> None:
+        try:
+            self._open(prepared_dir, split)
+        except UserError:
+            raise
+        except Exception as error:  # whatever `datasets` and Arrow say of damaged files
+            problem = f"cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            raise DamagedDataError(prepared_dir / split, problem, "run `ochat prepare` again") from error
+
+    def _open(self, prepared_dir: Path, split: Split) -> None:
         import datasets
 
         self._table: pa.Table = datasets.load_from_disk(str(prepared_dir))[split].data.table
@@ -169,6 +212,19 @@ class PreparedSplit:
         self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in ids])
         self._ids = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in ids]
         self._weights = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in weights]
+        if not self._lengths_fit():
+            problem = "holds rows whose lengths do not fit their tokens, so it is damaged"
+            raise DamagedDataError(prepared_dir / split / _DATA_FILE, problem, "run `ochat prepare` again")
+
+    def _lengths_fit(self) -> bool:
+        """Whether every row has `num_tokens` ids and weights inside its file; reads no token."""
+        for columns in (self._ids, self._weights):
+            for start, (offsets, values) in zip(self._chunk_starts, columns, strict=False):
+                lengths = self.num_tokens[start : start + len(offsets) - 1]
+                is_inside = len(lengths) == len(offsets) - 1 and offsets[0] >= 0 and offsets[-1] <= len(values)
+                if not is_inside or not np.array_equal(np.diff(offsets), lengths):
+                    return False
+        return bool((self.num_tokens >= 0).all())
 
     def __len__(self) -> int:
         return len(self.num_tokens)
@@ -193,6 +249,19 @@ class PreparedSplit:
     def rows_with_id(self, identifier: str) -> np.ndarray:
         """int64[n]: the rows of a conversation; several in split `conditions`, or where sources use the same ids."""
         return np.flatnonzero(pc.equal(self._table.column("id"), identifier).to_numpy())
+
+
+def open_split(prepared_dir: Path, split: Split, manifest: Manifest) -> PreparedSplit:
+    """A split that holds as many rows and tokens as its manifest says. Raises DamagedDataError for another number."""
+    opened, expected = PreparedSplit(prepared_dir, split), manifest.splits[split]
+    found = (len(opened), int(opened.num_tokens.sum()))
+    if found != (expected.conversations, expected.tokens):
+        problem = (
+            f"holds {found[0]:,} rows of {found[1]:,} tokens, but its manifest says {expected.conversations:,} rows of "
+            f"{expected.tokens:,} tokens"
+        )
+        raise DamagedDataError(prepared_dir / split, problem, "run `ochat prepare` again")
+    return opened
 
 
 class PreparedWriter:

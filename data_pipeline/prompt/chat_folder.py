@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.files import write_text
-from data_pipeline.prompt.chat_template import chat_template
+from data_pipeline.json_files import read_text
+from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE, chat_template
+from data_pipeline.prompt.library_errors import tokenizers_errors
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
@@ -26,10 +28,10 @@ def write_tokenizer_folder(
     folder: Path, spec: TokenizerSpec, template: Template, *, inference_condition: str, max_length_tokens: int
 ) -> None:
     """Write a folder that `transformers.AutoTokenizer` loads: the ids of training, and a chat template with
-    `condition`.
+    `condition`. Beside it is the template that marks what is learned; nothing loads it unasked.
     """
     folder.mkdir(parents=True)
-    write_text(folder / "tokenizer.json", spec.backend)
+    write_text(folder / "tokenizer.json", _with_whole_offsets(spec.backend))
     # The plain fast class uses tokenizer.json unchanged; transformers' LlamaTokenizer would rebuild it and lose the
     # `legacy` flag, which changes the ids of text that follows a control token.
     config = {
@@ -44,13 +46,31 @@ def write_tokenizer_folder(
     write_text(
         folder / "tokenizer_config.json", json.dumps({k: v for k, v in config.items() if v is not None}, indent=1)
     )
-    text = chat_template(
-        template,
-        bos_token=spec.bos_token,
-        special_tokens=spec.special_tokens,
-        inference_condition=inference_condition,
-    )
-    write_text(folder / "chat_template.jinja", text)
+    for file, marks_answers in ((CHAT_TEMPLATE, False), (MASK_TEMPLATE, True)):
+        text = chat_template(
+            template,
+            bos_token=spec.bos_token,
+            special_tokens=spec.special_tokens,
+            inference_condition=inference_condition,
+            marks_answers=marks_answers,
+        )
+        write_text(folder / file, text)
+
+
+def _with_whole_offsets(backend: str) -> str:
+    """The tokenizer with white space counted to the token that begins with it. No ids change.
+
+    `transformers` looks for the token at the first character of an answer. Where it is a space and belongs to no token,
+    it gives a mask without answers.
+    """
+    description = json.loads(backend)
+    processor = description.get("post_processor") or {}
+    parts = [part for part in (processor, *processor.get("processors", [])) if part.get("trim_offsets")]
+    if not parts:
+        return backend
+    for part in parts:
+        part["trim_offsets"] = False
+    return Tokenizer.from_str(json.dumps(description)).to_str()
 
 
 def render_chat_template(text: str, messages: Sequence[dict[str, str]], **variables: Any) -> str:
@@ -62,6 +82,15 @@ def render_chat_template(text: str, messages: Sequence[dict[str, str]], **variab
 
     environment.globals["raise_exception"] = raise_exception
     return str(environment.from_string(text).render(messages=list(messages), **variables))
+
+
+def render_stored_template(path: Path, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+    """Render the chat template of a folder. Raises UserError where it cannot be read, or fails."""
+    text = read_text(path)
+    try:
+        return render_chat_template(text, messages, **variables)
+    except Exception as error:  # a template is a program: whatever it does wrong
+        raise UserError(path, f"the chat template fails: {type(error).__name__}: {error}", "restore it") from None
 
 
 def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
@@ -80,7 +109,8 @@ def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
         tokens = tokenizer.tokenize([render(tagged, template, bos_token=spec.bos_token)])[0]
         roles = [("system", content), ("user", content), ("assistant", content)]
         prompt = render_chat_template(text, [{"role": role, "content": value} for role, value in roles])
-        ids = whole.encode(prompt, add_special_tokens=False).ids
+        with tokenizers_errors("model.tokenizer"):
+            ids = whole.encode(prompt, add_special_tokens=False).ids
         if isinstance(tokens, RowError) or tokens.input_ids.tolist() != ids:
             raise UserError(
                 "model.tokenizer",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from data_pipeline.conversation import ControlToken, Segment, Text, TokenizedConversation
-from data_pipeline.errors import RowError, UserError
-from data_pipeline.prompt.templates import Template
-from data_pipeline.text_rules import RESERVED_CHARACTER
+from data_pipeline.errors import RowError
+from data_pipeline.prompt.library_errors import tokenizers_errors
+from data_pipeline.prompt.safe_cuts import SafeCuts, UnknownTokenizerError
+
+PIECE_CHARACTERS = 1 << 16  # of a long text that is tokenized at once
+_PIECES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,68 +58,30 @@ class TokenizerSpec:
         return hashlib.sha256(f"{self.backend}\0{tokens}".encode()).hexdigest()
 
 
-def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> TokenizerSpec:
-    """Read a tokenizer and make it ready for a template."""
-    config: dict[str, Any] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        if file in files:
-            config.update(json.loads(files[file].read_text(encoding="utf-8")))
-    description = json.loads(files["tokenizer.json"].read_text(encoding="utf-8"))
-    for key in ("truncation", "padding"):  # a length limit saved with the tokenizer would cut text silently
-        description[key] = None
-    _remove_reserved_character(description)
-    for token in description["added_tokens"]:
-        if token["special"]:  # looked for before the text is normalized, which removes U+FDD0
-            token["normalized"] = False
-    tokenizer = Tokenizer.from_str(json.dumps(description))
-    added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False, single_word=False) for token in template.control_tokens]
-    )
-    bos_token = _token_text(config.get("bos_token"))
-    if bos_token is not None and tokenizer.token_to_id(bos_token) is None:
-        raise UserError("model", f"{files['tokenizer.json']}: bos_token `{bos_token}` is not in the vocabulary")
-    if bos_token in template.control_tokens:
-        bos_token = None  # chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
-    return TokenizerSpec(
-        backend=tokenizer.to_str(),
-        bos_token=bos_token,
-        pad_token=_token_text(config.get("pad_token")),
-        unk_token=_token_text(config.get("unk_token")),
-        added_control_tokens=added,
-    )
-
-
-def _token_text(value: Any) -> str | None:
-    text = value["content"] if isinstance(value, dict) else value
-    return None if text is None else str(text)
-
-
-def _remove_reserved_character(description: dict[str, Any]) -> None:
-    """Let the normalizer delete U+FDD0, which the chat template puts into control strings that a person typed."""
-    remove = {"type": "Replace", "pattern": {"String": RESERVED_CHARACTER}, "content": ""}
-    old = description.get("normalizer")
-    rest = [] if old is None else old["normalizers"] if old["type"] == "Sequence" else [old]
-    if remove not in rest:
-        description["normalizer"] = {"type": "Sequence", "normalizers": [remove, *rest]}
-
-
 class TemplateTokenizer:
-    """Turns rendered conversations into ids and weights with the tokenizer of a `TokenizerSpec`."""
+    """Turns rendered conversations into ids and weights with the tokenizer of a `TokenizerSpec`.
 
-    def __init__(self, spec: TokenizerSpec) -> None:
-        self._text = Tokenizer.from_str(_text_backend(spec.backend))
-        self._text.encode_special_tokens = True
+    piece_characters: a longer text is tokenized in pieces of about this many characters, where that is certain to give
+    the same ids (`safe_cuts.py`), so that it does not take many times its own memory.
+    """
+
+    def __init__(self, spec: TokenizerSpec, *, piece_characters: int = PIECE_CHARACTERS) -> None:
+        self._backend, self._piece_characters = _text_backend(spec.backend), piece_characters
+        self._text = _for_text(self._backend)
         self._control_ids = _control_ids(spec.backend)
         # A tokenizer without byte fallback writes its unknown token for ordinary text; that is not a control token.
         forbidden = [token_id for token, token_id in self._control_ids.items() if token != spec.unk_token]
         self.is_control = np.zeros(spec.vocab_size, dtype=bool)  # by id; the unknown token is not one
         self.is_control[forbidden] = True
-        self._prefix_ids: dict[str, list[int]] = {}
+        self._prefix_ids: dict[str, array[int]] = {}
 
     def num_text_tokens(self, text: str) -> int:
         """How many ids a plain text has."""
-        return len(self._text.encode(text, add_special_tokens=False).ids)
+        return len(self._encode(text).ids)
+
+    def _encode(self, text: str) -> Any:
+        with tokenizers_errors("model.tokenizer"):
+            return self._text.encode(text, add_special_tokens=False)
 
     def control_id(self, token: str) -> int:
         """The id of a control token."""
@@ -133,13 +100,50 @@ class TemplateTokenizer:
             segment.prefix + segment.content
             for segments in conversations
             for segment in segments
-            if isinstance(segment, Text)
+            if isinstance(segment, Text) and not self._is_cut(segment)
         ]
-        encodings = iter(self._text.encode_batch_fast(texts, add_special_tokens=False))
+        with tokenizers_errors("model.tokenizer"):
+            encodings = iter(self._text.encode_batch_fast(texts, add_special_tokens=False))
         return [self._assemble(segments, encodings) for segments in conversations]
 
+    def _is_cut(self, segment: Text) -> bool:
+        """Whether a text is tokenized in pieces. Its first piece holds all of its prefix."""
+        if len(segment.prefix) + len(segment.content) <= self._piece_characters:
+            return False
+        return self._cuts is not None and len(segment.prefix) < self._piece_characters // 2
+
+    @cached_property
+    def _cuts(self) -> SafeCuts | None:
+        try:
+            return SafeCuts(self._backend)
+        except UnknownTokenizerError:
+            return None
+
+    @cached_property
+    def _rest(self) -> Tokenizer:
+        assert self._cuts is not None, "asked for only where texts are cut"
+        return _for_text(self._cuts.rest)
+
+    def _pieces(self, segment: Text) -> Iterator[str]:
+        """The pieces of a text that is cut; the first one holds all of its prefix."""
+        assert self._cuts is not None, "asked for only where texts are cut"
+        least = len(segment.prefix) + 1
+        return self._cuts.pieces(
+            segment.prefix + segment.content, num_characters=self._piece_characters, first_least=least
+        )
+
+    def _ids_of_pieces(self, segment: Text) -> array[int]:
+        pieces = self._pieces(segment)
+        ids = array("i", self._encode(next(pieces)).ids)
+        while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
+            with tokenizers_errors("model.tokenizer"):
+                encodings = self._rest.encode_batch_fast(some, add_special_tokens=False)
+            for encoding in encodings:
+                ids.extend(encoding.ids)
+        return ids
+
     def _assemble(self, segments: Sequence[Segment], encodings: Any) -> TokenizedConversation | RowError:
-        ids: list[int] = []
+        ids = array("i")
         run_weights: list[float] = []
         run_lengths: list[int] = []
         num_control = 0
@@ -150,12 +154,12 @@ class TemplateTokenizer:
                 run_lengths.append(1)
                 num_control += 1
                 continue
-            text_ids = next(encodings).ids
+            text_ids = self._ids_of_pieces(segment) if self._is_cut(segment) else array("i", next(encodings).ids)
             num_prefix = self._num_prefix_tokens(segment, text_ids)
             ids += text_ids
             run_weights += (0.0, segment.weight)
             run_lengths += (num_prefix, len(text_ids) - num_prefix)
-        input_ids = np.array(ids, dtype=np.int32)
+        input_ids = np.array(ids, dtype=np.int32)  # its own memory
         loss_weights = np.repeat(np.array(run_weights, dtype=np.float32), run_lengths)
         loss_weights[:1] = 0.0
         if np.count_nonzero(self.is_control[input_ids]) != num_control:
@@ -164,19 +168,26 @@ class TemplateTokenizer:
             )
         return TokenizedConversation(input_ids=input_ids, loss_weights=loss_weights)
 
-    def _num_prefix_tokens(self, segment: Text, text_ids: list[int]) -> int:
+    def _num_prefix_tokens(self, segment: Text, text_ids: array[int]) -> int:
         """How many of the ids hold prefix text. A token that spans prefix and content counts as prefix."""
         if not segment.content:
             return len(text_ids)
         prefix_ids = self._prefix_ids.get(segment.prefix)
         if prefix_ids is None:
-            prefix_ids = self._text.encode(segment.prefix, add_special_tokens=False).ids if segment.prefix else []
+            prefix_ids = array("i", self._encode(segment.prefix).ids if segment.prefix else [])
             self._prefix_ids[segment.prefix] = prefix_ids
         if text_ids[: len(prefix_ids)] == prefix_ids:
             return len(prefix_ids)
         # White space at the start of the content joined the prefix's last token: count by character offsets.
-        offsets = self._text.encode(segment.prefix + segment.content, add_special_tokens=False).offsets
+        text = next(self._pieces(segment)) if self._is_cut(segment) else segment.prefix + segment.content
+        offsets = self._encode(text).offsets
         return sum(start < len(segment.prefix) for start, _ in offsets)
+
+
+def _for_text(backend: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(backend)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def _control_ids(backend: str) -> dict[str, int]:

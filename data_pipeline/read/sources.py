@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.files import sha256_of_file
+from data_pipeline.file_hashes import hash_files
 from data_pipeline.settings import HUB_PREFIX, SourceSettings
 from data_pipeline.text_rules import shown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+MOST_LEVELS = 100  # of lists and objects inside each other in a row
 _PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 
@@ -67,6 +68,16 @@ Chunk = LinesChunk | ParquetChunk | RowsChunk
 
 def source_files(source: SourceSettings, *, where: str) -> list[Path]:
     """The files of a local source, sorted by name. Raises UserError where there is none or one cannot be read."""
+    try:
+        files = _found_files(source, where=where)
+        for file in files:
+            file.open("rb").close()
+    except OSError as error:
+        raise UserError(where, f"{error.filename or source.path}: cannot be read: {error.strerror}") from None
+    return files
+
+
+def _found_files(source: SourceSettings, *, where: str) -> list[Path]:
     path = Path(source.path)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
@@ -96,15 +107,20 @@ def is_dataset(source: SourceSettings) -> bool:
     return source.is_on_hub or saved
 
 
-def fingerprint(source: SourceSettings, *, where: str) -> str:
-    """sha256 over what the source holds now, so that changed input is noticed whatever its time stamp says."""
+def fingerprint(source: SourceSettings, *, where: str, progress: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """sha256 over what the source holds now, so that changed input is noticed whatever its time stamp says.
+
+    Files that have not been touched since they were last hashed on this host are not read again (file_hashes.py).
+    progress: called with the bytes read since the last call.
+    """
     digest = hashlib.sha256()
     if is_dataset(source):
         digest.update(_load_dataset(source, where=where)._fingerprint.encode())
         return digest.hexdigest()
-    for file in source_files(source, where=where):
+    files = source_files(source, where=where)
+    for file, found in hash_files(files, group=Path(source.path), progress=progress).files.items():
         digest.update(file.name.encode() + b"\0")
-        digest.update(sha256_of_file(file).encode())
+        digest.update(found.sha256.encode())
     return digest.hexdigest()
 
 
@@ -235,12 +251,14 @@ def _json_array_rows(file: Path) -> Iterator[tuple[str, Any]]:
         number += 1
         row: Any
         try:
-            row, position = decoder.raw_decode(text, position)
-        except RowError as error:  # readable JSON, but not a row
-            row, position = error, json.JSONDecoder().raw_decode(text, position)[1]
+            try:
+                row, end = decoder.raw_decode(text, position)
+            except RowError as error:  # readable JSON, but not a row
+                row, end = error, json.JSONDecoder().raw_decode(text, position)[1]
         except (ValueError, RecursionError) as error:
             problem = f"cut off or not JSON in row {number}: {error}"
             raise UserError(file, problem, f"{number - 1} rows could be read") from None
+        row, position = _not_too_deep(row, text[position:end]), end
         yield f"{file}:row {number}", row
         position = _skip_space(text, position)
         if position < len(text) and text[position] == ",":
@@ -266,13 +284,31 @@ def _parse_line(line: bytes) -> Any:
     if line.startswith(b"\xef\xbb\xbf"):
         return RowError("byte_order_mark", "begins with a byte order mark; save the file as UTF-8 without one")
     try:
-        return _decoder().decode(line.decode("utf-8"))
+        text = line.decode("utf-8")
+        return _not_too_deep(_decoder().decode(text), text)
     except UnicodeDecodeError as error:
         return RowError("invalid_utf8", f"byte {error.start} is not valid UTF-8; save the file as UTF-8")
     except RowError as error:
         return error
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        return _too_deep()
+    except ValueError as error:
         return RowError("invalid_json", f"not valid JSON: {error}")
+
+
+def _not_too_deep(row: Any, text: str) -> Any:
+    """The row, or a RowError where it is nested so deeply that whatever walks through it could fail. text: its JSON."""
+    if text.count("[") + text.count("{") <= MOST_LEVELS:
+        return row
+    level = [row] if isinstance(row, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        values = (value for part in level for value in (part.values() if isinstance(part, dict) else part))
+        level = [value for value in values if isinstance(value, dict | list)]
+    return _too_deep() if level else row
+
+
+def _too_deep() -> RowError:
+    return RowError("invalid_json", f"nested more than {MOST_LEVELS} levels deep, which no conversation is")
 
 
 def _decoder() -> json.JSONDecoder:

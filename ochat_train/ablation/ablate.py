@@ -105,7 +105,7 @@ def _chosen_arms(recipe: Recipe, manifest: Manifest, *, only: Sequence[str]) -> 
 def _jobs(recipe: Recipe, manifest: Manifest, arms: Sequence[Arm], options: Options) -> Iterator[TrainingJob]:
     """All arms and seeds. Each takes as many steps as C-RLFT with the recipe's seed, over as many epochs as needed."""
     max_steps = training_plan(recipe, PreparedSplit(Path(recipe.data.prepared_dir), "train")).num_steps
-    learning_rate = peak_learning_rate(recipe, manifest)
+    learning_rate = peak_learning_rate(recipe, manifest).value
     for arm in arms:
 
         def recipe_of(seed: int, *, epochs: int, arm: Arm = arm) -> Recipe:

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.class_names import file_names, short_file_name
 from data_pipeline.errors import UserError
 from ochat_train.recipe.sections import Recipe
 
 REFERENCE = "c-rlft"
+_RUN_CHARACTERS = 64  # of the name of a run
+_ARM_CHARACTERS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """An arm. data: the `data` section of its recipe, without `prepared_dir`."""
+    """An arm. name: of its folder and its runs. title: for people. data: the `data` section of its recipe, without
+    `prepared_dir`.
+    """
 
     name: str
     title: str
@@ -47,9 +52,10 @@ def arms_of(recipe: Recipe, *, inference_condition: str) -> list[Arm]:
         arm("weights-only", "weights only (one condition)", conditions=False, weights=True),
         arm("sft", "plain SFT", conditions=False, weights=False),
     ]
+    taken = [entry.name.removesuffix("-only") for entry in both]  # a class may be called `weights`
     alone = [
-        arm(f"{name}-only", f"{name} only", conditions=False, weights=False, only_classes=[name])
-        for name in recipe.data.classes
+        arm(f"{file}-only", f"{name} only", conditions=False, weights=False, only_classes=[name])
+        for name, file in file_names(recipe.data.classes, taken=taken).items()
     ]
     return both + alone
 
@@ -78,13 +84,19 @@ def arm_recipe(
     values = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
     held_out_by = recipe.data.validation_seed if recipe.data.validation_seed is not None else recipe.seed
     values["data"] = {**arm.data, "prepared_dir": str(folder / arm.name / "prepared"), "validation_seed": held_out_by}
-    values["name"] = f"{recipe.name[:40]}-{arm.name[:20]}-{seed}"
+    values["name"] = _run_name(recipe.name, arm.name, seed)
     values["output_dir"] = str(run_dir(folder, arm.name, seed))
     values["seed"] = seed
     values["train"] |= {"max_steps": max_steps, "epochs": epochs, "push_to_hub": None}
     values["optimizer"]["learning_rate"] = learning_rate
     values["model"].pop("inference_condition", None)  # an arm may not have it
     return Recipe.model_validate(values)
+
+
+def _run_name(recipe_name: str, arm_name: str, seed: int) -> str:
+    """The name of a run, as `NAME_PATTERN` allows it."""
+    end = f"-{short_file_name(arm_name, most_characters=_ARM_CHARACTERS)}-{seed}"
+    return recipe_name[: _RUN_CHARACTERS - len(end)] + end
 
 
 def run_dir(folder: Path, arm_name: str, seed: int) -> Path:

@@ -14,6 +14,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from data_pipeline.prepared.integrity import verify
 from ochat_train.ablation.results import ArmScore
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.distributed.ranks import Ranks
@@ -53,6 +54,7 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> ArmSc
     manifest = Manifest.load(prepared_dir)
     if manifest is None or not manifest.splits["validation"].conversations:
         raise UserError(prepared_dir, "holds no held-out conversations", "set data.validation_ratio")
+    verify(prepared_dir, manifest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = find_checkpoint(run, None)
     causal_lm = load_model(run, checkpoint).to(device)

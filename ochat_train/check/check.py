@@ -19,6 +19,7 @@ from ochat_train.check.hub import check_hub, check_push
 from ochat_train.check.model import check_base, check_learning_rate, check_memory, check_template
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.versions import check_versions
+from ochat_train.check.weights import check_weights
 from ochat_train.hub.models import ANSWER_SECONDS
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu
@@ -42,6 +43,7 @@ AREAS: tuple[Area, ...] = (
     Area(name="hub", check=check_hub),
     Area(name="template", check=check_template),
     Area(name="base", check=check_base),
+    Area(name="weights", check=check_weights),
     Area(name="sources", check=check_sources),
     Area(name="lengths", check=check_lengths),
     Area(name="classes", check=check_classes),

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.prepared.dataset import Manifest
+from data_pipeline.prepared.dataset import DamagedDataError, Manifest
+from data_pipeline.prepared.integrity import verify
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
-from ochat_train.check.findings import Finding, from_error, ok, problem, warning
+from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts, SourceSample
 from ochat_train.evaluation.questions import load_questions
+from ochat_train.planning.memory import GIB
 from ochat_train.recipe.sections import Recipe
 
 _CLASSES = "data.classes"
@@ -134,19 +136,25 @@ def _class_counts(facts: RecipeFacts) -> tuple[Counter[str], str]:
 
 
 def check_prepared_data(facts: RecipeFacts) -> Iterator[Finding]:
-    """Whether `ochat train` could start at once."""
+    """Whether `ochat train` could start at once. Reads all of the prepared data, also what a start would not read."""
     folder, remedy = facts.recipe.data.prepared_dir, "run `ochat prepare` with this recipe"
     _ = facts.tokenizer  # without it, nothing can be compared
     try:
         manifest = facts.prepared
     except UserError as error:
-        yield from from_error("prepared", error, level="warning", remedy=remedy)
+        level: Level = "problem" if isinstance(error, DamagedDataError) else "warning"
+        yield from from_error("prepared", error, level=level, remedy=remedy)
         return
     if manifest is None:
         yield warning("prepared", folder, "not prepared yet", remedy)
         return
+    verified = verify(Path(folder), manifest, read_all=True)
     splits = ", ".join(f"{name} {counts.conversations:,}" for name, counts in manifest.splits.items())
-    yield ok("prepared", folder, f"made from this recipe ({splits})")
+    read = f"{verified.num_files} files of {verified.num_bytes / GIB:.2f} GiB read in {verified.seconds:.1f} s"
+    if verified.warning:
+        yield warning("prepared", folder, f"made from this recipe ({splits}), but not verified", verified.warning)
+    else:
+        yield ok("prepared", folder, f"made from this recipe ({splits}); {read}, all are as they were written")
 
 
 def _prepared(facts: RecipeFacts) -> Manifest | None:

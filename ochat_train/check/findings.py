@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import is_forbidden, not_allowed
 
 Level = Literal["ok", "warning", "problem"]
 Check = Callable[[], Iterable["Finding"]]
@@ -77,13 +78,26 @@ def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Finding]:
             for finding in check():
                 findings.append(finding)  # one by one: what was found before an exception counts
         except UserError as error:
-            if error.problems in area_of:
-                findings.append(warning(area, "", f"not checked: see the problem of {area_of[error.problems]}"))
+            findings += _explained(area, error, area_of)
+        except OSError as error:
+            if not is_forbidden(error):
+                findings.append(_defect(area, error))
             else:
-                area_of[error.problems] = area
-                findings += from_error(area, error)
+                findings += _explained(area, not_allowed(error.filename or area, error), area_of)
         except Exception as error:
-            reason = f"the check itself failed: {type(error).__name__}: {error}"
-            remedy = "please report this; `ochat plan` and `ochat train` check the same again"
-            findings.append(problem(area, "", reason, remedy))
+            findings.append(_defect(area, error))
     return findings
+
+
+def _explained(area: str, error: UserError, area_of: dict[tuple[object, ...], str]) -> list[Finding]:
+    """The findings of an error. area_of: the area that met it first, by its problems."""
+    if error.problems in area_of:
+        return [warning(area, "", f"not checked: see the problem of {area_of[error.problems]}")]
+    area_of[error.problems] = area
+    return from_error(area, error)
+
+
+def _defect(area: str, error: Exception) -> Finding:
+    """The finding of an exception that nobody expected."""
+    reason = f"the check itself failed: {type(error).__name__}: {error}"
+    return problem(area, "", reason, "please report this; `ochat plan` and `ochat train` check the same again")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipeline.hub_cache import cached_file
+from data_pipeline.hub_names import is_hub_id
+from data_pipeline.json_files import read_json_object
 from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
@@ -14,9 +17,11 @@ from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.config import check_config
 from ochat_train.model.structure import check_head, decoder_layers
-from ochat_train.planning.learning_rate import auto_learning_rate
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
+from ochat_train.planning.steps import automatic_rate
+from ochat_train.recipe.sections import ModelSettings
+from ochat_train.system.pretrained import code_named_by
 
 
 def check_template(facts: RecipeFacts) -> Iterator[Finding]:
@@ -32,37 +37,49 @@ def check_template(facts: RecipeFacts) -> Iterator[Finding]:
 
 
 def check_base(facts: RecipeFacts) -> Iterator[Finding]:
-    """Whether this trainer computes the base's architecture correctly, and can load its weights."""
+    """Whether this trainer computes the base's architecture correctly."""
     config, settings = facts.config, facts.recipe.model
     check_config(config, settings)
     model = facts.model
     name, place = type(model).__name__, settings.path or "model.config"
     check_attention(config)
     check_head(model)
-    folder = Path(settings.path or "")
-    if settings.path is not None and folder.is_dir() and not list(folder.glob("*.safetensors")):
-        yield problem("base", place, "has no safetensors files, the only kind that is loaded", "convert its weights")
-        return
+    yield from _own_code(settings, name)
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
     yield ok("base", place, f"{name}, {size}{weights}")
     yield from layer_findings(facts)
 
 
+def _own_code(settings: ModelSettings, model_class: str) -> Iterator[Finding]:
+    """A warning for a base or tokenizer that brings Python code, which is never run."""
+    for source, file, used in (
+        (settings.path, "config.json", f"transformers' own {model_class}"),
+        (settings.tokenizer_source, "tokenizer_config.json", "its tokenizer.json"),
+    ):
+        if source is None:
+            continue
+        local = Path(source) / file
+        path = (
+            local if local.is_file() or not is_hub_id(source) else cached_file(source, file, revision=settings.revision)
+        )
+        if path is None or not path.is_file():
+            continue
+        if code := code_named_by(read_json_object(path)):
+            text = f"{file} names code of its own ({', '.join(code)}), which is never run: {used} is used"
+            yield warning("base", source, text, "make sure that they compute the same; its authors may say so")
+
+
 def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
-    """Whether `auto` knows the base."""
+    """Which rule gives the rate for `auto`, and the rate at most."""
     place = "optimizer.learning_rate"
     wanted = facts.recipe.optimizer.learning_rate
     if wanted != "auto":
         yield ok("learning rate", place, f"{wanted:g}")
         return
-    config = facts.config
-    most = auto_learning_rate(
-        model_type=config.model_type,
-        vocab_size=config.vocab_size,
-        supervised_tokens_per_step=facts.recipe.train.tokens_per_step,
-    )
-    yield ok("learning rate", place, f"auto, at most {most:.3g}: lower if not every token is learned from")
+    most = automatic_rate(facts.config, supervised_tokens_per_step=facts.recipe.train.tokens_per_step)
+    text = f"auto, at most {most.value:.3g}: lower if not every token is learned from"
+    yield ok("learning rate", place, f"{text}; {most.rule} * sqrt(supervised tokens per step / 4e6)")
 
 
 def check_memory(facts: RecipeFacts) -> Iterator[Finding]:

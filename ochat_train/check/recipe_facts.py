@@ -23,8 +23,9 @@ from data_pipeline.look.raw import token_lengths, under_inference_condition
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from data_pipeline.prompt.length_rule import LengthRule
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import AnyChunk, BadRow, read_conversations, with_unique_ids
 from data_pipeline.read.sample import sample_source

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.text_rules import visible
 from ochat_train.check.findings import Finding
 
 
@@ -38,6 +39,6 @@ def check_text(findings: Sequence[Finding]) -> str:
     lines = []
     for finding in findings:
         head = f"{finding.level:<7}  {finding.area:<{width}}  "
-        text = finding.finding + (f"\n-> {finding.remedy}" if finding.remedy else "")
+        text = visible(finding.finding) + (f"\n-> {visible(finding.remedy)}" if finding.remedy else "")
         lines.append(head + textwrap.indent(text, " " * len(head)).lstrip())
     return "\n".join(lines)

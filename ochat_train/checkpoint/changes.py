@@ -7,10 +7,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.section import chosen_values, is_section
+from ochat_train.checkpoint.basis import RunBasis, config_entries, flat_values
+from ochat_train.checkpoint.earlier_plan import plan_of
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.recipe.sections import Recipe
 
+_UNKNOWN_BASIS = RunBasis()
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"
+OFFLOAD = "deepspeed.offload_optimizer"  # another class of optimizer, which does not round alike
+_RAW = "deepspeed.config"
+# Keys of DeepSpeed's configuration, with all below them, that change no number: what is written down, and when it
+# communicates. docs/resume.md lists them.
+IDLE_KEYS = (
+    "comms_logger",
+    "csv_monitor",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "steps_per_print",
+    "tensorboard",
+    "wall_clock_breakdown",
+    "wandb",
+    "zero_optimization.overlap_comm",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_prefetch_bucket_size",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +48,54 @@ class Change:
         """Whether it changes only how the state is cut into files, which can be converted."""
         return self.name in (NUM_GPUS, ZERO_STAGE)
 
+    @property
+    def is_of_offload(self) -> bool:
+        """Whether it changes which optimizer holds the state, which cannot be converted."""
+        return self.name == OFFLOAD
+
     def __str__(self) -> str:
         return f"{self.name} ({self.then} -> {self.now})"
 
 
 def changes_since(
-    manifest: CheckpointManifest, *, num_ranks: int, recipe: Recipe, data_fingerprint: str
+    manifest: CheckpointManifest,
+    *,
+    num_ranks: int,
+    recipe: Recipe,
+    data_fingerprint: str,
+    basis: RunBasis = _UNKNOWN_BASIS,
 ) -> tuple[Change, ...]:
     """All changes that decide the steps or the layout. Keys that only the checkpoint's recipe has are not compared."""
     then = {NUM_GPUS: manifest.num_ranks, "prepared data": manifest.data_fingerprint[:12]}
     now = {NUM_GPUS: num_ranks, "prepared data": data_fingerprint[:12]}
-    then |= decisive_settings(manifest.recipe)
+    if manifest.data_rows and basis.rows and manifest.data_fingerprint == data_fingerprint:
+        then["rows of the prepared data"] = manifest.data_rows[:12]
+        now["rows of the prepared data"] = basis.rows[:12]
+    then |= decisive_settings(manifest.recipe) | {"train.plan": plan_of(manifest.recipe)}
     now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
-    return tuple(Change(name=name, then=then[name], now=now[name]) for name in now if then[name] != now[name])
+    return _changes(then, now) + config_changes(manifest.base_config, basis.config)
+
+
+def config_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
+    """The entries of a base's configuration that decide the steps and differ; none where one of both is empty."""
+    if not then or not now:
+        return ()
+    before, after = (
+        {f"base config: {name}": value for name, value in config_entries(values).items()} for values in (then, now)
+    )
+    return _changes(before, after)
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
+    pairs = ((name, then.get(name), now.get(name)) for name in {**now, **then})
+    return tuple(Change(name=name, then=before, now=after) for name, before, after in pairs if before != after)
 
 
 def decisive_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a recipe that decide the steps, by dotted name; None for a key that the recipe does not have.
 
-    The keys of `data` are left out: the fingerprint of the dataset that was prepared from them is compared instead.
+    The keys of `data` are left out: the fingerprint of the dataset that was prepared from them is compared instead. Of
+    `deepspeed.config`, the keys that change no number are left out (IDLE_KEYS).
     """
     chosen = chosen_values(Recipe, recipe, lambda flags: flags.decides_steps)
     del chosen["data"]
@@ -54,7 +105,22 @@ def decisive_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
             settings |= {f"{key}.{name}": inner for name, inner in value.items()}
         else:
             settings[key] = value
-    return settings
+    raw = settings.pop(_RAW) or {}
+    return settings | {f"{_RAW}.{name}": value for name, value in flat_values(raw) if not _is_idle(name)}
+
+
+def _is_idle(name: str) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in IDLE_KEYS)
+
+
+def other_versions(manifest: CheckpointManifest, basis: RunBasis) -> str | None:
+    """The software and hardware that is not the checkpoint's, for a message; None where all of it is the same."""
+    shared = [name for name in basis.versions if name in manifest.versions]
+    changed = [name for name in shared if manifest.versions[name] != basis.versions[name]]
+    if not changed:
+        return None
+    listed_changes = ", ".join(f"{name} {manifest.versions[name]} -> {basis.versions[name]}" for name in changed)
+    return f"warning: not what the checkpoint was computed with, so the last digits may differ: {listed_changes}"
 
 
 def listed(changes: Iterable[Change]) -> str:

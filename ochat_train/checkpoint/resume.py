@@ -19,6 +19,8 @@ What a resumed run takes over, and from where:
     begun again
         the class sums that are printed at the end: of the steps since the resume, if it was in the last epoch
 
+Not used: the weights of the base, which the checkpoint's replace. If its files have changed, the run says so.
+
 Not taken over: the order in which GPU kernels add (so GPU runs repeat within rounding), and, on another number of GPUs
 or another ZeRO stage, random numbers (dropout is redrawn; steps hold the same conversations).
 """
@@ -26,15 +28,17 @@ or another ZeRO stage, random numbers (dropout is redrawn; steps hold the same c
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.checkpoint.changes import Change, changes_since, listed
+from ochat_train.checkpoint.basis import RunBasis
+from ochat_train.checkpoint.changes import Change, changes_since, listed, other_versions
 from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, place_step_counts, resharded
 from ochat_train.checkpoint.state import (
     CheckpointManifest,
@@ -49,9 +53,12 @@ from ochat_train.checkpoint.state import (
 )
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.sections import Recipe
+from ochat_train.runs.folder import MODEL_CONFIG_FOLDER
 from ochat_train.runs.lock import LOCK_FILE, RunLock
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
+
+_UNKNOWN_BASIS = RunBasis()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +95,7 @@ def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
     for folder in candidates:
         problem = verify(folder)
         if problem is None:
-            intact = folder, CheckpointManifest.load(folder)
+            intact = folder, _with_base_config(folder, CheckpointManifest.load(folder))
             break
         damaged.append((folder.name, problem))
         if resume == "auto":  # said at once: hashing the next one takes minutes
@@ -107,10 +114,31 @@ def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
     )
 
 
+def _with_base_config(folder: Path, manifest: CheckpointManifest) -> CheckpointManifest:
+    """A manifest that holds the base's configuration: its own, or that of the run folder it is in, where earlier
+    versions wrote it. Without it, if there is none.
+    """
+    path = folder.resolve().parent.parent / MODEL_CONFIG_FOLDER / "config.json"
+    if manifest.base_config or not path.is_file():
+        return manifest
+    try:
+        return replace(manifest, base_config=json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(path, f"cannot be read ({error})", "restore it, or start over with `--resume never`") from None
+
+
 def decide(
-    earlier: EarlierRun, resume: str, *, num_ranks: int, recipe: Recipe, data_fingerprint: str, accept_changes: bool
+    earlier: EarlierRun,
+    resume: str,
+    *,
+    num_ranks: int,
+    recipe: Recipe,
+    data_fingerprint: str,
+    accept_changes: bool,
+    basis: RunBasis = _UNKNOWN_BASIS,
 ) -> ResumeDecision:
-    """How to start. accept_changes: resume although data or settings have changed since the checkpoint.
+    """How to start. accept_changes: resume although data or settings have changed since the checkpoint. basis: of this
+    run.
 
     Raises UserError if no checkpoint is intact, or if the one to resume from does not fit this run.
     """
@@ -129,8 +157,12 @@ def decide(
             "`--resume never` starts over",
         )
     folder, manifest = earlier.intact
-    changes = changes_since(manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint)
+    changes = changes_since(
+        manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint, basis=basis
+    )
+    _refuse_offload(folder, [change for change in changes if change.is_of_offload])
     messages = _check_changes(folder, [change for change in changes if not change.is_of_layout], accept_changes)
+    messages += _differences(manifest, basis)
     layout = [change for change in changes if change.is_of_layout]
     if layout:
         stages = (manifest.recipe["deepspeed"]["zero_stage"], recipe.deepspeed.zero_stage)
@@ -207,6 +239,31 @@ def _check_changes(folder: Path, changes: list[Change], accept_changes: bool) ->
             "`--accept-changes`",
         )
     return [f"resuming with accepted changes: {listed(changes)}"]
+
+
+def _refuse_offload(folder: Path, changes: list[Change]) -> None:
+    """Raise UserError for optimizer states that another optimizer has written, or for another place."""
+    if changes:
+        raise UserError(
+            folder,
+            f"changed since this checkpoint was written: {listed(changes)}; its optimizer states cannot be converted",
+            "change it back, or start over with `--resume never`",
+        )
+
+
+def _differences(manifest: CheckpointManifest, basis: RunBasis) -> list[str]:
+    """What to say of differences that a run may have."""
+    messages = [text] if (text := other_versions(manifest, basis)) is not None else []
+    if basis.config and not manifest.base_config:
+        messages.append(
+            "warning: neither the checkpoint nor its run folder holds the base's config; it is not compared"
+        )
+    if manifest.base_weights and basis.base_weights and manifest.base_weights != basis.base_weights:
+        messages.append(
+            "the files of the base's weights have another size or date than at the checkpoint; they are not used: "
+            "weights come from the checkpoint"
+        )
+    return messages
 
 
 def _check_layout(folder: Path, changes: list[Change], stages: tuple[Any, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
+from data_pipeline.json_files import typed
 from ochat_train.system import durable
 
 MANIFEST = "MANIFEST.json"
@@ -65,6 +66,8 @@ class CheckpointManifest:
     """What a checkpoint holds. recipe: all its values. files: path -> (size in bytes, sha256).
 
     validation_loss: at this step; None without a validation, or if its loss was not finite.
+    data_rows, base_config, base_weights, versions: as in `RunBasis`; checkpoints of earlier versions lack the first
+    three.
     """
 
     progress: Progress
@@ -74,6 +77,9 @@ class CheckpointManifest:
     validation_loss: float | None
     versions: dict[str, str]
     files: dict[str, tuple[int, str]] = field(repr=False)
+    data_rows: str = ""
+    base_config: dict[str, Any] = field(default_factory=dict, repr=False)
+    base_weights: str = ""
 
     @property
     def step(self) -> int:
@@ -96,9 +102,10 @@ class CheckpointManifest:
                 _check_own_hash(content.decode("utf-8"), fields.pop("sha256"))
             elif (folder / MANIFEST_HASH).read_bytes() != _hash_line(content):
                 raise ValueError(f"it does not match {MANIFEST_HASH}: one of them has changed since it was written")
-            return cls(**{**fields, "progress": Progress(**fields["progress"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(folder, f"no readable {MANIFEST} ({error})", "choose another checkpoint") from None
+            return typed(cls, fields)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            reason = "; ".join(str(error).splitlines()[:3])  # pydantic's have many lines
+            raise UserError(folder, f"no readable {MANIFEST} ({reason})", "choose another checkpoint") from None
 
 
 def _hash_line(content: bytes) -> bytes:

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import free_bytes
+from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import (
     STATE,
@@ -35,6 +37,8 @@ from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
 from ochat_train.system.versions import library_versions
+
+_UNKNOWN_BASIS = RunBasis()
 
 
 class RankFiles:
@@ -78,6 +82,7 @@ def save_checkpoint(
     recipe: Recipe,
     data_fingerprint: str,
     validation_loss: float | None = None,
+    basis: RunBasis = _UNKNOWN_BASIS,
 ) -> Path:
     """Write a checkpoint. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
@@ -98,8 +103,9 @@ def save_checkpoint(
         if failures:
             with contextlib.suppress(OSError):
                 durable.remove_folder(temporary)
-            free = shutil.disk_usage(final.parent).free
-            raise OSError(f"{'; '.join(failures)} ({free / 2**30:.2f} GiB are free now)")
+            free = free_bytes(final)
+            room = "" if free is None else f" ({free / 2**30:.2f} GiB are free now)"
+            raise OSError(f"{'; '.join(failures)}{room}")
         records = {name: record for written, _ in reports for name, record in written.items()}
         _check_complete(temporary, records, engine, ranks)
         manifest = CheckpointManifest(
@@ -108,7 +114,10 @@ def save_checkpoint(
             recipe=recipe.model_dump(mode="json", by_alias=True),
             data_fingerprint=data_fingerprint,
             validation_loss=validation_loss,
-            versions=library_versions(),
+            versions=dict(basis.versions) or library_versions(),
+            data_rows=basis.rows,
+            base_config=dict(basis.config),
+            base_weights=basis.base_weights,
             files={name: tuple(record) for name, record in sorted(records.items())},
         )
         _publish(temporary, final, manifest)
@@ -133,7 +142,7 @@ def _from_main(ranks: Ranks, checkpoint: Path, work: Callable[[], str]) -> str:
 
 def _start(engine: Any, ranks: Ranks, final: Path) -> str:
     """Check the free space and make the temporary folder. Only one run writes here, so half-written ones can go."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    final.parent.mkdir(exist_ok=True)  # without parents: a run folder that was deleted is not made again
     for pattern in (".tmp-step-*", ".deleted-*", f"{UNIVERSAL_PREFIX}*"):
         for leftover in list(final.parent.glob(pattern)):
             durable.remove_folder(leftover)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_gpus, add_json, positive
 from ochat_train.cli.verb import Verb
+from ochat_train.system.messages import print_message, print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +38,9 @@ def _run(options: argparse.Namespace) -> None:
         only=[name for name in options.arms.split(",") if name],
         keep_checkpoints=options.keep_checkpoints,
     )
-    results = ablate(recipe, choices, say=lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(results.to_json()) if options.json else f"{results_text(results)}\n{options.out / 'results.html'}")
+    results = ablate(recipe, choices, say=print_message)
+    text = f"{results_text(results)}\n{options.out / 'results.html'}"
+    print_result(json.dumps(results.to_json()) if options.json else text)
 
 
 ABLATE = Verb(

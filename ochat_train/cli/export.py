@@ -8,6 +8,7 @@ from pathlib import Path
 from ochat_train.cli.arguments import file_size, step
 from ochat_train.cli.verb import Verb
 from ochat_train.export.layout import DEFAULT_SHARD_SIZE
+from ochat_train.system.messages import print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def _run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         max_shard_size=options.max_shard_size,
     )
-    print(f"exported and verified: {out}")
+    print_result(f"exported and verified: {out}")
 
 
 EXPORT = Verb(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, positive
 from ochat_train.cli.verb import Verb
+from ochat_train.system.messages import print_message, print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.inference.generate import answer_prompt, unknown_condition_text
 
     if options.condition is not None and (text := unknown_condition_text(options.model, options.condition)) is not None:
-        print(f"warning: {text}", file=sys.stderr)
+        print_message(f"warning: {text}")
     answer = answer_prompt(
         options.model,
         options.prompt,
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> None:
         temperature=options.temperature,
     )
     document = {"condition": options.condition, "prompt": options.prompt, "answer": answer}
-    print(json.dumps(document) if options.json else answer)
+    print_result(json.dumps(document) if options.json else answer)
 
 
 GENERATE = Verb(

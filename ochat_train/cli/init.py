@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import add_gpus, positive
 from ochat_train.cli.verb import Verb
+from ochat_train.system.messages import print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,15 +60,15 @@ def _run(options: argparse.Namespace) -> None:
 
     values = {name: value for name, value in vars(options).items() if name in Options.__dataclass_fields__}
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    out = init(Options(**values), ask=_ask if is_terminal else None, say=print)
-    print(f"\nwritten: {out}\nnext: ochat check {out}")
+    out = init(Options(**values), ask=_ask if is_terminal else None, say=print_result)
+    print_result(f"\nwritten: {out}\nnext: ochat check {out}")
 
 
 def _ask(question: str) -> str:
     try:
         return input(question)
     except (EOFError, KeyboardInterrupt):
-        print()
+        print_result("")
         raise UserError("stopped", "nothing was written") from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from ochat_train.cli.arguments import add_json
 from ochat_train.cli.verb import Verb
+from ochat_train.system.messages import print_marked
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +61,6 @@ def _reader_may_leave() -> Iterator[None]:
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.report.inspect import inspect, wants_color
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show is printed as its number
-        sys.stdout.reconfigure(errors="backslashreplace")
     for line in inspect(
         options.dir,
         options.split,
@@ -75,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
         json_lines=options.json,
         html=options.html,
     ):
-        print(line)
+        print_marked(line)
 
 
 INSPECT = Verb(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.errors import ReportedError, UserError
+from data_pipeline.files import cannot_write, is_forbidden, is_out_of_room, not_allowed
 from ochat_train import __version__
 from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.arguments import add_debug, add_recipe
@@ -25,6 +27,7 @@ from ochat_train.cli.schema import SCHEMA
 from ochat_train.cli.train import TRAIN
 from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
+from ochat_train.system.messages import print_error
 
 # In the order of `ochat --help`, which is about the order of use.
 VERBS: tuple[Verb, ...] = (
@@ -48,13 +51,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
+        if sys.stdout is not None:  # `inspect` closes it when its reader has left
+            sys.stdout.flush()  # a full disk behind it is an error with a message, before Python ends
     except ReportedError as error:
         if options.debug and isinstance(error, UserError):
             raise
-        if error.each_process_prints or int(os.environ.get("RANK", "0")) == 0:
-            print(f"ochat {options.verb}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _ended_by(error, options.verb)
+    except OSError as error:  # a full disk can end any write, and permissions any use of a file
+        if options.debug or not (is_out_of_room(error) or is_forbidden(error)):
+            raise
+        if is_out_of_room(error):
+            return _ended_by(cannot_write(error.filename, error), options.verb)
+        return _ended_by(not_allowed(error.filename or "the output", error), options.verb)
     return exits.DONE
+
+
+def _ended_by(error: ReportedError, verb: str) -> int:
+    """Print an error, and return its exit code."""
+    if error.each_process_prints or int(os.environ.get("RANK", "0")) == 0:
+        with contextlib.suppress(OSError):  # the disk behind stderr may be full; the exit code says it too
+            print_error(f"ochat {verb}: {error}")
+    return error.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import json
 
 from ochat_train.cli.arguments import add_gpus, add_json, positive_number, share
 from ochat_train.cli.verb import Verb
+from ochat_train.system.messages import print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
 
     gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
     report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu)
-    print(json.dumps(report.to_json()) if options.json else plan_text(report))
+    print_result(json.dumps(report.to_json()) if options.json else plan_text(report))
 
 
 PLAN = Verb(

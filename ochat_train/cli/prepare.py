@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, positive
 from ochat_train.cli.verb import Verb
+from ochat_train.system.messages import print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +23,15 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.recipe.load import load_recipe
     from ochat_train.recipe.preparation import prepare_recipe, prepare_report
     from ochat_train.report.text import prepare_text
+    from ochat_train.system.messages import print_message
 
     recipe = load_recipe(options.recipe, options.overrides)
     with tqdm(desc="prepare", unit="row", disable=not sys.stderr.isatty()) as bar:
-        manifest, reused = prepare_recipe(recipe, num_workers=options.workers, progress=bar.update)
+        manifest, reused = prepare_recipe(recipe, num_workers=options.workers, progress=bar.update, say=print_message)
     if options.json:
-        print(json.dumps(prepare_report(manifest), ensure_ascii=False))
+        print_result(json.dumps(prepare_report(manifest), ensure_ascii=False))
     else:
-        print(prepare_text(manifest, Path(recipe.data.prepared_dir), reused=reused))
+        print_result(prepare_text(manifest, Path(recipe.data.prepared_dir), reused=reused))
 
 
 PREPARE = Verb(

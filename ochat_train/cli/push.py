@@ -10,6 +10,7 @@ from pathlib import Path
 from ochat_train.cli.arguments import add_json
 from ochat_train.cli.verb import Verb
 from ochat_train.system.exits import StoppedBySignalError
+from ochat_train.system.messages import print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +46,9 @@ def _run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise StoppedBySignalError("stopped by SIGINT; run the same command again to upload what is missing") from None
     if options.json:
-        print(json.dumps(pushed.as_json()))
+        print_result(json.dumps(pushed.as_json()))
     else:
-        print(f"pushed and verified: {pushed.url}\ncommit {pushed.commit}\n{pushed.what_changed}")
+        print_result(f"pushed and verified: {pushed.url}\ncommit {pushed.commit}\n{pushed.what_changed}")
 
 
 PUSH = Verb(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ochat_train.cli.verb import Verb
+from ochat_train.system.messages import print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def _run(options: argparse.Namespace) -> None:
 
     out = options.out or options.run_dir / "report.html"
     write_run_page(options.run_dir, out)
-    print(out)
+    print_result(out)
 
 
 REPORT = Verb(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.files import explained_writes
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.system import exits
 
@@ -32,7 +33,8 @@ class Watchdog:
     def __init__(self, output_dir: Path, ranks: Ranks, *, timeout_seconds: float, on_beat: Callable[[], None]) -> None:
         self._ranks, self._timeout, self._on_beat = ranks, timeout_seconds, on_beat
         self._folder = output_dir / ".ranks"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with explained_writes(self._folder):
+            self._folder.mkdir(exist_ok=True)  # the run folder is there, or was taken away
         self._doing = (time.monotonic(), 0, "start")
         self._beat()
         self._ended = threading.Event()
@@ -73,7 +75,7 @@ class Watchdog:
 
     def _beat(self) -> None:
         _, step, doing = self._doing
-        with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
+        with contextlib.suppress(OSError):  # rank 0 reports a full disk, and a folder that was taken away
             self._file(self._ranks.rank).write_text(json.dumps({"step": step, "doing": doing}), encoding="utf-8")
 
     def _run(self) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.prepared.dataset import Manifest
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from ochat_train.evaluation.held_out import HeldOutData, held_out_data
-from ochat_train.evaluation.prompts import SamplePrompt, load_tokenizer, num_answer_tokens, sample_prompts
+from ochat_train.evaluation.prompts import SamplePrompt, num_answer_tokens, sample_prompts
 from ochat_train.evaluation.schedule import ValidationSchedule, default_interval
 from ochat_train.recipe.sections import Recipe
+from ochat_train.system.pretrained import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def validation_inputs(recipe: Recipe, manifest: Manifest) -> ValidationInputs:
     held_out = None
     if manifest.splits["validation"].conversations:
         held_out = held_out_data(prepared_dir, manifest, pack_length=pack_length)
-    tokenizer = load_tokenizer(prepared_dir)
+    tokenizer = load_tokenizer(prepared_dir / TOKENIZER_FOLDER)
     prompts = sample_prompts(
         tokenizer,
         manifest,

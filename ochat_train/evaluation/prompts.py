@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from data_pipeline.prepared.dataset import Manifest
 from ochat_train.evaluation.held_out import HeldOutData
+from ochat_train.system.pretrained import prompt_ids
 
 _HELD_OUT_PROMPTS = 3
 _LONGEST_HELD_OUT_PROMPT = 256
@@ -24,13 +24,6 @@ class SamplePrompt:
 
     text: str
     input_ids: Mapping[str, list[int]]
-
-
-def load_tokenizer(prepared_dir: Path) -> Any:
-    """The tokenizer of a prepared dataset, with its chat template."""
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(prepared_dir / TOKENIZER_FOLDER)
 
 
 def sample_prompts(
@@ -77,9 +70,7 @@ def num_answer_tokens(prompts: Sequence[SamplePrompt], *, max_new_tokens: int) -
 def _spoken(tokenizer: Any, text: str, conditions: Sequence[str]) -> SamplePrompt:
     messages = [{"role": "user", "content": text}]
     ids = {
-        condition: tokenizer.apply_chat_template(
-            messages, condition=condition, add_generation_prompt=True, return_dict=False
-        )
+        condition: prompt_ids(tokenizer, messages, condition=condition, add_generation_prompt=True)
         for condition in conditions
     }
     return SamplePrompt(text=text, input_ids=ids)

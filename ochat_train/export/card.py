@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from data_pipeline.errors import UserError
+from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger_counts, ledger_reasons, ledger_totals
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
-from data_pipeline.prompt.chat_folder import render_chat_template
+from data_pipeline.prompt.chat_folder import render_stored_template
 from ochat_train.evaluation.results import Validation
 from ochat_train.export.provenance import BaseModel
 from ochat_train.report.tables import evaluation_table, markdown_table, number_text
 from ochat_train.runs.folder import RunFolder
 from ochat_train.runs.metrics import StepMetrics
 
+_FIX_CARD = "correct the metadata of the base's README.md"
 _PAPER = "https://arxiv.org/abs/2309.11235"
 _TAGS = ["ochat-train", "c-rlft", "conversational"]
 
@@ -47,7 +50,7 @@ def model_card(facts: CardFacts) -> str:
 
     metadata = _metadata(facts.base)
     parts = [
-        f"# {facts.run.recipe.name}",
+        f"# {facts.run.recipe.name}",  # letters, digits, `.`, `_`, `-` by its rule
         _introduction(facts),
         _prompting(facts),
         _classes(facts),
@@ -57,7 +60,8 @@ def model_card(facts: CardFacts) -> str:
         _versions(facts),
     ]
     text = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-    assert ModelCard(text).data.to_dict() == metadata.to_dict(), "the metadata reads back as something else"
+    if ModelCard(text).data.to_dict() != metadata.to_dict():
+        raise UserError("README.md", "its metadata, from the base's card, reads back as something else", _FIX_CARD)
     return text
 
 
@@ -120,8 +124,9 @@ def _introduction(facts: CardFacts) -> str:
     if base.name is None:
         origin = "Trained from random weights"
     else:
+        is_link = base.hub_id is not None and hub_name_problem(base.hub_id) is None
         link = f"[{base.hub_id}](https://huggingface.co/{base.hub_id})"
-        origin = f"Fine-tuned from {link if base.hub_id else json_code(base.name)}"
+        origin = f"Fine-tuned from {link if is_link else json_code(base.name)}"
         origin += f" (revision {json_code(base.revision)})" if base.revision else ""
     text = (
         f"{origin} with C-RLFT ([conditioned reinforcement-learning fine-tuning]({_PAPER})): conversations of "
@@ -144,11 +149,11 @@ def _prompting(facts: CardFacts) -> str:
     others = dict.fromkeys(row.condition for row in prepared.classes if row.condition != default)
     alternatives = ", ".join(map(python_literal, others))
     comment = f"  # or {alternatives}" if others else ""
-    template = (facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    template = facts.run.path / TOKENIZER_FOLDER / "chat_template.jinja"
     question = [{"role": "user", "content": "Why is the sky blue?"}]
     prompts = []
     for condition in (default, *others):
-        prompt = render_chat_template(template, question, condition=condition, add_generation_prompt=True)
+        prompt = render_stored_template(template, question, condition=condition, add_generation_prompt=True)
         prompts.append(f"- {json_code(condition)}: {json_code(prompt, in_table=False)}")
     prompt_list = "\n".join(prompts)
     return f"""## How to prompt it
@@ -211,7 +216,7 @@ def _data(facts: CardFacts) -> str:
         if row.is_dropped:
             counts.append((f"dropped: {json_code(row.reason)}", row.num_conversations))
     counts += ledger_counts(prepared.ledger)
-    counts += [(f"in `{name}`", split.conversations) for name, split in prepared.splits.items()]
+    counts += [(f"in {json_code(name)}", split.conversations) for name, split in prepared.splits.items()]
     rows = [(what, f"{count:,}") for what, count in counts]
     table = markdown_table(("conversations", "number"), rows)
     return f"## Training data\n\nSources: {', '.join(sources)}.\n\n{table}"

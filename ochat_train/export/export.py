@@ -14,8 +14,11 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
-from data_pipeline.prompt.chat_folder import render_chat_template
+from data_pipeline.prepared.integrity import check_tokenizer_copy
+from data_pipeline.prompt.chat_folder import render_stored_template
 from data_pipeline.text_rules import quoted
+from ochat_train.checkpoint.basis import config_values
+from ochat_train.checkpoint.changes import config_changes, listed
 from ochat_train.checkpoint.state import (
     STATE,
     CheckpointManifest,
@@ -28,12 +31,14 @@ from ochat_train.checkpoint.state import (
 from ochat_train.evaluation.results import Validation
 from ochat_train.export.card import CardFacts, last_until, model_card
 from ochat_train.export.layout import CARD, DEFAULT_SHARD_SIZE, EXPORT_MARK
+from ochat_train.export.portable_config import write_portable_config
 from ochat_train.export.provenance import find_base_model
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.library_output import quiet_libraries
+from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
 from ochat_train.system.versions import library_versions
 
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
@@ -68,14 +73,32 @@ def export_checkpoint(
     replaceable = _check_out(out, overwrite=overwrite)
     if (problem := verify(checkpoint)) is not None:
         raise UserError(checkpoint, problem, "export another step")
+    check_tokenizer_copy(run.path, run.prepared)
     trained = load_model(run, checkpoint)
     with replaced_folder(out, owned=replaceable) as folder:
-        trained.save_pretrained(folder, max_shard_size=max_shard_size)
+        _write_model(trained, folder, max_shard_size=max_shard_size)
         for file in (run.path / TOKENIZER_FOLDER).iterdir():
             shutil.copyfile(file, folder / file.name)
         _verify_export(run, trained, folder)
         _write_card_and_mark(run, CheckpointManifest.load(checkpoint).step, folder)
+        _set_modes(folder)
     return out
+
+
+def _write_model(model: Any, folder: Path, *, max_shard_size: str) -> None:
+    """Write weights and configuration so that transformers 4 reads them too."""
+    # Which names of weights were converted while loading. The trained weights already had the names of the model; with
+    # this list, which is then empty, they would be saved under those instead of the names that bases have on disk.
+    vars(model).pop("_weight_conversions", None)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    write_portable_config(folder, model.config)
+
+
+def _set_modes(folder: Path) -> None:
+    """Give every file the mode that the umask gives new ones: safetensors makes files that others cannot read."""
+    mode = (folder / EXPORT_MARK).stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
 
 
 def _check_out(out: Path, *, overwrite: bool) -> bool:
@@ -130,8 +153,9 @@ def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         state = {name: tensor.to(dtype) for name, tensor in masters.items()}
     trained = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
     empty = [name for name, tensor in trained.items() if not tensor.numel()]
-    assert trained, "the checkpoint holds no weights"
-    assert not empty, f"empty weights in the checkpoint: {empty}"
+    if empty or not trained:
+        problem = f"holds empty weights: {', '.join(empty[:3])}" if empty else "holds no weights of a causal LM"
+        raise UserError(checkpoint, problem, "export another step")
     return trained
 
 
@@ -140,15 +164,27 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     import transformers
 
     state = load_trained_weights(checkpoint)
-    config = transformers.AutoConfig.from_pretrained(run.path / MODEL_CONFIG_FOLDER)
+    folder = run.path / MODEL_CONFIG_FOLDER
+    config = load_config(folder, revision=None, place=str(folder))
+    changes = config_changes(CheckpointManifest.load(checkpoint).base_config, config_values(config))
+    if changes:
+        problem = f"is not the configuration that was trained: {listed(changes)}"
+        raise UserError(folder / "config.json", problem, "change it back")
     with torch.device("meta"):
-        model_class = type(transformers.AutoModelForCausalLM.from_config(config))
+        model_class = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)
     model, found = model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=next(iter(state.values())).dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=state,
+        dtype=next(iter(state.values())).dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
-    assert not found["missing_keys"], f"the checkpoint has no weights for {sorted(found['missing_keys'])}"
-    tokenizer = _tokenizer(run.path / TOKENIZER_FOLDER)
+    if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):
+        problem = f"does not hold the weights of this model: {', '.join(wrong[:3])}"
+        raise UserError(checkpoint, problem, "export with the version of `transformers` that trained it")
+    tokenizer = load_tokenizer(run.path / TOKENIZER_FOLDER)
     generation = transformers.GenerationConfig.from_model_config(config)
     generation.eos_token_id = tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id
@@ -158,12 +194,6 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     model.config.bos_token_id = tokenizer.bos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval()
-
-
-def _tokenizer(folder: Path) -> Any:
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
@@ -200,18 +230,18 @@ def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
 def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
     import transformers
 
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).eval()
     expected, found = trained.state_dict(), loaded.state_dict()
     wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
     if wrong:
         raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
-    tokenizer, reference = _tokenizer(folder), _tokenizer(run.path / TOKENIZER_FOLDER)
-    template = (run.path / TOKENIZER_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer, reference = load_tokenizer(folder), load_tokenizer(run.path / TOKENIZER_FOLDER)
+    template = run.path / TOKENIZER_FOLDER / "chat_template.jinja"
     messages = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
     for condition in {row.condition for row in run.prepared.classes}:
         variables = {"condition": condition, "add_generation_prompt": True}
-        prompt = render_chat_template(template, messages, **variables)
-        ids = tokenizer.apply_chat_template(messages, return_dict=False, **variables)
+        prompt = render_stored_template(template, messages, **variables)
+        ids = prompt_ids(tokenizer, messages, **variables)
         if ids != reference.backend_tokenizer.encode(prompt, add_special_tokens=False).ids:
             raise UserError(
                 folder,

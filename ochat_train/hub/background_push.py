@@ -41,6 +41,7 @@ from ochat_train.hub.push_state import (
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import RunFolder, read_run_folder
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
+from ochat_train.system.messages import print_message
 
 _PARENT_SECONDS = 1.0  # how often the process checks that its run is alive
 
@@ -115,9 +116,9 @@ class BackgroundPush:
             raise self._not_pushed(str(error)) from error
         state = PushState.load(self._output_dir)
         assert state is not None, "it was read just now"
-        print(f"pushed: step {state.step} is at {state.url} (commit {state.commit})", file=sys.stderr, flush=True)
+        print_message(f"pushed: step {state.step} is at {state.url} (commit {state.commit})")
         if state.note is not None:
-            print(state.note, file=sys.stderr, flush=True)
+            print_message(state.note)
 
     def close(self) -> None:
         """End the process if it still runs. What it has uploaded is not sent again."""
@@ -153,7 +154,7 @@ class BackgroundPush:
         if reason not in self._reported:
             self._reported.add(reason)
             text = f"not on the Hub yet: {reason}; the run tries again after every checkpoint"
-            print(text, file=sys.stderr, flush=True)
+            print_message(text)
 
     def _not_pushed(self, reason: str) -> NotPushedError:
         return NotPushedError(f"trained to the end, but not on the Hub: {reason}\n{self._remedy()}")
@@ -176,7 +177,7 @@ class _Waiting:
         now = time.monotonic()
         if now >= self._next_report:
             self._next_report = now + self._report_seconds
-            print(f"{progress()} ({now - self._began:.0f} s)", file=sys.stderr, flush=True)
+            print_message(f"{progress()} ({now - self._began:.0f} s)")
         time.sleep(self._poll_seconds)
 
 
@@ -219,7 +220,7 @@ def push_checkpoints(
             if not isinstance(error, UserError):
                 raise
             _save_state(output_dir, candidate, repo, "failed", error=str(error))
-            print(error, file=sys.stderr)
+            print_message(str(error))
             return 1
     return 0
 

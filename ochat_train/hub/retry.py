@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
+from ochat_train.system.messages import print_message
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class RetryPolicy:
     request_seconds: float = 300.0
     total_seconds: float = math.inf
     sleep: Callable[[float], None] = time.sleep
-    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+    report: Callable[[str], None] = print_message
 
     def within(
         self, *, max_tries: float = math.inf, request_seconds: float = math.inf, total_seconds: float = math.inf

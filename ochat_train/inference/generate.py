@@ -13,6 +13,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.system.library_output import quiet_libraries
+from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids, reason_of
+
+_AGAIN = "export the run again"
 
 Messages = Sequence[dict[str, str]]
 
@@ -25,8 +28,17 @@ def load_generator(folder: Path) -> Generator:
         raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(device)
-    return Generator(model, folder)
+    config = load_config(folder, revision=None, place=str(folder))
+    try:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # any kind: damaged files, sizes that are not those of the configuration
+        problem = f"the model cannot be loaded: {type(error).__name__}: {reason_of(error)}"
+        raise UserError(folder, problem, _AGAIN) from None
+    generator = Generator(model.eval().to(device), folder)
+    generator.check_settings(folder)
+    return generator
 
 
 def answer_prompt(
@@ -61,9 +73,7 @@ class Generator:
     """Answers of a causal LM of `transformers`, with the tokenizer and chat template of an export or a run."""
 
     def __init__(self, model: Any, tokenizer_dir: Path) -> None:
-        import transformers
-
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+        self.tokenizer: Any = load_tokenizer(tokenizer_dir)
         self._model, self._device = model, model.device
 
     @torch.inference_mode()
@@ -76,18 +86,32 @@ class Generator:
         """
         variables = {} if condition is None else {"condition": condition}
         prompts = [
-            self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False, **variables
-            )
-            for messages in conversations
+            prompt_ids(self.tokenizer, messages, add_generation_prompt=True, **variables) for messages in conversations
         ]
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        output = self._model.generate(input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **sampling)
+        output = self._model.generate(
+            input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, trust_remote_code=False, **sampling
+        )
         return [self._text(row[width:].tolist()) for row in output]
+
+    def check_settings(self, folder: Path) -> None:
+        """Raise UserError for settings of `generation_config.json` that do not work: one token is generated with
+        them.
+        """
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
+        try:
+            self._model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, trust_remote_code=False
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # any kind, where a value has another type than expected
+            problem = f"its settings do not work: {type(error).__name__}: {reason_of(error)}"
+            raise UserError(folder / "generation_config.json", problem, _AGAIN) from None
 
     def _text(self, ids: list[int]) -> str:
         """The text of an answer, up to the end of turn and without the space that begins every message."""

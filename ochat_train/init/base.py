@@ -2,59 +2,97 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.json_files import read_json_object
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenizer_files import TOKENIZER_FILES
+from data_pipeline.text_rules import shown
 from ochat_train.model.families import Family, family_by_name, family_of
 
+T = TypeVar("T")
 CONFIG_FILE = "config.json"
+_USUAL_TEMPLATE = "chatml"
+_WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")  # the last two as in GPT-2 and MPT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
     """A base model. Everything but the name is None or empty if its files are not on this machine.
 
-    family: by its config or, without one, by its name; None where it belongs to none. max_positions: the longest text
-    it supports, in tokens.
+    family: by its config or, without one, by its name; None where it belongs to none. hidden_size: its width.
+    max_positions: the longest text it supports, in tokens. special_tokens: of its tokenizer.
     """
 
     name: str
     family: Family | None
     model_type: str | None
     vocab_size: int | None
+    hidden_size: int | None
     max_positions: int | None
     tokenizer_files: Mapping[str, Path]
+    special_tokens: frozenset[str]
 
     @property
     def template(self) -> str:
-        """The prompt format of OpenChat's models on this family, `chatml` for others."""
-        return (self.family and self.family.template) or "chatml"
+        """The prompt format of OpenChat's models on this family. For others a format whose control tokens the tokenizer
+        has, `chatml` before others, and `chatml` where it has those of none.
+        """
+        if self.family is not None and self.family.template is not None:
+            return self.family.template
+        newest_first = sorted(reversed(list(TEMPLATES.values())), key=lambda template: template.name != _USUAL_TEMPLATE)
+        fitting = (t.name for t in newest_first if self.special_tokens.issuperset(t.control_tokens))
+        return next(fitting, _USUAL_TEMPLATE)
+
+    @property
+    def has_control_tokens(self) -> bool:
+        """Whether the tokenizer already has the control tokens of `template`."""
+        return self.special_tokens.issuperset(TEMPLATES[self.template].control_tokens)
 
 
 def find_base(name: str) -> Base:
     """Look for a base in a folder or in the Hub cache. Raises UserError for neither a folder nor a Hub id."""
     files = _local_files(name)
-    config = {}
-    if CONFIG_FILE in files:
-        try:
-            config = json.loads(files[CONFIG_FILE].read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"--base {name}", f"{CONFIG_FILE} is not JSON: {error}") from None
-    model_type, vocab_size = config.get("model_type"), config.get("vocab_size")
+    config = read_json_object(files[CONFIG_FILE]) if CONFIG_FILE in files else {}
+    text = config.get("text_config")  # of a base with a vision part
+    facts = {**config, **text} if isinstance(text, dict) else config
+    model_type, vocab_size = _known(config, "model_type", str), _known(facts, "vocab_size", int)
+    tokenizer_files = {file: path for file, path in files.items() if file in TOKENIZER_FILES}
     return Base(
         name=name,
         family=family_by_name(name) if model_type is None else family_of(model_type, vocab_size),
         model_type=model_type,
         vocab_size=vocab_size,
-        max_positions=config.get("max_position_embeddings"),
-        tokenizer_files={file: path for file, path in files.items() if file in TOKENIZER_FILES},
+        hidden_size=next((facts[key] for key in _WIDTH_KEYS if isinstance(facts.get(key), int)), None),
+        max_positions=_known(facts, "max_position_embeddings", int),
+        tokenizer_files=tokenizer_files,
+        special_tokens=_special_tokens(tokenizer_files.get("tokenizer.json")),
     )
+
+
+def _known(config: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    """A value of `config.json`, None where there is none. Raises UserError for one of another type, or not above 0."""
+    value = config.get(key)
+    is_good = isinstance(value, kind) and not isinstance(value, bool) and (not isinstance(value, int) or value > 0)
+    if value is None or is_good:
+        return value
+    raise UserError("--base", f"{CONFIG_FILE} is damaged: its {key} is {shown(value)}", "get the base again")
+
+
+def _special_tokens(file: Path | None) -> frozenset[str]:
+    if file is None:
+        return frozenset()
+    try:
+        added = read_json_object(file)["added_tokens"]
+        return frozenset(token["content"] for token in added if token["special"])
+    except (UserError, KeyError, TypeError):  # preparation names what is wrong with it
+        return frozenset()
 
 
 def _local_files(name: str) -> dict[str, Path]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline.look.raw import SourceLook, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import load_tokenizer_spec
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.settings import ClassSettings
 from ochat_train.init import sizes
 from ochat_train.init.base import Base
@@ -48,6 +48,7 @@ class Draft:
     max_length: Decision[int]
     pack_length: Decision[int]
     tokens_per_step: Decision[int]
+    plan: Decision[str]
     epochs: Decision[int]
     validation_ratio: Decision[float]
     learning_rate: Decision[str]
@@ -79,7 +80,8 @@ def choose_template(flag: str | None, base: Base | None) -> Decision[str]:
     how = "by its name" if base.model_type is None else f"model_type {base.model_type}{tokens}"
     if base.family is None or base.family.template is None:
         bases = "this base" if base.family is None else base.family.title
-        return Decision(value=base.template, reason=f"OpenChat has no format for {bases} ({how})")
+        why = "the tokenizer has its control tokens, and " if base.has_control_tokens else ""
+        return Decision(value=base.template, reason=f"{why}OpenChat has no format for {bases} ({how})")
     return Decision(value=base.template, reason=f"OpenChat's for {base.family.title} ({how})")
 
 
@@ -132,6 +134,7 @@ def make_draft(
         max_length=length,
         pack_length=pack,
         tokens_per_step=step,
+        plan=sizes.choose_plan(num_packs=step.value // pack.value, gpus=gpus),
         epochs=sizes.choose_epochs(num_rows) if epochs is None else Decision(value=epochs, reason="from --epochs"),
         validation_ratio=sizes.choose_validation_ratio(_num_prompts(sources)),
         learning_rate=_learning_rate(base),
@@ -163,13 +166,20 @@ def _total_tokens(lengths: Lengths, looks: Sequence[SourceLook], *, max_length: 
 
 def _learning_rate(base: Base) -> Decision[str]:
     family = base.family
-    if family is None:
-        reason = "a low value to start from: OpenChat's rule does not cover this model"
+    if family is not None and family.learning_rate_divisor is not None:
+        if family.learning_rate_of is None:
+            return Decision(value="auto", reason="OpenChat's rule for this family of models")
+        reason = (
+            f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
+        )
+        return Decision(value="auto", reason=reason)
+    if base.model_type is not None and base.hidden_size is None:
+        reason = "a low value to start from: the base's configuration names no width, which `auto` needs"
         return Decision(value=f"{_LEARNING_RATE:.1e}", reason=reason)
-    if family.learning_rate_of is None:
-        return Decision(value="auto", reason="OpenChat's rule for this family of models")
-    reason = f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
-    return Decision(value="auto", reason=reason)
+    title = family.title if family else "this base"
+    return Decision(
+        value="auto", reason=f"by the base's width: OpenChat has no rule for {title}, so compare other rates"
+    )
 
 
 def _num_prompts(sources: Sequence[ClassedSource]) -> int:

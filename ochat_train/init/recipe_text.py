@@ -55,6 +55,7 @@ def _body(draft: Draft) -> Iterator[str]:
         f"  tokens_per_step: {draft.tokens_per_step.value}",
         f"tokens of one update, all GPUs; {draft.tokens_per_step.reason}",
     )
+    yield _line(f"  plan: {draft.plan.value}", draft.plan.reason)
     yield "  # packs at a time, activation checkpointing and ZeRO stage are chosen from the memory of the GPUs"
     yield "optimizer:"
     yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)

@@ -16,6 +16,7 @@ _SHORTEST_LENGTH, _LONGEST_LENGTH = 512, 8192  # of `max_length_tokens`; OpenCha
 _COVERED = 0.99  # share of conversations that should fit whole
 _PACK_LENGTH = 8192
 _LARGEST_STEP = 655_360  # tokens of OpenChat's step
+_FEW_PACKS = 4  # on a GPU and step; more can be dealt so that all GPUs have the same work
 _STEPS_PER_EPOCH = 50  # fewer would be few updates; large datasets reach _LARGEST_STEP first
 _LARGE_DATA = 20_000  # conversations; OpenChat's 5 epochs were for 70,000
 _HELD_OUT_PROMPTS = 300
@@ -73,6 +74,13 @@ def choose_tokens_per_step(*, pack_length: int, total_tokens: int, gpus: int) ->
     value = max(1, wanted // smallest) * smallest
     steps = -(-total_tokens // value)
     return Decision(value=value, reason=f"{value // pack_length} pack(s), about {steps:,} steps an epoch")
+
+
+def choose_plan(*, num_packs: int, gpus: int) -> Decision[str]:
+    """`train.plan`. With so few packs on each GPU, the longest conversations of a step cannot be shared out evenly."""
+    if gpus > 1 and num_packs < _FEW_PACKS * gpus:
+        return Decision(value="balanced", reason=f"packs of like cost in a step: {num_packs} for {gpus} GPUs are few")
+    return Decision(value="varied", reason="random packs")
 
 
 def choose_epochs(num_conversations: int) -> Decision[int]:

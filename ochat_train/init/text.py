@@ -72,6 +72,7 @@ def draft_text(draft: Draft) -> str:
             str(draft.tokens_per_step.value),
             f"{draft.tokens_per_step.reason} ({draft.gpus} GPU(s))",
         ),
+        ("train.plan", draft.plan.value, draft.plan.reason),
         ("train.epochs", str(draft.epochs.value), draft.epochs.reason),
         ("optimizer.learning_rate", draft.learning_rate.value, draft.learning_rate.reason),
         ("data.validation_ratio", str(draft.validation_ratio.value), draft.validation_ratio.reason),

@@ -20,20 +20,34 @@ from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import check_head, decoder_layers
+from ochat_train.model.weights.load import load_weights
+from ochat_train.model.weights.token_rows import ControlTokens, add_token_rows, set_untrained_rows
 from ochat_train.recipe.sections import ModelSettings, Recipe
 
 
 class BuiltModel(NamedTuple):
-    """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call."""
+    """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call.
+
+    mean_rows: control tokens whose rows the base had not trained (token_rows.py), for people.
+    """
 
     model: PackedCausalLM
     kernel: str
+    mean_rows: Sequence[str] = ()
 
 
-def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.device, seed: int) -> BuiltModel:
+def build_model(
+    settings: ModelSettings,
+    manifest: Manifest,
+    *,
+    device: torch.device,
+    seed: int,
+    control: ControlTokens | None = None,
+) -> BuiltModel:
     """Check the base, choose its attention kernel, and load its weights on the CPU, with a row for every token.
 
     device: where the model will run, which decides kernel and dtype. seed: of the weights of a model from scratch.
+    control: tokens of the template, whose rows are set where the base did not train them; None to leave them.
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
@@ -41,31 +55,21 @@ def build_model(settings: ModelSettings, manifest: Manifest, *, device: torch.de
     needs = check_attention(config)
     dtype = model_dtype(settings, device)
     kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
-    causal_lm = _load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
+    causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
     check_head(causal_lm)
+    num_rows = causal_lm.get_input_embeddings().weight.shape[0]
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
-    router_loss = router_loss_of(causal_lm, settings)
-    mixers = keep_apart(causal_lm, device=device)
+    mean_rows: Sequence[str] = ()
+    if control is not None and settings.path is not None:
+        mean_rows = set_untrained_rows(causal_lm, control, num_rows=num_rows)
     causal_lm.train()
-    model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes), mixers=mixers, router_loss=router_loss)
-    return BuiltModel(model, kernel)
-
-
-def _load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, attention: str, seed: int) -> Any:
-    """The causal LM of `transformers` with the base's weights, or random ones for a recipe with `model.config`."""
-    import transformers
-
-    if settings.config is not None:
-        torch.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        settings.path,
-        revision=settings.revision,
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        use_safetensors=True,
+    model = PackedCausalLM(
+        causal_lm,
+        num_classes=len(manifest.classes),
+        mixers=keep_apart(causal_lm, device=device),
+        router_loss=router_loss_of(causal_lm, settings),
     )
+    return BuiltModel(model, kernel, mean_rows)
 
 
 def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device, causal_lm: Any = None) -> bool:
@@ -110,21 +114,3 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
     set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
     if not compiled:
         model.count_experts()
-
-
-@torch.no_grad()
-def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
-    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones; also a bias of the head.
-
-    Tied embeddings stay tied. Never shrinks: bases may have spare rows.
-    """
-    old = causal_lm.get_input_embeddings().weight.shape[0]
-    if vocab_size <= old:
-        return
-    tied = causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
-    causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
-    head = causal_lm.get_output_embeddings()
-    for table in (causal_lm.get_input_embeddings().weight, None if tied else head.weight, head.bias):
-        if table is not None:
-            table[old:] = table[:old].float().mean(dim=0).to(table.dtype)
-    assert tied == (causal_lm.get_input_embeddings().weight is head.weight), "resizing untied the embeddings"

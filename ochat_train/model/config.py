@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.model.base_class import new_model, text_config
 from ochat_train.model.loss import LogitTransform
+from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections import ModelSettings
+from ochat_train.system.pretrained import config_of_values, load_config, reason_of
 
 # Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families
 # whose code uses an entry in another way have a row of their own.
@@ -39,19 +42,11 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
     vocab_size: of the tokenizer, for a model from scratch whose `model.config` names none.
     """
-    import transformers
-
     if settings.config is not None:
-        values = dict(settings.config)
-        values.setdefault("vocab_size", vocab_size)
-        try:
-            return transformers.AutoConfig.for_model(**values)
-        except Exception as error:
-            raise UserError("model.config", f"{error}") from None
-    try:
-        return transformers.AutoConfig.from_pretrained(settings.path, revision=settings.revision)
-    except Exception as error:
-        raise UserError("model.path", f"{settings.path}: cannot be loaded: {error}") from None
+        return config_of_values({"vocab_size": vocab_size, **settings.config}, place="model.config")
+    refuse_adapter(settings)
+    assert settings.path is not None
+    return load_config(settings.path, revision=settings.revision, place="model.path")
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:
@@ -70,7 +65,7 @@ def logit_transform(config: Any) -> LogitTransform:
 
     Raises UserError for a base that leaves out columns of its logits.
     """
-    config = config.get_text_config()
+    config = text_config(config)
     unpadded = getattr(config, "unpadded_vocab_size", None)
     if unpadded is not None and unpadded < config.vocab_size:
         problem = f"{config.model_type} leaves out the logits from `unpadded_vocab_size` ({unpadded}) on"
@@ -88,17 +83,57 @@ def logit_transform(config: Any) -> LogitTransform:
     return LogitTransform(scale=scale, softcap=softcap)
 
 
-def head_dimension(config: Any) -> int:
-    """Numbers in a query, key or value of one head; configs that do not name it share `hidden_size` over the heads."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+class LayerWidths(NamedTuple):
+    """Numbers per token in a decoder layer, each the mean over the layers, which differ in some families.
+
+    query, key, value, output: of all heads; the output of attention is that before its projection. intermediate: of
+    the MLP.
+    """
+
+    query: int
+    key: int
+    value: int
+    output: int
+    intermediate: int
+
+
+def layer_widths(config: Any) -> LayerWidths:
+    """Widths of the layers of a `transformers` config; a model without attention heads has 0 there."""
+    config = text_config(config)
+    differ = getattr(config, "is_heterogeneous", False)
+    widths = [_widths_of_one(layer) for layer in (config.per_layer_config if differ else [config])]
+    return LayerWidths(*(sum(column) // len(widths) for column in zip(*widths, strict=True)))
+
+
+def _widths_of_one(config: Any) -> LayerWidths:
+    """Configs that do not name a head dimension share `hidden_size` over the heads.
+
+    In latent attention (DeepSeek) keys have a part with and one without positions, and values a dimension of their own.
+    """
+    heads = getattr(config, "num_attention_heads", None) or 0
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    key_dim = value_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    if getattr(config, "qk_nope_head_dim", None):
+        key_dim, value_dim = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    return LayerWidths(
+        query=heads * key_dim,
+        key=key_heads * key_dim,
+        value=key_heads * value_dim,
+        output=heads * value_dim,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+    )
 
 
 def model_without_weights(config: Any) -> Any:
     """The causal LM of a `transformers` config on the meta device: it has shapes, but no values and no memory."""
-    import transformers
-
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            return new_model(config)
+    except UserError:
+        raise
+    except Exception as error:  # any kind: sizes that are zero or of a wrong type
+        problem = f"transformers cannot make a causal language model of its configuration: {reason_of(error)}"
+        raise UserError("model", problem, _REMEDY) from None
 
 
 def num_parameters(model: Any, vocab_size: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.model.base_class import text_config
 from ochat_train.recipe.sections import ModelSettings
 
 _PLACE = "model.router_aux_loss"
@@ -66,7 +67,9 @@ def router_loss_of(causal_lm: Any, settings: ModelSettings) -> RouterLoss | None
         return None
     family = causal_lm.config.model_type
     function = getattr(sys.modules[type(causal_lm).__module__], "load_balancing_loss_func", None)
-    counts = [getattr(causal_lm, name, None) for name in ("num_experts", "num_experts_per_tok")]
+    places = (causal_lm, text_config(causal_lm.config))
+    names = ("num_experts", "num_experts_per_tok")
+    counts = [next((found for place in places if (found := getattr(place, name, None))), None) for name in names]
     code = getattr(function, "__code__", None)
     takes = None if code is None else code.co_varnames[: code.co_argcount]
     if takes != _PARAMETERS or not all(isinstance(count, int) and count > 0 for count in counts):
@@ -85,7 +88,7 @@ def router_coefficient(config: Any, settings: ModelSettings) -> float:
     """
     if settings.router_aux_loss is not None:
         return settings.router_aux_loss
-    text = config.get_text_config()
+    text = text_config(config)
     if not getattr(text, "output_router_logits", False):
         return 0.0
     return float(next((getattr(text, name) for name in _COEFFICIENTS if getattr(text, name, None)), 0.0))
@@ -93,7 +96,7 @@ def router_coefficient(config: Any, settings: ModelSettings) -> float:
 
 def records_router_logits(config: Any) -> bool:
     """Whether a config has a switch for recording router logits, on or off."""
-    return hasattr(config.get_text_config(), "output_router_logits")
+    return hasattr(text_config(config), "output_router_logits")
 
 
 def router_logits_of(outputs: Any, num_tokens: int) -> tuple[torch.Tensor, ...]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ochat_train.model.base_class import backbone
 from ochat_train.model.batch import PackedBatch
 from ochat_train.model.borders import Mixers, keep_apart
 from ochat_train.model.config import logit_transform
 from ochat_train.model.experts import ExpertCounter, RouterLoss, records_router_logits, router_logits_of
 from ochat_train.model.loss import LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
-from ochat_train.model.structure import backbone
 
 
 class PackedCausalLM(torch.nn.Module):

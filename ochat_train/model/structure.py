@@ -1,4 +1,4 @@
-"""Where a causal LM of `transformers` keeps its backbone, decoder layers and language-model head, under any name."""
+"""Where a causal LM of `transformers` keeps its decoder layers and its language-model head, under whatever name."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-
-
-def backbone(causal_lm: Any) -> Any:
-    """The part that turns ids into hidden states: `base_model`, or in families that name none their one inner model."""
-    from transformers import PreTrainedModel
-
-    if causal_lm.base_model is not causal_lm:
-        return causal_lm.base_model
-    inner = [child for child in causal_lm.children() if isinstance(child, PreTrainedModel)]
-    if len(inner) != 1:
-        raise UserError("model", f"{causal_lm.config.model_type} does not have one inner model", "use another base")
-    return inner[0]
+from ochat_train.model.base_class import backbone, text_config
 
 
 def decoder_layers(causal_lm: Any) -> Any:
@@ -34,7 +23,7 @@ def decoder_layers(causal_lm: Any) -> Any:
     marked = [found for found in lists if all(isinstance(layer, GradientCheckpointingLayer) for layer in found)]
     if len(marked) == 1:
         return marked[0]
-    num_layers = getattr(causal_lm.config.get_text_config(), "num_hidden_layers", None)
+    num_layers = getattr(text_config(causal_lm.config), "num_hidden_layers", None)
     for candidates in (marked, lists):
         as_many = [found for found in candidates if len(found) == num_layers]
         if len(as_many) == 1:

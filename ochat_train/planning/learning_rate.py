@@ -1,32 +1,62 @@
-"""Learning rates: OpenChat's rule for the peak, and the schedule. Pure functions."""
+"""Learning rates: the rules for the peak, and the schedule. Pure functions."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
-from ochat_train.model.families import architectures, family_of
+from ochat_train.model.families import family_of
 
 BASE_LEARNING_RATE = 3e-4  # of Llama-2, at so many supervised tokens a step
 BASE_TOKENS_PER_STEP = 4e6
+# Where OpenChat has no constant: that of Mistral, at Mistral's width.
+WIDTH_RULE_LEARNING_RATE = 5e-5
+WIDTH_RULE_HIDDEN_SIZE = 4096
 
 
-def auto_learning_rate(*, model_type: str, vocab_size: int, supervised_tokens_per_step: float) -> float:
-    """Peak learning rate by OpenChat's rule: 3e-4 / divisor * sqrt(supervised tokens per step / 4e6).
+@dataclass(frozen=True, kw_only=True)
+class PeakLearningRate:
+    """The highest learning rate of a run. rule: what gave the value, for people; None where the recipe names it."""
 
-    The divisor is the family's (`families.FAMILIES`); model_type and vocab_size are the base's `config.json`.
-    Raises UserError for a model that belongs to no family.
+    value: float
+    rule: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}" + (f" ({self.rule})" if self.rule else "")
+
+
+def auto_learning_rate(
+    *, model_type: str, vocab_size: int | None, hidden_size: int | None, supervised_tokens_per_step: float
+) -> PeakLearningRate:
+    """Peak learning rate for `auto`: `base * sqrt(supervised tokens per step / 4e6)`.
+
+    base: OpenChat's constant for the family (3e-4 / divisor, `families.FAMILIES`). Where it has none, 5e-5 * 4096 /
+    hidden_size: Mistral's, divided by the width. Updates of Adam have a size that does not depend on the gradient's, so
+    a layer's output changes with learning rate * width; keeping that constant is the rule of muP (arXiv 2203.03466)
+    for hidden matrices. docs/bases.md compares it with published rates and says where it does not hold.
+
+    model_type, vocab_size, hidden_size are those of the base's `config.json` (of its text part).
+    Raises UserError where the rule needs the width and the config has none.
     """
     family = family_of(model_type, vocab_size)
-    if family is None:
-        *others, last = architectures()
+    scale = math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
+    if family is not None and family.learning_rate_divisor is not None:
+        whose = family.learning_rate_of or family.title
+        rule = f"OpenChat's rule for {whose}: 3e-4 / {family.learning_rate_divisor:g}"
+        if family.learning_rate_of:
+            rule += f", taken for {family.title}"
+        return PeakLearningRate(value=BASE_LEARNING_RATE / family.learning_rate_divisor * scale, rule=rule)
+    if not isinstance(hidden_size, int) or hidden_size < 1:
         raise UserError(
             "optimizer.learning_rate",
-            f"`auto` knows {', '.join(others)} and {last}, not `{model_type}`",
+            f"`auto` needs the base's hidden_size, and the configuration of `{model_type}` has none",
             "give a number",
         )
-    scale = math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
-    return BASE_LEARNING_RATE / family.learning_rate_divisor * scale
+    base = WIDTH_RULE_LEARNING_RATE * WIDTH_RULE_HIDDEN_SIZE / hidden_size
+    whose = f"{family.title}" if family else f"`{model_type}`"
+    rule = f"rule by width for {whose}: 5e-5 * 4096 / {hidden_size}"
+    return PeakLearningRate(value=base * scale, rule=rule)
 
 
 def learning_rate_at(step: int, *, peak: float, num_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:

@@ -15,7 +15,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
-from ochat_train.model.config import head_dimension, model_dtype
+from ochat_train.model.base_class import text_config
+from ochat_train.model.config import layer_widths, model_dtype
 from ochat_train.model.experts import expert_count
 from ochat_train.model.loss import CHUNK_TOKENS
 from ochat_train.planning.costs import COSTS
@@ -130,17 +131,14 @@ def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: 
     projection and the two MLP projections (`matmuls`); with `none` also both norms and the MLP's product. On Mistral
     shapes that is 92 and 136 KiB per token, as measured (docs/performance.md). Uncompiled layers keep about twice that.
     """
-    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None)
-    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    # each expert of a token keeps a row of its own: what it is given, and what it gives
+    config, widths = text_config(config), layer_widths(config)
+    hidden, intermediate = config.hidden_size, widths.intermediate
+    # each expert of a token has rows of its own: what it is given, computes and gives
     experts = (getattr(config, "num_experts_per_tok", None) or 0) if expert_count(config) else 0
     intermediate = max(intermediate, experts * (getattr(config, "moe_intermediate_size", None) or intermediate))
-    if heads is None:  # a state space: its inner width instead of queries, keys and values
-        query_width = key_width = 2 * hidden
-    else:
-        query_width = heads * head_dimension(config)
-        key_width = (getattr(config, "num_key_value_heads", None) or heads) * head_dimension(config)
-    matmuls = 2 * (2 * hidden + 2 * query_width + 2 * key_width + 2 * intermediate + experts * hidden)
+    matmuls = 2 * (
+        2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate + experts * hidden
+    )
     none = matmuls + 2 * (2 * hidden + intermediate + experts * hidden)
     return ModelShape(
         num_parameters=num_parameters,

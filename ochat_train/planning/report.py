@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.plan.plan import TrainingPlan, num_micro_batches
+from data_pipeline.plan.plan import TrainingPlan, num_micro_batches, plan_epoch
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.evaluation.inputs import validation_inputs
 from ochat_train.evaluation.schedule import time_ratio
@@ -28,6 +28,7 @@ from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.planning.results import PlannedRun, PlannedSetting, PlannedTime, PlanReport
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, step_seconds, useful_ratio
+from ochat_train.planning.waiting import waiting_ratio
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared, prepare_job
 from ochat_train.recipe.sections import Recipe
@@ -66,7 +67,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
         gpu_memory_gib=gpu.memory_gib,
         num_parameters=num_parameters,
         classes=manifest.classes if manifest else [],
-        run=_run(recipe, manifest, data) if manifest and data else None,
+        run=_run(recipe, manifest, data, work, num_gpus=num_gpus) if manifest and data else None,
         time=time,
         tokens_per_step=train.tokens_per_step,
         bins_per_step=train.bins_per_step,
@@ -142,8 +143,26 @@ def _training_data(recipe: Recipe) -> _TrainingData:
     return _TrainingData(plan=plan, num_conversations=len(split), num_tokens=int(lengths.sum()), mean_pack=mean_pack)
 
 
-def _run(recipe: Recipe, manifest: Manifest, data: _TrainingData) -> PlannedRun:
+def _waiting(recipe: Recipe, data: _TrainingData, work: Work, *, num_gpus: int) -> tuple[float, float]:
+    """`waiting_ratio` of the last epoch, and what it would be with balanced steps."""
+    epoch = recipe.train.epochs - 1
+    plan = data.plan.epoch(epoch)
+    balanced = plan_epoch(
+        plan.lengths,
+        plan.weight_sums,
+        capacity=plan.capacity,
+        bins_per_step=plan.bins_per_step,
+        seed=recipe.seed,
+        epoch=epoch,
+        kind="balanced",
+    )
+    return waiting_ratio(plan, work, num_ranks=num_gpus), waiting_ratio(balanced, work, num_ranks=num_gpus)
+
+
+def _run(recipe: Recipe, manifest: Manifest, data: _TrainingData, work: Work, *, num_gpus: int) -> PlannedRun:
+    waiting, balanced_waiting = _waiting(recipe, data, work, num_gpus=num_gpus)
     num_steps = data.plan.num_steps
+    peak = peak_learning_rate(recipe, manifest)
     inputs = validation_inputs(recipe, manifest)
     schedule = inputs.schedule(recipe, num_steps=num_steps)
     num_validations = schedule.num_validations(save_every_steps=recipe.checkpoint.save_every_steps or num_steps)
@@ -154,7 +173,10 @@ def _run(recipe: Recipe, manifest: Manifest, data: _TrainingData) -> PlannedRun:
         packing_efficiency=data.plan.packing_efficiency,
         conversations_per_epoch=data.num_conversations,
         max_conversations_per_pack=data.plan.max_conversations_per_pack,
-        learning_rate=peak_learning_rate(recipe, manifest),
+        waiting_ratio=waiting,
+        balanced_waiting_ratio=balanced_waiting,
+        learning_rate=peak.value,
+        learning_rate_rule=peak.rule,
         num_validations=num_validations,
         validation_time_ratio=time_ratio(
             num_validations,

@@ -13,7 +13,9 @@ from ochat_train.system.json_values import fields_from
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """What depends on the prepared data. steps_per_epoch: of each epoch. packing_efficiency: share of tokens in packs
-    that are not padding. validation_time_ratio: relative to the time of the steps, without answers to prompts.
+    that are not padding. waiting_ratio: time in which GPUs wait for the slowest one of a step, relative to equal work;
+    balanced_waiting_ratio: with `train.plan: balanced`. learning_rate_rule: what gave the rate, None where the recipe
+    names it. validation_time_ratio: relative to the time of the steps, without answers to prompts.
     """
 
     steps_per_epoch: Sequence[int]
@@ -22,7 +24,10 @@ class PlannedRun:
     packing_efficiency: float
     conversations_per_epoch: int
     max_conversations_per_pack: int
+    waiting_ratio: float
+    balanced_waiting_ratio: float
     learning_rate: float
+    learning_rate_rule: str | None
     num_validations: int
     validation_time_ratio: float
 

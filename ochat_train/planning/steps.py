@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.model.config import load_base_config
-from ochat_train.planning.learning_rate import auto_learning_rate
+from ochat_train.planning.learning_rate import PeakLearningRate, auto_learning_rate
 from ochat_train.recipe.sections import Recipe
 
 
@@ -18,18 +20,26 @@ def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:
         seed=recipe.seed,
         epochs=recipe.train.epochs,
         max_steps=recipe.train.max_steps,
+        kind=recipe.train.plan,
     )
 
 
-def peak_learning_rate(recipe: Recipe, manifest: Manifest) -> float:
-    """The recipe's learning rate, or OpenChat's rule for `auto`."""
+def peak_learning_rate(recipe: Recipe, manifest: Manifest) -> PeakLearningRate:
+    """The recipe's learning rate, or what the rule of the base's family gives for `auto`."""
     if isinstance(recipe.optimizer.learning_rate, float):
-        return recipe.optimizer.learning_rate
+        return PeakLearningRate(value=recipe.optimizer.learning_rate)
     counts = manifest.splits["train"]
     supervised_ratio = counts.supervised_tokens / counts.tokens
     config = load_base_config(recipe.model, manifest.vocab_size)
+    return automatic_rate(config, supervised_tokens_per_step=recipe.train.tokens_per_step * supervised_ratio)
+
+
+def automatic_rate(config: Any, *, supervised_tokens_per_step: float) -> PeakLearningRate:
+    """What `auto` gives for a base. config: of `transformers`; the width is that of the part that reads text."""
+    text = config.get_text_config(decoder=True)
     return auto_learning_rate(
         model_type=config.model_type,
-        vocab_size=config.vocab_size,
-        supervised_tokens_per_step=recipe.train.tokens_per_step * supervised_ratio,
+        vocab_size=getattr(text, "vocab_size", None),
+        hidden_size=getattr(text, "hidden_size", None),
+        supervised_tokens_per_step=supervised_tokens_per_step,
     )

@@ -47,7 +47,10 @@ def _run_rows(run: PlannedRun) -> dict[str, str]:
         "conversations per epoch": f"{run.conversations_per_epoch:,} of {run.tokens_per_epoch:,} tokens",
         "steps": f"{run.num_steps:,} ({per_epoch} per epoch)",
         "packing efficiency": f"{run.packing_efficiency:.2%}",
-        "learning rate": f"{run.learning_rate:.5g}",
+        "waiting for the slowest GPU": f"{run.waiting_ratio:.1%} of a step, {run.balanced_waiting_ratio:.1%} with "
+        "train.plan: balanced",
+        "learning rate": f"{run.learning_rate:.5g}"
+        + (f" ({run.learning_rate_rule})" if run.learning_rate_rule else ""),
     }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ochat_train.model.config import head_dimension
+from ochat_train.model.base_class import text_config
+from ochat_train.model.config import layer_widths
 from ochat_train.model.experts import expert_layers
 
 # Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets. The first match counts.
@@ -38,7 +39,7 @@ class Work:
     The first term is 2 forward and 4 backward for each parameter of a matrix product (embeddings are looked up), the
     second is causal attention. Recomputed operations and padding do not count.
     matmul_parameters: of linear modules, and the share of a layer's experts that a token uses. attention_width: heads
-    times head dimension. num_layers: those with attention.
+    times head dimension, the mean of that of queries and that of values. num_layers: those with attention.
     """
 
     matmul_parameters: int
@@ -52,7 +53,7 @@ class Work:
 
 def work_of(causal_lm: Any) -> Work:
     """The work of a causal LM of `transformers`. To be called before DeepSpeed shards its parameters."""
-    config = causal_lm.config
+    config, widths = text_config(causal_lm.config), layer_widths(causal_lm.config)
     linears = [module for module in causal_lm.modules() if isinstance(module, torch.nn.Linear)]
     of_experts = sum(
         parameter.numel() * getattr(config, "num_experts_per_tok", 1) // layer.num_experts
@@ -60,10 +61,9 @@ def work_of(causal_lm: Any) -> Work:
         for parameter in layer.parameters()
         if parameter.dim() == 3
     )
-    has_attention = getattr(config, "num_attention_heads", None) is not None
     return Work(
         matmul_parameters=sum(module.weight.numel() for module in linears) + of_experts,
-        attention_width=config.num_attention_heads * head_dimension(config) if has_attention else 0,
+        attention_width=(widths.query + widths.output) // 2,
         num_layers=_num_attention_layers(config),
     )
 

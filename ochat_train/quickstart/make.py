@@ -146,12 +146,13 @@ def write_base(folder: Path, tokenizer_dir: Path) -> None:
     import transformers
 
     quiet_libraries()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir, trust_remote_code=False)
     config = transformers.MistralConfig(
         **BASE_CONFIG, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=None
     )
     torch.manual_seed(SEED)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model.save_pretrained(folder)
     shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
 
 

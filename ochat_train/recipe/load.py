@@ -12,7 +12,15 @@ from data_pipeline.errors import Problem, UserError, UserErrors
 from ochat_train.recipe.problems import describe
 from ochat_train.recipe.secrets import secret_places, secret_problem
 from ochat_train.recipe.sections import Recipe
-from ochat_train.recipe.strict_yaml import COMMAND_LINE, Document, KeyPath, parse, parse_override
+from ochat_train.recipe.strict_yaml import (
+    COMMAND_LINE,
+    MOST_CHARACTERS,
+    MOST_LEVELS,
+    Document,
+    KeyPath,
+    parse,
+    parse_override,
+)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -21,7 +29,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError with every problem found, each with its place, value, rule and the nearest valid key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)  # `parse` refuses a longer one
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     document = parse(text, name=str(path))
@@ -47,6 +56,9 @@ def _apply_override(document: Document, override: str) -> list[Problem]:
     if not separator or not key:
         return [Problem(place=f"--set {override}", problem="expected section.key=value")]
     *sections, last = key.split(".")
+    if len(sections) > MOST_LEVELS:
+        problem = f"nested too deeply for a recipe (more than {MOST_LEVELS} levels)"
+        return [Problem(place=f"--set {key[:40]}...", problem=problem)]
     path: KeyPath = ()
     target: Any = document.value
     for part in sections:

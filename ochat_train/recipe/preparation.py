@@ -11,9 +11,10 @@ from data_pipeline.prepare.fingerprints import input_fingerprints, sources_finge
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest
+from data_pipeline.prepared.integrity import check_sizes
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import load_tokenizer_spec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from ochat_train.recipe.sections import Recipe
 
 
@@ -32,17 +33,21 @@ def prepare_job(recipe: Recipe) -> PrepareJob:
 
 
 def prepare_recipe(
-    recipe: Recipe, *, num_workers: int | None, progress: Callable[[int], None]
+    recipe: Recipe,
+    *,
+    num_workers: int | None,
+    progress: Callable[[int], None],
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Manifest, bool]:
-    """Prepare the dataset of a recipe; returns its manifest and whether it already existed."""
-    return prepare(prepare_job(recipe), num_workers=num_workers, progress=progress)
+    """Prepare the dataset of a recipe; returns its manifest and whether it already existed. say: as in `prepare`."""
+    return prepare(prepare_job(recipe), num_workers=num_workers, progress=progress, say=say)
 
 
 def check_prepared(recipe: Recipe, *, with_sources: bool = True) -> Manifest:
-    """The manifest of the recipe's prepared dataset. Raises UserError if there is none or it is not this recipe's.
+    """The manifest of the recipe's prepared dataset. Raises UserError if there is none or it is not this recipe's, and
+    for files that are missing or have another size; their content is compared by `data_pipeline.prepared.integrity`.
 
-    with_sources: also compare the raw sources. That reads all of them, which takes a second per GB; of the ranks of a
-    run only one does it (`check_sources`). Sources that are not on this machine are not compared.
+    with_sources: also compare the raw sources (`check_sources`).
     """
     prepared_dir = recipe.data.prepared_dir
     manifest = Manifest.load(Path(prepared_dir))
@@ -51,21 +56,27 @@ def check_prepared(recipe: Recipe, *, with_sources: bool = True) -> Manifest:
             "data.prepared_dir", f"{prepared_dir} holds no prepared dataset", "run `ochat prepare RECIPE` first"
         )
     now = input_fingerprints(prepare_job(recipe), with_sources=False)
-    _require_same(recipe, manifest, now | (_sources_now(recipe) if with_sources else {}))
+    _require_same(recipe, manifest, now | (_sources_now(recipe, _ignore) if with_sources else {}))
+    check_sizes(Path(prepared_dir), manifest)
     return manifest
 
 
-def check_sources(recipe: Recipe, manifest: Manifest) -> None:
+def _ignore(num_bytes: int) -> None:
+    pass
+
+
+def check_sources(recipe: Recipe, manifest: Manifest, *, progress: Callable[[int], None] = _ignore) -> None:
     """Raise UserError if the raw sources have changed since the dataset was prepared from them.
 
-    Reads all of them. Sources that are not on this machine are not compared.
+    Reads those that were touched since they were last read on this host, a second per GB. progress: called with the
+    bytes read since the last call. Sources that are not on this machine are not compared.
     """
-    _require_same(recipe, manifest, _sources_now(recipe))
+    _require_same(recipe, manifest, _sources_now(recipe, progress))
 
 
-def _sources_now(recipe: Recipe) -> dict[str, str]:
+def _sources_now(recipe: Recipe, progress: Callable[[int], None]) -> dict[str, str]:
     try:
-        return {"sources": sources_fingerprint(recipe.data)}
+        return {"sources": sources_fingerprint(recipe.data, progress=progress)}
     except UserError:  # they need not be where the model is trained
         return {}
 

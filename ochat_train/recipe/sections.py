@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.hub_names import hub_name_problem
+from data_pipeline.plan.kinds import PlanKind
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.section import Rule, Section, setting
 from data_pipeline.settings import DataSettings, Ratio
@@ -177,6 +178,14 @@ class TrainSettings(Section):
         decides_steps=True,
         is_public=True,
     )
+    plan: PlanKind = setting(
+        "varied",
+        description="which packs form a step. `varied`: random ones. `balanced`: random ones of about the same cost, "
+        "for fewer than four packs per GPU and step (`ochat plan` says what it saves). `first`: as in runs that began "
+        "before this key; they resume with it by themselves",
+        decides_steps=True,
+        is_public=True,
+    )
     max_steps: PositiveInt | None = setting(
         None,
         description="stop after this many optimizer steps; default: all epochs",
@@ -237,10 +246,12 @@ class TrainSettings(Section):
         return self.tokens_per_step // self.pack_length_tokens
 
 
+# AdamW divides the rate by 1 - beta and takes the result as float32, which overflows above this for the largest beta.
+_LARGEST_RATE = 1e20
 LearningRate = Annotated[
-    Positive | Literal["auto"],
-    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "auto"}]}),
-    Rule("expected a number above 0, or `auto`"),
+    Annotated[float, Field(gt=0.0, le=_LARGEST_RATE)] | Literal["auto"],
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST_RATE}, {"const": "auto"}]}),
+    Rule("expected a number above 0 and at most 1e20, or `auto`"),
 ]
 
 
@@ -249,7 +260,7 @@ class OptimizerSettings(Section):
 
     learning_rate: LearningRate = setting(
         "auto",
-        description="peak learning rate; `auto`: OpenChat's rule, base * sqrt(supervised tokens per step / 4e6)",
+        description="peak learning rate; `auto`: by family or width of the base, and supervised tokens per step",
         decides_steps=True,
         is_public=True,
     )
@@ -267,6 +278,7 @@ class OptimizerSettings(Section):
     weight_decay: float = setting(
         0.1,
         ge=0.0,
+        le=_LARGEST_RATE,
         description="AdamW weight decay; applies to all parameters, as in OpenChat",
         decides_steps=True,
         is_public=True,
@@ -274,7 +286,7 @@ class OptimizerSettings(Section):
     betas: Annotated[list[Ratio], Field(min_length=2, max_length=2)] = setting(
         [0.9, 0.95], description="AdamW betas", decides_steps=True, is_public=True
     )
-    eps: Positive = setting(1e-5, description="AdamW epsilon", decides_steps=True, is_public=True)
+    eps: Positive = setting(1e-5, le=1.0, description="AdamW epsilon", decides_steps=True, is_public=True)
     grad_clip: float = setting(
         1.0,
         ge=0.0,
@@ -315,7 +327,7 @@ class DeepSpeedSettings(Section):
         is_public=True,
     )
     offload_optimizer: bool = setting(
-        False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=False, is_public=True
+        False, description="keep optimizer states in CPU memory (stages 1 to 3)", decides_steps=True, is_public=True
     )
     offload_parameters: bool = setting(
         False, description="keep parameters in CPU memory (stage 3)", decides_steps=False, is_public=True
@@ -323,7 +335,7 @@ class DeepSpeedSettings(Section):
     config: dict[str, Any] = setting(
         default_factory=dict,
         description="raw DeepSpeed configuration, merged over what the recipe generates",
-        decides_steps=False,
+        decides_steps=True,
         is_public=True,
     )
 

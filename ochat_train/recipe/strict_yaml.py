@@ -15,6 +15,8 @@ from data_pipeline.errors import Problem, UserError
 
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = 0  # "line" of a value that was given by `--set`
+MOST_LEVELS = 32  # of lists and mappings inside each other
+MOST_CHARACTERS = 1 << 18  # of a document; PyYAML takes seconds for so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +61,25 @@ def parse(text: str, *, name: str) -> Document:
     """Parse YAML text strictly.
 
     Duplicate keys and non-text keys become entries of `problems`; what cannot be parsed at all, aliases, anchors and
-    tags raise UserError, because nothing after them can be trusted.
+    tags raise UserError, because nothing after them can be trusted. So does a text that is far too long or too deeply
+    nested for a recipe: reading it could take hours.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(name, f"more than {MOST_CHARACTERS:,} characters, so not a recipe", "name the recipe's file")
     try:
+        levels = 0
         for event in yaml.parse(text, Loader=_Yaml12Loader):
             place = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise UserError(place, "aliases and anchors are not allowed", "write the value out")
             if tag := getattr(event, "tag", None):
                 raise UserError(place, f"tags ({tag}) are not allowed", "remove it")
+            levels += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if levels > MOST_LEVELS:
+                raise UserError(place, f"nested too deeply for a recipe (more than {MOST_LEVELS} levels)")
         node = yaml.compose(text, Loader=_Yaml12Loader)
         document = Document(name=name, value={}, lines={}, problems=[])
         value = _construct(node, (), document) if node is not None else {}
-    except RecursionError:
-        raise UserError(name, "nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name

@@ -46,7 +46,7 @@ def inspect(
         from ochat_train.report.inspect_page import write_inspect_page  # jinja: only a page needs it
 
         write_inspect_page(inspection, selection, html, with_tokens=with_tokens)
-        yield str(html)
+        yield visible(str(html))
     else:
         yield from report(inspection, selection, color=color, with_tokens=with_tokens)
 

@@ -1,4 +1,6 @@
-"""One self-contained HTML page of sections: text, tables, pictures. Everything that comes from data is escaped."""
+"""One self-contained HTML page of sections: text, tables, pictures. Everything that comes from data is
+escaped, and goes through `text_rules.visible`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import visible
 from ochat_train.system.durable import replace_text
 
 
@@ -69,9 +72,15 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     template = environment.get_template("page.html.jinja")
     return template.render(title=title, subtitle=subtitle, sections=sections) + "\n"
+
+
+def _shown(value: object) -> object:
+    """What a page shows of a value: text without characters that people could not see. Pictures are markup of ours."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def write_page(out: Path, page: str, *, option: str, prepared_dir: Path) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.text_rules import visible
+
 # Okabe and Ito's palette, distinct for any colour vision; without black and yellow, which dark and light pages hide.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MOST_POINTS = 400
@@ -38,25 +40,27 @@ class Series:
 def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> str:
     """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
     with _figure(9.6, 2.9) as (figure, axes):
+        lines = []
         for entry in series:
             color = COLORS[entry.number % len(COLORS)]
             if entry.points:
-                axes.plot(
-                    entry.x, _numbers(entry.y), "o--", color=color, label=entry.label, markersize=5, linewidth=0.8
-                )
+                lines += axes.plot(entry.x, _numbers(entry.y), "o--", color=color, markersize=5, linewidth=0.8)
                 continue
             bins = binned(np.asarray(entry.x, dtype=float), _numbers(entry.y), most_points=_MOST_POINTS)
             if len(entry.x) > _MOST_POINTS:
                 axes.fill_between(bins.x, bins.low, bins.high, color=color, alpha=0.2, linewidth=0)
-            axes.plot(bins.x, bins.mean, color=color, label=entry.label, linewidth=1.5)
+            lines += axes.plot(bins.x, bins.mean, color=color, linewidth=1.5)
         axes.set_xlabel("step")
-        axes.set_ylabel(unit)
+        axes.set_ylabel(_label(unit))
         if logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         if len(series) > 1:
-            figure.legend(frameon=False, fontsize=8, loc="outside right upper")  # inside it would cover curves
+            # inside it would cover curves
+            legend = figure.legend(lines, ["-"] * len(lines), frameon=False, fontsize=8, loc="outside right upper")
+            for text, entry in zip(legend.get_texts(), series, strict=True):
+                text.set_text(_label(entry.label))  # matplotlib leaves out labels that begin with `_`
         return _svg(figure)
 
 
@@ -65,8 +69,8 @@ def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[f
     with _figure(9.6, 0.6 + 0.36 * len(labels)) as (figure, axes):
         places = np.arange(len(labels))[::-1]
         axes.barh(places, means, xerr=[spread or 0.0 for spread in spreads], color=COLORS[0], ecolor=_INK, height=0.6)
-        axes.set_yticks(places, labels)
-        axes.set_xlabel(unit)
+        axes.set_yticks(places, [_label(label) for label in labels])
+        axes.set_xlabel(_label(unit))
         return _svg(figure)
 
 
@@ -109,7 +113,13 @@ def row_shades(values: Sequence[float | None]) -> list[float]:
     return [0.0 if value is None else _SHARPEST_SHADE * (value - low) / span for value in values]
 
 
+def _label(text: str) -> str:
+    """A text from data in a picture: in one line, and nothing of it hidden."""
+    return visible(text, kept="")
+
+
 def _short(text: str) -> str:
+    text = _label(text)
     return text if len(text) <= _MOST_LABEL_CHARACTERS else text[: _MOST_LABEL_CHARACTERS - 3] + "..."
 
 

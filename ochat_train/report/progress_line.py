@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -125,9 +126,12 @@ class ProgressLine:
         self._bar = tqdm(bar_format="{desc}", disable=not (shown and self._terminal))
 
     def update(self, metrics: StepMetrics) -> None:
-        """Show a finished step."""
-        if not self._shown:
-            return
+        """Show a finished step. A line that cannot be written (a full disk behind a log file) is lost."""
+        if self._shown:
+            with contextlib.suppress(OSError):
+                self._show(metrics)
+
+    def _show(self, metrics: StepMetrics) -> None:
         now, step = self._clock(), metrics.step
         left = self._time_left.seconds(step, num_steps=self._num_steps, now=now)
         parts = progress_parts(metrics, num_steps=self._num_steps, seconds_left=left)
@@ -145,4 +149,5 @@ class ProgressLine:
 
     def close(self) -> None:
         """Finish the line; it stays on the terminal."""
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()

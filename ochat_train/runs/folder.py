@@ -19,7 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from data_pipeline.errors import UserError
+from data_pipeline.files import explained_writes
+from data_pipeline.json_files import read_json, read_json_object, read_text, typed
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
@@ -29,6 +33,8 @@ RECIPE_FILE = "recipe.json"
 PREPARED_FILE = "prepared.json"
 BASE_FILE = "base.json"
 MODEL_CONFIG_FOLDER = "model_config"
+_COPY_MANIFEST = f"copy {MANIFEST} of the dataset that it was trained on over it"
+_REMEDY = "restore it, or run `ochat train` again, which writes it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +48,60 @@ class RunFolder:
 
 
 def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:
-    """Write everything but metrics and checkpoints. One process calls it, before the first step."""
-    output_dir.mkdir(parents=True, exist_ok=True)
+    """Write everything but metrics and checkpoints, into a folder that is there (and locked).
+
+    One process calls it, before the first step. Raises UserError where the disk is full.
+    """
     prepared_dir = Path(recipe.data.prepared_dir)
     text = json.dumps(recipe.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
-    replace_text(output_dir / RECIPE_FILE, text + "\n")
-    replace_text(output_dir / PREPARED_FILE, (prepared_dir / MANIFEST).read_text(encoding="utf-8"))
-    replace_text(output_dir / BASE_FILE, json.dumps(asdict(base_origin(recipe.model)), ensure_ascii=False) + "\n")
-    shutil.copytree(prepared_dir / TOKENIZER_FOLDER, output_dir / TOKENIZER_FOLDER, dirs_exist_ok=True)
-    causal_lm.config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
-    if causal_lm.generation_config is not None:
-        causal_lm.generation_config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
+    manifest = (prepared_dir / MANIFEST).read_text(encoding="utf-8")
+    with explained_writes(output_dir):
+        replace_text(output_dir / RECIPE_FILE, text + "\n")
+        replace_text(output_dir / PREPARED_FILE, manifest)
+        replace_text(output_dir / BASE_FILE, json.dumps(asdict(base_origin(recipe.model)), ensure_ascii=False) + "\n")
+        shutil.copytree(prepared_dir / TOKENIZER_FOLDER, output_dir / TOKENIZER_FOLDER, dirs_exist_ok=True)
+        causal_lm.config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
+        if causal_lm.generation_config is not None:
+            causal_lm.generation_config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
+
+
+def require_run_folder(output_dir: Path) -> None:
+    """Raise UserError if the folder of a run that has ended is not whole."""
+    if not (output_dir / RECIPE_FILE).is_file():
+        raise UserError(
+            output_dir, f"{RECIPE_FILE} was removed while the run trained", "start the run again: it is written again"
+        )
 
 
 def read_run_folder(path: Path) -> RunFolder:
     """Read a run folder. Raises UserError if the folder is not one."""
     if not (path / RECIPE_FILE).is_file():
         raise UserError(path, f"not a run folder ({RECIPE_FILE} is missing)", "name the recipe's `output_dir`")
-    recipe = Recipe.model_validate_json((path / RECIPE_FILE).read_text(encoding="utf-8"))
-    content = (path / PREPARED_FILE).read_text(encoding="utf-8")
     base = path / BASE_FILE
     return RunFolder(
         path=path,
-        recipe=recipe,
-        prepared=Manifest.from_json(json.loads(content), where=str(path)),
-        base_origin=BaseOrigin(**json.loads(base.read_text(encoding="utf-8"))) if base.is_file() else None,
+        recipe=_read_recipe(path / RECIPE_FILE),
+        prepared=Manifest.from_json(
+            read_json(path / PREPARED_FILE, remedy=_COPY_MANIFEST),
+            where=str(path / PREPARED_FILE),
+            remedy=_COPY_MANIFEST,
+        ),
+        base_origin=_read_base_origin(base) if base.is_file() else None,
     )
+
+
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate_json(read_text(path, remedy=_REMEDY))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        problem = f"is damaged, or of another version: {f'{place}: ' if place else ''}{first['msg']}"
+        raise UserError(path, problem, _REMEDY) from None
+
+
+def _read_base_origin(path: Path) -> BaseOrigin:
+    try:
+        return typed(BaseOrigin, read_json_object(path, remedy=_REMEDY))
+    except ValueError:
+        raise UserError(path, "is damaged: it does not say where the base came from", _REMEDY) from None

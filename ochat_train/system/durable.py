@@ -6,6 +6,7 @@ in the middle of each.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -94,7 +95,13 @@ def remove_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace the content of a file: a reader sees the old text or the new one."""
+    """Replace the content of a file: a reader sees the old text or the new one. An OSError names the file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    write_file(temporary, lambda stream: stream.write(text.encode("utf-8")))
-    rename(temporary, path)
+    try:
+        write_file(temporary, lambda stream: stream.write(text.encode("utf-8")))
+        rename(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise

@@ -30,6 +30,7 @@ class Delivery:
     ) -> None:
         self._tracker, self._report, self._folder, self._capacity = tracker, report, facts.output_dir, capacity
         self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._has_folder = self._folder.is_dir()
         self._given, self._delivered = 0, 0
         self._is_off, self._is_behind, self._done = False, False, False
         self._thread = threading.Thread(target=self._run, args=(facts,), name=f"tracker {tracker.name}", daemon=True)
@@ -72,6 +73,8 @@ class Delivery:
         try:
             self._report(f"{self._tracker.name}: {self._tracker.start(facts)}")
             while (event := self._events.get()) is not None:
+                if self._has_folder and not self._folder.is_dir():  # its library might make half a new one
+                    raise FileNotFoundError(f"{self._folder} is no longer there")
                 event(self._tracker)
                 self._delivered += 1
             self._tracker.close(done=self._done)

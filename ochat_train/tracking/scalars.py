@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipeline.class_names import curve_names
 from ochat_train.evaluation.results import Validation
 from ochat_train.report.tables import shown_condition
 from ochat_train.runs.metrics import StepMetrics
@@ -20,23 +21,33 @@ def step_scalars(metrics: StepMetrics) -> dict[str, float]:
     """All numbers of a line of metrics.jsonl but `step`, which is the x axis."""
     row = metrics.to_json()
     whole = {key: value for key, value in row.items() if key not in ("step", "classes")}
-    return dict(_flatten({"train": whole, "classes": row["classes"]}))
+    return dict(_flatten({"train": whole, "classes": _by_curve(row["classes"], curve_names(row["classes"]))}))
 
 
 def validation_scalars(validation: Validation) -> dict[str, float]:
     """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 if the condition was learnt, else 0."""
-    names = _curve_names(validation.evaluation.matrix.conditions)
-    matrix = {name: dict(zip(names, row, strict=True)) for name, row in validation.evaluation.matrix.nll.items()}
+    evaluation = validation.evaluation
+    conditions = _condition_curves(evaluation.matrix.conditions)
+    matrix = {name: dict(zip(conditions, row, strict=True)) for name, row in evaluation.matrix.nll.items()}
     shown = {key: value for key, value in validation.to_json().items() if key not in ("step", "conditions")}
-    return dict(_flatten({"validation": {**shown, "matrix": matrix}}))
+    shown["matrix"] = matrix
+    curves = curve_names([*evaluation.classes, *evaluation.matrix.nll, *evaluation.matrix.learnt])
+    by_class = {key: _by_curve(shown[key], curves) for key in ("classes", "matrix", "learnt")}
+    return dict(_flatten({"validation": {**shown, **by_class}}))
 
 
-def _curve_names(conditions: Sequence[str]) -> list[str]:
+def _by_curve(classes: Mapping[str, Any], curves: Mapping[str, str]) -> dict[str, Any]:
+    """What is known of each class, by the name of its curves."""
+    return {curves[name]: value for name, value in classes.items()}
+
+
+def _condition_curves(conditions: Sequence[str]) -> list[str]:
     """Conditions as unique names of curves: the empty one gets a number if another condition has its name."""
     name = shown_condition("")
     numbered = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
     free = next(name for name in numbered if name not in conditions)
-    return [condition or free for condition in conditions]
+    curves = curve_names([condition or free for condition in conditions])
+    return [curves[condition or free] for condition in conditions]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

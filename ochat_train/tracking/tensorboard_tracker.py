@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.text_rules import markdown_text, visible
 from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.evaluation.results import Sample, ValidationResult
 from ochat_train.report.tables import learnt_text, markdown_table, matrix_columns, number_text, shown_condition
@@ -45,6 +47,7 @@ class TensorBoardTracker:
         folder = facts.output_dir / FOLDER
         self._conditions = {row.name: row.condition for row in facts.classes}
         purge_step = facts.first_step + 1  # hides later steps of an earlier part of the run
+        _silence_writing_threads()
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         texts = {
             "recipe": _code(yaml.safe_dump(dict(facts.recipe), sort_keys=False, allow_unicode=True)),
@@ -114,17 +117,31 @@ TENSORBOARD = TrackerKind(
 )
 
 
+def _silence_writing_threads() -> None:
+    """Print no traceback of TensorBoard's own thread when it cannot write (a full disk).
+
+    It raises the same error again at the next call, where delivery.py reports it in one line.
+    """
+    previous = threading.excepthook
+
+    def report(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            previous(failure)
+
+    threading.excepthook = report
+
+
 def _sample(sample: Sample) -> str:
     parts = ["**prompt**", _code(sample.prompt)]
     for answer in sample.answers:
-        parts += [f"**{_plain(shown_condition(answer.condition))}**", _code(answer.text)]
+        parts += [f"**{markdown_text(shown_condition(answer.condition))}**", _code(answer.text)]
         parts += [] if answer.finished else ["(cut off)"]
     return "\n\n".join(parts)
 
 
 def _code(text: str) -> str:
     """Any text as an indented Markdown block, which shows it unchanged; nothing in it can end the block."""
-    return "\n".join(f"    {line}" for line in (text or " ").split("\n"))
+    return "\n".join(f"    {line}" for line in (visible(text) or " ").split("\n"))
 
 
 def _table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -134,10 +151,4 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
-
-
-def _plain(text: str) -> str:
-    """A text in one line of Markdown, with the special characters of Markdown and HTML escaped."""
-    line = " ".join(text.split())
-    return "".join(f"&#{ord(character)};" if character in r"\`*_{}[]<>()#+!|&" else character for character in line)
+    return f"{value:.6g}" if isinstance(value, float) else markdown_text(str(value))

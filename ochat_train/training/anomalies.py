@@ -6,11 +6,9 @@ A step that is not finite changes nothing; it is counted, and its conversations 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +17,9 @@ from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.system.messages import print_message
+from ochat_train.training.outputs import MetricsWriter
 from ochat_train.training.step import Step, StepSums
 
-ANOMALIES_FILE = "anomalies.jsonl"
 SPIKE_FACTOR = 10.0
 _HISTORY = 64  # gradient norms that the median is taken of
 _FEWEST = 8  # a median of fewer says nothing
@@ -51,11 +49,18 @@ def progressed(progress: Progress, grad_norm: float) -> tuple[Progress, str | No
 
 
 def record_anomaly(
-    kind: str, output_dir: Path, ranks: Ranks, *, progress: Progress, step: Step, sums: StepSums, split: PreparedSplit
+    kind: str,
+    writer: MetricsWriter | None,
+    ranks: Ranks,
+    *,
+    progress: Progress,
+    step: Step,
+    sums: StepSums,
+    split: PreparedSplit,
 ) -> None:
     """Append what every rank worked on in this step to anomalies.jsonl, and print a line. All ranks call it.
 
-    kind: `nonfinite` or `spike`. progress: after the step.
+    kind: `nonfinite` or `spike`. writer: of rank 0, None on the others. progress: after the step.
     """
     own = {
         "rank": ranks.rank,
@@ -70,7 +75,7 @@ def record_anomaly(
     }
     of_ranks: list[Any] = [None] * ranks.num_ranks
     torch.distributed.all_gather_object(of_ranks, own)
-    if not ranks.is_main:
+    if writer is None:
         return
     entry = {
         "event": kind,
@@ -78,11 +83,9 @@ def record_anomaly(
         "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
         "ranks": of_ranks,
     }
-    path = output_dir / ANOMALIES_FILE
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    writer.write_anomaly(entry)
     text = _spike_text(sums) if kind == "spike" else _nonfinite_text(of_ranks, progress)
-    print_message(f"step {progress.step}: {text}; see {path} for its conversations")
+    print_message(f"step {progress.step}: {text}; see {writer.anomalies_file} for its conversations")
 
 
 def _spike_text(sums: StepSums) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.state import Progress
 from ochat_train.checkpoint.writer import save_checkpoint
 from ochat_train.distributed.engine import Engine
-from ochat_train.distributed.ranks import Ranks
+from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import Watchdog
 from ochat_train.evaluation.validation import Validator
@@ -44,6 +45,7 @@ class Run:
 
     recipe: Recipe
     manifest: Manifest
+    basis: RunBasis
     split: PreparedSplit
     num_steps: int
     steps_per_epoch: list[int]
@@ -70,6 +72,15 @@ class Run:
         """Names of the classes, by class number."""
         return [row.name for row in self.manifest.classes]
 
+    @property
+    def must_stop(self) -> bool:
+        """Whether this rank was asked to stop, or could not write to the run folder."""
+        return self.stop_request.reason is not None or (self.writer is not None and self.writer.failure is not None)
+
+    def require_outputs(self) -> None:
+        """Raise UserError on all ranks if rank 0 could not write, or the folder is no longer the run's. All call it."""
+        on_main_rank(self.ranks, lambda: self.writer.require_written() if self.writer is not None else None)
+
     def saves_after(self, num_done: int) -> bool:
         """Whether a checkpoint is due after so many steps of the run."""
         save_every = self.recipe.checkpoint.save_every_steps or self.num_steps
@@ -88,24 +99,30 @@ class DoneStep:
 
 @contextlib.contextmanager
 def outputs(
-    output_dir: Path, trackers: Trackers, ranks: Ranks, *, first_step: int, num_steps: int
+    output_dir: Path,
+    trackers: Trackers,
+    ranks: Ranks,
+    *,
+    first_step: int,
+    num_steps: int,
+    check_folder: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[MetricsWriter | None, ProgressLine]]:
-    """The run folder's files (rank 0) and the progress line; closed whatever ends the steps, so before a message about
-    it.
+    """The writer of the run folder's files (rank 0) and the progress line, which is closed whatever ends the steps, so
+    before a message about it. check_folder: as in `MetricsWriter`.
     """
-    with contextlib.ExitStack() as stack:
-        writer = None
-        if ranks.is_main:
-            writer = stack.enter_context(contextlib.closing(MetricsWriter(output_dir, trackers, first_step=first_step)))
-        line = ProgressLine(first_step=first_step, num_steps=num_steps, shown=ranks.is_main)
-        yield writer, stack.enter_context(contextlib.closing(line))
+    writer = None
+    if ranks.is_main:
+        writer = MetricsWriter(output_dir, trackers, first_step=first_step, check_folder=check_folder)
+    line = ProgressLine(first_step=first_step, num_steps=num_steps, shown=ranks.is_main)
+    with contextlib.closing(line):
+        yield writer, line
 
 
 def run_steps(run: Run, progress: Progress) -> None:
     """Take the remaining steps of the run; log, validate and save between them.
 
     Raises StoppedBySignalError after the checkpoint of a run that was asked to stop, UserError after too many steps in
-    a row that were not finite.
+    a row that were not finite, and where the run folder cannot be written or was taken away.
     """
     epoch_sums = EpochSums(
         num_classes=len(run.class_names), first_step=progress.step, steps_per_epoch=run.steps_per_epoch
@@ -126,6 +143,7 @@ def run_steps(run: Run, progress: Progress) -> None:
             save(run, progress, validation_loss=validation_loss, stop=done.sums.stop)
         if done.sums.stop and progress.step < run.num_steps:
             raise StoppedBySignalError(_stopped_text(run, progress))
+    run.require_outputs()
     if (summary := epoch_sums.metrics(run.class_names)) is not None:
         run.line.print(class_sums_text(summary))
 
@@ -151,7 +169,7 @@ def take_step(run: Run, number: int) -> DoneStep:
         learning_rate=learning_rate,
         num_ranks=run.ranks.num_ranks,
         num_step_tokens=sum(step.tokens_per_class),
-        stop=run.stop_request.reason is not None,
+        stop=run.must_stop,
     )
     speed = run.meter.stop(
         num_tokens=sums.num_tokens, squared_lengths=step.squared_lengths, waited_seconds=run.steps.waited_seconds
@@ -165,7 +183,7 @@ def note_step(run: Run, progress: Progress, done: DoneStep) -> Progress:
     if anomaly is not None:
         record_anomaly(
             anomaly,
-            run.output_dir,
+            run.writer,
             run.ranks,
             progress=progress,
             step=done.step,
@@ -220,6 +238,7 @@ def validate(run: Run, progress: Progress) -> float | None:
 def save(run: Run, progress: Progress, *, validation_loss: float | None, stop: bool) -> None:
     """Write a checkpoint, and let it be pushed unless the run is about to stop."""
     run.watchdog.progress(progress.step, "writing a checkpoint")
+    run.require_outputs()  # a checkpoint is written only when all lines before it are
     save_checkpoint(
         run.engine,
         run.ranks,
@@ -228,6 +247,7 @@ def save(run: Run, progress: Progress, *, validation_loss: float | None, stop: b
         recipe=run.recipe,
         data_fingerprint=run.manifest.fingerprint,
         validation_loss=validation_loss,
+        basis=run.basis,
     )
     if run.push is not None and not stop:
         run.push.checkpoint_written()

@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from data_pipeline.errors import UserError
+from data_pipeline.files import cannot_write
 from ochat_train.evaluation.results import ValidationResult
-from ochat_train.runs.lines import EXPERTS_FILE, METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, json_line, rows_of
+from ochat_train.runs.lines import (
+    ANOMALIES_FILE,
+    EXPERTS_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    VALIDATION_FILE,
+    append_row,
+    json_line,
+    rows_of,
+)
 from ochat_train.runs.metrics import ExpertShares, StepMetrics
 from ochat_train.system.durable import replace_text
 from ochat_train.tracking.delivery import Trackers
 
+_REMEDY = "make room there, and start again to resume from the newest checkpoint: the lines that are missing come back"
+
 
 class MetricsWriter:
-    """Writes logged steps and validations into the run folder, and hands them to trackers.
+    """Writes logged steps, validations and anomalies into the run folder, and hands the first two to trackers.
 
-    Files are only appended to. A resumed run continues after its last step.
+    Files are only appended to, by whole lines. A resumed run continues after its last step.
+
+    A write that fails is kept in `failure`, and nothing is written after it: only rank 0 writes, and the others would
+    wait for it. `loop.run_steps` ends the run with it on all ranks together, before the next checkpoint, so that the
+    run resumes from one whose lines are all there.
+
+    check_folder: raises UserError where the folder is no longer the run's.
     """
 
-    def __init__(self, output_dir: Path, trackers: Trackers, *, first_step: int) -> None:
-        self._files = {
-            name: _open_after(output_dir / name, first_step=first_step)
-            for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE)
-        }
-        self._output_dir, self._first_step, self._trackers = output_dir, first_step, trackers
+    def __init__(
+        self,
+        output_dir: Path,
+        trackers: Trackers,
+        *,
+        first_step: int,
+        check_folder: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._folder, self._trackers, self._check_folder = output_dir, trackers, check_folder
+        self.failure: UserError | None = None
+        for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE, EXPERTS_FILE):
+            if name == EXPERTS_FILE and not (output_dir / name).exists():
+                continue  # only mixtures of experts have it
+            self._try(output_dir / name, lambda path: _keep_until(path, first_step))
+
+    @property
+    def anomalies_file(self) -> Path:
+        """Where anomalies are written."""
+        return self._folder / ANOMALIES_FILE
 
     def write(self, metrics: StepMetrics) -> None:
         """Write the metrics of one step to all places."""
@@ -40,23 +73,34 @@ class MetricsWriter:
 
     def write_experts(self, shares: ExpertShares) -> None:
         """Write where the tokens of some steps went, into a file that only mixtures of experts have."""
-        if EXPERTS_FILE not in self._files:
-            path = self._output_dir / EXPERTS_FILE
-            self._files[EXPERTS_FILE] = _open_after(path, first_step=self._first_step)
         self._append(EXPERTS_FILE, shares.to_json())
 
-    def _append(self, name: str, document: dict[str, Any]) -> None:
-        self._files[name].write(json_line(document))
-        self._files[name].flush()
+    def write_anomaly(self, entry: dict[str, Any]) -> None:
+        """Write what was wrong with a step."""
+        self._append(ANOMALIES_FILE, entry)
 
-    def close(self) -> None:
-        """Finish all files."""
-        for file in self._files.values():
-            file.close()
+    def require_written(self) -> None:
+        """Raise UserError if a line could not be written, or the folder is no longer the run's."""
+        if self.failure is not None:
+            raise self.failure
+        self._check_folder()
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self._try(self._folder / name, lambda path: append_row(path, row))
+
+    def _try(self, path: Path, write: Callable[[Path], None]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self._check_folder()
+            write(path)
+        except OSError as error:
+            self.failure = cannot_write(path, error, _REMEDY)
+        except UserError as error:
+            self.failure = error
 
 
-def _open_after(path: Path, *, first_step: int) -> TextIO:
-    """A file of JSON lines, open for appending after a step; rows of later steps, from an earlier run, are removed."""
-    kept = [row for row in rows_of(path) if row["step"] <= first_step] if first_step else []
+def _keep_until(path: Path, step: int) -> None:
+    """Remove the rows of later steps, which an earlier start of the run has written."""
+    kept = [row for row in rows_of(path) if row["step"] <= step] if step else []
     replace_text(path, "".join(map(json_line, kept)))
-    return path.open("a", encoding="utf-8")

@@ -6,15 +6,17 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data_pipeline.plan.plan import TrainingPlan
-from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
+from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
+from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
@@ -26,21 +28,25 @@ from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
+from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.weights.token_rows import ControlTokens
+from ochat_train.planning.learning_rate import PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
-from ochat_train.recipe.preparation import check_prepared, check_sources
+from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.sections import Recipe
-from ochat_train.runs.folder import write_run_folder
-from ochat_train.runs.lock import RunLock
+from ochat_train.runs.folder import require_run_folder, write_run_folder
+from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
 from ochat_train.system.messages import print_message
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.batches import run_steps_of_rank
+from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.engine import start_engine
 from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, outputs, run_steps
@@ -65,20 +71,24 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
     push, stop_request, run_lock = None, StopRequest(), RunLock(Path(recipe.output_dir))
     try:
         manifest = _agreed_manifest(recipe, ranks)
-        on_main_rank(ranks, lambda: _check_and_lock(recipe, manifest, hooks, run_lock))
+        data_check = start_data_check(recipe, manifest, ranks)
+        on_main_rank(ranks, lambda: _check_and_lock(recipe, hooks, run_lock))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
+        recipe = with_plan(recipe, on_main_rank(ranks, partial(plan_to_take, recipe, resume)))
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
             push = BackgroundPush(recipe) if ranks.is_main else None
         start = _Start(
             resume=resume,
             accept_changes=accept_changes,
+            data_check=data_check,
             push=push,
             stop_request=stop_request,
             run_lock=run_lock,
             hooks=hooks,
         )
         _train(recipe, manifest, ranks, start)
+        on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -95,6 +105,7 @@ class _Start:
 
     resume: str
     accept_changes: bool
+    data_check: DataCheck
     push: BackgroundPush | None
     stop_request: StopRequest
     run_lock: RunLock
@@ -104,13 +115,12 @@ class _Start:
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
     """The manifest of the prepared dataset, which is the same on all hosts, as are recipe and library versions."""
     manifest = on_every_rank(ranks, lambda: check_prepared(recipe, with_sources=False))
-    require_agreement(ranks, facts_of(recipe, data_fingerprint=manifest.fingerprint))
+    require_agreement(ranks, facts_of(recipe, manifest))
     return manifest
 
 
-def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: RunLock) -> None:
+def _check_and_lock(recipe: Recipe, hooks: Hooks, run_lock: RunLock) -> None:
     """What one rank checks for all, and the lock of the run folder."""
-    check_sources(recipe, manifest)
     hooks.trackers(recipe.tracking)
     run_lock.acquire()
 
@@ -119,27 +129,30 @@ def _check_and_lock(recipe: Recipe, manifest: Manifest, hooks: Hooks, run_lock: 
 class _Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
-    recipe: with a value for every setting that it left open. peak: the highest learning rate. kernel: of attention.
+    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
+    kernel: of attention. mean_rows: control tokens that the base had not trained, which start from the mean row.
     """
 
     recipe: Recipe
     manifest: Manifest
     split: PreparedSplit
     plan: TrainingPlan
-    peak: float
+    peak: PeakLearningRate
     model: PackedCausalLM
     kernel: str
     work: Work
     memory: MemoryPlan
+    mean_rows: Sequence[str]
 
 
 def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
     """Plan the steps, build the model on every rank and decide how it fits into memory."""
-    split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
+    split = on_every_rank(ranks, lambda: open_split(Path(recipe.data.prepared_dir), "train", manifest))
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
-    model, kernel = on_every_rank(
-        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
+    model, kernel, mean_rows = on_every_rank(
+        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
     work = work_of(model.causal_lm)
@@ -156,20 +169,36 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         kernel=kernel,
         work=work,
         memory=memory,
+        mean_rows=mean_rows,
     )
 
 
-def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> ResumeDecision:
+def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
+    """What the run computes with, for its checkpoints. rows: digest of the rows of the prepared data."""
+    config = training.model.causal_lm.config
+    module = KERNELS[training.kernel].module
+    return RunBasis(
+        rows=rows,
+        config=config_values(config),
+        base_weights=base_weights(training.recipe.model.path, config),
+        versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
+    )
+
+
+def _resume_decision(
+    recipe: Recipe, manifest: Manifest, basis: RunBasis, ranks: Ranks, start: _Start
+) -> ResumeDecision:
     """How the run starts, the same on all ranks. Rank 0 decides, and moves away what the decision names."""
 
     def decide_and_set_aside() -> ResumeDecision:
         decision = decide(
-            read_earlier_run(Path(recipe.output_dir), start.resume),
+            read_earlier_run(real_folder(Path(recipe.output_dir)), start.resume),
             start.resume,
             num_ranks=ranks.num_ranks,
             recipe=recipe,
             data_fingerprint=manifest.fingerprint,
             accept_changes=start.accept_changes,
+            basis=basis,
         )
         set_aside(decision, start.run_lock)
         return decision
@@ -180,17 +209,26 @@ def _resume_decision(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _S
 def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> None:
     """Set up the model, load its state, take the steps that are left."""
     training = _prepared_training(recipe, manifest, ranks)
-    decision = _resume_decision(training.recipe, manifest, ranks, start)
+    data = start.data_check.finish()  # before anything is written or moved
+    basis = _basis(training, ranks, rows=data.rows)
+    decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
+    on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
     engine, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         _print_start(training, ranks, decision)
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
     start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
-    _take_steps(training, engine, validator, progress, ranks, start)
+    _take_steps(training, basis, engine, validator, progress, ranks, start)
 
 
 def _take_steps(
-    training: _Training, engine: Engine, validator: Validator, progress: Progress, ranks: Ranks, start: _Start
+    training: _Training,
+    basis: RunBasis,
+    engine: Engine,
+    validator: Validator,
+    progress: Progress,
+    ranks: Ranks,
+    start: _Start,
 ) -> None:
     """Start the threads and open the files of a run, take its steps, and close everything whatever ends them."""
     recipe, num_steps, hooks = training.recipe, training.plan.num_steps, start.hooks
@@ -205,15 +243,23 @@ def _take_steps(
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(training.memory, watchdog))
         output_dir = Path(recipe.output_dir)
-        opened = outputs(output_dir, trackers, ranks, first_step=progress.step, num_steps=num_steps)
+        opened = outputs(
+            output_dir,
+            trackers,
+            ranks,
+            first_step=progress.step,
+            num_steps=num_steps,
+            check_folder=start.run_lock.require_held,
+        )
         with opened as (writer, line):
             run = Run(
                 recipe=recipe,
                 manifest=training.manifest,
+                basis=basis,
                 split=training.split,
                 num_steps=num_steps,
                 steps_per_epoch=training.plan.steps_per_epoch,
-                peak=training.peak,
+                peak=training.peak.value,
                 ranks=ranks,
                 engine=engine,
                 steps=steps,
@@ -235,12 +281,21 @@ def _loaded_engine(
     training: _Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
 ) -> tuple[Engine, Progress]:
     """The engine with the state of the checkpoint, or with the base's weights; and how far the run is."""
-    recipe, causal_lm = training.recipe, training.model.causal_lm
-    if ranks.is_main:
-        write_run_folder(Path(recipe.output_dir), recipe, causal_lm)
+    recipe = training.recipe
     engine = start_engine(training.model, recipe, ranks, load_universal=decision.reshard, group_elements=group_elements)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
     return engine, resume_state(decision, engine, ranks, seed=recipe.seed)
+
+
+def _write_run_folder(training: _Training, run_lock: RunLock) -> None:
+    """What rank 0 writes before the first step, into the folder that it has locked."""
+    run_lock.require_held()
+    write_run_folder(Path(training.recipe.output_dir), training.recipe, training.model.causal_lm)
+
+
+def _require_whole_folder(recipe: Recipe, run_lock: RunLock) -> None:
+    run_lock.require_held()
+    require_run_folder(Path(recipe.output_dir))
 
 
 def _watchdog(recipe: Recipe, ranks: Ranks, stop_request: StopRequest) -> Watchdog:
@@ -287,17 +342,18 @@ def _explained_errors(memory: MemoryPlan, watchdog: Watchdog) -> Iterator[None]:
 def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) -> None:
     recipe, plan = training.recipe, training.plan
     origin = f"resumes from {decision.checkpoint}" if decision.checkpoint else "starts from the base model"
-    print(
+    print_message(
         f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
         f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
-        f"{training.peak:.4g}\n"
+        f"{training.peak}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
-        f"{', float8' if recipe.model.float8 else ''}; {origin}",
-        file=sys.stderr,
-        flush=True,
+        f"{', float8' if recipe.model.float8 else ''}; {origin}"
     )
     if training.model.mixers is not None:
-        print(training.model.mixers.text(), file=sys.stderr, flush=True)
+        print_message(training.model.mixers.text())
+    if training.mean_rows and not decision.checkpoint:
+        rows = ", ".join(training.mean_rows)
+        print_message(f"the base did not train the rows of {rows}: they start from the mean row")
     if ranks.device.type == "cuda":
-        print(memory_text(training.memory), file=sys.stderr, flush=True)
+        print_message(memory_text(training.memory))

@@ -90,6 +90,27 @@ def test_the_command_line_reference_is_up_to_date(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == (DOCS / "command-line.md").read_text(encoding="utf-8"), remedy
 
 
+def test_the_page_on_bases_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(DOCS / "generate_bases.py"), run_name="__main__")
+    remedy = "run `python docs/generate_bases.py > docs/bases.md`"
+    assert capsys.readouterr().out == (DOCS / "bases.md").read_text(encoding="utf-8"), remedy
+
+
+def test_the_page_on_bases_shows_every_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    versions = {"torch": "2.13.0", "transformers": "5.23.0"}
+    right = {"base": "llama", "verdict": "right", "error": 2.9e-7, "control": 1.5e-2, "why": None, "versions": versions}
+    refused = {**right, "base": "mpt", "verdict": "refused", "error": None, "control": None, "why": "a | b"}
+    results = tmp_path / "bases.json"
+    generator = runpy.run_path(str(DOCS / "generate_bases.py"))
+    monkeypatch.setitem(generator["page"].__globals__, "RESULTS", results)
+    assert "No results are committed" in generator["page"]()
+    results.write_text(json.dumps([right, refused]), encoding="utf-8")
+    text = generator["page"]()
+    assert "2 configurations: 1 right, 1 refused. With torch 2.13.0, transformers 5.23.0." in text
+    assert "| `llama` | `sdpa` | right | 2.9e-07 | 1.5e-02 | |" in text
+    assert "| `mpt` | `sdpa` | refused | | | a \\| b |" in text
+
+
 def test_the_command_line_reference_names_every_exit_code() -> None:
     codes = {value for name, value in vars(exits).items() if name.isupper()} - {exits.BUG}
     [sentence] = re.findall(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +13,11 @@ from tokenizers import Tokenizer
 
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepared.dataset import Manifest, Split
+from data_pipeline.prepared.dataset import Manifest, Split, manifest_digest
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.read.sources import ChunkSizes
 from data_pipeline.settings import DataSettings
 
@@ -89,6 +92,25 @@ def rows_of(prepared_dir: Path, split: Split = "train") -> list[Row]:
     [file] = (prepared_dir / split).glob("*.arrow")
     table = pa.ipc.open_stream(file.read_bytes()).read_all()
     return [Row(row["id"], row["input_ids"], row["loss_weights"]) for row in table.to_pylist()]
+
+
+def edit_manifest(prepared_dir: Path, edit: Callable[[dict[str, Any]], object], *, sealed: bool = True) -> None:
+    """Change the manifest of a prepared dataset. sealed: with a digest that fits, as if it had been written so."""
+    path = prepared_dir / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    edit(content)
+    if sealed:
+        content["digest"] = manifest_digest(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def without_hashes(prepared_dir: Path) -> None:
+    """Make a prepared dataset one of a version that kept no hashes."""
+
+    def drop(content: dict[str, Any]) -> None:
+        del content["files"], content["digest"]
+
+    edit_manifest(prepared_dir, drop, sealed=False)
 
 
 def folder_state(folder: Path) -> dict[str, tuple[int, int, bytes]]:

@@ -35,7 +35,7 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
     manifest = check_prepared(recipe)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     plan = training_plan(recipe, split)
-    model, kernel = build_model(recipe.model, manifest, device=RANKS.device, seed=recipe.seed)
+    model, kernel, *_ = build_model(recipe.model, manifest, device=RANKS.device, seed=recipe.seed)
     memory, compiled = plan_memory(recipe, model.causal_lm, RANKS, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=RANKS.device)

@@ -422,7 +422,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._repo_endpoint(account, "models", repo, ["revision", revision])  # whether it may be read
         if file not in self.server.tree(repo, revision):
             raise _HttpError(404, "EntryNotFound", "Entry not found")
-        return 200, self.server.read(repo, file, revision), {"Content-Type": "text/plain"}
+        entry = self.server.tree(repo, revision)[file]
+        commit = self.server.repo(repo)["branches"].get(revision, revision)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{entry.get("blob") or entry["sha256"]}"'}
+        return 200, self.server.read(repo, file, revision), {"Content-Type": "text/plain", **headers}
 
     def _upload_mode(self, repo: str, tree: dict[str, dict[str, str]], file: dict[str, Any]) -> dict[str, Any]:
         is_large = file["path"].endswith(".safetensors") or file["size"] > 10_000_000

@@ -22,7 +22,7 @@ from ochat_train.training.engine import start_engine
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]))
     manifest, ranks = check_prepared(recipe), start_ranks(timeout_seconds=20.0)
-    model, _ = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed)
+    model = build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed).model
     engine = start_engine(model, recipe, ranks)
     engine.save_checkpoint(sys.argv[2], tag="good")
     torch.distributed.barrier()

@@ -124,6 +124,7 @@ def run_job(job: dict[str, Any]) -> int:
     finally:
         run.train = original
         undo()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     print(f"exit code {status}", flush=True)
     for path in job.get("count_reads", []):
         print(f"opened {OPENED[os.path.abspath(path)]} times: {path}", flush=True)
@@ -169,6 +170,28 @@ def full_disk(fault: dict[str, Any]) -> None:
 def limit_file_size(fault: dict[str, Any]) -> None:
     """The system's own refusal to write more than 20,000 bytes into a file."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def limit_lines(fault: dict[str, Any]) -> None:
+    """The same for a file (`file`) that may grow by 40 bytes more: its next line is written in part, and refused.
+
+    The next call takes the limit away again: what this process prints may go to a file too.
+    """
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        return resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    size = os.path.getsize(fault["file"]) if os.path.exists(fault["file"]) else 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, resource.RLIM_INFINITY))
+
+
+def remove(fault: dict[str, Any]) -> None:
+    """Delete a file or folder (`path`)."""
+    shutil.rmtree(fault["path"]) if os.path.isdir(fault["path"]) else os.unlink(fault["path"])
+
+
+def empty(fault: dict[str, Any]) -> None:
+    """Put an empty folder in the place of a folder (`path`)."""
+    remove(fault)
+    os.mkdir(fault["path"])
 
 
 def no_room(fault: dict[str, Any]) -> None:
@@ -220,6 +243,9 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "out_of_memory": out_of_memory,
     "full_disk": full_disk,
     "limit_file_size": limit_file_size,
+    "limit_lines": limit_lines,
+    "remove": remove,
+    "empty": empty,
     "no_room": no_room,
     "nan_weight": weight(float("nan")),
     "infinite_weight": weight(float("inf")),

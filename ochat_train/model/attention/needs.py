@@ -14,8 +14,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.keywords import REMEDY, refuse_unused, without_borders
+from ochat_train.model.base_class import backbone, new_model
 from ochat_train.model.borders import one_sequence, sequence_mixers
-from ochat_train.model.structure import backbone
 
 _PROBE_NAME = "ochat_probe"
 _PROBE_TOKENS = 8
@@ -42,13 +42,13 @@ def check_attention(config: Any) -> AttentionNeeds:
     cannot run on shapes at all, the needs are those of plain attention, and only `transformers`' word that the base
     takes its attention from the registry is checked.
     """
-    from transformers import AutoModelForCausalLM
-
     _register_probe([])
     config = copy.deepcopy(config)  # `transformers` writes into it
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=_PROBE_NAME)
+            model = new_model(config, dtype=torch.bfloat16, attn_implementation=_PROBE_NAME)
+    except UserError:
+        raise
     except Exception as error:
         if isinstance(error, KeyError) and error.args == (_PROBE_NAME,):  # not in a table of the model's own classes
             raise _without_registry(config.model_type) from None
@@ -80,7 +80,7 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
     except UserError:
         raise
     except Exception as error:
-        if device.type != "meta":
+        if device.type != "meta" or not isinstance(error, RuntimeError):  # what reading a value raises there
             problem = f"{name} cannot run on a pack: {type(error).__name__}: {error}"
             raise UserError("model", problem, REMEDY) from error
         if not found and getattr(causal_lm, "_supports_attention_backend", False):

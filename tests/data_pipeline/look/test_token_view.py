@@ -17,8 +17,9 @@ from data_pipeline.conversation import ControlToken, Conversation, Message, Tagg
 from data_pipeline.look.tokens import TokenReader, runs
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem, visible
 from tests.support.data import control_ids, tokenizer_spec
 from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS

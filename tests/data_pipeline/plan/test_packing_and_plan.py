@@ -4,14 +4,16 @@ beforehand.
 
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.plan.kinds import PlanKind
 from data_pipeline.plan.packing import Packs, pack
 from data_pipeline.plan.plan import EMPTY_PACK, EpochPlan, TrainingPlan, deal, num_micro_batches, plan_epoch
 from data_pipeline.settings import ClassSettings, DataSettings, SourceSettings, class_weights
@@ -28,11 +30,20 @@ def sharegpt_like_lengths(count: int, seed: int = 0) -> np.ndarray:
 
 
 def small_plan(
-    lengths: Any, weights: Any = None, *, capacity: int, bins_per_step: int, seed: int = 0, epoch: int = 0
+    lengths: Any,
+    weights: Any = None,
+    *,
+    capacity: int,
+    bins_per_step: int,
+    seed: int = 0,
+    epoch: int = 0,
+    kind: PlanKind = "varied",
 ) -> EpochPlan:
     lengths = np.asarray(lengths, dtype=np.int32)
     weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, dtype=np.float64)
-    return plan_epoch(lengths, weights, capacity=capacity, bins_per_step=bins_per_step, seed=seed, epoch=epoch)
+    return plan_epoch(
+        lengths, weights, capacity=capacity, bins_per_step=bins_per_step, seed=seed, epoch=epoch, kind=kind
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +62,7 @@ def plans(draw: st.DrawFn) -> EpochPlan:
         bins_per_step=draw(st.integers(1, 13)),
         seed=draw(st.integers(0, 2**32 - 1)),
         epoch=draw(st.integers(0, 5)),
+        kind=draw(st.sampled_from(get_args(PlanKind))),
     )
 
 
@@ -94,10 +106,16 @@ def test_the_packs_of_a_step_do_not_depend_on_the_number_of_ranks(plan: EpochPla
 @settings(max_examples=60, deadline=None)
 @given(plans(), st.integers(0, 2**32 - 1), st.integers(0, 5))
 def test_a_plan_is_reproducible(plan: EpochPlan, seed: int, epoch: int) -> None:
-    once, again = (
-        small_plan(plan.lengths, capacity=plan.capacity, bins_per_step=plan.bins_per_step, seed=seed, epoch=epoch)
-        for _ in range(2)
-    )
+    for kind in get_args(PlanKind):
+        arguments: dict[str, Any] = {"seed": seed, "epoch": epoch, "kind": kind}
+        once, again = (
+            small_plan(plan.lengths, capacity=plan.capacity, bins_per_step=plan.bins_per_step, **arguments)
+            for _ in range(2)
+        )
+        check_equal(once, again)
+
+
+def check_equal(once: EpochPlan, again: EpochPlan) -> None:
     np.testing.assert_array_equal(once.packs.rows, again.packs.rows)
     np.testing.assert_array_equal(once.packs.offsets, again.packs.offsets)
 
@@ -229,6 +247,94 @@ def test_a_rank_works_on_its_costliest_pack_first() -> None:
     plan = small_plan(sharegpt_like_lengths(500), capacity=CAPACITY, bins_per_step=16)
     costs = plan.attention_costs[deal(plan, 0, num_ranks=4)]
     assert (np.diff(costs, axis=1) <= 0).all()
+
+
+# ---- kinds of plans ----
+
+# sha256 of rows and offsets as the first release planned them: 3,000 and 20,000 conversations, seed 5, epoch 2
+FIRST_PLANS = {
+    3_000: "3f96a592dcc14662a8b98b1ae09b58bf5f2e2d2175b509908b44f7d9dcd28737",
+    20_000: "b9cfc89c429aaeb800b50609930570305e2a5bc75c788dfe147f852b5a773615",
+}
+
+
+def digest(plan: EpochPlan) -> str:
+    packs = plan.packs
+    return hashlib.sha256(packs.rows.astype("<i8").tobytes() + packs.offsets.astype("<i8").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("count", FIRST_PLANS)
+def test_a_run_of_the_first_release_resumes_with_its_plan(count: int) -> None:
+    lengths = sharegpt_like_lengths(20_000)[:count]
+    plans = {
+        kind: digest(small_plan(lengths, capacity=CAPACITY, bins_per_step=16, seed=5, epoch=2, kind=kind))
+        for kind in get_args(PlanKind)
+    }
+    assert plans["first"] == FIRST_PLANS[count]
+    assert len(set(plans.values())) == 3
+
+
+def combinations_of(plan: EpochPlan) -> set[tuple[int, ...]]:
+    rows = [tuple(sorted(part.tolist())) for part in np.split(plan.packs.rows, plan.packs.offsets[1:-1])]
+    return {packed for packed in rows if len(packed) > 1}
+
+
+@pytest.mark.parametrize("count", [500, 2_000, 8_000])
+def test_few_conversations_are_packed_otherwise_in_each_epoch(count: int) -> None:
+    lengths = sharegpt_like_lengths(count)
+
+    def epochs(kind: PlanKind) -> list[EpochPlan]:
+        return [small_plan(lengths, capacity=CAPACITY, bins_per_step=8, epoch=epoch, kind=kind) for epoch in range(3)]
+
+    def recurring(plans: list[EpochPlan]) -> float:
+        first, *others = map(combinations_of, plans)
+        return float(np.mean([len(first & other) / len(first) for other in others]))
+
+    first, varied = epochs("first"), epochs("varied")
+    assert recurring(varied) < 0.25 < recurring(first)  # the control: as it was
+    assert varied[0].packing_efficiency > first[0].packing_efficiency - 0.001
+
+
+def slowest_to_mean(plan: EpochPlan, *, num_ranks: int, whole_pack: float) -> float:
+    """Time of full steps relative to equal work. whole_pack: time of attention in a pack of one conversation; the rest
+    of a pack takes 1.
+    """
+    slowest = mean = 0.0
+    for step in range(len(plan.packs) // plan.bins_per_step):
+        dealt = deal(plan, step, num_ranks=num_ranks)
+        seconds = dealt.shape[1] + whole_pack * plan.attention_costs[dealt].sum(axis=1) / plan.capacity**2
+        slowest, mean = slowest + seconds.max(), mean + seconds.mean()
+    return slowest / mean - 1.0
+
+
+@pytest.mark.parametrize(("num_ranks", "bins_per_step"), [(8, 8), (64, 64), (8, 16)])
+def test_packs_of_like_cost_leave_no_rank_waiting(num_ranks: int, bins_per_step: int) -> None:
+    lengths = sharegpt_like_lengths(20_000)
+    varied, balanced = (
+        slowest_to_mean(
+            small_plan(lengths, capacity=CAPACITY, bins_per_step=bins_per_step, kind=kind),
+            num_ranks=num_ranks,
+            whole_pack=0.2,
+        )
+        for kind in ("varied", "balanced")
+    )
+    assert balanced < 0.3 * varied
+    assert balanced < 0.02
+
+
+def test_balanced_steps_hold_the_same_packs_in_random_order() -> None:
+    lengths = sharegpt_like_lengths(20_000)
+    varied, balanced = (
+        small_plan(lengths, capacity=CAPACITY, bins_per_step=16, kind=kind) for kind in ("varied", "balanced")
+    )
+    assert combinations_of(varied) == combinations_of(balanced)
+    assert len(balanced.packs) % 16, "the last step is not full"
+    full = len(balanced.packs) // 16 * 16
+    np.testing.assert_array_equal(
+        balanced.packs.rows[balanced.packs.offsets[full] :], varied.packs.rows[varied.packs.offsets[full] :]
+    )
+    means = balanced.attention_costs[:full].reshape(-1, 16).mean(axis=1)
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3, "steps are not sorted by cost"
 
 
 # ---- denominators ----

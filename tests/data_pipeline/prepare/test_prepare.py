@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter, SplitCounts
 from data_pipeline.read.sources import ChunkSizes
 from ochat_train.quickstart.make import write_tokenizer
-from tests.support.data import EXPERT, folder_state, make_job, rows_of, source
+from tests.support.data import EXPERT, edit_manifest, folder_state, make_job, rows_of, source
 from tests.support.processes import ROOT
 from tests.support.rows import conversations, write_jsonl
 
@@ -400,11 +401,9 @@ def test_manifest_without_a_count_that_came_later_is_read_and_its_folder_reused(
     job: JobFactory, tmp_path: Path
 ) -> None:
     manifest, _ = prepare(job(), num_workers=1)
-    path = tmp_path / "prepared" / "manifest.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    del content["ledger"]["text_not_recovered"]
-    path.write_text(json.dumps(content), encoding="utf-8")
-    assert prepare(job(), num_workers=1) == (manifest, True)
+    edit_manifest(tmp_path / "prepared", lambda content: content["ledger"].pop("text_not_recovered"))
+    found, reused = prepare(job(), num_workers=1)
+    assert (replace(found, digest=manifest.digest), reused) == (manifest, True)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import TEMPLATES, Template
-from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec, load_tokenizer_spec
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from tests.support.data import control_ids, make_job, rows_of, source
 from tests.support.rows import write_jsonl
 from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS

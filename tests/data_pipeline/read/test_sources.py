@@ -14,11 +14,11 @@ import pyarrow.parquet as parquet
 import pytest
 
 from data_pipeline.conversation import Conversation, Message
-from data_pipeline.errors import UserError
+from data_pipeline.errors import RowError, UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.read import sources
 from data_pipeline.read.rows import parse_row
-from data_pipeline.read.sources import ChunkSizes
+from data_pipeline.read.sources import ChunkSizes, chunks, read_chunk
 from data_pipeline.settings import SourceSettings
 from tests.support.data import make_job, prepare_rows, source
 from tests.support.rows import conversations, write_jsonl
@@ -467,3 +467,21 @@ def test_the_same_conversation_in_every_format_gives_the_same_ids(tmp_path: Path
     _, prepared = prepare_rows(make_job(tmp_path / "prepared", described, small_tokenizer_dir))
     assert len(prepared) == 4
     assert all(row[1:] == prepared[0][1:] for row in prepared)
+
+
+def test_rows_may_be_nested_100_levels_deep_and_not_deeper(tmp_path: Path) -> None:
+    """Also in a list of rows; 100,000 brackets are the first row that cannot be read there."""
+    too_deep = "nested more than 100 levels deep, which no conversation is"
+    rows = [{"x": json.loads("[" * levels + "]" * levels)} for levels in (98, 99, 100, 800)]
+    texts = [json.dumps(row) for row in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join([*texts, "[" * 100_000]) + "\n")
+    (tmp_path / "a.json").write_text(f"[{','.join(texts)}]")
+    for name, num_bad in (("a.jsonl", 3), ("a.json", 2)):
+        source = SourceSettings.model_validate({"path": str(tmp_path / name), "format": "messages", "class": "x"})
+        found = [row for chunk in chunks(source, where="x") for _, row in read_chunk(chunk)]
+        assert found[:2] == rows[:2]
+        assert all(isinstance(row, RowError) for row in found[2:])
+        assert [str(row) for row in found[2:]] == [too_deep] * num_bad
+    (tmp_path / "a.json").write_text("[" + "[" * 100_000)
+    with pytest.raises(UserError, match="cut off or not JSON in row 1"):
+        list(chunks(source, where="x"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import xml.etree.ElementTree
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.class_names import file_names
 from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.ablation.results import AblationResults
@@ -22,12 +24,15 @@ from ochat_train.evaluation.questions import (
 )
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
+from tests.support.names import HARD_NAMES
 from tests.support.processes import ochat
 from tests.support.rows import write_jsonl
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
 
 CONDITION = "GPT4 Correct"
+HARD_NAME = "_Ä b/ö.👍'\""
+HARD_FILE = f"{file_names([HARD_NAME])[HARD_NAME]}-only"
 
 
 @pytest.fixture
@@ -102,13 +107,42 @@ def test_recipe_without_classes_cannot_be_ablated(make_recipe: RecipeFactory) ->
         arms_of(recipe, inference_condition="high")
 
 
+def test_arms_of_any_class_names_have_their_own_folders_and_runs(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    raw = str(tmp_path / "expert.jsonl")
+    names = [*HARD_NAMES, "weights", "condition", "x" * 300, "x" * 299 + "y"]
+    classes = {name: {"condition": f"C{number}", "weight": 1.0} for number, name in enumerate(names)}
+    sources = [{"path": raw, "format": "messages", "class": name} for name in names]
+    longest = {"name": "r" * 64, "data__classes": classes, "data__sources": sources, "data__beta": None}
+    recipe = load_recipe(make_recipe(**longest))
+    arms = arms_of(recipe, inference_condition="C0")
+    made = [
+        arm_recipe(recipe, arm, folder=tmp_path, seed=2**32 - 1, max_steps=1, epochs=1, learning_rate=1.0)
+        for arm in arms
+    ]
+    assert len({entry.name.casefold() for entry in made}) == len(names) + 4
+    assert len({entry.output_dir.casefold() for entry in made}) == len(names) + 4
+    assert {Path(entry.output_dir).parent.parent for entry in made} == {tmp_path}, "a slash makes no folder"
+    assert [entry.data.only_classes for entry in made[4:]] == [[name] for name in names]
+    control = {f"{name}-only" for name in names} | {arm.name for arm in arms[:4]}
+    assert len(control) < len(names) + 4, "control: the names themselves are those of other arms"
+
+
 # ---- a real one ----
 
 
 def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     questions = [{"question": f"Question {n}.0: how are you?", "answer": "42", "task": "ab"[n % 2]} for n in range(4)]
     file = write_jsonl(tmp_path / "questions.jsonl", questions)
+    raw = [str(tmp_path / f"{name}.jsonl") for name in ("expert", "suboptimal")]
     recipe = make_recipe(
+        data__classes={
+            HARD_NAME: {"condition": CONDITION, "reward": 1.0},
+            "weights": {"condition": "GPT3", "reward": 0.0},
+        },
+        data__sources=[
+            {"path": path, "format": "messages", "class": name}
+            for path, name in zip(raw, (HARD_NAME, "weights"), strict=True)
+        ],
         data__validation_ratio=0.3,
         train__max_steps=2,
         validation__questions=str(file),
@@ -117,17 +151,17 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
         validation__sample_tokens=0,
     )
     out = tmp_path / "ablation"
-    command = ["ablate", str(recipe), "--out", str(out), "--arms", "c-rlft,expert-only", "--parallel", "2", "--json"]
+    command = ["ablate", str(recipe), "--out", str(out), "--arms", f"c-rlft,{HARD_FILE}", "--parallel", "2", "--json"]
     first = ochat(*command)
     assert first.returncode == 0, first.stderr
     results = json.loads(first.stdout)
     assert results == json.loads((out / "results.json").read_text())
     assert "</html>" in (out / "results.html").read_text()
-    assert "expert only" in (out / "results.txt").read_text()
+    assert f"{HARD_NAME} only" in (out / "results.txt").read_text()
     assert xml.etree.ElementTree.parse(out / "results.svg").getroot().tag.endswith("svg")
     figures = {row.name: row for row in arm_figures(AblationResults.from_json(results))}
-    assert list(figures) == ["c-rlft", "expert-only"]
-    assert figures["c-rlft"].conversations > figures["expert-only"].conversations
+    assert list(figures) == ["c-rlft", HARD_FILE]
+    assert figures["c-rlft"].conversations > figures[HARD_FILE].conversations
     exams = set()
     for name, row in figures.items():
         assert row.accuracy is not None
@@ -135,6 +169,7 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
         assert row.margin is not None, "scored under both conditions, also where training saw one"
         run = out / name / "seed-1"
         assert len(metrics(run)) == 2
+        assert HARD_NAME in metrics(run)[0]["classes"]
         assert not (run / "checkpoints").exists()
         score = json.loads((run / "score.json").read_text())
         exams.add(tuple(entry["supervised_tokens"] for entry in score["classes"].values()))
@@ -143,13 +178,19 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
     assert len(exams) == 1, "all arms answer the same exam"
 
     before = (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns
-    (out / "expert-only" / "seed-1" / "score.json").unlink()
-    (out / "expert-only" / "seed-1" / "metrics.jsonl").unlink()
+    (out / HARD_FILE / "seed-1" / "score.json").unlink()
+    (out / HARD_FILE / "seed-1" / "metrics.jsonl").unlink()
     again = ochat(*command)
     assert again.returncode == 0, again.stderr
     assert "2 trainings of 2 steps, 1 finished already" in again.stderr
     assert json.loads(again.stdout) == results, "the same seeds give the same figures"
     assert (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns == before
+
+    page = ochat("report", str(out / "c-rlft" / "seed-1"))
+    assert page.returncode == 0, page.stderr
+    assert html.escape(HARD_NAME, quote=False) in html.unescape(
+        (out / "c-rlft" / "seed-1" / "report.html").read_text()
+    ).replace("&", "&amp;")
 
     other = ochat(*command, "--set", "train.max_steps=3")
     assert other.returncode == 2
@@ -161,7 +202,7 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
 
 def test_failed_training_is_reported_with_its_words(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     recipe = make_recipe(
-        data__validation_ratio=0.3, train__max_steps=2, train__max_nonfinite_steps=1, optimizer__learning_rate=1e30
+        data__validation_ratio=0.3, train__max_steps=2, train__max_nonfinite_steps=1, optimizer__learning_rate=1e20
     )
     found = ochat("ablate", str(recipe), "--out", str(tmp_path / "ablation"), "--arms", "sft")
     assert found.returncode == 2

@@ -28,8 +28,9 @@ from ochat_train.hub.models import find_model
 from ochat_train.planning.memory import GIB
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from tests.support.data import folder_state
+from tests.support.data import folder_state, without_hashes
 from tests.support.doc_pages import first_column, section
+from tests.support.prepared_faults import PREPARED_FAULTS
 from tests.support.processes import ROOT
 from tests.support.recipe_texts import changed, write
 from tests.support.rows import conversations, write_jsonl
@@ -245,7 +246,9 @@ def test_raw_files_are_not_needed_once_the_dataset_is_prepared(make_recipe: Reci
     path = make_recipe()
     assert only(findings_of(path), "prepared", "warning").finding.endswith("not prepared yet")
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
-    assert "train 60" in only(findings_of(path), "prepared", "ok").finding
+    found = only(findings_of(path), "prepared", "ok").finding
+    assert "train 60" in found
+    assert re.search(r"\d+ files of 0\.\d\d GiB read in \d+\.\d s, all are as they were written", found)
     assert "from other settings" in only(findings_of(path, "data.overlong=drop"), "prepared", "warning").finding
     (path.parent / "expert.jsonl").unlink()
     findings = findings_of(path)
@@ -253,6 +256,21 @@ def test_raw_files_are_not_needed_once_the_dataset_is_prepared(make_recipe: Reci
     finding = only(findings, "sources", "warning")
     assert "no such file" in finding.problem
     assert finding.problem.endswith("; not needed, as the dataset is prepared already")
+
+
+def test_prepared_data_that_has_changed_is_a_problem(make_recipe: RecipeFactory) -> None:
+    """Also if a start would not read it, because its hash is remembered."""
+    path = make_recipe()
+    prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    for name, (fault, file) in PREPARED_FAULTS.items():
+        if name in ("flipped bit in the rows", "truncated rows", "edited condition"):
+            copy = shutil.copytree(path.parent / "prepared", path.parent / name)
+            fault(copy)
+            finding = only(findings_of(path, f"data.prepared_dir={copy}"), "prepared", "problem")
+            assert (finding.place, finding.remedy) == (str(copy / file), "run `ochat prepare` again")
+    copy = shutil.copytree(path.parent / "prepared", path.parent / "old")
+    without_hashes(copy)
+    assert "not verified" in only(findings_of(path, f"data.prepared_dir={copy}"), "prepared", "warning").finding
 
 
 def test_unused_classes_and_unknown_classes(make_recipe: RecipeFactory) -> None:
@@ -313,7 +331,7 @@ def test_a_base_in_a_folder_needs_safetensors(
     )  # <|end_of_turn|>
     assert f"MistralForCausalLM, 2 layers, {count:,} parameters" in only(findings_of(path), "base", "ok").finding
     (base / "model.safetensors").unlink()
-    assert problems(findings_of(path)) == [f"base: {base}: has no safetensors files, the only kind that is loaded"]
+    assert problems(findings_of(path)) == [f"weights: {base}: has no safetensors files, the only kind that is loaded"]
 
 
 @pytest.mark.parametrize(
@@ -343,13 +361,13 @@ def test_bases_that_would_be_computed_wrongly(config: dict[str, Any], rule: str,
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
 
 
-def test_auto_learning_rate_is_for_bases_that_the_rule_covers(make_recipe: RecipeFactory) -> None:
+def test_it_is_said_which_rule_gives_the_learning_rate(make_recipe: RecipeFactory) -> None:
+    path = make_recipe(optimizer={})
+    assert "OpenChat's rule for Mistral: 3e-4 / 6 * sqrt(" in only(findings_of(path), "learning rate", "ok").finding
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
-    assert problems(findings_of(path)) == [
-        "learning rate: optimizer.learning_rate: `auto` knows Mistral, Gemma and Llama, not `qwen2`"
-    ]
-    assert not problems(findings_of(path, "optimizer.learning_rate=1e-5"))
+    width = f"rule by width for Qwen2, Qwen2.5 and Qwen3: 5e-5 * 4096 / {TINY_MODEL['hidden_size']} * sqrt("
+    assert width in only(findings_of(path), "learning rate", "ok").finding
 
 
 # ---- memory and disk ----
@@ -558,7 +576,7 @@ def test_a_hub_that_does_not_answer_is_one_problem(
     findings = findings_of(path)
     assert [text.partition(" (")[0] for text in problems(findings)] == ["hub: org/base: the Hub cannot be reached"]
     hidden = {f.area for f in findings if f.finding == "not checked: see the problem of hub"}
-    assert hidden == {"template", "base", "lengths", "prepared", "memory", "disk"}
+    assert hidden == {"template", "base", "weights", "lengths", "prepared", "memory", "disk"}
     assert all(finding.level == "ok" for finding in area(findings, "sources"))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_pipeline.errors import UserError
+from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.changes import Change, changes_since
+from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import EarlierRun, ResumeDecision, decide, read_earlier_run, set_aside
 from ochat_train.checkpoint.state import CheckpointManifest, Progress
 from ochat_train.recipe.load import load_recipe
@@ -66,6 +69,51 @@ def test_a_change_is_a_value(
     assert str(change) == f"{expected[0]} ({expected[1]} -> {expected[2]})"
 
 
+def without_plan(manifest: CheckpointManifest) -> CheckpointManifest:
+    """As the first release wrote it, which had no `train.plan`."""
+    train = {key: value for key, value in manifest.recipe["train"].items() if key != "plan"}
+    return dataclasses.replace(manifest, recipe={**manifest.recipe, "train": train})
+
+
+def test_a_checkpoint_without_a_plan_has_the_first_one(recipe: Recipe) -> None:
+    manifest = without_plan(manifest_of(recipe))
+    assert changes_of(manifest, with_plan(recipe, "first")) == []
+    [change] = changes_of(manifest, recipe)
+    assert str(change) == "train.plan (first -> varied)"
+
+
+@pytest.mark.parametrize(
+    ("then", "named", "resume", "expected"),
+    [
+        (None, None, "auto", "first"),
+        (None, "varied", "auto", "varied"),  # refused afterwards, as every change
+        (None, None, "never", "varied"),
+        ("balanced", None, "auto", "balanced"),
+        ("varied", None, "auto", "varied"),
+        ("balanced", "first", "auto", "first"),
+        ("no such plan", None, "auto", "varied"),
+    ],
+)
+def test_a_run_keeps_the_plan_that_it_was_begun_with(
+    then: str | None, named: str | None, resume: str, expected: str, make_recipe: RecipeFactory, tmp_path: Path
+) -> None:
+    recipe = load_recipe(make_recipe(output_dir=str(tmp_path / "run"), **({"train__plan": named} if named else {})))
+    assert plan_to_take(recipe, resume) == (named or "varied")  # no checkpoint yet
+    folder = tmp_path / "run" / "checkpoints" / "step-00000004"
+    folder.mkdir(parents=True)
+    manifest = without_plan(manifest_of(recipe))
+    if then is not None:
+        manifest.recipe["train"]["plan"] = then
+    manifest.write(folder)
+    assert plan_to_take(recipe, resume) == expected
+    if resume == "auto":
+        assert plan_to_take(recipe, str(folder)) == expected
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000006"
+    damaged.mkdir()
+    (damaged / "MANIFEST.json").write_text("{", encoding="utf-8")
+    assert plan_to_take(recipe, resume) == expected
+
+
 def test_data_and_the_number_of_gpus_are_compared(recipe: Recipe) -> None:
     manifest = manifest_of(recipe)
     assert changes_of(manifest, recipe) == []
@@ -86,7 +134,11 @@ def test_what_does_not_decide_the_steps_is_not_compared(recipe: Recipe, make_rec
         validation__every_steps=2,
         tracking__tensorboard=True,
         data__validation_ratio=0.5,
-        deepspeed__config={"zero_optimization": {"overlap_comm": False}},
+        deepspeed__config={
+            "wall_clock_breakdown": True,
+            "comms_logger": {"enabled": True},
+            "zero_optimization": {"stage3_param_persistence_threshold": 0, "overlap_comm": False},
+        },
     )
     assert changes_of(manifest_of(recipe), load_recipe(other)) == []
 
@@ -98,6 +150,94 @@ def test_keys_that_only_one_of_both_has(recipe: Recipe) -> None:
     del values["model"]["float8"], values["model"]["revision"], values["validation"]
     manifest = dataclasses.replace(manifest_of(recipe), recipe=values)
     assert changes_of(manifest, recipe) == [Change(name="model.float8", then=None, now=False)]
+
+
+# ---- what has changed beside the recipe ----
+
+BASE_CONFIG = {**TINY_MODEL, "vocab_size": 400}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "expected"),
+    [
+        ("rms_norm_eps", 1e-5, "base config: rms_norm_eps (1e-06 -> 1e-05)"),
+        ("attention_dropout", 0.1, "base config: attention_dropout (0.0 -> 0.1)"),
+        ("sliding_window", 16, "base config: sliding_window (None -> 16)"),
+        ("hidden_act", "gelu", "base config: hidden_act (silu -> gelu)"),
+        ("rope_theta", 5e5, "base config: rope_parameters.rope_theta (10000.0 -> 500000.0)"),
+        ("use_cache", False, None),
+        ("eos_token_id", 7, None),
+        ("architectures", ["Other"], None),
+        ("transformers_version", "4.0.0", None),
+    ],
+)
+def test_an_entry_of_the_base_config(entry: str, value: Any, expected: str | None, recipe: Recipe) -> None:
+    manifest = manifest_of(recipe, base_config=BASE_CONFIG)
+    basis = RunBasis(config={**BASE_CONFIG, entry: value})
+    found = changes_since(manifest, num_ranks=2, recipe=recipe, data_fingerprint="a", basis=basis)
+    assert [str(change) for change in found] == ([] if expected is None else [expected])
+
+
+def test_a_base_config_that_nobody_wrote_down_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    basis = RunBasis(config=BASE_CONFIG)
+    [message] = decision(earlier_run(4, intact=manifest_of(recipe)), recipe, basis=basis).messages
+    assert message.endswith("holds the base's config; it is not compared")
+    assert (
+        decision(earlier_run(4, intact=manifest_of(recipe, base_config=BASE_CONFIG)), recipe, basis=basis).messages
+        == ()
+    )
+    folder = make_checkpoint(tmp_path / "run", recipe, 2)
+    for content in (None, BASE_CONFIG):
+        if content is not None:
+            (tmp_path / "run" / "model_config").mkdir()
+            (tmp_path / "run" / "model_config" / "config.json").write_text(json.dumps(content))
+        found = read_earlier_run(tmp_path / "run", str(folder)).intact
+        assert found is not None
+        assert found[1].base_config == (content or {}), "of the run folder, where earlier versions wrote it"
+
+
+def test_rows_are_compared_where_both_are_known_and_made_from_the_same(recipe: Recipe) -> None:
+    def names(then: str, now: str, data: str = "a") -> list[str]:
+        manifest = manifest_of(recipe, data_rows=then)
+        basis = RunBasis(rows=now)
+        return [c.name for c in changes_since(manifest, num_ranks=2, recipe=recipe, data_fingerprint=data, basis=basis)]
+
+    assert names("x", "x") == names("", "x") == names("x", "") == []
+    assert names("x", "y") == ["rows of the prepared data"]
+    assert names("x", "y", data="b") == ["prepared data"], "which says it already"
+
+
+def test_raw_keys_that_change_a_number_are_compared(recipe: Recipe, make_recipe: RecipeFactory) -> None:
+    """Also one that is no longer there."""
+    other = load_recipe(make_recipe(deepspeed__config={"zero_optimization": {"reduce_bucket_size": 5}}))
+    raw = "deepspeed.config.zero_optimization"
+    assert {str(change) for change in changes_of(manifest_of(recipe), other)} == {
+        f"{raw}.reduce_bucket_size (None -> 5)",
+        f"{raw}.stage3_param_persistence_threshold (0 -> None)",
+    }
+
+
+def test_an_optimizer_elsewhere_is_refused_even_if_changes_are_accepted(
+    recipe: Recipe, make_recipe: RecipeFactory
+) -> None:
+    other = load_recipe(make_recipe(deepspeed__offload_optimizer=True))
+    for accept in (False, True):
+        with pytest.raises(UserError, match=r"deepspeed.offload_optimizer \(False -> True\); its optimizer states"):
+            decision(earlier_run(4, intact=manifest_of(recipe)), other, accept_changes=accept)
+    assert decision(earlier_run(4, intact=manifest_of(other)), other).checkpoint, "the control"
+
+
+def test_other_software_is_told_in_one_line(recipe: Recipe) -> None:
+    """What only one of both knows is not compared."""
+    then = {"torch": "1", "transformers": "5", "device": "H100", "flash-attn": "2"}
+    earlier = earlier_run(4, intact=manifest_of(recipe, versions=then))
+    now = {"torch": "2", "transformers": "5", "device": "H200", "attention kernel": "varlen"}
+    found = decision(earlier, recipe, basis=RunBasis(versions=now))
+    assert found.messages == (
+        "warning: not what the checkpoint was computed with, so the last digits may differ: torch 1 -> 2, "
+        "device H100 -> H200",
+    )
+    assert decision(earlier, recipe, basis=RunBasis(versions=then)).messages == ()
 
 
 # ---- the decision ----

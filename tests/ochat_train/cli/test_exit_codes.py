@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import io
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from data_pipeline.errors import ReportedError, UserError
 from ochat_train.cli.main import main
 from ochat_train.cli.report import REPORT
 from ochat_train.system import exits
+from ochat_train.system.durable import replace_text
 from tests.support.small_recipe import RecipeFactory
 
 
@@ -32,6 +37,56 @@ def test_only_inspect_may_lose_its_reader(
     monkeypatch.setattr("sys.stdout", LeftReader())
     with pytest.raises(BrokenPipeError):
         main(["prepare", str(recipe)])
+
+
+class FullDisk(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class LateFullDisk(FullDisk):
+    """The same where only the end of the command notices it: until then all is in a buffer."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        super().write("")
+
+
+@pytest.mark.parametrize("stdout", [FullDisk, LateFullDisk])
+def test_a_full_disk_behind_the_output_is_an_error_with_a_message(
+    stdout: type[FullDisk], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", stdout())
+    assert main(["schema"]) == 2
+    message = "the output: cannot be written: No space left on device; make room there, and run the command again"
+    assert capsys.readouterr().err == f"ochat schema: {message}\n"
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    assert main(["schema"]) == 2, "the exit code says it where no message can"
+    with pytest.raises(OSError, match="No space left"):
+        main(["schema", "--debug"])
+
+
+def test_a_page_that_does_not_fit_is_named_and_leaves_the_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, before = tmp_path / "page.html", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("old")
+    options = argparse.Namespace(run=lambda options: replace_text(path, "new" * 100), debug=False, verb="report")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", lambda parser, arguments: options)
+            assert main(["report"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert error.startswith(f"ochat report: {path}: cannot be written: File too large (")
+    assert "bytes are free there); make room there, and run the command again" in error
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"], "nothing half-written stays"
 
 
 ENDS = [

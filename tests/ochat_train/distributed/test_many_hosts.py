@@ -4,7 +4,6 @@ folders.
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from ochat_train.distributed.launch import free_port
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.system import exits
+from tests.support.data import edit_manifest
 from tests.support.processes import run_jobs
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import TINY_MODEL, write_small_recipe
@@ -39,9 +39,14 @@ def changed_recipe(host: Path) -> None:
 
 
 def other_data(host: Path) -> None:
-    path = host / "prepared" / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**manifest, "fingerprint": "0123456789abcdef"}), encoding="utf-8")
+    edit_manifest(host / "prepared", lambda manifest: manifest.update(fingerprint="0123456789abcdef"))
+
+
+def flipped_bit(host: Path) -> None:
+    path = host / "prepared" / "train" / "data-00000-of-00001.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def no_data(host: Path) -> None:
@@ -53,10 +58,7 @@ def no_base(host: Path) -> None:
 
 
 def other_settings(host: Path) -> None:
-    path = host / "prepared" / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    manifest["inputs"]["settings"] = "0" * 64
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    edit_manifest(host / "prepared", lambda manifest: manifest["inputs"].update(settings="0" * 64))
 
 
 def own_disk(host: Path) -> None:
@@ -73,6 +75,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
         other_data,
         f"the hosts differ: the fingerprint of the prepared data is 0123456789ab on rank 1 ({HOST}), but",
     ),
+    "flipped_bit": (flipped_bit, f"rank 1 ({HOST}): prepared/train/data-00000-of-00001.arrow: has changed since"),
     "no_data": (no_data, f"rank 1 ({HOST}): data.prepared_dir: prepared holds no prepared dataset; run `ochat prepare"),
     "no_base": (no_base, f"rank 1 ({HOST}): model.path: base: cannot be loaded"),
     "own_disk": (own_disk, f"output_dir: rank 1 ({HOST}) looked into "),

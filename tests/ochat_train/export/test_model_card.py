@@ -73,6 +73,7 @@ def run(tmp_path: Path, make_recipe: RecipeFactory) -> RunFolder:
     sources = [{"path": raw, "format": "messages", "class": name} for name in CLASSES]
     recipe = load_recipe(make_recipe(data__classes=CLASSES, data__sources=sources, data__beta=None))
     manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    (tmp_path / "run").mkdir()
     write_run_folder(tmp_path / "run", recipe, NoModel)
     return RunFolder(path=tmp_path / "run", recipe=recipe, prepared=manifest)
 
@@ -294,6 +295,7 @@ def run_on_base(tmp_path: Path, make_recipe: RecipeFactory, path: str, **model: 
     recipe = load_recipe(make_recipe())
     prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     named = ModelSettings(path=path, template=recipe.model.template, max_length_tokens=8, **model)
+    (tmp_path / "run").mkdir(exist_ok=True)
     write_run_folder(tmp_path / "run", recipe.model_copy(update={"model": named}), NoModel)
     return read_run_folder(tmp_path / "run")
 

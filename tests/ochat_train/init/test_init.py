@@ -419,7 +419,7 @@ def write_base(folder: Path, **config: Any) -> str:
     return str(folder)
 
 
-NO_RULE = "a low value to start from: OpenChat's rule does not cover this model"
+NO_WIDTH = "a low value to start from: the base's configuration names no width, which `auto` needs"
 FAMILY_RULE = "OpenChat's rule for this family of models"
 
 
@@ -437,7 +437,27 @@ FAMILY_RULE = "OpenChat's rule for this family of models"
             "chatml",
             "OpenChat's rule for Llama-2: it has none for other bases of the Llama architecture",
         ),
-        ({"model_type": "qwen2", "vocab_size": 151_936}, "chatml", None),
+        (
+            {"model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 896},
+            "chatml",
+            "by the base's width: OpenChat has no rule for Qwen2, Qwen2.5 and Qwen3, so compare other rates",
+        ),
+        (
+            {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "vocab_size": 262_208}},
+            "chatml",
+            "by the base's width: OpenChat has no rule for Gemma 3",
+        ),
+        (
+            {"model_type": "gpt2", "vocab_size": 50_257, "n_embd": 768},
+            "chatml",
+            "by the base's width: OpenChat has no rule for other dense bases",
+        ),
+        (
+            {"model_type": "unheard", "vocab_size": 50_257, "hidden_size": 768},
+            "chatml",
+            "by the base's width: OpenChat has no rule for this base",
+        ),
+        ({"model_type": "unheard", "vocab_size": 151_936}, "chatml", None),
     ],
 )
 def test_template_and_learning_rate_follow_the_configuration(
@@ -447,12 +467,34 @@ def test_template_and_learning_rate_follow_the_configuration(
     recipe = load_recipe(path)
     assert recipe.model.template == template
     assert recipe.optimizer.learning_rate == (1e-5 if learning_rate is None else "auto")
-    rule = (
-        "a low value to start from: OpenChat's rule does not cover this model"
-        if learning_rate is None
-        else learning_rate
-    )
+    rule = NO_WIDTH if learning_rate is None else learning_rate
     assert rule in " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "template", "fits"),
+    [
+        (("<|im_start|>", "<|im_end|>"), "chatml", True),
+        (("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "openchat_3.6", True),
+        (("<|eot_id|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>"), "chatml", True),
+        (("<|start_header_id|>", "<|end_header_id|>"), "chatml", False),  # not all of them
+        (("<|end_of_turn|>",), "openchat_3.5", True),
+        ((), "chatml", False),
+    ],
+)
+def test_the_template_is_one_whose_control_tokens_the_tokenizer_has(
+    tokens: tuple[str, ...], template: str, fits: bool, here: Path
+) -> None:
+    base = Path(write_base(Path("fitting"), model_type="qwen3", vocab_size=151_936, hidden_size=64))
+    write_small_tokenizer(base)
+    description = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    kinds = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    description["added_tokens"] += [{"id": 500 + n, "content": token, **kinds} for n, token in enumerate(tokens)]
+    (base / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    path = written(base=str(base))
+    assert load_recipe(path).model.template == template
+    text = " ".join(path.read_text(encoding="utf-8").replace("#", " ").split())
+    assert ("the tokenizer has its control tokens" in text) == fits
 
 
 def test_a_base_whose_configuration_names_no_vocabulary(here: Path) -> None:

@@ -21,6 +21,7 @@ from tests.support.measured import Measured
 from tests.support.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
 
 VOCAB = 100
+ABSENT: Any = object()  # an entry that the family's config does not have
 SHAPES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -35,8 +36,14 @@ SHAPES: dict[str, Any] = {
 }
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 OLD = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-LATENT = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
-LATENT |= {"head_dim": None, "num_key_value_heads": 4}
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+LATENT |= {"head_dim": ABSENT, "num_key_value_heads": 4}
 ROUTED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 OPT = {"ffn_dim": 64, "word_embed_proj_dim": 64, "max_position_embeddings": 64, "dropout": 0.0}
 
@@ -54,7 +61,7 @@ class Lazy:
 
 
 def config_of(model_type: str, **changes: Any) -> Any:
-    shapes = {name: value for name, value in {**SHAPES, **changes}.items() if value is not None}
+    shapes = {name: value for name, value in {**SHAPES, **changes}.items() if value is not ABSENT}
     return transformers.AutoConfig.for_model(model_type, **shapes)
 
 
@@ -153,7 +160,7 @@ def test_looking_changes_nothing_in_the_model() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-ALIBI = {"head_dim": None, "alibi": True}
+ALIBI = {"head_dim": ABSENT, "alibi": True}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,7 @@ ALIBI = {"head_dim": None, "alibi": True}
         (Lazy("nemotron"), "NemotronAttention of `transformers` (base `nemotron`) does not pass `cu_seqlens`"),
         (Lazy("stablelm"), "StableLmAttention of `transformers` (base `stablelm`) does not pass `cu_seqlens`"),
         (Lazy("doge"), "needs `attention_mask` (a mask of its own), which no attention kernel here computes"),
-        (Lazy("falcon", head_dim=None), "falcon does not take its attention from transformers' registry"),
+        (Lazy("falcon", head_dim=ABSENT), "falcon does not take its attention from transformers' registry"),
         (Lazy("falcon", **ALIBI), "falcon does not take its attention from transformers' registry"),
         (
             Lazy("xglm", d_model=64, ffn_dim=64, attention_heads=4, num_layers=2),
@@ -171,6 +178,7 @@ ALIBI = {"head_dim": None, "alibi": True}
         (Lazy("recurrent_gemma"), "recurrent_gemma does not take its attention from transformers' registry"),
         (Lazy("bloom"), "BloomModel of `transformers` takes no `position_ids`: positions would not start again"),
         (Lazy("mpt", d_model=64, n_heads=4, n_layers=2), "MptModel of `transformers` takes no `position_ids`"),
+        (Lazy("gemma2", sliding_window=None), "Gemma2Model of `transformers` cannot run on a pack: ValueError: Could"),
         (Lazy("gemma3_text", use_bidirectional_attention=True), "gemma3_text lets tokens see others than those"),
         (
             Lazy("llama4_text", attention_chunk_size=16, intermediate_size_mlp=64, **EXPERTS),

@@ -14,11 +14,13 @@ import transformers
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.batch import PackedBatch, PackShape, pack_batch
-from ochat_train.model.build import add_token_rows
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.structure import decoder_layers
+from ochat_train.model.weights.token_rows import add_token_rows
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.disturbed_runs import first_gradients
@@ -154,13 +156,17 @@ COMPILABLE = sorted(name for name, kernel in KERNELS.items() if kernel.compilabl
 GROUPS = ("embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "mlp", "norm", "lm_head")
 
 
-def gpu_model(attention: str, dtype: torch.dtype) -> Any:
-    """The same weights whatever the attention and dtype: rounded to bfloat16 first."""
+def gpu_model(attention: str, dtype: torch.dtype, **changes: Any) -> Any:
+    """The same weights whatever the attention and dtype: rounded to bfloat16 first. Sinks are not zero."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
-        **{**TINY_MODEL, **GPU_MODEL, "max_position_embeddings": 4096, "vocab_size": 32_002}
+        **{**TINY_MODEL, **GPU_MODEL, "max_position_embeddings": 4096, "vocab_size": 32_002, **changes}
     )
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_()
     return model.to("cuda", dtype).train()
 
 
@@ -201,9 +207,9 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
     conversation.
     """
     try:
-        choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, dropout=0.0)
-    except UserError as error:
-        pytest.skip(str(error))
+        choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, needs=AttentionNeeds())
+    except UserError as problem:
+        pytest.skip(str(problem))
     rows = random_conversations(np.random.default_rng(0), [700, 17, 1, 300, 900], vocab_size=32_002)
     split = FakeSplit(rows, [0, 1, 0, 1, 0])
     shape = PackShape.holding(pack_length=2048, longest=900, max_conversations=5)
@@ -228,6 +234,63 @@ def test_bfloat16_gradients_are_no_worse_than_eager(name: str, layers: str, meas
         measured(f"bfloat16 model, gradient of {group}, {kind}, against float64", error)
         measured(f"bfloat16 model, gradient of {group}, plain eager, against float64", plain[group])
         assert error < plain[group] * 1.05, group
+
+
+# Windows and pad tokens that change nothing here, so that one mask is right for all layers of the eager model.
+WIDE: dict[str, Any] = {"sliding_window": 4096, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL_MODELS: dict[str, dict[str, Any]] = {
+    "soft caps": {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "sinks": {"model_type": "granite_swa", "logits_scaling": 2.0},
+    "sinks, experts": {"model_type": "gpt_oss", "num_local_experts": 2, "num_experts_per_tok": 2, "head_dim": 64},
+    "head with bias": {"model_type": "phi"},
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("special", "name", "compiled"),
+    [(special, name, False) for special in SPECIAL_MODELS for name in sorted(KERNELS)]
+    + [(special, name, True) for special in ("soft caps", "sinks") for name in COMPILABLE],
+)
+def test_special_models_in_bfloat16_are_no_worse_than_eager(
+    special: str, name: str, compiled: bool, measured: Measured
+) -> None:
+    """Loss and all gradients, those of sinks and of the head's bias by themselves, against float64.
+
+    All experts are used by every token, because bfloat16 would choose others than float64.
+    """
+    changes = {**WIDE, **SPECIAL_MODELS[special]}
+    if changes["model_type"] not in transformers.CONFIG_MAPPING:
+        pytest.skip("this transformers does not know the family")
+    rows = random_conversations(np.random.default_rng(0), [700, 17, 1, 300, 900], vocab_size=32_002)
+    shape = PackShape.holding(pack_length=2048, longest=900, max_conversations=5)
+    batch = pack_batch(FakeSplit(rows, [0, 1, 0, 1, 0]), np.arange(5), shape).to(torch.device("cuda"))
+    truth = gpu_model("eager", torch.float64, **changes)
+    truth.config._experts_implementation = "eager"  # others have no float64
+    try:
+        choose_attention(name, device=torch.device("cuda", 0), dtype=torch.bfloat16, needs=attention_needs(truth))
+    except UserError as problem:
+        pytest.skip(str(problem))
+    expected = reference_loss(truth, rows)
+    expected.backward()
+    eager = gpu_model("eager", torch.bfloat16, **changes)
+    eager_packed_loss(eager, batch).backward()
+    ours = gpu_model(register_attention(name), torch.bfloat16, **changes)
+    if compiled:
+        layers = decoder_layers(ours)
+        set_layer_forward(layers, checkpointing=["full", *["matmuls"] * (len(layers) - 1)], compiled=True)
+    loss = PackedCausalLM(ours, num_classes=2)(batch).weighted_nll
+    loss.backward()
+    measured(f"bfloat16 model with {special}, loss, {name}, against float64", relative_error(loss, expected))
+    assert relative_error(loss, expected) < 1e-4
+    for group in ("", "sinks", "lm_head.bias"):
+        grads = [{key: p.grad for key, p in model.named_parameters() if group in key} for model in (ours, eager, truth)]
+        if not grads[0]:
+            continue
+        found, plain = (relative_error(flat(gradient), flat(grads[2])) for gradient in grads[:2])
+        measured(f"bfloat16 model with {special}, gradient of {group or 'all'}, {name}, against float64", found)
+        measured(f"bfloat16 model with {special}, gradient of {group or 'all'}, plain eager, against float64", plain)
+        assert found < plain * 1.05, group
 
 
 @pytest.mark.gpu

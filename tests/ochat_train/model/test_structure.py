@@ -9,9 +9,10 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
+from ochat_train.model.base_class import backbone
 from ochat_train.model.config import model_without_weights
 from ochat_train.model.layers import set_layer_forward
-from ochat_train.model.structure import backbone, check_head, decoder_layers
+from ochat_train.model.structure import check_head, decoder_layers
 from tests.support.tiny_model import tiny_model
 
 TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 16}

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
+from ochat_train.model.config import LayerWidths, layer_widths
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.memory import (
     GIB,
@@ -235,6 +236,48 @@ def test_operations_of_a_step() -> None:
     assert work == Work(matmul_parameters=7_110_402_048, attention_width=4096, num_layers=32)
     per_token = work.flops(num_tokens=1.0, squared_lengths=2000.0)
     assert per_token == pytest.approx(44.2e9, rel=0.002)
+
+
+LATENT = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 2},
+            LayerWidths(query=64, key=32, value=32, output=64, intermediate=96),
+        ),
+        (  # keys have a part with and one without positions
+            {"model_type": "deepseek_v3", "num_attention_heads": 4, "num_key_value_heads": 4, **LATENT},
+            LayerWidths(query=96, key=96, value=48, output=48, intermediate=96),
+        ),
+        (  # two layers that differ: heads of 16 and of 32
+            {
+                "model_type": "gemma4_text",
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "global_head_dim": 32,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            LayerWidths(query=96, key=48, value=48, output=96, intermediate=96),
+        ),
+        (  # no attention
+            {"model_type": "mamba2", "head_dim": 16, "num_heads": 8},
+            LayerWidths(query=0, key=0, value=0, output=0, intermediate=128),
+        ),
+    ],
+    ids=lambda found: found.get("model_type", "") if isinstance(found, dict) else "",
+)
+def test_widths_of_layers(config: dict[str, Any], expected: LayerWidths) -> None:
+    if config["model_type"] not in transformers.CONFIG_MAPPING:
+        pytest.skip("this transformers does not know the family")
+    shapes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 100}
+    found = transformers.AutoConfig.for_model(**{**shapes, **config})
+    assert layer_widths(found)[:4] == expected[:4]
+    shape = model_shape(found, vocab_size=100, num_parameters=1, compiled=True)
+    assert shape.layer_bytes["full"] == 128
 
 
 def test_the_meter_of_a_cpu_has_no_share_of_a_peak() -> None:

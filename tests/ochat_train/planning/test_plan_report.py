@@ -341,6 +341,8 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
         "packing_efficiency",
         "conversations_per_epoch",
         "max_conversations_per_pack",
+        "waiting_ratio",
+        "balanced_waiting_ratio",
         "learning_rate",
         "num_validations",
         "validation_time_ratio",

@@ -19,9 +19,11 @@ from tests.support.small_recipe import RecipeFactory
 DECISIVE = """
     seed deepspeed.zero_stage model.path model.config model.tokenizer model.revision model.template
     model.max_length_tokens model.inference_condition model.precision model.attention model.float8 train.epochs
-    train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.max_steps
+    train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.plan
+    train.max_steps
     optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio optimizer.weight_decay optimizer.betas
-    optimizer.eps optimizer.grad_clip
+    optimizer.eps optimizer.grad_clip deepspeed.offload_optimizer
+    deepspeed.config.zero_optimization.reduce_bucket_size
 """
 PUBLIC = """
     name seed model.path model.config model.tokenizer model.revision model.template model.max_length_tokens
@@ -32,7 +34,8 @@ PUBLIC = """
     data.sources.*.format data.sources.*.class data.sources.*.class_field data.sources.*.reward_field
     data.sources.*.split data.validation_ratio data.validation_seed data.only_classes data.overlong data.bad_rows
     train.epochs train.pack_length_tokens train.packs_per_micro_batch train.gradient_dtype train.tokens_per_step
-    train.loss_denominator train.max_steps train.log_every_steps train.max_nonfinite_steps train.hang_timeout_seconds
+    train.loss_denominator train.plan train.max_steps train.log_every_steps train.max_nonfinite_steps
+    train.hang_timeout_seconds
     train.push_to_hub train.hub_private optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio
     optimizer.weight_decay optimizer.betas optimizer.eps optimizer.grad_clip deepspeed.zero_stage
     deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config validation.every_steps validation.prompts
@@ -62,8 +65,11 @@ def test_a_field_that_declares_nothing_is_named() -> None:
 
 
 def test_the_keys_that_resume_compares(make_recipe: RecipeFactory) -> None:
-    """`data` is not among them: the fingerprint of what was prepared from it is compared."""
-    recipe = load_recipe(make_recipe(model__config={"model_type": "mistral", "head_dim": 8}))
+    """`data` is not among them: the fingerprint of what was prepared from it is compared. Of DeepSpeed's configuration
+    there are all keys but those that change no number.
+    """
+    raw = {"wall_clock_breakdown": True, "zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 5}}
+    recipe = load_recipe(make_recipe(model__config={"model_type": "mistral", "head_dim": 8}, deepspeed__config=raw))
     found = decisive_settings(recipe.model_dump(mode="json", by_alias=True))
     assert sorted(found) == sorted(DECISIVE.split())
     assert found["model.config"] == {"model_type": "mistral", "head_dim": 8}

@@ -452,7 +452,7 @@ def test_a_rule_over_several_keys_does_not_repeat_the_whole_section(tmp_path: Pa
 @pytest.mark.parametrize("value", ["fast", "0", "-1e-5", "true", '"2e-5"', ".inf", "1e400", "[1]", "null"])
 def test_a_wrong_learning_rate_is_one_problem(value: str, tmp_path: Path) -> None:
     path = write(tmp_path, changed(("learning_rate: 2e-5", f"learning_rate: {value}")))
-    rule = "expected a number above 0, or `auto`"
+    rule = "expected a number above 0 and at most 1e20, or `auto`"
     found = parse_override(value, key="k")[0]
     assert problem_of(path) == f"{path}:21: optimizer.learning_rate: {found!r}: {rule}"
 
@@ -519,7 +519,10 @@ UNREADABLE: dict[str, tuple[str, int | None, tuple[str, ...]]] = {
     "tab": (changed(("  epochs: 5", "\tepochs: 5")), 18, ("not valid YAML", "\\t")),
     "two documents": (changed(("seed: 0", "---\nseed: 0")), 2, ("not valid YAML", "another document")),
     "number of 5,000 digits": (changed(("seed: 0", "seed: " + "9" * 5000)), 2, ("not a number that can be read",)),
-    "brackets 500 deep": ("a: " + "[" * 500 + "]" * 500, None, ("nested too deeply",)),
+    "brackets 500 deep": ("a: " + "[" * 500 + "]" * 500, 1, ("nested too deeply",)),
+    "100,000 open brackets": ("a: " + "[" * 100_000, 1, ("nested too deeply for a recipe (more than 32 levels)",)),
+    "lists in lists": ("a:\n" + "\n".join("- " * n for n in range(1, 300)), 33, ("nested too deeply",)),
+    "300,000 characters": ("a: 1\n" * 60_000, None, ("more than 262,144 characters, so not a recipe",)),
 }
 
 

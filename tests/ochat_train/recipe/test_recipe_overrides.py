@@ -80,7 +80,10 @@ WRONG_OVERRIDES = [
     ('train.epochs="7"', "--set train.epochs: '7': expected a whole number"),
     ("tracking.wandb=no", "--set tracking.wandb: 'no': expected `true`, `false`, `online` or `offline`"),
     ("optimizer.warmup_ratio=1.5", "--set optimizer.warmup_ratio: 1.5: ", "less than 1"),
-    ("optimizer.learning_rate=fast", "--set optimizer.learning_rate: 'fast': expected a number above 0, or `auto`"),
+    (
+        "optimizer.learning_rate=fast",
+        "--set optimizer.learning_rate: 'fast': expected a number above 0 and at most 1e20, or `auto`",
+    ),
     ("name=../x", "--set name: '../x': ", "letters, digits"),
     # whole sections: nothing is left of what the file said there
     ("tracking={wandb: 5}", "--set tracking.wandb: 5: expected `true`, `false`, `online` or `offline`"),
@@ -116,12 +119,18 @@ def test_a_wrong_override_is_one_problem_and_blamed_on_set(case: tuple[str, ...]
         ("tracking={wandb: false, wandb: true}", "wandb: duplicate key"),
         ("seed=" + "9" * 5000, "not a number that can be read"),
         ("seed=" + "[" * 500 + "]" * 500, "nested too deeply"),
+        ("seed=" + "[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_value_that_is_no_yaml_is_blamed_on_set(override: str, says: str, tmp_path: Path) -> None:
     problem = problem_of(write(tmp_path, GOOD), override)
     assert problem.startswith(f"--set {override.partition('=')[0]}:")
     assert says in problem
+
+
+def test_a_key_of_thousands_of_parts_is_refused(tmp_path: Path) -> None:
+    problem = problem_of(write(tmp_path, GOOD), ".".join("a" * 50_000) + "=1")
+    assert problem == f"--set {'a.' * 20}...: nested too deeply for a recipe (more than 32 levels)"
 
 
 # ---- as a user sees it ----

@@ -272,3 +272,10 @@ def test_page_of_an_ablation() -> None:
     assert page.texts.count("yes: 0.5000 [0.2500, 0.7500] nats/token over no condition") == 2
     for text in ("31.2% ± 8.8%", "62.5% ± 17.7%", "12.5% ± 0.0%", "1.2500 ± 0.0000", "0.5000 ± 0.0000"):
         assert text in page.texts
+
+
+def test_a_legend_shows_every_name() -> None:
+    """matplotlib leaves out labels that begin with an underscore, unless they are set otherwise."""
+    series = [Series(label=label, x=[1, 2], y=[1.0, 2.0]) for label in ("_x", "plain", "_")]
+    texts = Page(line_chart(series, unit="nats")).texts
+    assert [text.strip() for text in texts if text.strip() in ("_x", "plain", "_")] == ["_x", "plain", "_"]

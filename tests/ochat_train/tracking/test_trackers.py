@@ -7,9 +7,11 @@ import importlib.metadata
 import json
 import pkgutil
 import re
+import resource
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,9 +33,11 @@ from ochat_train.tracking import choice
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.scalars import step_scalars, validation_scalars
+from ochat_train.tracking.tensorboard_tracker import TENSORBOARD
 from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.support import wandb_file
 from tests.support.fake_trackers import KINDS, FakeTracker, fail, hang
+from tests.support.names import HARD_NAMES
 from tests.support.processes import PYTHONPATH, ROOT, run_jobs
 from tests.support.recipe_texts import changed, problem_of, write
 from tests.support.results import class_means, run_facts, step_metrics
@@ -477,3 +481,40 @@ def test_every_tracker_of_a_recipe_has_a_record_and_is_installed_by_its_extra() 
         assert [type(tracker) for tracker in choice.chosen_trackers(wanted)] == [type(kind.make(wanted))]
         requirement = re.compile(rf"{kind.package}\b.*extra == .{kind.extra}\b")
         assert any(requirement.match(text) for text in importlib.metadata.requires("ochat-train") or ())
+
+
+def test_curves_of_any_class_names_stay_apart() -> None:
+    names = [*HARD_NAMES, "a/loss"]
+    found = step_scalars(step_metrics(1, classes=names))
+    losses = [key for key in found if re.fullmatch(r"classes/[^/]+/loss", key)]
+    assert len({re.sub(r"[^-/\w.]", "_", key) for key in losses}) == len(names)
+
+
+def test_tensorboard_on_a_full_disk_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own thread, which writes the file, dies of it; the control is a thread of ours, which is still reported."""
+    said: list[str] = []
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: reported.append(failure.exc_type))
+    trackers = Trackers([TENSORBOARD.make(TrackingSettings())], run_facts(tmp_path), report=said.append)
+    deadline = time.monotonic() + 60
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.01)
+    [file] = (tmp_path / "tensorboard").iterdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, before[1]))
+    try:
+        for step in range(1, 2000):
+            trackers.log_step(step_metrics(step, classes=["a", "b"]))
+        trackers.close(done=True, most_seconds=60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert any("File too large; it is switched off, training continues" in line for line in said), said
+    assert reported == []
+    thread = threading.Thread(target=fail_loudly)
+    thread.start()
+    thread.join()
+    assert reported == [ZeroDivisionError]
+
+
+def fail_loudly() -> None:
+    raise ZeroDivisionError

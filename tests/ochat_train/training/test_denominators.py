@@ -122,7 +122,7 @@ def test_step_is_openchats_trainer_update_for_update(
     assert finished.returncode == 0, finished.stderr[-4000:]
     [checkpoint] = (tmp_path / "run" / "checkpoints").glob("step-*")
     manifest, split = check_prepared(recipe), PreparedSplit(Path(recipe.data.prepared_dir), "train")
-    packed, _ = build_model(recipe.model, manifest, device=torch.device("cpu"), seed=recipe.seed)
+    packed = build_model(recipe.model, manifest, device=torch.device("cpu"), seed=recipe.seed).model
     start = flat(packed.causal_lm.state_dict())
     found = flat(load_trained_weights(checkpoint)) - start
     truth, faulty = as_float64(packed.causal_lm), as_float64(packed.causal_lm)

@@ -16,7 +16,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.checkpoint.state import STATE
+from ochat_train.checkpoint.state import STATE, CheckpointManifest
 from ochat_train.cli.main import main
 from ochat_train.export.export import export, load_trained_weights
 from ochat_train.model.batch import pack_batch
@@ -68,7 +68,7 @@ def export_and_load(run_dir: Path) -> Any:
 def logits_difference(run_dir: Path, exported: Any) -> float:
     """Largest difference between the training model on a whole pack and the export on each conversation alone."""
     recipe = load_recipe(run_dir.with_suffix(".yaml"))
-    model, _ = build_model(recipe.model, check_prepared(recipe), device=torch.device("cpu"), seed=99)
+    model = build_model(recipe.model, check_prepared(recipe), device=torch.device("cpu"), seed=99).model
     model.causal_lm.load_state_dict(newest_weights(run_dir), strict=not model.causal_lm.config.tie_word_embeddings)
     split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
     rows = training_plan(recipe, split).epoch(0).rows(0)
@@ -149,19 +149,33 @@ def test_stage_2_adds_up_gradients_in_float32_whatever_the_recipe_says(train: Tr
     assert norms["float32_1"] != norms["bfloat16_1"]
 
 
-def test_tied_embeddings_under_zero_3(train: TrainFunction, measured: Measured) -> None:
-    """The loss reads a weight that belongs to the embedding; gradients from both uses must arrive.
+def test_heads_under_zero_3(train: TrainFunction, measured: Measured) -> None:
+    """The loss reads weights of another module, which stage 3 must gather; gradients from all uses must arrive.
 
-    Also Gemma: its embedding computes a scale that is not saved, as rotary frequencies are.
+    Tied embeddings, also with soft-capped scores and logits (Gemma 2), and a head with a bias (Phi). The embedding of
+    Gemma computes a scale that is not saved, as rotary frequencies are.
     """
-    config = {**TINY_MODEL, "tie_word_embeddings": True}
-    cases = {f"tied{stage}": {"deepspeed__zero_stage": stage, "model__config": config} for stage in (0, 3)}
-    runs = train({**cases, "gemma": {"train__max_steps": 2, "model__config": {**config, "model_type": "gemma"}}})
-    for found, truth in zip(metrics(runs["tied3"]), metrics(runs["tied0"]), strict=True):
-        assert found["loss"] == pytest.approx(truth["loss"], rel=2e-6)
-    for run_dir in runs.values():
-        model = export_and_load(run_dir)
-        difference = logits_difference(run_dir, model)
+    tied = {**TINY_MODEL, "tie_word_embeddings": True}
+    capped = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0, "sliding_window": 32}
+    short = {
+        "capped": {**tied, "model_type": "gemma2", **capped},
+        "biased": {**TINY_MODEL, "model_type": "phi"},
+    }
+    cases: Runs = {f"tied{stage}": {"deepspeed__zero_stage": stage, "model__config": tied} for stage in (0, 3)}
+    for name, config in short.items():
+        changes = {"train__max_steps": 2, "model__config": config}
+        cases |= {f"{name}{stage}": {"deepspeed__zero_stage": stage, **changes} for stage in (0, 3)}
+    runs = train({**cases, "gemma": {"train__max_steps": 2, "model__config": {**tied, "model_type": "gemma"}}})
+    for name in ("tied", *short):
+        for found, truth in zip(metrics(runs[f"{name}3"]), metrics(runs[f"{name}0"]), strict=True):
+            assert found["loss"] == pytest.approx(truth["loss"], rel=2e-6)
+            assert found["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-4)
+    biases = [newest_weights(runs[f"biased{stage}"])["lm_head.bias"] for stage in (0, 3)]
+    assert relative_error(biases[1], biases[0]) < 2e-4
+    assert biases[0].abs().max() > 0  # it was trained: it started from zeros
+    for name in ("tied0", "tied3", "gemma"):
+        model = export_and_load(runs[name])
+        difference = logits_difference(runs[name], model)
         measured(
             "logits of the export (alone) against the training model (packed), float32, tied, absolute", difference
         )
@@ -200,6 +214,28 @@ def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction, tmp
             torch.equal(value, weights[key]) for key, value in newest_weights(tmp_path / f"resumed{stage}").items()
         )
         assert [line["loss"] for line in control[5:]] != [line["loss"] for line in expected[5:]], stage
+
+
+def test_a_run_of_the_first_release_resumes_bit_equal(train: TrainFunction, tmp_path: Path) -> None:
+    """Its checkpoints know no `train.plan`, and the recipe names none; the control takes the usual plan from the start.
+
+    All conversations are in one window, where the plans differ.
+    """
+    changes: dict[str, Any] = {"checkpoint__save_every_steps": 2, "train__max_steps": 4, "deepspeed__zero_stage": 0}
+    straight = train({"straight": {**changes, "train__plan": "first"}, "control": changes}, num_ranks=1)
+    run_dir = shutil.copytree(straight["straight"], tmp_path / "resumed")
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000004")
+    checkpoint = run_dir / "checkpoints" / "step-00000002"
+    manifest = CheckpointManifest.load(checkpoint)
+    del manifest.recipe["train"]["plan"]
+    manifest.write(checkpoint)
+    train({"resumed": changes}, num_ranks=1)
+    resumed, control, expected = (metrics(tmp_path / name) for name in ("resumed", "control", "straight"))
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in expected]
+    assert [line["loss"] for line in control] != [line["loss"] for line in expected]
+    weights = newest_weights(tmp_path / "straight")
+    assert all(torch.equal(value, weights[key]) for key, value in newest_weights(run_dir).items())
+    assert json.loads((run_dir / "recipe.json").read_text(encoding="utf-8"))["train"]["plan"] == "first"
 
 
 def test_another_number_of_ranks_or_stage_goes_on_with_the_same_steps(

@@ -62,7 +62,7 @@ def test_any_split_of_a_step_gives_the_same_gradient(
         for case, gradient in first_gradients(path, tmp_path, cases, num_ranks=num_ranks).items()
     }
     manifest, split = check_prepared(recipe), PreparedSplit(Path(recipe.data.prepared_dir), "train")
-    model, _ = build_model(recipe.model, manifest, device=torch.device("cpu"), seed=recipe.seed)
+    model = build_model(recipe.model, manifest, device=torch.device("cpu"), seed=recipe.seed).model
     plan = training_plan(recipe, split)
     truth = float64_gradient(model.causal_lm, split, plan, per_pack=False)
     assert len(found) == 6

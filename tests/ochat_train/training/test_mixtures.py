@@ -107,5 +107,4 @@ def test_the_table_adds_up_the_steps_between_two_lines(tmp_path: Path) -> None:
         assert (tmp_path / EXPERTS_FILE).is_file() == bool(first_step)
         for shares in steps:
             writer.write_experts(shares)
-        writer.close()
         assert [row["step"] for row in rows_of(tmp_path / EXPERTS_FILE)] == [6, 7]

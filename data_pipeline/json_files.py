@@ -1,0 +1,59 @@
+"""JSON and text files that are read back: what is damaged, or of another type than expected, is the user's error."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_pipeline.errors import UserError
+from data_pipeline.text_rules import shown
+
+T = TypeVar("T")
+
+
+def read_text(path: Path, *, remedy: str = "") -> str:
+    """The text of a small file. Raises UserError, with `remedy`, for one that cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(path, f"cannot be read: {error.strerror}", remedy) from None
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"is damaged, not UTF-8: {error}", remedy) from None
+
+
+def read_json(path: Path, *, remedy: str = "") -> Any:
+    """The value of a small JSON file. Raises UserError, with `remedy`, for one that cannot be read or is not JSON."""
+    text = read_text(path, remedy=remedy)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of 5,000 digits, deep nesting
+        raise UserError(path, f"is damaged, not JSON: {error}", remedy) from None
+
+
+def read_json_object(path: Path, *, remedy: str = "") -> dict[str, Any]:
+    """The same for a file that holds one JSON object."""
+    value = read_json(path, remedy=remedy)
+    if not isinstance(value, dict):
+        raise UserError(path, f"is damaged: expected a JSON object, found {shown(value)}", remedy)
+    return value
+
+
+def typed(kind: type[T], value: Any) -> T:
+    """A dataclass from its parsed JSON, every field of the type that the class declares; unknown keys are ignored.
+
+    Raises ValueError where a field is missing or of another type.
+    """
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return, arg-type]
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

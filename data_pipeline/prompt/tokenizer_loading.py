@@ -1,0 +1,123 @@
+"""The files of a tokenizer, made ready for a template. They come from strangers, and may hold anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from data_pipeline.errors import UserError
+from data_pipeline.json_files import read_json_object
+from data_pipeline.prompt.library_errors import TOKENIZER_REMEDY, tokenizers_errors
+from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.tokenization import TokenizerSpec
+from data_pipeline.text_rules import RESERVED_CHARACTER, shown
+
+_MOST_TOKENS = 1 << 24  # an embedding with more rows than that is a damaged file
+
+
+def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> TokenizerSpec:
+    """Read a tokenizer and make it ready for a template. Raises UserError for files that are damaged or that a chat
+    template cannot do justice to.
+    """
+    names = _named_tokens(files)
+    path = files["tokenizer.json"]
+    description = _checked_description(path)
+    for key in ("truncation", "padding"):  # a length limit saved with the tokenizer would cut text silently
+        description[key] = None
+    _remove_reserved_character(description, path)
+    for token in description["added_tokens"]:
+        if token["special"]:  # looked for before the text is normalized, which removes U+FDD0
+            token["normalized"] = False
+    with tokenizers_errors(path):
+        tokenizer = Tokenizer.from_str(json.dumps(description))
+        added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)
+        tokenizer.add_special_tokens([_control_token(token) for token in template.control_tokens])
+    bos_token = names["bos_token"]
+    if bos_token is not None and tokenizer.token_to_id(bos_token) is None:
+        raise UserError("model", f"{path}: bos_token {shown(bos_token)} is not in the vocabulary", TOKENIZER_REMEDY)
+    if bos_token in template.control_tokens:
+        bos_token = None  # chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
+    special = {token["content"] for token in description["added_tokens"] if token["special"]}
+    if bos_token is not None and bos_token not in special:
+        tokenizer.add_special_tokens([_control_token(bos_token)])  # as transformers does when it loads the folder
+    spec = TokenizerSpec(
+        backend=tokenizer.to_str(),
+        bos_token=bos_token,
+        # transformers would give a token that the vocabulary lacks an id of its own, for which the model has no row
+        pad_token=_if_known(names["pad_token"], tokenizer),
+        unk_token=_if_known(names["unk_token"], tokenizer),
+        added_control_tokens=added,
+    )
+    _check_spec(spec, path)
+    return spec
+
+
+def _named_tokens(files: Mapping[str, Path]) -> dict[str, str | None]:
+    """`bos_token`, `pad_token` and `unk_token` of the files around tokenizer.json; None for those that have no name."""
+    config: dict[str, Any] = {}
+    origin: dict[str, Path] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if file in files:
+            values = read_json_object(files[file], remedy=TOKENIZER_REMEDY)
+            config.update(values)
+            origin.update(dict.fromkeys(values, files[file]))
+    names: dict[str, str | None] = {}
+    for key in ("bos_token", "pad_token", "unk_token"):
+        value = config.get(key)
+        text = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(text, str):
+            raise UserError(origin[key], f"{key}: {shown(value)} is not a token", TOKENIZER_REMEDY)
+        names[key] = text
+    return names
+
+
+def _checked_description(path: Path) -> dict[str, Any]:
+    """tokenizer.json as the library reads it. Raises UserError for what it would refuse or misread."""
+    description = read_json_object(path, remedy=TOKENIZER_REMEDY)
+    tokens = description.setdefault("added_tokens", [])
+    wanted = {"id": int, "content": str, "special": bool}
+    for token in tokens if isinstance(tokens, list) else [tokens]:
+        if not isinstance(token, dict) or any(not isinstance(token.get(key), kind) for key, kind in wanted.items()):
+            raise UserError(path, f"is damaged: added_tokens holds {shown(token)}", TOKENIZER_REMEDY)
+    return description
+
+
+def _check_spec(spec: TokenizerSpec, path: Path) -> None:
+    """Raise UserError for control tokens that text cannot be kept apart from, and for ids that no model has."""
+    if short := [token for token in spec.special_tokens if len(token) < 2]:
+        raise UserError(
+            "model.tokenizer",
+            f"{path}: the control token {shown(short[0])} has fewer than two characters, so a chat template cannot "
+            "keep text that holds it apart from it",
+            'set `"special": false` for it in `added_tokens`, or name another `model.tokenizer`',
+        )
+    if spec.vocab_size > _MOST_TOKENS:
+        raise UserError(
+            path,
+            f"is damaged: its largest id is {spec.vocab_size - 1:,}, more than a model has rows for",
+            TOKENIZER_REMEDY,
+        )
+
+
+def _control_token(text: str) -> AddedToken:
+    return AddedToken(text, special=True, normalized=False, single_word=False)
+
+
+def _if_known(token: str | None, tokenizer: Tokenizer) -> str | None:
+    return None if token is None or tokenizer.token_to_id(token) is None else token
+
+
+def _remove_reserved_character(description: dict[str, Any], path: Path) -> None:
+    """Let the normalizer delete U+FDD0, which the chat template puts into control strings that a person typed."""
+    remove = {"type": "Replace", "pattern": {"String": RESERVED_CHARACTER}, "content": ""}
+    old = description.get("normalizer")
+    parts = old.get("normalizers") if isinstance(old, dict) and old.get("type") == "Sequence" else [old]
+    if not isinstance(parts, list) or not (old is None or isinstance(old, dict)):
+        raise UserError(path, f"is damaged: its normalizer is {shown(old)}", TOKENIZER_REMEDY)
+    rest = [] if old is None else parts
+    if remove not in rest:
+        description["normalizer"] = {"type": "Sequence", "normalizers": [remove, *rest]}

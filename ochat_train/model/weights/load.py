@@ -1,0 +1,86 @@
+"""The base with its weights. Nothing that its files do not hold is trained as if it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from ochat_train.model.base_class import auto_class, new_model
+from ochat_train.model.weights.compare import (
+    check_report,
+    check_stored_twice,
+    compare_weights,
+    refuse_quantised,
+    some_names,
+    tied_but_different,
+)
+from ochat_train.model.weights.files import downloaded_weight_files, read_headers
+from ochat_train.recipe.sections import ModelSettings
+
+
+def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, attention: str, seed: int) -> Any:
+    """The causal LM of `transformers` with the base's weights, or random ones for a recipe with `model.config`.
+
+    Raises UserError where the files of the base do not hold what its config.json describes: before the weights are
+    loaded, from their headers, and afterwards, from the report of `transformers`.
+    """
+    if settings.config is not None:
+        torch.manual_seed(seed)
+        return new_model(config, dtype=dtype, attn_implementation=attention)
+    place = str(settings.path)
+    refuse_quantised(config, place)
+    headers = read_headers(downloaded_weight_files(settings, named=weight_file_name(config)))
+    report = compare_weights(config, headers)
+    check_report(report, config, place)
+    check_stored_twice(report, headers, place)
+    try:
+        causal_lm, found = auto_class(config).from_pretrained(
+            settings.path,
+            revision=settings.revision,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a damaged file, a version or a package raises
+        raise UserError("model.path", f"{place}: cannot be loaded: {error}") from None
+    _check_loaded(causal_lm, found, report.tied, place)
+    _set_generation_config(causal_lm)
+    return causal_lm
+
+
+def weight_file_name(config: Any) -> str | None:
+    """The file of the weights that a base's configuration names itself."""
+    named = getattr(config, "transformers_weights", None)
+    if named is not None and (not isinstance(named, str) or Path(named).name != named):
+        raise UserError("model.path", f"its config.json names the file {named!r}", "use another base")
+    return named
+
+
+def _check_loaded(causal_lm: Any, found: dict[str, Any], tied: Any, place: str) -> None:
+    """Raise UserError unless every weight came from the files, and what should be one tensor is one."""
+    wrong = {kind: sorted(map(str, found.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys")}
+    wrong["mismatched_keys"] = sorted(str(entry[0]) for entry in found.get("mismatched_keys") or ())
+    for kind, names in wrong.items():
+        if names:
+            said = f"{len(names)} weights are {kind.removesuffix('_keys')} after loading: {some_names(names)}"
+            raise UserError(place, said, "fetch the base again, or use another one")
+    for copied, original in tied.items():
+        if causal_lm.get_parameter(copied) is not causal_lm.get_parameter(original):
+            raise tied_but_different(copied, original, place)
+
+
+def _set_generation_config(causal_lm: Any) -> None:
+    """Settings for generating that `transformers` would refuse to save (a temperature without sampling) are dropped."""
+    import transformers
+
+    try:
+        if causal_lm.generation_config is not None:
+            causal_lm.generation_config.validate(strict=True)
+    except ValueError:
+        causal_lm.generation_config = transformers.GenerationConfig.from_model_config(causal_lm.config)

@@ -1,0 +1,149 @@
+"""Rows of embedding and head for control tokens: those of new tokens, and those that the base never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from data_pipeline.prompt.templates import TEMPLATES
+from ochat_train.model.base_class import text_config
+from ochat_train.model.weights.files import Headers, stored_name
+
+# A row counts as untrained if its largest number is this much smaller than that of the middle row: weight decay shrinks
+# rows that are never used without ever making them exactly zero.
+_SMALL = 1e-8
+# or if this many other rows have the same bits: trained rows differ.
+_ALIKE = 3
+
+
+@torch.no_grad()
+def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
+    """Grow embedding and head to `vocab_size` rows, each new one the mean of the old ones; also a bias of the head.
+
+    Tied embeddings stay tied. Never shrinks: bases may have spare rows. Raises UserError where `transformers` unties
+    them.
+    """
+    old = causal_lm.get_input_embeddings().weight.shape[0]
+    if vocab_size <= old:
+        return
+    tied = _is_tied(causal_lm)
+    causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
+    for module in _tables(causal_lm, tied=tied):
+        module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
+    bias = getattr(causal_lm.get_output_embeddings(), "bias", None)
+    if bias is not None:
+        bias[old:] = bias[:old].float().mean().to(bias.dtype)
+    if _is_tied(causal_lm) != tied:
+        problem = f"`transformers` cannot add rows to embedding and head of `{causal_lm.config.model_type}` together"
+        raise UserError("model", problem, "use a base whose tokenizer has the template's control tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTokens:
+    """Tokens that a template writes. ids: token -> row. added: those that the base's tokenizer did not have."""
+
+    ids: Mapping[str, int]
+    added: frozenset[str]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, template: str, *, bos_token: str | None, added: Collection[str]) -> ControlTokens:
+        """The tokens of a template, and the one that begins conversations."""
+        tokens = dict.fromkeys((*TEMPLATES[template].control_tokens, *filter(None, (bos_token,))))
+        ids = {token: tokenizer.token_to_id(token) for token in tokens}
+        return cls(ids={token: row for token, row in ids.items() if row is not None}, added=frozenset(added))
+
+    @classmethod
+    def of_prepared(cls, prepared_dir: Path, manifest: Manifest) -> ControlTokens:
+        """The tokens of a prepared dataset."""
+        tokenizer = Tokenizer.from_file(str(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"))
+        added = manifest.added_control_tokens
+        return cls.of(tokenizer, manifest.template, bos_token=manifest.bos_token, added=added)
+
+
+@torch.no_grad()
+def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int) -> Sequence[str]:
+    """Give control tokens whose rows the base never trained the mean row, as new tokens get. Trained rows stay.
+
+    num_rows: of the base, before tokens were added. Returns which rows were set, for people.
+    """
+    tied = _is_tied(causal_lm)
+    names = table_names(tied=tied)
+    said: dict[str, list[str]] = {}
+    for module, name in zip(_tables(causal_lm, tied=tied), names, strict=True):
+        table_VD = module.weight[:num_rows]
+        found = untrained_tokens(table_VD, control)
+        if found:
+            mean = table_VD.float().mean(dim=0).to(module.weight.dtype)
+        for token in found:
+            module.weight[control.ids[token]] = mean
+            said.setdefault(token, []).append(name)
+    return untrained_text(said)
+
+
+def table_names(*, tied: bool) -> Sequence[str]:
+    """What the tables of a model are called."""
+    return ("embedding and head",) if tied else ("embedding", "head")
+
+
+def untrained_text(found: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Tokens and the tables in which their rows are not trained, for people."""
+    return [f"{token} ({' and '.join(tables)})" for token, tables in found.items()]
+
+
+def untrained_tokens(table_VD: torch.Tensor, control: ControlTokens) -> Sequence[str]:
+    """The control tokens whose rows a base cannot have trained.
+
+    Its tokenizer did not have the token (the row is a spare one of a padded vocabulary), or the row is (nearly) zero,
+    or several others have the same bits. table_VD: rows of the base. Tokens without a row are left out.
+    """
+    ids = {token: row for token, row in control.ids.items() if row < len(table_VD)}
+    if not ids:
+        return []
+    largest_V = torch.linalg.vector_norm(table_VD, ord=float("inf"), dim=1)
+    small = _SMALL * float(largest_V.float().median())
+    return [
+        token
+        for token, row in ids.items()
+        if token in control.added or float(largest_V[row]) <= small or _num_alike(table_VD, largest_V, row) >= _ALIKE
+    ]
+
+
+def untrained_in_files(model: Any, headers: Headers, control: ControlTokens) -> Sequence[str]:
+    """As `set_untrained_rows`, from the files of a base on this machine, without changing anything.
+
+    model: the base without weights. A table that is not found under its name is left out.
+    """
+    from safetensors import safe_open
+
+    tied = _is_tied(model) or bool(text_config(model.config).tie_word_embeddings)
+    parameters = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    said: dict[str, list[str]] = {}
+    for module, table in zip(_tables(model, tied=tied), table_names(tied=tied), strict=True):
+        name = stored_name(parameters[id(module.weight)], headers)
+        if name is None or headers[name].shape != tuple(module.weight.shape):
+            continue
+        with safe_open(headers[name].file, framework="pt") as file:
+            for token in untrained_tokens(file.get_tensor(name), control):
+                said.setdefault(token, []).append(table)
+    return untrained_text(said)
+
+
+def _num_alike(table_VD: torch.Tensor, largest_V: torch.Tensor, row: int) -> int:
+    """How many other rows have the bits of a row."""
+    candidates = (largest_V == largest_V[row]).nonzero()[:, 0]
+    return int((table_VD[candidates] == table_VD[row]).all(dim=1).sum()) - 1
+
+
+def _is_tied(causal_lm: Any) -> bool:
+    return causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
+
+
+def _tables(causal_lm: Any, *, tied: bool) -> list[Any]:
+    return [causal_lm.get_input_embeddings()] + ([] if tied else [causal_lm.get_output_embeddings()])

@@ -1,0 +1,131 @@
+"""Configurations and tokenizers of `transformers`, loaded from folders that may hold anything.
+
+A model repository can bring Python code of its own: `auto_map` in `config.json` or `tokenizer_config.json` names its
+files, and an attention or experts implementation may name a repository of kernels. That code is never used here. Every
+call of `transformers` says `trust_remote_code=False`: without it, `transformers` asks on a terminal whether it may run
+the code. A test reads the whole source for calls that do not say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from data_pipeline.json_files import read_json_object
+
+AUTO_MAP = "auto_map"
+# What a configuration may name that makes `transformers` load code: kernels of the Hub are named like `org/kernel`.
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+_MOST_CHARACTERS = 300  # of an error of another library
+_FOLDER_REMEDY = "make the folder again; `ochat prepare`, `ochat train` and `ochat export` write such folders"
+_OWN_CODE_REMEDY = "use a base whose model type this version of transformers knows"
+
+
+def load_config(source: str | Path, *, revision: str | None, place: str) -> Any:
+    """The `transformers` configuration of a folder or Hub model, without anything that names code.
+
+    place: what an error names: a key of the recipe, or a folder. Raises UserError where it cannot be loaded, or only
+    with the repository's own code.
+    """
+    import transformers
+
+    try:
+        values, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
+        _refuse_own_code(values, source=source, place=place)
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return without_code(config)
+    except UserError:
+        raise
+    except Exception as error:  # any kind, where a file is damaged
+        raise UserError(place, f"{source}: cannot be loaded: {reason_of(error)}") from None
+
+
+def config_of_values(values: Mapping[str, Any], *, place: str) -> Any:
+    """The `transformers` configuration of plain values, as in a recipe. Raises UserError where there is none."""
+    import transformers
+
+    try:
+        return without_code(transformers.AutoConfig.for_model(**values))
+    except Exception as error:
+        raise UserError(place, reason_of(error)) from None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The `transformers` tokenizer of a prepared dataset, a run or an export, with its chat template.
+
+    Raises UserError where its files are damaged or need code of their own.
+    """
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and (code := code_named_by(read_json_object(path, remedy=_FOLDER_REMEDY))):
+        raise UserError(path, f"names code of its own ({', '.join(code)}), which is never run", _FOLDER_REMEDY)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # any kind, where a file is damaged
+        raise UserError(folder, f"its tokenizer cannot be loaded: {reason_of(error)}", _FOLDER_REMEDY) from None
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], **variables: Any) -> list[int]:
+    """The ids of a prompt by a tokenizer's chat template. Raises UserError where it has none, or the template fails."""
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(list(messages), return_dict=False, **variables)
+    except Exception as error:  # a template is a program: whatever it does wrong
+        problem = f"its chat template fails: {type(error).__name__}: {reason_of(error)}"
+        raise UserError(tokenizer.name_or_path, problem, _FOLDER_REMEDY) from None
+    return ids
+
+
+def without_code(config: Any) -> Any:
+    """The configuration, changed in place: it names no code any more, and neither does an export of it."""
+    for part in _with_parts(config):
+        if hasattr(part, AUTO_MAP):
+            delattr(part, AUTO_MAP)
+        for name in _IMPLEMENTATIONS:
+            if getattr(part, f"_{name}", None) is not None:
+                setattr(part, f"_{name}", None)
+    return config
+
+
+def code_named_by(values: Mapping[str, Any]) -> list[str]:
+    """What a parsed `config.json` or `tokenizer_config.json` names as code: `file.Class`, sorted."""
+    found: set[str] = set()
+    auto_map = values.get(AUTO_MAP)
+    entries = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    for entry in entries:
+        found.update(text for text in (entry if isinstance(entry, list) else [entry]) if isinstance(text, str))
+    for name in _IMPLEMENTATIONS:
+        for value in (values.get(name), values.get(f"_{name}")):
+            if isinstance(value, str) and "/" in value:
+                found.add(value)
+    return sorted(found)
+
+
+def reason_of(error: Exception) -> str:
+    """An error of another library in one short line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines) if lines else type(error).__name__
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
+
+
+def _refuse_own_code(values: Mapping[str, Any], *, source: str | Path, place: str) -> None:
+    import transformers
+
+    model_type, code = values.get("model_type"), code_named_by(values)
+    if code and not (isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING):
+        raise UserError(
+            place,
+            f"{source}: model type {model_type!r} exists only as Python code of that repository ({', '.join(code)}), "
+            "which is never run",
+            _OWN_CODE_REMEDY,
+        )
+
+
+def _with_parts(config: Any) -> Iterator[Any]:
+    """A configuration and those inside it, of the text part for example."""
+    yield config
+    for name in getattr(config, "sub_configs", None) or {}:
+        if (part := getattr(config, name, None)) is not None:
+            yield from _with_parts(part)
