@@ -30,7 +30,7 @@ from data_pipeline.errors import UserError
 
 Way = Literal["kernel", "alone"]
 
-# Mixers without a convolution of their own, by the end of their class name. All others are found by it.
+# Mixers that own no convolution, by the end of their class name. All others are found by their convolution.
 _NAMED_MIXERS = ("LightningAttention",)
 _ATTENTION_KEYWORDS = ("cu_seqlens", "max_seqlen")  # of our attention function, not of mixers
 _BORDER_NAMES = ("seq_idx", "cu_seq_lens_q")
@@ -45,7 +45,7 @@ class Borders:
     """Where the sequences of the micro-batch begin and end that is computed now. One object for all mixers of a model.
 
     Layers that are recomputed in the backward pass read it again: `restore_in_backward` sees to it that they find the
-    borders of their own forward pass.
+    borders of the forward pass that they belong to.
     """
 
     lengths: tuple[int, ...] = ()

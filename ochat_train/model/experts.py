@@ -43,7 +43,7 @@ class RouterLoss:
         over its packs, by their tokens, on however many GPUs they were.
 
         router_logits: [T, E] for each layer with experts. pack_tokens: n_p, tokens without padding of each of the packs
-        that T is cut into. A pack is a batch of its own, so that the loss does not depend on how many packs a GPU works
+        that T is cut into. Each pack is one batch, so that the loss does not depend on how many packs a GPU works
         on at once. Padding counts nowhere.
         """
         total = router_logits[0].new_zeros((), dtype=torch.float32)
@@ -84,7 +84,7 @@ def router_loss_of(causal_lm: Any, settings: ModelSettings) -> RouterLoss | None
 def router_coefficient(config: Any, settings: ModelSettings) -> float:
     """The coefficient of the router loss: the recipe's, or else the config's where its `output_router_logits` is true.
 
-    `transformers` adds the loss only then, so a config with a coefficient alone asks for nothing.
+    `transformers` adds the loss only then, so a config with a coefficient alone means none.
     """
     if settings.router_aux_loss is not None:
         return settings.router_aux_loss

@@ -133,7 +133,7 @@ def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: 
     """
     config, widths = text_config(config), layer_widths(config)
     hidden, intermediate = config.hidden_size, widths.intermediate
-    # each expert of a token has rows of its own: what it is given, computes and gives
+    # a token has a row for each of its experts: what it is given, computes and gives
     experts = (getattr(config, "num_experts_per_tok", None) or 0) if expert_count(config) else 0
     intermediate = max(intermediate, experts * (getattr(config, "moe_intermediate_size", None) or intermediate))
     matmuls = 2 * (

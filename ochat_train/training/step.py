@@ -188,7 +188,7 @@ def accumulate_gradients(
 
 
 def _plus(total: torch.Tensor | None, part: torch.Tensor | None) -> torch.Tensor | None:
-    """A sum that goes on by one part; None where there are no parts."""
+    """A sum with one part more; None where there are no parts."""
     if part is None:
         return total
     return part.detach() if total is None else total + part.detach()
