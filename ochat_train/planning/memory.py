@@ -133,13 +133,11 @@ def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: 
     """
     config, widths = text_config(config), layer_widths(config)
     hidden, intermediate = config.hidden_size, widths.intermediate
-    # a token has a row for each of its experts: what it is given, computes and gives
-    experts = (getattr(config, "num_experts_per_tok", None) or 0) if expert_count(config) else 0
-    intermediate = max(intermediate, experts * (getattr(config, "moe_intermediate_size", None) or intermediate))
-    matmuls = 2 * (
-        2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate + experts * hidden
-    )
-    none = matmuls + 2 * (2 * hidden + intermediate + experts * hidden)
+    matmuls = 2 * (2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate)
+    none = matmuls + 2 * (2 * hidden + intermediate)
+    if expert_count(config):  # `matmuls` does not keep grouped products; a token has a row in each of its experts
+        rows = getattr(config, "num_experts_per_tok", None) or 1
+        none += 2 * rows * (2 * hidden + 3 * (getattr(config, "moe_intermediate_size", None) or intermediate))
     return ModelShape(
         num_parameters=num_parameters,
         num_layers=config.num_hidden_layers,
