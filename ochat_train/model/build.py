@@ -9,16 +9,17 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
-from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.attention.needs import check_attention
 from ochat_train.model.attention.register import register_attention
-from ochat_train.model.borders import keep_apart, sequence_mixers
-from ochat_train.model.config import check_config, load_base_config, model_dtype
+from ochat_train.model.borders import sequence_mixers
+from ochat_train.model.config import load_base_config, model_dtype
 from ochat_train.model.experts import router_coefficient, router_loss_of
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.proof.base import prove_base
+from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, add_token_rows, set_untrained_rows
@@ -44,18 +45,17 @@ def build_model(
     seed: int,
     control: ControlTokens | None = None,
 ) -> BuiltModel:
-    """Check the base, choose its attention kernel, and load its weights on the CPU, with a row for every token.
+    """Prove the base, choose its attention kernel, and load its weights on the CPU, with a row for every token.
 
     device: where the model will run, which decides kernel and dtype. seed: of the weights of a model from scratch.
     control: tokens of the template, whose rows are set where the base did not train them; None to leave them.
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
-    check_config(config, settings)
-    needs = check_attention(config)
+    kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
-    kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
-    causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
+    with explained(config, "cannot be built"):
+        causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
     check_head(causal_lm)
     num_rows = causal_lm.get_input_embeddings().weight.shape[0]
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
@@ -63,10 +63,11 @@ def build_model(
     if control is not None and settings.path is not None:
         mean_rows = set_untrained_rows(causal_lm, control, num_rows=num_rows)
     causal_lm.train()
-    model = PackedCausalLM(
+    model = packed_model(
         causal_lm,
         num_classes=len(manifest.classes),
-        mixers=keep_apart(causal_lm, device=device),
+        max_length_tokens=settings.max_length_tokens,
+        device=device,
         router_loss=router_loss_of(causal_lm, settings),
     )
     return BuiltModel(model, kernel, mean_rows)

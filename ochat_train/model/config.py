@@ -37,6 +37,19 @@ def model_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
 
 
+def check_precision(settings: ModelSettings, device: torch.device) -> None:
+    """Raise UserError for a GPU that does not compute in the dtype of the run."""
+    if device.type != "cuda" or model_dtype(settings, device) != torch.bfloat16:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise UserError(
+            f"GPU {device.index or 0}",
+            f"compute capability {major}.{minor}: no bfloat16",
+            "use an Ampere GPU or later, or model.precision: float32",
+        )
+
+
 def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
     """The `transformers` config of the base, which may come from the Hub. Raises UserError where it cannot be loaded.
 

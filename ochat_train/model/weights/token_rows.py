@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
+from data_pipeline.prompt.library_errors import stored_tokenizer
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.model.base_class import text_config
 from ochat_train.model.weights.files import Headers, stored_name
@@ -62,7 +63,7 @@ class ControlTokens:
     @classmethod
     def of_prepared(cls, prepared_dir: Path, manifest: Manifest) -> ControlTokens:
         """The tokens of a prepared dataset."""
-        tokenizer = Tokenizer.from_file(str(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"))
+        tokenizer = stored_tokenizer(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json")
         added = manifest.added_control_tokens
         return cls.of(tokenizer, manifest.template, bos_token=manifest.bos_token, added=added)
 

@@ -41,6 +41,11 @@ class Case:
     head_dim: int = 64
     value_dim: int | None = None
 
+    def __str__(self) -> str:
+        """What is not as usual, for the names of tests."""
+        usual = Case()
+        return ", ".join(f"{name} {value}" for name, value in vars(self).items() if value != getattr(usual, name))
+
     @property
     def head_dims(self) -> tuple[int, int]:
         return self.head_dim, self.value_dim or self.head_dim
@@ -183,7 +188,7 @@ def test_control_what_is_left_out_is_seen(needed: Case, dropped: Case, measured:
     shapes = ((30, 4, 64), (30, 2, 64), (30, 2, 64), (4,))
     tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
     error = relative_error(truth(*tensors, [30], dropped), truth(*tensors, [30], needed))
-    measured(f"control: attention with {dropped} instead of {needed}", error)
+    measured(f"control: attention with {str(dropped) or 'nothing special'} instead of {needed}", error)
     assert error > 1e-2
 
 

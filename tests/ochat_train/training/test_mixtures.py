@@ -52,7 +52,7 @@ def test_a_hybrid_with_experts_takes_the_same_step_on_any_ranks(
 def one_process_gradient(recipe: Recipe, *, with_router_loss: bool) -> torch.Tensor:
     """Gradient of the first step, without DeepSpeed: sums over its packs, divided once."""
     manifest, split = check_prepared(recipe), PreparedSplit(Path(recipe.data.prepared_dir), "train")
-    model, _ = build_model(recipe.model, manifest, device=torch.device("cpu"), seed=recipe.seed)
+    model = build_model(recipe.model, manifest, device=torch.device("cpu"), seed=recipe.seed).model
     plan = training_plan(recipe, split)
     epoch = plan.epoch(0)
     packs = [pack_batch(split, epoch.rows(int(pack)), run_shape(split, plan)) for pack in epoch.step_packs(0)]
