@@ -14,13 +14,12 @@ Shape letters: T tokens of a pack, S sequences, D hidden size.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -34,8 +33,7 @@ Way = Literal["kernel", "alone"]
 _NAMED_MIXERS = ("LightningAttention",)
 _ATTENTION_KEYWORDS = ("cu_seqlens", "max_seqlen")  # of our attention function, not of mixers
 _BORDER_NAMES = ("seq_idx", "cu_seq_lens_q")
-# What makes kernels of mixers fast, and where it is imported from.
-_PACKAGES = {"flash-linear-attention": "fla", "causal-conv1d": "causal_conv1d", "mamba-ssm": "mamba_ssm"}
+_PACKAGES = ("flash-linear-attention", "causal-conv1d", "mamba-ssm")  # with kernels of mixers
 _TRIAL_LENGTHS = (70, 33, 129, 1)  # tokens; around the 64 that kernels work on at once
 _TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 5e-2}  # of the largest number; kernels may multiply in TF32
 
@@ -205,13 +203,24 @@ def border_names(mixer: torch.nn.Module) -> list[str]:
     return [name for name in _BORDER_NAMES if takes_any or name in parameters]
 
 
+def installed_packages() -> dict[str, str | None]:
+    """Packages with kernels of mixers, with their versions; None for one that is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
 def kernels_obstacle(mixer: torch.nn.Module, *, hidden_size: int, device: torch.device) -> str | None:
     """Why a mixer's kernels cannot be given the borders on this device; None where they keep sequences apart, as just
     tried on a copy of the mixer.
     """
     if device.type != "cuda":
-        return f"kernels that take borders need a GPU, and packages such as {next(iter(_PACKAGES))}"
-    missing = [package for package, module in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+        return f"kernels that take borders need a GPU, and packages such as {_PACKAGES[0]}"
+    missing = [package for package, found in installed_packages().items() if found is None]
     hint = f" (not installed: {', '.join(missing)})" if missing else ""
     if not border_names(mixer):
         return f"`transformers` {version('transformers')} gives its kernels no borders"
