@@ -50,8 +50,6 @@ def check_attention(config: Any) -> AttentionNeeds:
     except UserError:
         raise
     except Exception as error:
-        if not found and not has_mixers and not getattr(causal_lm, "_supports_attention_backend", False):
-            raise _without_registry(causal_lm.config.model_type) from error
         if isinstance(error, KeyError) and error.args == (_PROBE_NAME,):  # not in a table of the model's own classes
             raise _without_registry(config.model_type) from None
         problem = f"{config.model_type} cannot be built from its config: {type(error).__name__}: {error}"
@@ -82,13 +80,15 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
     except UserError:
         raise
     except Exception as error:
+        if not found and not has_mixers and not getattr(causal_lm, "_supports_attention_backend", False):
+            raise _without_registry(causal_lm.config.model_type) from error
         if device.type != "meta" or not isinstance(error, RuntimeError):  # what reading a value raises there
             problem = f"{name} cannot run on a pack: {type(error).__name__}: {error}"
             raise UserError("model", problem, REMEDY) from error
         if not found and getattr(causal_lm, "_supports_attention_backend", False):
             return AttentionNeeds()
-    if not found and has_mixers:
-        return AttentionNeeds()  # a model without attention; if it has some of its own, its proof will tell
+    if not found and has_mixers and not hasattr(causal_lm.config, "num_attention_heads"):
+        return AttentionNeeds()  # a model without attention
     if not found:
         raise _without_registry(causal_lm.config.model_type)
     return AttentionNeeds(
