@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py --cases 2000 --jobs 2 --json fuzz.json
 
 Each case damages one file of a small world (recipe, raw data, tokenizer, base, prepared folder, checkpoint, run folder,
-export) and runs one command that reads it, in a process of its own. An exit code that is not documented, a traceback,
+export) and runs one command that reads it, in its own process. An exit code that is not documented, a traceback,
 the death of the process and more than 10 seconds are failures. Seed and number of a case repeat it.
 """
 

@@ -1,7 +1,7 @@
 """How long `ochat train` takes from its start to the end of its first step, with much prepared data.
 
     python benchmarks/startup.py --dir /data/startup --gib 10              # a tiny model: nothing hides the hashing
-    python benchmarks/startup.py --dir /data/startup --gib 10 --base BASE  # with the base that is loaded meanwhile
+    python benchmarks/startup.py --dir /data/startup --gib 10 --large      # loads 1.1 billion parameters meanwhile
 
 Three starts: without verifying the data, verifying it for the first time, and again, when its hashes are remembered.
 The data is dropped from the page cache before each. With --repeat, the shortest of each counts. Needs the extra `test`;
@@ -60,14 +60,14 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="folder on the disk to measure")
     parser.add_argument("--gib", type=float, default=10.0)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--base", help="folder of a base model; default: a tiny one with random weights")
+    parser.add_argument("--large", action="store_true", help="a base of 1.1 billion parameters, loaded from files")
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
     options.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         os.environ[CACHE_VARIABLE] = str(folder / "cache")
-        recipe = make_data(folder, gib=options.gib, base=options.base)
+        recipe = make_data(folder, gib=options.gib, large=options.large)
         start(recipe, folder, UNVERIFIED)  # fills the caches of Python and of the disk with what is not data
         seconds: dict[str, float] = {}
         cpu_seconds: dict[str, float] = {}
@@ -87,15 +87,19 @@ def main() -> int:
     return 0
 
 
-def make_data(folder: Path, *, gib: float, base: str | None) -> Path:
+def make_data(folder: Path, *, gib: float, large: bool) -> Path:
     """A recipe whose training split is replaced by random rows, with a manifest that describes them."""
-    model: dict[str, Any] = {"template": "openchat_3.5", "max_length_tokens": ROW_TOKENS}
-    if base is None:
-        tokenizer = write_small_tokenizer(folder / "tokenizer")
-        model |= {"config": {**TINY_MODEL, "max_position_embeddings": ROW_TOKENS}, "tokenizer": str(tokenizer)}
+    tokenizer = write_small_tokenizer(folder / "tokenizer")
+    model: dict[str, Any] = {
+        "template": "openchat_3.5",
+        "max_length_tokens": ROW_TOKENS,
+        "tokenizer": str(tokenizer),
+    }
+    if large:
+        make_base(folder / "base")
+        model["path"] = str(folder / "base")
     else:
-        tokenizer = Path(base)
-        model |= {"path": base}
+        model["config"] = {**TINY_MODEL, "max_position_embeddings": ROW_TOKENS}
     recipe = write_small_recipe(
         folder,
         tokenizer,
@@ -123,6 +127,18 @@ def make_data(folder: Path, *, gib: float, base: str | None) -> Path:
     values = {**vars(manifest), "splits": {**manifest.splits, "train": train}}
     Manifest(**values).sealed(hashes_of(prepared)).save(prepared)
     return recipe
+
+
+def make_base(folder: Path) -> None:
+    """A Mistral of 1.1 billion random parameters, 2 GiB of files."""
+    import torch
+    import transformers
+
+    large = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
+    shape = {**TINY_MODEL, **large, "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32_000}
+    config = transformers.AutoConfig.for_model(**{**shape, "max_position_embeddings": ROW_TOKENS})
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
 
 
 def batches(num_bytes: int, vocab_size: int) -> Iterator[pa.RecordBatch]:

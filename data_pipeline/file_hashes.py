@@ -1,4 +1,4 @@
-"""sha256 of many files: in threads, and remembered for as long as nothing says that a file has changed.
+"""sha256 of many files: in threads, and remembered until something says that a file has changed.
 
 What was hashed is remembered in the user's cache folder, one small file for each host and group of files. A hash is
 taken from there only while the file has the same size, times of change and inode. The time of the inode (ctime) cannot

@@ -13,7 +13,11 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a limit on the size of files
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
+# permissions, a disk that is mounted read-only, a link that leads to itself, a name that no disk can hold
+_UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR),  # a file in the place of a folder, or the other way round
+)
 MAKE_ROOM = "make room there, and run the command again"
 
 
@@ -44,7 +48,10 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
     final = final.resolve()  # a link to another disk stays a link
     if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
         raise UserError(final, "already exists and was not made by this command", "choose another folder or remove it")
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise cannot_use(final.parent, error) from None
     _clear_leftovers(final)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
     old = final.parent / f".{final.name}.old-{os.getpid()}"
@@ -85,15 +92,13 @@ def is_out_of_room(error: OSError) -> bool:
     return error.errno in _NO_ROOM
 
 
-def is_forbidden(error: OSError) -> bool:
-    """Whether a file could not be used because of permissions, of a disk that is mounted read-only, or of a link that
-    leads to itself.
-    """
-    return error.errno in _FORBIDDEN
+def is_unusable(error: OSError) -> bool:
+    """Whether a file could not be used for a reason that the user can change: its permissions, its place, its name."""
+    return error.errno in _UNUSABLE
 
 
-def not_allowed(path: Path | str, error: OSError) -> UserError:
-    """A file that may not be used as an error that says which and why."""
+def cannot_use(path: Path | str, error: OSError) -> UserError:
+    """A file that cannot be used as an error that says which and why."""
     remedy = "change its permissions or those of its folder, or name another one"
     return UserError(path, f"cannot be used: {error.strerror or error}", remedy)
 

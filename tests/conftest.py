@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from tests.support.tokenizers import write_small_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+# Trainings that tests start share one folder of proofs, so that each base is proven once; workers inherit it.
+if "OCHAT_TEST_CACHE" not in os.environ:
+    os.environ["OCHAT_TEST_CACHE"] = tempfile.mkdtemp(prefix="ochat-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["OCHAT_TEST_CACHE"], ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = os.environ["OCHAT_TEST_CACHE"]
 
 
 @pytest.fixture(scope="session", autouse=True)

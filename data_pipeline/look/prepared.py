@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from data_pipeline.errors import UserError
 from data_pipeline.look.tokens import ShownToken, TokenReader
 from data_pipeline.prepared.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
 from data_pipeline.prepared.integrity import check_sizes
-from data_pipeline.prompt.library_errors import tokenizers_errors
+from data_pipeline.prompt.library_errors import stored_tokenizer
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 
@@ -75,9 +74,7 @@ class Inspection:
         if not len(self.data):
             remedy = _HOW_A_SPLIT_IS_FILLED.get(split, "run `ochat prepare` again")
             raise UserError(prepared_dir, f"split `{split}` is empty", remedy)
-        tokenizer_file = prepared_dir / TOKENIZER_FOLDER / "tokenizer.json"
-        with tokenizers_errors(tokenizer_file):
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._tokenizer = stored_tokenizer(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json")
         self._read = TokenReader(self._tokenizer, TEMPLATES.get(manifest.template))
 
     @property

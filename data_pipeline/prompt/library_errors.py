@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from data_pipeline.errors import UserError
 
 TOKENIZER_REMEDY = "get the tokenizer's files again, or name another `model.tokenizer`"
 _PANIC = "PanicException"  # what a panic of Rust code becomes in Python; its base class is BaseException
 _MOST_CHARACTERS = 200
+
+
+def stored_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`. Raises UserError for one that the library cannot read."""
+    with tokenizers_errors(path):
+        return Tokenizer.from_file(str(path))
 
 
 @contextmanager

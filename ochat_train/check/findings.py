@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_pipeline.errors import UserError
-from data_pipeline.files import is_forbidden, not_allowed
+from data_pipeline.files import cannot_use, is_unusable
 
 Level = Literal["ok", "warning", "problem"]
 Check = Callable[[], Iterable["Finding"]]
@@ -80,10 +80,10 @@ def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Finding]:
         except UserError as error:
             findings += _explained(area, error, area_of)
         except OSError as error:
-            if not is_forbidden(error):
+            if not is_unusable(error):
                 findings.append(_defect(area, error))
             else:
-                findings += _explained(area, not_allowed(error.filename or area, error), area_of)
+                findings += _explained(area, cannot_use(error.filename or area, error), area_of)
         except Exception as error:
             findings.append(_defect(area, error))
     return findings

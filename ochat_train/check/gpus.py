@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 import torch
 
-from ochat_train.check.findings import Finding, ok, problem, warning
+from data_pipeline.errors import UserError
+from ochat_train.check.findings import Finding, from_error, ok, warning
 from ochat_train.check.recipe_facts import RecipeFacts
-from ochat_train.check.versions import installed_version
-from ochat_train.model.attention.choose import attention_obstacles, choose_attention, missing_packages
-from ochat_train.model.attention.needs import attention_needs
-from ochat_train.model.config import model_dtype
-from ochat_train.model.float8 import float8_obstacles
+from ochat_train.model.attention.choose import attention_obstacles, missing_packages
+from ochat_train.model.build import is_compiled
+from ochat_train.model.config import check_precision, model_dtype
+from ochat_train.model.float8 import float8_error, float8_obstacles
 from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.memory import GIB
+from ochat_train.recipe.sections import ModelSettings
+from ochat_train.system.requirements import installed_version
 
 _HOPPER = (9, 0)  # compute capability; what float8 is checked for where there is no GPU
 
@@ -27,30 +29,33 @@ def check_gpus(facts: RecipeFacts) -> Iterator[Finding]:
         if model.float8:
             yield from _float8(facts, _HOPPER)
         return
-    yield from _gpus()
+    yield from _gpus(model)
     device = torch.device("cuda", 0)
-    dtype, needs = model_dtype(model, device), attention_needs(facts.model)
-    kernel = choose_attention(model.attention, device=device, dtype=dtype, needs=needs)
-    others = attention_obstacles(device=device, dtype=dtype, needs=needs).items()
+    proven = facts.proven
+    others = attention_obstacles(device=device, dtype=model_dtype(model, device), needs=proven.needs).items()
     not_usable = "; ".join(f"{name}: {obstacle}" for name, obstacle in others if obstacle)
-    yield ok("gpu", "model.attention", kernel + (f" (not usable: {not_usable})" if not_usable else ""))
+    yield ok("gpu", "model.attention", proven.kernel + (f" (not usable: {not_usable})" if not_usable else ""))
+    is_compiled(model, kernel=proven.kernel, device=device)  # raises where `model.compile` cannot be
     if model.float8:
         yield from _float8(facts, torch.cuda.get_device_capability(device))
 
 
 def check_gpus_without_recipe() -> Iterator[Finding]:
     """The part of `check_gpus` that does not depend on the recipe."""
-    yield from _gpus() if torch.cuda.is_available() else _kernels_without_gpu("auto")
+    yield from _gpus(None) if torch.cuda.is_available() else _kernels_without_gpu("auto")
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus(model: ModelSettings | None) -> Iterator[Finding]:
+    """model: of the recipe, if it can be read."""
     for number in range(torch.cuda.device_count()):
         place, properties = f"GPU {number}", torch.cuda.get_device_properties(number)
         text = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, compute capability "
         text += f"{properties.major}.{properties.minor}"
-        if properties.major < 8:
-            remedy = "use an Ampere GPU or later, or model.precision: float32"
-            yield problem("gpu", place, f"{text}: no bfloat16", remedy)
+        try:
+            if model is not None:
+                check_precision(model, torch.device("cuda", number))
+        except UserError as error:
+            yield from from_error("gpu", error)
         else:
             yield ok("gpu", place, text)
 
@@ -80,6 +85,6 @@ def _float8(facts: RecipeFacts, capability: tuple[int, int]) -> Iterator[Finding
         compiled=recipe.model.compile is not False,
     )
     for obstacle in obstacles:
-        yield problem("gpu", place, f"true cannot be used: {obstacle}", "fix that, or remove model.float8")
+        yield from from_error("gpu", float8_error(obstacle))
     if not obstacles:
         yield ok("gpu", place, f"torchao {installed_version('torchao')}, and the shapes fit")

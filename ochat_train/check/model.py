@@ -12,10 +12,9 @@ from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
-from ochat_train.model.attention.needs import check_attention
-from ochat_train.model.config import check_config
-from ochat_train.model.structure import check_head, decoder_layers
+from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
 from ochat_train.planning.steps import automatic_rate
@@ -37,16 +36,14 @@ def check_template(facts: RecipeFacts) -> Iterator[Finding]:
 
 def check_base(facts: RecipeFacts) -> Iterator[Finding]:
     """Whether this trainer computes the base's architecture correctly."""
-    config, settings = facts.config, facts.recipe.model
-    check_config(config, settings)
+    settings, proven = facts.recipe.model, facts.proven
     model = facts.model
     name, place = type(model).__name__, settings.path or "model.config"
-    check_attention(config)
-    check_head(model)
     yield from _own_code(settings, name)
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
-    yield ok("base", place, f"{name}, {size}{weights}")
+    yield ok("base", place, f"{name}, {size}{weights}; {proven.text()}")
+    yield from layer_findings(facts)
 
 
 def _own_code(settings: ModelSettings, model_class: str) -> Iterator[Finding]:
@@ -91,7 +88,11 @@ def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
     else:
         error = too_little_memory(plan, num_gpus=facts.num_gpus)
         text = f"{error.problem} (GPUs of {facts.gpu_memory_gib:g} GiB)"
-        yield problem("memory", error.place, text, error.remedy)
+        if facts.recipe.model.activation_checkpointing == "auto":
+            yield problem("memory", error.place, text, error.remedy)
+        else:
+            text = f"{text}; model.activation_checkpointing is set by hand, so a run would try"
+            yield warning("memory", error.place, text, error.remedy)
     empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus

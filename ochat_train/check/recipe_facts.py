@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from data_pipeline.classes.rewards import RewardFacts, needs_scores
 from data_pipeline.classes.tagging import ClassTable, Tagger, class_table
@@ -32,7 +33,10 @@ from data_pipeline.read.sample import sample_source
 from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
 from ochat_train.hub import models
+from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.base_class import text_config
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
+from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.planning.memory import MemoryPlan
 from ochat_train.planning.report import memory_choice
 from ochat_train.planning.steps import training_plan
@@ -113,12 +117,27 @@ class RecipeFacts:
         try:
             return self.tokenizer.vocab_size
         except UserError:
-            return int(self.config.vocab_size)
+            return int(text_config(self.config).vocab_size)
 
     @property
     def model(self) -> Any:
         """The model without weights."""
         return self._once("model", lambda: model_without_weights(self.config))
+
+    @property
+    def proven(self) -> ProvenBase:
+        """The proof of the base on the device that a run on this machine would use.
+
+        Where that is the CPU, a kernel that only a GPU has is left to the GPU host.
+        """
+        return self._once("proven", self._prove)
+
+    def _prove(self) -> ProvenBase:
+        has_gpu, model = torch.cuda.is_available(), self.recipe.model
+        if not has_gpu and model.attention != "auto" and KERNELS[model.attention].needs_gpu:
+            model = model.model_copy(update={"attention": "auto"})
+        device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
+        return prove_base(self.config, model, device=device)
 
     @property
     def num_parameters(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ochat_train.system.pretrained import config_of_values
 from ochat_train.system.versions import library_versions
 
 # Entries of a base's configuration that change no step: names, how the model is used after training, what it returns,
@@ -68,12 +69,10 @@ def config_entries(values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a configuration that decide the steps, by dotted name.
 
     values: as `transformers` writes them, with or without entries that have their default. This version's defaults are
-    filled in, so that the same configuration has the same entries whichever version wrote it. Raises whatever
-    `transformers` raises for one that it does not know.
+    filled in, so that the same configuration has the same entries whichever version wrote it. Raises UserError for one
+    that `transformers` does not know.
     """
-    import transformers
-
-    known = config_values(transformers.AutoConfig.for_model(**values))
+    known = config_values(config_of_values(values, place="base config"))
     return dict(flat_values({name: value for name, value in known.items() if name not in _IDLE_ENTRIES}))
 
 

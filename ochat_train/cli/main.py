@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.errors import ReportedError, UserError
-from data_pipeline.files import cannot_write, is_forbidden, is_out_of_room, not_allowed
+from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unusable
 from ochat_train import __version__
 from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.arguments import add_debug, add_recipe
@@ -58,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _ended_by(error, options.verb)
     except OSError as error:  # a full disk can end any write, and permissions any use of a file
-        if options.debug or not (is_out_of_room(error) or is_forbidden(error)):
+        if options.debug or not (is_out_of_room(error) or is_unusable(error)):
             raise
         if is_out_of_room(error):
             return _ended_by(cannot_write(error.filename, error), options.verb)
-        return _ended_by(not_allowed(error.filename or "the output", error), options.verb)
+        return _ended_by(cannot_use(error.filename or "the output", error), options.verb)
     return exits.DONE
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.model.base_class import new_model, text_config
+from ochat_train.model.base_class import is_tied, is_wrapper, new_model, other_parts, text_config
 from ochat_train.model.loss import LogitTransform
 from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections import ModelSettings
@@ -37,6 +37,19 @@ def model_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
 
 
+def check_precision(settings: ModelSettings, device: torch.device) -> None:
+    """Raise UserError for a GPU that does not compute in the dtype of the run."""
+    if device.type != "cuda" or model_dtype(settings, device) != torch.bfloat16:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise UserError(
+            f"GPU {device.index or 0}",
+            f"compute capability {major}.{minor}: no bfloat16",
+            "use an Ampere GPU or later, or model.precision: float32",
+        )
+
+
 def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
     """The `transformers` config of the base, which may come from the Hub. Raises UserError where it cannot be loaded.
 
@@ -51,7 +64,7 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
 def check_config(config: Any, settings: ModelSettings) -> None:
     """Raise UserError for a base that is made for shorter texts than the recipe wants."""
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = getattr(text_config(config), "max_position_embeddings", None)
     if longest is not None and settings.max_length_tokens > longest:
         raise UserError(
             "model.max_length_tokens",
@@ -138,11 +151,17 @@ def model_without_weights(config: Any) -> Any:
 
 def num_parameters(model: Any, vocab_size: int) -> int:
     """Parameters of a model with rows for `vocab_size` tokens."""
-    tables = 1 if model.config.tie_word_embeddings else 2
+    config = text_config(model.config)
+    tables = 1 if is_tied(model.config) else 2
     count = sum(parameter.numel() for parameter in model.parameters())
-    return int(count + num_added_rows(model, vocab_size) * model.config.hidden_size * tables)
+    return int(count + num_added_rows(model, vocab_size) * config.hidden_size * tables)
+
+
+def num_frozen_parameters(model: Any) -> int:
+    """Parameters that a run holds and does not train: those of a wrapper outside its language model and head."""
+    return sum(parameter.numel() for parameter in other_parts(model)) if is_wrapper(model.config) else 0
 
 
 def num_added_rows(model: Any, vocab_size: int) -> int:
     """Tokens that the base has no row for."""
-    return int(max(0, vocab_size - model.config.vocab_size))
+    return int(max(0, vocab_size - text_config(model.config).vocab_size))

@@ -23,7 +23,7 @@ def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_
     """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if problems := float8_obstacles(layers, capability=capability, pack_length=pack_length, compiled=compiled):
-        raise UserError("model.float8", f"true cannot be used: {problems[0]}")
+        raise float8_error(problems[0])
     from torchao.float8 import (  # type: ignore[import-not-found, unused-ignore]
         Float8LinearConfig,
         convert_to_float8_training,
@@ -32,6 +32,11 @@ def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_
     config = Float8LinearConfig.from_recipe_name("tensorwise")
     for layer in layers:
         convert_to_float8_training(layer, config=config)
+
+
+def float8_error(obstacle: str) -> UserError:
+    """What is said of one of `float8_obstacles`, before a run and at its start."""
+    return UserError("model.float8", f"true cannot be used: {obstacle}", "fix that, or remove model.float8")
 
 
 def float8_obstacles(

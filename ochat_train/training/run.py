@@ -6,6 +6,7 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,9 @@ from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
+from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.weights.token_rows import ControlTokens
 from ochat_train.planning.learning_rate import PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
@@ -43,6 +46,7 @@ from ochat_train.runs.folder import require_run_folder, write_run_folder
 from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
 from ochat_train.system.messages import print_message
+from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.batches import run_steps_of_rank
@@ -114,6 +118,7 @@ class _Start:
 
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
     """The manifest of the prepared dataset, which is the same on all hosts, as are recipe and library versions."""
+    on_every_rank(ranks, check_requirements)
     manifest = on_every_rank(ranks, lambda: check_prepared(recipe, with_sources=False))
     require_agreement(ranks, facts_of(recipe, manifest))
     return manifest
@@ -140,6 +145,7 @@ class _Training:
     peak: PeakLearningRate
     model: PackedCausalLM
     kernel: str
+    proven: ProvenBase
     work: Work
     memory: MemoryPlan
     mean_rows: Sequence[str]
@@ -150,6 +156,7 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     split = on_every_rank(ranks, lambda: open_split(Path(recipe.data.prepared_dir), "train", manifest))
     plan = training_plan(recipe, split)
     peak = peak_learning_rate(recipe, manifest)
+    proven = _proven_base(recipe, manifest, ranks)
     control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
     model, kernel, mean_rows = on_every_rank(
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
@@ -167,10 +174,24 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         peak=peak,
         model=model,
         kernel=kernel,
+        proven=proven,
         work=work,
         memory=memory,
         mean_rows=mean_rows,
     )
+
+
+def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase:
+    """The proof of the base, which every rank has or none.
+
+    One rank of each host makes it first: the others find it in their user's cache, or make it where there is none.
+    """
+
+    def proof() -> ProvenBase:
+        return prove_base(load_base_config(recipe.model, manifest.vocab_size), recipe.model, device=ranks.device)
+
+    on_every_rank(ranks, lambda: proof() if os.environ.get("LOCAL_RANK", "0") == "0" else None)
+    return on_every_rank(ranks, proof)
 
 
 def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
@@ -348,8 +369,11 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
         f"{training.peak}\n"
         f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
         f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
-        f"{', float8' if recipe.model.float8 else ''}; {origin}"
+        f"{', float8' if recipe.model.float8 else ''}; {origin}\n"
+        f"{training.proven.text()}"
     )
+    if training.model.mixers is not None:
+        print_message(training.model.mixers.text())
     if training.mean_rows and not decision.checkpoint:
         rows = ", ".join(training.mean_rows)
         print_message(f"the base did not train the rows of {rows}: they start from the mean row")

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.model.attention.kernel import AttentionFunction
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.keywords import refuse_unused, without_borders
 
 REGISTERED_NAME = "ochat_packed"
 
 
-def register_attention(kernel_name: str) -> str:
+def register_attention(kernel_name: str, *, run: AttentionFunction | None = None) -> str:
     """Register the kernel with `transformers` and return the name to give as `attn_implementation`.
 
     The registered function raises UserError for every keyword that no kernel uses, for one that this kernel does not
@@ -29,7 +30,7 @@ def register_attention(kernel_name: str) -> str:
     kernel = KERNELS[kernel_name]
     if kernel.prepare is not None:
         kernel.prepare()
-    run = kernel.run
+    function = kernel.run if run is None else run
 
     def packed_attention(
         module: torch.nn.Module,
@@ -54,7 +55,7 @@ def register_attention(kernel_name: str) -> str:
         if lacks is not None:
             raise UserError("model.attention", f"`{kernel_name}` cannot be used: it has no {lacks}", "use `auto`")
         query, key, value = (x[0].transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTE))  # B is 1
-        output_THE = run(
+        output_THE = function(
             query,
             key,
             value,

@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ochat_train.check.versions import check_versions
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
+from ochat_train.model.proof.base import prove_base
 from ochat_train.planning.memory import GIB
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
@@ -592,9 +594,15 @@ def test_a_gpu_of_this_machine_is_the_default(make_recipe: RecipeFactory, monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    findings = check(make_recipe(), (), num_gpus=None, gpu_memory_gib=None)
+    path = make_recipe()
+    config = transformers.AutoConfig.for_model(**TINY_MODEL)
+    proven = prove_base(config, load_recipe(path).model, device=torch.device("cpu"))
+    monkeypatch.setattr(
+        "ochat_train.check.recipe_facts.prove_base", lambda *_, device: replace(proven, kernel=f"of {device}")
+    )
+    findings = check(path, (), num_gpus=None, gpu_memory_gib=None)
     assert "2 GPU(s) of 40 GiB" in only(findings, "memory", "ok").finding
     assert [f.finding for f in area(findings, "gpu")][:2] == [
         f"GPU {n}: GPU, 40 GiB, compute capability 8.0" for n in (0, 1)
     ]
-    assert "attention: varlen" in area(findings, "gpu")[2].finding
+    assert "attention: of cuda:0" in area(findings, "gpu")[2].finding

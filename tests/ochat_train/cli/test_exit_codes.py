@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import ReportedError, UserError
+from ochat_train.check.findings import run_checks
 from ochat_train.cli.main import main
 from ochat_train.cli.report import REPORT
 from ochat_train.system import exits
@@ -144,3 +145,39 @@ def test_one_rank_of_every_other_host_prints_what_that_host_finds(
     found = exits.found_on_host(error, environment, host="host-b")
     assert found.each_process_prints == names_host
     assert str(found) == ("host-b: recipe.yaml: cannot be read" if names_host else str(error))
+
+
+PERMISSIONS = [errno.EACCES, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR]
+
+
+@pytest.mark.parametrize("number", PERMISSIONS)
+def test_a_file_that_may_not_be_used_is_named(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By any verb, wherever it meets the file; other errors of the system are defects of ours."""
+
+    def write_run_page(run_dir: Path, out: Path) -> None:
+        raise OSError(number, os.strerror(number), "secret.json")
+
+    monkeypatch.setattr("ochat_train.report.run_page.write_run_page", write_run_page)
+    assert main(["report", "run"]) == 2
+    said = capsys.readouterr().err
+    assert f"ochat report: secret.json: cannot be used: {os.strerror(number)}; change its permissions" in said
+    [finding] = run_checks([("base", lambda: write_run_page(Path(), Path()) or [])])
+    assert (finding.level, finding.place) == ("problem", "secret.json")
+    assert "the check itself failed" not in finding.problem
+    number = errno.EINVAL
+    with pytest.raises(OSError, match="Invalid argument"):
+        main(["report", "run"])
+    [defect] = run_checks([("base", lambda: write_run_page(Path(), Path()) or [])])
+    assert "the check itself failed" in defect.problem, "the control"
+
+
+def test_a_prepared_folder_that_cannot_be_written_is_named(
+    make_recipe: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its parent is a file; for root a folder without the right to write is writable."""
+    (tmp_path / "file").write_text("")
+    recipe = make_recipe(data__prepared_dir=str(tmp_path / "file" / "prepared"))
+    assert main(["prepare", str(recipe), "--workers", "1"]) == 2
+    assert "prepared" in capsys.readouterr().err

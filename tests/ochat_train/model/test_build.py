@@ -34,7 +34,6 @@ def test_the_base_and_the_kernel_that_it_calls(make_recipe: RecipeFactory) -> No
     ("config", "problem"),
     [
         ({"model_type": "nemotron"}, "does not pass `cu_seqlens`"),
-        ({"model_type": "falcon_h1"}, "packs would mix"),
         ({"model_type": "bloom"}, "takes no `position_ids`"),
     ],
 )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import manifest_digest
 from data_pipeline.text_rules import visible
 from ochat_train.ablation.results import AblationResults
 from ochat_train.ablation.results_page import ablation_page
@@ -25,6 +26,7 @@ from ochat_train.report.run_page import write_run_page
 from tests.support.small_recipe import RecipeFactory
 
 NASTY = "<script>alert(1)</script>&\"'$x$\u2028\x85"  # the last two end a line for str.splitlines
+SHOWN = visible(NASTY)
 
 
 class Page(HTMLParser):
@@ -166,12 +168,12 @@ def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
         "1.3456",
         "1.4567",
         "1.5678",
-        NASTY,
-        f"GPT4 Correct says {NASTY}",
-        f"{NASTY} says {NASTY} ...",
+        SHOWN,
+        f"GPT4 Correct says {SHOWN}",
+        f"{SHOWN} says {SHOWN} ...",
     ):
         assert text in page.texts
-    assert f"{NASTY}: yes: 0.1111 [0.0999, 0.1222] nats/token over {visible(NASTY, kept='')}." in page.texts
+    assert f"{SHOWN}: yes: 0.1111 [0.0999, 0.1222] nats/token over {SHOWN}." in page.texts
     assert "old" not in page.texts
     assert page.attributes.count(("class", "outlined")) == 2
 
@@ -179,6 +181,7 @@ def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
 def test_weights_from_rows_are_shown_as_in_other_tables(run_dir: Path) -> None:
     manifest = json.loads((run_dir / "prepared.json").read_text())
     manifest["classes"][1] |= {"weight": None, "smallest_weight": 0.125, "largest_weight": 0.5}
+    manifest["digest"] = manifest_digest(manifest)
     (run_dir / "prepared.json").write_text(json.dumps(manifest))
     assert "0.125 to 0.5" in page_of(run_dir).texts
 
@@ -267,7 +270,7 @@ def test_page_of_an_ablation() -> None:
     }
     page = Page(ablation_page(AblationResults.from_json(results)))
     assert "script" not in page.tags
-    matrices = [f"Condition matrix: {name} {NASTY}, seed 0" for name in ("c-rlft", "sft")]
+    matrices = [f"Condition matrix: {name} {SHOWN}, seed 0" for name in ("c-rlft", "sft")]
     assert page.headings == ["Arms", "Right answers", "Right answers by task", "Held-out nll", *matrices, "All figures"]
     assert page.texts.count("yes: 0.5000 [0.2500, 0.7500] nats/token over no condition") == 2
     for text in ("31.2% ± 8.8%", "62.5% ± 17.7%", "12.5% ± 0.0%", "1.2500 ± 0.0000", "0.5000 ± 0.0000"):

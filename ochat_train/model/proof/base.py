@@ -1,0 +1,127 @@
+"""What is known of a base before its weights are loaded: that packs of it are computed rightly, and by which kernel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
+from ochat_train.model.borders import installed_packages
+from ochat_train.model.config import check_config, check_precision, model_dtype
+from ochat_train.model.proof.errors import explained
+from ochat_train.model.proof.prove import Errors, prove, ways_of
+from ochat_train.model.proof.remembered import key_of, recall, remember
+from ochat_train.model.proof.small_config import small_base
+from ochat_train.model.structure import check_head
+from ochat_train.recipe.sections import ModelSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenBase:
+    """A base whose packs are computed rightly, as `prove` says.
+
+    kernel: of attention, to be used on the device it was proven for. needs: of its attention. num_layers, num_kinds,
+    num_parameters: of the copy that was tested. seconds: that it took when it was tested.
+    """
+
+    kernel: str
+    needs: AttentionNeeds
+    num_layers: int
+    num_kinds: int
+    num_parameters: int
+    errors: Errors
+    seconds: float
+    is_remembered: bool
+
+    def text(self) -> str:
+        """For a person, one line."""
+        errors = self.errors
+        half = "" if errors.half is None else f", attention of {self.kernel} within {errors.half:.0e}"
+        kinds = f"{self.num_layers} layers of {self.num_kinds} kind{'s' if self.num_kinds > 1 else ''}"
+        when = f"tested before, in {self.seconds:.1f} s" if self.is_remembered else f"tested in {self.seconds:.1f} s"
+        return (
+            f"packs are computed as each conversation alone: hidden states within {errors.hidden:.0e}{half}, gradients "
+            f"{errors.gradient:.0e}, loss {errors.loss:.0e} ({kinds}, {when})"
+        )
+
+
+def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) -> ProvenBase:
+    """Choose the attention kernel of a base and prove that packs of it are computed rightly; remembered if they are.
+
+    config: of `transformers`, of the whole base. device: of the run.
+    Raises UserError for a base that would be trained wrongly, one that cannot be tested, one that is made for shorter
+    texts than the recipe wants, a kernel that cannot run, and a GPU without the precision of the run.
+    """
+    check_config(config, settings)
+    check_precision(settings, device)
+    dtype = model_dtype(settings, device)
+    facts = {
+        "attention": settings.attention,
+        "dtype": str(dtype),
+        "max_length_tokens": settings.max_length_tokens,
+        "ways": ways_of(settings.activation_checkpointing),
+        "missing": {name: kernel.missing_package() for name, kernel in KERNELS.items()},
+        "mixers": installed_packages(),
+    }
+    key = key_of(config, device=device, facts=facts)
+    if (known := _from_record(recall(key))) is not None:
+        return known
+    found = _prove(config, settings, device=device, dtype=dtype)
+    remember(key, _record(found))
+    return found
+
+
+def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> ProvenBase:
+    start = time.perf_counter()
+    with explained(config, "cannot be built"):
+        small = small_base(config, max_length_tokens=settings.max_length_tokens)
+        causal_lm = small.model_in_training()
+    check_head(causal_lm)
+    with explained(config, "cannot be computed on packs"):
+        needs = attention_needs(causal_lm)
+    kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
+    ways = ways_of(settings.activation_checkpointing)
+    errors = prove(config, small, kernel=kernel, device=device, ways=ways)
+    return ProvenBase(
+        kernel=kernel,
+        needs=needs,
+        num_layers=small.num_layers,
+        num_kinds=small.num_kinds,
+        num_parameters=small.num_parameters,
+        errors=errors,
+        seconds=time.perf_counter() - start,
+        is_remembered=False,
+    )
+
+
+def _record(found: ProvenBase) -> dict[str, Any]:
+    """As it is remembered: plain values."""
+    values = {name: value for name, value in asdict(found).items() if name != "is_remembered"}
+    needs = {**values["needs"], "head_dims": sorted(map(list, found.needs.head_dims))}
+    return {**values, "needs": needs}
+
+
+def _from_record(record: Mapping[str, Any] | None) -> ProvenBase | None:
+    """What was remembered, None for nothing or anything else."""
+    if record is None:
+        return None
+    try:
+        needs, errors = dict(record["needs"]), Errors(**record["errors"])
+        needs["head_dims"] = frozenset((int(query), int(value)) for query, value in needs["head_dims"])
+        counts = {name: int(record[name]) for name in ("num_layers", "num_kinds", "num_parameters")}
+        return ProvenBase(
+            kernel=str(record["kernel"]),
+            needs=AttentionNeeds(**needs),
+            errors=errors,
+            seconds=float(record["seconds"]),
+            is_remembered=True,
+            **counts,
+        )
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,340 @@
+"""A small copy of a base's config that has every kind of layer, real head dimensions, and everything that matters.
+
+Nothing here knows a family. A change is tried, and kept if the small model still builds and runs alone, and its layers
+are still of the same kinds; else it is taken back.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from ochat_train.model.base_class import new_model, text_config
+from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, shortest_prefix
+
+LENGTHS = (19, 29, 13)
+"""Tokens of the conversations that the proof packs, in their order: windows and rotary scaling lie between them."""
+
+MOST_PARAMETERS = 300_000_000
+_FEW_PARAMETERS = 1_000_000  # small enough: its sizes stay
+_FEW_LAYERS = 8
+_FEW_VALUES, _MOST_VALUES = 40_000_000, 200_000_000  # parameters; a larger model is run on shapes alone, if it can be
+_WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 16, 64  # tokens
+_VOCAB, _EXPERTS, _TOP_K = 96, 8, 2
+_SIZES = (64, 128, 256)
+_SOFTCAP = 4.0
+
+Path = tuple[str, ...]
+Changes = Mapping[Path, Any]
+
+_HEADS = re.compile(r"heads?$|heads_kv$|head_kv$")
+_FIXED = re.compile(
+    r"head_dim|head_size|d_head|d_state|state_size|conv|kernel|position|token|layers?$|layer_id|window|chunk|pattern"
+    r"|freq|interval|period|rope|type|ids?$|max_|block|experts|top_?k|group|vocab|seed|version|start|factor|ctx|length"
+)
+_EXPERT_COUNTS = re.compile(r"^(num|n|moe_num)_(local_|routed_)?experts$|^num_routed_experts$|^moe_num_experts$")
+_CHOSEN_EXPERTS = re.compile(
+    r"experts_per_tok|^(moe_)?top_?k(_experts)?$|moe_k$|num_selected_experts|experts_per_token"
+)
+_WINDOWS = re.compile(r"(window|window_size|attention_chunk_size|local_attention)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallBase:
+    """A small config, and what it has. noise: what was taken out of it, such as dropout. num_kinds: of layers."""
+
+    config: Any
+    noise: Changes
+    num_layers: int
+    num_kinds: int
+    num_parameters: int
+
+    def model_in_training(self) -> Any:
+        """The model on the CPU with the noise that the whole base has in training."""
+        values = self.config.to_dict()
+        for path, value in self.noise.items():
+            _set(values, path, value)
+        config = type(self.config).from_dict(values)
+        return new_model(config, dtype=torch.float32)
+
+
+def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
+    """The small copy of a `transformers` config. Raises UserError where none of at most `MOST_PARAMETERS` can be built.
+
+    max_length_tokens: of the recipe; a window or an original length that no conversation reaches stays out of reach.
+    """
+    draft = _Draft(config_class=type(config), values=copy.deepcopy(config.to_dict()), kinds=(), parameters=0)
+    draft = _measured(draft)
+    noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
+    for change in _quiet(draft.values, max_length_tokens):
+        draft = _tried(draft, [change], new_kinds=True) or draft
+    draft = _with_run_on_shapes(_fewer_layers(draft, config))
+    for group in (_experts, _vocabulary, _named_head_dimension, _scaled, _single):
+        draft = group(draft)
+    if draft.parameters > MOST_PARAMETERS:
+        raise UserError(
+            "model",
+            f"{config.model_type} cannot be proven: no copy of it below {MOST_PARAMETERS:,} parameters could be built "
+            f"(the smallest has {draft.parameters:,})",
+            "use another base",
+        )
+    num_layers = len(draft.kinds[1])
+    return SmallBase(
+        config=draft.config(),
+        noise=noise,
+        num_layers=num_layers,
+        num_kinds=len(set(draft.kinds[1])),
+        num_parameters=draft.parameters,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A config as a dictionary. kinds: of what is outside of the layers, and of each layer."""
+
+    config_class: Any
+    values: dict[str, Any]
+    kinds: tuple[Any, ...]
+    parameters: int
+    runs_on_shapes: bool = False
+
+    def config(self) -> Any:
+        return self.config_class.from_dict(copy.deepcopy(self.values))
+
+
+def _measured(draft: _Draft) -> _Draft:
+    """The draft with what its model has. Raises whatever `transformers` raises."""
+    with torch.device("meta"):
+        model = new_model(draft.config(), dtype=torch.float32)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return replace(draft, kinds=(outer_kind(model), tuple(layer_kinds(model))), parameters=count)
+
+
+def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False) -> _Draft | None:
+    """The draft with the changes, None if it does not build or run, or other kinds of layers come out.
+
+    new_kinds: the changes are meant to change what the layers do.
+    """
+    values = copy.deepcopy(draft.values)
+    for change in changes:
+        for path, value in change.items():
+            _set(values, path, value)
+    try:
+        found = _measured(replace(draft, values=values))
+        if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
+            return None
+        if draft.runs_on_shapes and found.parameters > _FEW_VALUES:
+            _run_alone(found.config(), device="meta")
+        elif found.parameters <= _MOST_VALUES:
+            _run_alone(found.config(), device="cpu")
+    except Exception:  # whatever a config or a model raises where a size does not fit
+        return None
+    return found
+
+
+def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return a[0] == b[0] and set(a[1]) == set(b[1])
+
+
+@torch.no_grad()
+def _run_alone(config: Any, *, device: str) -> None:
+    """Run the model of a config once, all weights zero or on shapes alone: does every shape fit?"""
+    with torch.device("meta"):
+        model = new_model(config, dtype=torch.float32, attn_implementation="eager").eval()
+    if device != "meta":
+        model.to_empty(device=device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.zero_()
+    model(input_ids=torch.zeros((1, max(LENGTHS)), dtype=torch.int64, device=device), use_cache=False)
+
+
+def _with_run_on_shapes(draft: _Draft) -> _Draft:
+    """The draft, noting whether its model runs on shapes alone: layers that read values, such as routers, cannot."""
+    try:
+        _run_alone(draft.config(), device="meta")
+    except Exception:  # whatever an operator without shapes raises
+        return draft
+    return replace(draft, runs_on_shapes=True)
+
+
+def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
+    """The draft with few layers of every kind: the first ones up to the last new kind, or else one of each kind."""
+    kinds = draft.kinds[1]
+    prefix = shortest_prefix(kinds)
+    first = sorted({kind: number for number, kind in reversed(list(enumerate(kinds)))}.values())
+    own_name = text_config(config).attribute_map.get("num_hidden_layers")
+    choices = [list(range(length)) for length in (max(prefix, 2), prefix + 1, 2 * prefix)]
+    if prefix > _FEW_LAYERS:
+        choices.insert(0, first)
+    for kept in choices:
+        if len(kept) >= len(kinds):
+            continue
+        for change in _with_layers(draft.values, kept, len(kinds), own_name):
+            if (found := _tried(draft, [change])) is not None:
+                return found
+    return draft
+
+
+def _with_layers(values: dict[str, Any], kept: Sequence[int], num_layers: int, own_name: str | None) -> list[Changes]:
+    """The change to the layers `kept`, in several ways of reading numbers of layers, such as the last N or the first N.
+
+    own_name: what the config calls its number of layers, if it has a name of its own for it.
+    """
+    cut: dict[Path, Any] = {}
+    first: dict[Path, Any] = {}
+    last: dict[Path, Any] = {}
+    for path, value in _leaves(values):
+        if isinstance(value, list) and len(value) == num_layers:
+            cut[path] = [value[number] for number in kept]
+        elif isinstance(value, dict):  # by the number of a layer
+            by_number = {int(number): entry for number, entry in value.items()}
+            cut[path] = {new: by_number[old] for new, old in enumerate(kept) if old in by_number}
+        elif _is_int(value) and value == num_layers and ("layer" in path[-1] or path[-1] == own_name):
+            cut[path] = len(kept)
+        elif _is_int(value) and "layers" in path[-1] and 0 < value < num_layers:
+            first[path] = sum(number < value for number in kept)
+            last[path] = sum(number >= num_layers - value for number in kept)
+    return [cut, {**cut, **last}, {**cut, **first}] if first else [cut]
+
+
+def _quiet(values: dict[str, Any], max_length_tokens: int) -> Iterator[Changes]:
+    """What makes results comparable (no dropout), and brings windows, caps and lengths to where they matter."""
+    for path, value in _leaves(values):
+        key = path[-1]
+        if isinstance(value, int | float) and "softcap" in key and value > _SOFTCAP:
+            yield {path: _SOFTCAP}
+        elif _is_int(value) and _WINDOWS.search(key) and value > _WINDOW:
+            yield {path: _WINDOW if value < max_length_tokens else _BEYOND}
+    yield {path: 0.0 for path, value in _leaves(values) if _is_noise(path, value)}
+    if lengths := _lengths(values, max_length_tokens):
+        yield lengths
+
+
+def _lengths(values: dict[str, Any], max_length_tokens: int) -> Changes:
+    """Original lengths of rotary scaling, with the ratio between longest and original length as it is."""
+    changes: dict[Path, Any] = {}
+    original: int | None = None
+    for path, value in _leaves(values):
+        if path[-1] == "original_max_position_embeddings" and _is_int(value):
+            original = value
+            changes[path] = _ORIGINAL_LENGTH if value < max_length_tokens else 4 * _BEYOND
+    for path, value in _leaves(values):
+        if path[-1] in ("max_position_embeddings", "n_positions") and _is_int(value) and value > 4 * _BEYOND:
+            if original is None:
+                changes[path] = 4 * _BEYOND
+            else:
+                cut = next(iter(changes.values()))
+                changes[path] = max(4 * _BEYOND, round(cut * value / original))
+    return changes
+
+
+def _experts(draft: _Draft) -> _Draft:
+    """Few experts, all the same way of choosing among them."""
+    changes: dict[Path, Any] = {}
+    for path, value in _leaves(draft.values):
+        key = path[-1]
+        if not _is_int(value):
+            continue
+        if _EXPERT_COUNTS.search(key) and value > _EXPERTS:
+            changes[path] = _EXPERTS
+        elif (_CHOSEN_EXPERTS.search(key) and value > _TOP_K) or (key == "n_group" and value > _TOP_K):
+            changes[path] = _TOP_K
+        elif key == "topk_group" and value > 1:
+            changes[path] = 1
+    return (_tried(draft, [changes]) if changes else None) or draft
+
+
+def _vocabulary(draft: _Draft) -> _Draft:
+    """A small vocabulary; ids of special tokens are moved into it."""
+    changes: dict[Path, Any] = {}
+    for path, value in _leaves(draft.values):
+        if _is_int(value) and "vocab_size" in path[-1] and value > _VOCAB:
+            changes[path] = _VOCAB
+        elif path[-1].endswith("token_id") and _is_int(value) and value >= _VOCAB:
+            changes[path] = _VOCAB - 1
+        elif path[-1].endswith(("token_id", "token_ids")) and isinstance(value, list):
+            changes[path] = [min(entry, _VOCAB - 1) for entry in value if _is_int(entry)]
+    return _tried(draft, [changes]) or draft
+
+
+def _named_head_dimension(draft: _Draft) -> _Draft:
+    """The head dimension by its name, where the config can have one, so that other sizes do not decide it."""
+    config = text_config(draft.config())
+    if draft.parameters <= _FEW_PARAMETERS or getattr(config, "head_dim", None) is not None:
+        return draft
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if not (_is_int(hidden) and _is_int(heads) and heads):
+        return draft
+    path = ("text_config", "head_dim") if "text_config" in draft.values else ("head_dim",)
+    return _tried(draft, [{path: hidden // heads}]) or draft
+
+
+def _scaled(draft: _Draft) -> _Draft:
+    """All sizes and numbers of heads divided by one number, so that their ratios stay."""
+    sizes = {path: value for path, value in _leaves(draft.values) if _is_size(path, value)}
+    heads = {path: value for path, value in sizes.items() if _HEADS.search(path[-1])}
+    common = math.gcd(*heads.values()) if heads else 1
+    for divisor in sorted(_divisors(common), key=lambda d: (d != common // 2, -d)):
+        if draft.parameters <= _FEW_PARAMETERS or divisor == 1:
+            break
+        all_sizes = {path: value // divisor for path, value in sizes.items() if value % divisor == 0}
+        only_heads = {path: value // divisor for path, value in heads.items()}
+        for changes in (only_heads, all_sizes):
+            if (found := _tried(draft, [changes])) is not None and found.parameters < draft.parameters:
+                return found
+    return draft
+
+
+def _single(draft: _Draft) -> _Draft:
+    """Every size by itself as small as it can be."""
+    for path, value in list(_leaves(draft.values)):
+        if draft.parameters <= _FEW_PARAMETERS:
+            break
+        if not _is_size(path, value) or _HEADS.search(path[-1]):
+            continue
+        for size in _SIZES:
+            if size >= value:
+                break
+            found = _tried(draft, [{path: size}])
+            if found is not None and found.parameters < draft.parameters:
+                draft = found
+                break
+    return draft
+
+
+def _is_noise(path: Path, value: object) -> bool:
+    return isinstance(value, float) and value > 0 and re.search(r"drop|jitter", path[-1]) is not None
+
+
+def _is_size(path: Path, value: object) -> bool:
+    return _is_int(value) and value > 1 and not _FIXED.search(path[-1])  # type: ignore[operator]
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _leaves(values: Mapping[str, Any], lead: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The values of a config with the names that lead to them. A dictionary with numbers as names is a value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and not (value and all(str(name).isdigit() for name in value)):
+            yield from _leaves(value, (*lead, str(key)))
+        else:
+            yield (*lead, str(key)), value
+
+
+def _set(values: dict[str, Any], path: Path, value: Any) -> None:
+    for key in path[:-1]:
+        values = values[key]
+    values[path[-1]] = value
