@@ -15,7 +15,7 @@ from ochat_train.recipe.sections import ModelSettings
 from ochat_train.system.pretrained import config_of_values, load_config, reason_of
 
 # Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families
-# whose code uses an entry in another way have a row of their own.
+# whose code uses an entry in another way have their own row.
 _LOGIT_TRANSFORMS: Mapping[str, str] = {
     "final_logit_softcapping": "softcap",  # Gemma 2 to 4, VaultGemma, nanochat
     "logits_soft_cap": "softcap",  # RecurrentGemma
@@ -121,7 +121,7 @@ def layer_widths(config: Any) -> LayerWidths:
 def _widths_of_one(config: Any) -> LayerWidths:
     """Configs that do not name a head dimension share `hidden_size` over the heads.
 
-    In latent attention (DeepSeek) keys have a part with and one without positions, and values a dimension of their own.
+    In latent attention (DeepSeek) keys have a part with and one without positions, and values another dimension.
     """
     heads = getattr(config, "num_attention_heads", None) or 0
     key_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -17,6 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.model.base_class import text_config
 from ochat_train.model.config import layer_widths, model_dtype
+from ochat_train.model.experts import expert_count
 from ochat_train.model.loss import CHUNK_TOKENS
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import (
@@ -138,6 +139,9 @@ def model_shape(
     hidden, intermediate = config.hidden_size, widths.intermediate
     matmuls = 2 * (2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate)
     none = matmuls + 2 * (2 * hidden + intermediate)
+    if expert_count(config):  # `matmuls` does not keep grouped products; a token has a row in each of its experts
+        rows = getattr(config, "num_experts_per_tok", None) or 1
+        none += 2 * rows * (2 * hidden + 3 * (getattr(config, "moe_intermediate_size", None) or intermediate))
     return ModelShape(
         num_parameters=num_parameters,
         num_frozen=num_frozen,

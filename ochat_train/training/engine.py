@@ -109,9 +109,11 @@ def start_engine(
     if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
         GradientSum(trained_parameters(model), num_backwards=num_backwards)
     layers = decoder_layers(model.causal_lm)
-    # gather a layer's weights at once, outside compiled code
-    if recipe.deepspeed.stage == 3 and recipe.model.compile:
-        deepspeed.utils.set_z3_leaf_modules(model, [type(layers[0])])
+    # Gather a layer's weights at once: outside compiled code, and as often on every rank where a mixer runs its
+    # modules once for each conversation.
+    if recipe.deepspeed.stage == 3 and (recipe.model.compile or model.mixers is not None):
+        kinds = dict.fromkeys(type(layer) for layer in layers)
+        deepspeed.utils.set_z3_leaf_modules(model, list(kinds))
     layer_elements = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
     config = deepspeed_config(
         recipe,

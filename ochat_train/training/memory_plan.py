@@ -21,7 +21,7 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
     causal_lm: the `transformers` model. All ranks call it. Raises UserError where nothing fits.
     """
     is_gpu = ranks.device.type == "cuda"
-    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device)
+    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device, causal_lm=causal_lm)
     shape = model_shape(
         causal_lm.config,
         vocab_size=text_config(causal_lm.config).vocab_size,

@@ -12,7 +12,7 @@ from tests.support.fuzz.run import Result
 from tests.support.processes import process_environment
 from tests.support.rank_processes import ForkedRank
 
-SEED, CASES = 0, 20
+SEED, CASES = 0, 15
 
 
 def test_a_sample_of_damage_ends_with_a_message(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.keywords import REMEDY, refuse_unused, without_borders
 from ochat_train.model.base_class import backbone, new_model
+from ochat_train.model.borders import one_sequence, sequence_mixers
 
 _PROBE_NAME = "ochat_probe"
 _PROBE_TOKENS = 8
@@ -67,13 +68,14 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
     """
     base = backbone(causal_lm)
     name = f"{type(base).__name__} of `transformers`"
-    if "position_ids" not in inspect.signature(base.forward).parameters:
+    has_mixers = next(sequence_mixers(causal_lm), None) is not None  # these know positions without being told
+    if "position_ids" not in inspect.signature(base.forward).parameters and not has_mixers:
         problem = f"{name} takes no `position_ids`: positions would not start again with each conversation of a pack"
         raise UserError("model", problem, REMEDY)
     device = causal_lm.get_input_embeddings().weight.device
     found: list[AttentionNeeds] = []
     try:
-        with _probed(causal_lm, found):
+        with _probed(causal_lm, found), one_sequence(causal_lm, _PROBE_TOKENS):
             _run_once(base, device)
     except UserError:
         raise
@@ -83,6 +85,8 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
             raise UserError("model", problem, REMEDY) from error
         if not found and getattr(causal_lm, "_supports_attention_backend", False):
             return AttentionNeeds()
+    if not found and has_mixers and not hasattr(causal_lm.config, "num_attention_heads"):
+        return AttentionNeeds()  # a model without attention
     if not found:
         raise _without_registry(causal_lm.config.model_type)
     return AttentionNeeds(
@@ -94,11 +98,13 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
 
 
 def _run_once(base: Any, device: torch.device) -> None:
+    mask_device = "cpu" if device.type == "meta" else device
     with torch.no_grad():
         base(
             input_ids=torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
-            # without a mask `transformers` reads values of positions, which the meta device does not have
-            attention_mask=torch.ones((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
+            # Without a mask `transformers` reads values of positions, which the meta device does not have. Some models
+            # also read the mask's.
+            attention_mask=torch.ones((1, _PROBE_TOKENS), dtype=torch.int64, device=mask_device),
             position_ids=torch.arange(_PROBE_TOKENS, device=device)[None],
             use_cache=False,
             cu_seqlens=torch.tensor([0, _PROBE_TOKENS], dtype=torch.int32, device=device),

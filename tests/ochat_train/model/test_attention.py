@@ -183,7 +183,7 @@ def test_flex_is_what_was_written_out(case: Case, monkeypatch: pytest.MonkeyPatc
     [(Case(softcap=1.5), Case()), (Case(sinks=True), Case()), (Case(softcap=1.5), Case(softcap=3.0))],
 )
 def test_control_what_is_left_out_is_seen(needed: Case, dropped: Case, measured: Measured) -> None:
-    """A kernel that drops sinks or the soft cap, or takes another one, is far outside of the bounds above."""
+    """A kernel that drops sinks or the soft cap, or takes another one, is far from the bounds above."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((30, 4, 64), (30, 2, 64), (30, 2, 64), (4,))
     tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]

@@ -168,7 +168,7 @@ ALIBI = {"head_dim": ABSENT, "alibi": True}
     [
         (Lazy("nemotron"), "NemotronAttention of `transformers` (base `nemotron`) does not pass `cu_seqlens`"),
         (Lazy("stablelm"), "StableLmAttention of `transformers` (base `stablelm`) does not pass `cu_seqlens`"),
-        (Lazy("doge"), "needs `attention_mask` (a mask of its own), which no attention kernel here computes"),
+        (Lazy("doge"), "needs `attention_mask` (its own mask), which no attention kernel here computes"),
         (Lazy("falcon", head_dim=ABSENT), "falcon does not take its attention from transformers' registry"),
         (Lazy("falcon", **ALIBI), "falcon does not take its attention from transformers' registry"),
         (
@@ -217,7 +217,7 @@ def test_a_model_that_drops_the_borders_cannot_run_even_unchecked() -> None:
         ({"is_causal": False}, "`is_causal` (attention to later tokens)"),
         ({"indices": torch.zeros(1)}, "`indices` (sparse attention)"),
         ({"sinks": torch.zeros(2)}, "`sinks` (attention sinks)"),
-        ({"attention_mask": torch.ones(1, 1, 4, 4)}, "`attention_mask` (a mask of its own)"),
+        ({"attention_mask": torch.ones(1, 1, 4, 4)}, "`attention_mask` (its own mask)"),
         ({"not_known_yet": 0}, "`not_known_yet`"),
     ],
 )
