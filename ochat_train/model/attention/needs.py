@@ -27,12 +27,14 @@ class AttentionNeeds:
 
     dropout: the largest probability, in training. softcap, sinks: whether a layer has soft-capped scores, or sinks.
     head_dims: pairs of head dimensions that occur: of query and key, and of value. Empty where nobody looked.
+    is_grouped: whether query heads share a key head in a layer.
     """
 
     dropout: float = 0.0
     softcap: bool = False
     sinks: bool = False
     head_dims: frozenset[tuple[int, int]] = frozenset()
+    is_grouped: bool = False
 
 
 def check_attention(config: Any) -> AttentionNeeds:
@@ -96,6 +98,7 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
         softcap=any(needs.softcap for needs in found),
         sinks=any(needs.sinks for needs in found),
         head_dims=frozenset().union(*(needs.head_dims for needs in found)),
+        is_grouped=any(needs.is_grouped for needs in found),
     )
 
 
@@ -157,8 +160,10 @@ def _probe_mask(
     query, key = (x.reshape(-1) for x in torch.meshgrid(tokens, tokens, indexing="ij"))
     expected = (key <= query) & (query - key < window if local_size is not None else query >= 0)
     zero = torch.tensor(0)
-    seen = torch.stack([mask_function(zero, zero, i, j) for i, j in zip(query, key, strict=True)])
-    if not seen.is_meta and not torch.equal(seen, expected):
+    seen = [mask_function(zero, zero, i, j) for i, j in zip(query, key, strict=True)]
+    if any(found.is_meta for found in seen):
+        return
+    if [bool(found) for found in seen] != expected.tolist():
         base = getattr(config, "model_type", "the base")
         problem = f"{base} lets tokens see others than those before them or those of a window, which no attention "
         raise UserError("model", problem + "kernel here computes", REMEDY)
@@ -192,6 +197,7 @@ def _probe(
             softcap=softcap is not None,
             sinks=s_aux is not None,
             head_dims=frozenset({head_dims}),
+            is_grouped=query_BHTD.shape[1] != key_BGTD.shape[1],
         )
     )
     batch, num_heads, num_tokens = query_BHTD.shape[:3]
