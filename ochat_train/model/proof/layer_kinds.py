@@ -18,6 +18,7 @@ from ochat_train.model.structure import decoder_layers
 Kind = tuple[Any, ...]
 
 _EXACT = re.compile(r"head_dim|head_size|d_head|d_state|state_size|num_key_value_groups|kernel|window|chunk|rope|type")
+_NOT_PER_LAYER = re.compile(r"architectures|multipliers|token_id|scaling|factor")  # lists that may happen to be as long
 _IGNORED = re.compile(r"layer_?idx|layer_?id|layer_?number|training|^_|name")
 
 
@@ -68,7 +69,7 @@ def _per_layer_values(config: Any, num_layers: int) -> list[tuple[Any, ...]]:
     columns = [
         [_entry(entry) for entry in value]
         for key, value in sorted(config.to_dict().items())
-        if isinstance(value, list | tuple) and len(value) == num_layers and "architectures" not in key
+        if isinstance(value, list | tuple) and len(value) == num_layers and not _NOT_PER_LAYER.search(key)
     ]
     return [tuple(column[number] for column in columns) for number in range(num_layers)]
 
