@@ -7,7 +7,7 @@ the same names. Sizes do not count, except those that decide what is computed: h
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +18,17 @@ from ochat_train.model.structure import decoder_layers
 Kind = tuple[Any, ...]
 
 _EXACT = re.compile(r"head_dim|head_size|d_head|d_state|state_size|num_key_value_groups|kernel|window|chunk|rope|type")
-_NOT_PER_LAYER = re.compile(r"architectures|multipliers|token_id|scaling|factor")  # lists that may happen to be as long
 _IGNORED = re.compile(r"layer_?idx|layer_?id|layer_?number|training|^_|name")
 
 
-def layer_kinds(causal_lm: Any) -> list[Kind]:
-    """The kind of each decoder layer, in order. causal_lm: of `transformers`, may be on the meta device."""
+def layer_kinds(causal_lm: Any, per_layer: Collection[str]) -> list[Kind]:
+    """The kind of each decoder layer, in order. causal_lm: of `transformers`, may be on the meta device.
+
+    per_layer: names of the config's lists with one entry for each layer; others may be as long by chance.
+    """
     layers = decoder_layers(causal_lm)
-    per_layer = _per_layer_values(text_config(causal_lm.config), len(layers))
-    return [(_kind(layer), *values) for layer, values in zip(layers, per_layer, strict=True)]
+    columns = _per_layer_values(text_config(causal_lm.config), per_layer, len(layers))
+    return [(_kind(layer), *values) for layer, values in zip(layers, columns, strict=True)]
 
 
 def outer_kind(causal_lm: Any) -> Kind:
@@ -64,13 +66,16 @@ def _value(key: str, value: object) -> object:
     return value != 0.0 if isinstance(value, float) else None
 
 
-def _per_layer_values(config: Any, num_layers: int) -> list[tuple[Any, ...]]:
+def per_layer_lists(config: Any, num_layers: int) -> frozenset[str]:
+    """Names of a config's lists that have as many entries as the whole base has layers."""
+    values = text_config(config).to_dict().items()
+    return frozenset(key for key, value in values if isinstance(value, list | tuple) and len(value) == num_layers)
+
+
+def _per_layer_values(config: Any, names: Collection[str], num_layers: int) -> list[tuple[Any, ...]]:
     """Entries of the config's lists that have one for each layer."""
-    columns = [
-        [_entry(entry) for entry in value]
-        for key, value in sorted(config.to_dict().items())
-        if isinstance(value, list | tuple) and len(value) == num_layers and not _NOT_PER_LAYER.search(key)
-    ]
+    values = config.to_dict()
+    columns = [[_entry(entry) for entry in values[name]] for name in sorted(names) if len(values[name]) == num_layers]
     return [tuple(column[number] for column in columns) for number in range(num_layers)]
 
 

@@ -17,7 +17,8 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.base_class import new_model, text_config
-from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, shortest_prefix
+from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, per_layer_lists, shortest_prefix
+from ochat_train.model.structure import decoder_layers
 
 LENGTHS = (19, 29, 13)
 """Tokens of the conversations that the proof packs, in their order: windows and rotary scaling lie between them."""
@@ -95,13 +96,16 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
 
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """A config as a dictionary. kinds: of what is outside the layers, and of each layer."""
+    """A config as a dictionary. kinds: of what is outside the layers, and of each layer. per_layer: names of its lists
+    with one entry for each layer, None before they are known.
+    """
 
     config_class: Any
     values: dict[str, Any]
     kinds: tuple[Any, ...]
     parameters: int
     runs_on_shapes: bool = False
+    per_layer: frozenset[str] | None = None
 
     def config(self) -> Any:
         return self.config_class.from_dict(copy.deepcopy(self.values))
@@ -112,7 +116,11 @@ def _measured(draft: _Draft) -> _Draft:
     with torch.device("meta"):
         model = new_model(draft.config(), dtype=torch.float32)
     count = sum(parameter.numel() for parameter in model.parameters())
-    return replace(draft, kinds=(outer_kind(model), tuple(layer_kinds(model))), parameters=count)
+    lists = draft.per_layer
+    if lists is None:
+        lists = per_layer_lists(model.config, len(decoder_layers(model)))
+    kinds = (outer_kind(model), tuple(layer_kinds(model, lists)))
+    return replace(draft, kinds=kinds, parameters=count, per_layer=lists)
 
 
 def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False) -> _Draft | None:

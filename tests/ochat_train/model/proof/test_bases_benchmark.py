@@ -14,6 +14,8 @@ from ochat_train.model.attention.kernels import KERNELS
 from tests.support.base_configs import broken_kernel
 from tests.support.processes import ROOT
 
+RESULTS = ROOT / "benchmarks" / "bases.json"
+
 
 @pytest.fixture(scope="module")
 def bases() -> ModuleType:
@@ -62,7 +64,8 @@ def test_what_is_wrong_or_crashes_is_seen_even_where_nothing_refuses_it(
     assert bases.summary([wrong, crashed]) == "2 tried: 0 right, 0 refused, 1 wrong, 1 crash, 0 not built"
 
 
-def test_no_committed_result_is_wrong(bases: ModuleType) -> None:
-    rows = json.loads((ROOT / "benchmarks" / "bases.json").read_text(encoding="utf-8"))
+@pytest.mark.skipif(not RESULTS.is_file(), reason="benchmarks/bases.json is not committed")
+def test_no_committed_result_is_wrong() -> None:
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert {row["verdict"] for row in rows} == {"right", "refused"}
     assert len({row["base"] for row in rows}) >= 70

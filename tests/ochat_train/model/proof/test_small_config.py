@@ -10,7 +10,7 @@ import transformers
 
 from data_pipeline.errors import UserError
 from ochat_train.model.proof import small_config
-from ochat_train.model.proof.layer_kinds import layer_kinds, shortest_prefix
+from ochat_train.model.proof.layer_kinds import layer_kinds, per_layer_lists, shortest_prefix
 from ochat_train.model.proof.small_config import LENGTHS, small_base
 from tests.support.base_configs import base_config
 
@@ -68,13 +68,20 @@ def test_kinds_of_layers_are_told_apart_by_what_they_do() -> None:
     def kinds(**values: Any) -> list[Any]:
         with torch.device("meta"):
             config = transformers.AutoConfig.for_model("qwen2", num_hidden_layers=6, **values)
-            return layer_kinds(transformers.AutoModelForCausalLM.from_config(config))
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            return layer_kinds(model, per_layer_lists(model.config, 6))
 
     assert len(set(kinds())) == 1
     windows = kinds(use_sliding_window=True, sliding_window=16, max_window_layers=4)
     assert len(set(windows)) == 2
     assert shortest_prefix(windows) == 5
     assert shortest_prefix(kinds()) == 1
+
+
+def test_lists_that_are_as_long_as_a_small_copy_by_chance_do_not_count_as_lists_of_layers() -> None:
+    """Falcon-H1 has lists of two numbers (`time_step_limit`), and all of its layers are of one kind."""
+    small = small_base(transformers.AutoConfig.for_model("falcon_h1"), max_length_tokens=8192)
+    assert (small.num_layers, small.num_kinds) == (2, 1)
 
 
 def test_a_base_that_cannot_be_made_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
