@@ -282,7 +282,7 @@ def test_special_models_in_bfloat16_are_no_worse_than_eager(
     loss = PackedCausalLM(ours, num_classes=2)(batch).weighted_nll
     loss.backward()
     measured(f"bfloat16 model with {special}, loss, {name}, against float64", relative_error(loss, expected))
-    assert relative_error(loss, expected) < 1e-4
+    assert relative_error(loss, expected) < 5e-4
     for group, factor in (("", 1.05), ("sinks", 2.0), ("lm_head.bias", 2.0)):  # few numbers, which vary more
         grads = [{key: p.grad for key, p in model.named_parameters() if group in key} for model in (ours, eager, truth)]
         if not grads[0]:
