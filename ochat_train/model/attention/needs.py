@@ -27,12 +27,14 @@ class AttentionNeeds:
 
     dropout: the largest probability, in training. softcap, sinks: whether a layer has soft-capped scores, or sinks.
     head_dims: pairs of head dimensions that occur: of query and key, and of value. Empty where nobody looked.
+    is_grouped: whether query heads share a key head in a layer.
     """
 
     dropout: float = 0.0
     softcap: bool = False
     sinks: bool = False
     head_dims: frozenset[tuple[int, int]] = frozenset()
+    is_grouped: bool = False
 
 
 def check_attention(config: Any) -> AttentionNeeds:
@@ -94,6 +96,7 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
         softcap=any(needs.softcap for needs in found),
         sinks=any(needs.sinks for needs in found),
         head_dims=frozenset().union(*(needs.head_dims for needs in found)),
+        is_grouped=any(needs.is_grouped for needs in found),
     )
 
 
@@ -192,6 +195,7 @@ def _probe(
             softcap=softcap is not None,
             sinks=s_aux is not None,
             head_dims=frozenset({head_dims}),
+            is_grouped=query_BHTD.shape[1] != key_BGTD.shape[1],
         )
     )
     batch, num_heads, num_tokens = query_BHTD.shape[:3]
