@@ -45,6 +45,7 @@ from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.model.build import build_model
 from ochat_train.model.proof.small_config import small_base
 from ochat_train.recipe.sections import ModelSettings
+from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.versions import library_versions
 
 Verdict = Literal["right", "refused", "wrong", "crash", "not built"]
@@ -170,6 +171,7 @@ class _Rows:
 def main() -> None:
     """Try all, print, and end with 1 where one is wrong or crashes."""
     options = _options()
+    quiet_libraries()  # DeepSpeed's notices go to standard output, between the JSON
     warnings.filterwarnings("ignore")
     import transformers
 

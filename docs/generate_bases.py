@@ -6,6 +6,7 @@ python docs/generate_bases.py > docs/bases.md
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ochat_train.planning.learning_rate import auto_learning_rate
 from ochat_train.planning.published_rates import PUBLISHED_RATES, PublishedRate
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "bases.json"
+
+_VERDICTS = ("right", "refused", "wrong", "crash")
 
 _INTRODUCTION = """\
 # Families of bases
@@ -79,7 +82,8 @@ with each conversation alone. So a base that is missing here is not trained wron
 
 `python benchmarks/bases.py` does the same for many configurations on purpose: small models of random weights, trained
 on packs, the gradients of all parameters against each conversation alone through the eager attention of `transformers`
-in float64. `error`: the largest relative difference. `control`: the same with conversations that are not kept apart.
+in float64. `error`: the relative difference of all gradients together. `control`: the same with conversations that are
+not kept apart.
 """
 
 _NOTHING = "\nNo results are committed: run it with `--json > benchmarks/bases.json`, and print this page again.\n"
@@ -150,12 +154,12 @@ def rule_by_width(row: PublishedRate) -> float:
 def _results(rows: list[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
-    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("right", "refused")}
+    counts = Counter(row["verdict"] for row in rows)
+    came_out = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=_VERDICTS.index))
     versions = {", ".join(f"{name} {number}" for name, number in sorted(row["versions"].items())) for row in rows}
     lines = [
         "",
-        f"{len(rows)} configurations: {counts['right']} right, {counts['refused']} refused. "
-        f"With {'; '.join(sorted(versions))}.",
+        f"{len(rows)} configurations: {came_out}. With {'; '.join(sorted(versions))}.",
         "",
         "| base | kernel | came out | error | control | why |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -12,6 +12,7 @@ from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.chat_folder import check_chat_template
 from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
+from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.memory import GIB
@@ -42,6 +43,7 @@ def check_base(facts: RecipeFacts) -> Iterator[Finding]:
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
     yield ok("base", place, f"{name}, {size}{weights}; {proven.text()}")
+    yield from layer_findings(facts)
 
 
 def _own_code(settings: ModelSettings, model_class: str) -> Iterator[Finding]:

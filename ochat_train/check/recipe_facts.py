@@ -34,6 +34,7 @@ from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
 from ochat_train.hub import models
 from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.base_class import text_config
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.planning.memory import MemoryPlan
@@ -116,7 +117,7 @@ class RecipeFacts:
         try:
             return self.tokenizer.vocab_size
         except UserError:
-            return int(self.config.vocab_size)
+            return int(text_config(self.config).vocab_size)
 
     @property
     def model(self) -> Any:

@@ -159,10 +159,10 @@ def _start(engine: Any, ranks: Ranks, final: Path) -> str:
 
 def estimated_bytes(engine: Any, num_ranks: int) -> int:
     """Size of a checkpoint of this engine."""
-    parameters = list(engine.module.parameters())
-    num_elements: int = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
-    return checkpoint_bytes(
-        num_elements,
+    sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter) for parameter in engine.module.parameters()]
+    frozen: int = sum(size * parameter.element_size() for size, parameter in sizes if not parameter.requires_grad)
+    return frozen + checkpoint_bytes(
+        sum(size for size, parameter in sizes if parameter.requires_grad),
         zero_stage=engine.zero_optimization_stage(),
         bfloat16=engine.bfloat16_enabled(),
         num_ranks=num_ranks,

@@ -34,9 +34,11 @@ from ochat_train.export.layout import CARD, DEFAULT_SHARD_SIZE, EXPORT_MARK
 from ochat_train.export.portable_config import write_portable_config
 from ochat_train.export.provenance import find_base_model
 from ochat_train.export.public_recipe import public_recipe
+from ochat_train.model.base_class import base_class, load_exported, text_config
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
+from ochat_train.runs.processor import processor_files
 from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
 from ochat_train.system.versions import library_versions
@@ -77,7 +79,7 @@ def export_checkpoint(
     trained = load_model(run, checkpoint)
     with replaced_folder(out, owned=replaceable) as folder:
         _write_model(trained, folder, max_shard_size=max_shard_size)
-        for file in (run.path / TOKENIZER_FOLDER).iterdir():
+        for file in (*(run.path / TOKENIZER_FOLDER).iterdir(), *processor_files(run.path / MODEL_CONFIG_FOLDER)):
             shutil.copyfile(file, folder / file.name)
         _verify_export(run, trained, folder)
         _write_card_and_mark(run, CheckpointManifest.load(checkpoint).step, folder)
@@ -170,8 +172,7 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     if changes:
         problem = f"is not the configuration that was trained: {listed(changes)}"
         raise UserError(folder / "config.json", problem, "change it back")
-    with torch.device("meta"):
-        model_class = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    model_class = base_class(config)
     # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)
     model, found = model_class.from_pretrained(
         None,
@@ -190,9 +191,10 @@ def load_model(run: RunFolder, checkpoint: Path) -> Any:
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
     model.generation_config = generation
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.bos_token_id = tokenizer.bos_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for part in {id(found): found for found in (model.config, text_config(model.config))}.values():
+        part.eos_token_id = tokenizer.eos_token_id
+        part.bos_token_id = tokenizer.bos_token_id
+        part.pad_token_id = tokenizer.pad_token_id
     return model.eval()
 
 
@@ -228,9 +230,7 @@ def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
 
 @torch.no_grad()
 def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
-    import transformers
-
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).eval()
+    loaded = load_exported(folder)
     expected, found = trained.state_dict(), loaded.state_dict()
     wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
     if wrong:

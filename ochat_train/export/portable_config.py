@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ochat_train.model.base_class import is_tied
+
 # Names that version 4 has for rotary settings: (of the base frequency, of the share of a head that is rotated).
 _OTHER_NAMES = {
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
@@ -28,7 +30,7 @@ def write_portable_config(folder: Path, config: Any) -> None:
     config.save_pretrained(folder)
     path = folder / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
-    _write(path, portable(saved, tied=bool(getattr(config, "tie_word_embeddings", False))))
+    _write(path, portable(saved, tied=is_tied(config)))
     if _read(folder) != _comparable(config.to_dict()):
         _write(path, saved)
 

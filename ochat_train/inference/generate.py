@@ -12,8 +12,9 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.export.layout import EXPORT_MARK
+from ochat_train.model.base_class import load_exported
 from ochat_train.system.library_output import quiet_libraries
-from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids, reason_of
+from ochat_train.system.pretrained import load_tokenizer, prompt_ids, reason_of
 
 _AGAIN = "export the run again"
 
@@ -22,21 +23,12 @@ Messages = Sequence[dict[str, str]]
 
 def load_generator(folder: Path) -> Generator:
     """An exported model, ready to answer, on a GPU if there is one. Raises UserError for a folder without a model."""
-    import transformers
 
     if not (folder / "config.json").is_file():
         raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = load_config(folder, revision=None, place=str(folder))
-    try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # any kind: damaged files, sizes that are not those of the configuration
-        problem = f"the model cannot be loaded: {type(error).__name__}: {reason_of(error)}"
-        raise UserError(folder, problem, _AGAIN) from None
-    generator = Generator(model.eval().to(device), folder)
+    generator = Generator(load_exported(folder).to(device), folder)
     generator.check_settings(folder)
     return generator
 

@@ -6,12 +6,13 @@ an image or sound encoder. The whole wrapper is loaded and exported; only its te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.system.pretrained import load_config, reason_of
 
 
 def text_config(config: Any) -> Any:
@@ -25,6 +26,12 @@ def text_config(config: Any) -> Any:
 def is_wrapper(config: Any) -> bool:
     """Whether a base holds more than a language model."""
     return text_config(config) is not config
+
+
+def is_tied(config: Any) -> bool:
+    """Whether a config makes embedding and head one tensor: that of a wrapper decides, where it says so."""
+    own = getattr(config, "tie_word_embeddings", None)
+    return bool(text_config(config).tie_word_embeddings if own is None else own)
 
 
 def auto_class(config: Any) -> Any:
@@ -55,10 +62,29 @@ def base_class(config: Any) -> Any:
         return type(new_model(config))
 
 
+def load_exported(folder: Path) -> Any:
+    """An exported model with all of its parts, in the dtype of its files, on the CPU, in evaluation mode.
+
+    Raises UserError where it cannot be loaded.
+    """
+    config = load_config(folder, revision=None, place=str(folder))
+    try:
+        model = auto_class(config).from_pretrained(
+            folder, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # any kind: damaged files, sizes that are not those of the configuration
+        problem = f"the model cannot be loaded: {type(error).__name__}: {reason_of(error)}"
+        raise UserError(folder, problem, "export the run again") from None
+    return model.eval()
+
+
 def backbone(causal_lm: Any) -> Any:
     """The language model without its head: from token ids to hidden states."""
     if is_wrapper(causal_lm.config):
-        return causal_lm.get_decoder()
+        decoder = causal_lm.get_decoder()
+        if decoder.get_output_embeddings() is None:
+            return decoder
+        causal_lm = decoder  # Llama 4 wraps a language model with its head
     if causal_lm.base_model is not causal_lm:
         return causal_lm.base_model
     # a family that does not name it (Llama 4): the one model inside
@@ -68,8 +94,19 @@ def backbone(causal_lm: Any) -> Any:
     return inner[0]
 
 
-def frozen_parameters(causal_lm: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Names and parameters of a wrapper that are neither in its language model nor in the head."""
+def other_parts(causal_lm: Any) -> list[torch.nn.Parameter]:
+    """Parameters of a wrapper that are neither in its language model nor in the head; none for any other base."""
     trained = [*backbone(causal_lm).parameters(), *causal_lm.get_output_embeddings().parameters()]
     ids = {id(parameter) for parameter in trained}
-    return ((name, found) for name, found in causal_lm.named_parameters() if id(found) not in ids)
+    return [parameter for parameter in causal_lm.parameters() if id(parameter) not in ids]
+
+
+def freeze_other_parts(causal_lm: Any) -> None:
+    """Train nothing but the language model and its head."""
+    for parameter in other_parts(causal_lm) if is_wrapper(causal_lm.config) else ():
+        parameter.requires_grad_(False)
+
+
+def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Parameters that a run changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

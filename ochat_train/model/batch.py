@@ -85,6 +85,15 @@ class PackedBatch:
     num_tokens: int
     """Tokens that are not padding."""
 
+    pack_tokens: tuple[int, ...] = ()
+    """The same of each pack, if there are several: T is cut into as many packs of one length, with padding at the end
+    of each. Empty for one pack."""
+
+    @property
+    def tokens_of_packs(self) -> tuple[int, ...]:
+        """Tokens that are not padding, of each pack."""
+        return self.pack_tokens or (self.num_tokens,)
+
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on another device. From pinned memory the copy runs in the background."""
         tensors: dict[str, Any] = {
@@ -157,4 +166,5 @@ def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
         cu_seqlens_S1=torch.cat((*borders, packs[-1].cu_seqlens_S1[-1:] + starts[-1])),
         max_seqlen=packs[0].max_seqlen,
         num_tokens=sum(pack.num_tokens for pack in packs),
+        pack_tokens=tuple(pack.num_tokens for pack in packs),
     )

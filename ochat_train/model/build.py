@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +12,9 @@ from data_pipeline.prepared.dataset import Manifest
 from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
+from ochat_train.model.borders import sequence_mixers
 from ochat_train.model.config import load_base_config, model_dtype
+from ochat_train.model.experts import router_coefficient, router_loss_of
 from ochat_train.model.float8 import use_float8
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
@@ -62,17 +64,26 @@ def build_model(
         mean_rows = set_untrained_rows(causal_lm, control, num_rows=num_rows)
     causal_lm.train()
     model = packed_model(
-        causal_lm, num_classes=len(manifest.classes), max_length_tokens=settings.max_length_tokens, device=device
+        causal_lm,
+        num_classes=len(manifest.classes),
+        max_length_tokens=settings.max_length_tokens,
+        device=device,
+        router_loss=router_loss_of(causal_lm, settings),
     )
     return BuiltModel(model, kernel, mean_rows)
 
 
-def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -> bool:
-    """Whether decoder layers are compiled: as the recipe says, by default on a GPU with a kernel that allows it.
+def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device, causal_lm: Any = None) -> bool:
+    """Whether decoder layers are compiled: as the recipe says, by default on a GPU with a kernel and a base that allow
+    it.
 
-    Raises UserError where the recipe wants it and the attention kernel does not allow it.
+    causal_lm: the base, None for one that is known to allow it. Raises UserError where the recipe wants it and the
+    attention kernel or the base does not allow it.
     """
-    compilable = KERNELS[kernel].compilable
+    obstacle = None if causal_lm is None else compile_obstacle(causal_lm, settings)
+    if settings.compile and obstacle is not None:
+        raise UserError("model.compile", f"true cannot be used: {obstacle}", "model.compile: false")
+    compilable = KERNELS[kernel].compilable and obstacle is None
     if settings.compile and not compilable:
         raise UserError(
             "model.compile",
@@ -80,6 +91,16 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device) -
             f"kernels that fit: {', '.join(sorted(name for name, found in KERNELS.items() if found.compilable))}",
         )
     return device.type == "cuda" and compilable if settings.compile is None else settings.compile
+
+
+def compile_obstacle(causal_lm: Any, settings: ModelSettings) -> str | None:
+    """What about a base keeps its layers from being compiled, None if nothing."""
+    mixer = next(sequence_mixers(causal_lm), None)
+    if mixer is not None:
+        return f"{type(mixer).__name__} reads the borders of conversations while it runs"
+    if router_coefficient(causal_lm.config, settings):
+        return "the router loss (model.router_aux_loss) reads router logits, which compiled layers do not hand out"
+    return None
 
 
 def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Sequence[str], device: torch.device) -> None:
@@ -92,3 +113,5 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
     if recipe.model.float8:
         use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
     set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
+    if not compiled:
+        model.count_experts()

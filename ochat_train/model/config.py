@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.model.base_class import new_model, text_config
+from ochat_train.model.base_class import is_tied, is_wrapper, new_model, other_parts, text_config
 from ochat_train.model.loss import LogitTransform
 from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections import ModelSettings
 from ochat_train.system.pretrained import config_of_values, load_config, reason_of
 
 # Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families
-# whose code uses an entry in another way have a row of their own.
+# whose code uses an entry in another way have their own row.
 _LOGIT_TRANSFORMS: Mapping[str, str] = {
     "final_logit_softcapping": "softcap",  # Gemma 2 to 4, VaultGemma, nanochat
     "logits_soft_cap": "softcap",  # RecurrentGemma
@@ -64,7 +64,7 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
 def check_config(config: Any, settings: ModelSettings) -> None:
     """Raise UserError for a base that is made for shorter texts than the recipe wants."""
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = getattr(text_config(config), "max_position_embeddings", None)
     if longest is not None and settings.max_length_tokens > longest:
         raise UserError(
             "model.max_length_tokens",
@@ -121,7 +121,7 @@ def layer_widths(config: Any) -> LayerWidths:
 def _widths_of_one(config: Any) -> LayerWidths:
     """Configs that do not name a head dimension share `hidden_size` over the heads.
 
-    In latent attention (DeepSeek) keys have a part with and one without positions, and values a dimension of their own.
+    In latent attention (DeepSeek) keys have a part with and one without positions, and values another dimension.
     """
     heads = getattr(config, "num_attention_heads", None) or 0
     key_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -151,11 +151,17 @@ def model_without_weights(config: Any) -> Any:
 
 def num_parameters(model: Any, vocab_size: int) -> int:
     """Parameters of a model with rows for `vocab_size` tokens."""
-    tables = 1 if model.config.tie_word_embeddings else 2
+    config = text_config(model.config)
+    tables = 1 if is_tied(model.config) else 2
     count = sum(parameter.numel() for parameter in model.parameters())
-    return int(count + num_added_rows(model, vocab_size) * model.config.hidden_size * tables)
+    return int(count + num_added_rows(model, vocab_size) * config.hidden_size * tables)
+
+
+def num_frozen_parameters(model: Any) -> int:
+    """Parameters that a run holds and does not train: those of a wrapper outside its language model and head."""
+    return sum(parameter.numel() for parameter in other_parts(model)) if is_wrapper(model.config) else 0
 
 
 def num_added_rows(model: Any, vocab_size: int) -> int:
     """Tokens that the base has no row for."""
-    return int(max(0, vocab_size - model.config.vocab_size))
+    return int(max(0, vocab_size - text_config(model.config).vocab_size))

@@ -36,10 +36,14 @@ class LossSums(NamedTuple):  # a tuple, because DeepSpeed's hooks look for tenso
     weighted_nll: float32 scalar, sum of w * -log p(target) in nats, differentiable.
     per_class: float32[C, 5], detached: weighted nll, weight, weighted correct (argmax is the target), supervised
     tokens, squared weight.
+    Mixtures of experts only (experts.py): router_loss, float32 scalar, differentiable, as `RouterLoss` gives it.
+    expert_counts: int64[L, E], detached, as `ExpertCounter` gives them.
     """
 
     weighted_nll: torch.Tensor
     per_class: torch.Tensor
+    router_loss: torch.Tensor | None = None
+    expert_counts: torch.Tensor | None = None
 
 
 class TokenScores(NamedTuple):

@@ -2,40 +2,78 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from ochat_train.model.base_class import backbone
 from ochat_train.model.batch import PackedBatch
+from ochat_train.model.borders import Mixers, keep_apart
 from ochat_train.model.config import logit_transform
+from ochat_train.model.experts import ExpertCounter, RouterLoss, records_router_logits, router_logits_of
 from ochat_train.model.loss import LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
 
 
 class PackedCausalLM(torch.nn.Module):
-    """A causal LM of `transformers` with the weighted loss of its next-token predictions instead of logits."""
+    """A causal LM of `transformers` with the weighted loss of its next-token predictions instead of logits.
 
-    def __init__(self, causal_lm: Any, *, num_classes: int) -> None:
+    mixers: of `borders.keep_apart` on this model; None to have that done here, for the device that the model is on.
+    router_loss: added to what the model is trained on, None for none.
+    """
+
+    def __init__(
+        self, causal_lm: Any, *, num_classes: int, mixers: Mixers | None = None, router_loss: RouterLoss | None = None
+    ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        device = causal_lm.get_input_embeddings().weight.device
+        self.mixers = keep_apart(causal_lm, device=device) if mixers is None else mixers
+        self.router_loss = router_loss
+        self.expert_counter: ExpertCounter | None = None
         self.loss = LossHead(
             causal_lm.get_output_embeddings(), transform=logit_transform(causal_lm.config), num_classes=num_classes
         )
+
+    def count_experts(self) -> None:
+        """From now on, loss sums have the tokens of each expert. Not for compiled layers."""
+        self.expert_counter = ExpertCounter.of(self.causal_lm)
 
     def forward(self, batch: PackedBatch, *, score: bool = False) -> LossSums | TokenScores:
         """Loss sums of a micro-batch or, with `score`, the scores of its supervised tokens.
 
         The model adds a batch dimension of 1. Attention stays within the sequences of `batch.cu_seqlens_S1`.
         """
-        hidden_1TD = backbone(self.causal_lm)(
+        router_loss = None if score else self.router_loss
+        counter = None if score else self.expert_counter
+        num_tokens, device = len(batch.input_ids_T), batch.input_ids_T.device
+        counting = nullcontext() if counter is None else counter.counting(batch.tokens_of_packs, num_tokens, device)
+        with counting:
+            outputs = self._base_outputs(batch, with_router_logits=router_loss is not None)
+        result: LossSums | TokenScores = self.loss(outputs.last_hidden_state[0], batch, score=score)
+        if isinstance(result, TokenScores):
+            return result
+        if router_loss is not None:
+            loss = router_loss(router_logits_of(outputs, num_tokens), batch.tokens_of_packs)
+            result = result._replace(router_loss=loss)
+        return result if counter is None else result._replace(expert_counts=counter.counts_LE())
+
+    def _base_outputs(self, batch: PackedBatch, *, with_router_logits: bool) -> Any:
+        """What the base model returns for a micro-batch, with its hidden states, and all routers' logits if wanted."""
+        if self.mixers is not None:
+            self.mixers.borders.set(batch.cu_seqlens_S1)
+        outputs = backbone(self.causal_lm)(
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
             use_cache=False,
             cu_seqlens=batch.cu_seqlens_S1,
             max_seqlen=batch.max_seqlen,
-        ).last_hidden_state
-        result: LossSums | TokenScores = self.loss(hidden_1TD[0], batch, score=score)
-        return result
+            # said in any case where a config may ask for them, and then compiled layers would have to record them
+            **({"output_router_logits": with_router_logits} if records_router_logits(self.causal_lm.config) else {}),
+        )
+        if self.mixers is not None:
+            self.mixers.borders.restore_in_backward(outputs.last_hidden_state)
+        return outputs
 
     def register_for_zero_3(self) -> None:
         """Tell DeepSpeed that the loss reads the head's weight and bias, so that stage 3 gathers them.

@@ -17,6 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.model.base_class import text_config
 from ochat_train.model.config import layer_widths, model_dtype
+from ochat_train.model.experts import expert_count
 from ochat_train.model.loss import CHUNK_TOKENS
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import (
@@ -35,11 +36,13 @@ GIB = 2**30
 class ModelShape:
     """What the memory of a model depends on.
 
+    num_frozen: of the parameters, those that have no gradients and no optimizer state.
     hidden, intermediate: sizes of the hidden states and of the MLP. vocab_size: rows of the head.
     layer_bytes: bytes that a layer keeps per token in 16-bit precision, by `activation_checkpointing`.
     """
 
     num_parameters: int
+    num_frozen: int = 0
     num_layers: int
     hidden: int
     intermediate: int
@@ -123,8 +126,10 @@ class StepCosts:
         return 1.0 + cost * (COSTS["float8"].value if self.float8 else 1.0)
 
 
-def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: bool) -> ModelShape:
-    """Shapes from a `transformers` config.
+def model_shape(
+    config: Any, *, vocab_size: int, num_parameters: int, compiled: bool, num_frozen: int = 0
+) -> ModelShape:
+    """Shapes from a `transformers` config. num_frozen: of the parameters, those that are not trained.
 
     A compiled layer keeps, in 16-bit precision: its input, queries, keys, values, the attention's output, its
     projection and the two MLP projections (`matmuls`); with `none` also both norms and the MLP's product. On Mistral
@@ -134,8 +139,12 @@ def model_shape(config: Any, *, vocab_size: int, num_parameters: int, compiled: 
     hidden, intermediate = config.hidden_size, widths.intermediate
     matmuls = 2 * (2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate)
     none = matmuls + 2 * (2 * hidden + intermediate)
+    if expert_count(config):  # `matmuls` does not keep grouped products; a token has a row in each of its experts
+        rows = getattr(config, "num_experts_per_tok", None) or 1
+        none += 2 * rows * (2 * hidden + 3 * (getattr(config, "moe_intermediate_size", None) or intermediate))
     return ModelShape(
         num_parameters=num_parameters,
+        num_frozen=num_frozen,
         num_layers=config.num_hidden_layers,
         hidden=hidden,
         intermediate=intermediate,
@@ -156,7 +165,8 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
     shard = {
         name: num_gpus if stage >= least else 1 for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))
     }
-    num = shape.num_parameters
+    num = shape.num_parameters - shape.num_frozen
+    held = shape.num_parameters
     buckets = 2 * width * BUCKET_ELEMENTS if num_gpus > 1 and stage else 0
     gathered = 2 * num / shape.num_layers * 2 * width if stage == 3 else 0
     optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
@@ -166,7 +176,7 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
     in_update = 8.0 * group + (2.0 * num if stage <= 1 and not wide else gradients)
     activations = _activation_bytes(recipe, shape, setting, width=width)
     return MemoryParts(
-        weights=0.0 if settings.offload_parameters else num * width / shard["weights"],
+        weights=0.0 if settings.offload_parameters else held * width / shard["weights"],
         gradients=gradients,
         optimizer=optimizer,
         activations=max(activations, in_update - gradients),

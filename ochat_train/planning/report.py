@@ -14,7 +14,14 @@ from data_pipeline.plan.plan import TrainingPlan, num_micro_batches, plan_epoch
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.evaluation.inputs import validation_inputs
 from ochat_train.evaluation.schedule import time_ratio
-from ochat_train.model.config import load_base_config, model_without_weights, num_added_rows, num_parameters
+from ochat_train.model.base_class import text_config
+from ochat_train.model.config import (
+    load_base_config,
+    model_without_weights,
+    num_added_rows,
+    num_frozen_parameters,
+    num_parameters,
+)
 from ochat_train.planning.memory import (
     GIB,
     MemoryPlan,
@@ -109,7 +116,13 @@ def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int,
     compiled = recipe.model.compile is not False
     costs = StepCosts.of(recipe, compiled=compiled)
     parameters = num_parameters(model, vocab_size)
-    shape = model_shape(model.config, vocab_size=vocab_size, num_parameters=parameters, compiled=compiled)
+    shape = model_shape(
+        model.config,
+        vocab_size=vocab_size,
+        num_parameters=parameters,
+        num_frozen=num_frozen_parameters(model),
+        compiled=compiled,
+    )
     free_bytes = (gpu_memory_gib - _CONTEXT_GIB) * GIB
     plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=True)
     return MemoryChoice(shape=shape, plans=plans, chosen=fastest_of(plans, costs), costs=costs)
@@ -118,7 +131,7 @@ def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int,
 def _work(model: Any, vocab_size: int) -> Work:
     """The work of a model with rows for `vocab_size` tokens."""
     work = work_of(model)
-    added = num_added_rows(model, vocab_size) * model.config.hidden_size
+    added = num_added_rows(model, vocab_size) * text_config(model.config).hidden_size
     return replace(work, matmul_parameters=work.matmul_parameters + added)
 
 

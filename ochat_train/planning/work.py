@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ochat_train.model.base_class import text_config
+from ochat_train.model.base_class import backbone, text_config
 from ochat_train.model.config import layer_widths
+from ochat_train.model.experts import expert_layers
 
 # Dense bfloat16 FLOP/s by a part of the device's name, from the vendor's data sheets. The first match counts.
 PEAK_FLOPS = {
@@ -37,8 +38,8 @@ class Work:
 
     The first term is 2 forward and 4 backward for each parameter of a matrix product (embeddings are looked up), the
     second is causal attention. Recomputed operations and padding do not count.
-    matmul_parameters: of linear modules. attention_width: heads times head dimension, the mean of that of queries and
-    that of values.
+    matmul_parameters: of linear modules, and the share of a layer's experts that a token uses. attention_width: heads
+    times head dimension, the mean of that of queries and that of values. num_layers: those with attention.
     """
 
     matmul_parameters: int
@@ -53,12 +54,25 @@ class Work:
 def work_of(causal_lm: Any) -> Work:
     """The work of a causal LM of `transformers`. To be called before DeepSpeed shards its parameters."""
     config, widths = text_config(causal_lm.config), layer_widths(causal_lm.config)
-    linears = [module for module in causal_lm.modules() if isinstance(module, torch.nn.Linear)]
-    return Work(
-        matmul_parameters=sum(module.weight.numel() for module in linears),
-        attention_width=(widths.query + widths.output) // 2,
-        num_layers=config.num_hidden_layers,
+    parts = [backbone(causal_lm), causal_lm.get_output_embeddings()]
+    linears = [module for part in parts for module in part.modules() if isinstance(module, torch.nn.Linear)]
+    of_experts = sum(
+        parameter.numel() * getattr(config, "num_experts_per_tok", 1) // layer.num_experts
+        for layer in expert_layers(causal_lm)
+        for parameter in layer.parameters()
+        if parameter.dim() == 3
     )
+    return Work(
+        matmul_parameters=sum(module.weight.numel() for module in linears) + of_experts,
+        attention_width=(widths.query + widths.output) // 2,
+        num_layers=_num_attention_layers(config),
+    )
+
+
+def _num_attention_layers(config: Any) -> int:
+    """Layers with attention: in hybrids those whose type says so, else all."""
+    types = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
+    return sum("attention" in kind and "linear" not in kind for kind in types)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -97,6 +97,13 @@ class ModelSettings(Section):
         decides_steps=False,
         is_public=True,
     )
+    router_aux_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = setting(
+        None,
+        description="mixtures of experts: coefficient of the loss that balances the routers; 0: none; default: the "
+        "base's own where its config has `output_router_logits: true`, else none",
+        decides_steps=True,
+        is_public=True,
+    )
     float8: bool = setting(
         False,
         description="compute matrix products of the decoder layers in float8, with one scale per tensor: faster on "

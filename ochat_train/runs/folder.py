@@ -27,6 +27,7 @@ from data_pipeline.json_files import read_json, read_json_object, read_text, typ
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
+from ochat_train.runs.processor import keep_processor_files
 from ochat_train.system.durable import replace_text
 
 RECIPE_FILE = "recipe.json"
@@ -61,6 +62,8 @@ def write_run_folder(output_dir: Path, recipe: Recipe, causal_lm: Any) -> None:
         replace_text(output_dir / BASE_FILE, json.dumps(asdict(base_origin(recipe.model)), ensure_ascii=False) + "\n")
         shutil.copytree(prepared_dir / TOKENIZER_FOLDER, output_dir / TOKENIZER_FOLDER, dirs_exist_ok=True)
         causal_lm.config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
+        if hasattr(causal_lm.config, "text_config"):
+            keep_processor_files(recipe.model, output_dir / MODEL_CONFIG_FOLDER)
         if causal_lm.generation_config is not None:
             causal_lm.generation_config.save_pretrained(output_dir / MODEL_CONFIG_FOLDER)
 

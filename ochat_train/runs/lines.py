@@ -18,6 +18,7 @@ T = TypeVar("T")
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+EXPERTS_FILE = "experts.jsonl"
 ANOMALIES_FILE = "anomalies.jsonl"
 _TAIL_BYTES = 1 << 16  # read at once to find the end of the last whole line
 _MOST_NUMBERS = 10  # of unreadable lines, in a notice

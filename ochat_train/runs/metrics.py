@@ -72,10 +72,26 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertMeans:
+    """A mixture of experts in a step. A share is of the tokens that the routers of one layer send to experts, so with E
+    experts it is 1/E where all get the same.
+
+    router_aux_loss: what the router loss adds to the loss, its coefficient included; None where none is trained on.
+    least_share, most_share: over all layers and experts. unused_experts: experts of all layers that got no token. These
+    are None where tokens were not counted.
+    """
+
+    router_aux_loss: float | None
+    least_share: float | None
+    most_share: float | None
+    unused_experts: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepMetrics:
     """A logged step. step: from 1. epoch: from 0. grad_norm: before clipping, None where it is not finite.
 
-    nonfinite_steps: steps so far that updated nothing.
+    nonfinite_steps: steps so far that updated nothing. experts: None for models without experts.
     """
 
     step: int
@@ -85,6 +101,7 @@ class StepMetrics:
     grad_norm: float | None
     nonfinite_steps: int
     speed: Speed
+    experts: ExpertMeans | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A line of metrics.jsonl."""
@@ -96,6 +113,7 @@ class StepMetrics:
             "grad_norm": self.grad_norm,
             "nonfinite_steps": self.nonfinite_steps,
             **asdict(self.speed),
+            **({} if self.experts is None else {"experts": asdict(self.experts)}),
         }
 
     @classmethod
@@ -109,4 +127,20 @@ class StepMetrics:
             grad_norm=values["grad_norm"],
             nonfinite_steps=values["nonfinite_steps"],
             speed=Speed(**fields_from(Speed, values)),
+            experts=ExpertMeans(**fields_from(ExpertMeans, values["experts"])) if "experts" in values else None,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertShares:
+    """A line of experts.jsonl: where the tokens of some steps went. steps: the first and the last, from 1.
+
+    layers: for each layer with experts the share of each expert, as in `ExpertMeans`.
+    """
+
+    steps: tuple[int, int]
+    layers: list[list[float | None]]
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of experts.jsonl."""
+        return {"step": self.steps[1], "first_step": self.steps[0], "layers": self.layers}

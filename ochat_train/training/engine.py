@@ -10,6 +10,7 @@ import torch
 
 from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.model.base_class import trained_parameters
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
@@ -106,11 +107,13 @@ def start_engine(
     num_backwards = _num_backwards(recipe, ranks.num_ranks)
     is_narrow = model_dtype(recipe.model, ranks.device) == torch.bfloat16
     if is_narrow and _uses_gradient_sum(recipe) and num_backwards > 1:
-        GradientSum(model.parameters(), num_backwards=num_backwards)
+        GradientSum(trained_parameters(model), num_backwards=num_backwards)
     layers = decoder_layers(model.causal_lm)
-    # gather a layer's weights at once, outside compiled code
-    if recipe.deepspeed.stage == 3 and recipe.model.compile:
-        deepspeed.utils.set_z3_leaf_modules(model, [type(layers[0])])
+    # Gather a layer's weights at once: outside compiled code, and as often on every rank where a mixer runs its
+    # modules once for each conversation.
+    if recipe.deepspeed.stage == 3 and (recipe.model.compile or model.mixers is not None):
+        kinds = dict.fromkeys(type(layer) for layer in layers)
+        deepspeed.utils.set_z3_leaf_modules(model, list(kinds))
     layer_elements = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
     config = deepspeed_config(
         recipe,
@@ -162,9 +165,9 @@ def _optimizer(
     if recipe.deepspeed.offload_optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(trained_parameters(model), adamw_mode=True, **arguments)
         return optimizer
-    parameters = list(model.parameters())
+    parameters = trained_parameters(model)
     in_groups = recipe.deepspeed.stage in (1, 2)
     groups = parameter_groups(parameters, most_elements=group_elements) if in_groups else [parameters]
     return torch.optim.AdamW([{"params": group} for group in groups], fused=device.type == "cuda", **arguments)

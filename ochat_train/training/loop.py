@@ -28,7 +28,7 @@ from ochat_train.system.json_values import finite_or_none
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.training.anomalies import progressed, record_anomaly
 from ochat_train.training.meter import Meter
-from ochat_train.training.metrics import EpochSums, means_of
+from ochat_train.training.metrics import EpochSums, ExpertTable, expert_means, means_of
 from ochat_train.training.outputs import MetricsWriter
 from ochat_train.training.prefetch import StepPrefetcher
 from ochat_train.training.step import Step, StepSums, train_step
@@ -127,14 +127,19 @@ def run_steps(run: Run, progress: Progress) -> None:
     epoch_sums = EpochSums(
         num_classes=len(run.class_names), first_step=progress.step, steps_per_epoch=run.steps_per_epoch
     )
+    expert_table = ExpertTable(first_step=progress.step)
     while progress.step < run.num_steps:
         done = take_step(run, progress.step)
+        expert_table.add(done.sums.experts)
         epoch_sums.add(done.step.epoch, done.sums.per_class, done.step.tokens_per_class)
         progress = note_step(run, progress, done)
         log_step(run, progress, done)
         require_finite_steps(run, progress)
         validation_loss = None if done.sums.stop else validate(run, progress)  # a stopped run has no time for it
         if run.saves_after(progress.step) or done.sums.stop:
+            shares = expert_table.take()
+            if run.writer is not None and shares is not None:
+                run.writer.write_experts(shares)
             save(run, progress, validation_loss=validation_loss, stop=done.sums.stop)
         if done.sums.stop and progress.step < run.num_steps:
             raise StoppedBySignalError(_stopped_text(run, progress))
@@ -163,6 +168,7 @@ def take_step(run: Run, number: int) -> DoneStep:
         denominator=step.denominator,
         learning_rate=learning_rate,
         num_ranks=run.ranks.num_ranks,
+        num_step_tokens=sum(step.tokens_per_class),
         stop=run.must_stop,
     )
     speed = run.meter.stop(
@@ -200,6 +206,7 @@ def log_step(run: Run, progress: Progress, done: DoneStep) -> None:
         grad_norm=finite_or_none(done.sums.grad_norm),
         nonfinite_steps=progress.nonfinite_steps,
         speed=done.speed,
+        experts=expert_means(done.sums.experts, num_tokens=done.sums.num_tokens),
     )
     run.writer.write(metrics)
     run.line.update(metrics)

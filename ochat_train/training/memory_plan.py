@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.model.base_class import text_config
 from ochat_train.model.build import is_compiled
+from ochat_train.model.config import num_frozen_parameters
 from ochat_train.planning.memory import MemoryPlan, fastest_plan, free_gpu_bytes, model_shape
 from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.recipe.sections import Recipe
@@ -19,12 +21,13 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
     causal_lm: the `transformers` model. All ranks call it. Raises UserError where nothing fits.
     """
     is_gpu = ranks.device.type == "cuda"
-    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device)
+    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device, causal_lm=causal_lm)
     shape = model_shape(
         causal_lm.config,
-        vocab_size=causal_lm.config.vocab_size,
+        vocab_size=text_config(causal_lm.config).vocab_size,
         compiled=compiled,
         num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
+        num_frozen=num_frozen_parameters(causal_lm),
     )
     free_bytes = _least_free_bytes(causal_lm, ranks)
     plan = fastest_plan(

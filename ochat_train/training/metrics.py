@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ochat_train.runs.metrics import ClassMeans, EpochMeans, Means
+from ochat_train.runs.metrics import ClassMeans, EpochMeans, ExpertMeans, ExpertShares, Means
 from ochat_train.system.json_values import finite_or_none
+from ochat_train.training.step import ExpertSums
 
 
 def means_of(per_class: torch.Tensor, class_names: Sequence[str], *, tokens_per_class: Sequence[int]) -> Means:
@@ -77,3 +78,47 @@ class EpochSums:
             steps=None if is_whole else (self._steps_before + 1, self._last_step),
             means=means_of(self._per_class, class_names, tokens_per_class=self._tokens),
         )
+
+
+def expert_means(sums: ExpertSums, *, num_tokens: int) -> ExpertMeans | None:
+    """How the experts of a step were used; None for models without. num_tokens: of the step, padding not counted."""
+    if sums.router_loss is None and sums.counts_LE is None:
+        return None
+    shares = [] if sums.counts_LE is None else [share for layer in _shares(sums.counts_LE) for share in layer]
+    known = [share for share in shares if share is not None]
+    return ExpertMeans(
+        router_aux_loss=None if sums.router_loss is None else finite_or_none(sums.router_loss / num_tokens),
+        least_share=min(known, default=None),
+        most_share=max(known, default=None),
+        unused_experts=None if sums.counts_LE is None else int((sums.counts_LE == 0).sum()),
+    )
+
+
+class ExpertTable:
+    """Adds up where tokens went over the steps between two lines of experts.jsonl. first_step: steps before these."""
+
+    def __init__(self, *, first_step: int) -> None:
+        self._first_step = self._last_step = first_step
+        self._counts_LE: torch.Tensor | None = None
+
+    def add(self, sums: ExpertSums) -> None:
+        """Add the next step."""
+        self._last_step += 1
+        if sums.counts_LE is not None:
+            self._counts_LE = sums.counts_LE if self._counts_LE is None else self._counts_LE + sums.counts_LE
+
+    def take(self) -> ExpertShares | None:
+        """The steps since the last call; None where nothing was counted."""
+        counts, steps = self._counts_LE, (self._first_step + 1, self._last_step)
+        self._first_step, self._counts_LE = self._last_step, None
+        return None if counts is None else ExpertShares(steps=steps, layers=_shares(counts, digits=6))
+
+
+def _shares(counts_LE: torch.Tensor, *, digits: int | None = None) -> list[list[float | None]]:
+    """Each expert's share of the tokens of its layer."""
+    rows = []
+    for counts in counts_LE.tolist():
+        total = sum(counts)
+        shares = [_ratio(count, total) for count in counts]
+        rows.append([share if share is None or digits is None else round(share, digits) for share in shares])
+    return rows

@@ -11,6 +11,7 @@ from data_pipeline.files import cannot_write
 from ochat_train.evaluation.results import ValidationResult
 from ochat_train.runs.lines import (
     ANOMALIES_FILE,
+    EXPERTS_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
     VALIDATION_FILE,
@@ -18,7 +19,7 @@ from ochat_train.runs.lines import (
     json_line,
     rows_of,
 )
-from ochat_train.runs.metrics import StepMetrics
+from ochat_train.runs.metrics import ExpertShares, StepMetrics
 from ochat_train.system.durable import replace_text
 from ochat_train.tracking.delivery import Trackers
 
@@ -47,7 +48,9 @@ class MetricsWriter:
     ) -> None:
         self._folder, self._trackers, self._check_folder = output_dir, trackers, check_folder
         self.failure: UserError | None = None
-        for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE):
+        for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE, EXPERTS_FILE):
+            if name == EXPERTS_FILE and not (output_dir / name).exists():
+                continue  # only mixtures of experts have it
             self._try(output_dir / name, lambda path: _keep_until(path, first_step))
 
     @property
@@ -67,6 +70,10 @@ class MetricsWriter:
         for sample in result.samples:
             self._append(SAMPLES_FILE, sample.to_json())
         self._trackers.log_validation(result)
+
+    def write_experts(self, shares: ExpertShares) -> None:
+        """Write where the tokens of some steps went, into a file that only mixtures of experts have."""
+        self._append(EXPERTS_FILE, shares.to_json())
 
     def write_anomaly(self, entry: dict[str, Any]) -> None:
         """Write what was wrong with a step."""

@@ -372,6 +372,8 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
         f"{', float8' if recipe.model.float8 else ''}; {origin}\n"
         f"{training.proven.text()}"
     )
+    if training.model.mixers is not None:
+        print_message(training.model.mixers.text())
     if training.mean_rows and not decision.checkpoint:
         rows = ", ".join(training.mean_rows)
         print_message(f"the base did not train the rows of {rows}: they start from the mean row")

@@ -34,6 +34,7 @@ def random_model(recipe: Recipe, vocab_size: int, **config: Any) -> Any:
 
 def write_run(run_dir: Path, recipe: Recipe, model: Any) -> Path:
     """The folder of a run on one rank that ended with these weights; its checkpoint."""
+    run_dir.mkdir()
     write_run_folder(run_dir, recipe, model)
     checkpoint = checkpoint_dir(run_dir, 1)
     (checkpoint / STATE).mkdir(parents=True)

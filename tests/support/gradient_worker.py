@@ -23,7 +23,7 @@ from ochat_train.planning.memory import resolve
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared
-from ochat_train.training.batches import grouped_packs, micro_batches, run_shape
+from ochat_train.training.batches import grouped_packs, micro_batches, run_shape, tokens_per_class
 from ochat_train.training.engine import start_engine
 from ochat_train.training.memory_plan import plan_memory
 from ochat_train.training.step import accumulate_gradients
@@ -51,6 +51,7 @@ def first_gradient(recipe_path: Path, case: str) -> dict[str, torch.Tensor]:
         micro_batches(split, packs, shape=run_shape(split, plan)),
         denominator=plan.denominator(0, recipe.train.loss_denominator),
         num_ranks=RANKS.num_ranks,
+        num_step_tokens=sum(tokens_per_class(split, plan.epoch(0).step_rows(0), num_classes=len(manifest.classes))),
     )
     found = {}
     for name, parameter in engine.module.named_parameters():

@@ -27,7 +27,7 @@ _LOADER = Path(__file__).parent / "old" / "load.py"
 
 def folder() -> Path:
     """Where it is, or would be."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path.home() / ".cache"  # not XDG_CACHE_HOME: while tests run, that is a folder of theirs
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return cache / "ochat-train" / "tests" / f"{PACKAGES[0].replace('==', '-')}-{python}"
 

@@ -165,6 +165,8 @@ def _limit(needs: AttentionNeeds, major: int) -> str | None:
         fits = query % 8 == value % 8 == 0 and max(query, value) <= (256 if major == 9 else 128)
         if not (fits or (major in (10, 11) and (query, value) in ((192, 128), (256, 256)))):
             return f"on this GPU it has no heads of {query} for query and key with {value} for value, as the model has"
+        if needs.is_grouped and query != value:
+            return f"query heads that share a key head must have one dimension there; these have {query} and {value}"
         if needs.sinks and major in (10, 11) and query == 256:
             return "on this GPU its heads of 256 have no attention sinks"
     return None

@@ -64,7 +64,7 @@ class Kernel:
     needs_gpu: whether it needs CUDA.
     dtypes: of query, key and value; None for all.
     capabilities: major CUDA compute capabilities that it runs on, None for all; if_not_capable: what to say on others.
-    limit: given what a model needs and the major compute capability, says what else the kernel cannot do, or None.
+    limit: given what a model needs and the major compute capability, names another obstacle, or None.
     module: importable where the kernel is installed, None if it always is; if_missing: what to say where it is not.
     saved_operators: names of the torch operators whose results activation checkpointing keeps (`matmuls`).
     prepare: called once before the first use, outside compiled code.

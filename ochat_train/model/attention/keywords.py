@@ -21,7 +21,7 @@ _HARMLESS = frozenset(
     ("position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits")
 )
 _EXPLANATIONS = {
-    "attention_mask": "a mask of its own",
+    "attention_mask": "its own mask",
     "sinks": "attention sinks",
     "position_bias": "a bias on attention scores",
     "indices": "sparse attention",

@@ -15,6 +15,7 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.keywords import REMEDY, refuse_unused, without_borders
 from ochat_train.model.base_class import backbone, new_model
+from ochat_train.model.borders import one_sequence, sequence_mixers
 
 _PROBE_NAME = "ochat_probe"
 _PROBE_TOKENS = 8
@@ -26,12 +27,14 @@ class AttentionNeeds:
 
     dropout: the largest probability, in training. softcap, sinks: whether a layer has soft-capped scores, or sinks.
     head_dims: pairs of head dimensions that occur: of query and key, and of value. Empty where nobody looked.
+    is_grouped: whether query heads share a key head in a layer.
     """
 
     dropout: float = 0.0
     softcap: bool = False
     sinks: bool = False
     head_dims: frozenset[tuple[int, int]] = frozenset()
+    is_grouped: bool = False
 
 
 def check_attention(config: Any) -> AttentionNeeds:
@@ -67,13 +70,14 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
     """
     base = backbone(causal_lm)
     name = f"{type(base).__name__} of `transformers`"
-    if "position_ids" not in inspect.signature(base.forward).parameters:
+    has_mixers = next(sequence_mixers(causal_lm), None) is not None  # these know positions without being told
+    if "position_ids" not in inspect.signature(base.forward).parameters and not has_mixers:
         problem = f"{name} takes no `position_ids`: positions would not start again with each conversation of a pack"
         raise UserError("model", problem, REMEDY)
     device = causal_lm.get_input_embeddings().weight.device
     found: list[AttentionNeeds] = []
     try:
-        with _probed(causal_lm, found):
+        with _probed(causal_lm, found), one_sequence(causal_lm, _PROBE_TOKENS):
             _run_once(base, device)
     except UserError:
         raise
@@ -83,6 +87,8 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
             raise UserError("model", problem, REMEDY) from error
         if not found and getattr(causal_lm, "_supports_attention_backend", False):
             return AttentionNeeds()
+    if not found and has_mixers and not hasattr(causal_lm.config, "num_attention_heads"):
+        return AttentionNeeds()  # a model without attention
     if not found:
         raise _without_registry(causal_lm.config.model_type)
     return AttentionNeeds(
@@ -90,15 +96,18 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
         softcap=any(needs.softcap for needs in found),
         sinks=any(needs.sinks for needs in found),
         head_dims=frozenset().union(*(needs.head_dims for needs in found)),
+        is_grouped=any(needs.is_grouped for needs in found),
     )
 
 
 def _run_once(base: Any, device: torch.device) -> None:
+    mask_device = "cpu" if device.type == "meta" else device
     with torch.no_grad():
         base(
             input_ids=torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
-            # without a mask `transformers` reads values of positions, which the meta device does not have
-            attention_mask=torch.ones((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
+            # Without a mask `transformers` reads values of positions, which the meta device does not have. Some models
+            # also read the mask's.
+            attention_mask=torch.ones((1, _PROBE_TOKENS), dtype=torch.int64, device=mask_device),
             position_ids=torch.arange(_PROBE_TOKENS, device=device)[None],
             use_cache=False,
             cu_seqlens=torch.tensor([0, _PROBE_TOKENS], dtype=torch.int32, device=device),
@@ -149,8 +158,10 @@ def _probe_mask(
     query, key = (x.reshape(-1) for x in torch.meshgrid(tokens, tokens, indexing="ij"))
     expected = (key <= query) & (query - key < window if local_size is not None else query >= 0)
     zero = torch.tensor(0)
-    seen = torch.stack([mask_function(zero, zero, i, j) for i, j in zip(query, key, strict=True)])
-    if not seen.is_meta and not torch.equal(seen, expected):
+    seen = [mask_function(zero, zero, i, j) for i, j in zip(query, key, strict=True)]
+    if any(found.is_meta for found in seen):
+        return
+    if [bool(found) for found in seen] != expected.tolist():
         base = getattr(config, "model_type", "the base")
         problem = f"{base} lets tokens see others than those before them or those of a window, which no attention "
         raise UserError("model", problem + "kernel here computes", REMEDY)
@@ -184,6 +195,7 @@ def _probe(
             softcap=softcap is not None,
             sinks=s_aux is not None,
             head_dims=frozenset({head_dims}),
+            is_grouped=query_BHTD.shape[1] != key_BGTD.shape[1],
         )
     )
     batch, num_heads, num_tokens = query_BHTD.shape[:3]

@@ -25,7 +25,7 @@ LENGTHS = (19, 29, 13)
 MOST_PARAMETERS = 300_000_000
 _FEW_PARAMETERS = 1_000_000  # small enough: its sizes stay
 _FEW_LAYERS = 8
-_RUNNABLE_PARAMETERS = 150_000_000  # a change of a larger model is only built, not run
+_FEW_VALUES, _MOST_VALUES = 40_000_000, 200_000_000  # parameters; a larger model is run on shapes alone, if it can be
 _WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 16, 64  # tokens
 _VOCAB, _EXPERTS, _TOP_K = 96, 8, 2
 _SIZES = (64, 128, 256)
@@ -75,7 +75,7 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
     noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
     for change in _quiet(draft.values, max_length_tokens):
         draft = _tried(draft, [change], new_kinds=True) or draft
-    draft = _fewer_layers(draft, config)
+    draft = _with_run_on_shapes(_fewer_layers(draft, config))
     for group in (_experts, _vocabulary, _named_head_dimension, _scaled, _single):
         draft = group(draft)
     if draft.parameters > MOST_PARAMETERS:
@@ -103,6 +103,7 @@ class _Draft:
     values: dict[str, Any]
     kinds: tuple[Any, ...]
     parameters: int
+    runs_on_shapes: bool = False
 
     def config(self) -> Any:
         return self.config_class.from_dict(copy.deepcopy(self.values))
@@ -129,8 +130,10 @@ def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False
         found = _measured(replace(draft, values=values))
         if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
             return None
-        if found.parameters <= _RUNNABLE_PARAMETERS:
-            _run_alone(found.config())
+        if draft.runs_on_shapes and found.parameters > _FEW_VALUES:
+            _run_alone(found.config(), device="meta")
+        elif found.parameters <= _MOST_VALUES:
+            _run_alone(found.config(), device="cpu")
     except Exception:  # whatever a config or a model raises where a size does not fit
         return None
     return found
@@ -141,14 +144,24 @@ def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 @torch.no_grad()
-def _run_alone(config: Any) -> None:
-    """Run the model of a config once on the CPU, all weights zero: does every shape fit?"""
+def _run_alone(config: Any, *, device: str) -> None:
+    """Run the model of a config once, all weights zero or on shapes alone: does every shape fit?"""
     with torch.device("meta"):
         model = new_model(config, dtype=torch.float32, attn_implementation="eager").eval()
-    model.to_empty(device="cpu")
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.zero_()
-    model(input_ids=torch.arange(max(LENGTHS))[None] % _VOCAB // 2, use_cache=False)
+    if device != "meta":
+        model.to_empty(device=device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.zero_()
+    model(input_ids=torch.zeros((1, max(LENGTHS)), dtype=torch.int64, device=device), use_cache=False)
+
+
+def _with_run_on_shapes(draft: _Draft) -> _Draft:
+    """The draft, noting whether its model runs on shapes alone: layers that read values, such as routers, cannot."""
+    try:
+        _run_alone(draft.config(), device="meta")
+    except Exception:  # whatever an operator without shapes raises
+        return draft
+    return replace(draft, runs_on_shapes=True)
 
 
 def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
@@ -260,7 +273,7 @@ def _named_head_dimension(draft: _Draft) -> _Draft:
     if not (_is_int(hidden) and _is_int(heads) and heads):
         return draft
     path = ("text_config", "head_dim") if "text_config" in draft.values else ("head_dim",)
-    return _tried(draft, [{path: hidden // heads}]) or draft  # type: ignore[operator]
+    return _tried(draft, [{path: hidden // heads}]) or draft
 
 
 def _scaled(draft: _Draft) -> _Draft:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.model.base_class import auto_class, new_model
+from ochat_train.model.base_class import auto_class, freeze_other_parts, new_model
 from ochat_train.model.weights.compare import (
     check_report,
     check_stored_twice,
@@ -29,7 +29,9 @@ def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, at
     """
     if settings.config is not None:
         torch.manual_seed(seed)
-        return new_model(config, dtype=dtype, attn_implementation=attention)
+        causal_lm = new_model(config, dtype=dtype, attn_implementation=attention)
+        freeze_other_parts(causal_lm)
+        return causal_lm
     place = str(settings.path)
     refuse_quantised(config, place)
     headers = read_headers(downloaded_weight_files(settings, named=weight_file_name(config)))
@@ -51,6 +53,7 @@ def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, at
         raise UserError("model.path", f"{place}: cannot be loaded: {error}") from None
     _check_loaded(causal_lm, found, report.tied, place)
     _set_generation_config(causal_lm)
+    freeze_other_parts(causal_lm)
     return causal_lm
 
 
@@ -71,8 +74,11 @@ def _check_loaded(causal_lm: Any, found: dict[str, Any], tied: Any, place: str) 
             said = f"{len(names)} weights are {kind.removesuffix('_keys')} after loading: {some_names(names)}"
             raise UserError(place, said, "fetch the base again, or use another one")
     for copied, original in tied.items():
-        if causal_lm.get_parameter(copied) is not causal_lm.get_parameter(original):
-            raise tied_but_different(copied, original, place)
+        one, other = causal_lm.get_parameter(copied), causal_lm.get_parameter(original)
+        if one is not other:
+            if not torch.equal(one, other):
+                raise tied_but_different(copied, original, place)
+            causal_lm.tie_weights()  # transformers 5.3 leaves two equal tensors untied
 
 
 def _set_generation_config(causal_lm: Any) -> None:

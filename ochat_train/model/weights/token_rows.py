@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from data_pipeline.prompt.library_errors import stored_tokenizer
 from data_pipeline.prompt.templates import TEMPLATES
-from ochat_train.model.base_class import text_config
+from ochat_train.model.base_class import is_tied
 from ochat_train.model.weights.files import Headers, stored_name
 
 # A row counts as untrained if its largest number is this much smaller than that of the middle row: weight decay shrinks
@@ -123,7 +123,7 @@ def untrained_in_files(model: Any, headers: Headers, control: ControlTokens) -> 
     """
     from safetensors import safe_open
 
-    tied = _is_tied(model) or bool(text_config(model.config).tie_word_embeddings)
+    tied = _is_tied(model) or is_tied(model.config)
     parameters = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
     said: dict[str, list[str]] = {}
     for module, table in zip(_tables(model, tied=tied), table_names(tied=tied), strict=True):

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -52,7 +52,12 @@ class Case:
 
     @property
     def needs(self) -> AttentionNeeds:
-        return AttentionNeeds(softcap=self.softcap is not None, sinks=self.sinks, head_dims=frozenset({self.head_dims}))
+        return AttentionNeeds(
+            softcap=self.softcap is not None,
+            sinks=self.sinks,
+            head_dims=frozenset({self.head_dims}),
+            is_grouped=True,
+        )
 
 
 SPECIAL = (
@@ -88,8 +93,11 @@ def truth(
     return torch.cat(outputs)
 
 
-def check(name: str, lengths: list[int], case: Case, *, device: str, dtype: torch.dtype) -> tuple[float, ...]:
-    """Relative errors of output and gradients (query, key, value, sinks) against float64 of the same inputs."""
+def check(name: str | None, lengths: list[int], case: Case, *, device: str, dtype: torch.dtype) -> tuple[float, ...]:
+    """Relative errors of output and gradients (query, key, value, sinks) against float64 of the same inputs.
+
+    name: of the kernel, None for attention written out in `dtype`.
+    """
     generator = torch.Generator().manual_seed(0)
     total, (head_dim, value_dim) = sum(lengths), case.head_dims
     shapes = ((total, 4, head_dim), (total, 2, head_dim), (total, 2, value_dim), (4,), (total, 4, value_dim))
@@ -99,7 +107,7 @@ def check(name: str, lengths: list[int], case: Case, *, device: str, dtype: torc
     results = []
     for precision in (torch.float64, dtype):
         query, key, value, sinks = leaves = [tensor.to(precision).requires_grad_() for tensor in tensors[:4]]
-        if precision == torch.float64:
+        if precision == torch.float64 or name is None:
             output = truth(query, key, value, sinks, lengths, case)
         else:
             output = KERNELS[name].run(
@@ -183,7 +191,7 @@ def test_flex_is_what_was_written_out(case: Case, monkeypatch: pytest.MonkeyPatc
     [(Case(softcap=1.5), Case()), (Case(sinks=True), Case()), (Case(softcap=1.5), Case(softcap=3.0))],
 )
 def test_control_what_is_left_out_is_seen(needed: Case, dropped: Case, measured: Measured) -> None:
-    """A kernel that drops sinks or the soft cap, or takes another one, is far outside of the bounds above."""
+    """A kernel that drops sinks or the soft cap, or takes another one, is far from the bounds above."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((30, 4, 64), (30, 2, 64), (30, 2, 64), (4,))
     tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -275,6 +283,7 @@ def test_the_first_obstacle_of_a_kernel(name: str, changes: dict[str, Any], reas
 NO_SOFTCAP = "it has no soft-capping of attention scores, and the model needs it"
 NO_SINKS = "it has no attention sinks, and the model needs them"
 ONE_DIMENSION = "its heads have one dimension, and the model's have 192 for query and key, 128 for value"
+SHARED_KEYS = "query heads that share a key head must have one dimension there; these have 192 and 128"
 OF_256 = "its head dimension is a multiple of 8 up to 256, and the model's is "
 HOPPER_HEADS = "on this GPU it has no heads of {} for query and key with {} for value, as the model has"
 
@@ -292,6 +301,10 @@ def heads(query: int, value: int) -> AttentionNeeds:
         (heads(192, 128), 9, dict.fromkeys(("flash_attention_2", "flash_attention_3", "varlen"), ONE_DIMENSION)),
         (heads(512, 512), 9, {**dict.fromkeys(("flash_attention_2", "flash_attention_3", "varlen"), OF_256 + "512"),
                               "flash_attention_4": HOPPER_HEADS.format(512, 512)}),
+        (replace(heads(192, 128), is_grouped=True), 9, {
+            **dict.fromkeys(("flash_attention_2", "flash_attention_3", "varlen"), ONE_DIMENSION),
+            "flash_attention_4": SHARED_KEYS,
+        }),
         (heads(192, 128), 10, dict.fromkeys(("flash_attention_2", "varlen"), ONE_DIMENSION)),
         (heads(192, 192), 10, {"flash_attention_4": HOPPER_HEADS.format(192, 192)}),
         (heads(256, 256), 10, {}),
@@ -364,11 +377,19 @@ def skip_if_it_cannot(name: str, case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("case", GPU_CASES, ids=str)
 @pytest.mark.parametrize("name", COMPILABLE)
 def test_gpu_kernels(name: str, lengths: list[int], case: Case, measured: Measured) -> None:
-    """bfloat16 kernels and gradients: within 1 % of float64 (bfloat16 itself rounds by up to 0.4 %)."""
+    """bfloat16 kernels and gradients."""
     skip_if_it_cannot(name, case, torch.bfloat16)
     errors = check(name, lengths, case, device="cuda", dtype=torch.bfloat16)
     measured(f"attention `{name}`, bfloat16, output and gradients against float64", max(errors))
-    assert max(errors) < 1e-2
+    assert_no_worse(errors, lengths, case)
+
+
+def assert_no_worse(errors: tuple[float, ...], lengths: list[int], case: Case) -> None:
+    """Within 1 % of float64 (bfloat16 itself rounds by up to 0.4 %), or no worse than attention written out in
+    bfloat16: gradients that cancel, such as those of sinks and of conversations of one token, are off by more.
+    """
+    plain = check(None, lengths, case, device="cuda", dtype=torch.bfloat16)
+    assert all(error < max(1e-2, 1.5 * least) for error, least in zip(errors, plain, strict=True)), (errors, plain)
 
 
 @pytest.mark.gpu
@@ -379,7 +400,7 @@ def test_gpu_kernels_that_also_run_in_float32(name: str, case: Case, measured: M
     skip_if_it_cannot(name, case, torch.bfloat16)
     errors = check(name, LONG, case, device="cuda", dtype=torch.bfloat16)
     measured(f"attention `{name}`, bfloat16, output and gradients against float64", max(errors))
-    assert max(errors) < 1e-2
+    assert_no_worse(errors, LONG, case)
 
 
 @pytest.mark.gpu

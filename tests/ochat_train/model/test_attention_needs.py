@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,8 @@ def plain(*head_dims: tuple[int, int]) -> AttentionNeeds:
 
 
 SOFTCAP = AttentionNeeds(softcap=True, head_dims=frozenset({(16, 16)}))
+# Families whose query heads each have a key head, here; the others share them.
+ONE_KEY_HEAD_EACH = ("minicpm3", "deepseek_v3", "gpt2", "gpt_neox", "opt", "biogpt")
 SINKS = AttentionNeeds(sinks=True, head_dims=frozenset({(16, 16)}))
 
 
@@ -123,6 +126,7 @@ def noisy(config: Any) -> Any:
 def test_packs_equal_each_conversation_alone(lazy: Lazy, needs: AttentionNeeds, measured: Measured) -> None:
     """Loss and gradients of all parameters, against transformers' own eager attention and logits in float64."""
     config = lazy.make()
+    needs = replace(needs, is_grouped=lazy.model_type not in ONE_KEY_HEAD_EACH)
     assert check_attention(config) == needs
     causal_lm = noisy(config)
     assert attention_needs(causal_lm) == needs
@@ -168,7 +172,7 @@ ALIBI = {"head_dim": ABSENT, "alibi": True}
     [
         (Lazy("nemotron"), "NemotronAttention of `transformers` (base `nemotron`) does not pass `cu_seqlens`"),
         (Lazy("stablelm"), "StableLmAttention of `transformers` (base `stablelm`) does not pass `cu_seqlens`"),
-        (Lazy("doge"), "needs `attention_mask` (a mask of its own), which no attention kernel here computes"),
+        (Lazy("doge"), "needs `attention_mask` (its own mask), which no attention kernel here computes"),
         (Lazy("falcon", head_dim=ABSENT), "falcon does not take its attention from transformers' registry"),
         (Lazy("falcon", **ALIBI), "falcon does not take its attention from transformers' registry"),
         (
@@ -217,7 +221,7 @@ def test_a_model_that_drops_the_borders_cannot_run_even_unchecked() -> None:
         ({"is_causal": False}, "`is_causal` (attention to later tokens)"),
         ({"indices": torch.zeros(1)}, "`indices` (sparse attention)"),
         ({"sinks": torch.zeros(2)}, "`sinks` (attention sinks)"),
-        ({"attention_mask": torch.ones(1, 1, 4, 4)}, "`attention_mask` (a mask of its own)"),
+        ({"attention_mask": torch.ones(1, 1, 4, 4)}, "`attention_mask` (its own mask)"),
         ({"not_known_yet": 0}, "`not_known_yet`"),
     ],
 )

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from ochat_train.model.attention.flash_attention_4 import attention_flash_4
+from ochat_train.model.attention.register import register_attention
 from tests.support.reference import relative_error
 
 TOKENS, WINDOW, SCALE = 24, 4, 0.2
@@ -92,6 +94,7 @@ def backward(
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> None:
     """`flash_attn.cute` with the stand-ins."""
+    register_attention("sdpa")  # `transformers` looks for the package when it is imported: only before there is one
     names = ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface")
     modules: dict[str, Any] = {name: ModuleType(name) for name in names}
     modules["flash_attn.cute"].flash_attn_varlen_func = forward
@@ -162,3 +165,29 @@ def test_the_operator_is_one_node_of_a_compiled_graph(
     compiled = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=False)
     found = results(compiled, sink, softcap, window)
     assert all(torch.equal(value, truth) for value, truth in zip(found, eager, strict=True))
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(("softcap", "sink", "window"), CASES[::3])
+def test_what_transformers_calls_is_compiled_without_a_break(
+    softcap: float | None, sink: float | None, window: int | None
+) -> None:
+    """The registered function, with keywords as models pass them, and a check of those that nobody uses."""
+    attention = transformers.AttentionInterface()[register_attention("flash_attention_4")]
+    module = torch.nn.Identity()
+
+    def call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+        states = (x.transpose(0, 1)[None] for x in (query, key, value))
+        settings: dict[str, Any] = {"cu_seqlens": CU_SEQLENS, "max_seqlen": 18, "scaling": SCALE, "dropout": 0.0}
+        settings |= {"sliding_window": window, "softcap": softcap, "s_aux": sinks, "use_cache": False}
+        return attention(module, *states, None, **settings)[0][0]
+
+    try:
+        eager = results(call, sink)
+        torch._dynamo.reset()
+        found = results(torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=False), sink)
+    finally:
+        register_attention("sdpa")
+    expected = results(lambda *tensors: attend(*tensors, softcap, window), sink)
+    assert all(torch.equal(value, truth) for value, truth in zip(found, eager, strict=True))
+    assert all(torch.equal(value, truth) for value, truth in zip(found, expected, strict=True))

@@ -158,7 +158,8 @@ def with_transform(
     else:
         rows_N, extra = torch.nonzero(weights)[:, 0], {"bias_V": leaves.get("bias"), "transform": transform}
         tensors = leaves["hidden"], leaves["head"]
-        loss, _ = weighted_loss_sums(*tensors, **extra, rows_N=rows_N, **inputs, num_classes=2, chunk_tokens=64)
+        sums = weighted_loss_sums(*tensors, **extra, rows_N=rows_N, **inputs, num_classes=2, chunk_tokens=64)
+        loss = sums.weighted_nll
         every = torch.arange(len(targets), device=device)
         nll = token_scores(*tensors, **extra, rows_N=every, target_ids_T=targets, chunk_tokens=64).nll_N
     (loss * 0.5).backward()

@@ -19,6 +19,7 @@ from tests.support.small_recipe import RecipeFactory
 DECISIVE = """
     seed deepspeed.zero_stage model.path model.config model.tokenizer model.revision model.template
     model.max_length_tokens model.inference_condition model.precision model.attention model.float8 train.epochs
+    model.router_aux_loss
     train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.plan
     train.max_steps
     optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio optimizer.weight_decay optimizer.betas
@@ -28,6 +29,7 @@ DECISIVE = """
 PUBLIC = """
     name seed model.path model.config model.tokenizer model.revision model.template model.max_length_tokens
     model.inference_condition model.precision model.attention model.compile model.float8 model.activation_checkpointing
+    model.router_aux_loss
     data.classes data.classes.*.condition data.classes.*.reward data.classes.*.weight data.classes.*.baseline
     data.classes_from data.classes_from.field data.classes_from.quantiles data.classes_from.conditions
     data.classes_from.rewards data.beta data.reward_clip data.condition_dropout data.sources data.sources.*.path

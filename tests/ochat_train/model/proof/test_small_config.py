@@ -12,14 +12,12 @@ from data_pipeline.errors import UserError
 from ochat_train.model.proof import small_config
 from ochat_train.model.proof.layer_kinds import layer_kinds, shortest_prefix
 from ochat_train.model.proof.small_config import LENGTHS, small_base
+from tests.support.base_configs import base_config
 
 # As published: sizes, windows, rotary settings; what is not named is the default of the family.
-MISTRAL_7B = {"sliding_window": 4096, "max_position_embeddings": 32768, "rope_theta": 10000.0}
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
     # name: the family, its values, the head dimension, kinds of layers
-    "Mistral-7B": ("mistral", MISTRAL_7B, 128, 1),
     "Gemma-2-9B": ("gemma2", {"hidden_size": 3584, "num_hidden_layers": 42, "head_dim": 256}, 256, 2),
-    "gpt-oss-20b": ("gpt_oss", {"num_hidden_layers": 24, "num_local_experts": 32}, 64, 2),
     "Qwen3-30B-A3B": (
         "qwen3_moe",
         {"hidden_size": 2048, "num_hidden_layers": 48, "num_experts": 128, "head_dim": 128, "num_key_value_heads": 4},
@@ -45,7 +43,7 @@ def test_published_bases_become_small_with_real_heads_and_every_kind_of_layer(na
 
 
 def test_windows_caps_and_lengths_come_to_where_they_matter_and_noise_goes() -> None:
-    config = transformers.AutoConfig.for_model("gemma2", attention_dropout=0.1, sliding_window=4096)
+    config = base_config("gemma2", attention_dropout=0.1, sliding_window=4096, max_position_embeddings=8192)
     small = small_base(config, max_length_tokens=8192).config
     assert small.sliding_window < min(LENGTHS)
     assert small.attn_logit_softcapping == small.final_logit_softcapping == small_config._SOFTCAP
@@ -58,7 +56,7 @@ def test_windows_caps_and_lengths_come_to_where_they_matter_and_noise_goes() -> 
 def test_a_rotary_scaling_of_which_conversations_reach_the_length_is_reached() -> None:
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope["original_max_position_embeddings"] = 8192
-    config = transformers.AutoConfig.for_model("llama", rope_parameters=rope, max_position_embeddings=131072)
+    config = base_config("llama", rope_parameters=rope, max_position_embeddings=131072)
     for longest, reached in ((16384, True), (4096, False)):
         small = small_base(config, max_length_tokens=longest).config
         original = small.rope_parameters["original_max_position_embeddings"]
@@ -82,4 +80,4 @@ def test_kinds_of_layers_are_told_apart_by_what_they_do() -> None:
 def test_a_base_that_cannot_be_made_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_config, "MOST_PARAMETERS", 1000)
     with pytest.raises(UserError, match="mistral cannot be proven: no copy of it below 1,000 parameters"):
-        small_base(transformers.AutoConfig.for_model("mistral", **MISTRAL_7B), max_length_tokens=8192)
+        small_base(base_config("mistral"), max_length_tokens=128)
