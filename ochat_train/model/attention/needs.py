@@ -82,6 +82,8 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
     except UserError:
         raise
     except Exception as error:
+        if not found and not has_mixers and not getattr(causal_lm, "_supports_attention_backend", False):
+            raise _without_registry(causal_lm.config.model_type) from error
         if device.type != "meta" or not isinstance(error, RuntimeError):  # what reading a value raises there
             problem = f"{name} cannot run on a pack: {type(error).__name__}: {error}"
             raise UserError("model", problem, REMEDY) from error

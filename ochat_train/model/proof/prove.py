@@ -95,7 +95,7 @@ def _tested(
     packs, changed = trial.packs(kernel if takes_float32 else "sdpa")
     found = differences(packs, trial.reference, changed)
     errors = Errors(hidden=found.hidden, gradient=found.gradient, loss=found.loss, leak=found.leak)
-    most = tolerances(has_experts=trial.has_experts, device=device)
+    most = tolerances(has_experts=trial.has_experts, has_mixer_kernels=trial.has_mixer_kernels, device=device)
     wrong = faults(found, most, reference=_ALONE)
     if wrong or takes_float32:
         return errors, wrong
@@ -120,6 +120,7 @@ class _Trial:
             self.reference = alone(causal_lm, self._conversations, device)
             if all(bool(torch.isfinite(hidden).all()) for hidden in self.reference.hidden):
                 break
+        self.has_mixer_kernels = False
         self.has_experts = any("expert" in name for name, _ in causal_lm.named_modules())
 
     def _causal_lm(self, attention: str) -> Any:
@@ -132,6 +133,7 @@ class _Trial:
     def packs(self, kernel: str) -> tuple[Computed, Computed]:
         """What packs give as training computes them, and again with a changed token."""
         model = self._packed(register_attention(kernel))
+        self.has_mixer_kernels = model.mixers is not None and "kernel" in model.mixers.ways.values()
         layers = decoder_layers(model.causal_lm)
         set_layer_forward(layers, checkpointing=list(islice(cycle(self._ways), len(layers))), compiled=False)
         first, second = (on_packs(model, rows, self._device) for rows in (self._conversations, self._changed))

@@ -75,9 +75,7 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
     noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
     for change in _quiet(draft.values, max_length_tokens):
         draft = _tried(draft, [change], new_kinds=True) or draft
-    draft = _with_run_on_shapes(_fewer_layers(draft, config))
-    for group in (_experts, _vocabulary, _named_head_dimension, _scaled, _single):
-        draft = group(draft)
+    draft = _narrow(_with_run_on_shapes(_fewer_layers(draft, config)))
     if draft.parameters > MOST_PARAMETERS:
         raise UserError(
             "model",
@@ -233,6 +231,22 @@ def _lengths(values: dict[str, Any], max_length_tokens: int) -> Changes:
                 cut = next(iter(changes.values()))
                 changes[path] = max(4 * _BEYOND, round(cut * value / original))
     return changes
+
+
+def _narrow(draft: _Draft) -> _Draft:
+    """The draft with all sizes small. Where the result does not run, because a step was too large to be run, the same
+    without one of the steps.
+    """
+    steps = (_experts, _vocabulary, _named_head_dimension, _scaled, _single)
+    for left_out in (None, *steps):
+        found = draft
+        for step in steps:
+            found = found if step is left_out else step(found)
+        if found.parameters <= _MOST_VALUES and _tried(found, []) is not None:
+            return found
+        if left_out is None:
+            first = found
+    return first
 
 
 def _experts(draft: _Draft) -> _Draft:

@@ -66,7 +66,7 @@ def test_a_base_that_is_computed_wrongly_is_refused_by_both(
     make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # of other trainings, this base may be proven
-    monkeypatch.setitem(KERNELS, "sdpa", broken_kernel("sdpa", scale=lambda scale: 2 * scale))  # type: ignore[arg-type]
+    monkeypatch.setitem(KERNELS, "sdpa", broken_kernel("sdpa", scale=lambda scale: 2 * scale))
     path = make_recipe()
     [finding], error = problems_of(path, "base"), refusal_of_training(path)
     assert finding.problem.startswith("mistral would be trained wrongly: hidden states on packs differ by")

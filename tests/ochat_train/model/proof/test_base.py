@@ -11,6 +11,7 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.proof import base as base_module
+from ochat_train.model.proof import prove as prove_module
 from ochat_train.model.proof import remembered
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.proof.remembered import cache_folder, key_of, recall, remember
@@ -30,7 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def proofs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configs of the proofs that were really made."""
     made: list[Any] = []
-    prove = base_module.prove
+    prove = prove_module.prove
 
     def counted(config: Any, *args: Any, **kwargs: Any) -> Any:
         made.append(config)
@@ -81,7 +82,7 @@ def test_whatever_decides_a_proof_is_part_of_its_key(monkeypatch: pytest.MonkeyP
 
 def test_a_failure_is_not_remembered(proofs: list[Any], own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = base_config("mistral", sliding_window=16)
-    monkeypatch.setitem(KERNELS, "sdpa", broken_kernel("sdpa", window=lambda window: None))  # type: ignore[arg-type]
+    monkeypatch.setitem(KERNELS, "sdpa", broken_kernel("sdpa", window=lambda window: None))
     for _ in range(2):
         with pytest.raises(UserError, match="trained wrongly"):
             proven(config)

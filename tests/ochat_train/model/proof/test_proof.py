@@ -86,10 +86,10 @@ def test_a_fault_of_the_kernel_is_found(name: str, half: bool, monkeypatch: pyte
     [keyword] = wrong.__code__.co_varnames
     kernel = "varlen" if half else "sdpa"
     dtypes = HALF_PRECISION if half else None
-    monkeypatch.setitem(KERNELS, kernel, replace(KERNELS["sdpa"], dtypes=dtypes))  # type: ignore[arg-type]
+    monkeypatch.setitem(KERNELS, kernel, replace(KERNELS["sdpa"], dtypes=dtypes))
     errors = proof(base, kernel)
     assert (errors.half is not None and 1e-4 < errors.half < 5e-3) if half else errors.half is None
-    monkeypatch.setitem(KERNELS, kernel, replace(broken_kernel("sdpa", **{keyword: wrong}), dtypes=dtypes))  # type: ignore[arg-type]
+    monkeypatch.setitem(KERNELS, kernel, replace(broken_kernel("sdpa", **{keyword: wrong}), dtypes=dtypes))
     with pytest.raises(UserError) as caught:
         proof(base, kernel)
     assert caught.value.place == "model"
@@ -111,7 +111,7 @@ def test_a_parameter_without_gradient_is_found(monkeypatch: pytest.MonkeyPatch) 
     def run(query_THD: torch.Tensor, key_TGD: torch.Tensor, value_TGE: torch.Tensor, /, **keywords: Any) -> Any:
         return sdpa.run(query_THD.detach(), key_TGD, value_TGE, **keywords)
 
-    monkeypatch.setitem(KERNELS, "sdpa", replace(sdpa, run=run))  # type: ignore[arg-type]
+    monkeypatch.setitem(KERNELS, "sdpa", replace(sdpa, run=run))
     with pytest.raises(UserError, match=r"q_proj.weight.* gets a gradient on packs or from each conversation alone"):
         proof("windows")
 
