@@ -20,7 +20,7 @@ def packed_model(
     device: torch.device,
     router_loss: RouterLoss | None = None,
 ) -> PackedCausalLM:
-    """The model with everything that keeps conversations of a pack apart outside of attention; changes it in place.
+    """The model with everything that keeps conversations of a pack apart where attention does not; changes it in place.
 
     causal_lm: built with the attention function of `register_attention`. max_length_tokens: of the longest
     conversation. device: where the model will run. router_loss: of `experts.router_loss_of`. Raises UserError for a

@@ -1,4 +1,4 @@
-"""A kernel that takes half precision only, inside of a small model: on the very calls that the model's layers make.
+"""A kernel that takes half precision only, in a small model: on the very calls that the model's layers make.
 
 A whole model in half precision cannot tell a fault from rounding, which grows from layer to layer and sends tokens to
 other experts. So the model runs in float32 with `sdpa`, which was proven, and what its layers ask of their attention

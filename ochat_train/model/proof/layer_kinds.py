@@ -29,7 +29,7 @@ def layer_kinds(causal_lm: Any) -> list[Kind]:
 
 
 def outer_kind(causal_lm: Any) -> Kind:
-    """The same of what is outside of the layers, such as embedding and rotary embedding."""
+    """The same of what is outside the layers, such as embedding and rotary embedding."""
     layers = decoder_layers(causal_lm)
     inside = {id(module) for layer in layers for module in layer.modules()}
     found = [(name, m) for name, m in backbone(causal_lm).named_modules() if id(m) not in inside and m is not layers]

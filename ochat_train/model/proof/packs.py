@@ -60,7 +60,7 @@ def packed(conversations: Any, device: torch.device) -> PackedBatch:
 
 
 def places() -> list[slice]:
-    """Where each conversation lies in the micro-batch of `packed`."""
+    """Where each conversation is in the micro-batch of `packed`."""
     found = []
     for number, rows in enumerate(_PACKS):
         start = number * _PACK_LENGTH

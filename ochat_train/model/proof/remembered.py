@@ -1,7 +1,7 @@
 """Proofs that succeeded, remembered in a folder of the user, so that the next run of the same base need not wait.
 
 A proof is found again only for the same config, libraries, source of this package, kernel and kind of device. Failures
-are not remembered. A folder that cannot be read or written is not used, without a word: the proof is then made again.
+are not remembered. A folder that cannot be read or written is not used: the proof is then made again.
 """
 
 from __future__ import annotations

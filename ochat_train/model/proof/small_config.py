@@ -95,7 +95,7 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
 
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """A config as a dictionary. kinds: of what is outside of the layers, and of each layer."""
+    """A config as a dictionary. kinds: of what is outside the layers, and of each layer."""
 
     config_class: Any
     values: dict[str, Any]
@@ -183,7 +183,7 @@ def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
 def _with_layers(values: dict[str, Any], kept: Sequence[int], num_layers: int, own_name: str | None) -> list[Changes]:
     """The change to the layers `kept`, in several ways of reading numbers of layers, such as the last N or the first N.
 
-    own_name: what the config calls its number of layers, if it has a name of its own for it.
+    own_name: what the config calls `num_hidden_layers`, None for just that.
     """
     cut: dict[Path, Any] = {}
     first: dict[Path, Any] = {}

@@ -74,7 +74,7 @@ def test_a_base_that_is_computed_wrongly_is_refused_by_both(
 
 
 def test_the_command_ends_before_it_writes_anything(make_recipe: RecipeFactory, tmp_path: Path) -> None:
-    """The whole way, in a process of its own."""
+    """The whole way, in another process."""
     changes = {"model_type": "gemma3_text", "use_bidirectional_attention": True}
     path = make_recipe(model__config={**SHAPES, **changes})
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)

@@ -81,7 +81,7 @@ FAULTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16 only"])
 def test_a_fault_of_the_kernel_is_found(name: str, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, the reference stands in for a kernel that takes bfloat16 only; without the fault, it is right."""
+    """On a CPU, the reference plays a kernel that takes bfloat16 only; without the fault, it is right."""
     base, wrong, text = FAULTS[name]
     [keyword] = wrong.__code__.co_varnames
     kernel = "varlen" if half else "sdpa"
