@@ -87,7 +87,7 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
         needs = attention_needs(causal_lm)
     kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
     ways = ways_of(settings.activation_checkpointing)
-    errors = prove(config, small, kernel=kernel, device=device, ways=ways)
+    errors = prove(config, small, kernel=kernel, device=device, dtype=dtype, ways=ways)
     return ProvenBase(
         kernel=kernel,
         needs=needs,

@@ -61,43 +61,56 @@ def ways_of(checkpointing: object) -> tuple[str, ...]:
 
 
 def prove(
-    config: Any, small: SmallBase, *, kernel: str, device: torch.device, ways: Sequence[str] = _ALL_WAYS
+    config: Any,
+    small: SmallBase,
+    *,
+    kernel: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    ways: Sequence[str] = _ALL_WAYS,
 ) -> Errors:
     """Test a small copy of a base. Raises UserError for one that is computed wrongly, or that cannot be tested.
 
-    config: of the whole base, for messages. kernel: of attention, the one that the run will call on `device`. ways: in
-    which layers are run, in turn; see `ways_of`.
+    config: of the whole base, for messages. kernel: of attention, the one that the run will call on `device` with
+    tensors of `dtype`. ways: in which layers are run, in turn; see `ways_of`.
     """
+    exact_kernel = kernel if _is_exact(kernel, dtype) else "sdpa"
     first: str | None = None
     for seed in _SEEDS:
         with explained(config, "cannot be computed on packs"), _exactly(device):
-            errors, wrong = _tested(small, kernel=kernel, device=device, seed=seed, ways=ways)
+            errors, wrong = _tested(small, kernel, exact_kernel, device=device, seed=seed, ways=ways)
         if not wrong:
             return errors
         first = first or wrong[0]
     text, remedy = f"{config.model_type} would be trained wrongly: {first}", REMEDY
     if "matmuls" in ways and len(ways) > 1:
         with explained(config, "cannot be computed on packs"), _exactly(device):
-            _, wrong = _tested(small, kernel=kernel, device=device, seed=_SEEDS[0], ways=("full", "none"))
+            _, wrong = _tested(small, kernel, exact_kernel, device=device, seed=_SEEDS[0], ways=("full", "none"))
         if not wrong:  # a layer changes the result of a product in place
             text = f"{text}; it is right where no layer is run as `matmuls`"
             remedy = "set model.activation_checkpointing to `full` or `none`"
     raise UserError("model", text, remedy)
 
 
+def _is_exact(kernel: str, dtype: torch.dtype) -> bool:
+    """Whether the kernel itself is tested in float32. One that is compiled for each dtype is tested in the run's: for
+    float32 Triton compiles `flex` for minutes.
+    """
+    takes_float32 = KERNELS[kernel].dtypes is None
+    return takes_float32 and (dtype == torch.float32 or kernel == "sdpa")
+
+
 def _tested(
-    small: SmallBase, *, kernel: str, device: torch.device, seed: int, ways: Sequence[str]
+    small: SmallBase, kernel: str, exact_kernel: str, *, device: torch.device, seed: int, ways: Sequence[str]
 ) -> tuple[Errors, list[str]]:
     """What was measured with weights and conversations of a seed, and what of it is wrong."""
     trial = _Trial(small.config, device=device, seed=seed, ways=ways)
-    dtypes = KERNELS[kernel].dtypes
-    takes_float32 = dtypes is None or torch.float32 in dtypes
-    packs, changed = trial.packs(kernel if takes_float32 else "sdpa")
+    packs, changed = trial.packs(exact_kernel)
     found = differences(packs, trial.reference, changed)
     errors = Errors(hidden=found.hidden, gradient=found.gradient, loss=found.loss, leak=found.leak)
     most = tolerances(has_experts=trial.has_experts, has_mixer_kernels=trial.has_mixer_kernels, device=device)
     wrong = faults(found, most, reference=_ALONE)
-    if wrong or takes_float32:
+    if wrong or kernel == exact_kernel:
         return errors, wrong
     half = [
         call_errors(call, KERNELS[kernel].run, KERNELS["sdpa"].run, changed=places()[CHANGED])

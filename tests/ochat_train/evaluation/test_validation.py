@@ -197,7 +197,7 @@ def test_answers_are_those_of_greedy_generation(train: Any) -> None:
         f"validation.prompts={json.dumps(prompts)}",
         "--set",
         "validation.sample_tokens=12",
-        optimizer__learning_rate=0.02,
+        optimizer__learning_rate=0.01,
         train__max_steps=12,
     )
     model, tokenizer = exported(run)

@@ -359,14 +359,16 @@ def test_changed_data_is_refused(tmp_path: Path, make_recipe: RecipeFactory) -> 
 
 
 def test_one_rank_reads_the_raw_sources_for_all(tmp_path: Path, make_recipe: RecipeFactory) -> None:
-    """Reading them takes a second per GB. If they have changed, all ranks stop with one message."""
+    """Reading them takes a second per GB: rank 0 opens each to see that it may be read, and to read it. If they have
+    changed, all ranks stop with one message.
+    """
     recipe = make_recipe(train__max_steps=1)
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
     sources = [tmp_path / "expert.jsonl", tmp_path / "suboptimal.jsonl"]
     job = {"command": ["train", recipe], "count_reads": [str(path) for path in sources]}
     outputs, codes = run_jobs(job)
     assert codes == [0, 0], outputs[0][-4000:]
-    for output, num_reads in zip(outputs, (1, 0), strict=True):
+    for output, num_reads in zip(outputs, (2, 0), strict=True):
         for path in sources:
             assert f"opened {num_reads} times: {path}" in output
     with sources[0].open("a") as file:

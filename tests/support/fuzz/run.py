@@ -223,7 +223,7 @@ def make_world(folder: Path) -> Path:
         shutil.rmtree(world, ignore_errors=True)
         world.mkdir(parents=True)
 
-        # in processes of their own: a process that has threads (torch's, the tokenizers') is not one to fork from
+        # each in its own process: one that has threads (torch's, the tokenizers') is not one to fork from
         for step in (write_inputs, *COMMANDS):
             outcome, _, said = run_command(step, world, folder / "build.log")
             assert outcome == "exit 0", f"{step}: {outcome}\n{said}"
