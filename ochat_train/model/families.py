@@ -47,7 +47,7 @@ def _with_added_tokens(vocab_size: int) -> range:
 
 _OTHER_LLAMA = "other bases of the Llama architecture"
 _EXPERTS = "Mixture of experts."
-_BORDERS = "needs the packages that hand conversation borders to their kernels, and a GPU"
+_BORDERS = "right everywhere, slow without a GPU and the packages whose kernels take borders of conversations"
 
 # Families for which OpenChat has a constant, and other Llamas. Runs that were started with `auto` resume with the rate
 # that is here.
@@ -206,7 +206,7 @@ _BY_WIDTH = (
         title="Granite 4",
         model_types=("granitemoehybrid",),
         name_pattern=r"granite-4",
-        notes=f"With Mamba-2 layers it {_BORDERS}.",
+        notes=f"With Mamba-2 layers: {_BORDERS}.",
     ),
     Family(
         name="granite",
@@ -241,7 +241,7 @@ _BY_WIDTH = (
         title="MiniMax",
         model_types=("minimax", "minimax_m2"),
         name_pattern=r"minimax",
-        notes=f"{_EXPERTS} `minimax` has lightning attention, which does not stop at the end of a conversation.",
+        notes=f"{_EXPERTS} `minimax` has lightning attention: right everywhere, but slow.",
     ),
     Family(
         name="hybrid",
