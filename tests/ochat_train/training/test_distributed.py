@@ -375,7 +375,7 @@ def test_one_rank_reads_the_raw_sources_for_all(tmp_path: Path, make_recipe: Rec
         file.write(sources[0].read_text().splitlines()[0].replace("Question 0", "Question X") + "\n")
     outputs, codes = run_jobs(job)
     assert codes == [2, 2]
-    message = f"ochat train: data.prepared_dir: {tmp_path}/prepared was prepared from other sources than this recipe"
+    message = f"data.prepared_dir: {tmp_path}/prepared was prepared from other sources than this recipe"
     assert [message in output for output in outputs] == [True, False], "rank 0 speaks for all"
 
 
