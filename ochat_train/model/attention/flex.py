@@ -13,6 +13,10 @@ from ochat_train.model.attention.needs import AttentionNeeds
 
 ScoreFunction = Callable[..., torch.Tensor]
 
+_SHORT = (
+    128  # tokens; for fewer, torch takes a kernel for generation, which grouped heads of 112 tokens did not fit into
+)
+
 
 def attention_flex(
     query_THD: torch.Tensor,
@@ -44,6 +48,8 @@ def attention_flex(
         "scale": scale,
         "enable_gqa": True,
     }
+    if len(query_THD) < _SHORT:
+        arguments["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
     if softcap is not None:
         arguments["score_mod"] = _soft_capped(softcap)
     if sinks_H is None:

@@ -12,7 +12,7 @@ from data_pipeline.conversation import TokenizedConversation
 from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.model.proof.small_config import LENGTHS
 
-_PACK_LENGTH = 56  # tokens; both packs have padding
+_PACK_LENGTH = 64  # tokens; both packs have padding, and kernels for short texts (below 128) are not chosen
 _PACKS = ((0, 1), (2,))  # the conversations of each
 CHANGED = 1
 """The conversation of which a token is changed, with one before it in its pack and one after it in the next."""

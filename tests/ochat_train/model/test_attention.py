@@ -145,6 +145,7 @@ def flex_written_out(
     enable_gqa: bool,
     score_mod: Any = None,
     return_aux: Any = None,
+    kernel_options: Any = None,
 ) -> Any:
     """What torch's flex_attention computes, with autograd: on a CPU it has no backward pass."""
     group, places = query.shape[1] // key.shape[1], torch.arange(query.shape[2])
