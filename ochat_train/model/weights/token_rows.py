@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,24 +48,22 @@ def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlTokens:
-    """Tokens that a template writes. ids: token -> row. added: those that the base's tokenizer did not have."""
+    """Tokens that a template writes. ids: token -> row."""
 
     ids: Mapping[str, int]
-    added: frozenset[str]
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, template: str, *, bos_token: str | None, added: Collection[str]) -> ControlTokens:
+    def of(cls, tokenizer: Tokenizer, template: str, *, bos_token: str | None) -> ControlTokens:
         """The tokens of a template, and the one that begins conversations."""
         tokens = dict.fromkeys((*TEMPLATES[template].control_tokens, *filter(None, (bos_token,))))
         ids = {token: tokenizer.token_to_id(token) for token in tokens}
-        return cls(ids={token: row for token, row in ids.items() if row is not None}, added=frozenset(added))
+        return cls(ids={token: row for token, row in ids.items() if row is not None})
 
     @classmethod
     def of_prepared(cls, prepared_dir: Path, manifest: Manifest) -> ControlTokens:
         """The tokens of a prepared dataset."""
         tokenizer = stored_tokenizer(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json")
-        added = manifest.added_control_tokens
-        return cls.of(tokenizer, manifest.template, bos_token=manifest.bos_token, added=added)
+        return cls.of(tokenizer, manifest.template, bos_token=manifest.bos_token)
 
 
 @torch.no_grad()
@@ -101,8 +99,8 @@ def untrained_text(found: Mapping[str, Sequence[str]]) -> Sequence[str]:
 def untrained_tokens(table_VD: torch.Tensor, control: ControlTokens) -> Sequence[str]:
     """The control tokens whose rows a base cannot have trained.
 
-    Its tokenizer did not have the token (the row is a spare one of a padded vocabulary), or the row is (nearly) zero,
-    or several others have the same bits. table_VD: rows of the base. Tokens without a row are left out.
+    The row is (nearly) zero, or several others have the same bits. Any other row stays, as nothing proves that it was
+    not trained. table_VD: rows of the base. Tokens without a row are left out.
     """
     ids = {token: row for token, row in control.ids.items() if row < len(table_VD)}
     if not ids:
@@ -112,7 +110,7 @@ def untrained_tokens(table_VD: torch.Tensor, control: ControlTokens) -> Sequence
     return [
         token
         for token, row in ids.items()
-        if token in control.added or float(largest_V[row]) <= small or _num_alike(table_VD, largest_V, row) >= _ALIKE
+        if float(largest_V[row]) <= small or _num_alike(table_VD, largest_V, row) >= _ALIKE
     ]
 
 
