@@ -216,7 +216,7 @@ def _differences(report: WeightReport, config: Any, place: str) -> Iterator[Prob
         yield Problem(place=place, problem=f"its weights cannot be loaded: {report.failure}", remedy=_ANOTHER)
     prefix = next((p for p in _WRAPPERS if report.unexpected and all(p in _start(n) for n in report.unexpected)), None)
     if report.missing:
-        problem = f"its files lack {len(report.missing)} weights of the model: {some_names(report.missing)}"
+        problem = f"its files lack weights of the model ({len(report.missing)}): {some_names(report.missing)}"
         yield Problem(place=place, problem=problem, remedy="" if prefix else _ANOTHER)
     if report.unexpected:
         problem = f"its files hold {len(report.unexpected)} tensors that the model does not have: "

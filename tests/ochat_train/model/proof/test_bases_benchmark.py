@@ -64,7 +64,6 @@ def test_what_is_wrong_or_crashes_is_seen_even_where_nothing_refuses_it(
     assert bases.summary([wrong, crashed]) == "2 tried: 0 right, 0 refused, 1 wrong, 1 crash, 0 not built"
 
 
-@pytest.mark.skipif(not RESULTS.is_file(), reason="benchmarks/bases.json is not committed")
 def test_no_committed_result_is_wrong() -> None:
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert {row["verdict"] for row in rows} == {"right", "refused"}
