@@ -141,11 +141,14 @@ def _in_threads(work: Callable[[Path], _Remembered], files: Sequence[Path]) -> l
 # ---- the memory ----
 
 
-def cache_folder() -> Path | None:
-    """Where this program keeps what it can make again; None for a user without a home."""
-    if own := os.environ.get(CACHE_VARIABLE):
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where this program keeps what it can make again: `$OCHAT_CACHE_DIR`, `ochat-train` in `$XDG_CACHE_HOME`, or below
+    `~/.cache`. None for a user without a home.
+    """
+    if own := environment.get(CACHE_VARIABLE):
         return Path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
+    shared = environment.get("XDG_CACHE_HOME")
+    if shared and Path(shared).is_absolute():
         return Path(shared) / "ochat-train"
     try:
         return Path.home() / ".cache" / "ochat-train"

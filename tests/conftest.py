@@ -20,17 +20,12 @@ from tests.support.tokenizers import write_small_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
-# Trainings that tests start share one folder of proofs, so that each base is proven once; workers inherit it.
+# Trainings that tests start share one folder of proofs and hashes: each base is proven once; workers inherit it.
 if "OCHAT_TEST_CACHE" not in os.environ:
     os.environ["OCHAT_TEST_CACHE"] = tempfile.mkdtemp(prefix="ochat-test-cache-")
     atexit.register(shutil.rmtree, os.environ["OCHAT_TEST_CACHE"], ignore_errors=True)
 os.environ["XDG_CACHE_HOME"] = os.environ["OCHAT_TEST_CACHE"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Processes that tests start inherit it, so nothing is remembered for the user who tests."""
-    os.environ["OCHAT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+os.environ.pop("OCHAT_CACHE_DIR", None)  # it would win: nothing is remembered for the user who tests
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,14 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from data_pipeline.file_hashes import cache_folder
 
 _PACKAGE = Path(__file__).parents[1]  # ochat_train/model: what decides how a base is computed
 _LIBRARIES = (
@@ -26,12 +27,6 @@ _LIBRARIES = (
 )
 _MOST_BYTES = 100_000  # of a record; anything larger is not one of ours
 _UNTOLD = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")  # decide no number
-
-
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where this program may leave what it can find out again: `$XDG_CACHE_HOME/ochat-train`, or below `~/.cache`."""
-    home = environment.get("XDG_CACHE_HOME")
-    return (Path(home) if home and Path(home).is_absolute() else Path("~/.cache").expanduser()) / "ochat-train"
 
 
 def key_of(config: Any, *, device: torch.device, facts: Mapping[str, object]) -> str:
@@ -50,9 +45,9 @@ def key_of(config: Any, *, device: torch.device, facts: Mapping[str, object]) ->
 
 def recall(key: str) -> dict[str, Any] | None:
     """The record under a key, None if there is none that can be read."""
+    path = _path(key)
     with contextlib.suppress(OSError, ValueError):
-        path = _path(key)
-        if path.stat().st_size <= _MOST_BYTES:
+        if path is not None and path.stat().st_size <= _MOST_BYTES:
             record = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(record, dict) and record.get("key") == key:
                 return record
@@ -61,8 +56,10 @@ def recall(key: str) -> dict[str, Any] | None:
 
 def remember(key: str, record: Mapping[str, Any]) -> None:
     """Keep a record, visible only when it is complete; nothing happens where the folder cannot be written."""
+    path = _path(key)
+    if path is None:
+        return
     with contextlib.suppress(OSError):
-        path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -72,8 +69,9 @@ def remember(key: str, record: Mapping[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _path(key: str) -> Path:
-    return cache_folder() / "proofs" / f"{key}.json"
+def _path(key: str) -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / "proofs" / f"{key}.json"
 
 
 def _version(name: str) -> str | None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.file_hashes import cache_folder
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.proof import base as base_module
 from ochat_train.model.proof import prove as prove_module
 from ochat_train.model.proof import remembered
 from ochat_train.model.proof.base import ProvenBase, prove_base
-from ochat_train.model.proof.remembered import cache_folder, key_of, recall, remember
+from ochat_train.model.proof.remembered import key_of, recall, remember
 from ochat_train.recipe.sections import ModelSettings
 from tests.support.base_configs import base_config, broken_kernel
 
