@@ -6,17 +6,19 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
 from data_pipeline.prompt.templates import Template
 from data_pipeline.read import sources
+from data_pipeline.section import Section
 from data_pipeline.settings import DataSettings
 
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:
     """sha256 of each input that decides the rows, by name. Sources that have changed are read, a second per GB."""
-    settings = job.data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True)
+    settings = _data_settings(job.data)
     settings |= {name: getattr(job, name) for name in ("max_length_tokens", "seed", "inference_condition")}
     settings |= {"format_version": FORMAT_VERSION}
     inputs = {
@@ -27,6 +29,32 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
     if with_sources:
         inputs["sources"] = sources_fingerprint(job.data)
     return inputs
+
+
+# The keys in the first version of the fingerprint of the settings. All of them are part of it.
+_SOURCE_KEYS = frozenset(("path", "format", "class", "class_field", "reward_field", "split"))
+_DATA_KEYS = frozenset(
+    (
+        *("classes", "classes_from", "beta", "reward_clip", "condition_dropout", "sources", "validation_ratio"),
+        *("validation_seed", "only_classes", "overlong", "bad_rows"),
+    )
+)
+
+
+def _data_settings(data: DataSettings) -> dict[str, Any]:
+    """What the recipe says of the data. A newer key counts where it is not at its default: see template_fingerprint."""
+    settings = data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True)
+    for written, source in zip(settings["sources"], data.sources, strict=True):
+        _drop_unused(written, source, _SOURCE_KEYS)
+    _drop_unused(settings, data, _DATA_KEYS)
+    return settings
+
+
+def _drop_unused(written: dict[str, Any], section: Section, first_keys: frozenset[str]) -> None:
+    for name, field in type(section).model_fields.items():
+        key = field.alias or name
+        if key not in first_keys and getattr(section, name) == field.get_default(call_default_factory=True):
+            written.pop(key, None)
 
 
 def sources_fingerprint(settings: DataSettings, *, progress: Callable[[int], None] = lambda num_bytes: None) -> str:

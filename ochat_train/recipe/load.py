@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.errors import Problem, UserError, UserErrors
+from ochat_train.recipe.paths import misplaced_paths, misplaced_problem
 from ochat_train.recipe.problems import describe
 from ochat_train.recipe.secrets import secret_places, secret_problem
 from ochat_train.recipe.sections import Recipe
@@ -40,6 +41,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         problems += _apply_override(document, override)
     problems += [secret_problem(place, document) for place in secret_places(document.value)]
+    problems += [misplaced_problem(place, document) for place in misplaced_paths(document.value)]
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:

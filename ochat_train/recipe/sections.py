@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.hub_names import hub_name_problem
+from data_pipeline.path_keys import PathText
 from data_pipeline.plan.kinds import PlanKind
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.section import Rule, Section, setting
@@ -44,9 +45,8 @@ Checkpointing = Annotated[
 class ModelSettings(Section):
     """The base model, its tokenizer and prompt format."""
 
-    path: str | None = setting(
+    path: PathText | None = setting(
         None,
-        min_length=1,
         description="Hub id (`ORG/NAME`) or folder of the base model",
         decides_steps=True,
         is_public=True,
@@ -57,7 +57,7 @@ class ModelSettings(Section):
         decides_steps=True,
         is_public=True,
     )
-    tokenizer: str | None = setting(
+    tokenizer: PathText | None = setting(
         None, description="Hub id or folder of the tokenizer; default: `path`", decides_steps=True, is_public=True
     )
     revision: str | None = setting(
@@ -386,9 +386,8 @@ class ValidationSettings(Section):
         decides_steps=False,
         is_public=True,
     )
-    questions: str | None = setting(
+    questions: PathText | None = setting(
         None,
-        min_length=1,
         description="file of questions with checkable answers for `ochat ablate`: JSON lines with `question`, "
         "`answer` and, if there are several tasks, `task`",
         decides_steps=False,
@@ -489,8 +488,8 @@ class Recipe(Section):
         decides_steps=True,
         is_public=True,
     )
-    output_dir: str = setting(
-        min_length=1, description="folder of the run, for metrics and checkpoints", decides_steps=False, is_public=False
+    output_dir: PathText = setting(
+        description="folder of the run, for metrics and checkpoints", decides_steps=False, is_public=False
     )
     model: ModelSettings
     data: DataSettings

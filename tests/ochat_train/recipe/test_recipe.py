@@ -85,7 +85,13 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "data.classes.suboptimal.condition",
         "missing; text",
     ),
-    "missing key of a source": ("path: b.jsonl, ", "", "format: messages", "data.sources.1.path", "missing; a .jsonl"),
+    "missing key of a source": (
+        "path: b.jsonl, ",
+        "",
+        "format: messages",
+        "data.sources.1.path",
+        "missing; a file of JSON lines",
+    ),
     "duplicate key": (
         "epochs: 5",
         "epochs: 5\n  epochs: 6",
