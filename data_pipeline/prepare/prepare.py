@@ -33,7 +33,7 @@ from data_pipeline.prepared.integrity import hashes_of, verify
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.openchat_parquet import tokenized_files
-from data_pipeline.read.sources import ChunkSizes
+from data_pipeline.read.sources import ChunkSizes, check_sources
 
 
 def prepare(
@@ -63,6 +63,8 @@ def prepare(
         if problem is None:
             return old, True
         say(f"{problem}: it is prepared again")
+    for note in check_sources(job.data.sources):
+        say(note)
     check_chat_template(job.tokenizer, job.template)
     for number, source in enumerate(job.data.sources):
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
