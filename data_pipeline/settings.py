@@ -150,6 +150,8 @@ class SourceSettings(Section):
             raise ValueError("tokenized rows have no `class_field` and no `reward_field`; they hold their weights")
         if self.is_tokenized and (self.split is not None or self.subset is not None or self.is_on_hub):
             raise ValueError("tokenized rows are read from Parquet files; download them and name the files")
+        if self.split is not None and not self.is_on_hub and set("[+") & set(self.split):
+            raise ValueError(f"split {quoted(self.split)}: parts and sums of splits are for datasets on the Hub")
         if self.revision is not None and not self.is_on_hub:
             raise ValueError(f"`revision` is for datasets on the Hub (`{HUB_PREFIX}ORG/NAME`), and `path` names files")
         return self

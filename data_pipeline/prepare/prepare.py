@@ -64,7 +64,7 @@ def prepare(
             return old, True
         say(f"{problem}: it is prepared again")
     for note in check_sources(job.data.sources):
-        say(note)
+        say(f"warning: {note}")
     check_chat_template(job.tokenizer, job.template)
     for number, source in enumerate(job.data.sources):
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it

@@ -118,17 +118,16 @@ def _refuse_pages_and_bytes(path: Path, sample: str) -> None:
 
 def _sample(path: Path, text: TextForm) -> tuple[str, bool]:
     """The beginning of a text with at least one whole line, and whether that is all of it."""
-    blocks, size, has_line, is_whole = [], 0, False, True
+    blocks: list[bytes] = []
+    size, has_text, has_line, is_whole = 0, False, False, True
     for block in utf8_blocks(path, text, HEAD_BYTES):
-        if has_line and size >= HEAD_BYTES:
+        if (has_line and size >= HEAD_BYTES) or size > LONGEST_LINE:
             is_whole = False
             break
         blocks.append(block)
         size += len(block)
-        has_line = has_line or b"\n" in (block if size > len(block) else block.lstrip())
-        if size > LONGEST_LINE:
-            is_whole = False
-            break
+        has_line = has_line or b"\n" in (block if has_text else block.lstrip())
+        has_text = has_text or not block.isspace()
     return b"".join(blocks).decode("utf-8", errors="replace"), is_whole
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import Problem, UserError
 from data_pipeline.file_hashes import hash_files
 from data_pipeline.read.file_kinds import file_form
 from data_pipeline.read.folders import Walk, dead_link, own_folder, walk
@@ -202,8 +202,8 @@ def _literal_beginning(pattern: str) -> tuple[Path, str]:
 # ---- files that are read twice ----
 
 
-def same_files(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[str]:
-    """A line for each file that is read twice: under two names, in two sources, or as a copy with the same content.
+def same_files(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[Problem]:
+    """One for each file that is read twice: under two names, in two sources, or as a copy with the same content.
 
     groups: files of each source, with its place in the recipe. Reads files of the same size.
     """
@@ -211,7 +211,7 @@ def same_files(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[str]:
     for where, files in groups:
         for file in files:
             by_size.setdefault(file.stat().st_size, []).append((where, file))
-    lines = []
+    twice = []
     for size, alike in by_size.items():
         if size and len(alike) > 1:
             hashes = hash_files([file for _, file in alike], group=None).files
@@ -219,5 +219,7 @@ def same_files(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[str]:
             for where, file in alike:
                 other_where, other = first.setdefault(hashes[file].sha256, (where, file))
                 if (other_where, other) != (where, file):
-                    lines.append(f"{where}: {file} holds the same as {other} of {other_where}: its rows are read twice")
-    return lines
+                    beside = "" if other_where == where else f" of {other_where}"
+                    problem = f"{file} holds the same as {other}{beside}: its rows are read twice"
+                    twice.append(Problem(place=where, problem=problem, remedy="remove one, if that is not meant"))
+    return twice

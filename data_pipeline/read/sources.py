@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import Problem, UserError
 from data_pipeline.file_hashes import hash_files
 from data_pipeline.read import columns
 from data_pipeline.read.chunks import ArrowChunk, Chunk, ChunkSizes, LinesChunk, ParquetChunk, RowsChunk, TextChunk
@@ -25,7 +25,17 @@ from data_pipeline.read.tables import table_rows
 from data_pipeline.read.text_files import LONGEST_LINE, TextForm, lines_of, read_text, too_long
 from data_pipeline.settings import SourceSettings
 
-__all__ = ["Chunk", "ChunkSizes", "chunks", "count_rows", "fingerprint", "is_dataset", "read_chunk", "source_files"]
+__all__ = [
+    "Chunk",
+    "ChunkSizes",
+    "check_sources",
+    "chunks",
+    "count_rows",
+    "fingerprint",
+    "is_dataset",
+    "read_chunk",
+    "source_files",
+]
 
 
 def source_files(source: SourceSettings, *, where: str) -> list[Path]:
@@ -55,42 +65,36 @@ def fingerprint(source: SourceSettings, *, where: str, progress: Callable[[int],
     return digest.hexdigest()
 
 
-def check_sources(sources: Sequence[SourceSettings], *, where: str = "data.sources") -> list[str]:
-    """Look at every file of all sources before the first row is read. Returns what a person should know, a line each:
-    what is left out, empty files, files that are read twice.
+def check_sources(sources: Sequence[SourceSettings], *, where: str = "data.sources") -> list[Problem]:
+    """Look at every file of all sources before the first row is read. Returns what a person should know: what is left
+    out, empty files, files that are read twice.
 
     Raises UserError for a source without files or rows and for the first file that is no data.
     """
-    notes: list[str] = []
+    notes: list[Problem] = []
     groups: list[tuple[str, Sequence[Path]]] = []
     for number, source in enumerate(sources):
-        if is_dataset(source):
-            continue
-        here = f"{where}.{number}"
-        found = find_files(source, where=here)
-        notes += source_notes(source, found, where=here)
-        groups.append((here, found.files))
+        if not is_dataset(source):
+            found = find_files(source, where=f"{where}.{number}")
+            notes += _notes(source, found, where=f"{where}.{number}")
+            groups.append((f"{where}.{number}", found.files))
     return notes + same_files(groups)
 
 
-def source_notes(source: SourceSettings, found: FoundFiles, *, where: str) -> list[str]:
-    """What a person should know of the files of one source. Raises UserError as `check_sources`."""
-    notes = [] if found.note is None else [f"{where}: {source.path}: {found.note}"]
-    empty = []
-    for file in found.files:
-        try:
-            form = file_form(file)
-        except UserError as error:
-            raise UserError(where, f"{error.place}: {error.problem}", error.remedy) from None
-        if form.kind == "empty":
-            empty.append(file)
+def _notes(source: SourceSettings, found: FoundFiles, *, where: str) -> list[Problem]:
+    notes = [] if found.note is None else [Problem(place=where, problem=f"{source.path}: {found.note}")]
+    empty = [file for file in found.files if _form(file, where=where).kind == "empty"]
     if len(empty) == len(found.files):
-        raise UserError(
-            where,
-            f"{source.path}: {'is' if found.is_named else 'every file is'} empty",
-            "fill it, or remove the source",
-        )
-    return notes + [f"{where}: {file} is empty" for file in empty]
+        state = "is empty" if found.is_named else "every file is empty"
+        raise UserError(where, f"{source.path}: {state}", "fill it, or remove the source")
+    return notes + [Problem(place=where, problem=f"{file} is empty") for file in empty]
+
+
+def _form(file: Path, *, where: str) -> FileForm:
+    try:
+        return file_form(file)
+    except UserError as error:
+        raise UserError(where, f"{error.place}: {error.problem}", error.remedy) from None
 
 
 def chunks(

@@ -115,25 +115,23 @@ def utf8_blocks(path: Path, form: TextForm, num_bytes: int = _BLOCK_BYTES) -> It
 def lines_of(path: Path, form: TextForm, num_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Whole lines as UTF-8, in blocks of about `num_bytes`, each with the number of its first line."""
     kept: list[bytes] = []
-    size, line = 0, 1
+    size, open_bytes, line, has_end = 0, 0, 1, False  # open_bytes: after the last end of a line
     for block in utf8_blocks(path, form, min(num_bytes, _BLOCK_BYTES)):
         end = block.rfind(b"\n") + 1
-        if size + end < num_bytes or not end:
-            kept.append(block)
-            size += len(block)
-            _check_line(path, kept, size, line)
-            continue
-        lines = b"".join([*kept, block[:end]])
-        yield lines, line
-        line += lines.count(b"\n")
-        kept, size = [block[end:]], len(block) - end
+        has_end = has_end or end > 0
+        open_bytes = len(block) - end if end else open_bytes + len(block)
+        kept.append(block)
+        size += len(block)
+        if open_bytes > LONGEST_LINE:
+            raise too_long(path, line + sum(part.count(b"\n") for part in kept))
+        if has_end and size >= num_bytes:
+            whole = b"".join(kept)
+            lines, rest = whole[: size - open_bytes], whole[size - open_bytes :]
+            yield lines, line
+            line += lines.count(b"\n")
+            kept, size, has_end = [rest], len(rest), False
     if rest := b"".join(kept):
         yield rest, line
-
-
-def _check_line(path: Path, kept: list[bytes], size: int, line: int) -> None:
-    if size > LONGEST_LINE and not any(b"\n" in block for block in kept):
-        raise too_long(path, line)
 
 
 def too_long(path: Path, line: int) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import DamagedDataError, Manifest
 from data_pipeline.prepared.integrity import verify
+from data_pipeline.read.sources import check_sources as file_notes
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
@@ -35,6 +37,9 @@ def check_sources(facts: RecipeFacts) -> Iterator[Finding]:
                 yield replace(found, problem=f"{found.problem}; not needed, as the dataset is prepared already")
         else:
             yield from from_error("sources", sample)
+    with contextlib.suppress(UserError):  # what is wrong with a source is said above
+        for note in file_notes(facts.recipe.data.sources):
+            yield warning("sources", note.place, note.problem, note.remedy)
     if (questions := facts.recipe.validation.questions) is not None:
         yield from _check_questions(Path(questions))
 
