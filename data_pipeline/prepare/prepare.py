@@ -30,6 +30,7 @@ from data_pipeline.prepared.dataset import (
     holds_only_prepared_files,
 )
 from data_pipeline.prepared.integrity import hashes_of, verify
+from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.openchat_parquet import tokenized_files
@@ -65,6 +66,12 @@ def prepare(
         say(f"{problem}: it is prepared again")
     check_chat_template(job.tokenizer, job.template)
     for number, source in enumerate(job.data.sources):
+        if source.is_tokenized and isinstance(job.template, BaseTemplate):
+            raise UserError(
+                f"data.sources.{number}",
+                "its rows are tokens of another template, which cannot be compared with the base's own",
+                "use the template that they were made with",
+            )
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
             tokenized_files(source, job.template.name, where=f"data.sources.{number}")
     job = replace(job, rewards=survey(job.data, num_workers=num_workers, sizes=sizes))

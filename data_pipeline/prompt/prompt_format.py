@@ -1,0 +1,76 @@
+"""What prepare, checks and exports need of a prompt format, whatever kind it is.
+
+There are two kinds: formats that are data (`templates.py`), and the Jinja template of a base (`base_template/`). This
+file is the only place that chooses between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from data_pipeline.conversation import Segment, TaggedConversation
+from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.tokenization import TokenizerSpec
+
+
+AnyTemplate = Template | BaseTemplate
+
+
+class PromptTemplate(Protocol):
+    """What both kinds of template say of themselves."""
+
+    @property
+    def name(self) -> str:
+        """As the manifest has it."""
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The control tokens that it writes, without beginning-of-sequence."""
+
+    @property
+    def end_of_turn(self) -> str:
+        """The control token that ends an answer; the model learns to write it."""
+
+    @property
+    def after_turn(self) -> str:
+        """What `PromptRow.segments` has after the last end of turn, which the length rule always leaves out."""
+
+    @property
+    def inference_condition(self) -> str:
+        """The condition that published models of this format are prompted with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptRow:
+    """A row of training, as segments.
+
+    tagged: what it shows. It gives the same row when it is rendered again, under any condition.
+    answers_left_out: answers with a weight that no row trains on, as the template rewrites them.
+    """
+
+    tagged: TaggedConversation
+    segments: tuple[Segment, ...]
+    answers_left_out: int = 0
+
+
+RowsOf = Callable[[TaggedConversation], Sequence[PromptRow]]
+
+
+def rows_of(template: AnyTemplate, tokenizer: TokenizerSpec) -> RowsOf:
+    """A function from a conversation to its rows of training.
+
+    Most formats have one row for a conversation. A template that rewrites the history of a conversation has one for
+    each answer, with their own ids. The function raises RowError for a conversation that the format cannot show.
+    """
+
+    if isinstance(template, BaseTemplate):
+        raise NotImplementedError
+
+    def built_in(tagged: TaggedConversation) -> Sequence[PromptRow]:
+        return (PromptRow(tagged=tagged, segments=render(tagged, template, bos_token=tokenizer.bos_token)),)
+
+    return built_in
