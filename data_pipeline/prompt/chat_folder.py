@@ -5,22 +5,24 @@ train.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.files import write_text
 from data_pipeline.json_files import read_text
+from data_pipeline.prompt.base_template.check import check_base_template
+from data_pipeline.prompt.base_template.sandbox import sandbox
+from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.base_template.wrapper import wrapped_templates
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE, chat_template
 from data_pipeline.prompt.library_errors import tokenizers_errors
-from data_pipeline.prompt.render import render
 from data_pipeline.prompt.prompt_format import AnyTemplate
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 
@@ -84,13 +86,7 @@ def _with_whole_offsets(backend: str) -> str:
 
 def render_chat_template(text: str, messages: Sequence[dict[str, str]], **variables: Any) -> str:
     """Render a chat template as `transformers` does."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    environment.globals["raise_exception"] = raise_exception
-    return str(environment.from_string(text).render(messages=list(messages), **variables))
+    return str(sandbox().from_string(text).render(messages=list(messages), **variables))
 
 
 def render_stored_template(path: Path, messages: Sequence[dict[str, str]], **variables: Any) -> str:

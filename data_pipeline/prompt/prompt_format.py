@@ -7,15 +7,15 @@ file is the only place that chooses between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from data_pipeline.conversation import Segment, TaggedConversation
+from data_pipeline.conversation import TaggedConversation
+from data_pipeline.prompt.base_template.rows import BaseRows
 from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.prompt_row import PromptRow
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TokenizerSpec
-
 
 AnyTemplate = Template | BaseTemplate
 
@@ -44,19 +44,6 @@ class PromptTemplate(Protocol):
         """The condition that published models of this format are prompted with."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptRow:
-    """A row of training, as segments.
-
-    tagged: what it shows. It gives the same row when it is rendered again, under any condition.
-    answers_left_out: answers with a weight that no row trains on, as the template rewrites them.
-    """
-
-    tagged: TaggedConversation
-    segments: tuple[Segment, ...]
-    answers_left_out: int = 0
-
-
 RowsOf = Callable[[TaggedConversation], Sequence[PromptRow]]
 
 
@@ -68,7 +55,7 @@ def rows_of(template: AnyTemplate, tokenizer: TokenizerSpec) -> RowsOf:
     """
 
     if isinstance(template, BaseTemplate):
-        raise NotImplementedError
+        return BaseRows(template, tokenizer)
 
     def built_in(tagged: TaggedConversation) -> Sequence[PromptRow]:
         return (PromptRow(tagged=tagged, segments=render(tagged, template, bos_token=tokenizer.bos_token)),)

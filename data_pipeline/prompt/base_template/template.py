@@ -17,6 +17,7 @@ class BaseTemplate:
 
     text: the template. place: where it came from, for messages.
     variables: what it sees beside a conversation: named tokens of the tokenizer, and `model.template_variables`.
+    named_tokens: the names of the former.
     dates: what `strftime_now` gives for each format that the template asks for; empty where it asks for none.
     control_tokens: the tokenizer's that the template writes. end_tokens: those that end an answer; the first of them
     ends one without tool calls.
@@ -26,6 +27,7 @@ class BaseTemplate:
     text: str
     place: str
     variables: Mapping[str, Any]
+    named_tokens: tuple[str, ...]
     dates: Mapping[str, str]
     condition_in: ConditionPlace
     rewritten_history: RewrittenHistory
