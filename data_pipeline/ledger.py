@@ -21,8 +21,8 @@ class Ledger:
     condition (`data.condition_dropout`). text_not_recovered: held out, but not in the condition matrix, because its
     tokens do not give its exact text. rows_added: rows beyond the first of a conversation that became one row for each
     answer, as its template rewrites what came before (each is counted as kept or dropped). answers_left_out: answers
-    with a weight that are not trained on for the same reason (`model.rewritten_history: last_answer`). dropped: reason -> conversations. examples: reason -> `place: message` of the
-    first few.
+    with a weight that are not trained on for the same reason (`model.rewritten_history: last_answer`). dropped: reason
+    -> conversations. examples: reason -> `place: message` of the first few.
 
     The names are those of the JSON: `conversations` of `ochat prepare --json`, `ledger` of the manifest.
     """

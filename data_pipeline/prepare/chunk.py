@@ -20,7 +20,8 @@ from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.prompt_format import PromptRow, rows_of
+from data_pipeline.prompt.prompt_format import rows_of
+from data_pipeline.prompt.prompt_row import PromptRow
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import BadRow, SourceChunk, read_conversations

@@ -88,8 +88,8 @@ class AnswerFinder:
         if not text.startswith(asked):
             raise RowError(
                 "answer_not_after_prompt",
-                f"{where}: the template prompts for an answer with {_tail(asked)}, but does not write this answer behind "
-                f"it ({_tail(_beyond(asked, text), from_start=True)}), so a model could not be trained as it is "
+                f"{where}: the template prompts for an answer with {_tail(asked)}, but does not write this answer "
+                f"behind it ({_tail(_beyond(asked, text), from_start=True)}), so a model could not be trained as it is "
                 "prompted; give the message what the template expects (reasoning, for example), or set "
                 "`model.template_variables`",
             )
@@ -97,8 +97,8 @@ class AnswerFinder:
         if end is None:
             raise RowError(
                 "no_end_of_turn",
-                f"{where}: the template does not end this answer with {' or '.join(self._template.end_tokens)}, but with "
-                f"{_tail(text)}; remove the row",
+                f"{where}: the template does not end this answer with {' or '.join(self._template.end_tokens)}, but "
+                f"with {_tail(text)}; remove the row",
             )
         answer = FoundAnswer(
             number=number, start=len(asked), end=end, learned=_learned(blocks, len(asked), end, where, self._template)

@@ -103,6 +103,8 @@ class _Proof:
     def _prompt_ids(self, tagged: TaggedConversation, num_messages: int, *, asks: bool) -> list[int]:
         chat = chat_of(tagged.conversation, "", "role", lambda text: text)
         variables: dict[str, Any] = chat.variables(chat.first + num_messages, asks=asks)
+        for message in variables["messages"]:
+            message.pop("thinking", None)  # the exported template gives it, whatever `transformers` does
         try:
             text = self._exported(variables | {"condition": tagged.condition}, dates={})
         except TemplateFault as error:
@@ -113,8 +115,8 @@ class _Proof:
     def _other_ids(self, tagged: TaggedConversation) -> UserError:
         return UserError(
             "model.tokenizer",
-            f"with the template of {self._template.place} this tokenizer gives other ids for a whole prompt than for its "
-            f"parts (message {tagged.conversation.messages[-1].content!r}), so a trained model could not be prompted as "
-            "it was trained",
+            f"with the template of {self._template.place} this tokenizer gives other ids for a whole prompt than for "
+            f"its parts (message {tagged.conversation.messages[-1].content!r}), so a trained model could not be "
+            "prompted as it was trained",
             "use another template or tokenizer",
         )

@@ -209,7 +209,7 @@ def _end_tokens(found: Mapping[str, Probed], tokens: _Tokens) -> tuple[str, ...]
     ending = tokens.leading(answer.split(_ANSWER)[1])
     if not ending:
         raise TemplateFault(
-            "no control token ends an answer, so a model could not learn to stop (is it the template of this tokenizer?)"
+            "no control token ends an answer, so a model could not learn to stop; is it the template of this tokenizer?"
         )
     return tuple(dict.fromkeys((_last_shared(ending, found["later"], _ANSWER, tokens), *_of_calls(found, tokens))))
 

@@ -50,7 +50,7 @@ def _stretches(
     for end, part_weight in _parts(message, text, answer, weights, plain):
         stretches.append(Stretch(start=at, end=end, weight=part_weight))
         at = end
-    return stretches + [Stretch(start=at, end=answer.end, weight=weights.end)]
+    return [*stretches, Stretch(start=at, end=answer.end, weight=weights.end)]
 
 
 def _parts(

@@ -73,7 +73,7 @@ def main() -> None:
     except TemplateFault as error:
         json.dump(str(error), sys.stdout)
         return
-    found = []
+    found: list[dict[str, str | None]] = []
     for variables in request["renders"]:
         try:
             found.append({"text": render(variables, dates=request["dates"])})
