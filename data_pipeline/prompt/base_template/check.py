@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -25,20 +26,21 @@ _TOOLS = '[{"type": "function", "function": {"name": "look_up", "description": "
 
 def check_base_template(spec: TokenizerSpec, template: BaseTemplate) -> None:
     """Raise UserError unless the exported template gives the ids of training, on conversations that are known to be
-    difficult. Those that the template cannot show are passed over, except the first: a question and its answer.
+    difficult. Those that the template cannot show are passed over, but it has to show a question with its answer, with
+    or without reasoning.
     """
-    proof = _Proof(spec, template)
-    for number, tagged in enumerate(_probes(template)):
+    proof, refused = _Proof(spec, template), []
+    for tagged in _FIRST:
         try:
-            rows = proof.rows(tagged)
+            proof.require_prompt(proof.rows(tagged)[-1])
         except RowError as error:
-            if number == 0:
-                raise UserError(KEY, f"{template.place}: {error}", _remedy(template)) from None
-            continue
-        for row in rows:
-            proof.require_same(row)
-        if number == 0:
-            proof.require_prompt(rows[-1])
+            refused.append(error)
+    if len(refused) == len(_FIRST):
+        raise UserError(KEY, f"{template.place}: {refused[0]}", _remedy(template))
+    for tagged in (*_FIRST, *_probes(template)):
+        with suppress(RowError):
+            for row in proof.rows(tagged):
+                proof.require_same(row)
 
 
 def _remedy(template: BaseTemplate) -> str:
@@ -48,7 +50,6 @@ def _remedy(template: BaseTemplate) -> str:
 
 
 def _probes(template: BaseTemplate) -> Iterator[TaggedConversation]:
-    yield _tagged([Message(role="user", content="Hello"), Message(role="assistant", content="World")])
     for text in (" a\n", "\n\n b ", "1,000", "\u00e9\U0001f642", f"x{template.end_of_turn}y"):
         pair = [Message(role="user", content=text), Message(role="assistant", content=text)]
         yield _tagged(pair, condition="")
@@ -69,6 +70,13 @@ def _tagged(
     return TaggedConversation(
         conversation=conversation, class_name="probe", condition=condition, message_weights=weights
     )
+
+
+_HELLO = Message(role="user", content="Hello")
+_FIRST = (
+    _tagged([_HELLO, Message(role="assistant", content="World")]),
+    _tagged([_HELLO, Message(role="assistant", content="World", reasoning="Why")]),
+)
 
 
 class _Proof:

@@ -6,6 +6,7 @@ import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def load_base_template(
             condition_in=settings.condition_in,
             rewritten_history=settings.rewritten_history,
             control_tokens=tokens.written(found.values()),
-            end_tokens=_end_tokens(found, tokens),
+            end_tokens=_end_tokens(found, tokens, variables.get("eos_token")),
             marks_answers=compiled(text).has_blocks,
         )
     except TemplateFault as error:
@@ -195,11 +196,12 @@ class _Tokens:
         return tokens
 
 
-def _end_tokens(found: Mapping[str, Probed], tokens: _Tokens) -> tuple[str, ...]:
+def _end_tokens(found: Mapping[str, Probed], tokens: _Tokens, eos_token: str | None) -> tuple[str, ...]:
     """The tokens that end an answer, first the one of an answer without tool calls.
 
-    It is the last one that follows an answer whether or not the conversation goes on; where those differ, the first one
-    that follows the last answer of a conversation. Raises TemplateFault where there is none.
+    Of those that follow an answer whether or not the conversation goes on, it is `eos_token`, or else the last one that
+    does not open turns; where none does, it is the first one that follows the last answer of a conversation. Raises
+    TemplateFault where there is none.
     """
     answer = found["answer"].text
     if answer is None:
@@ -211,15 +213,14 @@ def _end_tokens(found: Mapping[str, Probed], tokens: _Tokens) -> tuple[str, ...]
         raise TemplateFault(
             "no control token ends an answer, so a model could not learn to stop; is it the template of this tokenizer?"
         )
-    return tuple(dict.fromkeys((_last_shared(ending, found["later"], _ANSWER, tokens), *_of_calls(found, tokens))))
-
-
-def _last_shared(ending: list[str], later: Probed, sign: str, tokens: _Tokens) -> str:
-    if later.text is None or later.text.count(sign) != 1:
-        return ending[0]
-    follows = tokens.leading(later.text.split(sign)[1])
-    shared = [one for one, two in zip(ending, follows, strict=False) if one == two]
-    return shared[-1] if ending[: len(shared)] == shared and shared else ending[0]
+    later = found["later"].text or ""
+    follows = tokens.leading(later.split(_ANSWER)[1]) if later.count(_ANSWER) == 1 else []
+    shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(ending, follows, strict=False))]
+    opening = tokens.leading(found["asked"].text or "")
+    while len(shared) > 1 and shared[-1] in opening and eos_token not in shared:
+        shared.pop()  # a template that begins the next turn unasked
+    end = eos_token if eos_token is not None and eos_token in shared else (shared or ending[:1])[-1]
+    return tuple(dict.fromkeys((end, *_of_calls(found, tokens))))
 
 
 def _of_calls(found: Mapping[str, Probed], tokens: _Tokens) -> list[str]:
