@@ -56,9 +56,8 @@ def _load_base(place: str, revision: str | None) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # any kind: no such model, damaged files, sizes that do not fit
-        raise UserError(
-            place, f"the base cannot be loaded: {reason_of(error)}", "name another one with `--base`"
-        ) from None
+        problem = f"the base cannot be loaded: {reason_of(error)}"
+        raise UserError(place, problem, "name another one with `--base`") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, found.get(kind) or ())):
             problem = f"{len(names)} weights of the base are {kind.removesuffix('_keys')}: {some_names(names)}"

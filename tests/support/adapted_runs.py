@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from data_pipeline.files import sha256_of_file
+from data_pipeline.prepared.dataset import Manifest
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.quantize import quantise_base
 from ochat_train.checkpoint.basis import config_values
@@ -33,12 +34,10 @@ def write_base(folder: Path, *, num_rows: int, dtype: torch.dtype = torch.float3
 def write_adapted_run(
     run_dir: Path, recipe: Recipe, *, dtype: torch.dtype = torch.float32, scale: float = 0.1
 ) -> tuple[Path, Any]:
-    """The folder of a run on one rank that ended with a random adapter; its checkpoint, and the model in evaluation mode.
+    """The folder of a run on one rank that ended with a random adapter; its checkpoint, and the model.
 
     recipe: prepared. dtype: of the forward pass. scale: of the adapter's numbers.
     """
-    from data_pipeline.prepared.dataset import Manifest
-
     adapter, prepared_dir = recipe.adapter, Path(recipe.data.prepared_dir)
     prepared = Manifest.load(prepared_dir)
     assert adapter is not None
