@@ -19,7 +19,7 @@ from ochat_train.adapter.token_rows import merge_rows
 @torch.no_grad()
 def widen(causal_lm: Any) -> Mapping[str, torch.dtype]:
     """Make every parameter float32, in place, with the values that the forward pass used: those of a quantised base are
-    computed, once. Returns the dtypes before, by name. Buffers, such as rotary frequencies, stay as they are.
+    computed, once. Returns the dtypes before, by name. Buffers, such as rotary frequencies, are left unchanged.
     """
     dequantise_base(causal_lm, dtype=torch.float32)
     before = {}
