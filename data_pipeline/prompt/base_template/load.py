@@ -17,6 +17,8 @@ from data_pipeline.prompt.base_template.sandbox import TemplateFault, compiled
 from data_pipeline.prompt.base_template.template import BaseTemplate, ConditionPlace, RewrittenHistory
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE
 from data_pipeline.prompt.library_errors import TOKENIZER_REMEDY
+from data_pipeline.prompt.tokenization import TokenizerSpec
+from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec, with_special_token
 
 KEY = "model.template"
 _OTHER_TEMPLATE = "name a file (`model.template: PATH.jinja`), or one of the built-in templates"
@@ -44,6 +46,21 @@ class BaseTemplateSettings:
     rewritten_history: RewrittenHistory
     variables: Mapping[str, Any]
     date: datetime.date | None
+
+
+@dataclass(frozen=True)
+class _NoTokens:
+    """A base's template adds no control tokens to its tokenizer."""
+
+    control_tokens: tuple[str, ...] = ()
+
+
+def load_base_prompts(files: Mapping[str, Path], settings: BaseTemplateSettings) -> tuple[BaseTemplate, TokenizerSpec]:
+    """The template, and the tokenizer of these files made ready for it. Raises UserError as `load_base_template`."""
+    tokenizer = load_tokenizer_spec(files, _NoTokens())
+    eos_token = named_tokens(files).get("eos_token")
+    tokenizer = with_special_token(tokenizer, eos_token) if eos_token is not None else tokenizer
+    return load_base_template(files, settings, special_tokens=tokenizer.special_tokens), tokenizer
 
 
 def load_base_template(
@@ -217,17 +234,27 @@ def _end_tokens(found: Mapping[str, Probed], tokens: _Tokens, eos_token: str | N
     follows = tokens.leading(later.split(_ANSWER)[1]) if later.count(_ANSWER) == 1 else []
     shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(ending, follows, strict=False))]
     opening = tokens.leading(found["asked"].text or "")
-    while len(shared) > 1 and shared[-1] in opening and eos_token not in shared:
-        shared.pop()  # a template that begins the next turn unasked
-    end = eos_token if eos_token is not None and eos_token in shared else (shared or ending[:1])[-1]
-    return tuple(dict.fromkeys((end, *_of_calls(found, tokens))))
+    ends = [_end_among(shared or ending[:1], opening, eos_token)]
+    if of_calls := _after_call(found, tokens):
+        ends.append(_end_among(of_calls, opening, eos_token))
+    return tuple(dict.fromkeys(ends))
 
 
-def _of_calls(found: Mapping[str, Probed], tokens: _Tokens) -> list[str]:
-    """The token that ends an answer with tool calls, where the template shows them."""
+def _end_among(shared: Sequence[str], opening: Sequence[str], eos_token: str | None) -> str:
+    """The one of the tokens after an answer that ends it. opening: the tokens that open a turn."""
+    if eos_token is not None and eos_token in shared:
+        return eos_token
+    left = list(shared)
+    while len(left) > 1 and left[-1] in opening:  # a template that begins the next turn unasked
+        left.pop()
+    return left[-1]
+
+
+def _after_call(found: Mapping[str, Probed], tokens: _Tokens) -> list[str]:
+    """The tokens after an answer with tool calls, where the template shows them."""
     text, later = found["call"].text, found["called"].text or ""
     if text is None or "val7f" not in text:
         return []
     ending = tokens.trailing(text)
     shared = [token for token, end in ending if later.startswith(text[:end])]
-    return shared[-1:] or [token for token, _ in ending[:1]]
+    return shared or [token for token, _ in ending[:1]]

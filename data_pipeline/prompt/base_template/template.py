@@ -9,6 +9,15 @@ from typing import Any, Literal
 RewrittenHistory = Literal["one_row_per_answer", "last_answer", "error"]
 ConditionPlace = Literal["role", "system", "assistant"]
 BASE = "base"  # `model.template: base`
+TOKENS_OF_OTHER_TEMPLATE = (  # problem and remedy
+    "rows of tokens are in OpenChat's prompt format, which is not that of the base's own template",
+    "use the template that they were made with",
+)
+
+
+def is_jinja(name: str) -> bool:
+    """Whether `model.template` names a Jinja template: that of the tokenizer, or a file."""
+    return name == BASE or name.endswith(".jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
