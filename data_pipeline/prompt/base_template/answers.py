@@ -67,7 +67,7 @@ class AnswerFinder:
 
     def __call__(self, conversation: Conversation, chat: Chat, wanted: Sequence[int]) -> tuple[list[ShownChat], bool]:
         """The texts that show the wanted answers (numbers of messages, at least one), and whether the template rewrites
-        what came before one of them, so that each has a text of its own.
+        what came before one of them, so that each has its own text.
 
         Raises RowError for a conversation that the template cannot show, or where an answer cannot be found for sure.
         """
@@ -87,7 +87,7 @@ class AnswerFinder:
         where = f"message {number + 1}"
         if not text.startswith(asked):
             raise RowError(
-                "answer_not_after_prompt",
+                "uncertain_answer",
                 f"{where}: the template prompts for an answer with {_tail(asked)}, but does not write this answer "
                 f"behind it ({_tail(_beyond(asked, text), from_start=True)}), so a model could not be trained as it is "
                 "prompted; give the message what the template expects (reasoning, for example), or set "
@@ -96,7 +96,7 @@ class AnswerFinder:
         end = self._end(text, len(asked))
         if end is None:
             raise RowError(
-                "no_end_of_turn",
+                "uncertain_answer",
                 f"{where}: the template does not end this answer with {' or '.join(self._template.end_tokens)}, but "
                 f"with {_tail(text)}; remove the row",
             )
@@ -111,9 +111,9 @@ class AnswerFinder:
         try:
             return self._render(variables, dates=self._template.dates, marks_blocks=marks_blocks)
         except DateAsked as error:
-            raise RowError("not_shown", f"the template cannot show it: {error}; set `model.template_date`") from None
+            raise RowError("unshown_part", f"the template cannot show it: {error}; set `model.template_date`") from None
         except TemplateFault as error:
-            raise RowError("not_shown", f"the template cannot show it: {error}; correct or remove the row") from None
+            raise RowError("unshown_part", f"the template cannot show it: {error}; correct or remove the row") from None
 
     def _text_with_blocks(self, chat: Chat, num_messages: int) -> tuple[str, list[tuple[int, int]]]:
         """The text without marks, and where its blocks are."""
@@ -133,7 +133,7 @@ class AnswerFinder:
         return found
 
     def _require_shown(self, conversation: Conversation, chat: Chat, text: str, answer: FoundAnswer) -> None:
-        """Raise RowError for content that the template leaves out: it would be lost without a word."""
+        """Raise RowError for content that the template leaves out: it would be lost silently."""
         before = text[: answer.start]
         if not appears(chat.condition, before):
             raise _lost("the condition", chat.condition)
@@ -152,7 +152,7 @@ def without_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
     for piece in re.split(f"([{BLOCK_OPEN}{BLOCK_CLOSE}])", marked):
         if piece == BLOCK_OPEN:
             if opened >= 0:
-                raise RowError("nested_blocks", "the template has one `{% generation %}` block inside another")
+                raise RowError("uncertain_answer", "the template has one `{% generation %}` block inside another")
             opened = length
         elif piece == BLOCK_CLOSE:
             blocks.append((opened, length))
@@ -171,7 +171,7 @@ def _learned(
     inside = tuple((max(begin, start), min(stop, end)) for begin, stop in blocks if stop > start and begin < end)
     if not any(begin < stop for begin, stop in inside):
         raise RowError(
-            "no_generation_block", f"{where}: no `{{% generation %}}` block of the template holds this answer"
+            "uncertain_answer", f"{where}: no `{{% generation %}}` block of the template holds this answer"
         )
     return inside
 
@@ -226,7 +226,7 @@ def _name_of(tool: Any) -> str:
 
 def _lost(what: str, part: str) -> RowError:
     return RowError(
-        "not_shown",
+        "unshown_part",
         f"{what}: the template does not show {_tail(part.strip(), from_start=True)} as it is written, so it would be "
         "lost; remove it, or use a template that can show it",
     )

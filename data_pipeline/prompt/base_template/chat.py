@@ -122,5 +122,5 @@ def _json(text: str, where: str, kind: type, plain: Plain) -> Any:
         value = None
     if not isinstance(value, kind):
         name = "a JSON object" if kind is dict else "a JSON list"
-        raise RowError("invalid_tool_call" if kind is dict else "invalid_tools", f"{where}: is not {name}")
+        raise RowError("wrong_type", f"{where}: is not {name}")
     return plain_value(value, plain)

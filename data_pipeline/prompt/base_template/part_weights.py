@@ -93,7 +93,7 @@ def _only_place(text: str, plain: Plain, part: str, start: int, answer: FoundAns
             return found, found + len(candidate)
         break
     raise RowError(
-        "part_not_found",
+        "uncertain_answer",
         f"message {answer.number + 1}: the place of its {name} in the answer is not certain, so its parts cannot have "
         "weights of their own; give them the same weight",
     )

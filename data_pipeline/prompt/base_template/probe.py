@@ -1,4 +1,4 @@
-"""The first look at a template: in a process of its own, with limits on its time and memory.
+"""The first look at a template: in another process, with limits on its time and memory.
 
 A template that never ends, or that fills the memory, is stopped there before it runs in the process of a user.
 """
@@ -38,7 +38,7 @@ class Probed:
 
 
 def probe(text: str, renders: Sequence[Mapping[str, Any]], *, dates: Mapping[str, str]) -> list[Probed]:
-    """Render a template for each set of variables. Raises TemplateFault where it is stopped, or is no template."""
+    """Render a template for each set of variables. Raises TemplateFault where it is stopped, or cannot be compiled."""
     return _probed(json.dumps({"text": text, "renders": list(renders), "dates": dict(dates)}))
 
 

@@ -165,7 +165,7 @@ def _first_line(error: Exception) -> str:
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Raises TemplateFault in the main thread after so many seconds. Other threads have no limit: `probe.py` has tried
-    the template in a process of its own before.
+    the template in another process before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -185,7 +185,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @lru_cache(maxsize=64)
 def compiled(text: str) -> CompiledTemplate:
-    """A template, compiled once in each process. Raises TemplateFault for one that is no template, or whose text would
+    """A template, compiled once in each process. Raises TemplateFault for text that is not a template, or whose text would
     not be the same each time.
     """
     if len(text) > MOST_TEMPLATE_CHARACTERS:
