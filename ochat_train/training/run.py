@@ -16,8 +16,9 @@ import torch
 
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
+from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import add_adapter
-from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
+from ochat_train.checkpoint.basis import AdapterBasis, RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
@@ -150,6 +151,7 @@ class _Training:
     work: Work
     memory: MemoryPlan
     mean_rows: Sequence[str]
+    adapter: AdapterBasis | None
 
 
 def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
@@ -163,11 +165,7 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
-    if (adapter := recipe.adapter) is not None:
-        on_every_rank(
-            ranks,
-            lambda: add_adapter(model.causal_lm, adapter, new_token_ids=new_token_ids, seed=recipe.seed),
-        )
+    adapter = _add_adapter(recipe, model, new_token_ids, ranks)
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
@@ -184,7 +182,23 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         work=work,
         memory=memory,
         mean_rows=mean_rows,
+        adapter=adapter,
     )
+
+
+def _add_adapter(
+    recipe: Recipe, model: PackedCausalLM, new_token_ids: Sequence[int], ranks: Ranks
+) -> AdapterBasis | None:
+    """Put the recipe's adapter on the base. Returns what it belongs to, None for a recipe without one."""
+    settings = recipe.adapter
+    if settings is None:
+        return None
+    # DeepSpeed gives all ranks the weights of the first one, so its base is that of the run
+    sha256 = on_main_rank(ranks, lambda: base_sha256(recipe.model, model.causal_lm))
+    added = on_every_rank(
+        ranks, lambda: add_adapter(model.causal_lm, settings, new_token_ids=new_token_ids, seed=recipe.seed)
+    )
+    return AdapterBasis(base_sha256=sha256, modules=added.modules, token_ids=added.token_ids)
 
 
 def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase:
@@ -209,6 +223,7 @@ def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
         config=config_values(config),
         base_weights=base_weights(training.recipe.model.path, config),
         versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
+        adapter=training.adapter,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_pipeline.conversation import TokenizedConversation
 from tests.support.reference import as_float64, reference_loss
+from tests.support.tiny_model import tiny_model
 
 _LEAD = "base_model.model."
 _ROWS = ".token_adapter.trainable_tokens_delta"
@@ -57,3 +60,12 @@ def reference_gradients(
     names = list(leaves)
     found = torch.autograd.grad(reference_loss(model, list(rows)), [leaves[name] for name in names])
     return dict(zip(names, found, strict=True))
+
+
+def write_base(folder: Path, tokenizer_dir: Path, *, vocab_size: int = 400, **changes: Any) -> Path:
+    """A base on disk that does not know `<|end_of_turn|>`: the tiny model, with a tokenizer of `vocab_size` tokens."""
+    model = tiny_model(vocab_size=vocab_size, **changes)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_dir / name, folder / name)
+    return folder
