@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from data_pipeline.conversation import TokenizedConversation
 from tests.support.reference import as_float64, reference_loss
@@ -62,8 +63,9 @@ def reference_gradients(
     return dict(zip(names, found, strict=True))
 
 
-def write_base(folder: Path, tokenizer_dir: Path, *, vocab_size: int = 400, **changes: Any) -> Path:
-    """A base on disk that does not know `<|end_of_turn|>`: the tiny model, with a tokenizer of `vocab_size` tokens."""
+def write_base(folder: Path, tokenizer_dir: Path, **changes: Any) -> Path:
+    """A base on disk that does not know `<|end_of_turn|>`: the tiny model, with as many rows as a tokenizer has."""
+    vocab_size = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).get_vocab_size()
     model = tiny_model(vocab_size=vocab_size, **changes)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
