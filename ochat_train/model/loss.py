@@ -116,7 +116,7 @@ def weighted_loss_sums(
     rows_N: int64, the tokens that have a weight, as `PackedBatch.supervised_rows_N`.
     hidden_TD, head_VD and bias_V have the model's dtype. Weights are float32 and stay so, logits are made float32
     before the softmax, and the gradients of head and bias are summed over chunks in float32. A head or bias that is
-    frozen costs no gradient. trained: rows that replace those of the head, with a gradient of their own.
+    frozen costs no gradient. trained: rows that replace those of the head, and get their own gradient.
     chunk_tokens: tokens whose logits are held at once; the result does not depend on it, except for rounding.
     A pack without supervised tokens gives zeros that are still connected to the graph, so that every rank runs the
     same backward pass.

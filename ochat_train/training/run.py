@@ -16,8 +16,6 @@ import torch
 
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
-from ochat_train.adapter.base_hash import base_sha256
-from ochat_train.adapter.build import add_adapter
 from ochat_train.checkpoint.basis import AdapterBasis, RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
@@ -51,6 +49,7 @@ from ochat_train.system.messages import print_message
 from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
+from ochat_train.training.adapter import check_stage, put_adapter
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.engine import start_engine
@@ -165,10 +164,11 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
-    adapter = _add_adapter(recipe, model, new_token_ids, ranks)
+    adapter = put_adapter(recipe, model, new_token_ids, ranks)
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
+    check_stage(recipe)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
     return _Training(
         recipe=recipe,
@@ -184,21 +184,6 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         mean_rows=mean_rows,
         adapter=adapter,
     )
-
-
-def _add_adapter(
-    recipe: Recipe, model: PackedCausalLM, new_token_ids: Sequence[int], ranks: Ranks
-) -> AdapterBasis | None:
-    """Put the recipe's adapter on the base. Returns what it belongs to, None for a recipe without one."""
-    settings = recipe.adapter
-    if settings is None:
-        return None
-    # DeepSpeed gives all ranks the weights of the first one, so its base is that of the run
-    sha256 = on_main_rank(ranks, lambda: base_sha256(recipe.model, model.causal_lm))
-    added = on_every_rank(
-        ranks, lambda: add_adapter(model.causal_lm, settings, new_token_ids=new_token_ids, seed=recipe.seed)
-    )
-    return AdapterBasis(base_sha256=sha256, modules=added.modules, token_ids=added.token_ids)
 
 
 def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase:

@@ -29,7 +29,7 @@ DROPOUT = {"adapter": {"type": "lora", "rank": 4, "dropout": 0.2}, "model__preci
 
 @pytest.fixture
 def recipe_of(tmp_path: Path, make_recipe: RecipeFactory, small_tokenizer_dir: Path) -> Any:
-    """Writes and prepares the recipe of a run with an adapter on a base of its own."""
+    """Writes and prepares the recipe of a run with an adapter."""
     base = write_base(tmp_path / "base", small_tokenizer_dir)
 
     def write(name: str, **changes: Any) -> Path:
