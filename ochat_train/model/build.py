@@ -22,19 +22,21 @@ from ochat_train.model.proof.base import prove_base
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
-from ochat_train.model.weights.token_rows import ControlTokens, add_token_rows, set_untrained_rows
+from ochat_train.model.weights.token_rows import ControlTokens, UntrainedRows, add_token_rows, set_untrained_rows
 from ochat_train.recipe.sections import ModelSettings, Recipe
 
 
 class BuiltModel(NamedTuple):
     """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call.
 
-    mean_rows: control tokens whose rows the base had not trained (token_rows.py), for people.
+    mean_rows: control tokens whose rows the base had not trained (token_rows.py), for people. new_token_ids: those and
+    all other tokens that the base has no row for.
     """
 
     model: PackedCausalLM
     kernel: str
     mean_rows: Sequence[str] = ()
+    new_token_ids: Sequence[int] = ()
 
 
 def build_model(
@@ -59,9 +61,9 @@ def build_model(
     check_head(causal_lm)
     num_rows = causal_lm.get_input_embeddings().weight.shape[0]
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
-    mean_rows: Sequence[str] = ()
+    untrained: UntrainedRows = UntrainedRows()
     if control is not None and settings.path is not None:
-        mean_rows = set_untrained_rows(causal_lm, control, num_rows=num_rows)
+        untrained = set_untrained_rows(causal_lm, control, num_rows=num_rows)
     causal_lm.train()
     model = packed_model(
         causal_lm,
@@ -70,7 +72,8 @@ def build_model(
         device=device,
         router_loss=router_loss_of(causal_lm, settings),
     )
-    return BuiltModel(model, kernel, mean_rows)
+    new_token_ids = sorted({*untrained.ids, *range(num_rows, manifest.vocab_size)})
+    return BuiltModel(model, kernel, untrained.texts, new_token_ids)
 
 
 def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device, causal_lm: Any = None) -> bool:

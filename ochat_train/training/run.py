@@ -16,6 +16,7 @@ import torch
 
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
+from ochat_train.adapter.build import add_adapter
 from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
@@ -158,10 +159,15 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     peak = peak_learning_rate(recipe, manifest)
     proven = _proven_base(recipe, manifest, ranks)
     control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
-    model, kernel, mean_rows = on_every_rank(
+    model, kernel, mean_rows, new_token_ids = on_every_rank(
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
+    if (adapter := recipe.adapter) is not None:
+        on_every_rank(
+            ranks,
+            lambda: add_adapter(model.causal_lm, adapter, new_token_ids=new_token_ids, seed=recipe.seed),
+        )
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)

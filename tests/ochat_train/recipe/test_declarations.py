@@ -42,7 +42,8 @@ PUBLIC = """
     optimizer.weight_decay optimizer.betas optimizer.eps optimizer.grad_clip deepspeed.zero_stage
     deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config validation.every_steps validation.prompts
     validation.sample_tokens validation.questions validation.answer_pattern validation.answer_tokens
-    checkpoint.save_every_steps checkpoint.keep_last
+    checkpoint.save_every_steps checkpoint.keep_last adapter adapter.type adapter.rank adapter.alpha adapter.dropout
+    adapter.targets adapter.rslora adapter.dora adapter.init
 """
 
 
@@ -88,8 +89,18 @@ def test_the_keys_that_are_published(make_recipe: RecipeFactory) -> None:
     assert sorted(name for name, field in fields.items() if flags_of(field).is_public) == sorted(PUBLIC.split())
     published = public_recipe(load_recipe(make_recipe()))
     assert sorted(keys_of(published)) == sorted(
-        name for name in PUBLIC.split() if not name.startswith("data.classes_from.")
+        name for name in PUBLIC.split() if not name.startswith(("data.classes_from.", "adapter"))
     )
+
+
+def test_the_keys_of_an_adapter_that_resume_compares(make_recipe: RecipeFactory) -> None:
+    """A run without an adapter has none of them, so that checkpoints from before they existed are the same."""
+    with_adapter = load_recipe(make_recipe(adapter={"type": "lora", "rank": 4}))
+    found = decisive_settings(with_adapter.model_dump(mode="json", by_alias=True))
+    names = "type rank alpha dropout targets rslora dora init"
+    keys = [key for key in found if key.startswith("adapter")]
+    assert sorted(keys) == sorted(f"adapter.{name}" for name in names.split())
+    assert found["adapter.rank"] == 4
 
 
 def keys_of(values: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
