@@ -240,7 +240,7 @@ def own_trainer(options: Options, recipe: Recipe, ranks: Ranks) -> Trainer:
     dtype = model_dtype(recipe.model, ranks.device)
     kernel = choose_attention(recipe.model.attention, device=ranks.device, dtype=dtype, needs=AttentionNeeds())
     causal_lm = random_base(options, recipe, ranks, attention=register_attention(kernel))
-    add_adapter(causal_lm, recipe.adapter, ())
+    add_adapter(causal_lm, recipe.adapter)
     causal_lm.train()
     model_work = work_of(causal_lm)
     model = PackedCausalLM(causal_lm, num_classes=1)
@@ -319,9 +319,7 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
         step = next(steps)
         loss, grad_norm = trainer.step(step)
         tokens = sum(step.tokens_per_class)
-        speed = meter.stop(
-            num_tokens=tokens, squared_lengths=step.squared_lengths, waited_seconds=steps.waited_seconds
-        )
+        speed = meter.stop(num_tokens=tokens, squared_lengths=step.squared_lengths, waited_seconds=steps.waited_seconds)
         found.append(speed)
         losses.append(loss)
     seconds = time.monotonic() - start

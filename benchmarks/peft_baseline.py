@@ -149,6 +149,8 @@ def _try_attention(name: str, device: torch.device) -> None:
     given = {}
     if name.startswith("flash"):
         given = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 160, "max_length_k": 160}
-    model.model(input_ids=ids, position_ids=positions[None], use_cache=False, **given).last_hidden_state.sum().backward()
+    model.model(
+        input_ids=ids, position_ids=positions[None], use_cache=False, **given
+    ).last_hidden_state.sum().backward()
     if device.type == "cuda":
         torch.cuda.synchronize()

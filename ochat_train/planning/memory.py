@@ -150,9 +150,8 @@ class StepCosts:
         cost = COSTS["full"].value * setting.checkpointing.count("full") / num
         cost += self._stage_cost(setting.zero_stage)
         cost += COSTS["none"].value * setting.checkpointing.count("none" if self.compiled else "matmuls") / num
-        if setting.zero_stage <= 1:
-            sums = COSTS[setting.sum_dtype].value / (self.pack_length_tokens * setting.packs_per_micro_batch)
-            cost += sums * self.trained_ratio
+        if setting.zero_stage <= 1 and self.trained_ratio == 1.0:  # adding up so few gradients takes no time
+            cost += COSTS[setting.sum_dtype].value / (self.pack_length_tokens * setting.packs_per_micro_batch)
         if self.float8:
             return 1.0 + cost * COSTS["float8"].value
         return 1.0 + cost * (COSTS["frozen"].value if self.trained_ratio < 1.0 else 1.0)
@@ -331,7 +330,10 @@ def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
         return [settings.zero_stage]
     if not is_gpu or settings.offload_optimizer:
         return [2]
-    return [1] if num_gpus == 1 else [1, 2, 3]
+    if num_gpus == 1:
+        return [1]
+    is_sharded = recipe.adapter is None or recipe.adapter.type != "qlora"  # weights in 4 bits are not sharded
+    return [1, 2, 3] if is_sharded else [1, 2]
 
 
 def _checkpointings(recipe: Recipe, num_layers: int, is_gpu: bool) -> Iterator[tuple[str, ...]]:

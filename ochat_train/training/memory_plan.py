@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.model.base_class import text_config
+from ochat_train.model.base_class import text_config, trained_parameters
 from ochat_train.model.build import is_compiled
 from ochat_train.model.config import model_without_weights, num_frozen_parameters
 from ochat_train.planning.adapters import adapter_shape
@@ -35,16 +36,19 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
 
 
 def _shape(recipe: Recipe, causal_lm: Any, *, compiled: bool) -> ModelShape:
-    """The shape of the model, counted as `ochat plan` counts it where there is an adapter: on the base alone."""
+    """The shape of the model. With an adapter the base alone is counted as `ochat plan` counts it."""
     vocab_size = text_config(causal_lm.config).vocab_size
     base = causal_lm if recipe.adapter is None else model_without_weights(causal_lm.config)
+    adapter = adapter_shape(recipe.adapter, base, vocab_size=vocab_size)
+    if adapter is not None:  # with the rows of tokens that are trained
+        adapter = replace(adapter, num_trained=sum(p.numel() for p in trained_parameters(causal_lm)))
     return model_shape(
         causal_lm.config,
         vocab_size=vocab_size,
         compiled=compiled,
         num_parameters=sum(parameter.numel() for parameter in base.parameters()),
         num_frozen=num_frozen_parameters(base),
-        adapter=adapter_shape(recipe.adapter, base, vocab_size=vocab_size),
+        adapter=adapter,
     )
 
 
