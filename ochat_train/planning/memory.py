@@ -246,7 +246,7 @@ def _activation_bytes(recipe: Recipe, shape: ModelShape, setting: MemorySetting,
     head = shape.vocab_size * min(CHUNK_TOKENS, tokens) * 8  # logits, softmax
     # of the head: float32 gradient, the rounded one, an aligned copy; a frozen one has no gradient
     head += shape.vocab_size * shape.hidden * (4 + 2 * width if shape.adapter is None else width)
-    working = 4 * width * (shape.intermediate + shape.hidden) * tokens
+    working: float = 4 * width * (shape.intermediate + shape.hidden) * tokens
     if shape.adapter is not None:
         working += COSTS["dequantised"].value * shape.adapter.largest_quantised * width
     return kept + recomputed + head + working
