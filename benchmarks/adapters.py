@@ -7,7 +7,7 @@
 Random weights; conversations of random ids with log-normal lengths (benchmarks/step.py), packed, read and prefetched by
 the trainer's own code; 49,152 tokens a step. LoRA of rank 16 on all linear layers. Ours takes the trainer's path: the
 adapter of `ochat_train.adapter`, compiled layers, the fastest attention kernel, DeepSpeed's engine, the weighted loss.
-The baseline is benchmarks/peft_baseline.py. Each variant runs in a process of its own; a memory limit is
+The baseline is benchmarks/peft_baseline.py. Each variant runs in its own process; a memory limit is
 `torch.cuda.set_per_process_memory_fraction`, with room for the CUDA context taken off. MFU counts what a step needs:
 4 operations for each weight of the base and 6 for each of the adapter, attention, no recomputation, no padding.
 """
@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def run_variant(name: str, options: Options, settings: list[str]) -> dict[str, Any]:
-    """One variant in a process of its own: its figures, or its last words."""
+    """One variant in its own process: its figures, or its last words."""
     options = with_pack_length(options, VARIANTS[name].pack_length)
     if not Path(options.folder).is_dir():
         Path(options.folder).mkdir()

@@ -113,7 +113,7 @@ def make_baseline(
 
 
 def _kernels(liger: bool, weighted: bool) -> str:
-    """What else runs, for people."""
+    """Kernels and loss, for people."""
     if not liger:
         return "no Liger kernels, weighted loss"
     from importlib.metadata import version

@@ -83,27 +83,29 @@ class Base:
     values: dict[str, Any]
 
 
-def _base(title: str, model_type: str, *, width: int, mlp: int, layers: int, heads: int, key_heads: int, **values: Any) -> Base:  # fmt: skip
-    """width: of hidden states."""
-    return Base(
+# hidden size, MLP, layers, heads, key heads, vocabulary
+_SHAPES = {
+    "1B (Llama-3.2-1B)": (2048, 8192, 16, 32, 8, 128_256),
+    "7B (Mistral-7B)": (4096, 14_336, 32, 32, 8, 32_002),
+    "13B (Llama-2-13B)": (5120, 13_824, 40, 40, 40, 32_002),
+    "70B (Llama-3.1-70B)": (8192, 28_672, 80, 64, 8, 128_256),
+}
+_TIED = ("1B (Llama-3.2-1B)",)
+BASES = tuple(
+    Base(
         title=title,
         values={
-            "model_type": model_type,
+            "model_type": "llama",
             "hidden_size": width,
             "intermediate_size": mlp,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": key_heads,
-            **values,
+            "vocab_size": vocab_size,
+            "tie_word_embeddings": title in _TIED,
         },
     )
-
-
-BASES = (
-    _base("1B (Llama-3.2-1B)", "llama", width=2048, mlp=8192, layers=16, heads=32, key_heads=8, vocab_size=128_256, tie_word_embeddings=True),  # noqa: E501  # fmt: skip
-    _base("7B (Mistral-7B)", "mistral", width=4096, mlp=14_336, layers=32, heads=32, key_heads=8, vocab_size=32_002),
-    _base("13B (Llama-2-13B)", "llama", width=5120, mlp=13_824, layers=40, heads=40, key_heads=40, vocab_size=32_002),
-    _base("70B (Llama-3.1-70B)", "llama", width=8192, mlp=28_672, layers=80, heads=64, key_heads=8, vocab_size=128_256),
+    for title, (width, mlp, layers, heads, key_heads, vocab_size) in _SHAPES.items()
 )
 
 
@@ -151,10 +153,7 @@ def cell(model: Any, way: Way, gpus: Gpus) -> Cell:
 
 def tables() -> str:
     """What to take, then what each way needs, as Markdown."""
-    models = [
-        (base, model_without_weights(transformers.AutoConfig.for_model(**{**base.values, "sliding_window": None})))
-        for base in BASES
-    ]
+    models = [(base, model_without_weights(transformers.AutoConfig.for_model(**base.values))) for base in BASES]
     cells = {
         (base.title, way.title): [cell(model, way, gpus) for gpus in GPUS] for base, model in models for way in WAYS
     }
