@@ -219,6 +219,21 @@ def test_the_example_with_weights() -> None:
     assert [message.weight for message in conversation.messages] == [None, 0.0, None, None]
 
 
+def test_the_examples_with_parts() -> None:
+    described = source("messages", **{"class": "expert"})
+    stretches = parse_row(example_row("Weights of stretches of a text"), place="a.jsonl:1", source=described)
+    assert [(span.text, span.weight) for span in stretches.messages[1].spans] == [
+        ("6 times 7 is ", 1.0),
+        ("41, no, ", 0.0),
+        ("42.", 2.0),
+    ]
+    parts = parse_row(example_row("Reasoning and tools"), place="a.jsonl:1", source=described)
+    assert parts.tools
+    assert [message.role for message in parts.messages] == ["user", "assistant", "tool", "assistant"]
+    assert (parts.messages[1].reasoning, parts.messages[1].tool_calls[0].name) == ("I can multiply.", "times")
+    assert parts.messages[2].tool_call_id == "1"
+
+
 def test_the_page_lists_the_roles_of_sharegpt() -> None:
     table = section(FORMATS_PAGE, "`sharegpt`")
     rows = dict(re.findall(r"^\| (`.+`) \| (user|assistant|system)", table, flags=re.MULTILINE))
@@ -256,7 +271,7 @@ def test_the_page_lists_every_reason_for_a_bad_row() -> None:
 
 
 def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
-    sources, classes, rewards, quantiles = (
+    sources, classes, rewards, quantiles, part_weights = (
         parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml")
     )
     recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
@@ -264,7 +279,7 @@ def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
         path = tmp_path / "scored.yaml"
         path.write_text(json.dumps({**recipe, "data": {"prepared_dir": "data/scored", **replaced}}), encoding="utf-8")
         load_recipe(path)
-    recipe["data"] |= {**sources, **classes}
+    recipe["data"] |= {**sources, **classes, **part_weights}
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     assert len(load_recipe(path).data.sources) == 3
