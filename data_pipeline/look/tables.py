@@ -68,10 +68,13 @@ class LedgerReason:
         return "dropped" if self.is_dropped else "kept, cut"
 
 
+_ROWS_ADDED = "rows added"
+
+
 def ledger_summary(ledger: Ledger) -> str:
     """The account in one line: what was read, kept and dropped, and what was changed of the kept ones."""
     read, kept, dropped = ledger_totals(ledger)
-    counts = ", ".join(f"{what} {count:,}" for what, count in ledger_counts(ledger))
+    counts = ", ".join(f"{what} {count:,}" for what, count in ledger_counts(ledger) if what != _ROWS_ADDED)
     added = f" + {ledger.rows_added:,} rows added" if ledger.rows_added else ""
     return f"read {read:,}{added} = kept {kept:,} + dropped {dropped:,}; {counts}"
 
@@ -88,7 +91,7 @@ def ledger_counts(ledger: Ledger) -> list[tuple[str, int]]:
         ("unsupervised tail trimmed", ledger.tail_trimmed),
         ("control strings kept as text", ledger.control_text_kept_plain),
         ("condition left out", ledger.condition_left_out),
-        *((("rows added", ledger.rows_added),) if ledger.rows_added else ()),
+        *(((_ROWS_ADDED, ledger.rows_added),) if ledger.rows_added else ()),
         *((("answers left out", ledger.answers_left_out),) if ledger.answers_left_out else ()),
     ]
 

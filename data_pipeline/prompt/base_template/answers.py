@@ -170,9 +170,7 @@ def _learned(
         return ((start, end),)
     inside = tuple((max(begin, start), min(stop, end)) for begin, stop in blocks if stop > start and begin < end)
     if not any(begin < stop for begin, stop in inside):
-        raise RowError(
-            "uncertain_answer", f"{where}: no `{{% generation %}}` block of the template holds this answer"
-        )
+        raise RowError("uncertain_answer", f"{where}: no `{{% generation %}}` block of the template holds this answer")
     return inside
 
 

@@ -92,4 +92,4 @@ def _refuse_marks(conversation: Conversation) -> None:
     for message in conversation.messages:
         texts += (message.content, message.reasoning, *(call.arguments for call in message.tool_calls))
     if any(BLOCK_OPEN in text or BLOCK_CLOSE in text for text in texts):
-        raise RowError("reserved_character", "holds U+FDD1 or U+FDD2, noncharacters that text may not contain; remove it")
+        raise RowError("reserved_character", "holds U+FDD1 or U+FDD2, which text may not contain; remove it")

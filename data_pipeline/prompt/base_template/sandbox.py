@@ -185,8 +185,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @lru_cache(maxsize=64)
 def compiled(text: str) -> CompiledTemplate:
-    """A template, compiled once in each process. Raises TemplateFault for text that is not a template, or whose text would
-    not be the same each time.
+    """A template, compiled once in each process. Raises TemplateFault for text that is not a template, and for one that
+    does not always write the same.
     """
     if len(text) > MOST_TEMPLATE_CHARACTERS:
         raise TemplateFault(f"it has more than {MOST_TEMPLATE_CHARACTERS:,} characters")
