@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic import Field, GetCoreSchemaHandler, SerializationInfo, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
+EXPANDED = {"expanded_paths": True}  # serialization context: paths as they are used, to compare them between hosts
 KEEP_UNSET = {"keep_unset_names": True}  # validation context: a name that is not set stays, for recipes of ended runs
 
 # `${NAME}`, `$NAME`, and both after a second `$`, which makes them plain text.
@@ -97,10 +98,13 @@ class PathMark:
                     return ExpandedPath(value)
                 raise
 
-        serialized = core_schema.plain_serializer_function_ser_schema(
-            written_path, return_schema=core_schema.str_schema()
+        def serialized(value: str, info: SerializationInfo) -> str:
+            return str(value) if info.context and info.context.get("expanded_paths") else written_path(value)
+
+        serialization = core_schema.plain_serializer_function_ser_schema(
+            serialized, info_arg=True, return_schema=core_schema.str_schema()
         )
-        return core_schema.with_info_after_validator_function(expanded, handler(source), serialization=serialized)
+        return core_schema.with_info_after_validator_function(expanded, handler(source), serialization=serialization)
 
 
 PathText = Annotated[str, Field(min_length=1), PathMark()]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.read import sources
-from data_pipeline.section import Section
 from data_pipeline.settings import DataSettings
 
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:
     """sha256 of each input that decides the rows, by name. Sources that have changed are read, a second per GB."""
-    settings = _data_settings(job.data)
+    settings = _without_unused(job.data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True))
     settings |= {name: getattr(job, name) for name in ("max_length_tokens", "seed", "inference_condition")}
     settings |= {"format_version": FORMAT_VERSION}
     inputs = {
@@ -31,30 +31,19 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
     return inputs
 
 
-# The keys in the first version of the fingerprint of the settings. All of them are part of it.
-_SOURCE_KEYS = frozenset(("path", "format", "class", "class_field", "reward_field", "split"))
-_DATA_KEYS = frozenset(
-    (
-        *("classes", "classes_from", "beta", "reward_clip", "condition_dropout", "sources", "validation_ratio"),
-        *("validation_seed", "only_classes", "overlong", "bad_rows"),
-    )
-)
+# Keys that are newer than the first version of the fingerprint, with their defaults. One counts where it is set to
+# something else, so datasets that were prepared before it came are still what their recipe asks for.
+_LATER_DATA_KEYS: Mapping[str, Any] = {"part_weights": None}
+_LATER_SOURCE_KEYS: Mapping[str, Any] = {"subset": None, "revision": None, "think_tags": False}
 
 
-def _data_settings(data: DataSettings) -> dict[str, Any]:
-    """What the recipe says of the data. A newer key counts where it is not at its default: see template_fingerprint."""
-    settings = data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True)
-    for written, source in zip(settings["sources"], data.sources, strict=True):
-        _drop_unused(written, source, _SOURCE_KEYS)
-    _drop_unused(settings, data, _DATA_KEYS)
-    return settings
+def _without_unused(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of data without the later keys that are at their default."""
 
+    def used(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in later or value != later[key]}
 
-def _drop_unused(written: dict[str, Any], section: Section, first_keys: frozenset[str]) -> None:
-    for name, field in type(section).model_fields.items():
-        key = field.alias or name
-        if key not in first_keys and getattr(section, name) == field.get_default(call_default_factory=True):
-            written.pop(key, None)
+    return used(data, _LATER_DATA_KEYS) | {"sources": [used(source, _LATER_SOURCE_KEYS) for source in data["sources"]]}
 
 
 def sources_fingerprint(settings: DataSettings, *, progress: Callable[[int], None] = lambda num_bytes: None) -> str:
@@ -84,12 +73,14 @@ _TEMPLATE_FIELDS = (
 )
 
 
-def template_fingerprint(template: Template) -> str:
+def template_fingerprint(template: AnyTemplate) -> str:
     """sha256 of everything that decides the prompts of a template.
 
     A field that is not in _TEMPLATE_FIELDS needs a default, and counts where a template sets it to something else. So a
     new field leaves the fingerprints of templates that do not use it, and datasets prepared with them, unchanged.
     """
+    if isinstance(template, BaseTemplate):
+        return sha256_of_text(json.dumps(asdict(template) | {"place": ""}, sort_keys=True))
     values = {name: getattr(template, name) for name in _TEMPLATE_FIELDS}
     for field in fields(template):
         if field.name not in _TEMPLATE_FIELDS and getattr(template, field.name) != field.default:

@@ -11,7 +11,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.read.file_kinds import DATA_SUFFIXES, PACKED_SUFFIXES, file_form, suffix_of
 
-# Files that come with data and hold none. They are left out without a word; the page on data formats lists them.
+# Files that come with data and hold none. They are left out silently; docs/data_formats.md lists them.
 _COMPANIONS = frozenset(
     ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "_success", "croissant.json", "thumbs.db")
 )

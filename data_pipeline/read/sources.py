@@ -69,7 +69,7 @@ def check_sources(sources: Sequence[SourceSettings], *, where: str = "data.sourc
     """Look at every file of all sources before the first row is read. Returns what a person should know: what is left
     out, empty files, files that are read twice.
 
-    Raises UserError for a source without files or rows and for the first file that is no data.
+    Raises UserError for a source without files or rows and for the first file that is not data.
     """
     notes: list[Problem] = []
     groups: list[tuple[str, Sequence[Path]]] = []

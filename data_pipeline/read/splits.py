@@ -1,4 +1,4 @@
-"""Splits and subsets of datasets that lie in a folder, as the Hub names them: by file names, folders, or the card."""
+"""Splits and subsets of datasets in a folder, as the Hub names them: by file names, folders, or the card."""
 
 from __future__ import annotations
 

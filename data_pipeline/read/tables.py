@@ -96,7 +96,7 @@ def find_delimiter(sample: str, is_whole: bool, *, is_table: bool) -> str | None
 
 
 def _widths(sample: str, is_whole: bool, delimiter: str) -> list[int]:
-    """Cells of each record of a sample; nothing where it is no table with such a delimiter."""
+    """Cells of each record of a sample; nothing where it is not a table with such a delimiter."""
     lines = sample.splitlines(keepends=True)
     try:
         records = [record for record in csv.reader(lines, delimiter=delimiter, strict=True) if record]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.section import chosen_values, is_section
+from data_pipeline.section import chosen_values, inner_section, is_section
 from ochat_train.checkpoint.basis import RunBasis, config_entries, flat_values
 from ochat_train.checkpoint.earlier_plan import plan_of
 from ochat_train.checkpoint.state import CheckpointManifest
@@ -15,6 +15,8 @@ from ochat_train.recipe.sections import Recipe
 _UNKNOWN_BASIS = RunBasis()
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"
 OFFLOAD = "deepspeed.offload_optimizer"  # another class of optimizer, which does not round alike
+# Keys of an adapter that say how it is trained, and not what its tensors are.
+ADAPTER_HABITS = ("adapter.dropout", "adapter.init")
 _RAW = "deepspeed.config"
 # Keys of DeepSpeed's configuration, with all below them, that change no number: what is written down, and when it
 # communicates. docs/resume.md lists them.
@@ -52,6 +54,11 @@ class Change:
     def is_of_offload(self) -> bool:
         """Whether it changes which optimizer holds the state, which cannot be converted."""
         return self.name == OFFLOAD
+
+    @property
+    def is_of_adapter(self) -> bool:
+        """Whether it changes what the tensors of an adapter mean, which cannot be converted."""
+        return self.name.startswith("adapter.") and self.name not in ADAPTER_HABITS
 
     def __str__(self) -> str:
         return f"{self.name} ({self.then} -> {self.now})"
@@ -101,8 +108,9 @@ def decisive_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     del chosen["data"]
     settings: dict[str, Any] = {}
     for key, value in chosen.items():
-        if is_section(Recipe.model_fields[key].annotation):
-            settings |= {f"{key}.{name}": inner for name, inner in value.items()}
+        is_whole = is_section(Recipe.model_fields[key].annotation)
+        if is_whole or inner_section(Recipe.model_fields[key].annotation) is not None:  # one that may be left out
+            settings |= {f"{key}.{name}": inner for name, inner in (value or {}).items()}
         else:
             settings[key] = value
     raw = settings.pop(_RAW) or {}

@@ -12,7 +12,7 @@ from ochat_train.recipe.sections import Recipe
 from ochat_train.recipe.strict_yaml import Document, KeyPath
 
 # Text for the model and a regular expression may hold both and mean what they say.
-_FREE_TEXT = (("validation", "prompts"), ("validation", "answer_pattern"))
+_FREE_TEXT = (("validation", "prompts"), ("validation", "answer_pattern"), ("model", "template_variables"))
 
 
 def misplaced_paths(value: Any) -> list[KeyPath]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +15,8 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.path_keys import PathText
 from data_pipeline.plan.kinds import PlanKind
+from data_pipeline.prompt.base_template.template import BASE, ConditionPlace, RewrittenHistory, is_jinja
+from data_pipeline.prompt.base_template.variables import template_variable_problems
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.section import Rule, Section, setting
 from data_pipeline.settings import DataSettings, Ratio
@@ -66,7 +70,44 @@ class ModelSettings(Section):
         decides_steps=True,
         is_public=True,
     )
-    template: str = setting(description=f"prompt format: {', '.join(TEMPLATES)}", decides_steps=True, is_public=True)
+    template: PathText = setting(
+        description=f"prompt format: {', '.join(TEMPLATES)}; or `base`, the Jinja chat template of the tokenizer; or a "
+        "`.jinja` file",
+        decides_steps=True,
+        is_public=True,
+    )
+    condition_in: ConditionPlace | None = setting(
+        None,
+        description="where the condition is. `role`: in every role prefix (built-in templates). For `base` and "
+        "`.jinja` templates, `system` (the default): a line before the system text, in a system message that is made "
+        "where there is none; `assistant`: a line before every answer",
+        decides_steps=True,
+        is_public=True,
+    )
+    rewritten_history: RewrittenHistory | None = setting(
+        None,
+        description="for `base` and `.jinja` templates: what to do with a conversation whose earlier messages the "
+        "template rewrites for a later answer (it removes their thinking, for example). `one_row_per_answer` (the "
+        "default): each answer becomes a row, after what it is prompted with; `last_answer`: only the last answer is "
+        "trained on; `error`: such rows cannot be used",
+        decides_steps=True,
+        is_public=True,
+    )
+    template_variables: dict[str, Any] | None = setting(
+        None,
+        description="for `base` and `.jinja` templates: variables that the template is given, such as "
+        "`{enable_thinking: false}`; exports use them by default",
+        decides_steps=True,
+        is_public=True,
+    )
+    template_date: str | None = setting(
+        None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="for `base` and `.jinja` templates that write today's date: the day that they write instead "
+        '(`"2026-01-31"`), in exports too, so that a row does not depend on the day on which it is prepared',
+        decides_steps=True,
+        is_public=True,
+    )
     max_length_tokens: PositiveInt = setting(
         description="longest conversation; `data.overlong` says what happens to longer ones",
         decides_steps=True,
@@ -123,11 +164,29 @@ class ModelSettings(Section):
     @field_validator("template")
     @classmethod
     def _template_exists(cls, value: str) -> str:
-        if value not in TEMPLATES:
+        if value not in TEMPLATES and not is_jinja(value):
+            known = (*TEMPLATES, BASE)
             raise ValueError(
-                f"unknown template; {did_you_mean(value, TEMPLATES) or 'templates: ' + ', '.join(TEMPLATES)}"
+                f"unknown template; {did_you_mean(value, known) or 'templates: ' + ', '.join(known)}, or a .jinja file"
             )
         return value
+
+    @model_validator(mode="after")
+    def _keys_of_jinja_templates(self) -> ModelSettings:
+        if is_jinja(self.template):
+            problems = template_variable_problems(self.template_variables or {})
+            if self.condition_in == "role":
+                problems.append("condition_in: `role` is only for built-in templates; use `system` or `assistant`")
+            if self.template_date is not None and not _is_day(self.template_date):
+                problems.append(f"template_date: {self.template_date} is no day")
+        else:
+            names = ("rewritten_history", "template_variables", "template_date")
+            problems = [f"{name}: only for `base` and `.jinja` templates" for name in names if getattr(self, name)]
+            if self.condition_in not in (None, "role"):
+                problems.append(f"condition_in: `{self.condition_in}` is only for `base` and `.jinja` templates")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
@@ -145,6 +204,105 @@ class ModelSettings(Section):
         source = self.tokenizer or self.path
         assert source is not None, "checked by _one_origin"
         return source
+
+
+AdapterTargets = Annotated[
+    Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "all-linear"},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
+    Rule("expected `all-linear`, or a list of names such as `[q_proj, v_proj]`"),
+]
+
+
+class AdapterSettings(Section):
+    """Train an adapter (LoRA) instead of all weights: the base does not change, and checkpoints hold only the adapter.
+
+    A linear module computes W x + scale * B A x, with W of the base, A of `rank` rows, and B of `rank` columns.
+    """
+
+    type: Literal["lora", "qlora"] = setting(
+        description="`lora`: the base in `model.precision`. `qlora`: linear modules of the base in 4 bits (NF4), for "
+        "GPUs with little memory",
+        decides_steps=True,
+        is_public=True,
+    )
+    rank: PositiveInt = setting(16, description="rows of A and columns of B", decides_steps=True, is_public=True)
+    alpha: Positive | None = setting(
+        None,
+        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: twice the rank, with `rslora` 16",
+        decides_steps=True,
+        is_public=True,
+    )
+    dropout: float = setting(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="dropout of what A reads; needs layers that are not compiled",
+        decides_steps=True,
+        is_public=True,
+    )
+    targets: AdapterTargets = setting(
+        "all-linear",
+        description="linear modules that get an adapter: all of the decoder layers, or those whose name ends with one "
+        "of a list, such as `[q_proj, v_proj]`",
+        decides_steps=True,
+        is_public=True,
+    )
+    rslora: bool = setting(
+        False, description="scale = alpha / sqrt(rank), for large ranks", decides_steps=True, is_public=True
+    )
+    dora: bool = setting(
+        False,
+        description="also train the length of each row of the sum of W and B A (DoRA); slower",
+        decides_steps=True,
+        is_public=True,
+    )
+    init: Literal["default", "gaussian", "orthogonal"] = setting(
+        "default",
+        description="first values of A and B, as PEFT names them; all leave the first result that of the base. "
+        "PEFT's others change the base's weights",
+        decides_steps=True,
+        is_public=True,
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_differ(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError("a name is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def _orthogonal_rank_is_even(self) -> AdapterSettings:
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError("`init: orthogonal` needs an even rank")
+        return self
+
+    @property
+    def lora_alpha(self) -> float:
+        """`alpha`, or its default."""
+        if self.alpha is not None:
+            return self.alpha
+        return 16.0 if self.rslora else 2.0 * self.rank
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        return self.lora_alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 class TrainSettings(Section):
@@ -494,6 +652,12 @@ class Recipe(Section):
     model: ModelSettings
     data: DataSettings
     train: TrainSettings
+    adapter: AdapterSettings | None = setting(
+        None,
+        description="train an adapter (LoRA) instead of all weights; default: all weights are trained",
+        decides_steps=True,
+        is_public=True,
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
     validation: ValidationSettings = ValidationSettings()
@@ -526,6 +690,8 @@ class Recipe(Section):
             problems.append(
                 "output_dir must not be data.prepared_dir or inside it: `ochat prepare` replaces that folder"
             )
+        if self.adapter is not None and self.model.float8:
+            problems.append("model.float8 cannot be used with an adapter: it trains weights that are frozen here")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -53,24 +53,32 @@ class ControlTokens:
     ids: Mapping[str, int]
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, template: str, *, bos_token: str | None) -> ControlTokens:
+    def of(cls, tokenizer: Tokenizer, tokens: Sequence[str], *, bos_token: str | None) -> ControlTokens:
         """The tokens of a template, and the one that begins conversations."""
-        tokens = dict.fromkeys((*TEMPLATES[template].control_tokens, *filter(None, (bos_token,))))
-        ids = {token: tokenizer.token_to_id(token) for token in tokens}
+        ids = {token: tokenizer.token_to_id(token) for token in (*tokens, *filter(None, (bos_token,)))}
         return cls(ids={token: row for token, row in ids.items() if row is not None})
 
     @classmethod
     def of_prepared(cls, prepared_dir: Path, manifest: Manifest) -> ControlTokens:
         """The tokens of a prepared dataset."""
         tokenizer = stored_tokenizer(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json")
-        return cls.of(tokenizer, manifest.template, bos_token=manifest.bos_token)
+        tokens = manifest.control_tokens or TEMPLATES[manifest.template].control_tokens
+        return cls.of(tokenizer, tokens, bos_token=manifest.bos_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedRows:
+    """Control tokens whose rows the base never trained. texts: for people. ids: their rows."""
+
+    texts: Sequence[str] = ()
+    ids: Sequence[int] = ()
 
 
 @torch.no_grad()
-def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int) -> Sequence[str]:
+def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int) -> UntrainedRows:
     """Give control tokens whose rows the base never trained the mean row, as new tokens get. Trained rows stay.
 
-    num_rows: of the base, before tokens were added. Returns which rows were set, for people.
+    num_rows: of the base, before tokens were added. Returns which rows were set.
     """
     tied = _is_tied(causal_lm)
     names = table_names(tied=tied)
@@ -83,7 +91,7 @@ def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int)
         for token in found:
             module.weight[control.ids[token]] = mean
             said.setdefault(token, []).append(name)
-    return untrained_text(said)
+    return UntrainedRows(texts=untrained_text(said), ids=[control.ids[token] for token in said])
 
 
 def table_names(*, tied: bool) -> Sequence[str]:

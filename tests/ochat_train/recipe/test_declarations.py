@@ -18,6 +18,7 @@ from tests.support.small_recipe import RecipeFactory
 # What checkpoints and exports have held since before fields declared it. New fields join these lists; none leaves.
 DECISIVE = """
     seed deepspeed.zero_stage model.path model.config model.tokenizer model.revision model.template
+    model.condition_in model.rewritten_history model.template_variables model.template_date
     model.max_length_tokens model.inference_condition model.precision model.attention model.float8 train.epochs
     model.router_aux_loss
     train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.plan
@@ -28,14 +29,17 @@ DECISIVE = """
 """
 PUBLIC = """
     name seed model.path model.config model.tokenizer model.revision model.template model.max_length_tokens
+    model.condition_in model.rewritten_history model.template_variables model.template_date
     model.inference_condition model.precision model.attention model.compile model.float8 model.activation_checkpointing
     model.router_aux_loss
     data.classes data.classes.*.condition data.classes.*.reward data.classes.*.weight data.classes.*.baseline
     data.classes_from data.classes_from.field data.classes_from.quantiles data.classes_from.conditions
     data.classes_from.rewards data.beta data.reward_clip data.condition_dropout data.sources data.sources.*.path
     data.sources.*.format data.sources.*.class data.sources.*.class_field data.sources.*.reward_field
-    data.sources.*.split data.sources.*.subset data.sources.*.revision
-    data.validation_ratio data.validation_seed data.only_classes data.overlong data.bad_rows
+    data.sources.*.subset data.sources.*.revision
+    data.sources.*.split data.sources.*.think_tags data.part_weights data.part_weights.reasoning
+    data.part_weights.answer data.part_weights.tool_calls data.validation_ratio data.validation_seed data.only_classes
+    data.overlong data.bad_rows
     train.epochs train.pack_length_tokens train.packs_per_micro_batch train.gradient_dtype train.tokens_per_step
     train.loss_denominator train.plan train.max_steps train.log_every_steps train.max_nonfinite_steps
     train.hang_timeout_seconds
@@ -43,7 +47,8 @@ PUBLIC = """
     optimizer.weight_decay optimizer.betas optimizer.eps optimizer.grad_clip deepspeed.zero_stage
     deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config validation.every_steps validation.prompts
     validation.sample_tokens validation.questions validation.answer_pattern validation.answer_tokens
-    checkpoint.save_every_steps checkpoint.keep_last
+    checkpoint.save_every_steps checkpoint.keep_last adapter adapter.type adapter.rank adapter.alpha adapter.dropout
+    adapter.targets adapter.rslora adapter.dora adapter.init
 """
 
 
@@ -89,8 +94,18 @@ def test_the_keys_that_are_published(make_recipe: RecipeFactory) -> None:
     assert sorted(name for name, field in fields.items() if flags_of(field).is_public) == sorted(PUBLIC.split())
     published = public_recipe(load_recipe(make_recipe()))
     assert sorted(keys_of(published)) == sorted(
-        name for name in PUBLIC.split() if not name.startswith("data.classes_from.")
+        name for name in PUBLIC.split() if not name.startswith(("data.classes_from.", "data.part_weights.", "adapter"))
     )
+
+
+def test_the_keys_of_an_adapter_that_resume_compares(make_recipe: RecipeFactory) -> None:
+    """A run without an adapter has none of them, so that checkpoints from before they existed are the same."""
+    with_adapter = load_recipe(make_recipe(adapter={"type": "lora", "rank": 4}))
+    found = decisive_settings(with_adapter.model_dump(mode="json", by_alias=True))
+    names = "type rank alpha dropout targets rslora dora init"
+    keys = [key for key in found if key.startswith("adapter")]
+    assert sorted(keys) == sorted(f"adapter.{name}" for name in names.split())
+    assert found["adapter.rank"] == 4
 
 
 def keys_of(values: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:

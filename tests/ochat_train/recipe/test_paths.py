@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.path_keys import KEEP_UNSET, expand, is_path, written_path
+from data_pipeline.path_keys import EXPANDED, KEEP_UNSET, expand, is_path, written_path
 from data_pipeline.section import all_fields
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
@@ -17,6 +17,7 @@ PATH_KEYS = {
     "output_dir",
     "model.path",
     "model.tokenizer",
+    "model.template",
     "data.prepared_dir",
     "data.sources.*.path",
     "validation.questions",
@@ -66,6 +67,12 @@ def test_a_recipe_is_the_same_recipe_for_another_user(tmp_path: Path, monkeypatc
         assert recipe.output_dir == f"{home}/runs/good"
         fingerprints.append(recipe.fingerprint)
     assert fingerprints[0] == fingerprints[1]
+
+
+def test_hosts_compare_the_paths_that_they_use(surroundings: None, tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, changed(("runs/good", "~/runs/good"))))
+    assert recipe.model_dump(mode="json", context=EXPANDED)["output_dir"] == "/home/me/runs/good"
+    assert recipe.model_dump(mode="json")["output_dir"] == "~/runs/good"
 
 
 def test_set_is_expanded_too(surroundings: None, tmp_path: Path) -> None:
