@@ -18,7 +18,7 @@ import torch
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
 from ochat_train.adapter.build import add_adapter
-from ochat_train.adapter.quantize import qlora_error, quantise_base, stage_obstacle
+from ochat_train.adapter.quantize import quantise_base
 from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
@@ -190,9 +190,7 @@ def _add_adapter(
     recipe: Recipe, adapter: AdapterSettings, causal_lm: Any, new_token_ids: Sequence[int], device: torch.device
 ) -> None:
     """Put the adapter on the base, which is quantised before if the recipe says so."""
-    if adapter.type == "qlora":
-        if problem := stage_obstacle(recipe.deepspeed.stage):
-            raise qlora_error(problem)
+    if adapter.type == "qlora":  # the memory plan refuses ZeRO stages that do not fit, or chooses another
         quantise_base(causal_lm, device=device, dtype=model_dtype(recipe.model, device))
     add_adapter(causal_lm, adapter, new_token_ids=new_token_ids, seed=recipe.seed)
 
