@@ -269,7 +269,7 @@ def own_trainer(options: Options, recipe: Recipe, ranks: Ranks) -> Trainer:
 
 
 def random_base(options: Options, recipe: Recipe, ranks: Ranks, *, attention: str) -> Any:
-    """A base of random weights on the device; for `qlora` with linear layers in 4 bits, and equal weights in all layers,
+    """A base of random weights on the device; for `qlora` with linear layers in 4 bits and equal weights in all layers,
     so that a GPU never holds more than one of them in bfloat16.
     """
     config, dtype = base_config(options), model_dtype(recipe.model, ranks.device)
