@@ -191,7 +191,7 @@ def _matching(source: SourceSettings, *, where: str) -> FoundFiles:
 
 
 def _literal_beginning(pattern: str) -> tuple[Path, str]:
-    """The folder that a pattern begins with, and the rest. A part that exists under its own name is no pattern."""
+    """The folder that a pattern begins with, and the rest. A part that exists under its own name is not a pattern."""
     parts = Path(pattern).parts
     root = Path()
     while parts and (not glob.has_magic(parts[0]) or (root / parts[0]).exists()):

@@ -1,6 +1,6 @@
 """Packed files (gzip, bzip2, xz, zstd), known by their first bytes and unpacked as a stream.
 
-A file that unpacks to much more than it holds is no data: reading stops at LARGEST_RATIO times its size (ALWAYS_BYTES
+A file that unpacks to much more than it holds is not data: reading stops at LARGEST_RATIO times its size (ALWAYS_BYTES
 are allowed to any file), so a few bytes cannot fill memory or keep a machine busy for hours.
 """
 
