@@ -17,6 +17,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
+from data_pipeline.path_keys import written_path
 from data_pipeline.prompt.prompt_format import AnyTemplate, PromptTemplate, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
@@ -125,7 +126,9 @@ def look_at(path: str, *, format: str | None = None, most_rows: int = SAMPLED_RO
 
     Raises UserError for a source that is empty, and where the format is unknown, mixed or ambiguous.
     """
-    probe = SourceSettings.model_validate({"path": path, "format": format or TEXT_FORMATS[0], "class": "probe"})
+    probe = SourceSettings.model_validate(
+        {"path": written_path(path), "format": format or TEXT_FORMATS[0], "class": "probe"}
+    )
     if sources.is_dataset(probe):
         raise UserError(path, "only files can be looked at", "write the source of a Hub dataset or a saved one by hand")
     if tokenized := [file for file in sources.source_files(probe, where="FILE") if is_tokenized(file)]:
