@@ -33,6 +33,7 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.distributed.ranks import Ranks, on_main_rank
+from ochat_train.optimizer.shards import alone, has_small_states, states_of_engine
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
@@ -47,8 +48,9 @@ class RankFiles:
     DeepSpeed waits for all ranks after its writes, so a failed write must not end this rank: it is kept in `failure`.
     """
 
-    def __init__(self, folder: Path, original: Any) -> None:
+    def __init__(self, folder: Path, original: Any, *, shares_weights: bool) -> None:
         self._folder, self._original = folder, original
+        self._shares_weights = shares_weights  # whether the optimizer updates the weights themselves
         self.records: dict[str, durable.FileRecord] = {}
         self.failure: str | None = None
 
@@ -60,7 +62,8 @@ class RankFiles:
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write one of DeepSpeed's files."""
-        self.write(Path(path), lambda stream: torch.save(state_dict, stream))
+        content = alone(state_dict) if self._shares_weights else state_dict
+        self.write(Path(path), lambda stream: torch.save(content, stream))
 
     def write(self, path: Path, write: Callable[[Any], object]) -> None:
         """Write a file, and note its hash or why it could not be written."""
@@ -87,7 +90,7 @@ def save_checkpoint(
     """Write a checkpoint. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
     temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final)))
-    files = RankFiles(temporary, engine.checkpoint_engine)
+    files = RankFiles(temporary, engine.checkpoint_engine, shares_weights=has_small_states(engine))
     engine.checkpoint_engine = files
     engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
     try:
@@ -166,6 +169,7 @@ def estimated_bytes(engine: Any, num_ranks: int) -> int:
         zero_stage=engine.zero_optimization_stage(),
         bfloat16=engine.bfloat16_enabled(),
         num_ranks=num_ranks,
+        states=states_of_engine(engine),
     )
 
 

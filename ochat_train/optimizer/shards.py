@@ -6,14 +6,19 @@ parts of several parameters. They are copies of the weights; here they become th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ochat_train.optimizer.adamw import SmallAdamW
+from ochat_train.optimizer.adamw import SmallAdamW, wide_state
+
+
+# Where DeepSpeed's files hold the flat tensors: ZeRO 1 and 2, ZeRO 3.
+_OPTIMIZER, _BASE = "optimizer_state_dict", "base_optimizer_state"
+_FLAT_KEYS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +48,66 @@ def share_weights(engine: Any) -> None:
         zero._link_all_hp_params()  # they pointed into the copy
 
 
+def has_small_states(engine: Any) -> bool:
+    """Whether an engine's optimizer is `SmallAdamW`."""
+    return isinstance(_inner_optimizer(engine), SmallAdamW)
+
+
+def states_of_engine(engine: Any) -> str:
+    """`optimizer.states` of an engine."""
+    optimizer = _inner_optimizer(engine)
+    return optimizer.states if isinstance(optimizer, SmallAdamW) else "float32"
+
+
+def _inner_optimizer(engine: Any) -> Any:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)  # without ZeRO there is no other around it
+
+
+def alone(state: Any) -> Any:
+    """DeepSpeed's optimizer state for `torch.save`, which writes the whole storage of a view: flat tensors that are parts of
+    the weights of all ranks are copied to the CPU. Anything else unchanged.
+    """
+    inner = state.get(_OPTIMIZER) if isinstance(state, Mapping) else None
+    if not isinstance(inner, Mapping):
+        return state
+    changed = {key: [_alone(flat) for flat in inner[key]] for key in _FLAT_KEYS if key in inner}
+    return {**state, _OPTIMIZER: {**inner, **changed}}
+
+
+def _alone(flat: torch.Tensor) -> torch.Tensor:
+    is_part = flat.untyped_storage().nbytes() > flat.numel() * flat.element_size()
+    return flat.detach().cpu().clone() if is_part and flat.numel() else flat
+
+
 def _share(flat: torch.Tensor, weights: torch.Tensor) -> None:
     assert flat.dtype == weights.dtype and flat.shape == weights.shape, "DeepSpeed was told to keep the weights' dtype"
     flat.data = weights.data
+
+
+def widen(source: Path, target: Path) -> None:
+    """Write a checkpoint's DeepSpeed files again, with float32 states under torch's names, as DeepSpeed's converter wants
+    them. target: a new folder; files without states become links. The files must have been checked: loading runs them.
+    """
+    target.mkdir()
+    for path in source.iterdir():
+        if not path.name.endswith("_optim_states.pt"):
+            (target / path.name).symlink_to(path.resolve())
+            continue
+        content = torch.load(path, map_location="cpu", weights_only=False)
+        inner = content[_OPTIMIZER]
+        [flat_key] = [key for key in _FLAT_KEYS if key in inner]
+        inner_key = _OPTIMIZER if _OPTIMIZER in inner else _BASE
+        states = inner[inner_key]["state"]
+        wide = {number: wide_state(state, _padded(inner[flat_key][number], state)) for number, state in states.items()}
+        inner[flat_key] = [wide[number].pop("fp32") for number in range(len(inner[flat_key]))]
+        inner[inner_key] = {**inner[inner_key], "state": wide}
+        torch.save(content, target / path.name)
+
+
+def _padded(flat: torch.Tensor, state: Mapping[str, Any]) -> torch.Tensor:
+    """A flat tensor with the padding that DeepSpeed leaves out when it saves it, and not when it saves its states."""
+    flat = flat.detach()
+    return torch.cat((flat, flat.new_zeros(state["first"].numel() - flat.numel())))
 
 
 def load_universal(engine: Any, folder: Path) -> None:
@@ -60,7 +122,8 @@ def load_universal(engine: Any, folder: Path) -> None:
         wide = {key: torch.zeros(flat.numel()) for key in ("fp32", "exp_avg", "exp_avg_sq")}
         for piece in pieces:
             for key, target in wide.items():
-                source = torch.load(folder / piece.name / f"{key}.pt", weights_only=True, mmap=True)["param"]
+                content = torch.load(folder / piece.name / f"{key}.pt", weights_only=True, mmap=True)
+                source = content["param"] if isinstance(content, Mapping) else content  # ZeRO 1 and 2, ZeRO 3
                 target[piece.place : piece.place + piece.num] = source.view(-1)[piece.start : piece.start + piece.num]
         optimizer.set_wide_state(flat, number=number, step=step, **wide)
     if engine.zero_optimization_stage() == 3:

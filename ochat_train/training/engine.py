@@ -45,8 +45,6 @@ def deepspeed_config(
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
         if recipe.optimizer.states != "float32":  # flat tensors in bfloat16; what SmallAdamW keeps beside them is its own
             config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
-    if recipe.optimizer.states != "float32":
-        config["zero_allow_untested_optimizer"] = True
     return _merged(config, settings.config)
 
 
@@ -109,6 +107,7 @@ def start_engine(
     load_universal: it will load a universal checkpoint (reshard.py). group_elements: as in `parameter_groups`.
     """
     import deepspeed
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     num_backwards = _num_backwards(recipe, ranks.num_ranks)
     is_narrow = model_dtype(recipe.model, ranks.device) == torch.bfloat16
@@ -129,6 +128,8 @@ def start_engine(
         load_universal=load_universal,
     )
     optimizer = _optimizer(model, recipe, ranks, group_elements=group_elements)
+    if SmallAdamW not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(SmallAdamW)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if recipe.optimizer.states != "float32":
         share_weights(wrapped)
