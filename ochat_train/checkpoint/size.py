@@ -12,8 +12,8 @@ _MARGIN_BYTES = 1 << 20  # of every rank: names, settings and random number stat
 def checkpoint_bytes(
     num_parameters: int, *, zero_stage: int, bfloat16: bool, num_ranks: int, states: str = "float32"
 ) -> int:
-    """Size of a checkpoint: AdamW's two moments and what is kept of master weights, the tensors that ZeRO updates, and the
-    weights. states: `optimizer.states`.
+    """Size of a checkpoint: AdamW's two moments and what is kept of master weights, the tensors that ZeRO updates, and
+    the weights. states: `optimizer.states`.
     """
     width, size = (2 if bfloat16 else 4), STATE_SIZES[states]
     per_parameter = size.moments

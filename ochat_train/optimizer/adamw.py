@@ -6,6 +6,7 @@ chunk, or none where the update is compiled into one kernel.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -30,10 +31,10 @@ _MASK = (1 << 64) - 1
 class SmallAdamW(torch.optim.Optimizer):
     """AdamW (decoupled weight decay, as torch's) with `optimizer.states` `8bit` or `bfloat16`.
 
-    Parameters that are bfloat16 have 8 more bits as a state (codes.py); float32 ones are updated as they are. Arithmetic
-    is float32 throughout.
-    seed: decides the rounding. part: which part of each tensor this rank has, where ZeRO cuts them; 0 where it does not.
-    compiled: compile the update, for a GPU.
+    Parameters that are bfloat16 have 8 more bits as a state (codes.py); float32 ones are updated as they are.
+    Arithmetic is float32 throughout.
+    seed: decides the rounding. part: which part of each tensor this rank has, where ZeRO cuts them; 0 where it does
+    not. compiled: compile the update, for a GPU.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class SmallAdamW(torch.optim.Optimizer):
         self._eager(**padded, **shared)
         for name, tensor in tensors.items():
             if tensor is not None and name != "gradient":
-                tensor.copy_(padded[name].view(-1)[: tensor.numel()])
+                whole = padded[name]
+                assert whole is not None, "made of this tensor"
+                tensor.copy_(whole.view(-1)[: tensor.numel()])
 
     def _state_of(self, parameter: torch.Tensor) -> dict[str, Any]:
         """The states of a parameter; zeros before its first update."""
@@ -175,8 +178,8 @@ class SmallAdamW(torch.optim.Optimizer):
 
 
 def wide_state(state: Mapping[str, Any], weight: torch.Tensor) -> dict[str, Any]:
-    """States of a parameter as `SmallAdamW` keeps them, in float32 and under torch's names: step, exp_avg, exp_avg_sq, and
-    `fp32`, the weight that is updated. weight: the parameter, of any shape.
+    """States of a parameter as `SmallAdamW` keeps them, in float32 and under torch's names: step, exp_avg, exp_avg_sq,
+    and `fp32`, the weight that is updated. weight: the parameter, of any shape.
     """
     flat = weight.reshape(-1)
     fp32 = joined_master(flat, state["rest"]) if "rest" in state else flat.float()
@@ -267,7 +270,7 @@ def _update_weight(
 def _blocks_and_rest(start: int, stop: int, whole: int) -> Iterator[tuple[int, int]]:
     """A range, cut where the whole blocks end, if that is inside it."""
     cuts = [start, *([whole] if start < whole < stop else []), stop]
-    yield from zip(cuts[:-1], cuts[1:], strict=True)
+    yield from itertools.pairwise(cuts)
 
 
 def _chunk_of(

@@ -43,15 +43,17 @@ def random_bits(start: torch.Tensor, key: torch.Tensor, num_blocks: int) -> torc
 
 
 def joined_master(weight: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """float32 of a bfloat16 weight and the 8 bits kept beside it. rest: int8, in units of 2^-8 of the weight's last bit."""
+    """float32 of a bfloat16 weight and the 8 bits kept beside it. rest: int8, in units of 2^-8 of the weight's last
+    bit.
+    """
     return (weight.float().view(torch.int32) + (rest.to(torch.int32) << 8)).view(torch.float32)
 
 
 def split_master(master: torch.Tensor, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(weight bfloat16, rest int8) of a float32, its last 8 bits rounded stochastically.
 
-    bits: int64 from 0 to 255, uniform. With bits 0 the last 8 bits are dropped. The weight is the nearest bfloat16, ties
-    away from zero.
+    bits: int64 from 0 to 255, uniform. With bits 0 the last 8 bits are dropped. The weight is the nearest bfloat16,
+    ties away from zero.
     """
     upper = (master.view(torch.int32) + bits.to(torch.int32)) >> 8
     weight = (upper + 128) >> 8
@@ -78,8 +80,8 @@ def first_values(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def second_codes(moments: torch.Tensor, random: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(codes uint8[B, BLOCK], scales float32[B]) of second moments, float32[B, BLOCK] from 0.
 
-    random: float32[B, BLOCK], uniform from 0 to 1. Rounded stochastically: with a beta near 1 a moment changes in a step by
-    less than half a code, and to the nearest it would never change.
+    random: float32[B, BLOCK], uniform from 0 to 1. Rounded stochastically: with a beta near 1 a moment changes in a
+    step by less than half a code, and to the nearest it would never change.
     """
     scales = moments.amax(1)
     ratios = moments / scales.clamp_min(_SMALLEST)[:, None]
@@ -106,8 +108,10 @@ def _codes(ratios: torch.Tensor, random: torch.Tensor, *, octaves: float, steps:
     per_octave = steps / octaves
     places = ((torch.log2(ratios.clamp_min(2.0**-octaves)) + octaves) * per_octave).clamp(0.0, float(steps))
     lower = places.floor().clamp_max(float(steps - 1))
-    between = (torch.exp2((places - lower) / per_octave) - 1.0) / (2.0 ** (1.0 / per_octave) - 1.0)
-    return lower + 1.0 + (between > random).float()
+    one_code: float = 2.0 ** (1.0 / per_octave) - 1.0
+    between = (torch.exp2((places - lower) / per_octave) - 1.0) / one_code
+    codes: torch.Tensor = lower + 1.0 + (between > random).float()
+    return codes
 
 
 def _values(codes: torch.Tensor, *, octaves: float, steps: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Small states inside the DeepSpeed engine: weights without a second copy, and the way back from a universal checkpoint.
+"""Small states inside the DeepSpeed engine: weights without a second copy, and the way back from a universal
+checkpoint.
 
-DeepSpeed gives its optimizer flat tensors: in ZeRO 1 and 2 a rank's part of each group of parameters, in ZeRO 3 a rank's
-parts of several parameters. They are copies of the weights; here they become the weights.
+DeepSpeed gives its optimizer flat tensors: in ZeRO 1 and 2 a rank's part of each group of parameters, in ZeRO 3 a
+rank's parts of several parameters. They are copies of the weights; here they become the weights.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 
 from ochat_train.optimizer.adamw import SmallAdamW, wide_state
-
 
 # Where DeepSpeed's files hold the flat tensors: ZeRO 1 and 2, ZeRO 3.
 _OPTIMIZER, _BASE = "optimizer_state_dict", "base_optimizer_state"
@@ -64,8 +64,8 @@ def _inner_optimizer(engine: Any) -> Any:
 
 
 def alone(state: Any) -> Any:
-    """DeepSpeed's optimizer state for `torch.save`, which writes the whole storage of a view: flat tensors that are parts of
-    the weights of all ranks are copied to the CPU. Anything else unchanged.
+    """DeepSpeed's optimizer state for `torch.save`, which writes the whole storage of a view: flat tensors that are
+    parts of the weights of all ranks are copied to the CPU. Anything else unchanged.
     """
     inner = state.get(_OPTIMIZER) if isinstance(state, Mapping) else None
     if not isinstance(inner, Mapping):
@@ -80,13 +80,14 @@ def _alone(flat: torch.Tensor) -> torch.Tensor:
 
 
 def _share(flat: torch.Tensor, weights: torch.Tensor) -> None:
-    assert flat.dtype == weights.dtype and flat.shape == weights.shape, "DeepSpeed was told to keep the weights' dtype"
+    assert flat.dtype == weights.dtype, "DeepSpeed was told to keep the weights' dtype"
+    assert flat.shape == weights.shape, "they were copied from them"
     flat.data = weights.data
 
 
 def widen(source: Path, target: Path) -> None:
-    """Write a checkpoint's DeepSpeed files again, with float32 states under torch's names, as DeepSpeed's converter wants
-    them. target: a new folder; files without states become links. The files must have been checked: loading runs them.
+    """Write a checkpoint's DeepSpeed files again, with float32 states under torch's names, as DeepSpeed's converter
+    wants them. target: a new folder; files without states become links. Unpickles: the files must have been checked.
     """
     target.mkdir()
     for path in source.iterdir():

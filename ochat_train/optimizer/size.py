@@ -29,7 +29,10 @@ class StateSize:
 STATE_SIZES: Mapping[str, StateSize] = {
     "float32": StateSize(masters=4.0, moments=8.0, shares_weights=False, text="float32 masters and moments"),
     "bfloat16": StateSize(
-        masters=1.0, moments=4.0, shares_weights=True, text="24-bit masters (bfloat16 weight + 8 bits), bfloat16 moments"
+        masters=1.0,
+        moments=4.0,
+        shares_weights=True,
+        text="24-bit masters (bfloat16 weight + 8 bits), bfloat16 moments",
     ),
     "8bit": StateSize(
         masters=1.0,

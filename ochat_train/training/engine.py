@@ -43,7 +43,9 @@ def deepspeed_config(
         dtype = dtype_of_sums(recipe, settings.stage, adds_up=config["gradient_accumulation_steps"] > 1)
         wide = dtype == "float32" and not _uses_gradient_sum(recipe)
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
-        if recipe.optimizer.states != "float32":  # flat tensors in bfloat16; what SmallAdamW keeps beside them is its own
+        if (
+            recipe.optimizer.states != "float32"
+        ):  # flat tensors in bfloat16; what SmallAdamW keeps beside them is its own
             config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     return _merged(config, settings.config)
 
@@ -161,9 +163,7 @@ def update(engine: Engine) -> float:
     return math.inf
 
 
-def _optimizer(
-    model: torch.nn.Module, recipe: Recipe, ranks: Ranks, *, group_elements: int
-) -> torch.optim.Optimizer:
+def _optimizer(model: torch.nn.Module, recipe: Recipe, ranks: Ranks, *, group_elements: int) -> torch.optim.Optimizer:
     settings = recipe.optimizer
     arguments: dict[str, Any] = {
         "lr": 0.0,
@@ -183,9 +183,7 @@ def _optimizer(
     named = [{"params": group} for group in groups]
     if settings.states != "float32":
         part = ranks.rank if recipe.deepspeed.stage else 0
-        return SmallAdamW(
-            named, states=settings.states, seed=recipe.seed, part=part, compiled=is_gpu, **arguments
-        )
+        return SmallAdamW(named, states=settings.states, seed=recipe.seed, part=part, compiled=is_gpu, **arguments)
     return torch.optim.AdamW(named, fused=is_gpu, **arguments)
 
 
