@@ -49,7 +49,8 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "export": "checkpoint evaluation model recipe report runs system",
     "hub": "checkpoint distributed export recipe runs system",
     "inference": "export model system",
-    "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system tracking",
+    "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system "
+    "tracking",
     "check": "checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",

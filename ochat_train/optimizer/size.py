@@ -32,13 +32,13 @@ STATE_SIZES: Mapping[str, StateSize] = {
         masters=1.0,
         moments=4.0,
         shares_weights=True,
-        text="24-bit masters (bfloat16 weight + 8 bits), bfloat16 moments",
+        text="masters of 24 bits (bfloat16 weight and 8 bits), bfloat16 moments",
     ),
     "8bit": StateSize(
         masters=1.0,
         moments=2.0 + 2 * 4.0 / BLOCK,
         shares_weights=True,
-        text="24-bit masters (bfloat16 weight + 8 bits), 8-bit moments",
+        text="masters of 24 bits (bfloat16 weight and 8 bits), 8-bit moments",
     ),
 }
 """By `optimizer.states`."""

@@ -177,10 +177,9 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
     adds_up = _adds_up(recipe, num_gpus, setting.packs_per_micro_batch)
     gradients = num * gradient_bytes(recipe, stage, adds_up=adds_up) / shard["gradients"]
     group = min(num, GROUP_ELEMENTS) / (num_gpus if stage else 1)
-    # float32 gradients of a group, twice; small states: gradients as they were summed and in the weights' dtype
-    in_update = (8.0 if recipe.optimizer.states == "float32" else 4.0 + width) * group + (
-        2.0 * num if stage <= 1 and not wide else gradients
-    )
+    # of a group: float32 gradients, twice; small states: gradients as they were summed, and in the weights' dtype
+    of_group = 8.0 if recipe.optimizer.states == "float32" else 4.0 + width
+    in_update = of_group * group + (2.0 * num if stage <= 1 and not wide else gradients)
     activations = _activation_bytes(recipe, shape, setting, width=width)
     return MemoryParts(
         weights=0.0 if settings.offload_parameters else held * width / shard["weights"],

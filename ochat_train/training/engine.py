@@ -43,9 +43,7 @@ def deepspeed_config(
         dtype = dtype_of_sums(recipe, settings.stage, adds_up=config["gradient_accumulation_steps"] > 1)
         wide = dtype == "float32" and not _uses_gradient_sum(recipe)
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
-        if (
-            recipe.optimizer.states != "float32"
-        ):  # flat tensors in bfloat16; what SmallAdamW keeps beside them is its own
+        if recipe.optimizer.states != "float32":  # bfloat16 flat tensors; SmallAdamW keeps the rest itself
             config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     return _merged(config, settings.config)
 

@@ -1,4 +1,6 @@
-"""Small optimizer states in real DeepSpeed processes on the CPU: the same training, exact resume, other numbers of ranks."""
+"""Small optimizer states in real DeepSpeed processes on the CPU: the same training, exact resume, other numbers of
+ranks.
+"""
 
 from __future__ import annotations
 

@@ -403,8 +403,8 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "raise the pack length",
     ),
     "small states that are offloaded": (
-        "zero_stage: 2",
-        "offload_optimizer: true}\noptimizer: {states: 8bit",
+        "learning_rate: 2e-5}\ndeepspeed: {zero_stage: 2",
+        "states: 8bit}\ndeepspeed: {offload_optimizer: true",
         "name:",
         "recipe",
         "optimizer.states 8bit cannot be used with deepspeed.offload_optimizer",
