@@ -1,38 +1,32 @@
-"""Format `messages`: OpenAI's chat messages, text only."""
+"""Format `messages`: OpenAI's chat messages, with reasoning, tool calls and results of tools."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipeline.conversation import Role
 from data_pipeline.errors import RowError
+from data_pipeline.formats.parts import message_with_parts, text_of_content
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
-from data_pipeline.formats.values import objects_of, role_of, split_system, text_of
-from data_pipeline.text_rules import shown
+from data_pipeline.formats.values import objects_of, role_of, split_system
 
-_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+_ROLES = {"user": "user", "assistant": "assistant", "tool": "tool", "system": "system", "developer": "system"}
+_OURS: Mapping[str, Role] = {"user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 def _parse(row: Mapping[str, Any]) -> ParsedRow:
-    turns = []
-    for number, turn in enumerate(objects_of(row, "messages")):
-        where = f"messages[{number}]"
-        if turn.get("tool_calls"):
-            raise RowError("unsupported_content", f"{where}.tool_calls: tool calls are not supported; remove the row")
-        content = turn.get("content")
-        if isinstance(content, list):
-            content = "".join(_text_part(part, where) for part in content)
-        turns.append((role_of(turn.get("role"), _ROLES, f"{where}.role"), content, turn.get("weight")))
-    return split_system(turns, row.get("system"), "messages", "content")
-
-
-def _text_part(part: Any, where: str) -> str:
-    if not isinstance(part, Mapping) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, Mapping) else part
-        raise RowError(
-            "unsupported_content", f"{where}.content: only parts of type `text` are supported, found {shown(kind)}"
-        )
-    return text_of(part.get("text"), f"{where}.content")
+    turns = objects_of(row, "messages")
+    roles = [role_of(turn.get("role"), _ROLES, f"messages[{number}].role") for number, turn in enumerate(turns)]
+    has_head = roles[0] == "system"
+    heads = [("system", text_of_content(turns[0].get("content"), "messages[0].content"), None)] if has_head else []
+    system, _ = split_system(heads, row.get("system"), "messages", "content")
+    messages = []
+    for number, (role, turn) in enumerate(zip(roles[has_head:], turns[has_head:], strict=True), 1 + has_head):
+        if role == "system":
+            raise RowError("misplaced_system", "messages: a system message must be the first message, and the only one")
+        messages.append(message_with_parts(_OURS[role], turn, f"messages, turn {number}"))
+    return system, messages
 
 
 MESSAGES = RowFormat(

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_pipeline.conversation import Conversation
 from data_pipeline.errors import RowError
+from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
 from data_pipeline.formats.values import text_of
 from data_pipeline.settings import SourceSettings
 from data_pipeline.text_rules import shown
@@ -28,6 +29,8 @@ def parse_row(row: Any, *, place: str, source: SourceSettings, scored_by: str | 
     has_own_class = row_format.carries_class and not (source.class_name or source.class_field or scored_by)
     if not has_own_class:
         messages = row_format.messages_in_class(messages)
+    if source.think_tags:
+        messages = with_reasoning_of_tags(messages, row_format.name)
     if not any(message.role == "assistant" for message in messages):
         raise RowError("no_assistant_message", "no assistant message: nothing to learn from")
     score_field = scored_by or source.reward_field
@@ -39,6 +42,7 @@ def parse_row(row: Any, *, place: str, source: SourceSettings, scored_by: str | 
         class_value=_class_value(row, source.class_field) if source.class_field else None,
         condition=_condition(row) if has_own_class else None,
         score=_score(row, score_field) if score_field else None,
+        tools=tools_of(row),
     )
 
 

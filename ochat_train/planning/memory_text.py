@@ -23,13 +23,16 @@ def memory_text(plan: MemoryPlan) -> str:
 
 def too_little_memory(plan: MemoryPlan, *, num_gpus: int) -> UserError:
     """The error for a recipe whose smallest setting, `plan`, does not fit."""
-    smaller = "" if plan.states == "8bit" else "optimizer.states: 8bit, "
+    remedies = ["train.gradient_dtype: bfloat16", "a shorter train.pack_length_tokens"]
+    if plan.states == "float32":
+        remedies.insert(0, "deepspeed.offload_optimizer: true")
+    if plan.states != "8bit" and plan.parts.optimizer > plan.parts.weights:  # not of an adapter, which has few states
+        remedies.insert(0, "optimizer.states: 8bit")
     return UserError(
         "GPU memory",
         f"the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
         f"({parts_text(plan.parts)}), more than is free",
-        f"use more GPUs, {smaller}deepspeed.offload_optimizer: true, train.gradient_dtype: bfloat16 or a shorter "
-        "train.pack_length_tokens",
+        f"use more GPUs, {', '.join(remedies[:-1])} or {remedies[-1]}",
     )
 
 
@@ -52,6 +55,4 @@ def _safer(plan: MemoryPlan) -> str:
         return "model.activation_checkpointing: " + ("full" if more == num else f"{{layers: {more}}}")
     if plan.zero_stage < 3:
         return f"deepspeed.zero_stage: {plan.zero_stage + 1}"
-    if plan.states != "8bit":
-        return "optimizer.states: 8bit, or more GPUs"
-    return "more GPUs, or deepspeed.offload_optimizer: true without optimizer.states"
+    return "deepspeed.offload_optimizer: true, or more GPUs" if plan.states == "float32" else "more GPUs"

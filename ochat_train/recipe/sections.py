@@ -641,6 +641,11 @@ class Recipe(Section):
                 f"optimizer.states {self.optimizer.states} cannot be used with deepspeed.offload_optimizer, whose "
                 "optimizer keeps float32 states in CPU memory; leave one of the two out"
             )
+        if self.optimizer.states != "float32" and self.adapter is not None:
+            problems.append(
+                f"optimizer.states {self.optimizer.states} cannot be used with an adapter, whose states are small; "
+                "leave optimizer.states out"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -16,8 +16,7 @@ import torch
 
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
-from ochat_train.adapter.build import add_adapter
-from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
+from ochat_train.checkpoint.basis import AdapterBasis, RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
@@ -50,6 +49,7 @@ from ochat_train.system.messages import print_message
 from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
+from ochat_train.training.adapter import check_stage, put_adapter
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.engine import start_engine
@@ -150,6 +150,7 @@ class _Training:
     work: Work
     memory: MemoryPlan
     mean_rows: Sequence[str]
+    adapter: AdapterBasis | None
 
 
 def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
@@ -163,14 +164,11 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
-    if (adapter := recipe.adapter) is not None:
-        on_every_rank(
-            ranks,
-            lambda: add_adapter(model.causal_lm, adapter, new_token_ids=new_token_ids, seed=recipe.seed),
-        )
+    adapter = put_adapter(recipe, model, new_token_ids, ranks)
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
+    check_stage(recipe)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
     return _Training(
         recipe=recipe,
@@ -184,6 +182,7 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         work=work,
         memory=memory,
         mean_rows=mean_rows,
+        adapter=adapter,
     )
 
 
@@ -209,6 +208,7 @@ def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
         config=config_values(config),
         base_weights=base_weights(training.recipe.model.path, config),
         versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
+        adapter=training.adapter,
     )
 
 

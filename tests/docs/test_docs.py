@@ -21,6 +21,8 @@ from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read.rows import parse_row
 from data_pipeline.settings import SourceSettings
 from ochat_train.cli.main import main
+from ochat_train.planning.learning_rate import auto_adapter_rate
+from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe, TrainSettings
 from ochat_train.recipe.strict_yaml import parse
@@ -94,6 +96,22 @@ def test_the_page_on_bases_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> 
     runpy.run_path(str(DOCS / "generate_bases.py"), run_name="__main__")
     remedy = "run `python docs/generate_bases.py > docs/bases.md`"
     assert capsys.readouterr().out == (DOCS / "bases.md").read_text(encoding="utf-8"), remedy
+
+
+def test_the_page_on_adapters_says_what_the_memory_plan_says() -> None:
+    generator = runpy.run_path(str(DOCS / "generate_gpu_choices.py"))
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    remedy = "run `python docs/generate_gpu_choices.py --write`"
+    assert generator["page_with"](generator["tables"]()) == page, remedy
+    assert generator["page_with"]("another table") != page, "the control"
+
+
+def test_the_page_on_adapters_shows_published_rates() -> None:
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    for row in PUBLISHED_ADAPTER_RATES:
+        rule = auto_adapter_rate(model_type="", hidden_size=row.hidden_size).value
+        numbers = f"{row.conversations} | {row.rate:.3g} | {rule:.2g} | {row.rate / rule:.2g}"
+        assert f"| {row.base} | {row.hidden_size:,} | {numbers} | {row.source} |" in page
 
 
 def test_the_page_on_bases_shows_every_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -201,6 +219,21 @@ def test_the_example_with_weights() -> None:
     assert [message.weight for message in conversation.messages] == [None, 0.0, None, None]
 
 
+def test_the_examples_with_parts() -> None:
+    described = source("messages", **{"class": "expert"})
+    stretches = parse_row(example_row("Weights of stretches of a text"), place="a.jsonl:1", source=described)
+    assert [(span.text, span.weight) for span in stretches.messages[1].spans] == [
+        ("6 times 7 is ", 1.0),
+        ("41, no, ", 0.0),
+        ("42.", 2.0),
+    ]
+    parts = parse_row(example_row("Reasoning and tools"), place="a.jsonl:1", source=described)
+    assert parts.tools
+    assert [message.role for message in parts.messages] == ["user", "assistant", "tool", "assistant"]
+    assert (parts.messages[1].reasoning, parts.messages[1].tool_calls[0].name) == ("I can multiply.", "times")
+    assert parts.messages[2].tool_call_id == "1"
+
+
 def test_the_page_lists_the_roles_of_sharegpt() -> None:
     table = section(FORMATS_PAGE, "`sharegpt`")
     rows = dict(re.findall(r"^\| (`.+`) \| (user|assistant|system)", table, flags=re.MULTILINE))
@@ -238,7 +271,7 @@ def test_the_page_lists_every_reason_for_a_bad_row() -> None:
 
 
 def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
-    sources, classes, rewards, quantiles = (
+    sources, classes, rewards, quantiles, part_weights = (
         parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml")
     )
     recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
@@ -246,7 +279,7 @@ def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
         path = tmp_path / "scored.yaml"
         path.write_text(json.dumps({**recipe, "data": {"prepared_dir": "data/scored", **replaced}}), encoding="utf-8")
         load_recipe(path)
-    recipe["data"] |= {**sources, **classes}
+    recipe["data"] |= {**sources, **classes, **part_weights}
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     assert len(load_recipe(path).data.sources) == 3

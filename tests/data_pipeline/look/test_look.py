@@ -117,7 +117,7 @@ def test_an_unknown_format_is_shown_with_the_reason_of_every_format(tmp_path: Pa
     assert all(f"as {layout}: " in message for layout in TEXT_FORMATS)
     assert "unknown role" in message_of(
         write_jsonl(
-            tmp_path / "b.jsonl", [{"messages": [{"role": "tool", "content": "x"}, *ROWS["messages"]["messages"]]}]
+            tmp_path / "b.jsonl", [{"messages": [{"role": "operator", "content": "x"}, *ROWS["messages"]["messages"]]}]
         )
     )
 

@@ -34,7 +34,9 @@ PUBLIC = """
     data.classes_from data.classes_from.field data.classes_from.quantiles data.classes_from.conditions
     data.classes_from.rewards data.beta data.reward_clip data.condition_dropout data.sources data.sources.*.path
     data.sources.*.format data.sources.*.class data.sources.*.class_field data.sources.*.reward_field
-    data.sources.*.split data.validation_ratio data.validation_seed data.only_classes data.overlong data.bad_rows
+    data.sources.*.split data.sources.*.think_tags data.part_weights data.part_weights.reasoning
+    data.part_weights.answer data.part_weights.tool_calls data.validation_ratio data.validation_seed data.only_classes
+    data.overlong data.bad_rows
     train.epochs train.pack_length_tokens train.packs_per_micro_batch train.gradient_dtype train.tokens_per_step
     train.loss_denominator train.plan train.max_steps train.log_every_steps train.max_nonfinite_steps
     train.hang_timeout_seconds
@@ -89,7 +91,7 @@ def test_the_keys_that_are_published(make_recipe: RecipeFactory) -> None:
     assert sorted(name for name, field in fields.items() if flags_of(field).is_public) == sorted(PUBLIC.split())
     published = public_recipe(load_recipe(make_recipe()))
     assert sorted(keys_of(published)) == sorted(
-        name for name in PUBLIC.split() if not name.startswith(("data.classes_from.", "adapter"))
+        name for name in PUBLIC.split() if not name.startswith(("data.classes_from.", "data.part_weights.", "adapter"))
     )
 
 
