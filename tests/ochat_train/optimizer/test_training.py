@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ochat_train.checkpoint.size import checkpoint_bytes
-from ochat_train.export.export import load_trained_weights
+from ochat_train.export.trained import load_trained_weights
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.processes import train_on_ranks
