@@ -16,7 +16,8 @@ MAX_EXAMPLES_PER_REASON = 5
 class Ledger:
     """Counts of conversations. `read == kept + sum(dropped.values())` always holds.
 
-    truncated: kept, cut to `max_length_tokens`. tail_trimmed: kept, without the tokens after the last supervised one.
+    truncated: kept, cut to `max_length_tokens`. empty_end_cut: kept, without the empty messages at its end.
+    tail_trimmed: kept, without the tokens after the last supervised one.
     control_text_kept_plain: kept, with text that spells a control token. condition_left_out: kept, prompted without its
     condition (`data.condition_dropout`). text_not_recovered: held out, but not in the condition matrix, because its
     tokens do not give its exact text. dropped: reason -> conversations. examples: reason -> `place: message` of the
@@ -32,6 +33,7 @@ class Ledger:
     control_text_kept_plain: int
     condition_left_out: int
     text_not_recovered: int = 0  # older prepared datasets lack it
+    empty_end_cut: int = 0  # as well
     dropped: Mapping[str, int]
     examples: Mapping[str, Sequence[str]]
 
@@ -56,6 +58,7 @@ class Tally:
     num_control_text_kept_plain: int = 0
     num_condition_left_out: int = 0
     num_text_not_recovered: int = 0
+    num_empty_end_cut: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class Tally:
             control_text_kept_plain=self.num_control_text_kept_plain,
             condition_left_out=self.num_condition_left_out,
             text_not_recovered=self.num_text_not_recovered,
+            empty_end_cut=self.num_empty_end_cut,
             dropped=dict(sorted(self.dropped.items())),
             examples={reason: list(examples) for reason, examples in sorted(self.examples.items())},
         )

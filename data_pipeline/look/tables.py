@@ -85,6 +85,7 @@ def ledger_counts(ledger: Ledger) -> list[tuple[str, int]]:
     return [
         ("truncated", ledger.truncated),
         ("unsupervised tail trimmed", ledger.tail_trimmed),
+        *([("empty end cut", ledger.empty_end_cut)] if ledger.empty_end_cut else []),
         ("control strings kept as text", ledger.control_text_kept_plain),
         ("condition left out", ledger.condition_left_out),
     ]
@@ -95,6 +96,7 @@ def ledger_reasons(ledger: Ledger) -> list[LedgerReason]:
     noted = {
         "truncated": ledger.truncated,
         "tail_trimmed": ledger.tail_trimmed,
+        "empty_end_cut": ledger.empty_end_cut,
         "text_not_recovered": ledger.text_not_recovered,
     }
     counts = [(reason, count, True) for reason, count in ledger.dropped.items()]

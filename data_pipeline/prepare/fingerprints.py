@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any
 
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
@@ -16,7 +17,7 @@ from data_pipeline.settings import DataSettings
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:
     """sha256 of each input that decides the rows, by name. Sources that have changed are read, a second per GB."""
-    settings = job.data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True)
+    settings = _without_unused(job.data.model_dump(mode="json", exclude={"prepared_dir"}, by_alias=True))
     settings |= {name: getattr(job, name) for name in ("max_length_tokens", "seed", "inference_condition")}
     settings |= {"format_version": FORMAT_VERSION}
     inputs = {
@@ -27,6 +28,21 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
     if with_sources:
         inputs["sources"] = sources_fingerprint(job.data)
     return inputs
+
+
+# Keys that are newer than the first version of the fingerprint, with their defaults. One counts where it is set to
+# something else, so datasets that were prepared before it came are still what their recipe asks for.
+_LATER_DATA_KEYS: Mapping[str, Any] = {"ignore_fields": []}
+_LATER_SOURCE_KEYS: Mapping[str, Any] = {"fields": None, "answer_classes": None}
+
+
+def _without_unused(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of data without the later keys that are at their default."""
+
+    def used(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in later or value != later[key]}
+
+    return used(data, _LATER_DATA_KEYS) | {"sources": [used(source, _LATER_SOURCE_KEYS) for source in data["sources"]]}
 
 
 def sources_fingerprint(settings: DataSettings, *, progress: Callable[[int], None] = lambda num_bytes: None) -> str:

@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.formats.detect import Layout
+from data_pipeline.look.raw import under_inference_condition
+from data_pipeline.look.samples import LEGEND, spread, training_text
 from data_pipeline.prepared.dataset import DamagedDataError, Manifest
 from data_pipeline.prepared.integrity import verify
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
@@ -51,14 +55,37 @@ def _source_finding(facts: RecipeFacts, sample: SourceSample) -> Finding:
     seen = f"{ledger.num_read:,} of {sample.num_rows:,} rows looked at"
     if not sample.num_rows:
         return problem("sources", path, "holds no rows", "fill it, or remove the source")
+    if sample.unread:
+        text = "\n".join([f"{seen}, fields that would not be trained on", *sample.unread])
+        return problem("sources", path, text, "name them in `data.ignore_fields`, or read them with `fields`")
     if not ledger.bad:
-        return ok("sources", path, f"{seen}, all can be read ({sample.source.format})")
+        layout = Layout(format=sample.source.format, fields=sample.source.row_fields)
+        return ok("sources", path, f"{seen}, all can be read ({str(layout).removeprefix('format: ')})")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in ledger.bad.most_common())
     examples = [text for reason in ledger.bad for text in ledger.examples[reason][:_EXAMPLES]]
     text = "\n".join([f"{seen}, {sum(ledger.bad.values()):,} cannot be read ({reasons})", *examples])
     if facts.recipe.data.bad_rows == "drop":
         return warning("sources", path, text, "data.bad_rows: drop leaves them out and counts them")
     return problem("sources", path, text, "repair them, or set `data.bad_rows: drop` to leave them out and count them")
+
+
+def check_rows(facts: RecipeFacts) -> Iterator[Finding]:
+    """Three conversations of each source as they will be trained on."""
+    template = TEMPLATES[facts.recipe.model.template]
+    try:
+        bos_token = facts.tokenizer.bos_token
+    except UserError:  # `check_template` reports it
+        bos_token = ""
+    for _, sample in facts.samples():
+        if not isinstance(sample, SourceSample) or not sample.kept or sample.source.is_tokenized:
+            continue
+        lines = [LEGEND]
+        for item in spread(sample.kept):
+            if sample.source.reward_field is not None:  # the weights depend on all rewards: show the messages' factors
+                item = under_inference_condition(item.conversation, template)
+            conversation = item.conversation
+            lines += [f"{conversation.place}:", training_text(item, template, bos_token=bos_token or "")]
+        yield ok("rows", sample.source.path, "\n".join(lines))
 
 
 def check_lengths(facts: RecipeFacts) -> Iterator[Finding]:
@@ -100,7 +127,7 @@ def check_classes(facts: RecipeFacts) -> Iterator[Finding]:
     if counts:
         found = ", ".join(f"{name} {count:,}" for name, count in counts.most_common() if count)
         yield ok("classes", _CLASSES, f"{found} in {where}")
-    named = {source.class_name for source in data.sources}
+    named = {name for source in data.sources for name in (source.class_name, *(source.answer_classes or {}).values())}
     has_fields = any(source.class_field is not None for source in data.sources)
     for name in specs:
         place = f"{_CLASSES}.{name}"

@@ -34,7 +34,12 @@ PUBLIC = """
     data.classes_from data.classes_from.field data.classes_from.quantiles data.classes_from.conditions
     data.classes_from.rewards data.beta data.reward_clip data.condition_dropout data.sources data.sources.*.path
     data.sources.*.format data.sources.*.class data.sources.*.class_field data.sources.*.reward_field
-    data.sources.*.split data.validation_ratio data.validation_seed data.only_classes data.overlong data.bad_rows
+    data.sources.*.split data.sources.*.fields data.sources.*.answer_classes data.ignore_fields
+    data.sources.*.fields.messages data.sources.*.fields.role data.sources.*.fields.content data.sources.*.fields.roles
+    data.sources.*.fields.prompt data.sources.*.fields.input data.sources.*.fields.answer data.sources.*.fields.history
+    data.sources.*.fields.chosen data.sources.*.fields.rejected data.sources.*.fields.answers
+    data.sources.*.fields.system data.sources.*.fields.id data.sources.*.fields.tools data.sources.*.fields.weight
+    data.sources.*.fields.masked data.sources.*.fields.row_weight data.validation_ratio data.validation_seed data.only_classes data.overlong data.bad_rows
     train.epochs train.pack_length_tokens train.packs_per_micro_batch train.gradient_dtype train.tokens_per_step
     train.loss_denominator train.plan train.max_steps train.log_every_steps train.max_nonfinite_steps
     train.hang_timeout_seconds
