@@ -153,7 +153,12 @@ class ChatReader:
     ) -> ParsedRow:
         """Messages from turns; a system message may come first. system: of the row."""
         key, content_key = self._key, self._content or "content"
-        roles = [self.role_of(turn, f"{key}[{number}]") for number, turn in enumerate(turns)]
+        known, role_key = self._roles, self._role or "role"
+        roles = []
+        for number, turn in enumerate(turns):
+            role = turn.get(role_key)
+            found = known.get(role) if isinstance(role, str) else None
+            roles.append(found or self.role_of(turn, f"{key}[{number}]"))
         text = "" if system in (None, "") else text_of(system, system_key or "system")
         num_cut = self._num_empty_at_end(turns, roles)
         messages: list[Message] = []

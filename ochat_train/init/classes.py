@@ -23,8 +23,8 @@ _CLASS_FIELD_NAMES = ("class", "quality", "source", "condition", "generator", "m
 
 @dataclass(frozen=True, kw_only=True)
 class ClassedSource:
-    """A file and its class: `class_name` for all rows, or `class_field`, or neither if OpenChat's rows carry it or a row
-    has a better and a worse answer, which are the classes.
+    """A file and its class: `class_name` for all rows, or `class_field`, or neither if OpenChat's rows carry it, or a
+    row has a better and a worse answer, which are the classes.
 
     names: the classes of its sampled rows. reason: why this was chosen.
     """
