@@ -29,7 +29,7 @@ import torch
 
 from data_pipeline.prepared.dataset import manifest_digest
 from ochat_train.checkpoint.state import list_checkpoints
-from ochat_train.export.export import load_trained_weights
+from ochat_train.export.trained import load_trained_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"

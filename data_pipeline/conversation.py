@@ -33,7 +33,8 @@ class Message:
 
     content: the text; of a `tool` message the tool's result.
     weight: the row's own weight for the tokens of this message, None where the row gives none.
-    spans: the text in stretches of their own weight; they join to `content`. Empty where it has one weight.
+    spans: the text in stretches of their own weight; they join to `content`. Empty where it has one weight. The end of
+        turn counts as the last one, which may be empty.
     reasoning, tool_calls: of an assistant message.
     name, tool_call_id: of a `tool` message, where the row names the function or the call that it answers.
     """

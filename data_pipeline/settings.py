@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 else:
     Format = Literal[tuple(FORMATS)]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+PartWeight = Annotated[float, Field(ge=0.0, le=float(LARGEST_WEIGHT))]
 
 HUB_PREFIX = "hf://"  # of a source's path: a dataset on the Hub
 
@@ -157,6 +158,12 @@ class SourceSettings(Section):
     fields: FieldSettings | None = setting(
         None, description="names of keys that differ from those of the format", decides_steps=True, is_public=True
     )
+    think_tags: bool = setting(
+        False,
+        description="`<think>...</think>` at the beginning of an answer is its reasoning, and not text like any other",
+        decides_steps=True,
+        is_public=True,
+    )
 
     @property
     def is_on_hub(self) -> bool:
@@ -197,6 +204,8 @@ class SourceSettings(Section):
             raise ValueError("tokenized rows have no `class_field` and no `reward_field`; they hold their weights")
         if self.is_tokenized and (self.split is not None or self.is_on_hub):
             raise ValueError("tokenized rows are read from .parquet files; download them and name the files")
+        if self.is_tokenized and self.think_tags:
+            raise ValueError("tokenized rows have no text that `think_tags` could be found in; remove it")
         return self
 
     def _check_answers_and_fields(self) -> None:
@@ -255,6 +264,14 @@ class ClassesFrom(Section):
 def quantile_class(number: int) -> str:
     """Name of the class of quantile `number`, from 0."""
     return f"q{number + 1}"
+
+
+class PartWeightSettings(Section):
+    """How much the parts of an answer count, as factors of its weight. Results of tools are never trained on."""
+
+    reasoning: PartWeight = setting(1.0, description="of the reasoning", decides_steps=True, is_public=True)
+    answer: PartWeight = setting(1.0, description="of the text", decides_steps=True, is_public=True)
+    tool_calls: PartWeight = setting(1.0, description="of the tool calls", decides_steps=True, is_public=True)
 
 
 class DataSettings(Section):
@@ -344,6 +361,13 @@ class DataSettings(Section):
         is_public=True,
     )
 
+    part_weights: PartWeightSettings | None = setting(
+        None,
+        description="factors for the parts of an answer, such as `{reasoning: 0.8}`; default: all of them 1",
+        decides_steps=True,
+        is_public=True,
+    )
+
     @property
     def scored_by(self) -> str | None:
         """The field whose quantiles decide the classes, None where the recipe names the classes."""
@@ -389,6 +413,8 @@ class DataSettings(Section):
             )
         if self.condition_dropout:
             problems.append("condition_dropout: tokenized rows cannot be written without their condition; set it to 0")
+        if self.part_weights is not None:
+            problems.append("part_weights: tokenized rows hold their weights, of no parts; remove it")
         for number in numbers:
             if self.sources[number].class_name is not None or self.classes_from is not None:
                 continue

@@ -5,9 +5,11 @@ The weight of a token is made in these files, each of which does one thing:
     weight.py                the formula; `settings.py` calls it for a class, `classes/rewards.py` for a row's reward
     classes/tagging.py       weight of a message: that of its class or reward, times the row's own factor for it; 0 for
                              all that the assistant did not write
-    prompt/render.py         weight of a segment: a message's content and its end of turn have the message's weight,
-                             role prefixes and everything else 0
-    prompt/tokenization.py   weight of a token: that of its segment; 0 for one that spans prefix and content
+    prompt/part_weights.py   weight of a part of a message: the message's, times the factor of reasoning, answer or tool
+                             calls, times that of a stretch of the text; the end of turn counts as the last part
+    prompt/render.py         weight of a segment: that of its part; role prefixes and everything else 0
+    prompt/tokenization.py   weight of a token: that of its segment; 0 for one that spans prefix and content; of a token
+                             of two stretches that of the one in which it ends
 
 Rows of OpenChat bring their weights along: `openchat` rows without a class in `tagging.py`, tokenized rows in
 `prompt/turns.py`, which checks them.

@@ -91,7 +91,7 @@ def reference() -> str:
     """The whole page as Markdown."""
     parts = [_INTRODUCTION, "## Top level\n\n", _table(Recipe, "")]
     for key, field in Recipe.model_fields.items():
-        if section := _section(field.annotation):
+        for section in filter(None, map(_section, (field.annotation, *get_args(field.annotation)))):
             parts += _section_pages(key, section)
     return "".join(parts)
 
@@ -110,7 +110,7 @@ def _entry_path(path: str, key: str, field: FieldInfo) -> str:
     out.
     """
     if type(None) in get_args(field.annotation):
-        return f"{path}.{key}"
+        return f"{path}.{key}".removeprefix(".")
     return f"{path}.{key}.{'NAME' if get_origin(field.annotation) is dict else 'N'}"
 
 

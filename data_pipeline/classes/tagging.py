@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data_pipeline.class_names import known_class
 from data_pipeline.classes.rewards import RewardFacts
-from data_pipeline.conversation import Conversation, TaggedConversation
+from data_pipeline.conversation import Conversation, PartWeights, TaggedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.settings import DataSettings, class_specs, class_weights
 from data_pipeline.text_rules import shown
@@ -41,9 +41,15 @@ class Tagger:
 
     def __init__(self, data: DataSettings, rewards: RewardFacts) -> None:
         self._data, self._rewards, self._classes = data, rewards, class_table(data, rewards)
+        given = data.part_weights
+        self._part_weights = None if given is None else PartWeights(**given.model_dump())
 
     def __call__(self, conversation: Conversation, *, class_name: str | None) -> TaggedConversation:
         """Tag one conversation; class_name: of its source. Raises RowError as `tag` does."""
+        tagged = self._tagged(conversation, class_name)
+        return tagged if self._part_weights is None else replace(tagged, part_weights=self._part_weights)
+
+    def _tagged(self, conversation: Conversation, class_name: str | None) -> TaggedConversation:
         if self._data.classes_from is not None:
             assert conversation.score is not None, "parse_row reads it"
             return tag(conversation, class_name=self._rewards.quantile_class(conversation.score), classes=self._classes)
@@ -91,6 +97,11 @@ def tag(
     for number, message in enumerate(conversation.messages):
         if message.role == "assistant":
             weights.append(weight * (1.0 if message.weight is None else message.weight))
+        elif message.weight and message.role == "tool":
+            raise RowError(
+                "invalid_weight",
+                f"message {number + 1}: the result of a tool is never trained on; leave out its weight",
+            )
         elif message.weight:
             raise RowError(
                 "invalid_weight", f"message {number + 1}: only assistant messages can have a weight in a class"

@@ -31,7 +31,7 @@ class ChatReader:
         self._roles = {**ROLES, **fields.roles}
         self._ignored_names = ignored
         names = {name.rpartition(".")[2] for name in ignored if name.rpartition(".")[0] == self._key}
-        self._plain = frozenset(filter(None, (self._role, self._content)))
+        self._plain = frozenset((self._role or "role", self._content or "content"))
         self._own_marks = {fields.weight: True, fields.masked: False}
         marks = {*MARKS, *UNCLEAR_MARKS, fields.weight, fields.masked} - self._plain - names
         self._marks = frozenset(name for name in marks if name)
@@ -228,7 +228,7 @@ class ChatReader:
         return joined_marks(found, where) if found else None
 
     def _refuse_content(self, name: str, value: Any) -> None:
-        if isinstance(value, bool):  # what else could be true or false of a message
+        if isinstance(value, bool):  # nothing but a mark is true or false of a message
             raise UnreadFieldError(f"{self._key}.{name}", value, "a mark for training")
         for inner, inner_value, kind in content_leaves({name: value}, f"{self._key}.", self._ignored_names):
             raise UnreadFieldError(inner, inner_value, kind)

@@ -39,7 +39,7 @@ ROW_MARKS = frozenset(("loss_mask", "loss_masks", "weights", "loss_weights", "tr
 def mark_weight(name: str, value: Any, where: str, *, more_is_more: bool | None = None) -> float | None:
     """The weight that a mark gives, None where it is null.
 
-    more_is_more: the meaning of a name that is not in MARKS. Raises RowError for a value that is no weight.
+    more_is_more: the meaning of a name that is not in MARKS. Raises RowError for a value that cannot be a weight.
     """
     if value is None:
         return None

@@ -15,7 +15,7 @@ from data_pipeline.formats.values import list_of, message_of, object_of
 
 
 class RankedReader:
-    """Reads every answer of a row as a conversation of its own."""
+    """Reads every answer of a row as one conversation."""
 
     def __init__(self, fields: Fields, ignored: frozenset[str]) -> None:
         self._fields, self._ignored = fields, ignored

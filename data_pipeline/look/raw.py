@@ -18,7 +18,7 @@ from data_pipeline.formats.preference import ANSWERS
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
-from data_pipeline.prompt.render import render
+from data_pipeline.prompt.prompts import prompt_tokens
 from data_pipeline.prompt.templates import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
@@ -254,8 +254,8 @@ def token_lengths(
     if own:
         return np.array(own, dtype=np.int64)
     step = -(-len(conversations) // _TOKENIZED_CONVERSATIONS)
-    rendered = [render(item, template, bos_token=tokenizer.bos_token) for item in conversations[:: max(1, step)]]
-    tokenized = TemplateTokenizer(tokenizer).tokenize(rendered)
+    taken = conversations[:: max(1, step)]
+    tokenized = prompt_tokens(taken, template, TemplateTokenizer(tokenizer), bos_token=tokenizer.bos_token)
     return np.array([len(tokens.input_ids) for tokens in tokenized if not isinstance(tokens, RowError)], dtype=np.int64)
 
 

@@ -19,7 +19,7 @@ from data_pipeline.prepare.chunk_result import ChunkResult, KeptRow
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.render import render
+from data_pipeline.prompt.prompts import prompt_tokens
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import BadRow, SourceChunk, read_conversations
@@ -102,7 +102,7 @@ class ChunkProcessor:
 
     def _tokenize(self, items: Sequence[TaggedConversation]) -> Iterator[TokenizedConversation | RowError]:
         template, bos_token = self._job.template, self._job.tokenizer.bos_token
-        return iter(self._tokenizer.tokenize([render(item, template, bos_token=bos_token) for item in items]))
+        return iter(prompt_tokens(items, template, self._tokenizer, bos_token=bos_token))
 
     def _cut(
         self, conversation: Conversation, tokens: TokenizedConversation | RowError, tally: Tally

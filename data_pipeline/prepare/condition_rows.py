@@ -18,7 +18,7 @@ from data_pipeline.errors import RowError
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.render import render
+from data_pipeline.prompt.prompts import prompt_tokens
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 CONVERSATIONS_PER_CLASS = 1000  # enough for a narrow confidence interval; keeps the matrix cheap compared to training
@@ -53,11 +53,8 @@ def condition_rows(
     for start in range(0, len(chosen), _BATCH):
         batch = chosen[start : start + _BATCH]
         pairs = [(item, name) for item in batch for name in condition_ids if name != item.tagged.condition]
-        rendered = [
-            render(replace(item.tagged, condition=name), job.template, bos_token=job.tokenizer.bos_token)
-            for item, name in pairs
-        ]
-        results = tokenizer.tokenize(rendered)
+        items = [replace(item.tagged, condition=name) for item, name in pairs]
+        results = prompt_tokens(items, job.template, tokenizer, bos_token=job.tokenizer.bos_token)
         cuts = [None if isinstance(tokens, RowError) else rule.cut(tokens) for tokens in results]
         unfit = {
             item.validation_row

@@ -14,13 +14,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from data_pipeline.conversation import ControlToken, Role, Segment, TaggedConversation, Text
+from data_pipeline.conversation import ControlToken, Conversation, Role, Segment, Span, TaggedConversation, Text
+from data_pipeline.errors import RowError
+from data_pipeline.prompt.part_weights import message_weights
 from data_pipeline.prompt.templates import Template
 
 
 def render(tagged: TaggedConversation, template: Template, *, bos_token: str | None) -> tuple[Segment, ...]:
-    """The segments of a whole conversation. Content and end of turn have the weight of their message, all else 0."""
+    """The segments of a whole conversation. Content and end of turn have the weight of their message, all else 0.
+
+    Raises RowError for a conversation with a part that the template cannot show.
+    """
+    require_shown(tagged.conversation, template)
     return tuple(_segments(tagged, template, bos_token))
+
+
+def require_shown(conversation: Conversation, template: Template) -> None:
+    """Raise RowError for a conversation with a part that the template cannot show."""
+    found = "tools" if conversation.tools else ""
+    for message in conversation.messages:
+        if message.role not in template.role_names:
+            found = "results of tools"
+        elif message.tool_calls or message.reasoning:
+            found = "tool calls" if message.tool_calls else "reasoning"
+    if found:
+        problem = f"the template `{template.name}` has no place for {found}"
+        raise RowError("unshown_part", f"{problem}; use another `model.template`, or remove it from the row")
 
 
 def header_segments(template: Template, role: Role | Literal["system"], condition: str) -> tuple[Segment, ...]:
@@ -42,8 +61,10 @@ def _segments(tagged: TaggedConversation, template: Template, bos_token: str | N
         before = between
     for message, weight in zip(tagged.conversation.messages, tagged.message_weights, strict=True):
         role = _with_condition(tagged.condition, template.role_names[message.role])
-        yield from _header(template, role, message.content, weight, before=before)
-        yield from _end(template, weight)
+        weights = message_weights(message, weight, tagged.part_weights)
+        spans = weights.text if message.spans else ()
+        yield from _header(template, role, message.content, weights.text[0].weight, before=before, spans=spans)
+        yield from _end(template, weights.end)
         before = between
     if before:
         yield Text(prefix=before)
@@ -71,7 +92,13 @@ def _with_condition(condition: str, role: str) -> str:
 
 
 def _header(
-    template: Template, role: str | None, content: str, weight: float, *, before: str = ""
+    template: Template,
+    role: str | None,
+    content: str,
+    weight: float,
+    *,
+    before: str = "",
+    spans: tuple[Span, ...] = (),
 ) -> Iterator[Segment]:
     prefix = before
     if role is not None:
@@ -85,8 +112,10 @@ def _header(
         prefix += template.header_suffix
         if content:
             content = template.content_lead + content
+            if spans:
+                spans = (Span(text=template.content_lead + spans[0].text, weight=spans[0].weight), *spans[1:])
     if prefix or content:
-        yield Text(prefix=prefix, content=content, weight=weight)
+        yield Text(prefix=prefix, content=content, weight=weight, spans=spans)
 
 
 def _end(template: Template, weight: float) -> Iterator[Segment]:

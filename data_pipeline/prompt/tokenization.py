@@ -157,8 +157,15 @@ class TemplateTokenizer:
             text_ids = self._ids_of_pieces(segment) if self._is_cut(segment) else array("i", next(encodings).ids)
             num_prefix = self._num_prefix_tokens(segment, text_ids)
             ids += text_ids
-            run_weights += (0.0, segment.weight)
-            run_lengths += (num_prefix, len(text_ids) - num_prefix)
+            run_weights.append(0.0)
+            run_lengths.append(num_prefix)
+            if segment.spans:
+                weights = self._weights_of_spans(segment, len(text_ids))[num_prefix:]
+                run_weights += weights
+                run_lengths += [1] * len(weights)
+            else:
+                run_weights.append(segment.weight)
+                run_lengths.append(len(text_ids) - num_prefix)
         input_ids = np.array(ids, dtype=np.int32)  # its own memory
         loss_weights = np.repeat(np.array(run_weights, dtype=np.float32), run_lengths)
         loss_weights[:1] = 0.0
@@ -182,6 +189,30 @@ class TemplateTokenizer:
         text = next(self._pieces(segment)) if self._is_cut(segment) else segment.prefix + segment.content
         offsets = self._encode(text).offsets
         return sum(start < len(segment.prefix) for start, _ in offsets)
+
+    def _weights_of_spans(self, segment: Text, num_tokens: int) -> list[float]:
+        """The weight of each id of a text with spans, 0 where it ends in the prefix.
+
+        A token of two spans has the weight of the one in which it ends. Tokens carry the space before a word,
+        so it makes no difference on which side of the space a span ends.
+        """
+        edges = np.cumsum([len(segment.prefix), *(len(span.text) for span in segment.spans)])
+        assert edges[-1] == len(segment.prefix) + len(segment.content), "the spans of a text join to its content"
+        weights = (0.0, *(span.weight for span in segment.spans), segment.spans[-1].weight)
+        last_characters = self._last_characters(segment)
+        assert len(last_characters) == num_tokens, "the same text has the same tokens"
+        return [weights[i] for i in np.searchsorted(edges, last_characters, side="right")]
+
+    def _last_characters(self, segment: Text) -> list[int]:
+        """The last character of each token of a text."""
+        texts = self._pieces(segment) if self._is_cut(segment) else iter((segment.prefix + segment.content,))
+        found, start = [], 0
+        for text in texts:
+            with tokenizers_errors("model.tokenizer"):
+                encoding = (self._rest if start else self._text).encode(text, add_special_tokens=False)
+            found += [start + max(first, end - 1) for first, end in encoding.offsets]
+            start += len(text)
+        return found
 
 
 def _for_text(backend: str) -> Tokenizer:

@@ -38,7 +38,7 @@ class UnreadField:
 
 
 def resolved(data: DataSettings, *, say: Callable[[str], None] = lambda text: None) -> DataSettings:
-    """The settings with a format in place of each `auto`. say: called with what was found, a source at a time.
+    """The settings with a format instead of each `auto`. say: called with what was found, a source at a time.
 
     Raises UserError for a source in which no layout is found, or more than one.
     """
@@ -54,7 +54,7 @@ def resolved(data: DataSettings, *, say: Callable[[str], None] = lambda text: No
 
 
 def resolved_source(source: SourceSettings, *, data: DataSettings, where: str) -> SourceSettings:
-    """A source with the format and fields that its rows have, in place of `auto`. Raises UserError as `resolved`."""
+    """A source with the format and fields that its rows have, instead of `auto`. Raises UserError as `resolved`."""
     given = {} if source.fields is None else source.fields.model_dump(exclude_defaults=True)
     try:
         layout = found_layout(source.path, some_rows(source, where=where), given=given)
@@ -108,7 +108,7 @@ def found_layout(path: str, rows: Rows, *, given: Mapping[str, Any] | None = Non
 
 
 def _named(row: Any, given: Mapping[str, Any]) -> Any:
-    """A row with the usual names in place of those that a recipe gives, as far as they decide the layout."""
+    """A row with the usual names instead of those that a recipe gives, as far as they decide the layout."""
     usual = {"messages": "messages", "prompt": "prompt", "answer": "completion", "input": "input", "answers": "answers"}
     usual |= {"chosen": "chosen", "rejected": "rejected", "system": "system"}
     if not isinstance(row, dict):

@@ -13,7 +13,7 @@ from data_pipeline.errors import RowError
 from data_pipeline.formats.chat import PLACES
 from data_pipeline.formats.known_keys import HARMLESS, is_media
 from data_pipeline.formats.marks import ROW_MARKS
-from data_pipeline.formats.parts import tools_of
+from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
 from data_pipeline.formats.row_format import ParsedRow
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
 from data_pipeline.formats.values import text_of, weight_of
@@ -68,6 +68,8 @@ class RowReader:
         messages = parsed.messages
         if not self._has_own_class:
             messages = self._format.messages_in_class(messages)
+        if self._source.think_tags:
+            messages = with_reasoning_of_tags(messages, self._format.name)
         if self._fields.row_weight is not None:
             messages = self._weighted(messages, row)
         if not any(message.role == "assistant" for message in messages):

@@ -21,7 +21,8 @@ from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.evaluate import evaluate
 from ochat_train.evaluation.held_out import held_out_data
 from ochat_train.evaluation.questions import load_questions, right_ratios_by_condition
-from ochat_train.export.export import find_checkpoint, load_model
+from ochat_train.export.export import find_checkpoint
+from ochat_train.export.trained import load_model
 from ochat_train.inference.generate import Generator
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.needs import attention_needs

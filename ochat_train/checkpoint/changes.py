@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.section import chosen_values, is_section
+from data_pipeline.section import chosen_values, inner_section, is_section
 from ochat_train.checkpoint.basis import RunBasis, config_entries, flat_values
 from ochat_train.checkpoint.earlier_plan import plan_of
 from ochat_train.checkpoint.state import CheckpointManifest
@@ -101,8 +101,9 @@ def decisive_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     del chosen["data"]
     settings: dict[str, Any] = {}
     for key, value in chosen.items():
-        if is_section(Recipe.model_fields[key].annotation):
-            settings |= {f"{key}.{name}": inner for name, inner in value.items()}
+        is_whole = is_section(Recipe.model_fields[key].annotation)
+        if is_whole or inner_section(Recipe.model_fields[key].annotation) is not None:  # one that may be left out
+            settings |= {f"{key}.{name}": inner for name, inner in (value or {}).items()}
         else:
             settings[key] = value
     raw = settings.pop(_RAW) or {}

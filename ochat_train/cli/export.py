@@ -20,6 +20,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="step of the checkpoint, or the one with the lowest validation loss; default: the newest",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="of a run with an adapter, write the adapter alone, as PEFT loads it; default: merged into its base",
+    )
+    parser.add_argument(
+        "--base", help="base of a run with an adapter, a folder or ORG/NAME; default: where the run had it"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
     parser.add_argument(
         "--max-shard-size",
@@ -39,6 +47,8 @@ def _run(options: argparse.Namespace) -> None:
         step=options.step,
         overwrite=options.overwrite,
         max_shard_size=options.max_shard_size,
+        adapter=options.adapter,
+        base=options.base,
     )
     print_result(f"exported and verified: {out}")
 

@@ -12,12 +12,13 @@ from ochat_train.system.messages import print_message, print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="exported folder")
+    parser.add_argument("model", type=Path, help="exported folder: a model, or an adapter")
     parser.add_argument("--prompt", required=True, help="what the user says")
     parser.add_argument("--condition", help="condition to answer under; default: the export's own")
     parser.add_argument("--system", default="", help="system text")
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer, in tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    parser.add_argument("--base", help="base of an adapter, a folder or ORG/NAME; default: the one that it names")
     add_json(parser)
 
 
@@ -33,6 +34,7 @@ def _run(options: argparse.Namespace) -> None:
         condition=options.condition,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
+        base=options.base,
     )
     document = {"condition": options.condition, "prompt": options.prompt, "answer": answer}
     print_result(json.dumps(document) if options.json else answer)

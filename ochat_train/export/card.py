@@ -17,7 +17,9 @@ from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_stored_template
 from ochat_train.evaluation.results import Validation
+from ochat_train.export.adapter_text import adapter_text
 from ochat_train.export.provenance import BaseModel
+from ochat_train.recipe.sections import AdapterSettings
 from ochat_train.report.tables import evaluation_table, markdown_table, number_text
 from ochat_train.runs.folder import RunFolder
 from ochat_train.runs.metrics import StepMetrics
@@ -32,7 +34,8 @@ class CardFacts:
     """What a card is made from.
 
     step: of the exported checkpoint. recipe: its values as ochat.json has them, without paths. metrics, validation: the
-    last ones up to that step; None where there is none.
+    last ones up to that step; None where there is none. adapter: what was trained, None for all weights. is_merged: the
+    export holds a whole model. has_token_rows: the export is an adapter with rows of embedding and head.
     """
 
     run: RunFolder
@@ -42,13 +45,16 @@ class CardFacts:
     metrics: StepMetrics | None
     validation: Validation | None
     versions: Mapping[str, str]
+    adapter: AdapterSettings | None = None
+    is_merged: bool = True
+    has_token_rows: bool = False
 
 
 def model_card(facts: CardFacts) -> str:
     """The text of README.md. Its metadata is read back with huggingface_hub, to see that it stays the same."""
     from huggingface_hub import ModelCard
 
-    metadata = _metadata(facts.base)
+    metadata = _metadata(facts)
     parts = [
         f"# {facts.run.recipe.name}",  # letters, digits, `.`, `_`, `-` by its rule
         _introduction(facts),
@@ -103,18 +109,20 @@ def _python_escape(character: str) -> str:
     return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
 
 
-def _metadata(base: BaseModel) -> Any:
+def _metadata(facts: CardFacts) -> Any:
     from huggingface_hub import ModelCardData
 
-    relation = {"base_model_relation": "finetune"} if base.hub_id else {}
+    base = facts.base
+    relation = {"base_model_relation": "finetune" if facts.is_merged else "adapter"} if base.hub_id else {}
+    tags = _TAGS if facts.adapter is None else [*_TAGS, "lora"]
     return ModelCardData(
         base_model=base.hub_id,
         license=base.license or "other",
         license_name=base.license_name,
         license_link=base.license_link,
-        library_name="transformers",
+        library_name="transformers" if facts.is_merged else "peft",
         pipeline_tag="text-generation",
-        tags=_TAGS,
+        tags=tags,
         **relation,
     )
 
@@ -132,6 +140,8 @@ def _introduction(facts: CardFacts) -> str:
         f"{origin} with C-RLFT ([conditioned reinforcement-learning fine-tuning]({_PAPER})): conversations of "
         "different quality belong to classes; each class has a condition, which joins the prompt, and a loss weight."
     )
+    if facts.adapter is not None:
+        text += f"\n\n{adapter_text(facts.adapter, is_merged=facts.is_merged, has_token_rows=facts.has_token_rows)}"
     if base.license is None:
         text += (
             f"\n\n> **Licence: unknown**, because {base.why_unknown}. The metadata therefore says `license: other`. "
@@ -162,23 +172,36 @@ The chat template takes the condition of the class whose answers you want.
 Without `condition` it uses {json_code(default)}.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-name = "..."  # this repository, or its folder
-condition = {python_literal(default)}{comment}
-tokenizer = AutoTokenizer.from_pretrained(name)
-model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-messages = [{{"role": "user", "content": "Why is the sky blue?"}}]
-inputs = tokenizer.apply_chat_template(
-    messages, condition=condition, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-)
-output = model.generate(**inputs, max_new_tokens=256)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+{_code(condition=python_literal(default) + comment, is_merged=facts.is_merged)}
 ```
 
 The prompts that this makes:
 
 {prompt_list}"""
+
+
+def _code(*, condition: str, is_merged: bool) -> str:
+    """How the model is loaded and asked. condition: a Python literal, perhaps with a comment."""
+    package, name = ("transformers", "AutoModelForCausalLM") if is_merged else ("peft", "AutoPeftModelForCausalLM")
+    imports = [f"from {package} import {name}", "from transformers import AutoTokenizer"]
+    if is_merged:
+        imports = [f"from {package} import {name}, AutoTokenizer"]
+    end = "" if is_merged else ", eos_token_id=tokenizer.eos_token_id"
+    lines = [
+        *imports,
+        "",
+        'name = "..."  # this repository, or its folder',
+        f"condition = {condition}",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f'model = {name}.from_pretrained(name, dtype="auto")',
+        'messages = [{"role": "user", "content": "Why is the sky blue?"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, condition=condition, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+        f"output = model.generate(**inputs, max_new_tokens=256{end})",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    return "\n".join(lines)
 
 
 def _classes(facts: CardFacts) -> str:
@@ -228,6 +251,8 @@ def _settings(facts: CardFacts) -> str:
     for section, key in _SHOWN_SETTINGS:
         value = json.dumps(facts.recipe[section][key])
         rows.append((f"`{section}.{key}`", f"`{value}`"))
+    for key, value in (facts.recipe.get("adapter") or {}).items():
+        rows.append((f"`adapter.{key}`", f"`{json.dumps(value)}`"))
     table = markdown_table(("key", "value"), rows)
     return f"## Settings\n\n{table}\n\n`ochat.json` has the recipe, without folders and trackers."
 

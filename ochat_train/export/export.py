@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prepared.integrity import check_tokenizer_copy
-from data_pipeline.prompt.chat_folder import render_stored_template
-from data_pipeline.text_rules import quoted
-from ochat_train.checkpoint.basis import config_values
-from ochat_train.checkpoint.changes import config_changes, listed
+from ochat_train.adapter.folder import num_rows_needed
 from ochat_train.checkpoint.state import (
-    STATE,
     CheckpointManifest,
     best_checkpoint,
     checkpoints_dir,
     list_checkpoints,
-    refuse_unsafe_pickles,
     verify,
 )
 from ochat_train.evaluation.results import Validation
+from ochat_train.export.adapted import Differences, write_adapter_of
 from ochat_train.export.card import CardFacts, last_until, model_card
 from ochat_train.export.layout import CARD, DEFAULT_SHARD_SIZE, EXPORT_MARK
 from ochat_train.export.portable_config import write_portable_config
 from ochat_train.export.provenance import find_base_model
 from ochat_train.export.public_recipe import public_recipe
-from ochat_train.model.base_class import base_class, load_exported, text_config
+from ochat_train.export.trained import load_merged, load_with_adapter, set_generation
+from ochat_train.export.verify import logits_of, verify_model, verify_tokenizer
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.runs.processor import processor_files
 from ochat_train.system.library_output import quiet_libraries
-from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
 from ochat_train.system.versions import library_versions
-
-_PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
 
 
 def export(
-    run_dir: Path, out: Path, *, step: int | Literal["best"] | None, max_shard_size: str, overwrite: bool = False
+    run_dir: Path,
+    out: Path,
+    *,
+    step: int | Literal["best"] | None,
+    max_shard_size: str,
+    overwrite: bool = False,
+    adapter: bool = False,
+    base: str | None = None,
 ) -> Path:
     """Export the checkpoint that a user names: the newest (None), that of `step`, or the `best` validated one.
 
@@ -56,44 +54,83 @@ def export(
     """
     _check_out(out, overwrite=overwrite)
     run = read_run_folder(run_dir)
+    _check_adapter_options(run, adapter=adapter, base=base)
     checkpoint = find_checkpoint(run, step)
-    return export_checkpoint(run, checkpoint, out, max_shard_size=max_shard_size, overwrite=overwrite)
+    return export_checkpoint(
+        run, checkpoint, out, max_shard_size=max_shard_size, overwrite=overwrite, adapter=adapter, base=base
+    )
 
 
 def export_checkpoint(
-    run: RunFolder, checkpoint: Path, out: Path, *, max_shard_size: str = DEFAULT_SHARD_SIZE, overwrite: bool = False
+    run: RunFolder,
+    checkpoint: Path,
+    out: Path,
+    *,
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    adapter: bool = False,
+    base: str | None = None,
 ) -> Path:
-    """Write the model of a checkpoint of a run as a Hugging Face folder.
+    """Write the model of a checkpoint of a run as a Hugging Face folder, or its adapter as a folder of PEFT.
 
     The folder is written under another name, loaded again, and compared: every weight with the trained one, the logits,
-    and the tokenizer's ids with the prepared ones. Then it gets its model card and the name `out`.
+    and the tokenizer's ids with the prepared ones. Then it gets its model card and the name `out`. An adapter that is
+    merged gives the logits that it gave unmerged, before its weights are rounded.
 
-    max_shard_size: larger models are written as several files, as `5GB`. Raises UserError for a damaged checkpoint, for
-    an `out` that may not be replaced, and where a comparison fails.
+    max_shard_size: larger models are written as several files, as `5GB`. adapter: write the adapter alone. base: where
+    the base of a run with an adapter is now, None for where the run had it. Raises UserError for a damaged checkpoint,
+    for an `out` that may not be replaced, and where a comparison fails.
     """
     quiet_libraries()
     replaceable = _check_out(out, overwrite=overwrite)
     if (problem := verify(checkpoint)) is not None:
         raise UserError(checkpoint, problem, "export another step")
     check_tokenizer_copy(run.path, run.prepared)
-    trained = load_model(run, checkpoint)
     with replaced_folder(out, owned=replaceable) as folder:
-        _write_model(trained, folder, max_shard_size=max_shard_size)
-        for file in (*(run.path / TOKENIZER_FOLDER).iterdir(), *processor_files(run.path / MODEL_CONFIG_FOLDER)):
-            shutil.copyfile(file, folder / file.name)
-        _verify_export(run, trained, folder)
-        _write_card_and_mark(run, CheckpointManifest.load(checkpoint).step, folder)
+        if adapter:
+            found: Differences | None = _write_adapter(run, checkpoint, folder, base=base)
+        else:
+            found = _write_model(run, checkpoint, folder, base=base, max_shard_size=max_shard_size)
+        _write_card_and_mark(run, CheckpointManifest.load(checkpoint).step, folder, is_merged=not adapter, found=found)
         _set_modes(folder)
     return out
 
 
-def _write_model(model: Any, folder: Path, *, max_shard_size: str) -> None:
-    """Write weights and configuration so that transformers 4 reads them too."""
+def _check_adapter_options(run: RunFolder, *, adapter: bool, base: str | None) -> None:
+    if run.recipe.adapter is None and (adapter or base is not None):
+        option = "--adapter" if adapter else f"--base {base}"
+        raise UserError(option, f"{run.path} trained all weights, and no adapter", "export it without")
+
+
+def _write_model(
+    run: RunFolder, checkpoint: Path, folder: Path, *, base: str | None, max_shard_size: str
+) -> Differences | None:
+    """Write weights and configuration so that transformers 4 reads them too, and compare them with the trained ones."""
+    trained, found = load_merged(run, checkpoint, base=base, logits=lambda model: logits_of(run, model))
     # Which names of weights were converted while loading. The trained weights already had the names of the model; with
     # this list, which is then empty, they would be saved under those instead of the names that bases have on disk.
-    vars(model).pop("_weight_conversions", None)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    write_portable_config(folder, model.config)
+    vars(trained).pop("_weight_conversions", None)
+    trained.save_pretrained(folder, max_shard_size=max_shard_size)
+    write_portable_config(folder, trained.config)
+    _copy_tokenizer(run, folder)
+    verify_tokenizer(run, folder)
+    verify_model(run, trained, folder)
+    return found
+
+
+def _write_adapter(run: RunFolder, checkpoint: Path, folder: Path, *, base: str | None) -> Differences:
+    """Write the adapter of a checkpoint, and compare it, loaded by PEFT, with the trained model."""
+    adapted = load_with_adapter(run, checkpoint, base=base)
+    set_generation(run, adapted.causal_lm, adapted.causal_lm.config)
+    adapted.causal_lm.generation_config.save_pretrained(folder)
+    _copy_tokenizer(run, folder)
+    verify_tokenizer(run, folder)
+    return write_adapter_of(adapted, folder, lambda model: logits_of(run, model))
+
+
+def _copy_tokenizer(run: RunFolder, folder: Path) -> None:
+    for file in (*(run.path / TOKENIZER_FOLDER).iterdir(), *processor_files(run.path / MODEL_CONFIG_FOLDER)):
+        shutil.copyfile(file, folder / file.name)
 
 
 def _set_modes(folder: Path) -> None:
@@ -137,68 +174,9 @@ def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
     return by_step[step]
 
 
-def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The trained causal LM's weights by name, on the CPU, in the dtype of the forward pass."""
-    refuse_unsafe_pickles(checkpoint)
-    model_states = sorted((checkpoint / STATE).glob("*model_states.pt"))
-    # The scan above found nothing in the pickles but tensors, containers and three classes of DeepSpeed's.
-    first = torch.load(model_states[0], map_location="cpu", weights_only=False, mmap=True)
-    if CheckpointManifest.load(checkpoint).recipe["deepspeed"]["zero_stage"] < 3:
-        state = first["module"]
-    else:
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        # Stage 3 spreads the weights; the float32 master copies, rounded, are the weights of the forward pass.
-        dtype = torch.bfloat16 if (first["ds_config"].get("bf16") or {}).get("enabled") else torch.float32
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-            masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE)
-        state = {name: tensor.to(dtype) for name, tensor in masters.items()}
-    trained = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
-    empty = [name for name, tensor in trained.items() if not tensor.numel()]
-    if empty or not trained:
-        problem = f"holds empty weights: {', '.join(empty[:3])}" if empty else "holds no weights of a causal LM"
-        raise UserError(checkpoint, problem, "export another step")
-    return trained
-
-
-def load_model(run: RunFolder, checkpoint: Path) -> Any:
-    """The trained causal LM of a checkpoint, on the CPU, in evaluation mode."""
-    import transformers
-
-    state = load_trained_weights(checkpoint)
-    folder = run.path / MODEL_CONFIG_FOLDER
-    config = load_config(folder, revision=None, place=str(folder))
-    changes = config_changes(CheckpointManifest.load(checkpoint).base_config, config_values(config))
-    if changes:
-        problem = f"is not the configuration that was trained: {listed(changes)}"
-        raise UserError(folder / "config.json", problem, "change it back")
-    model_class = base_class(config)
-    # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)
-    model, found = model_class.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=next(iter(state.values())).dtype,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
-    if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):
-        problem = f"does not hold the weights of this model: {', '.join(wrong[:3])}"
-        raise UserError(checkpoint, problem, "export with the version of `transformers` that trained it")
-    tokenizer = load_tokenizer(run.path / TOKENIZER_FOLDER)
-    generation = transformers.GenerationConfig.from_model_config(config)
-    generation.eos_token_id = tokenizer.eos_token_id
-    generation.pad_token_id = tokenizer.pad_token_id
-    generation.bos_token_id = tokenizer.bos_token_id
-    model.generation_config = generation
-    for part in {id(found): found for found in (model.config, text_config(model.config))}.values():
-        part.eos_token_id = tokenizer.eos_token_id
-        part.bos_token_id = tokenizer.bos_token_id
-        part.pad_token_id = tokenizer.pad_token_id
-    return model.eval()
-
-
-def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
+def _write_card_and_mark(
+    run: RunFolder, step: int, folder: Path, *, is_merged: bool, found: Differences | None
+) -> None:
     """Write README.md, and ochat.json: what the model was made of, and the sha256 of every file of the export."""
     recipe = public_recipe(run.recipe)
     # it may be gone, and then looks like a Hub id
@@ -214,6 +192,9 @@ def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
         versions=library_versions(),
         metrics=last_until(step, steps),
         validation=last_until(step, validations),
+        adapter=run.recipe.adapter,
+        is_merged=is_merged,
+        has_token_rows=not is_merged and num_rows_needed(folder) > 0,
     )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
     mark = {
@@ -223,37 +204,7 @@ def _write_card_and_mark(run: RunFolder, step: int, folder: Path) -> None:
         "classes": [vars(row) for row in run.prepared.classes],
         "recipe": recipe,
         "versions": facts.versions,
+        **({} if found is None else {"adapter": {"merged": is_merged, "logits": asdict(found)}}),
         "files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
     }
     (folder / EXPORT_MARK).write_text(json.dumps(mark, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def _verify_export(run: RunFolder, trained: Any, folder: Path) -> None:
-    loaded = load_exported(folder)
-    expected, found = trained.state_dict(), loaded.state_dict()
-    wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
-    if wrong:
-        raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
-    tokenizer, reference = load_tokenizer(folder), load_tokenizer(run.path / TOKENIZER_FOLDER)
-    template = run.path / TOKENIZER_FOLDER / "chat_template.jinja"
-    messages = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
-    for condition in {row.condition for row in run.prepared.classes}:
-        variables = {"condition": condition, "add_generation_prompt": True}
-        prompt = render_stored_template(template, messages, **variables)
-        ids = prompt_ids(tokenizer, messages, **variables)
-        if ids != reference.backend_tokenizer.encode(prompt, add_special_tokens=False).ids:
-            raise UserError(
-                folder,
-                f"the tokenizer gives other ids after loading (condition {quoted(condition)})",
-                "not exported",
-            )
-        probe = torch.tensor([ids])
-        if not torch.equal(trained(probe).logits, loaded(probe).logits):
-            raise UserError(
-                folder, f"the loaded model gives other logits (condition {quoted(condition)})", "not exported"
-            )
-
-
-def _same(expected: torch.Tensor | None, found: torch.Tensor | None) -> bool:
-    return expected is not None and found is not None and expected.dtype == found.dtype and torch.equal(expected, found)

@@ -11,7 +11,9 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
+from ochat_train.adapter.folder import is_adapter
 from ochat_train.export.layout import EXPORT_MARK
+from ochat_train.inference.adapted import load_with_base
 from ochat_train.model.base_class import load_exported
 from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.pretrained import load_tokenizer, prompt_ids, reason_of
@@ -21,29 +23,43 @@ _AGAIN = "export the run again"
 Messages = Sequence[dict[str, str]]
 
 
-def load_generator(folder: Path) -> Generator:
-    """An exported model, ready to answer, on a GPU if there is one. Raises UserError for a folder without a model."""
+def load_generator(folder: Path, *, base: str | None = None) -> Generator:
+    """An exported model, or an adapter with its base, ready to answer, on a GPU if there is one.
 
-    if not (folder / "config.json").is_file():
-        raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
-    quiet_libraries()
+    base: of an adapter, None for the one that it names. Raises UserError for a folder without a model.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = Generator(load_exported(folder).to(device), folder)
+    quiet_libraries()
+    if is_adapter(folder):
+        generator = Generator(*load_with_base(folder, base=base, device=device))
+    else:
+        if not (folder / "config.json").is_file():
+            raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
+        if base is not None:
+            raise UserError(f"--base {base}", f"{folder} holds a whole model, and no adapter", "leave it out")
+        generator = Generator(load_exported(folder).to(device), folder)
     generator.check_settings(folder)
     return generator
 
 
 def answer_prompt(
-    folder: Path, prompt: str, *, system: str, condition: str | None, max_new_tokens: int, temperature: float
+    folder: Path,
+    prompt: str,
+    *,
+    system: str,
+    condition: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    base: str | None = None,
 ) -> str:
     """The answer of an exported model to one message of a user. system: empty for none; condition: None for the
-    export's own; temperature: 0 for greedy.
+    export's own; temperature: 0 for greedy; base: as in `load_generator`.
 
     Raises UserError where the folder is not an export.
     """
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    [answer] = load_generator(folder).answers(
+    [answer] = load_generator(folder, base=base).answers(
         [messages], condition=condition, max_new_tokens=max_new_tokens, temperature=temperature
     )
     return answer

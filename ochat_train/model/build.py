@@ -22,19 +22,21 @@ from ochat_train.model.proof.base import prove_base
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
-from ochat_train.model.weights.token_rows import ControlTokens, add_token_rows, set_untrained_rows
+from ochat_train.model.weights.token_rows import ControlTokens, UntrainedRows, add_token_rows, set_untrained_rows
 from ochat_train.recipe.sections import ModelSettings, Recipe
 
 
 class BuiltModel(NamedTuple):
     """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call.
 
-    mean_rows: control tokens whose rows the base had not trained (token_rows.py), for people.
+    mean_rows: control tokens whose rows the base had not trained (token_rows.py), for people. new_token_ids: those and
+    all other tokens that the base has no row for.
     """
 
     model: PackedCausalLM
     kernel: str
     mean_rows: Sequence[str] = ()
+    new_token_ids: Sequence[int] = ()
 
 
 def build_model(
@@ -54,14 +56,10 @@ def build_model(
     config = load_base_config(settings, manifest.vocab_size)
     kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
-    with explained(config, "cannot be built"):
-        causal_lm = load_weights(settings, config, dtype=dtype, attention=register_attention(kernel), seed=seed)
-    check_head(causal_lm)
-    num_rows = causal_lm.get_input_embeddings().weight.shape[0]
-    add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
-    mean_rows: Sequence[str] = ()
-    if control is not None and settings.path is not None:
-        mean_rows = set_untrained_rows(causal_lm, control, num_rows=num_rows)
+    base = load_base(
+        settings, manifest, config, dtype=dtype, attention=register_attention(kernel), seed=seed, control=control
+    )
+    causal_lm = base.causal_lm
     causal_lm.train()
     model = packed_model(
         causal_lm,
@@ -70,7 +68,42 @@ def build_model(
         device=device,
         router_loss=router_loss_of(causal_lm, settings),
     )
-    return BuiltModel(model, kernel, mean_rows)
+    return BuiltModel(model, kernel, base.mean_rows, base.new_token_ids)
+
+
+class LoadedBase(NamedTuple):
+    """A base with its weights and a row for every token. mean_rows, new_token_ids: as in `BuiltModel`."""
+
+    causal_lm: Any
+    mean_rows: Sequence[str]
+    new_token_ids: Sequence[int]
+
+
+def load_base(
+    settings: ModelSettings,
+    manifest: Manifest,
+    config: Any,
+    *,
+    dtype: torch.dtype,
+    attention: str | None,
+    seed: int,
+    control: ControlTokens | None,
+) -> LoadedBase:
+    """Load the weights of a base on the CPU, as a run trains it and as an export of an adapter finds it again.
+
+    config: of `load_base_config`. attention: as `transformers` names it, None for its own choice. seed, control: as in
+    `build_model`.
+    """
+    with explained(config, "cannot be built"):
+        causal_lm = load_weights(settings, config, dtype=dtype, attention=attention, seed=seed)
+    check_head(causal_lm)
+    num_rows = causal_lm.get_input_embeddings().weight.shape[0]
+    add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
+    untrained: UntrainedRows = UntrainedRows()
+    if control is not None and settings.path is not None:
+        untrained = set_untrained_rows(causal_lm, control, num_rows=num_rows)
+    new_token_ids = sorted({*untrained.ids, *range(num_rows, manifest.vocab_size)})
+    return LoadedBase(causal_lm, untrained.texts, new_token_ids)
 
 
 def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device, causal_lm: Any = None) -> bool:

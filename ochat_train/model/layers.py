@@ -68,5 +68,11 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
     return CheckpointPolicy.MUST_SAVE if str(operator) in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_MATRIX_PRODUCTS = ("aten.mm.default", "aten.addmm.default", "aten.bmm.default", "aten._scaled_mm.default")
+_MATRIX_PRODUCTS = (
+    "aten.mm.default",
+    "aten.addmm.default",
+    "aten.bmm.default",
+    "aten._scaled_mm.default",
+    "ochat.nf4_linear.default",  # with a weight in 4 bits (adapter/nf4.py)
+)
 _SAVED = frozenset((*_MATRIX_PRODUCTS, *(name for kernel in KERNELS.values() for name in kernel.saved_operators)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,6 +146,97 @@ class ModelSettings(Section):
         source = self.tokenizer or self.path
         assert source is not None, "checked by _one_origin"
         return source
+
+
+AdapterTargets = Annotated[
+    Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "all-linear"},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
+    Rule("expected `all-linear`, or a list of names such as `[q_proj, v_proj]`"),
+]
+
+
+class AdapterSettings(Section):
+    """Train an adapter (LoRA) instead of all weights: the base does not change, and checkpoints hold only the adapter.
+
+    A linear module computes W x + scale * B A x, with W of the base, A of `rank` rows, and B of `rank` columns.
+    """
+
+    type: Literal["lora", "qlora"] = setting(
+        description="`lora`: the base in `model.precision`. `qlora`: linear modules of the base in 4 bits (NF4), for "
+        "GPUs with little memory",
+        decides_steps=True,
+        is_public=True,
+    )
+    rank: PositiveInt = setting(16, description="rows of A and columns of B", decides_steps=True, is_public=True)
+    alpha: Positive | None = setting(
+        None,
+        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: twice the rank, with `rslora` 16",
+        decides_steps=True,
+        is_public=True,
+    )
+    dropout: float = setting(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="dropout of what A reads; needs layers that are not compiled",
+        decides_steps=True,
+        is_public=True,
+    )
+    targets: AdapterTargets = setting(
+        "all-linear",
+        description="linear modules that get an adapter: all of the decoder layers, or those whose name ends with one "
+        "of a list, such as `[q_proj, v_proj]`",
+        decides_steps=True,
+        is_public=True,
+    )
+    rslora: bool = setting(
+        False, description="scale = alpha / sqrt(rank), for large ranks", decides_steps=True, is_public=True
+    )
+    dora: bool = setting(
+        False,
+        description="also train the length of each row of the sum of W and B A (DoRA); slower",
+        decides_steps=True,
+        is_public=True,
+    )
+    init: Literal["default", "gaussian", "orthogonal"] = setting(
+        "default",
+        description="first values of A and B, as PEFT names them; all leave the first result that of the base. "
+        "PEFT's others change the base's weights",
+        decides_steps=True,
+        is_public=True,
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_differ(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError("a name is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def _orthogonal_rank_is_even(self) -> AdapterSettings:
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError("`init: orthogonal` needs an even rank")
+        return self
+
+    @property
+    def lora_alpha(self) -> float:
+        """`alpha`, or its default."""
+        if self.alpha is not None:
+            return self.alpha
+        return 16.0 if self.rslora else 2.0 * self.rank
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        return self.lora_alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class TrainSettings(Section):
@@ -495,6 +587,12 @@ class Recipe(Section):
     model: ModelSettings
     data: DataSettings
     train: TrainSettings
+    adapter: AdapterSettings | None = setting(
+        None,
+        description="train an adapter (LoRA) instead of all weights; default: all weights are trained",
+        decides_steps=True,
+        is_public=True,
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
     validation: ValidationSettings = ValidationSettings()
@@ -527,6 +625,8 @@ class Recipe(Section):
             problems.append(
                 "output_dir must not be data.prepared_dir or inside it: `ochat prepare` replaces that folder"
             )
+        if self.adapter is not None and self.model.float8:
+            problems.append("model.float8 cannot be used with an adapter: it trains weights that are frozen here")
         if problems:
             raise ValueError("; ".join(problems))
         return self

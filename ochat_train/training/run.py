@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
+from ochat_train.adapter.build import add_adapter
+from ochat_train.adapter.quantize import qlora_error, quantise_base, stage_obstacle
 from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
@@ -31,7 +34,7 @@ from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
-from ochat_train.model.config import load_base_config
+from ochat_train.model.config import load_base_config, model_dtype
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.weights.token_rows import ControlTokens
@@ -41,7 +44,7 @@ from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.sections import AdapterSettings, Recipe
 from ochat_train.runs.folder import require_run_folder, write_run_folder
 from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
@@ -158,10 +161,12 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     peak = peak_learning_rate(recipe, manifest)
     proven = _proven_base(recipe, manifest, ranks)
     control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
-    model, kernel, mean_rows = on_every_rank(
+    model, kernel, mean_rows, new_token_ids = on_every_rank(
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
+    if (adapter := recipe.adapter) is not None:
+        on_every_rank(ranks, lambda: _add_adapter(recipe, adapter, model.causal_lm, new_token_ids, ranks.device))
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
@@ -179,6 +184,17 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         memory=memory,
         mean_rows=mean_rows,
     )
+
+
+def _add_adapter(
+    recipe: Recipe, adapter: AdapterSettings, causal_lm: Any, new_token_ids: Sequence[int], device: torch.device
+) -> None:
+    """Put the adapter on the base, which is quantised before if the recipe says so."""
+    if adapter.type == "qlora":
+        if problem := stage_obstacle(recipe.deepspeed.stage):
+            raise qlora_error(problem)
+        quantise_base(causal_lm, device=device, dtype=model_dtype(recipe.model, device))
+    add_adapter(causal_lm, adapter, new_token_ids=new_token_ids, seed=recipe.seed)
 
 
 def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase:

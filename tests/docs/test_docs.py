@@ -16,9 +16,11 @@ import pytest
 from pydantic import BaseModel
 
 from data_pipeline.conversation import Message
+from data_pipeline.formats.known_keys import HARMLESS_KEYS
+from data_pipeline.formats.marks import MARKS, ROW_MARKS
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.read.rows import parse_row
+from data_pipeline.read.rows import RowReader, parse_row
 from data_pipeline.settings import SourceSettings
 from ochat_train.cli.main import main
 from ochat_train.recipe.load import load_recipe
@@ -141,7 +143,16 @@ def test_the_set_examples_work(tmp_path: Path) -> None:
 USER = Message(role="user", content="What is 6 times 7?")
 ANSWER = Message(role="assistant", content="42.")
 
+
 # format -> system text, messages, condition of the example on the page
+def said(prompt: str, answer: str) -> tuple[Message, Message]:
+    return Message(role="user", content=prompt), Message(role="assistant", content=answer)
+
+
+SEVERAL: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "preference": ({"answer_classes": {"chosen": "expert", "rejected": "expert"}}, ["42.", "41."]),
+    "ranked": ({"class": "expert"}, ["42.", "41."]),
+}
 EXAMPLES: dict[str, tuple[str, tuple[Message, ...], str | None]] = {
     "sharegpt": ("Answer briefly.", (USER, ANSWER), None),
     "messages": ("Answer briefly.", (USER, ANSWER), None),
@@ -155,6 +166,8 @@ EXAMPLES: dict[str, tuple[str, tuple[Message, ...], str | None]] = {
         ),
         None,
     ),
+    "turns": ("", (USER, ANSWER, *said("And 6 times 8?", "48.")), None),
+    "prompt_answer": ("", (USER, ANSWER), None),
     "openchat": (
         "",
         (Message(role="user", content=USER.content, weight=0.0), Message(role="assistant", content="42.", weight=1.0)),
@@ -163,7 +176,7 @@ EXAMPLES: dict[str, tuple[str, tuple[Message, ...], str | None]] = {
 }
 
 
-def source(layout: str, **changes: str) -> SourceSettings:
+def source(layout: str, **changes: Any) -> SourceSettings:
     return SourceSettings.model_validate({"path": "a.jsonl", "format": layout, **changes})
 
 
@@ -174,9 +187,16 @@ def example_row(heading: str) -> Any:
 
 def test_every_format_has_a_section_and_every_text_format_its_example() -> None:
     assert all(re.search(rf"^### `{name}`$", FORMATS_PAGE, flags=re.MULTILINE) for name in FORMATS)
-    assert set(EXAMPLES) == set(TEXT_FORMATS)
+    assert {*EXAMPLES, *SEVERAL} == set(TEXT_FORMATS)
     for name in TEXT_FORMATS:
         assert example_row(f"`{name}`") == FORMATS[name].example
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_the_example_rows_with_several_answers_are_read_as_the_page_says(layout: str) -> None:
+    more, answers = SEVERAL[layout]
+    found = RowReader(source(layout, **more))(example_row(f"`{layout}`"), "a.jsonl:1")
+    assert [conversation.messages for conversation in found] == [said(USER.content, answer) for answer in answers]
 
 
 @pytest.mark.parametrize("layout", EXAMPLES)
@@ -201,6 +221,21 @@ def test_the_example_with_weights() -> None:
     assert [message.weight for message in conversation.messages] == [None, 0.0, None, None]
 
 
+def test_the_examples_with_parts() -> None:
+    described = source("messages", **{"class": "expert"})
+    stretches = parse_row(example_row("Weights of stretches of a text"), place="a.jsonl:1", source=described)
+    assert [(span.text, span.weight) for span in stretches.messages[1].spans] == [
+        ("6 times 7 is ", 1.0),
+        ("41, no, ", 0.0),
+        ("42.", 2.0),
+    ]
+    parts = parse_row(example_row("Reasoning and tools"), place="a.jsonl:1", source=described)
+    assert parts.tools
+    assert [message.role for message in parts.messages] == ["user", "assistant", "tool", "assistant"]
+    assert (parts.messages[1].reasoning, parts.messages[1].tool_calls[0].name) == ("I can multiply.", "times")
+    assert parts.messages[2].tool_call_id == "1"
+
+
 def test_the_page_lists_the_roles_of_sharegpt() -> None:
     table = section(FORMATS_PAGE, "`sharegpt`")
     rows = dict(re.findall(r"^\| (`.+`) \| (user|assistant|system)", table, flags=re.MULTILINE))
@@ -215,6 +250,17 @@ def test_the_page_lists_the_roles_of_sharegpt() -> None:
                 *([role] if role != "system" else []),
                 "assistant",
             ]
+
+
+def test_the_page_lists_the_keys_that_need_not_be_read_and_the_marks() -> None:
+    table = section(FORMATS_PAGE, "Fields that are not read")
+    rows = dict(re.findall(r"^\| ([a-z][^|`]*) \| (`.+`) \|$", table, flags=re.MULTILINE))
+    assert {kind: re.findall(r"`([^`]+)`", keys) for kind, keys in rows.items()} == {
+        kind: keys.split() for kind, keys in HARMLESS_KEYS.items()
+    }
+    marks = section(FORMATS_PAGE, "Weights of single messages")
+    cells = re.findall(r"^\| (`.+?`) \| (?:message|row)", marks, flags=re.MULTILINE)
+    assert {*MARKS, *ROW_MARKS} == {name for cell in cells for name in re.findall(r"[a-z_]+", cell)}
 
 
 def reasons_in(code: str) -> Iterator[str]:
@@ -238,7 +284,7 @@ def test_the_page_lists_every_reason_for_a_bad_row() -> None:
 
 
 def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
-    sources, classes, rewards, quantiles = (
+    sources, fields, pairs, ignored, classes, rewards, quantiles, part_weights = (
         parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml")
     )
     recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
@@ -246,10 +292,15 @@ def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
         path = tmp_path / "scored.yaml"
         path.write_text(json.dumps({**recipe, "data": {"prepared_dir": "data/scored", **replaced}}), encoding="utf-8")
         load_recipe(path)
-    recipe["data"] |= {**sources, **classes}
     path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")
-    assert len(load_recipe(path).data.sources) == 3
+    for described in (sources, fields, pairs):
+        data = {**recipe["data"], **described, **classes, **part_weights, **ignored}
+        path.write_text(json.dumps({**recipe, "data": data}), encoding="utf-8")
+        assert len(load_recipe(path).data.sources) == len(described["sources"])
+    chat = example_row("Other keys: `fields`")
+    named = SourceSettings.model_validate({"class": "expert", **fields["sources"][0]})
+    conversation = parse_row(chat, place="a.jsonl:1", source=named)
+    assert (conversation.messages, conversation.id) == ((USER, ANSWER), "5")
 
 
 def test_the_prepared_folder_and_its_report_look_as_the_page_says(

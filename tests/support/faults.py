@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from ochat_train.checkpoint.state import MANIFEST, MANIFEST_HASH, CheckpointManifest, list_checkpoints, verify
-from ochat_train.export.export import load_trained_weights
+from ochat_train.export.trained import load_trained_weights
 from tests.support.processes import finish, start_ranks
 from tests.support.rank_processes import Rank
 from tests.support.run_folder import metrics

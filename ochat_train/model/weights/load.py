@@ -21,7 +21,7 @@ from ochat_train.model.weights.files import downloaded_weight_files, read_header
 from ochat_train.recipe.sections import ModelSettings
 
 
-def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, attention: str, seed: int) -> Any:
+def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, attention: str | None, seed: int) -> Any:
     """The causal LM of `transformers` with the base's weights, or random ones for a recipe with `model.config`.
 
     Raises UserError where the files of the base do not hold what its config.json describes: before the weights are

@@ -66,11 +66,19 @@ class ControlTokens:
         return cls.of(tokenizer, manifest.template, bos_token=manifest.bos_token)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UntrainedRows:
+    """Control tokens whose rows the base never trained. texts: for people. ids: their rows."""
+
+    texts: Sequence[str] = ()
+    ids: Sequence[int] = ()
+
+
 @torch.no_grad()
-def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int) -> Sequence[str]:
+def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int) -> UntrainedRows:
     """Give control tokens whose rows the base never trained the mean row, as new tokens get. Trained rows stay.
 
-    num_rows: of the base, before tokens were added. Returns which rows were set, for people.
+    num_rows: of the base, before tokens were added. Returns which rows were set.
     """
     tied = _is_tied(causal_lm)
     names = table_names(tied=tied)
@@ -83,7 +91,7 @@ def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int)
         for token in found:
             module.weight[control.ids[token]] = mean
             said.setdefault(token, []).append(name)
-    return untrained_text(said)
+    return UntrainedRows(texts=untrained_text(said), ids=[control.ids[token] for token in said])
 
 
 def table_names(*, tied: bool) -> Sequence[str]:

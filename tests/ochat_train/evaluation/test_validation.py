@@ -17,7 +17,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.checkpoint.state import CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.evaluation.results import Sample, Validation
-from ochat_train.export.export import export, export_checkpoint, load_trained_weights
+from ochat_train.export.export import export, export_checkpoint
+from ochat_train.export.trained import load_trained_weights
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.runs.folder import read_run_folder

@@ -34,13 +34,15 @@ PUBLIC = """
     data.classes_from data.classes_from.field data.classes_from.quantiles data.classes_from.conditions
     data.classes_from.rewards data.beta data.reward_clip data.condition_dropout data.sources data.sources.*.path
     data.sources.*.format data.sources.*.class data.sources.*.class_field data.sources.*.reward_field
-    data.sources.*.split data.sources.*.fields data.sources.*.answer_classes data.ignore_fields
+    data.sources.*.fields data.sources.*.answer_classes data.ignore_fields
     data.sources.*.fields.messages data.sources.*.fields.role data.sources.*.fields.content data.sources.*.fields.roles
     data.sources.*.fields.prompt data.sources.*.fields.input data.sources.*.fields.answer data.sources.*.fields.history
     data.sources.*.fields.chosen data.sources.*.fields.rejected data.sources.*.fields.answers
     data.sources.*.fields.system data.sources.*.fields.id data.sources.*.fields.tools data.sources.*.fields.weight
     data.sources.*.fields.masked data.sources.*.fields.row_weight
-    data.validation_ratio data.validation_seed data.only_classes data.overlong data.bad_rows
+    data.sources.*.split data.sources.*.think_tags data.part_weights data.part_weights.reasoning
+    data.part_weights.answer data.part_weights.tool_calls data.validation_ratio data.validation_seed data.only_classes
+    data.overlong data.bad_rows
     train.epochs train.pack_length_tokens train.packs_per_micro_batch train.gradient_dtype train.tokens_per_step
     train.loss_denominator train.plan train.max_steps train.log_every_steps train.max_nonfinite_steps
     train.hang_timeout_seconds
@@ -48,7 +50,8 @@ PUBLIC = """
     optimizer.weight_decay optimizer.betas optimizer.eps optimizer.grad_clip deepspeed.zero_stage
     deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config validation.every_steps validation.prompts
     validation.sample_tokens validation.questions validation.answer_pattern validation.answer_tokens
-    checkpoint.save_every_steps checkpoint.keep_last
+    checkpoint.save_every_steps checkpoint.keep_last adapter adapter.type adapter.rank adapter.alpha adapter.dropout
+    adapter.targets adapter.rslora adapter.dora adapter.init
 """
 
 
@@ -94,8 +97,20 @@ def test_the_keys_that_are_published(make_recipe: RecipeFactory) -> None:
     assert sorted(name for name, field in fields.items() if flags_of(field).is_public) == sorted(PUBLIC.split())
     published = public_recipe(load_recipe(make_recipe()))
     assert sorted(keys_of(published)) == sorted(
-        name for name in PUBLIC.split() if not name.startswith(("data.classes_from.", "data.sources.*.fields."))
+        name
+        for name in PUBLIC.split()
+        if not name.startswith(("data.classes_from.", "data.part_weights.", "data.sources.*.fields.", "adapter"))
     )
+
+
+def test_the_keys_of_an_adapter_that_resume_compares(make_recipe: RecipeFactory) -> None:
+    """A run without an adapter has none of them, so that checkpoints from before they existed are the same."""
+    with_adapter = load_recipe(make_recipe(adapter={"type": "lora", "rank": 4}))
+    found = decisive_settings(with_adapter.model_dump(mode="json", by_alias=True))
+    names = "type rank alpha dropout targets rslora dora init"
+    keys = [key for key in found if key.startswith("adapter")]
+    assert sorted(keys) == sorted(f"adapter.{name}" for name in names.split())
+    assert found["adapter.rank"] == 4
 
 
 def keys_of(values: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:

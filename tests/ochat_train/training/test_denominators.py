@@ -16,7 +16,7 @@ import transformers
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.plan.plan import TrainingPlan, deal
 from data_pipeline.prepared.dataset import PreparedSplit
-from ochat_train.export.export import load_trained_weights
+from ochat_train.export.trained import load_trained_weights
 from ochat_train.model.build import build_model
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe

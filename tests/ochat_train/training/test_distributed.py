@@ -18,7 +18,8 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.state import STATE, CheckpointManifest
 from ochat_train.cli.main import main
-from ochat_train.export.export import export, load_trained_weights
+from ochat_train.export.export import export
+from ochat_train.export.trained import load_trained_weights
 from ochat_train.model.batch import pack_batch
 from ochat_train.model.build import build_model
 from ochat_train.planning.steps import training_plan

@@ -15,7 +15,7 @@ import torch
 from data_pipeline.plan.plan import deal
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.checkpoint.state import CheckpointManifest, Progress, checkpoint_dir
-from ochat_train.export.export import load_trained_weights
+from ochat_train.export.trained import load_trained_weights
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe

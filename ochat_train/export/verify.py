@@ -1,0 +1,63 @@
+"""Whether an export is the trained model: its weights, its logits, and the ids of its chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
+from data_pipeline.prompt.chat_folder import render_stored_template
+from data_pipeline.text_rules import quoted
+from ochat_train.model.base_class import load_exported
+from ochat_train.runs.folder import RunFolder
+from ochat_train.system.pretrained import load_tokenizer, prompt_ids
+
+_MESSAGES = [{"role": "user", "content": " Hello,\n world! 1,000 é🙂 "}]
+
+
+def prompts(run: RunFolder) -> dict[str, list[int]]:
+    """Ids of one prompt under every condition of a run, from its own tokenizer and template."""
+    tokenizer = load_tokenizer(run.path / TOKENIZER_FOLDER).backend_tokenizer
+    template = run.path / TOKENIZER_FOLDER / "chat_template.jinja"
+    found = {}
+    for condition in dict.fromkeys(row.condition for row in run.prepared.classes):
+        text = render_stored_template(template, _MESSAGES, condition=condition, add_generation_prompt=True)
+        found[condition] = tokenizer.encode(text, add_special_tokens=False).ids
+    return found
+
+
+@torch.no_grad()
+def logits_of(run: RunFolder, causal_lm: Any) -> list[torch.Tensor]:
+    """Logits of `prompts`, in their order."""
+    return [causal_lm(torch.tensor([ids])).logits for ids in prompts(run).values()]
+
+
+def verify_tokenizer(run: RunFolder, folder: Path) -> None:
+    """Raise UserError unless the chat template of an export gives the ids of training."""
+    tokenizer = load_tokenizer(folder)
+    for condition, expected in prompts(run).items():
+        if prompt_ids(tokenizer, _MESSAGES, condition=condition, add_generation_prompt=True) != expected:
+            problem = f"the tokenizer gives other ids after loading (condition {quoted(condition)})"
+            raise UserError(folder, problem, "not exported")
+
+
+@torch.no_grad()
+def verify_model(run: RunFolder, trained: Any, folder: Path) -> None:
+    """Raise UserError unless the model of an export has every weight and every logit of the trained one."""
+    loaded = load_exported(folder)
+    expected, found = trained.state_dict(), loaded.state_dict()
+    wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
+    if wrong:
+        raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
+    for condition, ids in prompts(run).items():
+        probe = torch.tensor([ids])
+        if not torch.equal(trained(probe).logits, loaded(probe).logits):
+            problem = f"the loaded model gives other logits (condition {quoted(condition)})"
+            raise UserError(folder, problem, "not exported")
+
+
+def _same(expected: torch.Tensor | None, found: torch.Tensor | None) -> bool:
+    return expected is not None and found is not None and expected.dtype == found.dtype and torch.equal(expected, found)

@@ -1,0 +1,82 @@
+"""A folder of PEFT on its base, ready to answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.hub_names import is_hub_id
+from ochat_train.adapter.folder import base_of, load_adapter, num_rows_needed
+from ochat_train.adapter.quantize import quantise_base
+from ochat_train.export.layout import EXPORT_MARK
+from ochat_train.model.base_class import auto_class
+from ochat_train.model.weights.compare import some_names
+from ochat_train.model.weights.token_rows import add_token_rows
+from ochat_train.system.pretrained import load_config, load_tokenizer, reason_of
+
+
+def load_with_base(folder: Path, *, base: str | None, device: torch.device) -> tuple[Any, Path]:
+    """The model of an adapter on its base, on `device`, and the folder of its tokenizer.
+
+    base: a folder or a model of the Hub, None for the one that the adapter names. An adapter that `ochat` trained on a
+    quantised base gets one. Raises UserError where base or adapter is not there or not whole.
+    """
+    import transformers
+
+    named, revision = base_of(folder)
+    place = base or named
+    if place is None:
+        raise UserError(folder, "the adapter does not name its base", "name it with `--base`")
+    if not Path(place).is_dir() and not is_hub_id(place):
+        raise UserError(folder, f"its base {place} is not there", "name it with `--base`")
+    model = _load_base(place, None if base else revision)
+    tokenizer_dir = _tokenizer_dir(folder, place)
+    add_token_rows(model, vocab_size=max(num_rows_needed(folder), len(load_tokenizer(tokenizer_dir))))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    if _was_quantised(folder):
+        quantise_base(model, device=device, dtype=model.get_input_embeddings().weight.dtype)
+    return load_adapter(model.to(device), folder), tokenizer_dir
+
+
+def _load_base(place: str, revision: str | None) -> Any:
+    config = load_config(place, revision=revision, place=place)
+    try:
+        model, found = auto_class(config).from_pretrained(
+            place,
+            revision=revision,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # any kind: no such model, damaged files, sizes that do not fit
+        problem = f"the base cannot be loaded: {reason_of(error)}"
+        raise UserError(place, problem, "name another one with `--base`") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, found.get(kind) or ())):
+            problem = f"{len(names)} weights of the base are {kind.removesuffix('_keys')}: {some_names(names)}"
+            raise UserError(place, problem, "fetch the base again, or name another one with `--base`")
+    return model.eval()
+
+
+def _tokenizer_dir(folder: Path, base: str) -> Path:
+    """The folder with the tokenizer: that of the adapter, or of a base on this machine."""
+    for place in (folder, Path(base)):
+        if (place / "tokenizer_config.json").is_file():
+            return place
+    raise UserError(folder, "has no tokenizer", "copy tokenizer.json and tokenizer_config.json of its base into it")
+
+
+def _was_quantised(folder: Path) -> bool:
+    """Whether an export says that its adapter was trained on a quantised base."""
+    try:
+        adapter = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["recipe"]["adapter"]
+        return bool(adapter["type"] == "qlora")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
