@@ -30,6 +30,7 @@ from data_pipeline.prepared.dataset import (
     holds_only_prepared_files,
 )
 from data_pipeline.prepared.integrity import hashes_of, verify
+from data_pipeline.prompt.base_template.template import TOKENS_OF_OTHER_TEMPLATE, BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.layout import require_fields_read, resolved
@@ -67,6 +68,8 @@ def prepare(
     check_chat_template(job.tokenizer, job.template)
     job = replace(job, data=resolved(job.data, say=say))
     for number, source in enumerate(job.data.sources):
+        if source.is_tokenized and isinstance(job.template, BaseTemplate):
+            raise UserError(f"data.sources.{number}", *TOKENS_OF_OTHER_TEMPLATE)
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
             tokenized_files(source, job.template.name, where=f"data.sources.{number}")
     require_fields_read(job.data)
@@ -147,4 +150,5 @@ def _manifest(job: PrepareJob, account: Account, inputs: dict[str, str], fingerp
         conditions=list(account.classes.condition_ids),
         splits={str(split): counts for split, counts in account.splits.items()},
         ledger=account.tally.result(),
+        control_tokens=list(job.template.control_tokens),
     )
