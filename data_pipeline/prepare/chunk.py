@@ -136,8 +136,8 @@ class ChunkProcessor:
             message = f"no supervised token in the first {limit} tokens"
             tally.drop("no_supervised_token", place, message, bad=False)
             return None
-        if conversation.num_empty_cut:
-            tally.note("empty_end_cut", place, f"{conversation.num_empty_cut} empty messages at the end left out")
+        if num_empty := row.tagged.conversation.num_empty_cut:
+            tally.note("empty_end_cut", place, f"{num_empty} empty messages at the end left out")
         if cut.is_truncated:
             tally.note("truncated", place, f"{cut.whole_length} tokens, cut to {limit}")
         if cut.num_trimmed > 0:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.conversation import TaggedConversation
+from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.detect import Layout
 from data_pipeline.look.raw import under_inference_condition
 from data_pipeline.look.samples import LEGEND, spread, training_text
 from data_pipeline.prepared.dataset import DamagedDataError, Manifest
 from data_pipeline.prepared.integrity import verify
-from data_pipeline.prompt.templates import TEMPLATES
+from data_pipeline.prompt.prompt_format import RowsOf, rows_of
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
@@ -26,6 +27,7 @@ from ochat_train.recipe.sections import Recipe
 
 _CLASSES = "data.classes"
 _EXAMPLES = 2
+_RENDERED = 200  # conversations of a source
 _FEW_LONGER = 0.01  # of a source; `ochat init` proposes a limit that 99 % fit into
 
 
@@ -70,22 +72,35 @@ def _source_finding(facts: RecipeFacts, sample: SourceSample) -> Finding:
 
 
 def check_rows(facts: RecipeFacts) -> Iterator[Finding]:
-    """Three conversations of each source as they will be trained on."""
-    template = TEMPLATES[facts.recipe.model.template]
-    try:
-        bos_token = facts.tokenizer.bos_token
-    except UserError:  # `check_template` reports it
-        bos_token = ""
+    """Three conversations of each source as they will be trained on, and whether the template can show the others."""
+    rows = rows_of(facts.template, facts.tokenizer)
     for _, sample in facts.samples():
         if not isinstance(sample, SourceSample) or not sample.kept or sample.source.is_tokenized:
             continue
-        lines = [LEGEND]
-        for item in spread(sample.kept):
-            if sample.source.reward_field is not None:  # the weights depend on all rewards: show the messages' factors
-                item = under_inference_condition(item.conversation, template)
-            conversation = item.conversation
-            lines += [f"{conversation.place}:", training_text(item, template, bos_token=bos_token or "")]
-        yield ok("rows", sample.source.path, "\n".join(lines))
+        path = sample.source.path
+        yield ok("rows", path, "\n".join([LEGEND, *_row_lines(facts, sample, rows)]))
+        unshown = [error for item in spread(sample.kept, _RENDERED) if (error := _unshown(item, rows)) is not None]
+        if unshown:
+            text = f"{len(unshown):,} of {min(len(sample.kept), _RENDERED):,} conversations looked at: {unshown[0]}"
+            level = warning if facts.recipe.data.bad_rows == "drop" else problem
+            yield level("rows", path, text, "choose a `model.template` that has a place for it, or remove such rows")
+
+
+def _row_lines(facts: RecipeFacts, sample: SourceSample, rows: RowsOf) -> Iterator[str]:
+    for item in spread(sample.kept):
+        if sample.source.reward_field is not None:  # its weight depends on all rewards: show the messages' factors
+            item = under_inference_condition(item.conversation, facts.template)
+        yield f"{item.conversation.place}:"
+        yield training_text(item, rows)
+
+
+def _unshown(item: TaggedConversation, rows: RowsOf) -> str | None:
+    """Why the template cannot show a conversation, None where it can."""
+    try:
+        rows(item)
+    except RowError as error:
+        return f"{item.conversation.place}: {error}"
+    return None
 
 
 def check_lengths(facts: RecipeFacts) -> Iterator[Finding]:

@@ -7,10 +7,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from data_pipeline.conversation import Conversation
+from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.look.raw import SourceLook, under_inference_condition
 from data_pipeline.look.samples import LEGEND, spread, training_text
+from data_pipeline.prompt.prompt_row import PromptRow
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import TEMPLATES, Template
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
@@ -63,13 +65,15 @@ def _unread_lines(look: SourceLook) -> Iterator[str]:
 
 def rows_text(look: SourceLook, template: str) -> str:
     """Three conversations as they would be trained on, under the condition that the template asks for answers with."""
-    rules = TEMPLATES[template]
     head = f"{look.path}, as it will be trained on by {template}: {LEGEND}"
-    return "\n".join([head, *map(partial(_row_text, rules), spread(look.conversations))])
+    return "\n".join([head, *map(partial(_row_text, TEMPLATES[template]), spread(look.conversations))])
 
 
-def _row_text(rules: Template, conversation: Conversation) -> str:
-    text = training_text(under_inference_condition(conversation, rules), rules, bos_token="")
+def _row_text(template: Template, conversation: Conversation) -> str:
+    def rows(item: TaggedConversation) -> Sequence[PromptRow]:
+        return (PromptRow(tagged=item, segments=render(item, template, bos_token=None)),)
+
+    text = training_text(under_inference_condition(conversation, template), rows)
     return f"  {conversation.place}:\n" + textwrap.indent(text, "    ")
 
 
