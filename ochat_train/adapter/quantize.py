@@ -41,6 +41,17 @@ def quantise_base(causal_lm: Any, *, device: torch.device, dtype: torch.dtype) -
             quantised.train(module.training)
             parent, _, last = name.rpartition(".")
             setattr(layer.get_submodule(parent), last, quantised)
+    _forget_storage(causal_lm)
+
+
+def _forget_storage(causal_lm: Any) -> None:
+    """Take out what `transformers` remembers of a base that was stored in 4 bits: it would refuse casts, and write into
+    config.json that an export is quantised.
+    """
+    for name in ("is_quantized", "is_loaded_in_4bit", "hf_quantizer", "quantization_method", "hf_device_map"):
+        vars(causal_lm).pop(name, None)
+    if getattr(causal_lm.config, "quantization_config", None) is not None:
+        del causal_lm.config.quantization_config
 
 
 def qlora_error(obstacle: str) -> UserError:
@@ -114,6 +125,8 @@ def _quantised(module: torch.nn.Linear, place: str, device: torch.device) -> Qua
 
 def _stored(packed: torch.Tensor, state: Any, place: str, device: torch.device) -> QuantisedWeight:
     """The weight of a base that bitsandbytes stored in 4 bits, with the same bits."""
+    if getattr(state, "packing_format_for_cpu", False):  # after inference on a CPU
+        raise qlora_error(f"{place}: its weights are packed for inference")
     constants, scales = torch.empty(0, dtype=torch.int32, device=device), state.absmax.to(device)
     if state.nested:
         if state.state2.blocksize != GROUP or len(state.state2.code) != 256:

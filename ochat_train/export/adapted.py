@@ -74,14 +74,21 @@ def load_adapted(
     dtype, stored = next(iter(state.values())).dtype, getattr(config, "dtype", None)
     control = ControlTokens.of_prepared(run.path, run.prepared)
     loaded = load_base(
-        settings, run.prepared, config, dtype=dtype, attention=None, seed=run.recipe.seed, control=control
+        settings,
+        run.prepared,
+        config,
+        dtype=dtype,
+        attention=None,
+        seed=run.recipe.seed,
+        control=control,
+        for_qlora=adapter.type == "qlora",
     )
     causal_lm = loaded.causal_lm
+    if adapter.type == "qlora":
+        quantise_base(causal_lm, device=torch.device("cpu"), dtype=dtype)
     if changes := config_changes(manifest.base_config, config_values(causal_lm.config)):
         problem = f"is not the base that the adapter was trained on: {listed(changes)}"
         raise UserError(str(settings.path), problem, "name the right one with `--base`")
-    if adapter.type == "qlora":
-        quantise_base(causal_lm, device=torch.device("cpu"), dtype=dtype)
     names = [name for name, _ in causal_lm.named_modules()]
     added = add_adapter(causal_lm, adapter, new_token_ids=loaded.new_token_ids, seed=run.recipe.seed)
     _put(causal_lm, state, checkpoint)

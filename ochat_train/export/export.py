@@ -195,6 +195,7 @@ def _write_card_and_mark(
         adapter=run.recipe.adapter,
         is_merged=is_merged,
         has_token_rows=not is_merged and num_rows_needed(folder) > 0,
+        differences=found,
     )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
     mark = {
