@@ -72,7 +72,11 @@ def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
     if wanted != "auto":
         yield ok("learning rate", place, f"{wanted:g}")
         return
-    most = automatic_rate(facts.config, supervised_tokens_per_step=facts.recipe.train.tokens_per_step)
+    has_adapter, most_tokens = facts.recipe.adapter is not None, facts.recipe.train.tokens_per_step
+    most = automatic_rate(facts.config, supervised_tokens_per_step=most_tokens, with_adapter=has_adapter)
+    if has_adapter:
+        yield ok("learning rate", place, f"auto, {most.value:.3g}: {most.rule}")
+        return
     text = f"auto, at most {most.value:.3g}: lower if not every token is learned from"
     yield ok("learning rate", place, f"{text}; {most.rule} * sqrt(supervised tokens per step / 4e6)")
 
