@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
+from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.folder import LEAD, TOKEN_ROWS, load_adapter, short_targets, write_adapter
 from ochat_train.adapter.merge import merge_adapter, narrow, remove_adapter, round_weights, widen
@@ -84,6 +85,9 @@ def load_adapted(
         for_qlora=adapter.type == "qlora",
     )
     causal_lm = loaded.causal_lm
+    if manifest.adapter is not None and base_sha256(settings, causal_lm) != manifest.adapter.base_sha256:
+        problem = f"its weights are not those that the adapter was trained on (sha256 in {checkpoint})"
+        raise UserError(str(settings.path or "model.config"), problem, "name the right base with `--base`")
     if adapter.type == "qlora":
         quantise_base(causal_lm, device=torch.device("cpu"), dtype=dtype)
     if changes := config_changes(manifest.base_config, config_values(causal_lm.config)):

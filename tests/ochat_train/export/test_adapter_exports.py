@@ -168,7 +168,7 @@ def test_an_adapter_that_is_not_whole_is_refused(adapted: Adapted, tmp_path: Pat
 
 
 def test_options_that_do_not_fit_are_refused(adapted: Adapted, tmp_path: Path) -> None:
-    run_dir, _ = adapted()
+    run_dir, trained = adapted()
     arguments: dict[str, Any] = {"step": None, "max_shard_size": "5GB"}
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(UserError, match="no longer there"):
@@ -184,6 +184,10 @@ def test_options_that_do_not_fit_are_refused(adapted: Adapted, tmp_path: Path) -
             [[{"role": "user", "content": "Hi"}]], condition=condition, max_new_tokens=3, temperature=0.0
         )
         assert isinstance(answer, str)
-    write_base(tmp_path / "other", num_rows=300, num_hidden_layers=3)
-    with pytest.raises(UserError, match="not the base"):
-        export(run_dir, tmp_path / "again", **arguments, base=str(tmp_path / "other"))
+    for seed, changes, problem in (
+        (0, {"num_hidden_layers": 3}, "not the base"),
+        (1, {}, "not those that the adapter"),
+    ):
+        write_base(tmp_path / "other", num_rows=len(trained.get_input_embeddings().weight) - 2, seed=seed, **changes)
+        with pytest.raises(UserError, match=problem):
+            export(run_dir, tmp_path / "again", **arguments, base=str(tmp_path / "other"))
