@@ -46,7 +46,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "init": "model recipe report system",
     "tracking": "distributed evaluation recipe report runs system",
     "export": "adapter checkpoint evaluation model recipe report runs system",
-    "hub": "checkpoint distributed export recipe runs system",
+    "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model system",
     "training": "adapter checkpoint distributed evaluation hub model planning recipe report runs system tracking",
     "check": "checkpoint evaluation hub model planning recipe system",

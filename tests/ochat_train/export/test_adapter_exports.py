@@ -185,7 +185,7 @@ def test_options_that_do_not_fit_are_refused(adapted: Adapted, tmp_path: Path) -
         )
         assert isinstance(answer, str)
     for seed, changes, problem in (
-        (0, {"num_hidden_layers": 3}, "not the base"),
+        (0, {"rms_norm_eps": 1e-3}, "not the base"),
         (1, {}, "not those that the adapter"),
     ):
         write_base(tmp_path / "other", num_rows=len(trained.get_input_embeddings().weight) - 2, seed=seed, **changes)
