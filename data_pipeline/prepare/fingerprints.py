@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.read import sources
 from data_pipeline.settings import DataSettings
 
@@ -72,12 +73,14 @@ _TEMPLATE_FIELDS = (
 )
 
 
-def template_fingerprint(template: Template) -> str:
+def template_fingerprint(template: AnyTemplate) -> str:
     """sha256 of everything that decides the prompts of a template.
 
     A field that is not in _TEMPLATE_FIELDS needs a default, and counts where a template sets it to something else. So a
     new field leaves the fingerprints of templates that do not use it, and datasets prepared with them, unchanged.
     """
+    if isinstance(template, BaseTemplate):
+        return sha256_of_text(json.dumps(asdict(template) | {"place": ""}, sort_keys=True))
     values = {name: getattr(template, name) for name in _TEMPLATE_FIELDS}
     for field in fields(template):
         if field.name not in _TEMPLATE_FIELDS and getattr(template, field.name) != field.default:
