@@ -115,7 +115,7 @@ def _loaded_without_values(model_class: Any, config: Any, headers: Headers) -> d
 def _without_packing(headers: Headers, model: Any) -> Headers:
     """Headers of a base that bitsandbytes stored in 4 bits as those of the same weights in 16; of any other, the same.
 
-    model: without weights. A weight whose packed size is not half that of the model's is left as it is stored.
+    model: without weights. A weight whose packed size is not half that of the model's stays packed.
     """
     found = dict(headers)
     for name, weight in model.state_dict().items():
