@@ -49,7 +49,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model system",
     "training": "adapter checkpoint distributed evaluation hub model planning recipe report runs system tracking",
-    "check": "checkpoint evaluation hub model planning recipe system",
+    "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
     "cli": "ablation check export hub inference init planning recipe report system training",

@@ -37,6 +37,7 @@ from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.base_class import text_config
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
 from ochat_train.model.proof.base import ProvenBase, prove_base
+from ochat_train.planning.adapters import adapter_shape
 from ochat_train.planning.memory import MemoryPlan
 from ochat_train.planning.report import memory_choice
 from ochat_train.planning.steps import training_plan
@@ -153,6 +154,12 @@ class RecipeFacts:
     def num_parameters(self) -> int:
         """Parameters, rows of added tokens included."""
         return num_parameters(self.model, self.vocab_size)
+
+    @property
+    def num_trained(self) -> int:
+        """Parameters that the optimizer changes: those of the adapter, if there is one."""
+        shape = adapter_shape(self.recipe.adapter, self.model, vocab_size=self.vocab_size)
+        return self.num_parameters if shape is None else shape.num_trained
 
     @property
     def memory(self) -> MemoryPlan:

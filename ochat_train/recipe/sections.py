@@ -235,7 +235,8 @@ class AdapterSettings(Section):
     rank: PositiveInt = setting(16, description="rows of A and columns of B", decides_steps=True, is_public=True)
     alpha: Positive | None = setting(
         None,
-        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: twice the rank, with `rslora` 16",
+        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: 32, with which the best "
+        "learning rate hardly depends on the rank, and 16 with `rslora`",
         decides_steps=True,
         is_public=True,
     )
@@ -289,7 +290,7 @@ class AdapterSettings(Section):
         """`alpha`, or its default."""
         if self.alpha is not None:
             return self.alpha
-        return 16.0 if self.rslora else 2.0 * self.rank
+        return 16.0 if self.rslora else 32.0
 
     @property
     def scale(self) -> float:
