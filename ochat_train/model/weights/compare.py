@@ -224,8 +224,7 @@ def refuse_quantised(config: Any, place: str, *, for_qlora: bool = False) -> boo
     is_4bit = method == "bitsandbytes" and bool(values.get("load_in_4bit", values.get("_load_in_4bit")))
     if is_4bit and for_qlora:
         return True
-    named = f"{method}, 4 bits" if is_4bit else method
-    problem = f"its config.json says that its weights are quantised ({named})"
+    problem = f"its config.json says that its weights are quantised ({method})"
     if is_4bit:
         raise UserError(place, problem, f"{_UNQUANTISED}, or train an adapter on it: `adapter.type: qlora`")
     if for_qlora:
