@@ -43,7 +43,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "report": "evaluation runs system",
     "checkpoint": "distributed recipe runs system",
     "planning": "adapter evaluation model recipe report system",
-    "init": "model recipe report system",
+    "init": "model planning recipe report system",
     "tracking": "distributed evaluation recipe report runs system",
     "export": "adapter checkpoint evaluation model recipe report runs system",
     "hub": "adapter checkpoint distributed export model recipe runs system",

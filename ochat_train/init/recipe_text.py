@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import yaml
 
 from data_pipeline.text_rules import visible
+from ochat_train.init.adapter import NONE, RANK
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.draft import BETA, Draft
 
@@ -57,6 +58,8 @@ def _body(draft: Draft) -> Iterator[str]:
     )
     yield _line(f"  plan: {draft.plan.value}", draft.plan.reason)
     yield "  # packs at a time, activation checkpointing and ZeRO stage are chosen from the memory of the GPUs"
+    if draft.adapter.value != NONE:
+        yield _line(f"adapter: {{type: {draft.adapter.value}, rank: {RANK}}}", draft.adapter.reason)
     yield "optimizer:"
     yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)
     yield "checkpoint:"

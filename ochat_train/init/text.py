@@ -74,6 +74,7 @@ def draft_text(draft: Draft) -> str:
         ),
         ("train.plan", draft.plan.value, draft.plan.reason),
         ("train.epochs", str(draft.epochs.value), draft.epochs.reason),
+        ("adapter.type", draft.adapter.value, draft.adapter.reason),
         ("optimizer.learning_rate", draft.learning_rate.value, draft.learning_rate.reason),
         ("data.validation_ratio", str(draft.validation_ratio.value), draft.validation_ratio.reason),
         ("data.bad_rows", draft.bad_rows.value, draft.bad_rows.reason),

@@ -160,6 +160,7 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
     compiled = bool(recipe.model.compile)
     if recipe.model.float8:
         use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
-    set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
+    rank = None if recipe.adapter is None else recipe.adapter.rank
+    set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled, rank=rank)
     if not compiled:
         model.count_experts()

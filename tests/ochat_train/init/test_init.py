@@ -61,6 +61,7 @@ def options(*files: str, **changes: Any) -> Options:
         "epochs": None,
         "gpus": None,
         "bad_rows": None,
+        "adapter": None,
         "sample_rows": 1000,
         "overwrite": False,
     }
