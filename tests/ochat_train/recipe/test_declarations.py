@@ -24,7 +24,7 @@ DECISIVE = """
     train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.plan
     train.max_steps
     optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio optimizer.weight_decay optimizer.betas
-    optimizer.eps optimizer.grad_clip deepspeed.offload_optimizer
+    optimizer.eps optimizer.grad_clip optimizer.states deepspeed.offload_optimizer
     deepspeed.config.zero_optimization.reduce_bucket_size
 """
 PUBLIC = """
@@ -43,7 +43,7 @@ PUBLIC = """
     train.loss_denominator train.plan train.max_steps train.log_every_steps train.max_nonfinite_steps
     train.hang_timeout_seconds
     train.push_to_hub train.hub_private optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio
-    optimizer.weight_decay optimizer.betas optimizer.eps optimizer.grad_clip deepspeed.zero_stage
+    optimizer.weight_decay optimizer.betas optimizer.eps optimizer.grad_clip optimizer.states deepspeed.zero_stage
     deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config validation.every_steps validation.prompts
     validation.sample_tokens validation.questions validation.answer_pattern validation.answer_tokens
     checkpoint.save_every_steps checkpoint.keep_last adapter adapter.type adapter.rank adapter.alpha adapter.dropout
