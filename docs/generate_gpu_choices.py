@@ -65,6 +65,11 @@ WAYS = (
         short="full, bfloat16 gradients",
         settings=("train.gradient_dtype=bfloat16",),
     ),
+    Way(
+        title="all weights, `optimizer.states: 8bit`, bfloat16 gradients",
+        short="full, 8bit states",
+        settings=("train.gradient_dtype=bfloat16", "optimizer.states=8bit"),
+    ),
     Way(title="`adapter: {type: lora}`", short="LoRA", settings=("adapter.type=lora",)),
     Way(title="`adapter: {type: qlora}`", short="QLoRA", settings=("adapter.type=qlora",)),
     Way(
