@@ -47,7 +47,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "init": "model planning recipe report system",
     "tracking": "distributed evaluation recipe report runs system",
     "export": "adapter checkpoint evaluation model recipe report runs system",
-    "hub": "checkpoint distributed export recipe runs system",
+    "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system "
     "tracking",
