@@ -164,7 +164,6 @@ def tables() -> str:
     }
     parts = [_row("base", *(gpus.title for gpus in GPUS)), _row(*["---"] * (len(GPUS) + 1))]
     parts += [_row(base.title, *_taken(cells, base)) for base in BASES]
-    parts.append("")
     for base, model in models:
         billions = num_parameters(model, model.config.vocab_size) / 1e9
         parts += ["", f"### {base.title}, {billions:.3g} billion parameters", ""]
