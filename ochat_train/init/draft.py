@@ -166,8 +166,8 @@ def lost_values(draft: Draft, recipe: Recipe) -> list[str]:
             {name: (spec.condition, spec.reward) for name, spec in recipe.data.classes.items()},
         ),
         "sources": (
-            [(source.look.path, source.look.format, source.class_name, source.class_field) for source in draft.sources],
-            [(source.path, source.format, source.class_name, source.class_field) for source in recipe.data.sources],
+            [(s.look.path, s.look.format, s.class_name, s.class_field, s.look.layout.fields) for s in draft.sources],
+            [(s.path, s.format, s.class_name, s.class_field, s.row_fields) for s in recipe.data.sources],
         ),
         "adapter": (draft.adapter.value, NONE if recipe.adapter is None else recipe.adapter.type),
     }

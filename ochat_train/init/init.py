@@ -26,7 +26,7 @@ from ochat_train.init.draft import (
 from ochat_train.init.options import Options, check_options, check_out, file_formats, values_by_file
 from ochat_train.init.recipe_text import recipe_text
 from ochat_train.init.sizes import Decision
-from ochat_train.init.text import draft_text, looks_text, missing_flags, unreadable_text
+from ochat_train.init.text import draft_text, looks_text, missing_flags, rows_text, unreadable_text
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
@@ -53,7 +53,7 @@ def draft_recipe(options: Options, *, ask: Ask | None, say: Callable[[str], None
         base = answer(ask, "Base model, a Hub id or a folder", None, find_base)
     template = choose_template(options.template, base)
     lengths = measure(looks, base, template.value)
-    say(looks_text(looks, lengths, base))
+    say("\n".join([looks_text(looks, lengths, base), *(rows_text(look, template.value) for look in looks)]))
     sources = _classify(options, looks, ask)
     names = class_names(sources)
     classes = read_classes(options.classes, known=names)
@@ -114,7 +114,7 @@ def _classify(options: Options, looks: Sequence[SourceLook], ask: Ask | None) ->
         """Whether no flag has decided it and there is something to choose from."""
         path = source.look.path
         is_given = path in class_of or path in class_field or source.class_name in named
-        return not is_given and bool(source.look.class_fields())
+        return not is_given and not source.look.has_pairs and bool(source.look.class_fields())
 
     return [ask_class(ask, source) if is_open(source) else source for source in sources]
 

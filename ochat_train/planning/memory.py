@@ -20,6 +20,7 @@ from ochat_train.model.base_class import text_config
 from ochat_train.model.config import layer_widths, model_dtype
 from ochat_train.model.experts import expert_count
 from ochat_train.model.loss import CHUNK_TOKENS
+from ochat_train.optimizer.size import STATE_SIZES
 from ochat_train.planning.adapters import NF4_BYTES, AdapterShape
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import (
@@ -95,13 +96,16 @@ class MemoryParts:
 class MemorySetting:
     """What decides memory and speed of a run.
 
-    checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `gradients.dtype_of_sums`.
+    checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `gradients.dtype_of_sums`. states:
+    `optimizer.states`. adapter: `adapter.type`, None where all weights are trained.
     """
 
     zero_stage: int
     checkpointing: tuple[str, ...]
     packs_per_micro_batch: int
     sum_dtype: str
+    states: str = "float32"
+    adapter: str | None = None
 
     @property
     def checkpointing_text(self) -> str:
@@ -207,8 +211,8 @@ def model_shape(
 def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, num_gpus: int) -> MemoryParts:
     """Bytes of GPU memory by part, for a GPU run (bfloat16 unless the recipe says float32).
 
-    DeepSpeed: 2 bytes a parameter for weights, 12 for float32 masters and two AdamW moments; gradients are summed whole
-    on each GPU up to stage 1, in shards from stage 2.
+    DeepSpeed: 2 bytes a parameter for weights, 12 for float32 masters and two AdamW moments (STATE_SIZES has those of
+    other `optimizer.states`); gradients are summed whole on each GPU up to stage 1, in shards from stage 2.
     """
     settings, stage = recipe.deepspeed, setting.zero_stage
     wide = recipe.model.precision == "float32"
@@ -221,11 +225,14 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
     bucket = min(BUCKET_ELEMENTS, num) if stage == 1 else BUCKET_ELEMENTS
     buckets = 2 * width * bucket if num_gpus > 1 and stage else 0
     gathered = 2 * (shape.num_parameters - shape.num_frozen) / shape.num_layers * 2 * width if stage == 3 else 0
-    optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
+    states = STATE_SIZES[recipe.optimizer.states].per_parameter(bfloat16=not wide)
+    optimizer = 0.0 if settings.offload_optimizer else num * states / shard["optimizer"]
     adds_up = _adds_up(recipe, num_gpus, setting.packs_per_micro_batch)
     gradients = num * gradient_bytes(recipe, stage, adds_up=adds_up) / shard["gradients"]
     group = min(num, GROUP_ELEMENTS) / (num_gpus if stage else 1)
-    in_update = 8.0 * group + (2.0 * num if stage <= 1 and not wide else gradients)
+    # of a group: float32 gradients, twice; small states: gradients as they were summed, and in the weights' dtype
+    of_group = 8.0 if recipe.optimizer.states == "float32" else 4.0 + width
+    in_update = of_group * group + (2.0 * num if stage <= 1 and not wide else gradients)
     activations = _activation_bytes(recipe, shape, setting, width=width)
     return MemoryParts(
         weights=0.0 if settings.offload_parameters else shape.weight_bytes(width) / shard["weights"],
@@ -285,6 +292,8 @@ def possible_plans(
             checkpointing=checkpointing,
             packs_per_micro_batch=packs,
             sum_dtype=dtype_of_sums(recipe, stage, adds_up=_adds_up(recipe, num_gpus, packs)),
+            states=recipe.optimizer.states,
+            adapter=None if recipe.adapter is None else recipe.adapter.type,
         )
         parts = memory_parts(recipe, shape, setting, num_gpus=num_gpus)
         plans.append(MemoryPlan(**vars(setting), parts=parts, fits=not is_gpu or parts.total <= budget))

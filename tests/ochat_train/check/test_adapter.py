@@ -31,7 +31,7 @@ def findings_of(path: Path, *overrides: str, areas: str = "adapter") -> list[Fin
 
 @pytest.fixture
 def path(make_recipe: RecipeFactory) -> Path:
-    return make_recipe(adapter={"type": "lora", "rank": 4}, optimizer={"learning_rate": "auto"})
+    return make_recipe(adapter={"type": "lora", "rank": 4, "alpha": 8}, optimizer={"learning_rate": "auto"})
 
 
 def test_an_adapter_that_fits(path: Path) -> None:
