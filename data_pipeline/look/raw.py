@@ -17,7 +17,7 @@ from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
 from data_pipeline.prompt.prompts import prompt_tokens
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
 from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from data_pipeline.classes.rewards import RewardFacts
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.settings import DataSettings
 

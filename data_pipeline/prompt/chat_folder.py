@@ -20,7 +20,7 @@ from data_pipeline.json_files import read_text
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE, chat_template
 from data_pipeline.prompt.library_errors import tokenizers_errors
 from data_pipeline.prompt.render import render
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 
@@ -102,12 +102,14 @@ def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
     )
     for content in ("Hello", " a\n", "\n\n b ", "1,000", "é🙂", f"x{template.end_of_turn}y"):
         messages = (Message(role="user", content=content), Message(role="assistant", content=content))
-        conversation = Conversation(id="probe", place="probe", messages=messages, system=content)
+        system = content if template.shows_system else ""
+        conversation = Conversation(id="probe", place="probe", messages=messages, system=system)
         tagged = TaggedConversation(
             conversation=conversation, class_name="probe", condition="Probe", message_weights=(0.0, 1.0)
         )
         tokens = tokenizer.tokenize([render(tagged, template, bos_token=spec.bos_token)])[0]
-        roles = [("system", content), ("user", content), ("assistant", content)]
+        roles = [("system", content)] if system else []
+        roles += [("user", content), ("assistant", content)]
         prompt = render_chat_template(text, [{"role": role, "content": value} for role, value in roles])
         with tokenizers_errors("model.tokenizer"):
             ids = whole.encode(prompt, add_special_tokens=False).ids

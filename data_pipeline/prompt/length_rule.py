@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 

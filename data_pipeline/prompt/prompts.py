@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from data_pipeline.conversation import Segment, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.render import render
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 

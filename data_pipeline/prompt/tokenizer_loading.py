@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
 from data_pipeline.prompt.library_errors import TOKENIZER_REMEDY, tokenizers_errors
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.text_rules import RESERVED_CHARACTER, shown
 

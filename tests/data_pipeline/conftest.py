@@ -8,7 +8,8 @@ import pytest
 
 from data_pipeline.prepare import prepare as prepare_module
 from data_pipeline.prompt.chat_folder import check_chat_template
-from data_pipeline.prompt.templates import TEMPLATES, Template
+from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TokenizerSpec
 
 

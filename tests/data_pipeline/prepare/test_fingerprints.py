@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from data_pipeline.prepare.fingerprints import template_fingerprint
-from data_pipeline.prompt.templates import TEMPLATES, Template
+from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.templates import TEMPLATES
 
 # as first released; a change here makes every user prepare again
 RELEASED = {
