@@ -14,13 +14,15 @@ MAX_EXAMPLES_PER_REASON = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """Counts of conversations. `read == kept + sum(dropped.values())` always holds.
+    """Counts of conversations. `read + rows_added == kept + sum(dropped.values())` always holds.
 
     truncated: kept, cut to `max_length_tokens`. tail_trimmed: kept, without the tokens after the last supervised one.
     control_text_kept_plain: kept, with text that spells a control token. condition_left_out: kept, prompted without its
     condition (`data.condition_dropout`). text_not_recovered: held out, but not in the condition matrix, because its
-    tokens do not give its exact text. dropped: reason -> conversations. examples: reason -> `place: message` of the
-    first few.
+    tokens do not give its exact text. rows_added: rows beyond the first of a conversation that became one row for each
+    answer, as its template rewrites what came before (each is counted as kept or dropped). answers_left_out: answers
+    with a weight that are not trained on for the same reason (`model.rewritten_history: last_answer`). dropped: reason
+    -> conversations. examples: reason -> `place: message` of the first few.
 
     The names are those of the JSON: `conversations` of `ochat prepare --json`, `ledger` of the manifest.
     """
@@ -32,6 +34,8 @@ class Ledger:
     control_text_kept_plain: int
     condition_left_out: int
     text_not_recovered: int = 0  # older prepared datasets lack it
+    rows_added: int = 0  # likewise
+    answers_left_out: int = 0  # likewise
     dropped: Mapping[str, int]
     examples: Mapping[str, Sequence[str]]
 
@@ -56,6 +60,8 @@ class Tally:
     num_control_text_kept_plain: int = 0
     num_condition_left_out: int = 0
     num_text_not_recovered: int = 0
+    num_rows_added: int = 0
+    num_answers_left_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -88,7 +94,8 @@ class Tally:
 
     def result(self) -> Ledger:
         """The result, with reasons in alphabetical order."""
-        assert self.num_read == self.num_kept + sum(self.dropped.values()), "a conversation was lost"
+        num_rows = self.num_read + self.num_rows_added
+        assert num_rows == self.num_kept + sum(self.dropped.values()), "a conversation was lost"
         return Ledger(
             read=self.num_read,
             kept=self.num_kept,
@@ -97,6 +104,8 @@ class Tally:
             control_text_kept_plain=self.num_control_text_kept_plain,
             condition_left_out=self.num_condition_left_out,
             text_not_recovered=self.num_text_not_recovered,
+            rows_added=self.num_rows_added,
+            answers_left_out=self.num_answers_left_out,
             dropped=dict(sorted(self.dropped.items())),
             examples={reason: list(examples) for reason, examples in sorted(self.examples.items())},
         )

@@ -42,7 +42,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "runs": "evaluation recipe system",
     "report": "evaluation runs system",
     "checkpoint": "distributed recipe runs system",
-    "planning": "evaluation model recipe report system",
+    "planning": "adapter evaluation model recipe report system",
     "init": "model recipe report system",
     "tracking": "distributed evaluation recipe report runs system",
     "export": "adapter checkpoint evaluation model recipe report runs system",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
-from data_pipeline.prompt.prompts import prompt_tokens
-from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.prompt_format import AnyTemplate, PromptTemplate, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
 from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids
@@ -195,7 +195,7 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
     return {name: seen for name, seen in fields.items() if seen.values is not None or seen.numbers is not None}
 
 
-def under_inference_condition(conversation: Conversation, template: Template) -> TaggedConversation:
+def under_inference_condition(conversation: Conversation, template: PromptTemplate) -> TaggedConversation:
     """A conversation whose class is not known, under the condition that the template asks for answers with."""
     weights = tuple(1.0 if message.role == "assistant" else 0.0 for message in conversation.messages)
     return TaggedConversation(
@@ -204,15 +204,19 @@ def under_inference_condition(conversation: Conversation, template: Template) ->
 
 
 def token_lengths(
-    conversations: Sequence[TaggedConversation], template: Template, tokenizer: TokenizerSpec
+    conversations: Sequence[TaggedConversation], template: AnyTemplate, tokenizer: TokenizerSpec
 ) -> np.ndarray:
     """int64: tokens of all conversations that hold them, or of up to 2,000 that hold text, evenly taken."""
     own = [len(item.tokens.input_ids) for item in conversations if item.tokens is not None]
     if own:
         return np.array(own, dtype=np.int64)
     step = -(-len(conversations) // _TOKENIZED_CONVERSATIONS)
-    taken = conversations[:: max(1, step)]
-    tokenized = prompt_tokens(taken, template, TemplateTokenizer(tokenizer), bos_token=tokenizer.bos_token)
+    render = rows_of(template, tokenizer)
+    rendered = []
+    for item in conversations[:: max(1, step)]:
+        with suppress(RowError):  # the preparation reports it
+            rendered += [row.segments for row in render(item)]
+    tokenized = TemplateTokenizer(tokenizer).tokenize(rendered)
     return np.array([len(tokens.input_ids) for tokens in tokenized if not isinstance(tokens, RowError)], dtype=np.int64)
 
 

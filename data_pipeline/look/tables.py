@@ -68,15 +68,19 @@ class LedgerReason:
         return "dropped" if self.is_dropped else "kept, cut"
 
 
+_ROWS_ADDED = "rows added"
+
+
 def ledger_summary(ledger: Ledger) -> str:
     """The account in one line: what was read, kept and dropped, and what was changed of the kept ones."""
     read, kept, dropped = ledger_totals(ledger)
-    counts = ", ".join(f"{what} {count:,}" for what, count in ledger_counts(ledger))
-    return f"read {read:,} = kept {kept:,} + dropped {dropped:,}; {counts}"
+    counts = ", ".join(f"{what} {count:,}" for what, count in ledger_counts(ledger) if what != _ROWS_ADDED)
+    added = f" + {ledger.rows_added:,} rows added" if ledger.rows_added else ""
+    return f"read {read:,}{added} = kept {kept:,} + dropped {dropped:,}; {counts}"
 
 
 def ledger_totals(ledger: Ledger) -> tuple[int, int, int]:
-    """Conversations that were read, kept and dropped; the first is the sum of the others."""
+    """Conversations that were read, kept and dropped; the first, with `rows_added`, is the sum of the others."""
     return ledger.read, ledger.kept, ledger.num_dropped
 
 
@@ -87,6 +91,8 @@ def ledger_counts(ledger: Ledger) -> list[tuple[str, int]]:
         ("unsupervised tail trimmed", ledger.tail_trimmed),
         ("control strings kept as text", ledger.control_text_kept_plain),
         ("condition left out", ledger.condition_left_out),
+        *(((_ROWS_ADDED, ledger.rows_added),) if ledger.rows_added else ()),
+        *((("answers left out", ledger.answers_left_out),) if ledger.answers_left_out else ()),
     ]
 
 
@@ -96,6 +102,8 @@ def ledger_reasons(ledger: Ledger) -> list[LedgerReason]:
         "truncated": ledger.truncated,
         "tail_trimmed": ledger.tail_trimmed,
         "text_not_recovered": ledger.text_not_recovered,
+        "row_per_answer": ledger.rows_added,
+        "answers_left_out": ledger.answers_left_out,
     }
     counts = [(reason, count, True) for reason, count in ledger.dropped.items()]
     counts += [(reason, count, False) for reason, count in noted.items() if count]

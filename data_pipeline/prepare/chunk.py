@@ -5,7 +5,7 @@ Rows that hold tokens are read and cut; their class and text are recovered from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +18,10 @@ from data_pipeline.ledger import Tally
 from data_pipeline.prepare.chunk_result import ChunkResult, KeptRow
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
+from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.prompts import prompt_tokens
+from data_pipeline.prompt.prompt_format import rows_of
+from data_pipeline.prompt.prompt_row import PromptRow
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import BadRow, SourceChunk, read_conversations
@@ -34,23 +36,25 @@ class ChunkProcessor:
         self._tokenizer = TemplateTokenizer(job.tokenizer)
         self._read_turns = None
         if any(source.is_tokenized for source in job.data.sources):
+            assert not isinstance(job.template, BaseTemplate), "refused by `prepare`"
             classes = class_table(job.data, job.rewards)
             self._read_turns = TurnReader(self._tokenizer, job.template, classes, bos_token=job.tokenizer.bos_token)
+        self._rows_of = rows_of(job.template, job.tokenizer)
         self._length_rule = LengthRule.of(job.template, self._tokenizer, max_length_tokens=job.max_length_tokens)
 
     def __call__(self, part: SourceChunk) -> ChunkResult:
         """Process one chunk."""
         tally = Tally()
         conditions: dict[str, str] = {}
-        items: list[TaggedConversation] = []
+        items: list[PromptRow] = []
         for item in self._read(part, tally):
             conditions[item.class_name] = item.condition
-            items.append(self._maybe_without_condition(item))
+            items += self._rows(self._maybe_without_condition(item), tally)
         kept: list[tuple[TaggedConversation, CutConversation]] = []
-        for item, tokens in zip(items, self._tokens(items), strict=True):
-            cut = self._cut(item.conversation, tokens, tally)
+        for row, tokens in zip(items, self._tokens(items), strict=True):
+            cut = self._cut(row, tokens, tally)
             if cut is not None:
-                kept.append((item, cut))
+                kept.append((row.tagged, cut))
         rows = [self._row(item, cut, conditions) for item, cut in kept]
         whole = {i: kept[i] for i, row in enumerate(rows) if row.is_held_out and not row.is_truncated}
         return ChunkResult(
@@ -92,20 +96,32 @@ class ChunkProcessor:
     def _is_held_out(self, conversation: Conversation) -> bool:
         return is_held_out(conversation, ratio=self._job.data.validation_ratio, seed=self._job.seed)
 
-    def _tokens(self, items: Sequence[TaggedConversation]) -> Iterator[TokenizedConversation | RowError]:
-        """The tokens of each conversation: its own, or those of its rendered text."""
-        texts = self._tokenize([item for item in items if item.tokens is None])
-        return (next(texts) if item.tokens is None else item.tokens for item in items)
+    def _rows(self, item: TaggedConversation, tally: Tally) -> Iterable[PromptRow]:
+        """The rows of a conversation; none where the template cannot show it. Counts those beyond the first."""
+        if item.tokens is not None:
+            return (PromptRow(tagged=item, segments=()),)
+        place = item.conversation.place
+        try:
+            rows = self._rows_of(item)
+        except RowError as error:
+            tally.drop(error.reason, place, str(error), bad=True)
+            return ()
+        if len(rows) > 1:
+            tally.num_rows_added += len(rows) - 1
+            tally.note("row_per_answer", place, f"{len(rows)} rows: the template rewrites what comes before an answer")
+        if left_out := sum(row.answers_left_out for row in rows):
+            tally.num_answers_left_out += left_out
+            tally.note("answers_left_out", place, f"{left_out} answers that the template rewrites are not trained on")
+        return rows
 
-    def _tokenize(self, items: Sequence[TaggedConversation]) -> Iterator[TokenizedConversation | RowError]:
-        template, bos_token = self._job.template, self._job.tokenizer.bos_token
-        return iter(prompt_tokens(items, template, self._tokenizer, bos_token=bos_token))
+    def _tokens(self, items: Sequence[PromptRow]) -> Iterator[TokenizedConversation | RowError]:
+        """The tokens of each row: its own, or those of its rendered text."""
+        texts = iter(self._tokenizer.tokenize([row.segments for row in items if row.tagged.tokens is None]))
+        return (next(texts) if row.tagged.tokens is None else row.tagged.tokens for row in items)
 
-    def _cut(
-        self, conversation: Conversation, tokens: TokenizedConversation | RowError, tally: Tally
-    ) -> CutConversation | None:
+    def _cut(self, row: PromptRow, tokens: TokenizedConversation | RowError, tally: Tally) -> CutConversation | None:
         """Apply the length rule. None where nothing is kept."""
-        place, limit = conversation.place, self._job.max_length_tokens
+        place, limit = row.tagged.conversation.place, self._job.max_length_tokens
         if isinstance(tokens, RowError):
             tally.drop(tokens.reason, place, str(tokens), bad=True)
             return None
@@ -147,7 +163,7 @@ class ChunkProcessor:
         """
         exact = {row: item for row, (item, _) in whole.items() if item.tokens is None}
         recovered = {row: pair for row, pair in whole.items() if row not in exact}
-        again = self._tokenize([item for item, _ in recovered.values()])
+        again = self._tokenizer.tokenize([self._rows_of(item)[0].segments for item, _ in recovered.values()])
         for (row, (item, cut)), tokens in zip(recovered.items(), again, strict=True):
             if _begins_with(tokens, cut.tokens):
                 exact[row] = replace(item, tokens=None)  # the text says it all, and it is less to send

@@ -8,17 +8,17 @@ others (split `conditions`), with the same supervised text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from data_pipeline.conversation import TaggedConversation
+from data_pipeline.conversation import Segment, TaggedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.prompts import prompt_tokens
+from data_pipeline.prompt.prompt_format import RowsOf, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 CONVERSATIONS_PER_CLASS = 1000  # enough for a narrow confidence interval; keeps the matrix cheap compared to training
@@ -49,13 +49,15 @@ def condition_rows(
     """
     chosen = _sample(held_out, job.seed, most_per_class)
     tokenizer = TemplateTokenizer(job.tokenizer)
+    row_under = _row_under(rows_of(job.template, job.tokenizer))
     rule = LengthRule.of(job.template, tokenizer, max_length_tokens=job.max_length_tokens)
     for start in range(0, len(chosen), _BATCH):
         batch = chosen[start : start + _BATCH]
         pairs = [(item, name) for item in batch for name in condition_ids if name != item.tagged.condition]
-        items = [replace(item.tagged, condition=name) for item, name in pairs]
-        results = prompt_tokens(items, job.template, tokenizer, bos_token=job.tokenizer.bos_token)
-        cuts = [None if isinstance(tokens, RowError) else rule.cut(tokens) for tokens in results]
+        rendered = [row_under(item.tagged, name) for item, name in pairs]
+        results = iter(tokenizer.tokenize([segments for segments in rendered if segments is not None]))
+        tokenized = [None if segments is None else next(results) for segments in rendered]
+        cuts = [None if tokens is None or isinstance(tokens, RowError) else rule.cut(tokens) for tokens in tokenized]
         unfit = {
             item.validation_row
             for (item, _), cut in zip(pairs, cuts, strict=True)
@@ -68,6 +70,19 @@ def condition_rows(
         ]
         if kept:
             yield _with_ids(kept, condition_ids, class_ids)
+
+
+def _row_under(rows: RowsOf) -> Callable[[TaggedConversation, str], tuple[Segment, ...] | None]:
+    """A function that gives the segments of a prepared row under a condition; None where it is not one row there."""
+
+    def row_under(tagged: TaggedConversation, condition: str) -> tuple[Segment, ...] | None:
+        try:
+            found = rows(replace(tagged, condition=condition))
+        except RowError:
+            return None
+        return found[0].segments if len(found) == 1 else None
+
+    return row_under
 
 
 def _sample(held_out: Sequence[HeldOut], seed: int, most_per_class: int) -> list[HeldOut]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
-from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.uniform import uniform_format
 from data_pipeline.read import sources
 from data_pipeline.settings import DataSettings
@@ -58,12 +59,14 @@ def sources_fingerprint(settings: DataSettings, *, progress: Callable[[int], Non
     return sha256_of_text("".join(contents))
 
 
-def template_fingerprint(template: Template) -> str:
+def template_fingerprint(template: AnyTemplate) -> str:
     """sha256 of everything that decides the prompts of a template.
 
     A key of the template that is at its default does not count. So a new key leaves the fingerprints of templates that
     do not use it, and datasets prepared with them, unchanged. Formats of the first version keep their fingerprint.
     """
+    if isinstance(template, BaseTemplate):
+        return sha256_of_text(json.dumps(asdict(template) | {"place": ""}, sort_keys=True))
     uniform = uniform_format(template)
     if uniform is not None:
         values = {field.name: getattr(uniform, field.name) for field in fields(uniform)}

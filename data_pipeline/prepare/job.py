@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from data_pipeline.classes.rewards import RewardFacts
-from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.settings import DataSettings
 
@@ -15,7 +15,7 @@ class PrepareJob:
     """Everything that decides the rows of a prepared dataset."""
 
     data: DataSettings
-    template: Template
+    template: AnyTemplate
     tokenizer: TokenizerSpec
     max_length_tokens: int
     seed: int  # decides which prompts are held out

@@ -30,6 +30,7 @@ from data_pipeline.prepared.dataset import (
     holds_only_prepared_files,
 )
 from data_pipeline.prepared.integrity import hashes_of, verify
+from data_pipeline.prompt.base_template.template import TOKENS_OF_OTHER_TEMPLATE, BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.openchat_parquet import tokenized_files
@@ -65,6 +66,8 @@ def prepare(
         say(f"{problem}: it is prepared again")
     check_chat_template(job.tokenizer, job.template)
     for number, source in enumerate(job.data.sources):
+        if source.is_tokenized and isinstance(job.template, BaseTemplate):
+            raise UserError(f"data.sources.{number}", *TOKENS_OF_OTHER_TEMPLATE)
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
             tokenized_files(source, job.template.name, where=f"data.sources.{number}")
     job = replace(job, rewards=survey(job.data, num_workers=num_workers, sizes=sizes))
@@ -144,4 +147,5 @@ def _manifest(job: PrepareJob, account: Account, inputs: dict[str, str], fingerp
         conditions=list(account.classes.condition_ids),
         splits={str(split): counts for split, counts in account.splits.items()},
         ledger=account.tally.result(),
+        control_tokens=list(job.template.control_tokens),
     )

@@ -97,6 +97,8 @@ class Manifest:
     fingerprint: sha256 over everything that it was made from; equal fingerprints mean that the same was asked for.
     inputs: sha256 by name (`sources`, `tokenizer`, `template`, `settings`), to say which of them changed.
     conditions: every condition that a row is prompted with, by `condition_id`; those of the classes first.
+    control_tokens: those that the template writes, without beginning-of-sequence; empty in manifests of versions that
+    had only built-in templates.
     files: size and sha256 of every other file of the folder. digest: sha256 over everything else in this manifest.
     Both are empty in manifests of versions that kept no hashes.
     """
@@ -114,6 +116,7 @@ class Manifest:
     conditions: list[str]
     splits: dict[str, SplitCounts]
     ledger: Ledger
+    control_tokens: list[str] = field(default_factory=list)
     files: dict[str, FileHash] = field(default_factory=dict)
     digest: str = ""
 

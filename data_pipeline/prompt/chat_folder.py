@@ -5,27 +5,29 @@ train.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.files import write_text
 from data_pipeline.json_files import read_text
+from data_pipeline.prompt.base_template.check import check_base_template
+from data_pipeline.prompt.base_template.sandbox import sandbox
+from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.base_template.wrapper import wrapped_templates
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE, chat_template
 from data_pipeline.prompt.library_errors import tokenizers_errors
+from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.render import render
-from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 
 def write_tokenizer_folder(
-    folder: Path, spec: TokenizerSpec, template: Template, *, inference_condition: str, max_length_tokens: int
+    folder: Path, spec: TokenizerSpec, template: AnyTemplate, *, inference_condition: str, max_length_tokens: int
 ) -> None:
     """Write a folder that `transformers.AutoTokenizer` loads: the ids of training, and a chat template with
     `condition`. Beside it is the template that marks what is learned; nothing loads it unasked.
@@ -46,15 +48,24 @@ def write_tokenizer_folder(
     write_text(
         folder / "tokenizer_config.json", json.dumps({k: v for k, v in config.items() if v is not None}, indent=1)
     )
-    for file, marks_answers in ((CHAT_TEMPLATE, False), (MASK_TEMPLATE, True)):
-        text = chat_template(
+    for file, text in _chat_templates(spec, template, inference_condition).items():
+        write_text(folder / file, text)
+
+
+def _chat_templates(spec: TokenizerSpec, template: AnyTemplate, inference_condition: str) -> Mapping[str, str]:
+    """File name -> text."""
+    if isinstance(template, BaseTemplate):
+        return wrapped_templates(template, special_tokens=spec.special_tokens, inference_condition=inference_condition)
+    return {
+        file: chat_template(
             template,
             bos_token=spec.bos_token,
             special_tokens=spec.special_tokens,
             inference_condition=inference_condition,
             marks_answers=marks_answers,
         )
-        write_text(folder / file, text)
+        for file, marks_answers in ((CHAT_TEMPLATE, False), (MASK_TEMPLATE, True))
+    }
 
 
 def _with_whole_offsets(backend: str) -> str:
@@ -75,13 +86,7 @@ def _with_whole_offsets(backend: str) -> str:
 
 def render_chat_template(text: str, messages: Sequence[dict[str, str]], **variables: Any) -> str:
     """Render a chat template as `transformers` does."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    environment.globals["raise_exception"] = raise_exception
-    return str(environment.from_string(text).render(messages=list(messages), **variables))
+    return str(sandbox().from_string(text).render(messages=list(messages), **variables))
 
 
 def render_stored_template(path: Path, messages: Sequence[dict[str, str]], **variables: Any) -> str:
@@ -93,8 +98,11 @@ def render_stored_template(path: Path, messages: Sequence[dict[str, str]], **var
         raise UserError(path, f"the chat template fails: {type(error).__name__}: {error}", "restore it") from None
 
 
-def check_chat_template(spec: TokenizerSpec, template: Template) -> None:
+def check_chat_template(spec: TokenizerSpec, template: AnyTemplate) -> None:
     """Raise UserError unless the chat template's ids are those of training, on texts that are known to be difficult."""
+    if isinstance(template, BaseTemplate):
+        check_base_template(spec, template)
+        return
     tokenizer = TemplateTokenizer(spec)
     whole = Tokenizer.from_str(spec.backend)
     text = chat_template(

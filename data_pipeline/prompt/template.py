@@ -120,8 +120,10 @@ class Template(Section):
     """A prompt format."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="what `model.template` calls it")
-    control_tokens: list[str] = Field(
-        min_length=1, description="control tokens; wherever a text below spells one, the token is written"
+    control_tokens: tuple[str, ...] = Field(
+        min_length=1,
+        strict=False,  # a list of YAML is one too
+        description="control tokens; wherever a text below spells one, the token is written",
     )
     bos: bool = Field(
         True, description="begin with the tokenizer's beginning-of-sequence token, where it has one of its own"

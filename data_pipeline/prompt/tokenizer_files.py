@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -9,19 +10,21 @@ from data_pipeline.hub_cache import is_known_to_be_absent
 from data_pipeline.hub_names import is_hub_id
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
-def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str, Path]:
-    """The tokenizer files of a local folder or a Hub model, by name. Raises UserError where `tokenizer.json` is
-    missing.
+def find_tokenizer_files(name: str, *, revision: str | None = None, more: Sequence[str] = ()) -> dict[str, Path]:
+    """The tokenizer files of a local folder or a Hub model, by name; also those of `more` that are there. Raises
+    UserError where `tokenizer.json` is missing.
     """
+    wanted = (*TOKENIZER_FILES, *more)
     folder = Path(name)
     if folder.is_dir():
-        found = {file: folder / file for file in TOKENIZER_FILES if (folder / file).is_file()}
+        found = {file: folder / file for file in wanted if (folder / file).is_file()}
     elif not is_hub_id(name):
         raise UserError("model", f"{name}: no such folder, and not a Hub id (ORG/NAME)")
     else:
-        found = _download(name, revision)
+        found = _download(name, revision, wanted)
     if "tokenizer.json" not in found:
         raise UserError(
             "model",
@@ -32,12 +35,12 @@ def find_tokenizer_files(name: str, *, revision: str | None = None) -> dict[str,
     return found
 
 
-def _download(name: str, revision: str | None) -> dict[str, Path]:
+def _download(name: str, revision: str | None, wanted: Sequence[str]) -> dict[str, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     found = {}
-    for file in TOKENIZER_FILES:
+    for file in wanted:
         try:
             found[file] = Path(hf_hub_download(name, file, revision=revision))
         except LocalEntryNotFoundError:  # no network or HF_HUB_OFFLINE; its base class is "not found"

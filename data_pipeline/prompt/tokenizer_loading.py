@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
 from data_pipeline.prompt.library_errors import TOKENIZER_REMEDY, tokenizers_errors
-from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.text_rules import RESERVED_CHARACTER, shown
 
 _MOST_TOKENS = 1 << 24  # an embedding with more rows than that is a damaged file
 
 
-def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> TokenizerSpec:
+class WritesTokens(Protocol):
+    """A template, as far as a tokenizer has to know it."""
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The control tokens that it needs."""
+
+
+def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> TokenizerSpec:
     """Read a tokenizer and make it ready for a template. Raises UserError for files that are damaged or that a chat
     template cannot do justice to.
     """
@@ -54,6 +62,15 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: Template) -> Tokeni
     )
     _check_spec(spec, path)
     return spec
+
+
+def with_special_token(spec: TokenizerSpec, token: str) -> TokenizerSpec:
+    """The same with a token of its vocabulary as a control token, as `transformers` makes its named tokens."""
+    tokenizer = Tokenizer.from_str(spec.backend)
+    if token in spec.special_tokens or tokenizer.token_to_id(token) is None:
+        return spec
+    tokenizer.add_special_tokens([_control_token(token)])
+    return replace(spec, backend=tokenizer.to_str())
 
 
 def _named_tokens(files: Mapping[str, Path]) -> dict[str, str | None]:

@@ -60,7 +60,7 @@ class UniformFormat:
         headless = self.system_name is None
         return Template(
             name=self.name,
-            control_tokens=list(dict.fromkeys(tokens)),
+            control_tokens=tuple(dict.fromkeys(tokens)),
             inference_condition=self.inference_condition,
             turns=Turns(
                 system=Turn(

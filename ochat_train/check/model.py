@@ -9,8 +9,8 @@ from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.json_files import read_json_object
 from data_pipeline.plan.plan import num_micro_batches
+from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template
-from data_pipeline.prompt.templates import TEMPLATES
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
@@ -24,12 +24,16 @@ from ochat_train.system.pretrained import code_named_by
 
 def check_template(facts: RecipeFacts) -> Iterator[Finding]:
     """Control tokens, beginning of sequence, and whether a prompt has the ids of training."""
-    spec, template = facts.tokenizer, TEMPLATES[facts.recipe.model.template]
+    spec, template = facts.tokenizer, facts.template
     check_chat_template(spec, template)
     if spec.added_control_tokens:
         tokens = f"{', '.join(spec.added_control_tokens)} will be added to tokenizer and model"
     else:
         tokens = f"the tokenizer has the control tokens {', '.join(template.control_tokens)}"
+    if isinstance(template, BaseTemplate):
+        text = f"{tokens}; answers end with {' or '.join(template.end_tokens)}; prompts get the ids of training"
+        yield ok("template", template.place, text)
+        return
     start = f"begin with {spec.bos_token}" if spec.bos_token else "begin without a beginning-of-sequence token"
     yield ok("template", template.name, f"{tokens}; conversations {start}; prompts get the ids of training")
 
@@ -72,7 +76,11 @@ def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
     if wanted != "auto":
         yield ok("learning rate", place, f"{wanted:g}")
         return
-    most = automatic_rate(facts.config, supervised_tokens_per_step=facts.recipe.train.tokens_per_step)
+    has_adapter, most_tokens = facts.recipe.adapter is not None, facts.recipe.train.tokens_per_step
+    most = automatic_rate(facts.config, supervised_tokens_per_step=most_tokens, with_adapter=has_adapter)
+    if has_adapter:
+        yield ok("learning rate", place, f"auto, {most.value:.3g}: {most.rule}")
+        return
     text = f"auto, at most {most.value:.3g}: lower if not every token is learned from"
     yield ok("learning rate", place, f"{text}; {most.rule} * sqrt(supervised tokens per step / 4e6)")
 

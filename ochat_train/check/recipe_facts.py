@@ -22,11 +22,11 @@ from data_pipeline.hub_names import is_hub_id
 from data_pipeline.ledger import Tally
 from data_pipeline.look.raw import token_lengths, under_inference_condition
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from data_pipeline.prompt.base_template.template import TOKENS_OF_OTHER_TEMPLATE, BaseTemplate
 from data_pipeline.prompt.length_rule import LengthRule
+from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
-from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
-from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import AnyChunk, BadRow, read_conversations, with_unique_ids
 from data_pipeline.read.sample import sample_source
@@ -41,6 +41,7 @@ from ochat_train.planning.memory import MemoryPlan
 from ochat_train.planning.report import memory_choice
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.preparation import check_prepared
+from ochat_train.recipe.prompts import Prompts, load_prompts
 from ochat_train.recipe.sections import Recipe
 
 T = TypeVar("T")
@@ -91,14 +92,23 @@ class RecipeFacts:
     @property
     def tokenizer(self) -> TokenizerSpec:
         """The tokenizer, made ready for the template."""
-        return self._once("tokenizer", self._find_tokenizer)
+        return self.prompts.tokenizer
 
-    def _find_tokenizer(self) -> TokenizerSpec:
+    @property
+    def template(self) -> AnyTemplate:
+        """The prompt format. Raises UserError where it is the tokenizer's own and cannot be used."""
+        return TEMPLATES.get(self.recipe.model.template) or self.prompts.template
+
+    @property
+    def prompts(self) -> Prompts:
+        """Template and tokenizer."""
+        return self._once("prompts", self._find_prompts)
+
+    def _find_prompts(self) -> Prompts:
         model = self.recipe.model
         if is_hub_id(model.tokenizer_source):
             self.hub_model(model.tokenizer_source)
-        files = find_tokenizer_files(model.tokenizer_source, revision=model.revision)
-        return load_tokenizer_spec(files, TEMPLATES[model.template])
+        return load_prompts(model)
 
     @property
     def config(self) -> Any:
@@ -216,7 +226,7 @@ class RecipeFacts:
 
     def _reader(self, source: SourceSettings) -> Callable[[AnyChunk], Iterator[TaggedConversation | BadRow]]:
         """Reads chunks of a source. Raises UserError where its rows hold tokens and there is no tokenizer."""
-        data, template = self.recipe.data, TEMPLATES[self.recipe.model.template]
+        data, template = self.recipe.data, self.template
         rewards = RewardFacts(largest=_ANY_REWARD, baselines={})
 
         def without_class(conversation: Conversation, *, class_name: str | None) -> TaggedConversation:
@@ -225,6 +235,8 @@ class RecipeFacts:
         tag = Tagger(data, rewards) if data.scored_by is None else without_class
         read_turns = None
         if source.is_tokenized:
+            if isinstance(template, BaseTemplate):
+                raise UserError("model.template", *TOKENS_OF_OTHER_TEMPLATE)
             tokenizer = TemplateTokenizer(self.tokenizer)
             table = self._classes_of_tokens()
             read_turns = TurnReader(tokenizer, template, table, bos_token=self.tokenizer.bos_token)
@@ -246,7 +258,7 @@ class RecipeFacts:
         Raises UserError where there is no tokenizer.
         """
         model = self.recipe.model
-        template = TEMPLATES[model.template]
+        template = self.template
         rule = LengthRule.of(template, TemplateTokenizer(self.tokenizer), max_length_tokens=model.max_length_tokens)
         return token_lengths(sample.kept, template, self.tokenizer) - rule.num_tail_tokens
 

@@ -64,8 +64,8 @@ def _text(report: WeightReport, headers: Headers) -> str:
 
 def _check_rows(facts: RecipeFacts, headers: Headers) -> Iterator[Finding]:
     """The rows of control tokens that the base did not train."""
-    spec, template = facts.tokenizer, facts.recipe.model.template
-    control = ControlTokens.of(Tokenizer.from_str(spec.backend), template, bos_token=spec.bos_token)
+    spec, tokens = facts.tokenizer, facts.template.control_tokens
+    control = ControlTokens.of(Tokenizer.from_str(spec.backend), tokens, bos_token=spec.bos_token)
     found: Sequence[str] = untrained_in_files(facts.model, headers, control)
     if found:
         text = f"the base did not train the rows of {', '.join(found)}: they start from the mean row"

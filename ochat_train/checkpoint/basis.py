@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,19 @@ _IDLE_ENTRIES = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterBasis:
+    """What an adapter belongs to: its checkpoints hold neither the base nor anything else that is frozen.
+
+    base_sha256: of the base's weights (adapter/base_hash.py). modules: full names of those that have an adapter.
+    token_ids: rows of embedding and head that are trained.
+    """
+
+    base_sha256: str
+    modules: Sequence[str]
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunBasis:
     """What a run computes with. What is empty is not known, and not compared.
 
@@ -51,12 +64,14 @@ class RunBasis:
     config: the base's configuration, as `transformers` writes it.
     base_weights: which files the base's weights were loaded from (`base_weights`).
     versions: of libraries, by name; also the attention kernel and the GPU.
+    adapter: of a run that trains one (`AdapterBasis`), None of one that trains all weights.
     """
 
     rows: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     base_weights: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    adapter: AdapterBasis | None = None
 
 
 def config_values(config: Any) -> dict[str, Any]:

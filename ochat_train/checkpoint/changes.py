@@ -15,6 +15,8 @@ from ochat_train.recipe.sections import Recipe
 _UNKNOWN_BASIS = RunBasis()
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"
 OFFLOAD = "deepspeed.offload_optimizer"  # another class of optimizer, which does not round alike
+# Keys of an adapter that say how it is trained, and not what its tensors are.
+ADAPTER_HABITS = ("adapter.dropout", "adapter.init")
 _RAW = "deepspeed.config"
 # Keys of DeepSpeed's configuration, with all below them, that change no number: what is written down, and when it
 # communicates. docs/resume.md lists them.
@@ -52,6 +54,11 @@ class Change:
     def is_of_offload(self) -> bool:
         """Whether it changes which optimizer holds the state, which cannot be converted."""
         return self.name == OFFLOAD
+
+    @property
+    def is_of_adapter(self) -> bool:
+        """Whether it changes what the tensors of an adapter mean, which cannot be converted."""
+        return self.name.startswith("adapter.") and self.name not in ADAPTER_HABITS
 
     def __str__(self) -> str:
         return f"{self.name} ({self.then} -> {self.now})"

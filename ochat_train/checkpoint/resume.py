@@ -19,7 +19,8 @@ What a resumed run takes over, and from where:
     begun again
         the class sums that are printed at the end: of the steps since the resume, if it was in the last epoch
 
-Not used: the weights of the base, which the checkpoint's replace. If its files have changed, the run says so.
+Not used: the weights of the base, which the checkpoint's replace. If its files have changed, the run says so. An
+adapter is different: its checkpoints do not hold the base, and a run whose base has other weights is refused.
 
 Not taken over: the order in which GPU kernels add (so GPU runs repeat within rounding), and, on another number of GPUs
 or another ZeRO stage, random numbers (dropout is redrawn; steps hold the same conversations).
@@ -161,6 +162,7 @@ def decide(
         manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint, basis=basis
     )
     _refuse_offload(folder, [change for change in changes if change.is_of_offload])
+    _refuse_other_adapter(folder, [change for change in changes if change.is_of_adapter], manifest, basis)
     messages = _check_changes(folder, [change for change in changes if not change.is_of_layout], accept_changes)
     messages += _differences(manifest, basis)
     layout = [change for change in changes if change.is_of_layout]
@@ -189,7 +191,8 @@ def resume_state(decision: ResumeDecision, engine: Any, ranks: Ranks, *, seed: i
     folder = decision.checkpoint
     if folder is None:
         return Progress()
-    progress = CheckpointManifest.load(folder).progress
+    manifest = CheckpointManifest.load(folder)
+    progress = manifest.progress
     if decision.reshard:
         with resharded(folder, ranks) as converted:
             load_engine_state(engine, converted)
@@ -197,7 +200,7 @@ def resume_state(decision: ResumeDecision, engine: Any, ranks: Ranks, *, seed: i
         torch.manual_seed(seed + ranks.rank + 1_000_003 * progress.step)
     else:
         refuse_unsafe_pickles(folder)
-        load_engine_state(engine, folder)
+        load_engine_state(engine, folder, only_trained=manifest.adapter is not None)
         load_random_states(folder, rank=ranks.rank, device=ranks.device)
     return progress
 
@@ -251,6 +254,30 @@ def _refuse_offload(folder: Path, changes: list[Change]) -> None:
         )
 
 
+def _refuse_other_adapter(folder: Path, changes: list[Change], manifest: CheckpointManifest, basis: RunBasis) -> None:
+    """Raise UserError where the checkpoint's tensors do not mean the same in this run: another kind of adapter, other
+    places for it, or another base, which is not in the checkpoint.
+    """
+    then, now = manifest.adapter, basis.adapter
+    problems = [listed(changes)] if changes else []
+    if then is not None and now is not None and not changes:
+        if then.base_sha256 != now.base_sha256:
+            problems.append(
+                f"the weights of the base (sha256 {then.base_sha256[:12]} -> {now.base_sha256[:12]}), which the "
+                "adapter was trained on and which no checkpoint holds"
+            )
+        if list(then.modules) != list(now.modules):
+            problems.append(f"the modules that have an adapter ({len(then.modules)} -> {len(now.modules)})")
+        if list(then.token_ids) != list(now.token_ids):
+            problems.append(f"the trained rows of new tokens ({list(then.token_ids)} -> {list(now.token_ids)})")
+    if problems:
+        raise UserError(
+            folder,
+            f"changed since this checkpoint was written: {'; '.join(problems)}",
+            "change it back, or start over with `--resume never`",
+        )
+
+
 def _differences(manifest: CheckpointManifest, basis: RunBasis) -> list[str]:
     """What to say of differences that a run may have."""
     messages = [text] if (text := other_versions(manifest, basis)) is not None else []
@@ -258,7 +285,12 @@ def _differences(manifest: CheckpointManifest, basis: RunBasis) -> list[str]:
         messages.append(
             "warning: neither the checkpoint nor its run folder holds the base's config; it is not compared"
         )
-    if manifest.base_weights and basis.base_weights and manifest.base_weights != basis.base_weights:
+    if (
+        manifest.adapter is None
+        and manifest.base_weights
+        and basis.base_weights
+        and manifest.base_weights != basis.base_weights
+    ):
         messages.append(
             "the files of the base's weights have another size or date than at the checkpoint; they are not used: "
             "weights come from the checkpoint"

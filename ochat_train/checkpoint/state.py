@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
 from data_pipeline.json_files import typed
+from ochat_train.checkpoint.basis import AdapterBasis
 from ochat_train.system import durable
 
 MANIFEST = "MANIFEST.json"
@@ -66,8 +67,8 @@ class CheckpointManifest:
     """What a checkpoint holds. recipe: all its values. files: path -> (size in bytes, sha256).
 
     validation_loss: at this step; None without a validation, or if its loss was not finite.
-    data_rows, base_config, base_weights, versions: as in `RunBasis`; checkpoints of earlier versions lack the first
-    three.
+    data_rows, base_config, base_weights, versions, adapter: as in `RunBasis`; checkpoints of earlier versions lack all
+    but the versions.
     """
 
     progress: Progress
@@ -80,6 +81,7 @@ class CheckpointManifest:
     data_rows: str = ""
     base_config: dict[str, Any] = field(default_factory=dict, repr=False)
     base_weights: str = ""
+    adapter: AdapterBasis | None = None
 
     @property
     def step(self) -> int:
@@ -174,9 +176,24 @@ def verify(folder: Path, *, hashes: bool = True) -> str | None:
     return None
 
 
-def load_engine_state(engine: Any, folder: Path) -> None:
-    """Load weights and optimizer states of a verified checkpoint into the engine."""
-    loaded, _ = engine.load_checkpoint(str(folder), tag=STATE)
+def trained_names(module: torch.nn.Module) -> set[str]:
+    """Names of the parameters that are trained, as `state_dict` gives them."""
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def load_engine_state(engine: Any, folder: Path, *, only_trained: bool = False) -> None:
+    """Load weights and optimizer states of a verified checkpoint into the engine.
+
+    only_trained: the checkpoint is of an adapter, and holds what is trained and nothing else.
+    """
+
+    def load_trained(src: dict[str, Any], dst: torch.nn.Module) -> None:
+        wrong = src.keys() ^ trained_names(dst)
+        if wrong:
+            raise UserError(folder, f"does not hold what this run trains: {min(wrong)}", "choose another checkpoint")
+        dst.load_state_dict(src, strict=False)
+
+    loaded, _ = engine.load_checkpoint(str(folder), tag=STATE, custom_load_fn=load_trained if only_trained else None)
     if loaded is None:
         raise UserError(folder, "DeepSpeed could not load it", "choose another checkpoint")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ochat_train.checkpoint.state import (
     checkpoint_dir,
     list_checkpoints,
     rng_file,
+    trained_names,
     verify,
 )
 from ochat_train.distributed.ranks import Ranks, on_main_rank
@@ -45,10 +46,11 @@ class RankFiles:
     """What this rank has written of a checkpoint. Replaces DeepSpeed's own writer while a checkpoint is written.
 
     DeepSpeed waits for all ranks after its writes, so a failed write must not end this rank: it is kept in `failure`.
+    only: names of the weights to write; None for all.
     """
 
-    def __init__(self, folder: Path, original: Any) -> None:
-        self._folder, self._original = folder, original
+    def __init__(self, folder: Path, original: Any, only: Collection[str] | None = None) -> None:
+        self._folder, self._original, self._only = folder, original, only
         self.records: dict[str, durable.FileRecord] = {}
         self.failure: str | None = None
 
@@ -60,6 +62,10 @@ class RankFiles:
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write one of DeepSpeed's files."""
+        if self._only is not None and state_dict.get("module") is not None:
+            # DeepSpeed leaves out frozen parameters by one of their names: a tied head would still be written
+            weights = {name: tensor for name, tensor in state_dict["module"].items() if name in self._only}
+            state_dict = {**state_dict, "module": weights}
         self.write(Path(path), lambda stream: torch.save(state_dict, stream))
 
     def write(self, path: Path, write: Callable[[Any], object]) -> None:
@@ -86,12 +92,13 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
-    temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final)))
-    files = RankFiles(temporary, engine.checkpoint_engine)
+    is_adapter = basis.adapter is not None
+    temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final, only_trained=is_adapter)))
+    files = RankFiles(temporary, engine.checkpoint_engine, only=trained_names(engine.module) if is_adapter else None)
     engine.checkpoint_engine = files
     engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
     try:
-        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
+        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=is_adapter)
     finally:
         engine.checkpoint_engine = files._original
     files.write(temporary / rng_file(ranks.rank), lambda stream: stream.write(save(_rng_state(ranks.device))))
@@ -118,6 +125,7 @@ def save_checkpoint(
             data_rows=basis.rows,
             base_config=dict(basis.config),
             base_weights=basis.base_weights,
+            adapter=basis.adapter,
             files={name: tuple(record) for name, record in sorted(records.items())},
         )
         _publish(temporary, final, manifest)
@@ -140,13 +148,14 @@ def _from_main(ranks: Ranks, checkpoint: Path, work: Callable[[], str]) -> str:
     return str(on_main_rank(ranks, with_remedy))
 
 
-def _start(engine: Any, ranks: Ranks, final: Path) -> str:
+def _start(engine: Any, ranks: Ranks, final: Path, *, only_trained: bool) -> str:
     """Check the free space and make the temporary folder. Only one run writes here, so half-written ones can go."""
     final.parent.mkdir(exist_ok=True)  # without parents: a run folder that was deleted is not made again
     for pattern in (".tmp-step-*", ".deleted-*", f"{UNIVERSAL_PREFIX}*"):
         for leftover in list(final.parent.glob(pattern)):
             durable.remove_folder(leftover)
-    needed, free = estimated_bytes(engine, ranks.num_ranks), shutil.disk_usage(final.parent).free
+    needed = estimated_bytes(engine, ranks.num_ranks, only_trained=only_trained)
+    free = shutil.disk_usage(final.parent).free
     if free < needed:
         raise OSError(
             f"{final.parent} needs about {needed / 2**30:.2f} GiB for a checkpoint and has {free / 2**30:.2f} GiB "
@@ -157,11 +166,11 @@ def _start(engine: Any, ranks: Ranks, final: Path) -> str:
     return str(temporary)
 
 
-def estimated_bytes(engine: Any, num_ranks: int) -> int:
-    """Size of a checkpoint of this engine."""
+def estimated_bytes(engine: Any, num_ranks: int, *, only_trained: bool = False) -> int:
+    """Size of a checkpoint of this engine. only_trained: of an adapter."""
     sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter) for parameter in engine.module.parameters()]
     frozen: int = sum(size * parameter.element_size() for size, parameter in sizes if not parameter.requires_grad)
-    return frozen + checkpoint_bytes(
+    return (0 if only_trained else frozen) + checkpoint_bytes(
         sum(size for size, parameter in sizes if parameter.requires_grad),
         zero_stage=engine.zero_optimization_stage(),
         bfloat16=engine.bfloat16_enabled(),

@@ -131,6 +131,11 @@ def compile_obstacle(causal_lm: Any, settings: ModelSettings) -> str | None:
     mixer = next(sequence_mixers(causal_lm), None)
     if mixer is not None:
         return f"{type(mixer).__name__} reads the borders of conversations while it runs"
+    for adapter in getattr(causal_lm, "peft_config", {}).values():
+        if adapter.use_dora:
+            return "DoRA (adapter.dora) changes its modules while they run"
+        if adapter.lora_dropout:
+            return "with dropout (adapter.dropout) compiled layers would draw other random numbers"
     if router_coefficient(causal_lm.config, settings):
         return "the router loss (model.router_aux_loss) reads router logits, which compiled layers do not hand out"
     return None

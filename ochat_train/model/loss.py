@@ -8,6 +8,7 @@ Shape letters: T tokens of a pack, N supervised tokens of a pack, D hidden size,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +29,16 @@ class LogitTransform:
 
 
 _NO_TRANSFORM = LogitTransform()
+
+
+class HeadRows(NamedTuple):
+    """Rows of the head that are trained while its table is frozen (adapter/token_rows.py). K rows.
+
+    ids_K: int64, which. weight_KD: their values, which replace those of the table.
+    """
+
+    ids_K: torch.Tensor
+    weight_KD: torch.Tensor
 
 
 class LossSums(NamedTuple):  # a tuple, because DeepSpeed's hooks look for tensors in what a module returns
@@ -62,6 +73,7 @@ def token_scores(
     head_VD: torch.Tensor,
     *,
     bias_V: torch.Tensor | None = None,
+    trained: HeadRows | None = None,
     transform: LogitTransform = _NO_TRANSFORM,
     rows_N: torch.Tensor,
     target_ids_T: torch.Tensor,
@@ -69,11 +81,12 @@ def token_scores(
 ) -> TokenScores:
     """Score the predictions of the tokens `rows_N` under the softmax of `_logits`, in float32.
 
-    hidden_TD, head_VD, bias_V: in the model's dtype. rows_N, target_ids_T: int64. chunk_tokens: logits held at once.
+    hidden_TD, head_VD, bias_V: in the model's dtype. trained: rows that replace those of the head. rows_N,
+    target_ids_T: int64. chunk_tokens: logits held at once.
     """
     hidden_ND, target_ids_N = hidden_TD.index_select(0, rows_N), target_ids_T.index_select(0, rows_N)
     vocab_size = len(head_VD)
-    head_VD = _aligned(head_VD)
+    head_VD = _with_rows(head_VD, *(trained or (None, None)))
     nll = [hidden_ND.new_zeros(0, dtype=torch.float32)]
     predicted = [target_ids_N.new_zeros(0)]
     for hidden, targets in zip(hidden_ND.split(chunk_tokens), target_ids_N.split(chunk_tokens), strict=True):
@@ -88,6 +101,7 @@ def weighted_loss_sums(
     head_VD: torch.Tensor,
     *,
     bias_V: torch.Tensor | None = None,
+    trained: HeadRows | None = None,
     transform: LogitTransform = _NO_TRANSFORM,
     rows_N: torch.Tensor,
     target_ids_T: torch.Tensor,
@@ -101,7 +115,8 @@ def weighted_loss_sums(
     z_n = transform(hidden_n @ head.T + bias), as `LogitTransform` says; the gradients are in `_WeightedLoss`.
     rows_N: int64, the tokens that have a weight, as `PackedBatch.supervised_rows_N`.
     hidden_TD, head_VD and bias_V have the model's dtype. Weights are float32 and stay so, logits are made float32
-    before the softmax, and the gradients of head and bias are summed over chunks in float32.
+    before the softmax, and the gradients of head and bias are summed over chunks in float32. A head or bias that is
+    frozen costs no gradient. trained: rows that replace those of the head, and get their own gradient.
     chunk_tokens: tokens whose logits are held at once; the result does not depend on it, except for rounding.
     A pack without supervised tokens gives zeros that are still connected to the graph, so that every rank runs the
     same backward pass.
@@ -110,6 +125,7 @@ def weighted_loss_sums(
         hidden_TD.index_select(0, rows_N),
         head_VD,
         bias_V,
+        *(trained or (None, None)),
         transform,
         target_ids_T.index_select(0, rows_N),
         target_weights_T.index_select(0, rows_N),
@@ -129,6 +145,7 @@ class _WeightedLoss(torch.autograd.Function):
         dL/dhidden_n  = g_n @ head
         dL/dhead      = sum_n g_n.T @ hidden_n
         dL/dbias      = sum_n g_n
+        dL/drow_k     = sum_n g_n[id_k] * hidden_n       for trained rows of a frozen head
 
     Without a cap z_n = s * u_n, and the last factor of g_n is left out.
     """
@@ -139,6 +156,8 @@ class _WeightedLoss(torch.autograd.Function):
         hidden_ND: torch.Tensor,
         head_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
+        row_ids_K: torch.Tensor | None,
+        rows_KD: torch.Tensor | None,
         transform: LogitTransform,
         target_ids_N: torch.Tensor,
         weights_N: torch.Tensor,
@@ -158,9 +177,9 @@ class _WeightedLoss(torch.autograd.Function):
         gradient needs anyway, so there is no second pass over [N, V] for a log-softmax.
         """
         vocab_size = len(head_VD)
-        head_VD = _aligned(head_VD)
+        head_VD = _with_rows(head_VD, row_ids_K, rows_KD)
         per_class_C5 = torch.zeros(num_classes, 5, dtype=torch.float32, device=hidden_ND.device)
-        gradients = _Gradients.of(hidden_ND, head_VD, bias_V) if any(ctx.needs_input_grad) else None
+        gradients = _Gradients.of(ctx.needs_input_grad, hidden_ND, head_VD, bias_V, rows_KD)
         for start in range(0, len(hidden_ND), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             targets, weights = target_ids_N[chunk, None], weights_N[chunk]
@@ -188,47 +207,64 @@ class _WeightedLoss(torch.autograd.Function):
                     gradients.bias_V.addmv_(softmax.t(), factors)
                 del softmax
                 gradients.hidden_ND[chunk] = _matmul_float32(gradient, head_VD)
-                _add_product(gradients.head_VD, gradient.t(), hidden_ND[chunk])
+                if gradients.head_VD is not None:
+                    _add_product(gradients.head_VD, gradient.t(), hidden_ND[chunk])
+                if gradients.rows_KD is not None and row_ids_K is not None:
+                    _add_product(gradients.rows_KD, gradient[:, row_ids_K].t(), hidden_ND[chunk])
         if gradients is not None:
             ctx.save_for_backward(*gradients.trimmed(vocab_size))
-            ctx.dtypes = hidden_ND.dtype, head_VD.dtype, None if bias_V is None else bias_V.dtype
+            dtypes = (None if tensor is None else tensor.dtype for tensor in (hidden_ND, head_VD, bias_V, rows_KD))
+            ctx.dtypes = tuple(dtypes)
         ctx.mark_non_differentiable(per_class_C5)
         return per_class_C5[:, 0].sum(), per_class_C5
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The saved gradients times the upstream gradient of L, rounded once to the dtypes of hidden, head and bias."""
+        """The saved gradients times the upstream gradient of L, rounded once to the dtypes of what they are for."""
         scale = upstream[0]  # stays float32: as a bfloat16 number it would be off by up to 0.4 %
-        gradients = [
+        hidden_ND, head_VD, bias_V, rows_KD = (
             None if gradient is None else _product(gradient, scale, dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *gradients, None, None, None, None, None, None
+        )
+        return hidden_ND, head_VD, bias_V, None, rows_KD, None, None, None, None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Gradients:
-    """Gradients of L, float32 until the scale of the backward pass is known.
+    """Gradients of L, float32 until the scale of the backward pass is known; None for what is frozen.
 
     A product rounded to bfloat16 twice has a larger error than plain eager code.
     """
 
     hidden_ND: torch.Tensor
-    head_VD: torch.Tensor
+    head_VD: torch.Tensor | None
     bias_V: torch.Tensor | None
+    rows_KD: torch.Tensor | None
 
     @classmethod
-    def of(cls, hidden_ND: torch.Tensor, head_VD: torch.Tensor, bias_V: torch.Tensor | None) -> _Gradients:
-        """Nothing added up yet. head_VD: aligned."""
+    def of(
+        cls,
+        is_needed: Sequence[bool],
+        hidden_ND: torch.Tensor,
+        head_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        rows_KD: torch.Tensor | None,
+    ) -> _Gradients | None:
+        """Nothing added up yet; None where nothing needs a gradient. head_VD: aligned. is_needed: by argument."""
+        if not any(is_needed):
+            return None
+        _, head, bias, _, rows, *_ = is_needed
         return cls(
             hidden_ND=torch.empty_like(hidden_ND, dtype=torch.float32),
-            head_VD=torch.zeros_like(head_VD, dtype=torch.float32),
-            bias_V=None if bias_V is None else hidden_ND.new_zeros(len(head_VD), dtype=torch.float32),
+            head_VD=torch.zeros_like(head_VD, dtype=torch.float32) if head else None,
+            bias_V=hidden_ND.new_zeros(len(head_VD), dtype=torch.float32) if bias else None,
+            rows_KD=torch.zeros_like(rows_KD, dtype=torch.float32) if rows and rows_KD is not None else None,
         )
 
     def trimmed(self, vocab_size: int) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of hidden, head and bias, without the rows that aligned the head."""
-        return self.hidden_ND, self.head_VD[:vocab_size], None if self.bias_V is None else self.bias_V[:vocab_size]
+        """Gradients of hidden, head, bias and trained rows, without the rows that aligned the head."""
+        head_VD, bias_V = (None if found is None else found[:vocab_size] for found in (self.head_VD, self.bias_V))
+        return self.hidden_ND, head_VD, bias_V, self.rows_KD
 
 
 def _logits(
@@ -264,6 +300,16 @@ def _aligned(head_VD: torch.Tensor) -> torch.Tensor:
     """
     missing = -len(head_VD) % 64
     return torch.nn.functional.pad(head_VD, (0, 0, 0, missing)) if missing else head_VD
+
+
+def _with_rows(head_VD: torch.Tensor, row_ids_K: torch.Tensor | None, rows_KD: torch.Tensor | None) -> torch.Tensor:
+    """The aligned head, with the rows that are trained instead of its own."""
+    aligned_VD = _aligned(head_VD)
+    if row_ids_K is None or rows_KD is None:
+        return aligned_VD
+    if aligned_VD is head_VD:
+        return head_VD.index_copy(0, row_ids_K, rows_KD)
+    return aligned_VD.index_copy_(0, row_ids_K, rows_KD)
 
 
 def _matmul_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

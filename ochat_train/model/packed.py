@@ -12,7 +12,7 @@ from ochat_train.model.batch import PackedBatch
 from ochat_train.model.borders import Mixers, keep_apart
 from ochat_train.model.config import logit_transform
 from ochat_train.model.experts import ExpertCounter, RouterLoss, records_router_logits, router_logits_of
-from ochat_train.model.loss import LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
+from ochat_train.model.loss import HeadRows, LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
 
 
 class PackedCausalLM(torch.nn.Module):
@@ -82,7 +82,8 @@ class PackedCausalLM(torch.nn.Module):
         """
         import deepspeed
 
-        for parameter in (self.loss.head_weight, self.loss.head_bias):
+        rows = self.loss.trained_rows
+        for parameter in (self.loss.head_weight, self.loss.head_bias, rows and rows.weight_KD):
             if parameter is not None:
                 deepspeed.zero.register_external_parameter(self.loss, parameter)
 
@@ -106,6 +107,12 @@ class LossHead(torch.nn.Module):
         """The bias of the language-model head, [V], None for most."""
         return self._head[0].bias
 
+    @property
+    def trained_rows(self) -> HeadRows | None:
+        """Rows of the head that an adapter trains (adapter/token_rows.py), None without them."""
+        rows = getattr(self._head[0], "trained_rows", None)
+        return None if rows is None else HeadRows(rows.ids_K, rows.weight)
+
     def forward(self, hidden_TD: torch.Tensor, batch: PackedBatch, *, score: bool) -> LossSums | TokenScores:
         """Loss sums of a pack from its hidden states, or the scores of its supervised tokens."""
         if score:
@@ -113,6 +120,7 @@ class LossHead(torch.nn.Module):
                 hidden_TD,
                 self.head_weight,
                 bias_V=self.head_bias,
+                trained=self.trained_rows,
                 transform=self._transform,
                 rows_N=batch.supervised_rows_N,
                 target_ids_T=batch.target_ids_T,
@@ -121,6 +129,7 @@ class LossHead(torch.nn.Module):
             hidden_TD,
             self.head_weight,
             bias_V=self.head_bias,
+            trained=self.trained_rows,
             transform=self._transform,
             rows_N=batch.supervised_rows_N,
             target_ids_T=batch.target_ids_T,

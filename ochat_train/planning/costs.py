@@ -63,4 +63,15 @@ COSTS: Mapping[str, Cost] = {
         what="factor of all these shares in float8, where a step takes three quarters of the time",
         source="docs/performance.md, whole steps",
     ),
+    "frozen": Cost(
+        value=1.5,
+        what="factor of all these shares with an adapter, where weights of the base need no gradient: a step takes two "
+        "thirds of the time",
+        source="counted: 2 forward and 2 backward operations for each weight instead of 6; to be measured",
+    ),
+    "dequantised": Cost(
+        value=2.0,
+        what="copies of the largest module's weights that are in the model's dtype at a time, with a base in 4 bits",
+        source="counted: one in use, one being made; to be measured",
+    ),
 }

@@ -19,6 +19,7 @@ from ochat_train.model.base_class import text_config
 from ochat_train.model.config import layer_widths, model_dtype
 from ochat_train.model.experts import expert_count
 from ochat_train.model.loss import CHUNK_TOKENS
+from ochat_train.planning.adapters import NF4_BYTES, AdapterShape
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import (
     BUCKET_ELEMENTS,
@@ -39,6 +40,7 @@ class ModelShape:
     num_frozen: of the parameters, those that have no gradients and no optimizer state.
     hidden, intermediate: sizes of the hidden states and of the MLP. vocab_size: rows of the head.
     layer_bytes: bytes that a layer keeps per token in 16-bit precision, by `activation_checkpointing`.
+    adapter: what is trained instead of all other parameters, and is not counted in them; None for no adapter.
     """
 
     num_parameters: int
@@ -47,7 +49,25 @@ class ModelShape:
     hidden: int
     intermediate: int
     vocab_size: int
-    layer_bytes: dict[str, int]
+    layer_bytes: dict[str, float]
+    adapter: AdapterShape | None = None
+
+    @property
+    def num_trained(self) -> int:
+        """Parameters with gradients and optimizer states."""
+        return self.num_parameters - self.num_frozen if self.adapter is None else self.adapter.num_trained
+
+    @property
+    def trained_ratio(self) -> float:
+        """Parameters that are trained, as a share of those of the language model."""
+        return self.num_trained / (self.num_parameters - self.num_frozen)
+
+    def weight_bytes(self, width: int) -> float:
+        """Bytes of all weights, those of the adapter included. width: of a number in the model's dtype."""
+        if self.adapter is None:
+            return float(self.num_parameters * width)
+        quantised = self.adapter.num_quantised
+        return (self.num_parameters - quantised + self.adapter.num_trained) * width + quantised * NF4_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,41 +124,70 @@ class MemoryPlan(MemorySetting):
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """What the time of a step depends on, besides the setting."""
+    """What the time of a step depends on, besides the setting.
+
+    trained_ratio: `ModelShape.trained_ratio`; below 1 with an adapter.
+    """
 
     pack_length_tokens: int
     compiled: bool
     float8: bool
+    trained_ratio: float = 1.0
 
     @classmethod
-    def of(cls, recipe: Recipe, *, compiled: bool) -> StepCosts:
+    def of(cls, recipe: Recipe, *, compiled: bool, trained_ratio: float = 1.0) -> StepCosts:
         """For the steps of a recipe."""
-        return cls(pack_length_tokens=recipe.train.pack_length_tokens, compiled=compiled, float8=recipe.model.float8)
+        return cls(
+            pack_length_tokens=recipe.train.pack_length_tokens,
+            compiled=compiled,
+            float8=recipe.model.float8,
+            trained_ratio=trained_ratio if recipe.adapter is not None else 1.0,
+        )
 
     def relative_seconds(self, setting: MemorySetting) -> float:
         """Time of a step under a setting, as a multiple of a step that recomputes, reduces and adds up nothing."""
         num = len(setting.checkpointing)
         cost = COSTS["full"].value * setting.checkpointing.count("full") / num
-        cost += COSTS[f"stage_{setting.zero_stage}"].value
+        cost += self._stage_cost(setting.zero_stage)
         cost += COSTS["none"].value * setting.checkpointing.count("none" if self.compiled else "matmuls") / num
-        if setting.zero_stage <= 1:
+        if setting.zero_stage <= 1 and self.trained_ratio == 1.0:  # adding up so few gradients takes no time
             cost += COSTS[setting.sum_dtype].value / (self.pack_length_tokens * setting.packs_per_micro_batch)
-        return 1.0 + cost * (COSTS["float8"].value if self.float8 else 1.0)
+        if self.float8:
+            return 1.0 + cost * COSTS["float8"].value
+        return 1.0 + cost * (COSTS["frozen"].value if self.trained_ratio < 1.0 else 1.0)
+
+    def _stage_cost(self, zero_stage: int) -> float:
+        """Gradients are reduced of what is trained, weights are gathered of the whole model."""
+        if zero_stage < 3:
+            return COSTS[f"stage_{zero_stage}"].value * self.trained_ratio
+        gathering = COSTS["stage_3"].value - COSTS["stage_2"].value
+        return gathering + COSTS["stage_2"].value * self.trained_ratio
 
 
 def model_shape(
-    config: Any, *, vocab_size: int, num_parameters: int, compiled: bool, num_frozen: int = 0
+    config: Any,
+    *,
+    vocab_size: int,
+    num_parameters: int,
+    compiled: bool,
+    num_frozen: int = 0,
+    adapter: AdapterShape | None = None,
 ) -> ModelShape:
-    """Shapes from a `transformers` config. num_frozen: of the parameters, those that are not trained.
+    """Shapes from a `transformers` config. num_parameters: without an adapter. num_frozen: of these, those outside the
+    language model, which are never trained. adapter: None for no adapter.
 
     A compiled layer keeps, in 16-bit precision: its input, queries, keys, values, the attention's output, its
     projection and the two MLP projections (`matmuls`); with `none` also both norms and the MLP's product. On Mistral
     shapes that is 92 and 136 KiB per token, as measured (docs/performance.md). Uncompiled layers keep about twice that.
+    With an adapter a norm's result and the MLP's product are kept only where a targeted module reads them.
     """
     config, widths = text_config(config), layer_widths(config)
     hidden, intermediate = config.hidden_size, widths.intermediate
-    matmuls = 2 * (2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate)
-    none = matmuls + 2 * (2 * hidden + intermediate)
+    matmuls: float = 2 * (2 * hidden + widths.query + widths.key + widths.value + widths.output + 2 * intermediate)
+    none: float = matmuls + 2 * (2 * hidden + intermediate)
+    if adapter is not None:
+        matmuls += adapter.product_bytes
+        none = matmuls + adapter.input_bytes
     if expert_count(config):  # `matmuls` does not keep grouped products; a token has a row in each of its experts
         rows = getattr(config, "num_experts_per_tok", None) or 1
         none += 2 * rows * (2 * hidden + 3 * (getattr(config, "moe_intermediate_size", None) or intermediate))
@@ -150,6 +199,7 @@ def model_shape(
         intermediate=intermediate,
         vocab_size=vocab_size,
         layer_bytes={"full": 2 * hidden, "matmuls": matmuls, "none": none if compiled else 2 * none},
+        adapter=adapter,
     )
 
 
@@ -165,10 +215,11 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
     shard = {
         name: num_gpus if stage >= least else 1 for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))
     }
-    num = shape.num_parameters - shape.num_frozen
-    held = shape.num_parameters
-    buckets = 2 * width * BUCKET_ELEMENTS if num_gpus > 1 and stage else 0
-    gathered = 2 * num / shape.num_layers * 2 * width if stage == 3 else 0
+    num = shape.num_trained
+    # stage 1 joins gradients as they are; the later stages hold whole buckets, however few gradients there are
+    bucket = min(BUCKET_ELEMENTS, num) if stage == 1 else BUCKET_ELEMENTS
+    buckets = 2 * width * bucket if num_gpus > 1 and stage else 0
+    gathered = 2 * (shape.num_parameters - shape.num_frozen) / shape.num_layers * 2 * width if stage == 3 else 0
     optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
     adds_up = _adds_up(recipe, num_gpus, setting.packs_per_micro_batch)
     gradients = num * gradient_bytes(recipe, stage, adds_up=adds_up) / shard["gradients"]
@@ -176,7 +227,7 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
     in_update = 8.0 * group + (2.0 * num if stage <= 1 and not wide else gradients)
     activations = _activation_bytes(recipe, shape, setting, width=width)
     return MemoryParts(
-        weights=0.0 if settings.offload_parameters else held * width / shard["weights"],
+        weights=0.0 if settings.offload_parameters else shape.weight_bytes(width) / shard["weights"],
         gradients=gradients,
         optimizer=optimizer,
         activations=max(activations, in_update - gradients),
@@ -192,8 +243,12 @@ def _activation_bytes(recipe: Recipe, shape: ModelShape, setting: MemorySetting,
     tokens = recipe.train.pack_length_tokens * setting.packs_per_micro_batch
     kept = sum(shape.layer_bytes[kind] for kind in setting.checkpointing) * tokens * width / 2
     recomputed = shape.layer_bytes["none"] * tokens * width / 2 if "full" in setting.checkpointing else 0.0
-    head = shape.vocab_size * (shape.hidden * (4 + 2 * width) + min(CHUNK_TOKENS, tokens) * 8)  # logits, softmax
-    working = 4 * width * (shape.intermediate + shape.hidden) * tokens
+    head = shape.vocab_size * min(CHUNK_TOKENS, tokens) * 8  # logits, softmax
+    # of the head: float32 gradient, the rounded one, an aligned copy; a frozen one has no gradient
+    head += shape.vocab_size * shape.hidden * (4 + 2 * width if shape.adapter is None else width)
+    working: float = 4 * width * (shape.intermediate + shape.hidden) * tokens
+    if shape.adapter is not None:
+        working += COSTS["dequantised"].value * shape.adapter.largest_quantised * width
     return kept + recomputed + head + working
 
 
@@ -210,7 +265,7 @@ def fastest_plan(
     compiled: whether decoder layers are. Raises UserError for a setting of the recipe that cannot be used.
     """
     plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=is_gpu)
-    return fastest_of(plans, StepCosts.of(recipe, compiled=compiled))
+    return fastest_of(plans, StepCosts.of(recipe, compiled=compiled, trained_ratio=shape.trained_ratio))
 
 
 def possible_plans(
@@ -275,7 +330,10 @@ def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
         return [settings.zero_stage]
     if not is_gpu or settings.offload_optimizer:
         return [2]
-    return [1] if num_gpus == 1 else [1, 2, 3]
+    if num_gpus == 1:
+        return [1]
+    is_sharded = recipe.adapter is None or recipe.adapter.type != "qlora"  # weights in 4 bits are not sharded
+    return [1, 2, 3] if is_sharded else [1, 2]
 
 
 def _checkpointings(recipe: Recipe, num_layers: int, is_gpu: bool) -> Iterator[tuple[str, ...]]:

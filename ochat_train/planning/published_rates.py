@@ -59,3 +59,32 @@ PUBLISHED_RATES: tuple[PublishedRate, ...] = (
     _conversations("SmolLM2 1.7B", 2048, 128, 3e-4, f"{_HANDBOOK}/smollm2/sft/config.yaml"),
     _conversations("SmolLM2 360M", 960, 128, 1e-3, f"{_HANDBOOK}/smollm2/sft/config_smol.yaml"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedAdapterRate:
+    """One published run with LoRA or QLoRA. hidden_size: width of the base. conversations: of a step."""
+
+    base: str
+    hidden_size: int
+    conversations: int
+    rate: float
+    source: str
+
+
+def _adapter(base: str, hidden_size: int, conversations: int, rate: float, source: str) -> PublishedAdapterRate:
+    return PublishedAdapterRate(
+        base=base, hidden_size=hidden_size, conversations=conversations, rate=rate, source=source
+    )
+
+
+_QLORA = "arXiv 2305.14314, hyperparameters on OASST1"
+
+PUBLISHED_ADAPTER_RATES: tuple[PublishedAdapterRate, ...] = (
+    _adapter("Llama 7B (QLoRA)", 4096, 16, 2e-4, _QLORA),
+    _adapter("Llama 13B (QLoRA)", 5120, 16, 2e-4, _QLORA),
+    _adapter("Llama 33B (QLoRA)", 6656, 16, 1e-4, _QLORA),
+    _adapter("Llama 65B (QLoRA)", 8192, 16, 1e-4, _QLORA),
+    _adapter("Mistral-7B (Zephyr)", 4096, 64, 2e-4, f"{_HANDBOOK}/zephyr-7b-beta/sft/config_qlora.yaml, on 8 GPUs"),
+    _adapter("Llama 7B (Alpaca-LoRA)", 4096, 128, 3e-4, "github.com/tloen/alpaca-lora, finetune.py"),
+)

@@ -22,6 +22,7 @@ from ochat_train.model.config import (
     num_frozen_parameters,
     num_parameters,
 )
+from ochat_train.planning.adapters import AdapterShape, adapter_shape
 from ochat_train.planning.memory import (
     GIB,
     MemoryPlan,
@@ -58,9 +59,9 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
     manifest = check_prepared(recipe) if is_prepared else None
     vocab_size = manifest.vocab_size if manifest else prepare_job(recipe).tokenizer.vocab_size
     model = model_without_weights(load_base_config(recipe.model, vocab_size))
-    work = _work(model, vocab_size)
     memory = memory_choice(recipe, model, vocab_size=vocab_size, num_gpus=num_gpus, gpu_memory_gib=gpu.memory_gib)
     chosen, num_parameters = memory.chosen, memory.shape.num_parameters
+    work = _work(model, vocab_size, adapter=memory.shape.adapter)
     data = _training_data(recipe) if manifest else None
     useful = useful_ratio(work, data.mean_pack, pack_length_tokens=train.pack_length_tokens) if data else 1.0
     speed = assumed_speed(recipe, chosen, gpu=gpu, num_parameters=num_parameters, own=mfu, useful=useful)
@@ -73,6 +74,9 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
         num_gpus=num_gpus,
         gpu_memory_gib=gpu.memory_gib,
         num_parameters=num_parameters,
+        num_trained_parameters=memory.shape.num_trained,
+        adapter=None if recipe.adapter is None else recipe.adapter.type,
+        adapter_rank=None if recipe.adapter is None else recipe.adapter.rank,
         classes=manifest.classes if manifest else [],
         run=_run(recipe, manifest, data, work, num_gpus=num_gpus) if manifest and data else None,
         time=time,
@@ -114,7 +118,6 @@ def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int,
     model: the base, without weights.
     """
     compiled = recipe.model.compile is not False
-    costs = StepCosts.of(recipe, compiled=compiled)
     parameters = num_parameters(model, vocab_size)
     shape = model_shape(
         model.config,
@@ -122,17 +125,20 @@ def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int,
         num_parameters=parameters,
         num_frozen=num_frozen_parameters(model),
         compiled=compiled,
+        adapter=adapter_shape(recipe.adapter, model, vocab_size=vocab_size),
     )
+    costs = StepCosts.of(recipe, compiled=compiled, trained_ratio=shape.trained_ratio)
     free_bytes = (gpu_memory_gib - _CONTEXT_GIB) * GIB
     plans = possible_plans(recipe, shape, num_gpus=num_gpus, free_bytes=free_bytes, is_gpu=True)
     return MemoryChoice(shape=shape, plans=plans, chosen=fastest_of(plans, costs), costs=costs)
 
 
-def _work(model: Any, vocab_size: int) -> Work:
-    """The work of a model with rows for `vocab_size` tokens."""
+def _work(model: Any, vocab_size: int, *, adapter: AdapterShape | None) -> Work:
+    """The work of a model with rows for `vocab_size` tokens. adapter: what is trained of it, None for everything."""
     work = work_of(model)
     added = num_added_rows(model, vocab_size) * text_config(model.config).hidden_size
-    return replace(work, matmul_parameters=work.matmul_parameters + added)
+    work = replace(work, matmul_parameters=work.matmul_parameters + added)
+    return work if adapter is None else work.with_adapter(adapter.num_in_products)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,15 +59,19 @@ class PlannedSetting:
 class PlanReport:
     """What a recipe would do. The fields are in the order of the document.
 
-    gpu: its name. classes: none before the data are prepared. run: None before the data are prepared. time: None then,
-    where nothing fits, and where no comparable speed was measured. peak_tflops: dense bfloat16.
-    problem: what to do where nothing fits. memory_gib_per_gpu: by part, and `total`.
+    gpu: its name. num_parameters: of the base. num_trained_parameters: those that the optimizer changes. adapter,
+    adapter_rank: as in the recipe, None where all weights are trained. classes: none before the data are prepared. run:
+    None before the data are prepared. time: None then, where nothing fits, and where no comparable speed was measured.
+    peak_tflops: dense bfloat16. problem: what to do where nothing fits. memory_gib_per_gpu: by part, and `total`.
     """
 
     gpu: str
     num_gpus: int
     gpu_memory_gib: float
     num_parameters: int
+    num_trained_parameters: int
+    adapter: str | None
+    adapter_rank: int | None
     classes: Sequence[ClassRow]
     run: PlannedRun | None
     time: PlannedTime | None

@@ -25,6 +25,9 @@ def plan_text(report: PlanReport) -> str:
 
 def _values_text(report: PlanReport) -> str:
     rows = {"model": _parameters(report.num_parameters)}
+    if report.adapter is not None:
+        trained = _parameters(report.num_trained_parameters)
+        rows["model"] += f"; {report.adapter} of rank {report.adapter_rank} trains {trained}"
     if report.run:
         rows |= _run_rows(report.run)
     rows |= {

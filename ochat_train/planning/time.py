@@ -141,6 +141,7 @@ def assumed_speed(
     for is_unlike, what in (
         (recipe.model.compile is False, "model.compile: false"),
         (recipe.model.precision == "float32", "model.precision: float32"),
+        (recipe.adapter is not None, "an adapter"),
         (recipe.deepspeed.offload_optimizer or recipe.deepspeed.offload_parameters, "offload to CPU memory"),
         (
             num_parameters < _TINY_MODEL_PARAMETERS,

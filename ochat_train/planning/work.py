@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,39 +34,60 @@ PEAK_FLOPS = {
 class Work:
     """Shapes of a model that decide its floating-point operations.
 
-    operations = 6 * matmul_parameters * tokens + 6 * layers * attention_width * sum over conversations of length^2
+    operations = (6 * matmul_parameters - 2 * frozen_parameters) * tokens
+                 + 6 * layers * attention_width * sum over conversations of length^2
 
-    The first term is 2 forward and 4 backward for each parameter of a matrix product (embeddings are looked up), the
-    second is causal attention. Recomputed operations and padding do not count.
+    The first term is 2 forward and 4 backward for each parameter of a matrix product (embeddings are looked up), or 2
+    backward where it is not trained; the second is causal attention. Recomputed operations and padding do not count.
     matmul_parameters: of linear modules, and the share of a layer's experts that a token uses. attention_width: heads
     times head dimension, the mean of that of queries and that of values. num_layers: those with attention.
+    frozen_parameters: of matmul_parameters, those that are not trained, because an adapter is.
     """
 
     matmul_parameters: int
     attention_width: int
     num_layers: int
+    frozen_parameters: int = 0
 
     def flops(self, *, num_tokens: float, squared_lengths: float) -> float:
         """Operations of a step with so many tokens; squared_lengths: sum of squared conversation lengths."""
-        return 6.0 * (self.matmul_parameters * num_tokens + self.num_layers * self.attention_width * squared_lengths)
+        trained = 6.0 * (self.matmul_parameters * num_tokens + self.num_layers * self.attention_width * squared_lengths)
+        return trained - 2.0 * self.frozen_parameters * num_tokens
+
+    def with_adapter(self, num_in_products: int) -> Work:
+        """The work of this model where nothing but an adapter is trained. num_in_products: of `AdapterShape`."""
+        return replace(
+            self,
+            matmul_parameters=self.matmul_parameters + num_in_products,
+            frozen_parameters=self.matmul_parameters,
+        )
 
 
 def work_of(causal_lm: Any) -> Work:
-    """The work of a causal LM of `transformers`. To be called before DeepSpeed shards its parameters."""
+    """The work of a causal LM of `transformers`, with or without an adapter. To be called before DeepSpeed shards its
+    parameters.
+    """
     config, widths = text_config(causal_lm.config), layer_widths(causal_lm.config)
     parts = [backbone(causal_lm), causal_lm.get_output_embeddings()]
     linears = [module for part in parts for module in part.modules() if isinstance(module, torch.nn.Linear)]
-    of_experts = sum(
-        parameter.numel() * getattr(config, "num_experts_per_tok", 1) // layer.num_experts
+    sizes = [(_size(module), module.weight.requires_grad) for module in linears]
+    sizes += [
+        (parameter.numel() * getattr(config, "num_experts_per_tok", 1) // layer.num_experts, parameter.requires_grad)
         for layer in expert_layers(causal_lm)
         for parameter in layer.parameters()
         if parameter.dim() == 3
-    )
+    ]
     return Work(
-        matmul_parameters=sum(module.weight.numel() for module in linears) + of_experts,
+        matmul_parameters=sum(size for size, _ in sizes),
+        frozen_parameters=sum(size for size, is_trained in sizes if not is_trained),
         attention_width=(widths.query + widths.output) // 2,
         num_layers=_num_attention_layers(config),
     )
+
+
+def _size(linear: torch.nn.Linear) -> int:
+    """Weights of a linear module. A tensor that holds them in 4 bits has fewer elements."""
+    return linear.in_features * linear.out_features
 
 
 def _num_attention_layers(config: Any) -> int:

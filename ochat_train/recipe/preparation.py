@@ -12,20 +12,17 @@ from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.prepared.integrity import check_sizes
-from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
-from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
+from ochat_train.recipe.prompts import load_prompts
 from ochat_train.recipe.sections import Recipe
 
 
 def prepare_job(recipe: Recipe) -> PrepareJob:
     """What `data_pipeline.prepare.prepare` needs to know of a recipe."""
-    template = TEMPLATES[recipe.model.template]
-    files = find_tokenizer_files(recipe.model.tokenizer_source, revision=recipe.model.revision)
+    prompts = load_prompts(recipe.model)
     return PrepareJob(
         data=recipe.data,
-        template=template,
-        tokenizer=load_tokenizer_spec(files, template),
+        template=prompts.template,
+        tokenizer=prompts.tokenizer,
         max_length_tokens=recipe.model.max_length_tokens,
         seed=recipe.seed if recipe.data.validation_seed is None else recipe.data.validation_seed,
         inference_condition=recipe.model.inference_condition,

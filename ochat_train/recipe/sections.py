@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -13,6 +14,8 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.plan.kinds import PlanKind
+from data_pipeline.prompt.base_template.template import BASE, ConditionPlace, RewrittenHistory, is_jinja
+from data_pipeline.prompt.base_template.variables import template_variable_problems
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.section import Rule, Section, setting
 from data_pipeline.settings import DataSettings, Ratio
@@ -67,7 +70,44 @@ class ModelSettings(Section):
         decides_steps=True,
         is_public=True,
     )
-    template: str = setting(description=f"prompt format: {', '.join(TEMPLATES)}", decides_steps=True, is_public=True)
+    template: str = setting(
+        description=f"prompt format: {', '.join(TEMPLATES)}; or `base`, the Jinja chat template of the tokenizer; or a "
+        "`.jinja` file",
+        decides_steps=True,
+        is_public=True,
+    )
+    condition_in: ConditionPlace | None = setting(
+        None,
+        description="where the condition is. `role`: in every role prefix (built-in templates). For `base` and "
+        "`.jinja` templates, `system` (the default): a line before the system text, in a system message that is made "
+        "where there is none; `assistant`: a line before every answer",
+        decides_steps=True,
+        is_public=True,
+    )
+    rewritten_history: RewrittenHistory | None = setting(
+        None,
+        description="for `base` and `.jinja` templates: what to do with a conversation whose earlier messages the "
+        "template rewrites for a later answer (it removes their thinking, for example). `one_row_per_answer` (the "
+        "default): each answer becomes a row, after what it is prompted with; `last_answer`: only the last answer is "
+        "trained on; `error`: such rows cannot be used",
+        decides_steps=True,
+        is_public=True,
+    )
+    template_variables: dict[str, Any] | None = setting(
+        None,
+        description="for `base` and `.jinja` templates: variables that the template is given, such as "
+        "`{enable_thinking: false}`; exports use them by default",
+        decides_steps=True,
+        is_public=True,
+    )
+    template_date: str | None = setting(
+        None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="for `base` and `.jinja` templates that write today's date: the day that they write instead "
+        '(`"2026-01-31"`), in exports too, so that a row does not depend on the day on which it is prepared',
+        decides_steps=True,
+        is_public=True,
+    )
     max_length_tokens: PositiveInt = setting(
         description="longest conversation; `data.overlong` says what happens to longer ones",
         decides_steps=True,
@@ -124,11 +164,29 @@ class ModelSettings(Section):
     @field_validator("template")
     @classmethod
     def _template_exists(cls, value: str) -> str:
-        if value not in TEMPLATES:
+        if value not in TEMPLATES and not is_jinja(value):
+            known = (*TEMPLATES, BASE)
             raise ValueError(
-                f"unknown template; {did_you_mean(value, TEMPLATES) or 'templates: ' + ', '.join(TEMPLATES)}"
+                f"unknown template; {did_you_mean(value, known) or 'templates: ' + ', '.join(known)}, or a .jinja file"
             )
         return value
+
+    @model_validator(mode="after")
+    def _keys_of_jinja_templates(self) -> ModelSettings:
+        if is_jinja(self.template):
+            problems = template_variable_problems(self.template_variables or {})
+            if self.condition_in == "role":
+                problems.append("condition_in: `role` is only for built-in templates; use `system` or `assistant`")
+            if self.template_date is not None and not _is_day(self.template_date):
+                problems.append(f"template_date: {self.template_date} is no day")
+        else:
+            names = ("rewritten_history", "template_variables", "template_date")
+            problems = [f"{name}: only for `base` and `.jinja` templates" for name in names if getattr(self, name)]
+            if self.condition_in not in (None, "role"):
+                problems.append(f"condition_in: `{self.condition_in}` is only for `base` and `.jinja` templates")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
@@ -177,7 +235,8 @@ class AdapterSettings(Section):
     rank: PositiveInt = setting(16, description="rows of A and columns of B", decides_steps=True, is_public=True)
     alpha: Positive | None = setting(
         None,
-        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: twice the rank, with `rslora` 16",
+        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: 32, with which the best "
+        "learning rate hardly depends on the rank, and 16 with `rslora`",
         decides_steps=True,
         is_public=True,
     )
@@ -231,12 +290,20 @@ class AdapterSettings(Section):
         """`alpha`, or its default."""
         if self.alpha is not None:
             return self.alpha
-        return 16.0 if self.rslora else 2.0 * self.rank
+        return 16.0 if self.rslora else 32.0
 
     @property
     def scale(self) -> float:
         """What B A x is multiplied by."""
         return self.lora_alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 class TrainSettings(Section):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.model.base_class import text_config
+from ochat_train.model.base_class import text_config, trained_parameters
 from ochat_train.model.build import is_compiled
-from ochat_train.model.config import num_frozen_parameters
-from ochat_train.planning.memory import MemoryPlan, fastest_plan, free_gpu_bytes, model_shape
+from ochat_train.model.config import model_without_weights, num_frozen_parameters
+from ochat_train.planning.adapters import adapter_shape
+from ochat_train.planning.memory import MemoryPlan, ModelShape, fastest_plan, free_gpu_bytes, model_shape
 from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.recipe.sections import Recipe
 
@@ -18,17 +20,12 @@ from ochat_train.recipe.sections import Recipe
 def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) -> tuple[MemoryPlan, bool]:
     """The memory plan of the rank with the least free memory, for all ranks; and whether layers are compiled.
 
-    causal_lm: the `transformers` model. All ranks call it. Raises UserError where nothing fits.
+    causal_lm: the `transformers` model, with its adapter where the recipe has one. All ranks call it. Raises UserError
+    where nothing fits.
     """
     is_gpu = ranks.device.type == "cuda"
     compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device, causal_lm=causal_lm)
-    shape = model_shape(
-        causal_lm.config,
-        vocab_size=text_config(causal_lm.config).vocab_size,
-        compiled=compiled,
-        num_parameters=sum(parameter.numel() for parameter in causal_lm.parameters()),
-        num_frozen=num_frozen_parameters(causal_lm),
-    )
+    shape = _shape(recipe, causal_lm, compiled=compiled)
     free_bytes = _least_free_bytes(causal_lm, ranks)
     plan = fastest_plan(
         recipe, shape, num_gpus=ranks.num_ranks, free_bytes=free_bytes, compiled=compiled, is_gpu=is_gpu
@@ -36,6 +33,23 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
     if not plan.fits and recipe.model.activation_checkpointing == "auto":  # a setting by hand is tried
         raise too_little_memory(plan, num_gpus=ranks.num_ranks)
     return plan, compiled
+
+
+def _shape(recipe: Recipe, causal_lm: Any, *, compiled: bool) -> ModelShape:
+    """The shape of the model. With an adapter the base alone is counted as `ochat plan` counts it."""
+    vocab_size = text_config(causal_lm.config).vocab_size
+    base = causal_lm if recipe.adapter is None else model_without_weights(causal_lm.config)
+    adapter = adapter_shape(recipe.adapter, base, vocab_size=vocab_size)
+    if adapter is not None:  # with the rows of tokens that are trained
+        adapter = replace(adapter, num_trained=sum(p.numel() for p in trained_parameters(causal_lm)))
+    return model_shape(
+        causal_lm.config,
+        vocab_size=vocab_size,
+        compiled=compiled,
+        num_parameters=sum(parameter.numel() for parameter in base.parameters()),
+        num_frozen=num_frozen_parameters(base),
+        adapter=adapter,
+    )
 
 
 def _least_free_bytes(causal_lm: Any, ranks: Ranks) -> float:

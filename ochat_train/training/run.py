@@ -11,15 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
-from ochat_train.adapter.build import add_adapter
-from ochat_train.adapter.quantize import qlora_error, quantise_base, stage_obstacle
-from ochat_train.checkpoint.basis import RunBasis, base_weights, config_values, software_versions
+from ochat_train.checkpoint.basis import AdapterBasis, RunBasis, base_weights, config_values, software_versions
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
@@ -34,7 +31,7 @@ from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
-from ochat_train.model.config import load_base_config, model_dtype
+from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.weights.token_rows import ControlTokens
@@ -44,7 +41,7 @@ from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared
-from ochat_train.recipe.sections import AdapterSettings, Recipe
+from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import require_run_folder, write_run_folder
 from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
@@ -52,6 +49,7 @@ from ochat_train.system.messages import print_message
 from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
+from ochat_train.training.adapter import check_stage, put_adapter
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.engine import start_engine
@@ -152,6 +150,7 @@ class _Training:
     work: Work
     memory: MemoryPlan
     mean_rows: Sequence[str]
+    adapter: AdapterBasis | None
 
 
 def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
@@ -165,11 +164,11 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
     )
     require_agreement(ranks, {"attention kernel": kernel})
-    if (adapter := recipe.adapter) is not None:
-        on_every_rank(ranks, lambda: _add_adapter(recipe, adapter, model.causal_lm, new_token_ids, ranks.device))
+    adapter = put_adapter(recipe, model, new_token_ids, ranks)
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
+    check_stage(recipe)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
     return _Training(
         recipe=recipe,
@@ -183,18 +182,8 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
         work=work,
         memory=memory,
         mean_rows=mean_rows,
+        adapter=adapter,
     )
-
-
-def _add_adapter(
-    recipe: Recipe, adapter: AdapterSettings, causal_lm: Any, new_token_ids: Sequence[int], device: torch.device
-) -> None:
-    """Put the adapter on the base, which is quantised before if the recipe says so."""
-    if adapter.type == "qlora":
-        if problem := stage_obstacle(recipe.deepspeed.stage):
-            raise qlora_error(problem)
-        quantise_base(causal_lm, device=device, dtype=model_dtype(recipe.model, device))
-    add_adapter(causal_lm, adapter, new_token_ids=new_token_ids, seed=recipe.seed)
 
 
 def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase:
@@ -219,6 +208,7 @@ def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
         config=config_values(config),
         base_weights=base_weights(training.recipe.model.path, config),
         versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
+        adapter=training.adapter,
     )
 
 

@@ -21,6 +21,8 @@ from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read.rows import parse_row
 from data_pipeline.settings import SourceSettings
 from ochat_train.cli.main import main
+from ochat_train.planning.learning_rate import auto_adapter_rate
+from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe, TrainSettings
 from ochat_train.recipe.strict_yaml import parse
@@ -94,6 +96,22 @@ def test_the_page_on_bases_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> 
     runpy.run_path(str(DOCS / "generate_bases.py"), run_name="__main__")
     remedy = "run `python docs/generate_bases.py > docs/bases.md`"
     assert capsys.readouterr().out == (DOCS / "bases.md").read_text(encoding="utf-8"), remedy
+
+
+def test_the_page_on_adapters_says_what_the_memory_plan_says() -> None:
+    generator = runpy.run_path(str(DOCS / "generate_gpu_choices.py"))
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    remedy = "run `python docs/generate_gpu_choices.py --write`"
+    assert generator["page_with"](generator["tables"]()) == page, remedy
+    assert generator["page_with"]("another table") != page, "the control"
+
+
+def test_the_page_on_adapters_shows_published_rates() -> None:
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    for row in PUBLISHED_ADAPTER_RATES:
+        rule = auto_adapter_rate(model_type="", hidden_size=row.hidden_size).value
+        numbers = f"{row.conversations} | {row.rate:.3g} | {rule:.2g} | {row.rate / rule:.2g}"
+        assert f"| {row.base} | {row.hidden_size:,} | {numbers} | {row.source} |" in page
 
 
 def test_the_page_on_bases_shows_every_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

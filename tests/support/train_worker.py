@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import json
 import os
 import resource
@@ -155,6 +156,16 @@ def fail(fault: dict[str, Any]) -> None:
     raise ZeroDivisionError("a bug on one rank")
 
 
+def note_weights(fault: dict[str, Any]) -> None:
+    """Write a line into a file (`file`): digests of this rank's frozen and of its trained weights."""
+    digests = {True: hashlib.sha256(), False: hashlib.sha256()}
+    for name, parameter in fault["engine"].module.named_parameters():
+        own = getattr(parameter, "ds_tensor", parameter).detach().contiguous()
+        digests[parameter.requires_grad].update(name.encode() + own.view(-1).view(torch.uint8).numpy().tobytes())
+    with open(fault["file"], "a", encoding="utf-8") as file:
+        file.write(f"{digests[False].hexdigest()} {digests[True].hexdigest()}\n")
+
+
 def out_of_memory(fault: dict[str, Any]) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -240,6 +251,7 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "leave": leave,
     "fail": fail,
     "wait": wait,
+    "note_weights": note_weights,
     "out_of_memory": out_of_memory,
     "full_disk": full_disk,
     "limit_file_size": limit_file_size,

@@ -53,17 +53,17 @@ class ControlTokens:
     ids: Mapping[str, int]
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, template: str, *, bos_token: str | None) -> ControlTokens:
+    def of(cls, tokenizer: Tokenizer, tokens: Sequence[str], *, bos_token: str | None) -> ControlTokens:
         """The tokens of a template, and the one that begins conversations."""
-        tokens = dict.fromkeys((*TEMPLATES[template].control_tokens, *filter(None, (bos_token,))))
-        ids = {token: tokenizer.token_to_id(token) for token in tokens}
+        ids = {token: tokenizer.token_to_id(token) for token in (*tokens, *filter(None, (bos_token,)))}
         return cls(ids={token: row for token, row in ids.items() if row is not None})
 
     @classmethod
     def of_prepared(cls, prepared_dir: Path, manifest: Manifest) -> ControlTokens:
         """The tokens of a prepared dataset."""
         tokenizer = stored_tokenizer(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json")
-        return cls.of(tokenizer, manifest.template, bos_token=manifest.bos_token)
+        tokens = manifest.control_tokens or TEMPLATES[manifest.template].control_tokens
+        return cls.of(tokenizer, tokens, bos_token=manifest.bos_token)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,11 @@ from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS
 
 # formats in which all turns are alike; the others are in test_vendor_templates.py
 OPENCHAT = ("openchat_3.2", "openchat_3.5", "openchat_3.6", "chatml")
-ALL_TEMPLATES = {**{name: TEMPLATES[name] for name in OPENCHAT}, TEXT_HEADERS.name: TEXT_HEADERS, CLOSED_HEADERS.name: CLOSED_HEADERS}
+ALL_TEMPLATES = {
+    **{name: TEMPLATES[name] for name in OPENCHAT},
+    TEXT_HEADERS.name: TEXT_HEADERS,
+    CLOSED_HEADERS.name: CLOSED_HEADERS,
+}
 TEXTS = (
     "Hi",
     "Hello there, friend.",

@@ -7,10 +7,17 @@ import statistics
 from itertools import pairwise
 
 import pytest
+import transformers
 
 from data_pipeline.errors import UserError
-from ochat_train.planning.learning_rate import PeakLearningRate, auto_learning_rate, learning_rate_at
-from ochat_train.planning.published_rates import PUBLISHED_RATES
+from ochat_train.planning.learning_rate import (
+    PeakLearningRate,
+    auto_adapter_rate,
+    auto_learning_rate,
+    learning_rate_at,
+)
+from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES, PUBLISHED_RATES
+from ochat_train.planning.steps import automatic_rate
 
 # Three operations in float64 (a root, a product, a quotient) leave at most a few units in the 16th digit.
 EXACT = 1e-14
@@ -126,6 +133,39 @@ def test_a_base_without_a_width_needs_a_number() -> None:
         auto_learning_rate(model_type="odd", vocab_size=9, hidden_size=None, supervised_tokens_per_step=1e5)
     for part in ("hidden_size", "`odd`", "give a number"):
         assert part in str(caught.value)
+
+
+# ---- adapters ----
+
+
+def adapter_rate(hidden_size: int | None) -> float:
+    return auto_adapter_rate(model_type="mistral", hidden_size=hidden_size).value
+
+
+def test_the_rule_for_adapters() -> None:
+    for hidden_size, expected in ((4096, 2e-4), (8192, 1e-4), (2048, 4e-4)):
+        assert adapter_rate(hidden_size) == pytest.approx(expected, rel=EXACT)
+    said = str(auto_adapter_rate(model_type="mistral", hidden_size=4096))
+    assert said == "0.0002 (rule for adapters by width: 2e-4 * 4096 / 4096)"
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate.*`mistral` has none"):
+        adapter_rate(None)
+
+
+def test_it_is_near_published_rates_of_adapters() -> None:
+    ratios = [row.rate / adapter_rate(row.hidden_size) for row in PUBLISHED_ADAPTER_RATES]
+    assert max(*ratios, *(1 / ratio for ratio in ratios)) <= 1.5
+    with_all_weights = [row.rate / auto("mistral", 32_000, 250_289) for row in PUBLISHED_ADAPTER_RATES]
+    assert min(with_all_weights) > 5, "the control: the rule for all weights is no rule for adapters"
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_tokens_of_a_step_decide_the_rate_of_all_weights_alone(with_adapter: bool) -> None:
+    config = transformers.AutoConfig.for_model("mistral")
+    few, many = (
+        automatic_rate(config, supervised_tokens_per_step=tokens, with_adapter=with_adapter).value
+        for tokens in (1e4, 4e4)
+    )
+    assert many / few == pytest.approx(1.0 if with_adapter else 2.0)
 
 
 # ---- the schedule ----

@@ -18,6 +18,7 @@ from tests.support.small_recipe import RecipeFactory
 # What checkpoints and exports have held since before fields declared it. New fields join these lists; none leaves.
 DECISIVE = """
     seed deepspeed.zero_stage model.path model.config model.tokenizer model.revision model.template
+    model.condition_in model.rewritten_history model.template_variables model.template_date
     model.max_length_tokens model.inference_condition model.precision model.attention model.float8 train.epochs
     model.router_aux_loss
     train.pack_length_tokens train.gradient_dtype train.tokens_per_step train.loss_denominator train.plan
@@ -28,6 +29,7 @@ DECISIVE = """
 """
 PUBLIC = """
     name seed model.path model.config model.tokenizer model.revision model.template model.max_length_tokens
+    model.condition_in model.rewritten_history model.template_variables model.template_date
     model.inference_condition model.precision model.attention model.compile model.float8 model.activation_checkpointing
     model.router_aux_loss
     data.classes data.classes.*.condition data.classes.*.reward data.classes.*.weight data.classes.*.baseline

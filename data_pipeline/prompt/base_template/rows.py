@@ -1,0 +1,95 @@
+"""From a tagged conversation to its rows of training, for the template of a base."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from data_pipeline.conversation import Conversation, Segment, TaggedConversation
+from data_pipeline.errors import RowError
+from data_pipeline.prompt.base_template.answers import AnswerFinder, FoundAnswer, ShownChat
+from data_pipeline.prompt.base_template.chat import chat_of, plain_for
+from data_pipeline.prompt.base_template.part_weights import stretches_of
+from data_pipeline.prompt.base_template.sandbox import BLOCK_CLOSE, BLOCK_OPEN, compiled
+from data_pipeline.prompt.base_template.segments import ControlTokens, Stretch, segments_of
+from data_pipeline.prompt.base_template.template import BaseTemplate
+from data_pipeline.prompt.prompt_row import PromptRow
+from data_pipeline.prompt.tokenization import TokenizerSpec
+
+
+class BaseRows:
+    """Gives conversations their rows: one, or one for each answer where the template rewrites what came before."""
+
+    def __init__(self, template: BaseTemplate, tokenizer: TokenizerSpec) -> None:
+        special_tokens = tokenizer.special_tokens
+        self._template = template
+        self._plain = plain_for(special_tokens)
+        self._tokens = control_tokens_of(tokenizer)
+        self._find = AnswerFinder(template, compiled(template.text), plain=self._plain, controls=self._tokens.pattern)
+
+    def __call__(self, tagged: TaggedConversation) -> Sequence[PromptRow]:
+        """The rows. Raises RowError where the template cannot show the conversation, or an answer cannot be found."""
+        conversation = tagged.conversation
+        _refuse_marks(conversation)
+        wanted = [number for number, weight in enumerate(tagged.message_weights) if weight > 0.0]
+        if not wanted:
+            return (PromptRow(tagged=tagged, segments=()),)  # nothing to learn: the length rule drops and counts it
+        if other := [number + 1 for number in wanted if conversation.messages[number].role != "assistant"]:
+            raise RowError("invalid_weight", f"message {other[0]}: only assistant messages can have a weight here")
+        chat = chat_of(conversation, tagged.condition, self._template.condition_in, self._plain)
+        shown, is_rewritten = self._find(conversation, chat, wanted)
+        if not is_rewritten:
+            return (PromptRow(tagged=tagged, segments=self._segments(tagged, shown[0])),)
+        if self._template.rewritten_history == "error":
+            raise RowError(
+                "rewritten_history",
+                f"message {wanted[-1] + 1}: the template rewrites what came before this answer; set "
+                "`model.rewritten_history` to one_row_per_answer or last_answer",
+            )
+        left_out = 0
+        if self._template.rewritten_history == "last_answer":
+            left_out, shown = len(shown) - 1, shown[-1:]
+        rows = [self._row_of_one(tagged, one) for one in shown]
+        rows[0] = replace(rows[0], answers_left_out=left_out)
+        return tuple(rows)
+
+    def _row_of_one(self, tagged: TaggedConversation, shown: ShownChat) -> PromptRow:
+        """The row of one answer, as a conversation that ends with it."""
+        conversation, [answer] = tagged.conversation, shown.answers
+        identifier = f"{conversation.id}#{answer.number + 1}"
+        part = replace(conversation, id=identifier, messages=conversation.messages[: shown.num_messages])
+        weights = [0.0] * answer.number + [tagged.message_weights[answer.number]]
+        own = replace(tagged, conversation=part, message_weights=tuple(weights))
+        return PromptRow(tagged=own, segments=self._segments(own, shown))
+
+    def _segments(self, tagged: TaggedConversation, shown: ShownChat) -> tuple[Segment, ...]:
+        stretches: list[Stretch] = []
+        for answer in shown.answers:
+            stretches += self._stretches(tagged, shown.text, answer)
+        return segments_of(shown.text[: shown.answers[-1].end], stretches, self._tokens)
+
+    def _stretches(self, tagged: TaggedConversation, text: str, answer: FoundAnswer) -> list[Stretch]:
+        message = tagged.conversation.messages[answer.number]
+        weight = tagged.message_weights[answer.number]
+        return stretches_of(message, text, answer, weight=weight, parts=tagged.part_weights, plain=self._plain)
+
+
+def control_tokens_of(tokenizer: TokenizerSpec) -> ControlTokens:
+    """How the control tokens of a tokenizer are found in a text."""
+    strips = {
+        token["content"]: (bool(token.get("lstrip")), bool(token.get("rstrip")))
+        for token in json.loads(tokenizer.backend)["added_tokens"]
+        if token["special"]
+    }
+    longest_first = sorted(strips, key=len, reverse=True)
+    return ControlTokens(pattern=re.compile("|".join(map(re.escape, longest_first)) or "(?!)"), strips=strips)
+
+
+def _refuse_marks(conversation: Conversation) -> None:
+    texts = [conversation.system, conversation.tools]
+    for message in conversation.messages:
+        texts += (message.content, message.reasoning, *(call.arguments for call in message.tool_calls))
+    if any(BLOCK_OPEN in text or BLOCK_CLOSE in text for text in texts):
+        raise RowError("reserved_character", "holds U+FDD1 or U+FDD2, which text may not contain; remove it")

@@ -1,0 +1,47 @@
+"""The adapter of a run: put on the base by every rank, and what its checkpoints say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ochat_train.adapter.base_hash import base_sha256
+from ochat_train.adapter.build import AddedAdapter, add_adapter
+from ochat_train.adapter.quantize import qlora_error, quantise_base, stage_obstacle
+from ochat_train.checkpoint.basis import AdapterBasis
+from ochat_train.distributed.agreement import on_every_rank
+from ochat_train.distributed.ranks import Ranks, on_main_rank
+from ochat_train.model.config import model_dtype
+from ochat_train.model.packed import PackedCausalLM
+from ochat_train.recipe.sections import Recipe
+
+
+def put_adapter(
+    recipe: Recipe, model: PackedCausalLM, new_token_ids: Sequence[int], ranks: Ranks
+) -> AdapterBasis | None:
+    """Put the recipe's adapter on the base, which is quantised before if the recipe says so. All ranks call it.
+
+    new_token_ids: tokens that the base does not know. Returns what the adapter belongs to, None for a recipe without
+    one. Raises UserError on all ranks where packages, GPU or base do not fit.
+    """
+    settings, causal_lm = recipe.adapter, model.causal_lm
+    if settings is None:
+        return None
+    if recipe.deepspeed.zero_stage is not None:
+        check_stage(recipe)
+    # DeepSpeed gives all ranks the weights of the first one, so its base is that of the run
+    sha256 = on_main_rank(ranks, lambda: base_sha256(recipe.model, causal_lm))
+
+    def add() -> AddedAdapter:
+        if settings.type == "qlora":
+            quantise_base(causal_lm, device=ranks.device, dtype=model_dtype(recipe.model, ranks.device))
+        return add_adapter(causal_lm, settings, new_token_ids=new_token_ids, seed=recipe.seed)
+
+    added = on_every_rank(ranks, add)
+    return AdapterBasis(base_sha256=sha256, modules=added.modules, token_ids=added.token_ids)
+
+
+def check_stage(recipe: Recipe) -> None:
+    """Raise UserError for a ZeRO stage that the adapter does not allow. recipe: its stage is decided."""
+    is_qlora = recipe.adapter is not None and recipe.adapter.type == "qlora"
+    if is_qlora and (problem := stage_obstacle(recipe.deepspeed.stage)):
+        raise qlora_error(problem)
