@@ -62,3 +62,8 @@ def _read(name: str) -> Template:
 
 
 TEMPLATES: Mapping[str, Template] = _Templates()
+
+
+def is_template_file(name: str) -> bool:
+    """Whether `model.template` names a YAML file of the user's."""
+    return name.endswith((".yaml", ".yml"))
