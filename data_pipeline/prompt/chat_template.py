@@ -270,7 +270,7 @@ class _Jinja:
             f"{{%- set ns.answer = {self._text(rule.open)} ~ thought ~ {self._text(rule.close)} -%}}",
         ]
         if rule.empty:
-            lines += ["{%- else -%}", self._write(rule.empty)]
+            lines += ["{%- elif loop.last -%}", self._write(rule.empty)]
         return [*lines, "{%- endif -%}", "{%- endif -%}"]
 
     def _tool_calls(self) -> list[str]:

@@ -288,7 +288,8 @@ def _write_reasoning(writer: _Writer, message: Message, weights: MessageWeights,
     if rule is None or not is_shown:
         return
     if not text:
-        writer.template(rule.empty)
+        if place.following is None:
+            writer.template(rule.empty)
         return
     writer.template(rule.open, weights.reasoning)
     writer.content(text, weights.reasoning)

@@ -87,8 +87,8 @@ class Reasoning(Section):
     )
     empty: str = Field(
         "",
-        description="written where reasoning would be shown and there is none; not learned. Generation prompts have it "
-        "with `enable_thinking=False`",
+        description="written in the last message of a conversation where it has no reasoning; not learned. Generation "
+        "prompts have it with `enable_thinking=False`",
     )
 
 
