@@ -11,6 +11,7 @@ Everything between two control tokens is tokenized as one text with control toke
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,28 +76,38 @@ def texts_after(control_token: str | None, template: Template, condition: str) -
     """
     written = template.condition_text(condition)
     opens = [text.replace(CONDITION, written) for turn in _turns(template) for text in turn.opens]
-    ends = [text + turn.after for turn in _turns(template) for text in (turn.close, turn.close_last or "")]
-    ends += [text for turn in _turns(template) for text in turn.close_before.values()]
-    reasoning = template.reasoning
-    inner = [] if reasoning is None else [reasoning.open, reasoning.close, reasoning.empty]
-    starts = [template.begin + text for text in opens] if control_token is None else []
-    found = [_text_behind(text, control_token, template) for text in (*starts, *opens, *ends, *inner)]
-    headers = [text for text in (_text_behind(text, None, template) for text in opens) if text]
-    befores = {text for text in found if text}
-    joined = [before + header for before in befores for header in headers]
-    joined += headers if control_token is None or "" in found else []
-    return tuple(dict.fromkeys((*befores, *joined)))
+    headers = {_leading_text(template, text) for text in opens} - {""}
+    if control_token not in template.control_tokens:  # the beginning of a row
+        return tuple({_leading_text(template, template.begin)} - {""} if template.begin else headers)
+    reasoning, answer = template.reasoning, template.turns.assistant
+    inner = [*opens, answer.begin, *(() if reasoning is None else (reasoning.open, reasoning.close, reasoning.empty))]
+    found = {text for whole in inner for text in _texts_behind(template, whole, control_token)}
+    ends = [template.begin, *(text for turn in _turns(template) for text in turn.close_before.values())]
+    ends += [text + turn.after for turn in _turns(template) for text in (turn.close, turn.close_last or turn.close)]
+    for end in ends:
+        behind = _texts_behind(template, end, control_token)
+        found |= set(behind)
+        if behind and template.pieces(end)[-2:] == (control_token, behind[-1]):
+            found |= {behind[-1] + header for header in headers}
+        elif template.pieces(end)[-1:] == (control_token,):
+            found |= headers
+    return tuple(found - {""})
 
 
-def _text_behind(text: str, control_token: str | None, template: Template) -> str | None:
-    """The plain text of a template's text right behind a control token, or at its beginning; None without one."""
+def _leading_text(template: Template, text: str) -> str:
+    """The plain text at the beginning of a text of the template."""
     pieces = template.pieces(text)
-    if control_token is None:
-        return pieces[0] if pieces and not template.is_control(pieces[0]) else None
-    if control_token not in pieces:
-        return None
-    rest = pieces[pieces.index(control_token) + 1 :]
-    return rest[0] if rest and not template.is_control(rest[0]) else ""
+    return "" if not pieces or template.is_control(pieces[0]) else pieces[0]
+
+
+def _texts_behind(template: Template, text: str, control_token: str | None) -> list[str]:
+    """The plain text right behind each place of a control token in a text of the template."""
+    pieces = template.pieces(text)
+    return [
+        behind
+        for piece, behind in itertools.pairwise(pieces)
+        if piece == control_token and not template.is_control(behind)
+    ]
 
 
 def _turns(template: Template) -> Sequence[Turn]:
