@@ -454,6 +454,15 @@ class OptimizerSettings(Section):
         decides_steps=True,
         is_public=True,
     )
+    states: Literal["float32", "bfloat16", "8bit"] = setting(
+        "float32",
+        description="what the optimizer keeps of each parameter. `float32`: a float32 master weight and two float32 "
+        "moments, 12 bytes. `bfloat16`: two bfloat16 moments, 5 bytes; `8bit`: two 8-bit moments with a scale for 128 "
+        "of them, 3.1 bytes; both keep 8 bits beside the bfloat16 weight instead of a master weight, so that 24 bits "
+        "are updated, with stochastic rounding (of a float32 model all 32 bits are)",
+        decides_steps=True,
+        is_public=True,
+    )
 
 
 # Keys of DeepSpeed's configuration that the recipe's own settings decide.
@@ -695,6 +704,16 @@ class Recipe(Section):
             )
         if self.adapter is not None and self.model.float8:
             problems.append("model.float8 cannot be used with an adapter: it trains weights that are frozen here")
+        if self.optimizer.states != "float32" and self.deepspeed.offload_optimizer:
+            problems.append(
+                f"optimizer.states {self.optimizer.states} cannot be used with deepspeed.offload_optimizer, whose "
+                "optimizer keeps float32 states in CPU memory; leave one of the two out"
+            )
+        if self.optimizer.states != "float32" and self.adapter is not None:
+            problems.append(
+                f"optimizer.states {self.optimizer.states} cannot be used with an adapter, whose states are small; "
+                "leave optimizer.states out"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.utils.checkpoint import CheckpointPolicy
 
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.state import adapter_tensors, peft_name
 from ochat_train.model.attention.register import REGISTERED_NAME, register_attention
 from ochat_train.model.batch import PackShape, pack_batch
 from ochat_train.model.build import compile_obstacle
-from ochat_train.model.layers import layer_forward, set_layer_forward
+from ochat_train.model.layers import _policy, layer_forward, set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
 from ochat_train.recipe.sections import AdapterSettings, ModelSettings
@@ -52,7 +53,7 @@ def gradients_of(
     randomize(causal_lm)
     if checkpointing is not None:
         layers = decoder_layers(causal_lm)
-        set_layer_forward(layers, checkpointing=[checkpointing] * len(layers), compiled=False)
+        set_layer_forward(layers, checkpointing=[checkpointing] * len(layers), compiled=False, rank=settings.rank)
     PackedCausalLM(causal_lm, num_classes=2)(batch).weighted_nll.backward()
     trained = {name: parameter for name, parameter in causal_lm.named_parameters() if parameter.requires_grad}
     assert all(parameter.grad is None for name, parameter in causal_lm.named_parameters() if name not in trained)
@@ -106,6 +107,19 @@ def test_recomputed_layers_have_the_same_gradients(kind: str) -> None:
         assert relative_error(gradient, truth[name]) < 5e-6, name
 
 
+@pytest.mark.parametrize(
+    ("rank", "width", "expected"),
+    [
+        (4, 4, CheckpointPolicy.PREFER_RECOMPUTE),
+        (4, 32, CheckpointPolicy.MUST_SAVE),
+        (None, 4, CheckpointPolicy.MUST_SAVE),
+    ],
+)
+def test_products_with_b_are_not_kept(rank: int | None, width: int, expected: CheckpointPolicy) -> None:
+    """They are as wide as the products of the base: keeping both would double what `matmuls` keeps."""
+    assert _policy(rank, torch.ops.aten.mm.default, torch.empty(8, width), torch.empty(width, 32)) == expected
+
+
 def test_recomputed_layers_draw_the_same_dropout() -> None:
     """Whatever is recomputed, the backward pass has the masks of the forward pass. The control draws others."""
     adapter = AdapterSettings(type="lora", rank=4, dropout=0.5)
@@ -138,7 +152,7 @@ def test_compiled_layers_with_an_adapter_are_traced_once(monkeypatch: pytest.Mon
             torch._dynamo.reset()
             torch._dynamo.utils.counters.clear()
             kinds = ["full", "matmuls", "none", "none"]
-            set_layer_forward(decoder_layers(causal_lm), checkpointing=kinds, compiled=compiled)
+            set_layer_forward(decoder_layers(causal_lm), checkpointing=kinds, compiled=compiled, rank=4)
             PackedCausalLM(causal_lm, num_classes=2)(BATCH).weighted_nll.backward()
             found.append(flat({n: p.grad for n, p in causal_lm.named_parameters() if p.grad is not None}))
         num_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
