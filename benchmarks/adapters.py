@@ -15,6 +15,7 @@ The baseline is benchmarks/peft_baseline.py. Each variant runs in its own proces
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import subprocess
@@ -37,6 +38,7 @@ from step import Options, make_recipe, write_dataset  # noqa: E402
 
 from data_pipeline.prepared.dataset import PreparedSplit  # noqa: E402
 from ochat_train.adapter.build import add_adapter  # noqa: E402
+from ochat_train.adapter.quantize import quantise_base  # noqa: E402
 from ochat_train.distributed.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
 from ochat_train.model.attention.choose import choose_attention  # noqa: E402
 from ochat_train.model.attention.needs import AttentionNeeds  # noqa: E402
@@ -44,6 +46,7 @@ from ochat_train.model.attention.register import register_attention  # noqa: E40
 from ochat_train.model.build import set_up_layers  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
+from ochat_train.model.structure import decoder_layers  # noqa: E402
 from ochat_train.planning.memory import GIB, resolve  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import Work, work_of  # noqa: E402
@@ -266,13 +269,23 @@ def own_trainer(options: Options, recipe: Recipe, ranks: Ranks) -> Trainer:
 
 
 def random_base(options: Options, recipe: Recipe, ranks: Ranks, *, attention: str) -> Any:
-    """A base of random weights on the device; for `qlora` with linear layers in 4 bits, made one after the other."""
-    dtype = model_dtype(recipe.model, ranks.device)
+    """A base of random weights on the device; for `qlora` with linear layers in 4 bits and equal weights in all layers,
+    so that a GPU never holds more than one of them in bfloat16.
+    """
+    config, dtype = base_config(options), model_dtype(recipe.model, ranks.device)
+    is_quantised = recipe.adapter is not None and recipe.adapter.type == "qlora"
+    config.num_hidden_layers = 1 if is_quantised else options.layers
     torch.manual_seed(0)
     with ranks.device:
-        return transformers.AutoModelForCausalLM.from_config(
-            base_config(options), dtype=dtype, attn_implementation=attention
-        )
+        causal_lm = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    if is_quantised:
+        layers = decoder_layers(causal_lm)
+        linear = [module.weight for module in layers[0].modules() if isinstance(module, torch.nn.Linear)]
+        shared = {id(weight): weight for weight in linear}
+        layers.extend(copy.deepcopy(layers[0], dict(shared)) for _ in range(1, options.layers))
+        causal_lm.config.num_hidden_layers = options.layers
+        quantise_base(causal_lm, device=ranks.device, dtype=dtype)
+    return causal_lm
 
 
 def baseline_trainer(options: Options, variant: Variant, ranks: Ranks) -> Trainer:

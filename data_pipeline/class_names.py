@@ -15,6 +15,7 @@ from data_pipeline.text_rules import text_problem
 
 MOST_FILE_CHARACTERS = 40
 _PLAIN_FILE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_FILE_CHARACTERS - 1}}}")
+_WHOLE = re.compile(r"-?\d+")
 _STEM_CHARACTERS = 24
 _HASH_CHARACTERS = 8
 _CHANGED_IN_CURVES = re.compile(r"[^-\w.]")  # what TensorBoard writes as `_`
@@ -23,6 +24,20 @@ _CHANGED_IN_CURVES = re.compile(r"[^-\w.]")  # what TensorBoard writes as `_`
 def class_name_problem(name: str) -> str | None:
     """Why a class cannot have this name, None where it can. Any text will do that files and trackers can hold."""
     return "is empty; give the class a name" if not name.strip() else text_problem(name)
+
+
+def class_spellings(value: str) -> tuple[str, ...]:
+    """How a class may be spelled in a recipe whose name in the rows is `value`: a truth value also as Python writes it,
+    a whole number also with `.0`.
+    """
+    if value in ("true", "false"):
+        return value, value.capitalize()
+    return (value, f"{value}.0") if _WHOLE.fullmatch(value) else (value,)
+
+
+def known_class(value: str, names: Collection[str]) -> str:
+    """The class of the recipe that a value of a row means; the value itself where there is none."""
+    return next((name for name in class_spellings(value) if name in names), value)
 
 
 def file_names(names: Iterable[str], *, taken: Collection[str] = ()) -> dict[str, str]:

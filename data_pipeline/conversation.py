@@ -59,6 +59,7 @@ class Conversation:
     condition: the condition written in the row (format `openchat` only), None where there is none.
     score: the number in the row that decides its weight (`reward_field`) or its class (`classes_from`), None without.
     tools: the functions that the assistant may call, a JSON list as text; "" where the row names none.
+    num_empty_cut: empty messages at the end of the row, which are left out.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Conversation:
     condition: str | None = None
     score: float | None = None
     tools: str = ""
+    num_empty_cut: int = 0
 
     @property
     def has_own_id(self) -> bool:

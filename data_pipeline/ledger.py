@@ -16,7 +16,8 @@ MAX_EXAMPLES_PER_REASON = 5
 class Ledger:
     """Counts of conversations. `read + rows_added == kept + sum(dropped.values())` always holds.
 
-    truncated: kept, cut to `max_length_tokens`. tail_trimmed: kept, without the tokens after the last supervised one.
+    truncated: kept, cut to `max_length_tokens`. empty_end_cut: kept, without the empty messages at its end.
+    tail_trimmed: kept, without the tokens after the last supervised one.
     control_text_kept_plain: kept, with text that spells a control token. condition_left_out: kept, prompted without its
     condition (`data.condition_dropout`). text_not_recovered: held out, but not in the condition matrix, because its
     tokens do not give its exact text. rows_added: rows beyond the first of a conversation that became one row for each
@@ -36,6 +37,7 @@ class Ledger:
     text_not_recovered: int = 0  # older prepared datasets lack it
     rows_added: int = 0  # likewise
     answers_left_out: int = 0  # likewise
+    empty_end_cut: int = 0  # as well
     dropped: Mapping[str, int]
     examples: Mapping[str, Sequence[str]]
 
@@ -62,6 +64,7 @@ class Tally:
     num_text_not_recovered: int = 0
     num_rows_added: int = 0
     num_answers_left_out: int = 0
+    num_empty_end_cut: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class Tally:
             text_not_recovered=self.num_text_not_recovered,
             rows_added=self.num_rows_added,
             answers_left_out=self.num_answers_left_out,
+            empty_end_cut=self.num_empty_end_cut,
             dropped=dict(sorted(self.dropped.items())),
             examples={reason: list(examples) for reason, examples in sorted(self.examples.items())},
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
 
 from data_pipeline.class_names import class_name_problem
+from data_pipeline.formats.fields import ROLES_OF_RECIPES, Fields
+from data_pipeline.formats.preference import ANSWERS
 from data_pipeline.formats.row_format import RowFormat
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.section import Rule, Section, setting
@@ -73,6 +76,38 @@ class ClassSettings(Section):
         return self
 
 
+def _key(description: str) -> Any:
+    """A setting that names a key of a row or of a message."""
+    return setting(None, min_length=1, description=description, decides_steps=True, is_public=True)
+
+
+class FieldSettings(Section):
+    """Names of keys, where rows use other ones than the format. What is left out is as the format says."""
+
+    messages: str | None = _key("the list of messages")
+    role: str | None = _key("in a message: who speaks")
+    content: str | None = _key("in a message: its text")
+    roles: dict[str, Literal[ROLES_OF_RECIPES]] = setting(  # type: ignore[valid-type]
+        default_factory=dict,
+        description="further names of roles, such as `{customer: user, agent: assistant}`",
+        decides_steps=True,
+        is_public=True,
+    )
+    prompt: str | None = _key("the prompt")
+    input: str | None = _key("text that follows the prompt after a blank line")
+    answer: str | None = _key("the answer; in `ranked` rows, the text in each of the answers")
+    history: str | None = _key("earlier `[prompt, answer]` pairs")
+    chosen: str | None = _key("the better answer")
+    rejected: str | None = _key("the worse answer")
+    answers: str | None = _key("the list of answers")
+    system: str | None = _key("the system text")
+    id: str | None = _key("the id")
+    tools: str | None = _key("the functions that the assistant may call")
+    weight: str | None = _key("in a message: how much is learned from it, a number, or true or false")
+    masked: str | None = _key("in a message: true if nothing is learned from it")
+    row_weight: str | None = _key("a number that multiplies the weights of all answers of a row")
+
+
 class SourceSettings(Section):
     """Where raw conversations come from, and which class they have."""
 
@@ -84,7 +119,8 @@ class SourceSettings(Section):
         is_public=True,
     )
     format: Format = setting(
-        description="layout of the rows; `openchat_tokenized` is what OpenChat's own `generate_dataset` writes",
+        description="layout of the rows; `auto` finds it, and `openchat_tokenized` is what OpenChat's own "
+        "`generate_dataset` writes",
         decides_steps=True,
         is_public=True,
     )
@@ -95,6 +131,14 @@ class SourceSettings(Section):
         None,
         description="instead of `class`: the field of a row that names its class (dots for nested fields, "
         "`meta.quality`)",
+        decides_steps=True,
+        is_public=True,
+    )
+    answer_classes: dict[Literal[ANSWERS], str] | None = setting(  # type: ignore[valid-type]
+        None,
+        min_length=1,
+        description="instead of `class`, for rows with a chosen and a rejected answer: the class of each, "
+        "`{chosen: good, rejected: bad}`",
         decides_steps=True,
         is_public=True,
     )
@@ -110,6 +154,9 @@ class SourceSettings(Section):
         description="split of a Hub dataset, or of a folder made by `datasets`",
         decides_steps=True,
         is_public=True,
+    )
+    fields: FieldSettings | None = setting(
+        None, description="names of keys that differ from those of the format", decides_steps=True, is_public=True
     )
     think_tags: bool = setting(
         False,
@@ -129,6 +176,19 @@ class SourceSettings(Section):
         return FORMATS[self.format]
 
     @property
+    def row_fields(self) -> Fields:
+        """The keys to read: those of the format, changed by `fields`."""
+        usual = self.row_format.fields
+        if self.fields is None:
+            return usual
+        return replace(usual, **self.fields.model_dump(exclude_defaults=True))
+
+    @property
+    def has_class(self) -> bool:
+        """Whether the recipe says where the class of a row comes from."""
+        return any(given is not None for given in (self.class_name, self.class_field, self.answer_classes))
+
+    @property
     def is_tokenized(self) -> bool:
         """Whether the rows hold tokens and their weights instead of text."""
         return self.row_format.holds_tokens
@@ -139,6 +199,7 @@ class SourceSettings(Section):
             raise ValueError("give one of `class` and `class_field`, not both")
         if self.reward_field is not None and self.class_name is None and self.class_field is None:
             raise ValueError("`reward_field` needs `class` or `class_field`")
+        self._check_answers_and_fields()
         if self.is_tokenized and (self.class_field is not None or self.reward_field is not None):
             raise ValueError("tokenized rows have no `class_field` and no `reward_field`; they hold their weights")
         if self.is_tokenized and (self.split is not None or self.is_on_hub):
@@ -146,6 +207,23 @@ class SourceSettings(Section):
         if self.is_tokenized and self.think_tags:
             raise ValueError("tokenized rows have no text that `think_tags` could be found in; remove it")
         return self
+
+    def _check_answers_and_fields(self) -> None:
+        if self.answer_classes is not None:
+            if self.class_name is not None or self.class_field is not None:
+                raise ValueError("give one of `class`, `class_field` and `answer_classes`")
+            if not (self.row_format.has_pairs or self.format == "auto"):
+                raise ValueError("`answer_classes` is for rows with two answers, `format: preference`")
+        elif self.row_format.has_pairs:
+            raise ValueError("rows of two answers need `answer_classes: {chosen: CLASS, rejected: CLASS}`")
+        if self.fields is None:
+            return
+        if self.is_tokenized:
+            raise ValueError("tokenized rows have no `fields`")
+        if self.format == "openchat" and self.fields.roles:
+            raise ValueError("`openchat` rows have no other roles than user and assistant; remove `fields.roles`")
+        if self.fields.masked is not None and self.fields.masked == self.fields.weight:
+            raise ValueError("`fields.weight` and `fields.masked` name the same key; keep one")
 
 
 class ClassesFrom(Section):
@@ -255,6 +333,13 @@ class DataSettings(Section):
         decides_steps=True,
         is_public=True,
     )
+    ignore_fields: list[str] = setting(
+        default_factory=list,
+        description="fields of rows that hold text, lists or marks and are left out on purpose; dots for nested ones "
+        "(`meta.notes`, `messages.comment`)",
+        decides_steps=True,
+        is_public=True,
+    )
     only_classes: list[str] | None = setting(
         None,
         min_length=1,
@@ -302,6 +387,7 @@ class DataSettings(Section):
             problems.append("reward_clip: no source has a `reward_field`")
         for name, spec in self.classes.items():
             fed = [s for s in self.sources if s.class_name == name or s.class_field is not None]
+            fed += [s for s in self.sources if name in (s.answer_classes or {}).values()]
             fed += [s for s in self.sources if s.class_name is None and s.is_tokenized]
             in_row = [source.reward_field is not None or source.is_tokenized for source in fed]
             has_own = spec.reward is not None or spec.weight is not None
@@ -353,7 +439,7 @@ class DataSettings(Section):
             f"sources.{number}: `classes_from` decides class and reward; remove `class`, `class_field` and "
             "`reward_field`"
             for number, source in enumerate(self.sources)
-            if source.class_name is not None or source.class_field is not None or source.reward_field is not None
+            if source.has_class or source.reward_field is not None
         ]
 
     @model_validator(mode="after")
@@ -365,11 +451,14 @@ class DataSettings(Section):
         ]
         problems += [*self._problems_of_rewards(), *self._problems_of_quantiles(), *self._problems_of_tokenized()]
         for number, source in enumerate(self.sources):
-            has_class = source.class_name is not None or source.class_field is not None
-            if not has_class and not source.row_format.carries_class and self.classes_from is None:
+            if not source.has_class and not source.row_format.carries_class and self.classes_from is None:
                 problems.append(
                     f"sources.{number}: give `class` or `class_field` (rows of format `{source.format}` name no class)"
                 )
+            for name in (source.answer_classes or {}).values():
+                if name not in self.classes:
+                    known = ", ".join(self.classes) or "none"
+                    problems.append(f"sources.{number}.answer_classes: unknown class `{name}`; classes: {known}")
             if source.class_name is not None and source.class_name not in self.classes:
                 known = ", ".join(self.classes) or "none"
                 problems.append(f"sources.{number}.class: unknown class `{source.class_name}`; classes: {known}")

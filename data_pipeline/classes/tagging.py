@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from data_pipeline.class_names import known_class
 from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.conversation import Conversation, PartWeights, TaggedConversation
 from data_pipeline.errors import RowError
@@ -52,9 +53,9 @@ class Tagger:
         if self._data.classes_from is not None:
             assert conversation.score is not None, "parse_row reads it"
             return tag(conversation, class_name=self._rewards.quantile_class(conversation.score), classes=self._classes)
-        name = class_name if class_name is not None else conversation.class_value
+        name = self._class_of(conversation, class_name)
         if conversation.score is None or name is None or name not in self._classes:
-            return tag(conversation, class_name=class_name, classes=self._classes)
+            return tag(conversation, class_name=name, classes=self._classes)
         if self._classes[name].weight is not None:
             raise RowError(
                 "ambiguous_reward",
@@ -62,6 +63,13 @@ class Tagger:
             )
         weight = self._rewards.weight(conversation.score, class_name=name, data=self._data)
         return tag(conversation, class_name=name, classes=self._classes, own_weight=weight)
+
+    def _class_of(self, conversation: Conversation, class_name: str | None) -> str | None:
+        """The class of the source, or the one that the row's field names in whatever spelling."""
+        value = conversation.class_value
+        if class_name is not None or value is None:
+            return class_name
+        return known_class(value, self._classes)
 
 
 def tag(

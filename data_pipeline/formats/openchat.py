@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from data_pipeline.conversation import Message
+from data_pipeline.errors import RowError
+from data_pipeline.formats.chat import ChatReader
+from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
-from data_pipeline.formats.values import list_of, message_of, object_of, role_of, system_of
+from data_pipeline.text_rules import shown
 
-_ROLES = {"user": "user", "assistant": "assistant"}
+_ROLES = ("user", "assistant")
 
 
-def _parse(row: Mapping[str, Any]) -> ParsedRow:
-    messages = []
-    for number, item in enumerate(list_of(row, "items")):
-        where = f"items[{number}]"
-        message = object_of(item, where)
-        role = role_of(message.get("role"), _ROLES, f"{where}.role")
-        messages.append(message_of(role, message.get("content"), message.get("weight"), where))
-    return system_of(row), messages
+class OpenchatReader(ChatReader):
+    """Reads `items`, whose roles are only these two."""
+
+    def __call__(self, row: Any) -> Sequence[ParsedRow]:
+        """The conversation of a row."""
+        for number, item in enumerate(self.turns(row, self._key)):
+            if item.get("role") not in _ROLES:
+                known = ", ".join(_ROLES)
+                found = shown(item.get("role"))
+                raise RowError("unknown_role", f"items[{number}].role: unknown role {found}; known: {known}")
+        return super().__call__(row)
 
 
 def _masks_alone(messages: Sequence[Message]) -> list[Message]:
@@ -30,8 +36,8 @@ def _masks_alone(messages: Sequence[Message]) -> list[Message]:
 
 OPENCHAT = RowFormat(
     name="openchat",
-    parse=_parse,
-    content_keys=frozenset(("id", "items", "system")),
+    fields=Fields(messages="items", role="role", content="content"),
+    parser=OpenchatReader,
     example={
         "items": [
             {"role": "user", "content": "What is 6 times 7?", "weight": 0.0},

@@ -6,8 +6,14 @@ the loss weights.
 
 from __future__ import annotations
 
+from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.row_format import RowFormat
 
 OPENCHAT_TOKENIZED = RowFormat(
-    name="openchat_tokenized", parse=None, content_keys=frozenset(), example=None, carries_class=True
+    name="openchat_tokenized",
+    fields=Fields(system=None, id=None, tools=None),
+    parser=None,
+    example=None,
+    carries_class=True,
+    holds_tokens=True,
 )

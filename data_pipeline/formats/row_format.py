@@ -7,12 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.conversation import Message
+from data_pipeline.formats.fields import Fields
 
-ParsedRow = tuple[str, list[Message]]  # system text ("" for none), messages
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParsedRow:
+    """A conversation of a row.
+
+    system: "" for none. num_cut: empty messages that were cut off its end. answer: which of the row's answers it has
+    (`chosen`, `rejected`, `1`, ...), "" where the row has one. own: what the row's fields are where the answers have
+    fields of their own; None for the row itself.
+    """
+
+    system: str
+    messages: Sequence[Message]
+    num_cut: int = 0
+    answer: str = ""
+    own: Mapping[str, Any] | None = None
 
 
-def _as_given(messages: Sequence[Message]) -> list[Message]:
-    return list(messages)
+Parser = Callable[[Any], Sequence[ParsedRow]]  # a row to its conversations; raises RowError
+
+
+def _as_given(messages: Sequence[Message]) -> Sequence[Message]:
+    return messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +38,27 @@ class RowFormat:
     """A row format.
 
     name: as `format` of a source.
-    parse: a row to its system text and messages; raises RowError. None where rows hold tokens instead of text
-        (`read/openchat_parquet.py` reads those).
-    content_keys: the keys that hold the conversation, so they cannot name a class or hold a score.
+    fields: the keys that it reads; `fields` of a source changes them.
+    parser: for such keys, and for dotted names that are not to be read, what reads a row. None where rows hold tokens
+        instead of text (`read/openchat_parquet.py` reads those), and for `auto`.
     example: a row; the documentation shows it and the tests read it.
     carries_class: a row names its own condition and holds the loss weights themselves, so its source needs no class.
+    holds_tokens: rows hold tokens and their weights instead of text.
+    has_pairs: a row has two conversations, a better and a worse one, so its source needs `answer_classes`.
     messages_in_class: what is left of the messages' own weights when a class gives the weight. By default all of them,
         as factors of the class weight.
     """
 
     name: str
-    parse: Callable[[Mapping[str, Any]], ParsedRow] | None
-    content_keys: frozenset[str]
+    fields: Fields
+    parser: Callable[[Fields, frozenset[str]], Parser] | None
     example: Mapping[str, Any] | None
     carries_class: bool = False
-    messages_in_class: Callable[[Sequence[Message]], list[Message]] = _as_given
+    holds_tokens: bool = False
+    has_pairs: bool = False
+    messages_in_class: Callable[[Sequence[Message]], Sequence[Message]] = _as_given
 
     @property
-    def holds_tokens(self) -> bool:
-        """Whether rows hold tokens and their weights instead of text."""
-        return self.parse is None
+    def content_keys(self) -> frozenset[str]:
+        """The keys that hold the conversation, so they cannot name a class or hold a score."""
+        return self.fields.row_keys

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from data_pipeline.formats.row_format import ParsedRow, RowFormat
-from data_pipeline.formats.values import objects_of, role_of, split_system
-
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "system": "system",
-}
-
-
-def _parse(row: Mapping[str, Any]) -> ParsedRow:
-    turns = [
-        (role_of(turn.get("from"), _ROLES, f"conversations[{number}].from"), turn.get("value"), turn.get("weight"))
-        for number, turn in enumerate(objects_of(row, "conversations"))
-    ]
-    return split_system(turns, row.get("system"), "conversations", "value")
-
+from data_pipeline.formats.chat import ChatReader
+from data_pipeline.formats.fields import Fields
+from data_pipeline.formats.row_format import RowFormat
 
 SHAREGPT = RowFormat(
     name="sharegpt",
-    parse=_parse,
-    content_keys=frozenset(("id", "conversations", "system")),
+    fields=Fields(messages="conversations", role="from", content="value"),
+    parser=ChatReader,
     example={
         "id": "abc_0",
         "system": "Answer briefly.",

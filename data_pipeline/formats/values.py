@@ -20,15 +20,15 @@ def message_of(role: str, content: Any, weight: Any, where: str) -> Message:
     return Message(role=user_role, content=text, weight=weight_of(weight, where))
 
 
-def weight_of(weight: Any, where: str) -> float | None:
-    """A message's own weight, None where it has none."""
+def weight_of(weight: Any, where: str, name: str = "weight") -> float | None:
+    """A message's own weight, None where it has none. name: of the key that holds it."""
     if weight is None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise RowError("invalid_weight", f"{where}.weight: expected a number, found {shown(weight)}")
+        raise RowError("invalid_weight", f"{where}.{name}: expected a number, found {shown(weight)}")
     # also false for NaN; compared before any conversion to float, which can overflow
     if not 0 <= weight <= LARGEST_WEIGHT:
-        raise RowError("invalid_weight", f"{where}.weight: {shown(weight)} is not a number from 0 to {LARGEST_WEIGHT}")
+        raise RowError("invalid_weight", f"{where}.{name}: {shown(weight)} is not a number from 0 to {LARGEST_WEIGHT}")
     return float(weight)
 
 

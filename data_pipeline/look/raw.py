@@ -14,15 +14,18 @@ import numpy as np
 from data_pipeline.classes.tagging import tag
 from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
+from data_pipeline.formats.detect import Layout
+from data_pipeline.formats.preference import ANSWERS
+from data_pipeline.formats.table import FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
 from data_pipeline.prompt.prompt_format import AnyTemplate, PromptTemplate, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
 from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids
+from data_pipeline.read.layout import UnreadField, found_layout, in_layout, unread_fields
 from data_pipeline.read.openchat_parquet import is_tokenized
-from data_pipeline.read.rows import parse_row
+from data_pipeline.read.rows import class_text, parse_row
 from data_pipeline.read.sample import sampled_rows, spread_sample
 from data_pipeline.settings import SourceSettings
 
@@ -46,7 +49,7 @@ class FieldLook:
 
     num_rows: int = 0
     values: Counter[str] | None = field(default_factory=Counter)
-    is_name: bool = True  # every value is text or a whole number, as the name of a class has to be
+    is_name: bool = True  # every value is text, a whole number or a truth value, as the name of a class has to be
     numbers: tuple[float, float] | None = None
     _is_score: bool = True
     _has_fraction: bool = False
@@ -54,10 +57,11 @@ class FieldLook:
     def add(self, value: Any) -> None:
         """Count one row's value."""
         self.num_rows += 1
-        self.is_name &= isinstance(value, str | int) and not isinstance(value, bool)
+        name = class_text(value) or str(value)
+        self.is_name &= isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
         if self.values is not None:
-            self.values[str(value)] += 1
-            if len(self.values) > MOST_CLASSES or len(str(value)) > _LONGEST_CLASS_NAME:
+            self.values[name] += 1
+            if len(self.values) > MOST_CLASSES or len(name) > _LONGEST_CLASS_NAME:
                 self.values = None
         self._is_score &= isinstance(value, int | float) and not isinstance(value, bool)
         if self._is_score:
@@ -76,20 +80,33 @@ class SourceLook:
     """What was seen in a source.
 
     ledger: of the sampled rows; its `bad` counts those that cannot be read, by reason. roles: messages of each role.
-    conversations: the sampled rows that can be read. carries_classes: every row has its own condition and weights.
+    conversations: those of the sampled rows that can be read, num_readable_rows; a row may have several. unread: fields
+    that may hold a part of them and that nothing reads. carries_classes: every row has its own condition and weights.
     fields: by name, those that could name a class or hold a score. prompts: system texts with first prompts, which the
     validation split keeps together.
     """
 
     path: str
-    format: str
+    layout: Layout
     num_rows: int
     ledger: Tally
     conversations: Sequence[Conversation]
+    num_readable_rows: int
+    unread: Sequence[UnreadField]
     carries_classes: bool
     roles: Mapping[str, int]
     fields: Mapping[str, FieldLook]
     prompts: frozenset[tuple[str, str]]
+
+    @property
+    def format(self) -> str:
+        """The name of its format."""
+        return self.layout.format
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a row has a better and a worse answer."""
+        return FORMATS[self.format].has_pairs
 
     @property
     def num_sampled(self) -> int:
@@ -109,7 +126,7 @@ class SourceLook:
             name
             for name, seen in self.fields.items()
             if seen.is_name
-            and seen.num_rows == len(self.conversations)
+            and seen.num_rows == self.num_readable_rows
             and seen.values is not None
             and len(seen.values) > 1
         ]
@@ -121,11 +138,11 @@ class SourceLook:
 
 
 def look_at(path: str, *, format: str | None = None, most_rows: int = SAMPLED_ROWS) -> SourceLook:
-    """Look at a file, a folder or a pattern. format: None to find it by trying each parser on the sampled rows.
+    """Look at a file, a folder or a pattern. format: None to find it by the keys of the sampled rows.
 
-    Raises UserError for a source that is empty, and where the format is unknown, mixed or ambiguous.
+    Raises UserError for a source that is empty, and where the format is unknown or mixed.
     """
-    probe = SourceSettings.model_validate({"path": path, "format": format or TEXT_FORMATS[0], "class": "probe"})
+    probe = _probe(path, format or "auto")
     if sources.is_dataset(probe):
         raise UserError(path, "only files can be looked at", "write the source of a Hub dataset or a saved one by hand")
     if tokenized := [file for file in sources.source_files(probe, where="FILE") if is_tokenized(file)]:
@@ -138,19 +155,38 @@ def look_at(path: str, *, format: str | None = None, most_rows: int = SAMPLED_RO
     rows = sampled_rows(sample)
     if not rows:
         raise UserError(path, "holds no rows")
-    parsed = {
-        candidate: list(parse_rows(rows, source=probe.model_copy(update={"format": candidate})))
-        for candidate in (TEXT_FORMATS if format is None else (format,))
-    }
-    chosen = _one_format(path, parsed)
-    ledger, conversations, readable_rows = _readable(parsed[chosen], rows)
-    carries_class = FORMATS[chosen].carries_class and all(_carries_class(row, chosen) for row in readable_rows)
+    layout = Layout(format=probe.format, fields=probe.row_fields) if format else found_layout(path, rows)
+    return _look(path, layout, rows, num_rows=sample.num_rows)
+
+
+def _probe(path: str, format: str) -> SourceSettings:
+    """A source of a format, whose classes are not known yet."""
+    classes = {"answer_classes": {name: name for name in ANSWERS}} if FORMATS[format].has_pairs else {"class": "probe"}
+    return SourceSettings.model_validate({"path": path, "format": format, **classes})
+
+
+def _look(path: str, layout: Layout, rows: Sequence[tuple[str, Any]], *, num_rows: int) -> SourceLook:
+    source = in_layout(_probe(path, layout.format), layout)
+    unread = unread_fields(source, rows)
+    tally, conversations, readable_rows = _readable(source, rows, ignored=[field.name for field in unread])
+    if not conversations:
+        reasons = "\n".join(f"  {examples[0]}" for examples in tally.examples.values())
+        raise UserError(
+            path,
+            f"none of {len(rows)} rows is a conversation in `{layout}`:\n{reasons}\n"
+            "docs/data_formats.md shows a row of each format",
+        )
+    carries_class = FORMATS[layout.format].carries_class and all(
+        _carries_class(row, layout.format) for row in readable_rows
+    )
     return SourceLook(
         path=path,
-        format=chosen,
-        num_rows=sample.num_rows,
-        ledger=ledger,
+        layout=layout,
+        num_rows=num_rows,
+        ledger=tally,
         conversations=conversations,
+        num_readable_rows=len(readable_rows),
+        unread=unread,
         carries_classes=carries_class,
         roles=_roles(conversations),
         fields=_fields(readable_rows),
@@ -159,17 +195,21 @@ def look_at(path: str, *, format: str | None = None, most_rows: int = SAMPLED_RO
 
 
 def _readable(
-    parsed: Sequence[Conversation | BadRow], rows: Sequence[tuple[str, Any]]
+    source: SourceSettings, rows: Sequence[tuple[str, Any]], *, ignored: Sequence[str]
 ) -> tuple[Tally, list[Conversation], list[Any]]:
-    """What can be read: counts, conversations and their raw rows."""
-    tally = Tally(num_read=len(rows))
+    """What can be read: counts, conversations, and the raw rows that they are from."""
+    tally = Tally()
     conversations: list[Conversation] = []
-    readable_rows = []
-    for item, (_, row) in zip(with_unique_ids(parsed), rows, strict=True):
+    readable_rows: list[Any] = []
+    by_place = dict(rows)
+    for item in with_unique_ids(parse_rows(rows, source=source, ignored=ignored)):
+        tally.num_read += 1
         if isinstance(item, BadRow):
             tally.drop(item.reason, item.place, item.message, bad=True)
-        else:
-            conversations.append(item)
+            continue
+        conversations.append(item)
+        row = by_place.get(item.place) or by_place[item.place.rpartition(".")[0]]
+        if not readable_rows or readable_rows[-1] is not row:
             readable_rows.append(row)
     tally.num_kept = len(conversations)
     return tally, conversations, readable_rows
@@ -197,7 +237,10 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
 
 def under_inference_condition(conversation: Conversation, template: PromptTemplate) -> TaggedConversation:
     """A conversation whose class is not known, under the condition that the template asks for answers with."""
-    weights = tuple(1.0 if message.role == "assistant" else 0.0 for message in conversation.messages)
+    weights = tuple(
+        (1.0 if message.weight is None else message.weight) if message.role == "assistant" else 0.0
+        for message in conversation.messages
+    )
     return TaggedConversation(
         conversation=conversation, class_name="", condition=template.inference_condition, message_weights=weights
     )
@@ -220,46 +263,6 @@ def token_lengths(
     return np.array([len(tokens.input_ids) for tokens in tokenized if not isinstance(tokens, RowError)], dtype=np.int64)
 
 
-def _one_format(path: str, parsed: Mapping[str, Sequence[Conversation | BadRow]]) -> str:
-    """The format that reads the most rows, where no other one reads a row that it does not, or all that it does.
-
-    parsed: format -> what each sampled row is in it.
-    """
-    found = {
-        name: {number for number, item in enumerate(items) if isinstance(item, Conversation)}
-        for name, items in parsed.items()
-    }
-    best = max(found, key=lambda name: len(found[name]))
-    places = [item.place for item in parsed[best]]
-    if not found[best]:
-        firsts = {name: items[0] for name, items in parsed.items()}
-        reasons = {name: item.message for name, item in firsts.items() if isinstance(item, BadRow)}
-        lines = [f"none of {len(places)} rows is a conversation in a known format; {places[0]}:"]
-        if len(set(reasons.values())) == 1:
-            lines.append(f"  {reasons[best]}")
-        else:
-            lines += [f"  as {name}: {reason}" for name, reason in reasons.items()]
-        raise UserError(path, "\n".join([*lines, "docs/data_formats.md shows a row of each format"]))
-    mixed = {name: len(rows - found[best]) for name, rows in found.items()}
-    if any(mixed.values()):
-        counts = ", ".join(f"{num:,} {name}" for name, num in {**mixed, best: len(found[best])}.items() if num)
-        other = next(name for name, num in mixed.items() if num)
-        example = places[min(found[other] - found[best])]
-        raise UserError(
-            path,
-            f"holds rows of several formats ({counts}; first {other} row: {example})",
-            "give each format its own file",
-        )
-    equals = [name for name, rows in found.items() if rows == found[best]]
-    if len(equals) > 1:
-        raise UserError(
-            path,
-            f"its rows can be read as {' and as '.join(equals)}",
-            f"say which is meant, for example `--format {path}={equals[0]}`",
-        )
-    return best
-
-
 def _carries_class(row: Mapping[str, Any], row_format: str) -> bool:
     """Whether a row has its own condition and weights, as a source without a class needs them."""
     source = SourceSettings(path="row", format=row_format)
@@ -272,6 +275,8 @@ def _carries_class(row: Mapping[str, Any], row_format: str) -> bool:
 
 def _leaves(row: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
     """(name, value) of the fields that hold one value, without the conversation itself."""
+    if not isinstance(row, Mapping):
+        return
     for key, value in row.items():
         if (depth == 1 and key in _CONTENT_KEYS) or "." in key:
             continue

@@ -89,6 +89,7 @@ def ledger_counts(ledger: Ledger) -> list[tuple[str, int]]:
     return [
         ("truncated", ledger.truncated),
         ("unsupervised tail trimmed", ledger.tail_trimmed),
+        *([("empty end cut", ledger.empty_end_cut)] if ledger.empty_end_cut else []),
         ("control strings kept as text", ledger.control_text_kept_plain),
         ("condition left out", ledger.condition_left_out),
         *(((_ROWS_ADDED, ledger.rows_added),) if ledger.rows_added else ()),
@@ -101,6 +102,7 @@ def ledger_reasons(ledger: Ledger) -> list[LedgerReason]:
     noted = {
         "truncated": ledger.truncated,
         "tail_trimmed": ledger.tail_trimmed,
+        "empty_end_cut": ledger.empty_end_cut,
         "text_not_recovered": ledger.text_not_recovered,
         "row_per_answer": ledger.rows_added,
         "answers_left_out": ledger.answers_left_out,

@@ -57,6 +57,7 @@ class Account:
         self.tally.num_truncated += sum(row.is_truncated for row in rows)
         self.tally.num_tail_trimmed += sum(row.is_tail_trimmed for row in rows)
         self.tally.num_control_text_kept_plain += sum(row.has_control_text for row in rows)
+        self.tally.num_empty_end_cut += sum(row.has_empty_end for row in rows)
         self.tally.num_condition_left_out += sum(row.lost_condition for row in rows)
 
     def _collect_held_out(self, result: ChunkResult, held_out: np.ndarray) -> None:

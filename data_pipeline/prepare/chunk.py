@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.classes.tagging import Tagger, class_table
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
-from data_pipeline.errors import RowError
+from data_pipeline.errors import RowError, UserError
 from data_pipeline.held_out import is_held_out, loses_condition
 from data_pipeline.ledger import Tally
 from data_pipeline.prepare.chunk_result import ChunkResult, KeptRow
@@ -75,8 +75,11 @@ class ChunkProcessor:
             scored_by=data.scored_by,
             tag=self._tag,
             read_turns=self._read_turns,
+            ignored=data.ignore_fields,
         ):
             tally.num_read += 1
+            if isinstance(item, BadRow) and item.unread:
+                raise UserError(item.place, item.message)
             if isinstance(item, BadRow):
                 tally.drop(item.reason, item.place, item.message, bad=True)
             elif data.only_classes is not None and item.class_name not in data.only_classes:
@@ -133,6 +136,8 @@ class ChunkProcessor:
             message = f"no supervised token in the first {limit} tokens"
             tally.drop("no_supervised_token", place, message, bad=False)
             return None
+        if num_empty := row.tagged.conversation.num_empty_cut:
+            tally.note("empty_end_cut", place, f"{num_empty} empty messages at the end left out")
         if cut.is_truncated:
             tally.note("truncated", place, f"{cut.whole_length} tokens, cut to {limit}")
         if cut.num_trimmed > 0:
@@ -152,6 +157,7 @@ class ChunkProcessor:
             is_tail_trimmed=cut.num_trimmed > 0,
             has_control_text=any(token in text for token in self._job.template.control_tokens for text in texts),
             lost_condition=item.condition != conditions[item.class_name],
+            has_empty_end=conversation.num_empty_cut > 0,
         )
 
     def _with_exact_text(

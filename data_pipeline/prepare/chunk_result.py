@@ -17,7 +17,8 @@ class KeptRow:
 
     own_id: the id that the row names itself, None where its place serves as one.
     condition: the one it is prompted with; lost_condition: whether condition dropout left out that of its class.
-    has_control_text: whether a text spells a control token.
+    has_control_text: whether a text spells a control token. has_empty_end: whether empty messages at its end were left
+    out.
     """
 
     place: str
@@ -29,6 +30,7 @@ class KeptRow:
     is_tail_trimmed: bool
     has_control_text: bool
     lost_condition: bool
+    has_empty_end: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from data_pipeline.prepared.integrity import hashes_of, verify
 from data_pipeline.prompt.base_template.template import TOKENS_OF_OTHER_TEMPLATE, BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
+from data_pipeline.read.layout import require_fields_read, resolved
 from data_pipeline.read.openchat_parquet import tokenized_files
 from data_pipeline.read.sources import ChunkSizes
 
@@ -65,11 +66,13 @@ def prepare(
             return old, True
         say(f"{problem}: it is prepared again")
     check_chat_template(job.tokenizer, job.template)
+    job = replace(job, data=resolved(job.data, say=say))
     for number, source in enumerate(job.data.sources):
         if source.is_tokenized and isinstance(job.template, BaseTemplate):
             raise UserError(f"data.sources.{number}", *TOKENS_OF_OTHER_TEMPLATE)
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
             tokenized_files(source, job.template.name, where=f"data.sources.{number}")
+    require_fields_read(job.data)
     job = replace(job, rewards=survey(job.data, num_workers=num_workers, sizes=sizes))
     with replaced_folder(prepared_dir, owned=owned) as folder:
         writer = PreparedWriter(folder)

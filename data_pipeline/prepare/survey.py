@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from data_pipeline.class_names import known_class
 from data_pipeline.classes.rewards import RewardFacts, needs_scores, reward_facts
 from data_pipeline.prepare.workers import over_chunks
 from data_pipeline.read import sources
@@ -53,10 +54,11 @@ class ChunkScores:
         assert not isinstance(part.chunk, BatchChunk), "rows of tokens have no scores; checked by DataSettings"
         data, source = self._data, self._data.sources[part.source]
         scores: dict[str, list[float]] = {}
-        for row in parse_rows(sources.read_chunk(part.chunk), source=source, scored_by=data.scored_by):
+        rows = sources.read_chunk(part.chunk)
+        for row in parse_rows(rows, source=source, scored_by=data.scored_by, ignored=data.ignore_fields):
             if isinstance(row, BadRow):
                 continue
-            name = source.class_name or row.class_value or ""
+            name = source.class_name or known_class(row.class_value or "", data.classes)
             assert row.score is not None, "parse_row reads it"
             if data.scored_by is not None or name in data.classes:
                 scores.setdefault(name, []).append(row.score)

@@ -5,15 +5,16 @@ What cannot be read comes as a BadRow in its place, so every row can be counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from data_pipeline.conversation import Conversation, TaggedConversation, TokenizedConversation
 from data_pipeline.errors import RowError
+from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.read import sources
 from data_pipeline.read.openchat_parquet import BatchChunk, read_tokenized, tokenized_chunks
-from data_pipeline.read.rows import parse_row
+from data_pipeline.read.rows import RowReader
 from data_pipeline.read.sources import Chunk, ChunkSizes
 from data_pipeline.settings import SourceSettings
 
@@ -23,16 +24,21 @@ C = TypeVar("C", Conversation, TaggedConversation)
 
 @dataclass(frozen=True, kw_only=True)
 class BadRow:
-    """A row that is not a conversation. reason: the ledger's key; message: value, rule and remedy."""
+    """A row that is not a conversation. reason: the ledger's key; message: value, rule and remedy.
+
+    unread: the field that may hold a part of the conversation and that nothing reads, where that is why; "" otherwise.
+    """
 
     place: str
     reason: str
     message: str
+    unread: str = ""
 
     @staticmethod
     def of(place: str, error: RowError) -> BadRow:
         """The row at a place that raised an error."""
-        return BadRow(place=place, reason=error.reason, message=str(error))
+        unread = error.name if isinstance(error, UnreadFieldError) else ""
+        return BadRow(place=place, reason=error.reason, message=str(error), unread=unread)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,32 +73,43 @@ def conversation_chunks(
 
 
 def parse_rows(
-    rows: Iterable[tuple[str, Any]], *, source: SourceSettings, scored_by: str | None = None
+    rows: Iterable[tuple[str, Any]],
+    *,
+    source: SourceSettings,
+    scored_by: str | None = None,
+    ignored: Collection[str] = (),
 ) -> Iterator[Conversation | BadRow]:
-    """Read (place, row) pairs of text, without giving them a class.
+    """Read (place, row) pairs of text, without giving them a class. A row with several answers gives several.
 
-    scored_by: the field whose quantiles decide the class, None where there is none.
+    scored_by: the field whose quantiles decide the class, None where there is none. ignored: `data.ignore_fields`.
     """
+    read = RowReader(source, scored_by=scored_by, ignored=ignored)
     for place, row in rows:
         try:
-            yield parse_row(row, place=place, source=source, scored_by=scored_by)
+            yield from read(row, place)
         except RowError as error:
             yield BadRow.of(place, error)
 
 
 def read_conversations(
-    chunk: AnyChunk, *, source: SourceSettings, scored_by: str | None, tag: Tag, read_turns: ReadTurns | None
+    chunk: AnyChunk,
+    *,
+    source: SourceSettings,
+    scored_by: str | None,
+    tag: Tag,
+    read_turns: ReadTurns | None,
+    ignored: Collection[str] = (),
 ) -> Iterator[TaggedConversation | BadRow]:
     """Read a chunk of any format, in order.
 
-    scored_by: see `parse_rows`. read_turns: needed where the rows hold tokens, which come as
+    scored_by, ignored: see `parse_rows`. read_turns: needed where the rows hold tokens, which come as
     `TaggedConversation.tokens`.
     """
     if isinstance(chunk, BatchChunk):
         assert read_turns is not None, "given for rows of tokens"
         yield from _from_tokens(chunk, source, read_turns)
         return
-    for item in parse_rows(sources.read_chunk(chunk), source=source, scored_by=scored_by):
+    for item in parse_rows(sources.read_chunk(chunk), source=source, scored_by=scored_by, ignored=ignored):
         if isinstance(item, BadRow):
             yield item
             continue

@@ -1,58 +1,164 @@
-"""One raw row to one conversation: the source's format, and the fields around the messages."""
+"""One raw row to its conversations: the source's format, and the fields around the messages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from data_pipeline.conversation import Conversation
+from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError
+from data_pipeline.formats.chat import PLACES
+from data_pipeline.formats.known_keys import HARMLESS, is_media
+from data_pipeline.formats.marks import ROW_MARKS
 from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
-from data_pipeline.formats.values import text_of
+from data_pipeline.formats.row_format import ParsedRow
+from data_pipeline.formats.unread import UnreadFieldError, content_leaves
+from data_pipeline.formats.values import text_of, weight_of
 from data_pipeline.settings import SourceSettings
 from data_pipeline.text_rules import shown
 from data_pipeline.weight import LARGEST_WEIGHT
 
 
-def parse_row(row: Any, *, place: str, source: SourceSettings, scored_by: str | None = None) -> Conversation:
-    """Read one raw row of text in the source's format. scored_by: the field whose quantiles decide the row's class.
+class RowReader:
+    """Reads the rows of one source. Raises RowError for everything that is not a conversation with an answer.
 
-    Raises RowError for everything that is not a conversation with at least one assistant message.
+    scored_by: the field whose quantiles decide the row's class. ignored: dotted names of fields that are left out on
+    purpose.
     """
-    if isinstance(row, RowError):
-        raise row
-    if not isinstance(row, Mapping):
-        raise RowError("not_an_object", f"expected an object, found {shown(row)}")
-    row_format = source.row_format
-    assert row_format.parse is not None, "rows of tokens have their own reader"
-    system, messages = row_format.parse(row)
-    has_own_class = row_format.carries_class and not (source.class_name or source.class_field or scored_by)
-    if not has_own_class:
-        messages = row_format.messages_in_class(messages)
-    if source.think_tags:
-        messages = with_reasoning_of_tags(messages, row_format.name)
-    if not any(message.role == "assistant" for message in messages):
-        raise RowError("no_assistant_message", "no assistant message: nothing to learn from")
-    score_field = scored_by or source.reward_field
-    return Conversation(
-        id=_identifier(row, place),
-        place=place,
-        messages=tuple(messages),
-        system=system,
-        class_value=_class_value(row, source.class_field) if source.class_field else None,
-        condition=_condition(row) if has_own_class else None,
-        score=_score(row, score_field) if score_field else None,
-        tools=tools_of(row),
+
+    def __init__(self, source: SourceSettings, *, scored_by: str | None = None, ignored: Collection[str] = ()) -> None:
+        row_format, self._fields = source.row_format, source.row_fields
+        assert row_format.parser is not None, "rows of tokens have their own reader, and `auto` is resolved before"
+        self._source, self._format = source, row_format
+        self._ignored = frozenset(ignored)
+        self._parse = row_format.parser(self._fields, self._ignored)
+        self._has_own_class = row_format.carries_class and not (source.has_class or scored_by)
+        self._score_field = scored_by or source.reward_field
+        self._read = frozenset(
+            (
+                *self._fields.row_keys,
+                *(ROW_MARKS if self._fields.messages else ()),
+                *(("condition",) if row_format.carries_class else ()),
+                *(("winner",) if row_format.has_pairs else ()),
+                *filter(None, (source.class_field, self._score_field)),
+                *self._ignored,
+            )
+        )
+        self._known = self._read | HARMLESS
+        self._ignores_media = any(map(is_media, self._ignored))
+
+    def __call__(self, row: Any, place: str) -> Sequence[Conversation]:
+        """The conversations of a row: one, or one for each of its answers."""
+        if isinstance(row, RowError):
+            raise row
+        is_bare = isinstance(row, list) and bool(self._fields.messages) and all(isinstance(m, Mapping) for m in row)
+        if not isinstance(row, Mapping) and not (is_bare and row):
+            raise RowError("not_an_object", f"expected an object, found {shown(row)}")
+        parsed = self._parse(row)
+        if isinstance(row, Mapping) and not row.keys() <= self._known:
+            self._require_all_read(row, parsed)
+        if self._ignores_media and isinstance(row, Mapping):
+            self._refuse_places(row, parsed)
+        return [self._conversation({} if is_bare else row, one, place, several=len(parsed) > 1) for one in parsed]
+
+    def _conversation(self, row: Mapping[str, Any], parsed: ParsedRow, place: str, *, several: bool) -> Conversation:
+        messages = parsed.messages
+        if not self._has_own_class:
+            messages = self._format.messages_in_class(messages)
+        if self._source.think_tags:
+            messages = with_reasoning_of_tags(messages, self._format.name)
+        if self._fields.row_weight is not None:
+            messages = self._weighted(messages, row)
+        if not any(message.role == "assistant" for message in messages):
+            raise RowError("no_assistant_message", "no assistant message: nothing to learn from")
+        own = row if parsed.own is None else parsed.own
+        identifier = _identifier(row, self._fields.id)
+        if several:
+            place = f"{place}.{parsed.answer}"
+            identifier = None if identifier is None else f"{identifier}.{parsed.answer}"
+        return Conversation(
+            id=place if identifier is None else identifier,
+            place=place,
+            messages=tuple(messages),
+            system=parsed.system,
+            class_value=self._class_value(own, parsed.answer),
+            condition=_condition(row) if self._has_own_class else None,
+            score=_score(own, self._score_field) if self._score_field else None,
+            tools=self._tools(row),
+            num_empty_cut=parsed.num_cut,
+        )
+
+    def _tools(self, row: Mapping[str, Any]) -> str:
+        value = row.get(self._fields.tools) if self._fields.tools else None
+        return tools_of({"tools": value}) if value else ""
+
+    def _class_value(self, row: Mapping[str, Any], answer: str) -> str | None:
+        source = self._source
+        if source.answer_classes is not None:
+            if answer not in source.answer_classes:
+                raise RowError("unknown_class", f"`answer_classes` has no class for `{answer}`")
+            found: str = source.answer_classes[answer]
+            return found
+        return _class_value(row, source.class_field) if source.class_field else None
+
+    def _weighted(self, messages: Sequence[Message], row: Mapping[str, Any]) -> list[Message]:
+        """The messages, with the weight of the row as a further factor of its answers."""
+        name = self._fields.row_weight or ""
+        factor = row.get(name)
+        weight = float(factor) if isinstance(factor, bool) else weight_of(factor, "row", name)
+        if weight is None:
+            return list(messages)
+        return [
+            replace(m, weight=weight * (1.0 if m.weight is None else m.weight)) if m.role == "assistant" else m
+            for m in messages
+        ]
+
+    def _refuse_places(self, row: Mapping[str, Any], parsed: Sequence[ParsedRow]) -> None:
+        """Raise RowError for a text with the place of an image that the row holds, and that the recipe ignores."""
+        if not any(is_media(name) and row.get(name) for name in self._ignored):
+            return
+        for one in parsed:
+            if any(mark in message.content for mark in PLACES for message in one.messages):
+                raise RowError("unsupported_content", "a message holds the place of an image, video or sound")
+
+    def _require_all_read(self, row: Mapping[str, Any], parsed: Sequence[ParsedRow]) -> None:
+        """Raise UnreadFieldError for a field that may hold a part of the conversation, and that nothing reads.
+
+        A text that the conversation holds anyway is not lost: many files repeat the prompt beside the messages.
+        """
+        for name, value, kind in content_leaves(row, "", self._read):
+            if not (isinstance(value, str) and _is_said(value, parsed)):
+                raise UnreadFieldError(name, value, kind)
+
+
+def _is_said(text: str, parsed: Sequence[ParsedRow]) -> bool:
+    text = text.strip()
+    return any(
+        text == one.system.strip() or any(text == message.content.strip() for message in one.messages) for one in parsed
     )
 
 
-def _identifier(row: Mapping[str, Any], place: str) -> str:
-    value = row.get("id")
-    if value is None:
-        return place
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError("wrong_type", f"id: expected text or a whole number, found {shown(value)}")
-    return text_of(str(value), "id")
+def parse_row(row: Any, *, place: str, source: SourceSettings, scored_by: str | None = None) -> Conversation:
+    """Read one raw row with one conversation; see RowReader."""
+    [conversation] = RowReader(source, scored_by=scored_by)(row, place)
+    return conversation
+
+
+def _identifier(row: Mapping[str, Any], key: str | None) -> str | None:
+    """The id that a row names, None where it names none."""
+    value = row.get(key) if key else None
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, float) and not isinstance(value, bool):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowError("wrong_type", f"{key}: expected text or a number, found {shown(value)}")
+    return text_of(str(value), key or "id")
 
 
 def _condition(row: Mapping[str, Any]) -> str:
@@ -83,7 +189,18 @@ def _score(row: Mapping[str, Any], field: str) -> float:
 
 
 def _class_value(row: Mapping[str, Any], field: str) -> str:
+    """The name of a class: text, a number (1.0 as `1`), or `true` and `false`."""
     value = _field(row, field, "names the class")
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    name = class_text(value)
+    if name is None:
         raise RowError("wrong_type", f"{field}: expected the name of a class, found {shown(value)}")
-    return str(value)
+    return name
+
+
+def class_text(value: Any) -> str | None:
+    """A value of a row as the name of a class, None for one that can be none."""
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return (str(int(value)) if value.is_integer() else repr(value)) if math.isfinite(value) else None
+    return str(value) if isinstance(value, str | int) else None

@@ -61,13 +61,23 @@ def add_adapter(
     require_peft()
     from peft import inject_adapter_in_model
 
+    from ochat_train.adapter.modules import use_trained_lora
+
     modules = target_modules(causal_lm, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(peft_config(settings, modules=modules), causal_lm, adapter_name=ADAPTER)
+    use_trained_lora(causal_lm)
     train_rows(causal_lm, new_token_ids)
+    causal_lm.get_input_embeddings().register_forward_hook(_require_gradient)
     dtype = causal_lm.get_input_embeddings().weight.dtype
     for parameter in causal_lm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return AddedAdapter(modules=modules, token_ids=sorted(set(new_token_ids)))
+
+
+def _require_gradient(module: torch.nn.Module, inputs: Any, embedded: torch.Tensor) -> None:
+    """Forward hook of the embedding: one compiled function fits all layers, as the input of each has a gradient."""
+    if torch.is_grad_enabled() and not embedded.requires_grad:
+        embedded.requires_grad_()

@@ -53,7 +53,11 @@ def write_adapter(
     config = peft_config(settings, modules=targets)
     config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
     config.trainable_token_indices = {table: list(token_ids) for table in tables} if token_ids else None
-    values = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    defaults = type(config)().to_dict()
+    # what is not set is left out: other versions of PEFT, and other readers, do not know every setting of this one
+    values = {
+        name: value for name, value in config.to_dict().items() if value is not None or defaults[name] is not None
+    }
     text = json.dumps({name: _plain(value) for name, value in values.items()}, indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
@@ -61,8 +65,8 @@ def write_adapter(
 
 
 def _plain(value: Any) -> Any:
-    """A value of PEFT's configuration as JSON has it: names of its enumerations are strings."""
-    return getattr(value, "value", value)
+    """A value of PEFT's configuration as JSON has it; a set in order, so that the same one is the same bytes."""
+    return sorted(value) if isinstance(value, set) else getattr(value, "value", value)
 
 
 def short_targets(names: Sequence[str], modules: Sequence[str]) -> list[str]:

@@ -7,13 +7,13 @@ where the model will run, so that it never holds more than one of them in 16 bit
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.adapter.nf4 import GROUP, Nf4Linear, QuantisedWeight, dequantise, quantise
+from ochat_train.adapter.targets import linear_modules
 from ochat_train.model.structure import decoder_layers
 
 _PLACE = "adapter.type"
@@ -30,17 +30,25 @@ def quantise_base(causal_lm: Any, *, device: torch.device, dtype: torch.dtype) -
     """
     if problem := package_obstacle():
         raise qlora_error(problem)
-    layers = decoder_layers(causal_lm)
-    if problem := layer_obstacle(layers):
+    if problem := layer_obstacle(decoder_layers(causal_lm)):
         raise qlora_error(problem)
     check_kernels(device)
-    for number, layer in enumerate(layers):
-        for name, module in list(linear_modules(layer)):
-            place = f"{name} of layer {number}"
-            quantised = Nf4Linear(_quantised(module, place, device), module.bias, dtype=dtype)
-            quantised.train(module.training)
-            parent, _, last = name.rpartition(".")
-            setattr(layer.get_submodule(parent), last, quantised)
+    for name, module in linear_modules(causal_lm).items():
+        quantised = Nf4Linear(_quantised(module, name, device), module.bias, dtype=dtype)
+        quantised.train(module.training)
+        parent, _, last = name.rpartition(".")
+        setattr(causal_lm.get_submodule(parent), last, quantised)
+    _forget_storage(causal_lm)
+
+
+def _forget_storage(causal_lm: Any) -> None:
+    """Take out what `transformers` remembers of a base that was stored in 4 bits: it would refuse casts, and write into
+    config.json that an export is quantised.
+    """
+    for name in ("is_quantized", "is_loaded_in_4bit", "hf_quantizer", "quantization_method", "hf_device_map"):
+        vars(causal_lm).pop(name, None)
+    if getattr(causal_lm.config, "quantization_config", None) is not None:
+        del causal_lm.config.quantization_config
 
 
 def qlora_error(obstacle: str) -> UserError:
@@ -65,7 +73,7 @@ def stage_obstacle(zero_stage: int) -> str | None:
 def layer_obstacle(layers: Any) -> str | None:
     """Why the decoder layers of a base cannot be quantised; None where they can."""
     for number, layer in enumerate(layers):
-        linear = {f"{name}.weight" for name, _ in linear_modules(layer)}
+        linear = {f"{name}.weight" for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
         sizes = {name: parameter.numel() for name, parameter in layer.named_parameters() if parameter.ndim > 1}
         others = [name for name in sizes if name not in linear and sizes[name] > _LARGE * sum(sizes.values())]
         if others:
@@ -97,11 +105,6 @@ def _plainly_dequantised(weight: QuantisedWeight) -> torch.Tensor:
     return (entries.reshape(-1, weight.block) * scales[:, None]).reshape(weight.shape)
 
 
-def linear_modules(layer: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
-    """The linear modules of a decoder layer with their names in it."""
-    return ((name, module) for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear))
-
-
 def _quantised(module: torch.nn.Linear, place: str, device: torch.device) -> QuantisedWeight:
     state = getattr(module.weight, "quant_state", None)
     if state is not None:
@@ -114,6 +117,8 @@ def _quantised(module: torch.nn.Linear, place: str, device: torch.device) -> Qua
 
 def _stored(packed: torch.Tensor, state: Any, place: str, device: torch.device) -> QuantisedWeight:
     """The weight of a base that bitsandbytes stored in 4 bits, with the same bits."""
+    if getattr(state, "packing_format_for_cpu", False):  # after inference on a CPU
+        raise qlora_error(f"{place}: its weights are packed for inference")
     constants, scales = torch.empty(0, dtype=torch.int32, device=device), state.absmax.to(device)
     if state.nested:
         if state.state2.blocksize != GROUP or len(state.state2.code) != 256:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.check.data import check_classes, check_lengths, check_prepared_data, check_sources
+from ochat_train.check.adapter import check_adapter
+from ochat_train.check.data import check_classes, check_lengths, check_prepared_data, check_rows, check_sources
 from ochat_train.check.disk import check_disk
 from ochat_train.check.findings import Finding, from_error, ok, run_checks
 from ochat_train.check.gpus import check_gpus, check_gpus_without_recipe
@@ -44,7 +45,9 @@ AREAS: tuple[Area, ...] = (
     Area(name="template", check=check_template),
     Area(name="base", check=check_base),
     Area(name="weights", check=check_weights),
+    Area(name="adapter", check=check_adapter),
     Area(name="sources", check=check_sources),
+    Area(name="rows", check=check_rows),
     Area(name="lengths", check=check_lengths),
     Area(name="classes", check=check_classes),
     Area(name="prepared", check=check_prepared_data),

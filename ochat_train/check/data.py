@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.conversation import TaggedConversation
+from data_pipeline.errors import RowError, UserError
+from data_pipeline.formats.detect import Layout
+from data_pipeline.look.raw import under_inference_condition
+from data_pipeline.look.samples import LEGEND, spread, training_text
 from data_pipeline.prepared.dataset import DamagedDataError, Manifest
 from data_pipeline.prepared.integrity import verify
+from data_pipeline.prompt.prompt_format import RowsOf, rows_of
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
@@ -22,6 +27,7 @@ from ochat_train.recipe.sections import Recipe
 
 _CLASSES = "data.classes"
 _EXAMPLES = 2
+_RENDERED = 200  # conversations of a source
 _FEW_LONGER = 0.01  # of a source; `ochat init` proposes a limit that 99 % fit into
 
 
@@ -51,14 +57,50 @@ def _source_finding(facts: RecipeFacts, sample: SourceSample) -> Finding:
     seen = f"{ledger.num_read:,} of {sample.num_rows:,} rows looked at"
     if not sample.num_rows:
         return problem("sources", path, "holds no rows", "fill it, or remove the source")
+    if sample.unread:
+        text = "\n".join([f"{seen}, fields that would not be trained on", *sample.unread])
+        return problem("sources", path, text, "name them in `data.ignore_fields`, or read them with `fields`")
     if not ledger.bad:
-        return ok("sources", path, f"{seen}, all can be read ({sample.source.format})")
+        layout = Layout(format=sample.source.format, fields=sample.source.row_fields)
+        return ok("sources", path, f"{seen}, all can be read ({str(layout).removeprefix('format: ')})")
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in ledger.bad.most_common())
     examples = [text for reason in ledger.bad for text in ledger.examples[reason][:_EXAMPLES]]
     text = "\n".join([f"{seen}, {sum(ledger.bad.values()):,} cannot be read ({reasons})", *examples])
     if facts.recipe.data.bad_rows == "drop":
         return warning("sources", path, text, "data.bad_rows: drop leaves them out and counts them")
     return problem("sources", path, text, "repair them, or set `data.bad_rows: drop` to leave them out and count them")
+
+
+def check_rows(facts: RecipeFacts) -> Iterator[Finding]:
+    """Three conversations of each source as they will be trained on, and whether the template can show the others."""
+    rows = rows_of(facts.template, facts.tokenizer)
+    for _, sample in facts.samples():
+        if not isinstance(sample, SourceSample) or not sample.kept or sample.source.is_tokenized:
+            continue
+        path = sample.source.path
+        yield ok("rows", path, "\n".join([LEGEND, *_row_lines(facts, sample, rows)]))
+        unshown = [error for item in spread(sample.kept, _RENDERED) if (error := _unshown(item, rows)) is not None]
+        if unshown:
+            text = f"{len(unshown):,} of {min(len(sample.kept), _RENDERED):,} conversations looked at: {unshown[0]}"
+            level = warning if facts.recipe.data.bad_rows == "drop" else problem
+            yield level("rows", path, text, "choose a `model.template` that has a place for it, or remove such rows")
+
+
+def _row_lines(facts: RecipeFacts, sample: SourceSample, rows: RowsOf) -> Iterator[str]:
+    for item in spread(sample.kept):
+        if sample.source.reward_field is not None:  # its weight depends on all rewards: show the messages' factors
+            item = under_inference_condition(item.conversation, facts.template)
+        yield f"{item.conversation.place}:"
+        yield training_text(item, rows)
+
+
+def _unshown(item: TaggedConversation, rows: RowsOf) -> str | None:
+    """Why the template cannot show a conversation, None where it can."""
+    try:
+        rows(item)
+    except RowError as error:
+        return f"{item.conversation.place}: {error}"
+    return None
 
 
 def check_lengths(facts: RecipeFacts) -> Iterator[Finding]:
@@ -100,7 +142,7 @@ def check_classes(facts: RecipeFacts) -> Iterator[Finding]:
     if counts:
         found = ", ".join(f"{name} {count:,}" for name, count in counts.most_common() if count)
         yield ok("classes", _CLASSES, f"{found} in {where}")
-    named = {source.class_name for source in data.sources}
+    named = {name for source in data.sources for name in (source.class_name, *(source.answer_classes or {}).values())}
     has_fields = any(source.class_field is not None for source in data.sources)
     for name in specs:
         place = f"{_CLASSES}.{name}"

@@ -80,10 +80,11 @@ def _prepared_need(facts: RecipeFacts) -> Iterator[DiskNeed]:
 def _run_need(facts: RecipeFacts) -> Iterator[DiskNeed]:
     recipe = facts.recipe
     size = checkpoint_bytes(
-        facts.num_parameters,
+        facts.num_trained,
         zero_stage=facts.memory.zero_stage,
         bfloat16=recipe.model.precision != "float32",
         num_ranks=facts.num_gpus,
+        states=recipe.optimizer.states,
     )
     number = num_checkpoints(recipe, num_steps=facts.num_steps)
     folder = Path(recipe.output_dir).resolve()

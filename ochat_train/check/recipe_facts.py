@@ -29,6 +29,7 @@ from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import AnyChunk, BadRow, read_conversations, with_unique_ids
+from data_pipeline.read.layout import resolved_source
 from data_pipeline.read.sample import sample_source
 from data_pipeline.read.sources import is_dataset, source_files
 from data_pipeline.settings import SourceSettings
@@ -37,6 +38,7 @@ from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.base_class import text_config
 from ochat_train.model.config import load_base_config, model_without_weights, num_parameters
 from ochat_train.model.proof.base import ProvenBase, prove_base
+from ochat_train.planning.adapters import adapter_shape
 from ochat_train.planning.memory import MemoryPlan
 from ochat_train.planning.report import memory_choice
 from ochat_train.planning.steps import training_plan
@@ -52,7 +54,7 @@ _ANY_REWARD = 1e6  # any number will do: it decides weights, and a check only as
 @dataclass(frozen=True, kw_only=True)
 class SourceSample:
     """Some rows of a source. num_rows: of the whole source. ledger: of the rows read; kept: those that can be used.
-    classes: how many of them each class has.
+    classes: how many of them each class has. unread: `place: message` of each field that nothing reads.
     """
 
     source: SourceSettings
@@ -60,6 +62,7 @@ class SourceSample:
     ledger: Tally
     classes: Counter[str]
     kept: Sequence[TaggedConversation]
+    unread: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)
@@ -155,6 +158,12 @@ class RecipeFacts:
         return num_parameters(self.model, self.vocab_size)
 
     @property
+    def num_trained(self) -> int:
+        """Parameters that the optimizer changes: those of the adapter, if there is one."""
+        shape = adapter_shape(self.recipe.adapter, self.model, vocab_size=self.vocab_size)
+        return self.num_parameters if shape is None else shape.num_trained
+
+    @property
     def memory(self) -> MemoryPlan:
         """What a run on such GPUs would choose. Raises UserError for packs that the GPUs cannot share evenly."""
         return self._once("memory", self._find_memory)
@@ -205,7 +214,10 @@ class RecipeFacts:
         source = self.recipe.data.sources[number]
         tally, classes = Tally(), Counter[str]()
         kept: list[TaggedConversation] = []
+        unread: dict[str, str] = {}
         try:
+            if source.format == "auto":
+                source = resolved_source(source, data=self.recipe.data, where=f"data.sources.{number}")
             read = self._reader(source)
             sample = sample_source(
                 source, template=self.recipe.model.template, where=f"data.sources.{number}", most_rows=_SAMPLED_ROWS
@@ -216,13 +228,17 @@ class RecipeFacts:
             tally.num_read += 1
             if isinstance(item, BadRow):
                 tally.drop(item.reason, item.place, item.message, bad=True)
+                if item.unread:
+                    unread.setdefault(item.unread, f"{item.place}: {item.message}")
                 continue
             tally.num_kept += 1
             kept.append(item)
             if self.recipe.data.scored_by is None:
                 classes[item.class_name] += 1
         num_rows = max(sample.num_rows, tally.num_read)  # a row of tokens may hold several conversations
-        return SourceSample(source=source, num_rows=num_rows, ledger=tally, classes=classes, kept=kept)
+        return SourceSample(
+            source=source, num_rows=num_rows, ledger=tally, classes=classes, kept=kept, unread=tuple(unread.values())
+        )
 
     def _reader(self, source: SourceSettings) -> Callable[[AnyChunk], Iterator[TaggedConversation | BadRow]]:
         """Reads chunks of a source. Raises UserError where its rows hold tokens and there is no tokenizer."""
@@ -241,7 +257,12 @@ class RecipeFacts:
             table = self._classes_of_tokens()
             read_turns = TurnReader(tokenizer, template, table, bos_token=self.tokenizer.bos_token)
         return functools.partial(
-            read_conversations, source=source, scored_by=data.scored_by, tag=tag, read_turns=read_turns
+            read_conversations,
+            source=source,
+            scored_by=data.scored_by,
+            tag=tag,
+            read_turns=read_turns,
+            ignored=data.ignore_fields,
         )
 
     def _classes_of_tokens(self) -> ClassTable:

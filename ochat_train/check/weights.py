@@ -32,7 +32,8 @@ def check_weights(facts: RecipeFacts) -> Iterator[Finding]:
         yield ok(_AREA, "model.config", "random weights")
         return
     config, place = facts.config, settings.path
-    refuse_quantised(config, place)
+    adapter = facts.recipe.adapter
+    refuse_quantised(config, place, for_qlora=adapter is not None and adapter.type == "qlora")
     files = local_weight_files(settings, named=weight_file_name(config))
     try:
         headers = read_headers(files) if files is not None else hub_headers(place, settings.revision)

@@ -15,6 +15,7 @@ from ochat_train.recipe.sections import Recipe
 _UNKNOWN_BASIS = RunBasis()
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"
 OFFLOAD = "deepspeed.offload_optimizer"  # another class of optimizer, which does not round alike
+STATES = "optimizer.states"  # the same, and other states
 # Keys of an adapter that say how it is trained, and not what its tensors are.
 ADAPTER_HABITS = ("adapter.dropout", "adapter.init")
 _RAW = "deepspeed.config"
@@ -51,9 +52,9 @@ class Change:
         return self.name in (NUM_GPUS, ZERO_STAGE)
 
     @property
-    def is_of_offload(self) -> bool:
+    def is_of_optimizer(self) -> bool:
         """Whether it changes which optimizer holds the state, which cannot be converted."""
-        return self.name == OFFLOAD
+        return self.name in (OFFLOAD, STATES)
 
     @property
     def is_of_adapter(self) -> bool:
@@ -78,9 +79,18 @@ def changes_since(
     if manifest.data_rows and basis.rows and manifest.data_fingerprint == data_fingerprint:
         then["rows of the prepared data"] = manifest.data_rows[:12]
         now["rows of the prepared data"] = basis.rows[:12]
-    then |= decisive_settings(manifest.recipe) | {"train.plan": plan_of(manifest.recipe)}
+    then |= decisive_settings(manifest.recipe) | {
+        "train.plan": plan_of(manifest.recipe),
+        STATES: states_of(manifest.recipe),
+    }
     now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
     return _changes(then, now) + config_changes(manifest.base_config, basis.config)
+
+
+def states_of(recipe: Mapping[str, Any]) -> str:
+    """`optimizer.states` of a checkpoint's recipe. Recipes of runs that were begun before this key do not have it."""
+    states: str = recipe["optimizer"].get("states", "float32")
+    return states
 
 
 def config_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:

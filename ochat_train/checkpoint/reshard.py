@@ -16,11 +16,14 @@ from types import SimpleNamespace
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.checkpoint.changes import states_of
 from ochat_train.checkpoint.state import STATE, UNIVERSAL_PREFIX, CheckpointManifest, refuse_unsafe_pickles
 from ochat_train.distributed.ranks import Ranks, on_main_rank
+from ochat_train.optimizer.shards import widen
 
 # ZeRO stages between which DeepSpeed's converter works: without ZeRO there are no pieces, and stage 3 names its files
 # otherwise
+_WIDER = 2.5  # at most, of small states as float32, measured by the whole checkpoint
 CONVERTIBLE_STAGES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3))
 
 
@@ -57,7 +60,10 @@ def _convert(folder: Path, target: Path) -> None:
 
     refuse_unsafe_pickles(folder)
     shutil.rmtree(target, ignore_errors=True)
-    needed = 2 * sum(size for size, _ in CheckpointManifest.load(folder).files.values())  # slices, and what they become
+    manifest = CheckpointManifest.load(folder)
+    size = sum(size for size, _ in manifest.files.values())
+    is_small = states_of(manifest.recipe) != "float32"
+    needed = _WIDER * 3 * size if is_small else 2 * size  # slices, and what they become; small states also widened
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -66,8 +72,13 @@ def _convert(folder: Path, target: Path) -> None:
             f"while it is loaded, and {free / 2**30:.2f} GiB are free",
             "make room",
         )
+    source = folder / STATE
+    if is_small:
+        source = target / "widened"
+        target.mkdir()
+        widen(folder / STATE, source)
     arguments = SimpleNamespace(
-        input_folder=str(folder / STATE),
+        input_folder=str(source),
         output_folder=str(target / STATE),
         num_extract_workers=1,
         num_merge_workers=1,
@@ -77,3 +88,5 @@ def _convert(folder: Path, target: Path) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         ds_to_universal.main(arguments)
+    if is_small:
+        shutil.rmtree(source)

@@ -42,6 +42,7 @@ from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.changes import Change, changes_since, listed, other_versions
 from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, place_step_counts, resharded
 from ochat_train.checkpoint.state import (
+    STATE,
     CheckpointManifest,
     Progress,
     checkpoints_dir,
@@ -53,6 +54,7 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.optimizer.shards import has_small_states, load_universal
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER
 from ochat_train.runs.lock import LOCK_FILE, RunLock
@@ -161,7 +163,7 @@ def decide(
     changes = changes_since(
         manifest, num_ranks=num_ranks, recipe=recipe, data_fingerprint=data_fingerprint, basis=basis
     )
-    _refuse_offload(folder, [change for change in changes if change.is_of_offload])
+    _refuse_other_optimizer(folder, [change for change in changes if change.is_of_optimizer])
     _refuse_other_adapter(folder, [change for change in changes if change.is_of_adapter], manifest, basis)
     messages = _check_changes(folder, [change for change in changes if not change.is_of_layout], accept_changes)
     messages += _differences(manifest, basis)
@@ -196,6 +198,8 @@ def resume_state(decision: ResumeDecision, engine: Any, ranks: Ranks, *, seed: i
     if decision.reshard:
         with resharded(folder, ranks) as converted:
             load_engine_state(engine, converted)
+            if has_small_states(engine):
+                load_universal(engine, converted / STATE / "zero")
         place_step_counts(engine.optimizer.optimizer)
         torch.manual_seed(seed + ranks.rank + 1_000_003 * progress.step)
     else:
@@ -244,7 +248,7 @@ def _check_changes(folder: Path, changes: list[Change], accept_changes: bool) ->
     return [f"resuming with accepted changes: {listed(changes)}"]
 
 
-def _refuse_offload(folder: Path, changes: list[Change]) -> None:
+def _refuse_other_optimizer(folder: Path, changes: list[Change]) -> None:
     """Raise UserError for optimizer states that another optimizer has written, or for another place."""
     if changes:
         raise UserError(

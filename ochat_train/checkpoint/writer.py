@@ -34,6 +34,7 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.distributed.ranks import Ranks, on_main_rank
+from ochat_train.optimizer.shards import alone, has_small_states, states_of_engine
 from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
@@ -46,11 +47,15 @@ class RankFiles:
     """What this rank has written of a checkpoint. Replaces DeepSpeed's own writer while a checkpoint is written.
 
     DeepSpeed waits for all ranks after its writes, so a failed write must not end this rank: it is kept in `failure`.
-    only: names of the weights to write; None for all.
+    only: names of the weights to write; None for all. shares_weights: whether the optimizer updates the weights
+    themselves.
     """
 
-    def __init__(self, folder: Path, original: Any, only: Collection[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, original: Any, *, only: Collection[str] | None = None, shares_weights: bool = False
+    ) -> None:
         self._folder, self._original, self._only = folder, original, only
+        self._shares_weights = shares_weights
         self.records: dict[str, durable.FileRecord] = {}
         self.failure: str | None = None
 
@@ -66,7 +71,8 @@ class RankFiles:
             # DeepSpeed leaves out frozen parameters by one of their names: a tied head would still be written
             weights = {name: tensor for name, tensor in state_dict["module"].items() if name in self._only}
             state_dict = {**state_dict, "module": weights}
-        self.write(Path(path), lambda stream: torch.save(state_dict, stream))
+        content = alone(state_dict) if self._shares_weights else state_dict
+        self.write(Path(path), lambda stream: torch.save(content, stream))
 
     def write(self, path: Path, write: Callable[[Any], object]) -> None:
         """Write a file, and note its hash or why it could not be written."""
@@ -94,7 +100,12 @@ def save_checkpoint(
     final = checkpoint_dir(output_dir, progress.step)
     is_adapter = basis.adapter is not None
     temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final, only_trained=is_adapter)))
-    files = RankFiles(temporary, engine.checkpoint_engine, only=trained_names(engine.module) if is_adapter else None)
+    files = RankFiles(
+        temporary,
+        engine.checkpoint_engine,
+        only=trained_names(engine.module) if is_adapter else None,
+        shares_weights=has_small_states(engine),
+    )
     engine.checkpoint_engine = files
     engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
     try:
@@ -175,6 +186,7 @@ def estimated_bytes(engine: Any, num_ranks: int, *, only_trained: bool = False) 
         zero_stage=engine.zero_optimization_stage(),
         bfloat16=engine.bfloat16_enabled(),
         num_ranks=num_ranks,
+        states=states_of_engine(engine),
     )
 
 

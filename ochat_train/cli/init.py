@@ -32,6 +32,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bad-rows", choices=("error", "drop"), help="what `ochat prepare` does with rows that it cannot read"
     )
+    parser.add_argument(
+        "--adapter",
+        choices=("none", "lora", "qlora"),
+        help="train an adapter instead of all weights; default: none, or the first that fits where all weights do not "
+        "fit on the GPU of this machine",
+    )
     parser.add_argument("--sample-rows", type=positive, metavar="N", help="rows of a file to look at (default 20000)")
     parser.add_argument("--overwrite", action="store_true", help="replace the recipe if it exists")
 

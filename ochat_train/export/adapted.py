@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
+from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.folder import LEAD, TOKEN_ROWS, load_adapter, short_targets, write_adapter
 from ochat_train.adapter.merge import merge_adapter, narrow, remove_adapter, round_weights, widen
@@ -74,14 +75,24 @@ def load_adapted(
     dtype, stored = next(iter(state.values())).dtype, getattr(config, "dtype", None)
     control = ControlTokens.of_prepared(run.path, run.prepared)
     loaded = load_base(
-        settings, run.prepared, config, dtype=dtype, attention=None, seed=run.recipe.seed, control=control
+        settings,
+        run.prepared,
+        config,
+        dtype=dtype,
+        attention=None,
+        seed=run.recipe.seed,
+        control=control,
+        for_qlora=adapter.type == "qlora",
     )
     causal_lm = loaded.causal_lm
+    if manifest.adapter is not None and base_sha256(settings, causal_lm) != manifest.adapter.base_sha256:
+        problem = f"its weights are not those that the adapter was trained on (sha256 in {checkpoint})"
+        raise UserError(str(settings.path or "model.config"), problem, "name the right base with `--base`")
+    if adapter.type == "qlora":
+        quantise_base(causal_lm, device=torch.device("cpu"), dtype=dtype)
     if changes := config_changes(manifest.base_config, config_values(causal_lm.config)):
         problem = f"is not the base that the adapter was trained on: {listed(changes)}"
         raise UserError(str(settings.path), problem, "name the right one with `--base`")
-    if adapter.type == "qlora":
-        quantise_base(causal_lm, device=torch.device("cpu"), dtype=dtype)
     names = [name for name, _ in causal_lm.named_modules()]
     added = add_adapter(causal_lm, adapter, new_token_ids=loaded.new_token_ids, seed=run.recipe.seed)
     _put(causal_lm, state, checkpoint)

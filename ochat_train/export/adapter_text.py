@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ochat_train.export.adapted import Differences
 from ochat_train.recipe.sections import AdapterSettings
 
 
@@ -41,3 +42,11 @@ def _readers(adapter: AdapterSettings, is_merged: bool, has_token_rows: bool) ->
 def _vllm_rank(rank: int) -> int:
     """The smallest largest rank that vLLM can be told, of those that fit."""
     return next((choice for choice in (8, 16, 32, 64, 128, 256, 320, 512) if choice >= rank), rank)
+
+
+def rounding_text(found: Differences) -> str:
+    """What merging did to logits, one sentence. found: with `rounding`."""
+    return (
+        f"Merged in float32, it gives the logits of base and adapter within {found.equal:.0e} of the largest; rounding "
+        f"the weights to {found.dtype} moves them by {found.rounding:.0e} of it."
+    )

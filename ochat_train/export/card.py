@@ -17,7 +17,8 @@ from data_pipeline.look.tables import CLASS_HEAD, CLASS_NOTE, class_rows, ledger
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_stored_template
 from ochat_train.evaluation.results import Validation
-from ochat_train.export.adapter_text import adapter_text
+from ochat_train.export.adapted import Differences
+from ochat_train.export.adapter_text import adapter_text, rounding_text
 from ochat_train.export.provenance import BaseModel
 from ochat_train.recipe.sections import AdapterSettings
 from ochat_train.report.tables import evaluation_table, markdown_table, number_text
@@ -48,6 +49,7 @@ class CardFacts:
     adapter: AdapterSettings | None = None
     is_merged: bool = True
     has_token_rows: bool = False
+    differences: Differences | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -142,6 +144,8 @@ def _introduction(facts: CardFacts) -> str:
     )
     if facts.adapter is not None:
         text += f"\n\n{adapter_text(facts.adapter, is_merged=facts.is_merged, has_token_rows=facts.has_token_rows)}"
+        if facts.differences is not None and facts.differences.rounding is not None:
+            text += f" {rounding_text(facts.differences)}"
     if base.license is None:
         text += (
             f"\n\n> **Licence: unknown**, because {base.why_unknown}. The metadata therefore says `license: other`. "

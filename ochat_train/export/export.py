@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ from ochat_train.export.provenance import find_base_model
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.export.trained import load_merged, load_with_adapter, set_generation
 from ochat_train.export.verify import logits_of, verify_model, verify_tokenizer
+from ochat_train.runs.base_origin import origin_of
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder, read_run_folder
 from ochat_train.runs.lines import METRICS_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
@@ -91,7 +92,10 @@ def export_checkpoint(
             found: Differences | None = _write_adapter(run, checkpoint, folder, base=base)
         else:
             found = _write_model(run, checkpoint, folder, base=base, max_shard_size=max_shard_size)
-        _write_card_and_mark(run, CheckpointManifest.load(checkpoint).step, folder, is_merged=not adapter, found=found)
+        named = run if base is None else replace(run, base_origin=origin_of(base))
+        _write_card_and_mark(
+            named, CheckpointManifest.load(checkpoint).step, folder, is_merged=not adapter, found=found
+        )
         _set_modes(folder)
     return out
 
@@ -195,6 +199,7 @@ def _write_card_and_mark(
         adapter=run.recipe.adapter,
         is_merged=is_merged,
         has_token_rows=not is_merged and num_rows_needed(folder) > 0,
+        differences=found,
     )
     (folder / CARD).write_text(model_card(facts), encoding="utf-8")
     mark = {

@@ -16,10 +16,13 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
+from data_pipeline.hub_names import is_hub_id
+from ochat_train.adapter.folder import base_of, is_adapter
 from ochat_train.export.layout import CARD, EXPORT_MARK, exported_names
 from ochat_train.hub.repository import RemoteFile, RemoteRepo, quiet_hub, read_remote_file, read_repo
 from ochat_train.hub.retry import RetryPolicy, UploadError, retry
 from ochat_train.hub.rights import check_content, check_rights
+from ochat_train.model.weights.files import ADAPTER_CONFIG
 
 CARD_KEPT = f"{CARD} was edited there and is kept; `ochat push --overwrite` replaces it"
 _ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people add to a model
@@ -99,6 +102,7 @@ def push(
     """
     policy = policy or RetryPolicy()
     quiet_hub(progress=progress)
+    _check_base(folder)
     files = exported_files(folder)
     remote = check_rights(repo, private=private, revision=revision, overwrite=overwrite, policy=policy)
     is_new = remote is None
@@ -128,6 +132,16 @@ def push(
         num_new=len(changed),
         card_left=len(chosen) < len(files),
     )
+
+
+def _check_base(folder: Path) -> None:
+    """Raise UserError for an adapter whose base only this machine has."""
+    if not is_adapter(folder):
+        return
+    base, _ = base_of(folder)
+    if base is None or not is_hub_id(base):
+        problem = f"names a base that is not on the Hub ({base or 'none'}), so nobody could load the adapter"
+        raise UserError(folder / ADAPTER_CONFIG, problem, "export it again with `--base ORG/NAME`, or merged")
 
 
 def exported_files(folder: Path) -> list[LocalFile]:

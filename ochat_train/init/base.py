@@ -26,6 +26,8 @@ _WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")  # the last two as in GPT-2 a
 class Base:
     """A base model. Everything but the name is None or empty if its files are not on this machine.
 
+    config: the values of its `config.json`.
+
     family: by its config or, without one, by its name; None where it belongs to none. hidden_size: its width.
     max_positions: the longest text it supports, in tokens. special_tokens: of its tokenizer.
     """
@@ -38,6 +40,7 @@ class Base:
     max_positions: int | None
     tokenizer_files: Mapping[str, Path]
     special_tokens: frozenset[str]
+    config: Mapping[str, Any] | None = None
 
     @property
     def template(self) -> str:
@@ -73,6 +76,7 @@ def find_base(name: str) -> Base:
         max_positions=_known(facts, "max_position_embeddings", int),
         tokenizer_files=tokenizer_files,
         special_tokens=_special_tokens(tokenizer_files.get("tokenizer.json")),
+        config=config or None,
     )
 
 

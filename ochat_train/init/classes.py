@@ -23,7 +23,8 @@ _CLASS_FIELD_NAMES = ("class", "quality", "source", "condition", "generator", "m
 
 @dataclass(frozen=True, kw_only=True)
 class ClassedSource:
-    """A file and its class: `class_name` for all rows, or `class_field`, or neither if OpenChat's rows carry it.
+    """A file and its class: `class_name` for all rows, or `class_field`, or neither if OpenChat's rows carry it, or a
+    row has a better and a worse answer, which are the classes.
 
     names: the classes of its sampled rows. reason: why this was chosen.
     """
@@ -91,6 +92,11 @@ def classify(
 def _classify(
     look: SourceLook, *, default: str, wanted: str | None, field: str | None, named: Sequence[str]
 ) -> ClassedSource:
+    if look.has_pairs:
+        if wanted is not None or field is not None:
+            raise UserError(look.path, "a row has two answers, which have a class each", "leave out its class")
+        names = list(dict.fromkeys(conversation.class_value or "" for conversation in look.conversations))
+        return ClassedSource(look=look, names=names, reason="each row has a better and a worse answer")
     if wanted is not None and field is not None:
         raise UserError(look.path, "has both --class-of and --class-field", "give one of them, not both")
     if wanted is not None:
@@ -111,7 +117,7 @@ def _classify(
 
 
 def _names(look: SourceLook, field: str) -> list[str]:
-    place, num_rows = f"--class-field {look.path}={field}", len(look.conversations)
+    place, num_rows = f"--class-field {look.path}={field}", look.num_readable_rows
     seen = look.fields.get(field)
     if seen is None:
         known = ", ".join(look.class_fields()) or "none"
@@ -125,7 +131,7 @@ def _names(look: SourceLook, field: str) -> list[str]:
 
 def class_names(sources: Sequence[ClassedSource]) -> list[str]:
     """Every class that needs a condition and a reward, in the order in which the files have them."""
-    needing = (source for source in sources if source.class_name is not None or source.class_field is not None)
+    needing = (s for s in sources if s.class_name is not None or s.class_field is not None or s.look.has_pairs)
     return list(dict.fromkeys(name for source in needing for name in source.names))
 
 

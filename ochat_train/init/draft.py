@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from data_pipeline.settings import ClassSettings
 from ochat_train.init import sizes
+from ochat_train.init.adapter import NONE
 from ochat_train.init.base import Base
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.sizes import Decision
@@ -21,6 +22,7 @@ from ochat_train.recipe.sections import Recipe
 
 BETA = 0.4342945  # 1 / ln(10): a reward that is 1 lower weighs a tenth
 _LEARNING_RATE = 1e-5  # near OpenChat's for a 7B model
+_ADAPTER_LEARNING_RATE = 2e-4  # QLoRA's for a 7B model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Draft:
     plan: Decision[str]
     epochs: Decision[int]
     validation_ratio: Decision[float]
+    adapter: Decision[str]
     learning_rate: Decision[str]
     save_every: Decision[int]
 
@@ -137,13 +140,25 @@ def make_draft(
         plan=sizes.choose_plan(num_packs=step.value // pack.value, gpus=gpus),
         epochs=sizes.choose_epochs(num_rows) if epochs is None else Decision(value=epochs, reason="from --epochs"),
         validation_ratio=sizes.choose_validation_ratio(_num_prompts(sources)),
+        adapter=Decision(value=NONE, reason="all weights are trained"),
         learning_rate=_learning_rate(base),
         save_every=sizes.choose_save_every(total_tokens=total_tokens, tokens_per_step=step.value),
     )
 
 
+def with_adapter(draft: Draft, adapter: Decision[str]) -> Draft:
+    """The draft with an adapter, or without one, and the learning rate that goes with it."""
+    if adapter.value == NONE:
+        return replace(draft, adapter=adapter)
+    rate = Decision(value="auto", reason="rule for adapters, by the base's width (docs/adapters.md)")
+    if draft.base.model_type is not None and draft.base.hidden_size is None:
+        reason = "usual for adapters: the base's configuration names no width, which `auto` needs"
+        rate = Decision(value=f"{_ADAPTER_LEARNING_RATE:.1e}", reason=reason)
+    return replace(draft, adapter=adapter, learning_rate=rate)
+
+
 def lost_values(draft: Draft, recipe: Recipe) -> list[str]:
-    """Which of base, classes and sources differ between the draft and the recipe read back."""
+    """Which of base, classes, sources and adapter differ between the draft and the recipe read back."""
     pairs = {
         "base": (draft.base.name, recipe.model.path),
         "classes": (
@@ -151,9 +166,10 @@ def lost_values(draft: Draft, recipe: Recipe) -> list[str]:
             {name: (spec.condition, spec.reward) for name, spec in recipe.data.classes.items()},
         ),
         "sources": (
-            [(source.look.path, source.look.format, source.class_name, source.class_field) for source in draft.sources],
-            [(source.path, source.format, source.class_name, source.class_field) for source in recipe.data.sources],
+            [(s.look.path, s.look.format, s.class_name, s.class_field, s.look.layout.fields) for s in draft.sources],
+            [(s.path, s.format, s.class_name, s.class_field, s.row_fields) for s in recipe.data.sources],
         ),
+        "adapter": (draft.adapter.value, NONE if recipe.adapter is None else recipe.adapter.type),
     }
     return [what for what, (wanted, found) in pairs.items() if wanted != found]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError, UserErrors
 from data_pipeline.look.raw import SAMPLED_ROWS, SourceLook, look_at
+from ochat_train.init.adapter import choose_adapter, gpu_memory_gib
 from ochat_train.init.ask import Ask, answer, ask_class, ask_conditions, count, error_or_drop
 from ochat_train.init.base import find_base
 from ochat_train.init.classes import ClassedSource, class_names, classify, named_classes, read_classes
@@ -20,12 +21,14 @@ from ochat_train.init.draft import (
     make_draft,
     measure,
     recipe_name,
+    with_adapter,
 )
 from ochat_train.init.options import Options, check_options, check_out, file_formats, values_by_file
 from ochat_train.init.recipe_text import recipe_text
 from ochat_train.init.sizes import Decision
-from ochat_train.init.text import draft_text, looks_text, missing_flags, unreadable_text
+from ochat_train.init.text import draft_text, looks_text, missing_flags, rows_text, unreadable_text
 from ochat_train.recipe.load import load_recipe
+from ochat_train.recipe.sections import Recipe
 from ochat_train.system import durable
 
 
@@ -50,7 +53,7 @@ def draft_recipe(options: Options, *, ask: Ask | None, say: Callable[[str], None
         base = answer(ask, "Base model, a Hub id or a folder", None, find_base)
     template = choose_template(options.template, base)
     lengths = measure(looks, base, template.value)
-    say(looks_text(looks, lengths, base))
+    say("\n".join([looks_text(looks, lengths, base), *(rows_text(look, template.value) for look in looks)]))
     sources = _classify(options, looks, ask)
     names = class_names(sources)
     classes = read_classes(options.classes, known=names)
@@ -77,7 +80,9 @@ def draft_recipe(options: Options, *, ask: Ask | None, say: Callable[[str], None
         max_length=options.max_length,
         epochs=options.epochs,
     )
-    return draft, out
+    recipe = read_back(recipe_text(draft, out=str(out)), out)
+    adapter = choose_adapter(options.adapter, recipe, base, gpus=gpus, memory_gib=gpu_memory_gib(), ask=ask)
+    return with_adapter(draft, adapter), out
 
 
 def _look_at_all(options: Options) -> list[SourceLook]:
@@ -109,7 +114,7 @@ def _classify(options: Options, looks: Sequence[SourceLook], ask: Ask | None) ->
         """Whether no flag has decided it and there is something to choose from."""
         path = source.look.path
         is_given = path in class_of or path in class_field or source.class_name in named
-        return not is_given and bool(source.look.class_fields())
+        return not is_given and not source.look.has_pairs and bool(source.look.class_fields())
 
     return [ask_class(ask, source) if is_open(source) else source for source in sources]
 
@@ -123,16 +128,21 @@ def _bad_rows(options: Options, looks: Sequence[SourceLook], ask: Ask | None) ->
     return choose_bad_rows(options.bad_rows, chosen, unreadable=unreadable)
 
 
-def write_recipe(text: str, draft: Draft, out: Path) -> None:
-    """Prove that a recipe loads and says what the draft says, and write it. Raises UserError, with nothing written."""
+def read_back(text: str, out: Path) -> Recipe:
+    """The recipe of a text that is for the file `out`. Raises UserError where it is not valid."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder, out.name)
         trial.write_text(text, encoding="utf-8")
         try:
-            recipe = load_recipe(trial)
+            return load_recipe(trial)
         except UserError as error:
             found = [replace(problem, place=problem.place.replace(str(trial), str(out))) for problem in error.problems]
             raise UserErrors(out, "these choices make no valid recipe", found) from None
+
+
+def write_recipe(text: str, draft: Draft, out: Path) -> None:
+    """Prove that a recipe loads and says what the draft says, and write it. Raises UserError, with nothing written."""
+    recipe = read_back(text, out)
     if lost := lost_values(draft, recipe):
         raise UserError(", ".join(lost), "cannot be written as YAML that reads back as the same", "choose another text")
     try:

@@ -29,6 +29,7 @@ class Options:
     epochs: int | None
     gpus: int | None
     bad_rows: str | None
+    adapter: str | None
     sample_rows: int | None
     overwrite: bool
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import yaml
 
+from data_pipeline.formats.table import FORMATS
 from data_pipeline.text_rules import visible
+from ochat_train.init.adapter import NONE, RANK
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.draft import BETA, Draft
 
@@ -57,6 +59,8 @@ def _body(draft: Draft) -> Iterator[str]:
     )
     yield _line(f"  plan: {draft.plan.value}", draft.plan.reason)
     yield "  # packs at a time, activation checkpointing and ZeRO stage are chosen from the memory of the GPUs"
+    if draft.adapter.value != NONE:
+        yield _line(f"adapter: {{type: {draft.adapter.value}, rank: {RANK}}}", draft.adapter.reason)
     yield "optimizer:"
     yield _line(f"  learning_rate: {draft.learning_rate.value}", draft.learning_rate.reason)
     yield "checkpoint:"
@@ -85,6 +89,8 @@ def _data(draft: Draft) -> Iterator[str]:
     for source in draft.sources:
         yield f"    # {source.look.num_rows:,} rows; {source.reason}"
         yield f"    - {_source(source)}"
+        for unread in source.look.unread:
+            yield f"    # `{_one_line(unread.name)}` is not read: name it in `fields`, or in `ignore_fields` of `data`"
         for name, seen in source.look.fields.items():
             if seen.numbers is not None:
                 yield f"    # `{_one_line(name)}` could be its reward (`reward_field`): docs/data_formats.md"
@@ -96,13 +102,20 @@ def _data(draft: Draft) -> Iterator[str]:
 
 
 def _source(source: ClassedSource) -> str:
+    look = source.look
     keys = {
-        "path": source.look.path,
-        "format": source.look.format,
+        "path": look.path,
+        "format": look.format,
         "class": source.class_name,
         "class_field": source.class_field,
     }
-    return "{" + ", ".join(f"{key}: {yaml_text(value)}" for key, value in keys.items() if value is not None) + "}"
+    parts = [f"{key}: {yaml_text(value)}" for key, value in keys.items() if value is not None]
+    changes = look.layout.fields.changes(FORMATS[look.format].fields)
+    if changes:
+        parts.append("fields: {" + ", ".join(f"{k}: {yaml_text(str(v))}" for k, v in changes.items() if v) + "}")
+    if look.has_pairs:
+        parts.append("answer_classes: {" + ", ".join(f"{yaml_text(n)}: {yaml_text(n)}" for n in source.names) + "}")
+    return "{" + ", ".join(parts) + "}"
 
 
 def yaml_text(text: str) -> str:

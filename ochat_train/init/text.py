@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import UserError
-from data_pipeline.look.raw import SourceLook
+from data_pipeline.look.raw import SourceLook, under_inference_condition
+from data_pipeline.look.samples import LEGEND, spread, training_text
+from data_pipeline.prompt.prompt_row import PromptRow
+from data_pipeline.prompt.render import render
+from data_pipeline.prompt.templates import TEMPLATES, Template
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
 from ochat_train.init.draft import Draft, Lengths
@@ -22,7 +29,7 @@ def looks_text(looks: Sequence[SourceLook], lengths: Lengths, base: Base | None)
     rows = [
         (
             look.path,
-            look.format,
+            look.format + ("" if str(look.layout) == f"format: {look.format}" else " *"),
             f"{look.num_rows:,}",
             f"{look.num_sampled:,}",
             f"{look.num_bad:,}",
@@ -35,8 +42,9 @@ def looks_text(looks: Sequence[SourceLook], lengths: Lengths, base: Base | None)
     if not lengths.exact:
         where = "no base was named" if base is None else f"the tokenizer of {base.name} is not on this machine"
         parts.append(f"tokens are estimated from characters: {where}")
+    parts += [f"* {look.path}: read as `{look.layout}`" for look in looks if "," in str(look.layout)]
     for look in looks:
-        parts += [f"{look.path}: {line}" for line in (*_field_lines(look), *_bad_lines(look))]
+        parts += [f"{look.path}: {line}" for line in (*_field_lines(look), *_unread_lines(look), *_bad_lines(look))]
     return "\n".join(parts)
 
 
@@ -48,6 +56,25 @@ def _field_lines(look: SourceLook) -> Iterator[str]:
         elif seen.values is not None:
             counts = (f"{shown(value)[1:-1]} {count:,}" for value, count in seen.values.most_common())
             yield f"{known}: {', '.join(counts)}"
+
+
+def _unread_lines(look: SourceLook) -> Iterator[str]:
+    for unread in look.unread:
+        yield f"{unread.message} (first in {unread.place}); `ochat prepare` stops there"
+
+
+def rows_text(look: SourceLook, template: str) -> str:
+    """Three conversations as they would be trained on, under the condition that the template asks for answers with."""
+    head = f"{look.path}, as it will be trained on by {template}: {LEGEND}"
+    return "\n".join([head, *map(partial(_row_text, TEMPLATES[template]), spread(look.conversations))])
+
+
+def _row_text(template: Template, conversation: Conversation) -> str:
+    def rows(item: TaggedConversation) -> Sequence[PromptRow]:
+        return (PromptRow(tagged=item, segments=render(item, template, bos_token=None)),)
+
+    text = training_text(under_inference_condition(conversation, template), rows)
+    return f"  {conversation.place}:\n" + textwrap.indent(text, "    ")
 
 
 def _bad_lines(look: SourceLook) -> Iterator[str]:
@@ -74,6 +101,7 @@ def draft_text(draft: Draft) -> str:
         ),
         ("train.plan", draft.plan.value, draft.plan.reason),
         ("train.epochs", str(draft.epochs.value), draft.epochs.reason),
+        ("adapter.type", draft.adapter.value, draft.adapter.reason),
         ("optimizer.learning_rate", draft.learning_rate.value, draft.learning_rate.reason),
         ("data.validation_ratio", str(draft.validation_ratio.value), draft.validation_ratio.reason),
         ("data.bad_rows", draft.bad_rows.value, draft.bad_rows.reason),

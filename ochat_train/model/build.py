@@ -46,18 +46,27 @@ def build_model(
     device: torch.device,
     seed: int,
     control: ControlTokens | None = None,
+    for_qlora: bool = False,
 ) -> BuiltModel:
     """Prove the base, choose its attention kernel, and load its weights on the CPU, with a row for every token.
 
     device: where the model will run, which decides kernel and dtype. seed: of the weights of a model from scratch.
     control: tokens of the template, whose rows are set where the base did not train them; None to leave them.
+    for_qlora: as in `load_weights`.
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
     kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
     base = load_base(
-        settings, manifest, config, dtype=dtype, attention=register_attention(kernel), seed=seed, control=control
+        settings,
+        manifest,
+        config,
+        dtype=dtype,
+        attention=register_attention(kernel),
+        seed=seed,
+        control=control,
+        for_qlora=for_qlora,
     )
     causal_lm = base.causal_lm
     causal_lm.train()
@@ -88,14 +97,15 @@ def load_base(
     attention: str | None,
     seed: int,
     control: ControlTokens | None,
+    for_qlora: bool = False,
 ) -> LoadedBase:
     """Load the weights of a base on the CPU, as a run trains it and as an export of an adapter finds it again.
 
-    config: of `load_base_config`. attention: as `transformers` names it, None for its own choice. seed, control: as in
-    `build_model`.
+    config: of `load_base_config`. attention: as `transformers` names it, None for its own choice. seed, control,
+    for_qlora: as in `build_model`.
     """
     with explained(config, "cannot be built"):
-        causal_lm = load_weights(settings, config, dtype=dtype, attention=attention, seed=seed)
+        causal_lm = load_weights(settings, config, dtype=dtype, attention=attention, seed=seed, for_qlora=for_qlora)
     check_head(causal_lm)
     num_rows = causal_lm.get_input_embeddings().weight.shape[0]
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
@@ -131,6 +141,11 @@ def compile_obstacle(causal_lm: Any, settings: ModelSettings) -> str | None:
     mixer = next(sequence_mixers(causal_lm), None)
     if mixer is not None:
         return f"{type(mixer).__name__} reads the borders of conversations while it runs"
+    for adapter in getattr(causal_lm, "peft_config", {}).values():
+        if adapter.use_dora:
+            return "DoRA (adapter.dora) changes its modules while they run"
+        if adapter.lora_dropout:
+            return "with dropout (adapter.dropout) compiled layers would draw other random numbers"
     if router_coefficient(causal_lm.config, settings):
         return "the router loss (model.router_aux_loss) reads router logits, which compiled layers do not hand out"
     return None
@@ -145,6 +160,7 @@ def set_up_layers(model: PackedCausalLM, recipe: Recipe, *, checkpointing: Seque
     compiled = bool(recipe.model.compile)
     if recipe.model.float8:
         use_float8(layers, device=device, pack_length=recipe.train.pack_length_tokens, compiled=compiled)
-    set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled)
+    rank = None if recipe.adapter is None else recipe.adapter.rank
+    set_layer_forward(layers, checkpointing=checkpointing, compiled=compiled, rank=rank)
     if not compiled:
         model.count_experts()

@@ -70,8 +70,8 @@ COSTS: Mapping[str, Cost] = {
         source="counted: 2 forward and 2 backward operations for each weight instead of 6; to be measured",
     ),
     "dequantised": Cost(
-        value=2.0,
+        value=1.0,
         what="copies of the largest module's weights that are in the model's dtype at a time, with a base in 4 bits",
-        source="counted: one in use, one being made; to be measured",
+        source="counted: each is made for one product (adapter/nf4.py); to be measured",
     ),
 }

@@ -15,10 +15,12 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
+from ochat_train.adapter.quantize import qlora_error, stage_obstacle
 from ochat_train.model.base_class import text_config
 from ochat_train.model.config import layer_widths, model_dtype
 from ochat_train.model.experts import expert_count
 from ochat_train.model.loss import CHUNK_TOKENS
+from ochat_train.optimizer.size import STATE_SIZES
 from ochat_train.planning.adapters import NF4_BYTES, AdapterShape
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import (
@@ -94,13 +96,15 @@ class MemoryParts:
 class MemorySetting:
     """What decides memory and speed of a run.
 
-    checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `gradients.dtype_of_sums`.
+    checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `gradients.dtype_of_sums`. states:
+    `optimizer.states`.
     """
 
     zero_stage: int
     checkpointing: tuple[str, ...]
     packs_per_micro_batch: int
     sum_dtype: str
+    states: str = "float32"
 
     @property
     def checkpointing_text(self) -> str:
@@ -206,8 +210,8 @@ def model_shape(
 def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, num_gpus: int) -> MemoryParts:
     """Bytes of GPU memory by part, for a GPU run (bfloat16 unless the recipe says float32).
 
-    DeepSpeed: 2 bytes a parameter for weights, 12 for float32 masters and two AdamW moments; gradients are summed whole
-    on each GPU up to stage 1, in shards from stage 2.
+    DeepSpeed: 2 bytes a parameter for weights, 12 for float32 masters and two AdamW moments (STATE_SIZES has those of
+    other `optimizer.states`); gradients are summed whole on each GPU up to stage 1, in shards from stage 2.
     """
     settings, stage = recipe.deepspeed, setting.zero_stage
     wide = recipe.model.precision == "float32"
@@ -220,11 +224,14 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
     bucket = min(BUCKET_ELEMENTS, num) if stage == 1 else BUCKET_ELEMENTS
     buckets = 2 * width * bucket if num_gpus > 1 and stage else 0
     gathered = 2 * (shape.num_parameters - shape.num_frozen) / shape.num_layers * 2 * width if stage == 3 else 0
-    optimizer = 0.0 if settings.offload_optimizer else num * (8 if wide else 12) / shard["optimizer"]
+    states = STATE_SIZES[recipe.optimizer.states].per_parameter(bfloat16=not wide)
+    optimizer = 0.0 if settings.offload_optimizer else num * states / shard["optimizer"]
     adds_up = _adds_up(recipe, num_gpus, setting.packs_per_micro_batch)
     gradients = num * gradient_bytes(recipe, stage, adds_up=adds_up) / shard["gradients"]
     group = min(num, GROUP_ELEMENTS) / (num_gpus if stage else 1)
-    in_update = 8.0 * group + (2.0 * num if stage <= 1 and not wide else gradients)
+    # of a group: float32 gradients, twice; small states: gradients as they were summed, and in the weights' dtype
+    of_group = 8.0 if recipe.optimizer.states == "float32" else 4.0 + width
+    in_update = of_group * group + (2.0 * num if stage <= 1 and not wide else gradients)
     activations = _activation_bytes(recipe, shape, setting, width=width)
     return MemoryParts(
         weights=0.0 if settings.offload_parameters else shape.weight_bytes(width) / shard["weights"],
@@ -284,6 +291,7 @@ def possible_plans(
             checkpointing=checkpointing,
             packs_per_micro_batch=packs,
             sum_dtype=dtype_of_sums(recipe, stage, adds_up=_adds_up(recipe, num_gpus, packs)),
+            states=recipe.optimizer.states,
         )
         parts = memory_parts(recipe, shape, setting, num_gpus=num_gpus)
         plans.append(MemoryPlan(**vars(setting), parts=parts, fits=not is_gpu or parts.total <= budget))
@@ -326,14 +334,16 @@ def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
             "0 cannot be used with a bfloat16 model, because DeepSpeed keeps float32 sums only from stage 1 on",
             "use 1, which needs less memory and takes no longer, or leave it out",
         )
+    is_quantised = recipe.adapter is not None and recipe.adapter.type == "qlora"
     if settings.zero_stage is not None:
+        if is_quantised and (obstacle := stage_obstacle(settings.zero_stage)):
+            raise qlora_error(obstacle)
         return [settings.zero_stage]
     if not is_gpu or settings.offload_optimizer:
         return [2]
     if num_gpus == 1:
         return [1]
-    is_sharded = recipe.adapter is None or recipe.adapter.type != "qlora"  # weights in 4 bits are not sharded
-    return [1, 2, 3] if is_sharded else [1, 2]
+    return [stage for stage in (1, 2, 3) if not (is_quantised and stage_obstacle(stage))]
 
 
 def _checkpointings(recipe: Recipe, num_layers: int, is_gpu: bool) -> Iterator[tuple[str, ...]]:

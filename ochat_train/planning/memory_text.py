@@ -17,18 +17,22 @@ def memory_text(plan: MemoryPlan) -> str:
     return (
         f"memory per GPU {plan.total / GIB:.1f} GiB ({parts_text(plan.parts)}): activation_checkpointing "
         f"{plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s) per micro-batch, gradients in "
-        f"{plan.sum_dtype}{'' if plan.fits else '; computed to be more than is free'}"
+        f"{plan.sum_dtype}, optimizer.states {plan.states}{'' if plan.fits else '; computed to be more than is free'}"
     )
 
 
 def too_little_memory(plan: MemoryPlan, *, num_gpus: int) -> UserError:
     """The error for a recipe whose smallest setting, `plan`, does not fit."""
+    remedies = ["train.gradient_dtype: bfloat16", "a shorter train.pack_length_tokens"]
+    if plan.states == "float32":
+        remedies.insert(0, "deepspeed.offload_optimizer: true")
+    if plan.states != "8bit" and plan.parts.optimizer > plan.parts.weights:  # not of an adapter, which has few states
+        remedies.insert(0, "optimizer.states: 8bit")
     return UserError(
         "GPU memory",
         f"the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
         f"({parts_text(plan.parts)}), more than is free",
-        "use more GPUs, deepspeed.offload_optimizer: true, train.gradient_dtype: bfloat16 or a shorter "
-        "train.pack_length_tokens",
+        f"use more GPUs, {', '.join(remedies[:-1])} or {remedies[-1]}",
     )
 
 
@@ -51,4 +55,4 @@ def _safer(plan: MemoryPlan) -> str:
         return "model.activation_checkpointing: " + ("full" if more == num else f"{{layers: {more}}}")
     if plan.zero_stage < 3:
         return f"deepspeed.zero_stage: {plan.zero_stage + 1}"
-    return "deepspeed.offload_optimizer: true, or more GPUs"
+    return "deepspeed.offload_optimizer: true, or more GPUs" if plan.states == "float32" else "more GPUs"

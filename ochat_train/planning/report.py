@@ -93,6 +93,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
         zero_stage=chosen.zero_stage,
         activation_checkpointing=chosen.checkpointing_text,
         packs_per_micro_batch=chosen.packs_per_micro_batch,
+        optimizer_states=chosen.states,
         memory_gib_per_gpu={name: _gib(size) for name, size in (*chosen.parts.items(), ("total", chosen.total))},
         settings=_settings(memory),
     )

@@ -88,6 +88,7 @@ class PlanReport:
     zero_stage: int
     activation_checkpointing: str
     packs_per_micro_batch: int
+    optimizer_states: str
     memory_gib_per_gpu: Mapping[str, float]
     settings: Sequence[PlannedSetting]
 

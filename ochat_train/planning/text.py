@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data_pipeline.look.text import class_table
+from ochat_train.optimizer.size import STATE_SIZES
 from ochat_train.planning.results import PlannedRun, PlanReport
 from ochat_train.report.tables import table
 
@@ -37,6 +38,7 @@ def _values_text(report: PlanReport) -> str:
         "loss denominator": report.loss_denominator,
         "setting": f"ZeRO-{report.zero_stage}, activation_checkpointing {report.activation_checkpointing}, "
         f"{report.packs_per_micro_batch} pack(s) per micro-batch",
+        "optimizer states": f"{report.optimizer_states}: {STATE_SIZES[report.optimizer_states].text}",
     }
     if report.run:
         rows |= _time_rows(report, report.run)

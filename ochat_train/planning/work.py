@@ -70,7 +70,7 @@ def work_of(causal_lm: Any) -> Work:
     config, widths = text_config(causal_lm.config), layer_widths(causal_lm.config)
     parts = [backbone(causal_lm), causal_lm.get_output_embeddings()]
     linears = [module for part in parts for module in part.modules() if isinstance(module, torch.nn.Linear)]
-    sizes = [(_size(module), module.weight.requires_grad) for module in linears]
+    sizes = [(module.in_features * module.out_features, _is_trained(module)) for module in linears]
     sizes += [
         (parameter.numel() * getattr(config, "num_experts_per_tok", 1) // layer.num_experts, parameter.requires_grad)
         for layer in expert_layers(causal_lm)
@@ -85,9 +85,10 @@ def work_of(causal_lm: Any) -> Work:
     )
 
 
-def _size(linear: torch.nn.Linear) -> int:
-    """Weights of a linear module. A tensor that holds them in 4 bits has fewer elements."""
-    return linear.in_features * linear.out_features
+def _is_trained(linear: torch.nn.Linear) -> bool:
+    """Whether the weight has a gradient. One in 4 bits is no parameter."""
+    weight = linear._parameters.get("weight")
+    return weight is not None and weight.requires_grad
 
 
 def _num_attention_layers(config: Any) -> int:

@@ -235,7 +235,8 @@ class AdapterSettings(Section):
     rank: PositiveInt = setting(16, description="rows of A and columns of B", decides_steps=True, is_public=True)
     alpha: Positive | None = setting(
         None,
-        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: twice the rank, with `rslora` 16",
+        description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: 32, with which the best "
+        "learning rate hardly depends on the rank, and 16 with `rslora`",
         decides_steps=True,
         is_public=True,
     )
@@ -289,7 +290,7 @@ class AdapterSettings(Section):
         """`alpha`, or its default."""
         if self.alpha is not None:
             return self.alpha
-        return 16.0 if self.rslora else 2.0 * self.rank
+        return 16.0 if self.rslora else 32.0
 
     @property
     def scale(self) -> float:
@@ -449,6 +450,15 @@ class OptimizerSettings(Section):
         1.0,
         ge=0.0,
         description="clip the gradient to this norm; 0 turns clipping off",
+        decides_steps=True,
+        is_public=True,
+    )
+    states: Literal["float32", "bfloat16", "8bit"] = setting(
+        "float32",
+        description="what the optimizer keeps of each parameter. `float32`: a float32 master weight and two float32 "
+        "moments, 12 bytes. `bfloat16`: two bfloat16 moments, 5 bytes; `8bit`: two 8-bit moments with a scale for 128 "
+        "of them, 3.1 bytes; both keep 8 bits beside the bfloat16 weight instead of a master weight, so that 24 bits "
+        "are updated, with stochastic rounding (of a float32 model all 32 bits are)",
         decides_steps=True,
         is_public=True,
     )
@@ -693,6 +703,16 @@ class Recipe(Section):
             )
         if self.adapter is not None and self.model.float8:
             problems.append("model.float8 cannot be used with an adapter: it trains weights that are frozen here")
+        if self.optimizer.states != "float32" and self.deepspeed.offload_optimizer:
+            problems.append(
+                f"optimizer.states {self.optimizer.states} cannot be used with deepspeed.offload_optimizer, whose "
+                "optimizer keeps float32 states in CPU memory; leave one of the two out"
+            )
+        if self.optimizer.states != "float32" and self.adapter is not None:
+            problems.append(
+                f"optimizer.states {self.optimizer.states} cannot be used with an adapter, whose states are small; "
+                "leave optimizer.states out"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -19,9 +19,12 @@ class BaseOrigin:
 
 def base_origin(settings: ModelSettings) -> BaseOrigin:
     """Where the base is loaded from: a folder of that name, else a model on the Hub, as in transformers."""
-    if settings.path is None:
-        return BaseOrigin()
-    folder = Path(settings.path)
+    return BaseOrigin() if settings.path is None else origin_of(settings.path, settings.revision)
+
+
+def origin_of(place: str, revision: str | None = None) -> BaseOrigin:
+    """A folder of that name, else a model on the Hub."""
+    folder = Path(place)
     if folder.is_dir():
         return BaseOrigin(folder=str(folder.resolve()))
-    return BaseOrigin(hub_id=settings.path, revision=settings.revision)
+    return BaseOrigin(hub_id=place, revision=revision)

@@ -16,7 +16,9 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a kernel for inference on CPUs that is not there
+    # PEFT imports these: kernels for other machines are missing, and classes are registered in an old way
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that newer torch calls deprecated, once per rank and step
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)  # flash-attn-4 compiles

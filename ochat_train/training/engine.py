@@ -14,6 +14,8 @@ from ochat_train.model.base_class import trained_parameters
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
+from ochat_train.optimizer.adamw import SmallAdamW
+from ochat_train.optimizer.shards import share_weights
 from ochat_train.planning.gradients import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums, num_backwards
 from ochat_train.recipe.sections import Recipe
 from ochat_train.training.gradient_sum import GradientSum
@@ -41,6 +43,8 @@ def deepspeed_config(
         dtype = dtype_of_sums(recipe, settings.stage, adds_up=config["gradient_accumulation_steps"] > 1)
         wide = dtype == "float32" and not _uses_gradient_sum(recipe)
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32" if wide else "bf16"}}
+        if recipe.optimizer.states != "float32":  # bfloat16 flat tensors; SmallAdamW keeps the rest itself
+            config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     return _merged(config, settings.config)
 
 
@@ -103,6 +107,7 @@ def start_engine(
     load_universal: it will load a universal checkpoint (reshard.py). group_elements: as in `parameter_groups`.
     """
     import deepspeed
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
     num_backwards = _num_backwards(recipe, ranks.num_ranks)
     is_narrow = model_dtype(recipe.model, ranks.device) == torch.bfloat16
@@ -122,8 +127,12 @@ def start_engine(
         layer_elements=layer_elements,
         load_universal=load_universal,
     )
-    optimizer = _optimizer(model, recipe, ranks.device, group_elements=group_elements)
+    optimizer = _optimizer(model, recipe, ranks, group_elements=group_elements)
+    if SmallAdamW not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(SmallAdamW)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if recipe.optimizer.states != "float32":
+        share_weights(wrapped)
     if recipe.deepspeed.stage == 3:
         wrapped.module.register_for_zero_3()
     engine: Engine = wrapped
@@ -152,9 +161,7 @@ def update(engine: Engine) -> float:
     return math.inf
 
 
-def _optimizer(
-    model: torch.nn.Module, recipe: Recipe, device: torch.device, *, group_elements: int
-) -> torch.optim.Optimizer:
+def _optimizer(model: torch.nn.Module, recipe: Recipe, ranks: Ranks, *, group_elements: int) -> torch.optim.Optimizer:
     settings = recipe.optimizer
     arguments: dict[str, Any] = {
         "lr": 0.0,
@@ -170,7 +177,12 @@ def _optimizer(
     parameters = trained_parameters(model)
     in_groups = recipe.deepspeed.stage in (1, 2)
     groups = parameter_groups(parameters, most_elements=group_elements) if in_groups else [parameters]
-    return torch.optim.AdamW([{"params": group} for group in groups], fused=device.type == "cuda", **arguments)
+    is_gpu = ranks.device.type == "cuda"
+    named = [{"params": group} for group in groups]
+    if settings.states != "float32":
+        part = ranks.rank if recipe.deepspeed.stage else 0
+        return SmallAdamW(named, states=settings.states, seed=recipe.seed, part=part, compiled=is_gpu, **arguments)
+    return torch.optim.AdamW(named, fused=is_gpu, **arguments)
 
 
 def parameter_groups(

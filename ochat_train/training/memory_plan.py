@@ -59,7 +59,8 @@ def _least_free_bytes(causal_lm: Any, ranks: Ranks) -> float:
     """
     free_bytes = 0.0
     if ranks.device.type == "cuda":
-        weights = sum(p.numel() * p.element_size() for p in causal_lm.parameters() if p.device == ranks.device)
+        held = [*causal_lm.parameters(), *causal_lm.buffers()]  # weights in 4 bits are buffers
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor.device == ranks.device)
         free_bytes = free_gpu_bytes(ranks.device) + weights
     least = torch.tensor(free_bytes, dtype=torch.float64, device=ranks.device)
     torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)

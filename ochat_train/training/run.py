@@ -161,7 +161,15 @@ def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Tra
     proven = _proven_base(recipe, manifest, ranks)
     control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
     model, kernel, mean_rows, new_token_ids = on_every_rank(
-        ranks, lambda: build_model(recipe.model, manifest, device=ranks.device, seed=recipe.seed, control=control)
+        ranks,
+        lambda: build_model(
+            recipe.model,
+            manifest,
+            device=ranks.device,
+            seed=recipe.seed,
+            control=control,
+            for_qlora=recipe.adapter is not None and recipe.adapter.type == "qlora",
+        ),
     )
     require_agreement(ranks, {"attention kernel": kernel})
     adapter = put_adapter(recipe, model, new_token_ids, ranks)

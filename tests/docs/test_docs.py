@@ -16,9 +16,11 @@ import pytest
 from pydantic import BaseModel
 
 from data_pipeline.conversation import Message
+from data_pipeline.formats.known_keys import HARMLESS_KEYS
+from data_pipeline.formats.marks import MARKS, ROW_MARKS
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.prompt.templates import TEMPLATES
-from data_pipeline.read.rows import parse_row
+from data_pipeline.read.rows import RowReader, parse_row
 from data_pipeline.settings import SourceSettings
 from ochat_train.cli.main import main
 from ochat_train.planning.learning_rate import auto_adapter_rate
@@ -159,7 +161,16 @@ def test_the_set_examples_work(tmp_path: Path) -> None:
 USER = Message(role="user", content="What is 6 times 7?")
 ANSWER = Message(role="assistant", content="42.")
 
+
 # format -> system text, messages, condition of the example on the page
+def said(prompt: str, answer: str) -> tuple[Message, Message]:
+    return Message(role="user", content=prompt), Message(role="assistant", content=answer)
+
+
+SEVERAL: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "preference": ({"answer_classes": {"chosen": "expert", "rejected": "expert"}}, ["42.", "41."]),
+    "ranked": ({"class": "expert"}, ["42.", "41."]),
+}
 EXAMPLES: dict[str, tuple[str, tuple[Message, ...], str | None]] = {
     "sharegpt": ("Answer briefly.", (USER, ANSWER), None),
     "messages": ("Answer briefly.", (USER, ANSWER), None),
@@ -173,6 +184,8 @@ EXAMPLES: dict[str, tuple[str, tuple[Message, ...], str | None]] = {
         ),
         None,
     ),
+    "turns": ("", (USER, ANSWER, *said("And 6 times 8?", "48.")), None),
+    "prompt_answer": ("", (USER, ANSWER), None),
     "openchat": (
         "",
         (Message(role="user", content=USER.content, weight=0.0), Message(role="assistant", content="42.", weight=1.0)),
@@ -181,7 +194,7 @@ EXAMPLES: dict[str, tuple[str, tuple[Message, ...], str | None]] = {
 }
 
 
-def source(layout: str, **changes: str) -> SourceSettings:
+def source(layout: str, **changes: Any) -> SourceSettings:
     return SourceSettings.model_validate({"path": "a.jsonl", "format": layout, **changes})
 
 
@@ -192,9 +205,16 @@ def example_row(heading: str) -> Any:
 
 def test_every_format_has_a_section_and_every_text_format_its_example() -> None:
     assert all(re.search(rf"^### `{name}`$", FORMATS_PAGE, flags=re.MULTILINE) for name in FORMATS)
-    assert set(EXAMPLES) == set(TEXT_FORMATS)
+    assert {*EXAMPLES, *SEVERAL} == set(TEXT_FORMATS)
     for name in TEXT_FORMATS:
         assert example_row(f"`{name}`") == FORMATS[name].example
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_the_example_rows_with_several_answers_are_read_as_the_page_says(layout: str) -> None:
+    more, answers = SEVERAL[layout]
+    found = RowReader(source(layout, **more))(example_row(f"`{layout}`"), "a.jsonl:1")
+    assert [conversation.messages for conversation in found] == [said(USER.content, answer) for answer in answers]
 
 
 @pytest.mark.parametrize("layout", EXAMPLES)
@@ -250,6 +270,17 @@ def test_the_page_lists_the_roles_of_sharegpt() -> None:
             ]
 
 
+def test_the_page_lists_the_keys_that_need_not_be_read_and_the_marks() -> None:
+    table = section(FORMATS_PAGE, "Fields that are not read")
+    rows = dict(re.findall(r"^\| ([a-z][^|`]*) \| (`.+`) \|$", table, flags=re.MULTILINE))
+    assert {kind: re.findall(r"`([^`]+)`", keys) for kind, keys in rows.items()} == {
+        kind: keys.split() for kind, keys in HARMLESS_KEYS.items()
+    }
+    marks = section(FORMATS_PAGE, "Weights of single messages")
+    cells = re.findall(r"^\| (`.+?`) \| (?:message|row)", marks, flags=re.MULTILINE)
+    assert {*MARKS, *ROW_MARKS} == {name for cell in cells for name in re.findall(r"[a-z_]+", cell)}
+
+
 def reasons_in(code: str) -> Iterator[str]:
     """The texts that calls of `RowError` and of a ledger's `drop` may be given first."""
     for call in ast.walk(ast.parse(code)):
@@ -271,7 +302,7 @@ def test_the_page_lists_every_reason_for_a_bad_row() -> None:
 
 
 def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
-    sources, classes, rewards, quantiles, part_weights = (
+    sources, fields, pairs, ignored, classes, rewards, quantiles, part_weights = (
         parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml")
     )
     recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
@@ -279,10 +310,15 @@ def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
         path = tmp_path / "scored.yaml"
         path.write_text(json.dumps({**recipe, "data": {"prepared_dir": "data/scored", **replaced}}), encoding="utf-8")
         load_recipe(path)
-    recipe["data"] |= {**sources, **classes, **part_weights}
     path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")
-    assert len(load_recipe(path).data.sources) == 3
+    for described in (sources, fields, pairs):
+        data = {**recipe["data"], **described, **classes, **part_weights, **ignored}
+        path.write_text(json.dumps({**recipe, "data": data}), encoding="utf-8")
+        assert len(load_recipe(path).data.sources) == len(described["sources"])
+    chat = example_row("Other keys: `fields`")
+    named = SourceSettings.model_validate({"class": "expert", **fields["sources"][0]})
+    conversation = parse_row(chat, place="a.jsonl:1", source=named)
+    assert (conversation.messages, conversation.id) == ((USER, ANSWER), "5")
 
 
 def test_the_prepared_folder_and_its_report_look_as_the_page_says(

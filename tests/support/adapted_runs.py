@@ -10,9 +10,10 @@ import transformers
 
 from data_pipeline.files import sha256_of_file
 from data_pipeline.prepared.dataset import Manifest
+from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.quantize import quantise_base
-from ochat_train.checkpoint.basis import config_values
+from ochat_train.checkpoint.basis import AdapterBasis, config_values
 from ochat_train.checkpoint.state import STATE, CheckpointManifest, Progress, checkpoint_dir
 from ochat_train.model.build import load_base
 from ochat_train.model.config import load_base_config
@@ -22,9 +23,11 @@ from ochat_train.runs.folder import read_run_folder, write_run_folder
 from tests.support.small_recipe import TINY_MODEL
 
 
-def write_base(folder: Path, *, num_rows: int, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+def write_base(
+    folder: Path, *, num_rows: int, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
+) -> Path:
     """A base with random weights that are large enough for every module to matter."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     values = {**TINY_MODEL, "vocab_size": num_rows, "initializer_range": 0.3, **config}
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**values), dtype=dtype)
     model.save_pretrained(folder)
@@ -46,9 +49,10 @@ def write_adapted_run(
     control = ControlTokens.of_prepared(prepared_dir, prepared)
     base = load_base(recipe.model, prepared, config, dtype=dtype, attention=None, seed=recipe.seed, control=control)
     model = base.causal_lm
+    sha256 = base_sha256(recipe.model, model)
     if adapter.type == "qlora":
         quantise_base(model, device=torch.device("cpu"), dtype=dtype)
-    add_adapter(model, adapter, new_token_ids=base.new_token_ids, seed=recipe.seed)
+    added = add_adapter(model, adapter, new_token_ids=base.new_token_ids, seed=recipe.seed)
     torch.manual_seed(1)
     trained = {name: found for name, found in model.named_parameters() if found.requires_grad}
     for found in trained.values():
@@ -68,6 +72,7 @@ def write_adapted_run(
         validation_loss=None,
         versions={},
         base_config=config_values(model.config),
+        adapter=AdapterBasis(base_sha256=sha256, modules=added.modules, token_ids=added.token_ids),
         files={str(file.relative_to(checkpoint)): (file.stat().st_size, sha256_of_file(file))},
     )
     manifest.write(checkpoint)

@@ -48,6 +48,10 @@ def reference_gradients(
             module = name.removesuffix(".lora_A.weight")
             target = f"{module.removeprefix(_LEAD)}.weight"
             weights[target] = weights[target].detach() + scale * leaves[f"{module}.lora_B.weight"] @ a
+            magnitude = leaves.get(f"{module}.lora_magnitude_vector")
+            if magnitude is not None:  # DoRA: its paper leaves the gradient of the length out
+                lengths = weights[target].detach().norm(dim=1)
+                weights[target] = (magnitude / lengths)[:, None] * weights[target]
         if name.endswith(_ROWS):
             target = f"{name.removesuffix(_ROWS).removeprefix(_LEAD)}.weight"
             merged = weights[target].detach().index_copy(0, torch.tensor(list(token_ids)), leaves[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -58,6 +59,7 @@ def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) ->
     Raises UserError for a base that would be trained wrongly, one that cannot be tested, one that is made for shorter
     texts than the recipe wants, a kernel that cannot run, and a GPU without the precision of the run.
     """
+    config = _without_quantisation(config)
     check_config(config, settings)
     check_precision(settings, device)
     dtype = model_dtype(settings, device)
@@ -75,6 +77,15 @@ def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) ->
     found = _prove(config, settings, device=device, dtype=dtype)
     remember(key, _record(found))
     return found
+
+
+def _without_quantisation(config: Any) -> Any:
+    """The configuration of the same base in 16 bits, which is what can be proven of one that is stored quantised."""
+    if getattr(config, "quantization_config", None) is None:
+        return config
+    config = copy.deepcopy(config)
+    del config.quantization_config
+    return config
 
 
 def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> ProvenBase:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from data_pipeline.errors import Problem, UserError, UserErrors
 from ochat_train.model.base_class import base_class
 from ochat_train.model.weights.files import Headers, stored_name
 
+_BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}  # of a number, for what packed weights are stored as
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What a wrapper around a model puts before the names, when its weights are saved instead of the model's.
 _WRAPPERS = ("module.", "_orig_mod.", "model.module.", "base_model.model.", "causal_lm.", "_fsdp_wrapped_module.")
@@ -55,6 +57,7 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
     model_class = base_class(config)
     with torch.device("meta"):
         empty = model_class(copy.deepcopy(config))
+    headers = _without_packing(headers, empty)
     tied: dict[str, str] = dict(getattr(empty, "all_tied_weights_keys", {}))
     quantised = {name: found.dtype for name, found in headers.items() if found.dtype not in _FLOATING}
     ignored = _ignored(empty, headers)
@@ -106,6 +109,25 @@ def _loaded_without_values(model_class: Any, config: Any, headers: Headers) -> d
             trust_remote_code=False,
         )
     found: dict[str, Any] = info
+    return found
+
+
+def _without_packing(headers: Headers, model: Any) -> Headers:
+    """Headers of a base that bitsandbytes stored in 4 bits as those of the same weights in 16; of any other, the same.
+
+    model: without weights. A weight whose packed size is not half that of the model's stays packed.
+    """
+    found = dict(headers)
+    for name, weight in model.state_dict().items():
+        parts = [part for part in headers if part.startswith(f"{name}.")]
+        if not any(".quant_state.bitsandbytes__" in part for part in parts) or name not in headers:
+            continue
+        stored = headers[name]
+        num_bytes = math.prod(stored.shape) * _BYTES.get(stored.dtype, 0)
+        if 2 * num_bytes == weight.numel():
+            found[name] = replace(stored, dtype="BF16", shape=tuple(weight.shape))
+            for part in parts:
+                del found[part]
     return found
 
 
@@ -188,14 +210,25 @@ def check_report(report: WeightReport, config: Any, place: str) -> None:
         raise UserErrors(place, f"{len(found)} reasons why its weights are not those of its config.json:", found)
 
 
-def refuse_quantised(config: Any, place: str) -> None:
-    """Raise UserError for a base whose configuration says that its weights are quantised."""
+def refuse_quantised(config: Any, place: str, *, for_qlora: bool = False) -> bool:
+    """Raise UserError for a base whose configuration says that its weights are quantised, unless qlora can take it.
+
+    for_qlora: whether the base is to be quantised, which takes weights that bitsandbytes has stored in 4 bits. Returns
+    whether they are stored so.
+    """
     settings = getattr(config, "quantization_config", None)
     if settings is None:
-        return
+        return False
     values = settings if isinstance(settings, Mapping) else vars(settings)
-    method = values.get("quant_method", "an unknown method")
-    problem = f"its config.json says that its weights are quantised ({getattr(method, 'value', method)})"
+    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method", "an unknown method")))
+    is_4bit = method == "bitsandbytes" and bool(values.get("load_in_4bit", values.get("_load_in_4bit")))
+    if is_4bit and for_qlora:
+        return True
+    problem = f"its config.json says that its weights are quantised ({method})"
+    if is_4bit:
+        raise UserError(place, problem, f"{_UNQUANTISED}, or train an adapter on it: `adapter.type: qlora`")
+    if for_qlora:
+        problem += "; qlora takes bases in 16 bits, and those that bitsandbytes stored in 4 bits"
     raise UserError(place, problem, _UNQUANTISED)
 
 

@@ -21,9 +21,18 @@ from ochat_train.model.weights.files import downloaded_weight_files, read_header
 from ochat_train.recipe.sections import ModelSettings
 
 
-def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, attention: str | None, seed: int) -> Any:
+def load_weights(
+    settings: ModelSettings,
+    config: Any,
+    *,
+    dtype: torch.dtype,
+    attention: str | None,
+    seed: int,
+    for_qlora: bool = False,
+) -> Any:
     """The causal LM of `transformers` with the base's weights, or random ones for a recipe with `model.config`.
 
+    for_qlora: take a base that bitsandbytes stored in 4 bits, and leave its weights so (adapter/quantize.py).
     Raises UserError where the files of the base do not hold what its config.json describes: before the weights are
     loaded, from their headers, and afterwards, from the report of `transformers`.
     """
@@ -33,7 +42,7 @@ def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, at
         freeze_other_parts(causal_lm)
         return causal_lm
     place = str(settings.path)
-    refuse_quantised(config, place)
+    on_cpu = {"device_map": {"": "cpu"}} if refuse_quantised(config, place, for_qlora=for_qlora) else {}
     headers = read_headers(downloaded_weight_files(settings, named=weight_file_name(config)))
     report = compare_weights(config, headers)
     check_report(report, config, place)
@@ -48,6 +57,7 @@ def load_weights(settings: ModelSettings, config: Any, *, dtype: torch.dtype, at
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **on_cpu,
         )
     except Exception as error:  # whatever a damaged file, a version or a package raises
         raise UserError("model.path", f"{place}: cannot be loaded: {error}") from None

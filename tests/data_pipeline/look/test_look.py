@@ -40,6 +40,18 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "messages": {"messages": [{"role": role, "content": text} for role, text in TURNS]},
     "alpaca": {"instruction": "Good.", "output": "Bye.", "history": [["How are you?", "Fine."]]},
+    "turns": {"conversation": [text for _, text in TURNS]},
+    "prompt_answer": {"prompt": "How are you?", "completion": "Fine."},
+    "preference": {"prompt": "How are you?", "chosen": "Fine.", "rejected": "Bad."},
+    "ranked": {"prompt": "How are you?", "answers": [{"answer": "Fine."}, {"answer": "Bad."}]},
+}
+# For a row of each: conversations, messages of user and of assistant in all of them, characters of each.
+WHOLE = (1, 2, 2, sum(len(text) for _, text in TURNS))
+HELD: dict[str, tuple[int, int, int, int]] = {
+    **dict.fromkeys(("openchat", "sharegpt", "messages", "alpaca", "turns"), WHOLE),
+    "prompt_answer": (1, 1, 1, 17),
+    "preference": (2, 2, 2, 17),
+    "ranked": (2, 2, 2, 17),
 }
 
 
@@ -58,9 +70,11 @@ def test_every_format_is_in_the_table() -> None:
 @pytest.mark.parametrize("layout", TEXT_FORMATS)
 def test_each_format_is_found(layout: str, tmp_path: Path) -> None:
     seen = look_at(str(write_jsonl(tmp_path / "a.jsonl", many(layout))))
-    assert (seen.format, seen.num_rows, seen.num_sampled, seen.num_bad) == (layout, 10, 10, 0)
-    assert seen.roles == {"system": 0, "user": 20, "assistant": 20}
-    assert seen.characters().tolist() == [sum(len(text) for _, text in TURNS)] * 10
+    conversations, users, assistants, characters = HELD[layout]
+    assert (seen.format, seen.num_rows, seen.num_bad, seen.num_readable_rows) == (layout, 10, 0, 10)
+    assert seen.num_sampled == 10 * conversations
+    assert seen.roles == {"system": 0, "user": 10 * users, "assistant": 10 * assistants}
+    assert set(seen.characters().tolist()) <= {characters, characters - 1}
     assert len(seen.prompts) == 1
 
 
@@ -73,7 +87,7 @@ def test_a_format_is_found_in_every_kind_of_file(layout: str, tmp_path: Path) ->
     for path in (tmp_path / "a.json", tmp_path / "b.parquet", tmp_path / "c.jsonl"):
         assert (look_at(str(path)).format, look_at(str(path)).num_rows) == (layout, 10)
     whole = look_at(str(tmp_path))  # ids that are in several files of one source are no longer unique
-    assert (whole.format, whole.num_rows, whole.ledger.bad) == (layout, 30, {"duplicate_id": 20})
+    assert (whole.format, whole.num_rows, whole.ledger.bad) == (layout, 30, {"duplicate_id": 20 * HELD[layout][0]})
 
 
 def test_rows_that_cannot_be_read_are_counted_as_the_preparation_counts_them(
@@ -98,26 +112,27 @@ def message_of(path: Path, **more: Any) -> str:
     return str(caught.value)
 
 
-def test_files_of_two_formats_are_an_error_with_counts_and_a_place(tmp_path: Path) -> None:
+def test_files_of_two_formats_are_an_error_with_both_and_their_places(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*many("messages", 7), *many("sharegpt", 3)])
     message = message_of(path)
-    assert "7 messages" in message
-    assert "3 sharegpt" in message
-    assert f"{path}:8" in message
+    assert f"`format: messages` from {path}:1" in message
+    assert f"`format: sharegpt` from {path}:8" in message
 
 
-def test_rows_that_fit_two_formats_need_a_word(tmp_path: Path) -> None:
+def test_what_a_second_layout_holds_is_named_as_unread(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", many("messages", **ROWS["sharegpt"]))
-    assert f"--format {path}=sharegpt" in message_of(path)
-    assert look_at(str(path), format="messages").format == "messages"
+    for seen in (look_at(str(path)), look_at(str(path), format="messages")):
+        assert (seen.format, [field.name for field in seen.unread]) == ("messages", ["conversations"])
+    assert look_at(str(write_jsonl(tmp_path / "b.jsonl", many("messages")))).unread == []  # the control
 
 
-def test_an_unknown_format_is_shown_with_the_reason_of_every_format(tmp_path: Path) -> None:
+def test_an_unknown_format_is_shown_with_a_reason(tmp_path: Path) -> None:
     message = message_of(write_jsonl(tmp_path / "a.jsonl", [{"text": "Hello"}]))
-    assert all(f"as {layout}: " in message for layout in TEXT_FORMATS)
+    assert "nothing says who speaks" in message
+    assert f"{tmp_path / 'a.jsonl'}:1" in message
     assert "unknown role" in message_of(
         write_jsonl(
-            tmp_path / "b.jsonl", [{"messages": [{"role": "operator", "content": "x"}, *ROWS["messages"]["messages"]]}]
+            tmp_path / "b.jsonl", [{"messages": [{"role": "wizard", "content": "x"}, *ROWS["messages"]["messages"]]}]
         )
     )
 
@@ -132,7 +147,7 @@ def test_an_unknown_format_is_shown_with_the_reason_of_every_format(tmp_path: Pa
         ("a.csv", b"a,b", "expected .jsonl, .json, .parquet"),
         ("a.parquet", b"PAR1", "not a readable Parquet file"),
         ("a.jsonl", b'{"messages": "\xff"}\n', "not valid UTF-8"),
-        ("a.jsonl", b"[1]\n2\n", "expected an object"),
+        ("a.jsonl", b"[1]\n2\n", "a list whose entries are not messages"),
     ],
 )
 def test_files_that_cannot_be_used(name: str, content: bytes, rule: str, tmp_path: Path) -> None:
@@ -171,13 +186,13 @@ def test_fields_are_seen_with_their_values_and_counts(tmp_path: Path) -> None:
     assert values == {
         "source": {"gpt4": 30, "gpt35": 30},
         "level": {"0": 20, "1": 20, "2": 20},
-        "meta.checked": {"True": 30, "False": 30},
+        "meta.checked": {"true": 30, "false": 30},
         "language": {"en": 40},
         "origin": {"web": 60},
     }
     assert {name: field.numbers for name, field in seen.fields.items() if field.numbers} == {"meta.score": (0.0, 5.9)}
-    # a truth value is not a name, `language` is not in every row, one value separates nothing, nor do too many
-    assert seen.class_fields() == ["source", "level"]
+    # `language` is not in every row, one value separates nothing, nor do too many
+    assert seen.class_fields() == ["source", "level", "meta.checked"]
 
 
 def test_openchat_rows_carry_their_classes_only_if_all_do(tmp_path: Path) -> None:

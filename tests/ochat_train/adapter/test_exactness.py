@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from torch.utils.checkpoint import CheckpointPolicy
 
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.state import adapter_tensors, peft_name
+from ochat_train.model.attention.register import REGISTERED_NAME, register_attention
 from ochat_train.model.batch import PackShape, pack_batch
-from ochat_train.model.layers import set_layer_forward
+from ochat_train.model.build import compile_obstacle
+from ochat_train.model.layers import _policy, layer_forward, set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections import AdapterSettings, ModelSettings
+from tests.ochat_train.training.test_invariance import dense_attention
 from tests.support.adapters import randomize, reference_gradients
 from tests.support.measured import Measured
 from tests.support.reference import FakeSplit, flat, random_conversations, relative_error
@@ -47,7 +53,7 @@ def gradients_of(
     randomize(causal_lm)
     if checkpointing is not None:
         layers = decoder_layers(causal_lm)
-        set_layer_forward(layers, checkpointing=[checkpointing] * len(layers), compiled=False)
+        set_layer_forward(layers, checkpointing=[checkpointing] * len(layers), compiled=False, rank=settings.rank)
     PackedCausalLM(causal_lm, num_classes=2)(batch).weighted_nll.backward()
     trained = {name: parameter for name, parameter in causal_lm.named_parameters() if parameter.requires_grad}
     assert all(parameter.grad is None for name, parameter in causal_lm.named_parameters() if name not in trained)
@@ -82,8 +88,8 @@ def test_a_wrong_scale_or_a_missing_border_is_seen(measured: Measured) -> None:
     """The controls of the test above."""
     adapter = AdapterSettings(type="lora", rank=4)
     found, _ = gradients_of(adapter)
-    _, other = gradients_of(AdapterSettings(type="lora", rank=4, alpha=9.0))
-    measured("control: a scale of 9/4 instead of 8/4", relative_error(flat(found), flat(other)))
+    _, other = gradients_of(AdapterSettings(type="lora", rank=4, alpha=36.0))
+    measured("control: a scale of 36 / 4 instead of 32 / 4", relative_error(flat(found), flat(other)))
     assert relative_error(flat(found), flat(other)) > 1e-2
     without_borders = pack_batch(FakeSplit(ROWS, [0, 1, 0]), np.array([0, 1, 2]), SHAPE)
     without_borders.cu_seqlens_S1[1:-1] = SHAPE.pack_length
@@ -99,3 +105,72 @@ def test_recomputed_layers_have_the_same_gradients(kind: str) -> None:
     assert any(".layers.0." in name for name in found)
     for name, gradient in found.items():
         assert relative_error(gradient, truth[name]) < 5e-6, name
+
+
+@pytest.mark.parametrize(
+    ("rank", "width", "expected"),
+    [
+        (4, 4, CheckpointPolicy.PREFER_RECOMPUTE),
+        (4, 32, CheckpointPolicy.MUST_SAVE),
+        (None, 4, CheckpointPolicy.MUST_SAVE),
+    ],
+)
+def test_products_with_b_are_not_kept(rank: int | None, width: int, expected: CheckpointPolicy) -> None:
+    """They are as wide as the products of the base: keeping both would double what `matmuls` keeps."""
+    assert _policy(rank, torch.ops.aten.mm.default, torch.empty(8, width), torch.empty(width, 32)) == expected
+
+
+def test_recomputed_layers_draw_the_same_dropout() -> None:
+    """Whatever is recomputed, the backward pass has the masks of the forward pass. The control draws others."""
+    adapter = AdapterSettings(type="lora", rank=4, dropout=0.5)
+    found = []
+    for kind, seed in (("none", 3), ("matmuls", 3), ("full", 3), ("none", 4)):
+        causal_lm = tiny_model()
+        add_adapter(causal_lm, adapter)
+        randomize(causal_lm)
+        set_layer_forward(decoder_layers(causal_lm), checkpointing=[kind] * 2, compiled=False)
+        torch.manual_seed(seed)
+        PackedCausalLM(causal_lm, num_classes=2)(BATCH).weighted_nll.backward()
+        found.append(flat({n: p.grad for n, p in causal_lm.named_parameters() if p.grad is not None}))
+    assert relative_error(found[1], found[0]) < 1e-6
+    assert relative_error(found[2], found[0]) < 1e-6
+    assert relative_error(found[3], found[0]) > 1e-2
+
+
+def test_compiled_layers_with_an_adapter_are_traced_once(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> None:
+    """Without a break, and have the same gradients. Traced only: making machine code of it takes long on a CPU."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    layer_forward.cache_clear()
+    transformers.AttentionInterface.register(REGISTERED_NAME, dense_attention)
+    try:
+        found = []
+        for compiled in (False, True):
+            causal_lm = tiny_model(num_hidden_layers=4)
+            transformers.AttentionInterface.register(REGISTERED_NAME, dense_attention)
+            add_adapter(causal_lm, AdapterSettings(type="lora", rank=4), new_token_ids=NEW_TOKENS)
+            randomize(causal_lm)
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            kinds = ["full", "matmuls", "none", "none"]
+            set_layer_forward(decoder_layers(causal_lm), checkpointing=kinds, compiled=compiled, rank=4)
+            PackedCausalLM(causal_lm, num_classes=2)(BATCH).weighted_nll.backward()
+            found.append(flat({n: p.grad for n, p in causal_lm.named_parameters() if p.grad is not None}))
+        num_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    finally:
+        register_attention("sdpa")
+        layer_forward.cache_clear()
+    measured("compiled layers with an adapter against eager", relative_error(found[1], found[0]))
+    assert num_graphs == 3
+    assert relative_error(found[1], found[0]) < 1e-6
+
+
+@pytest.mark.parametrize(("key", "named"), [("dropout", "adapter.dropout"), ("dora", "adapter.dora")])
+def test_dropout_and_dora_are_not_compiled(key: str, named: str) -> None:
+    causal_lm = tiny_model()
+    add_adapter(causal_lm, AdapterSettings(type="lora", rank=4))
+    settings = ModelSettings(path="base", template="chatml", max_length_tokens=8)
+    assert compile_obstacle(causal_lm, settings) is None
+    causal_lm = tiny_model()
+    value: dict[str, Any] = {key: 0.1 if key == "dropout" else True}
+    add_adapter(causal_lm, AdapterSettings(type="lora", rank=4, **value))
+    assert named in str(compile_obstacle(causal_lm, settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from safetensors.torch import load_file
 
 from ochat_train.adapter.state import peft_tensors
 from ochat_train.checkpoint.state import STATE, CheckpointManifest
+from ochat_train.export.export import export
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.adapters import write_base
@@ -59,6 +62,29 @@ def trained(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     else:
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE)
     return peft_tensors({name.removeprefix("causal_lm."): tensor for name, tensor in state.items()})
+
+
+def test_a_quantised_base_is_trained_resumed_and_exported(recipe_of: Write, tmp_path: Path) -> None:
+    """ZeRO-2 on two ranks in bfloat16: the resumed run ends with the same bits, and both exports are proven."""
+    changes = {**SAVED, "adapter": {"type": "qlora", "rank": 4}, "model__precision": "bfloat16"}
+    middle = tmp_path / "straight" / "checkpoints" / "step-00000002"
+    commands = [["train", recipe_of("straight", **changes)], ["train", recipe_of("resumed", **changes)]]
+    commands[1] += ["--resume", str(middle)]
+    assert run_jobs(*({"command": command} for command in commands))[1] == [0, 0]
+    before, after = (trained(tmp_path / name, 4) for name in ("straight", "resumed"))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    for adapter in (False, True):
+        folder = export(
+            tmp_path / "resumed", tmp_path / f"out{adapter}", step=None, max_shard_size="5GB", adapter=adapter
+        )
+        logits = json.loads((folder / "ochat.json").read_text())["adapter"]["logits"]
+        assert logits["equal"] < 1e-5
+    stored = load_file(tmp_path / "outFalse" / "model.safetensors")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    moved = relative_error(stored["model.norm.weight"], base["model.norm.weight"])
+    assert moved < 1e-2, "what is frozen and not quantised is that of the base, rounded"
+    rounded = relative_error(stored["model.layers.0.mlp.up_proj.weight"], base["model.layers.0.mlp.up_proj.weight"])
+    assert rounded > 0.05, "what was quantised is the dequantised base"
 
 
 def forget_last(run_dir: Path, copy: Path) -> None:

@@ -217,14 +217,31 @@ def test_raw_keys_that_change_a_number_are_compared(recipe: Recipe, make_recipe:
     }
 
 
-def test_an_optimizer_elsewhere_is_refused_even_if_changes_are_accepted(
-    recipe: Recipe, make_recipe: RecipeFactory
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("deepspeed__offload_optimizer", True, r"deepspeed.offload_optimizer \(False -> True\)"),
+        ("optimizer__states", "8bit", r"optimizer.states \(float32 -> 8bit\)"),
+        ("optimizer__states", "bfloat16", r"optimizer.states \(float32 -> bfloat16\)"),
+    ],
+)
+def test_another_optimizer_is_refused_even_if_changes_are_accepted(
+    key: str, value: Any, named: str, recipe: Recipe, make_recipe: RecipeFactory
 ) -> None:
-    other = load_recipe(make_recipe(deepspeed__offload_optimizer=True))
+    other = load_recipe(make_recipe(**{key: value}))
     for accept in (False, True):
-        with pytest.raises(UserError, match=r"deepspeed.offload_optimizer \(False -> True\); its optimizer states"):
+        with pytest.raises(UserError, match=f"{named}; its optimizer states cannot be converted"):
             decision(earlier_run(4, intact=manifest_of(recipe)), other, accept_changes=accept)
     assert decision(earlier_run(4, intact=manifest_of(other)), other).checkpoint, "the control"
+
+
+def test_a_checkpoint_without_optimizer_states_has_float32_ones(recipe: Recipe, make_recipe: RecipeFactory) -> None:
+    """As versions wrote it that had no `optimizer.states`. The control: other states are a change."""
+    manifest = manifest_of(recipe)
+    del manifest.recipe["optimizer"]["states"]
+    assert changes_of(manifest, recipe) == []
+    [change] = changes_of(manifest, load_recipe(make_recipe(optimizer__states="8bit")))
+    assert str(change) == "optimizer.states (float32 -> 8bit)"
 
 
 def test_other_software_is_told_in_one_line(recipe: Recipe) -> None:

@@ -176,6 +176,17 @@ def test_a_branch_is_made_and_main_stays(hub: HubStandIn, tmp_path: Path, clock:
     assert content_on_hub(hub, REPO, "v2") == content_of(new)
 
 
+def test_an_adapter_is_pushed_if_everybody_can_have_its_base(hub: HubStandIn, folder: Path, clock: Clock) -> None:
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)}), encoding="utf-8")
+    write_mark(folder)
+    assert "--base ORG/NAME" in refusal(folder, clock)
+    config.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "alice/base"}), encoding="utf-8")
+    write_mark(folder)
+    push(folder, REPO, policy=clock.policy)
+    assert content_on_hub(hub, REPO)[config.name] == config.read_bytes(), "the control"
+
+
 def test_licences_and_notes_may_lie_beside_an_export(hub: HubStandIn, folder: Path, clock: Clock) -> None:
     (folder / "LICENSE.txt").write_text("You may.")
     push(folder, REPO, policy=clock.policy)

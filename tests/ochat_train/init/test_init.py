@@ -61,6 +61,7 @@ def options(*files: str, **changes: Any) -> Options:
         "epochs": None,
         "gpus": None,
         "bad_rows": None,
+        "adapter": None,
         "sample_rows": 1000,
         "overwrite": False,
     }
@@ -168,7 +169,7 @@ def test_the_problems_of_all_files_come_together(here: Path) -> None:
     write_jsonl(Path("data/odd.jsonl"), [{"text": "x"}])
     message = message_of("data/empty.jsonl", "data/gpt4.jsonl", "data/odd.jsonl", "data/nothing.jsonl")
     assert "data/empty.jsonl: holds no rows" in message
-    assert "data/odd.jsonl: none of 1 rows" in message
+    assert "data/odd.jsonl: no known layout: data/odd.jsonl:1: a single text" in message
     assert "data/nothing.jsonl: no such file" in message
 
 

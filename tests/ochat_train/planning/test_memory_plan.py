@@ -146,6 +146,37 @@ def test_the_fastest_that_fits_is_taken() -> None:
     assert plan(2, 72.0).zero_stage == 3
 
 
+@pytest.mark.parametrize(
+    ("states", "bytes_each"),
+    [
+        ("float32", 4 + 4 + 4),  # master weight, two moments
+        ("bfloat16", 1 + 2 + 2),  # 8 bits beside the weight, two moments
+        ("8bit", 1 + 1 + 1 + 2 * 4 / 128),  # the same, and two scales of 128 moments
+    ],
+)
+def test_optimizer_states_are_counted(states: str, bytes_each: float) -> None:
+    """Of 7,241,748,480 parameters, on one GPU and on two; a float32 model has no masters."""
+    choice = f"optimizer.states={states}"
+    assert plan(1, 500.0, choice).parts.optimizer == 7_241_748_480 * bytes_each
+    assert plan(2, 500.0, choice).parts.optimizer == 7_241_748_480 * bytes_each / 2
+    masters = 4 if states == "float32" else 1
+    wide = plan(1, 500.0, choice, "model.precision=float32")
+    assert wide.parts.optimizer == 7_241_748_480 * (bytes_each - masters)
+    assert f"optimizer.states {states}" in memory_text(wide)
+
+
+def test_small_states_leave_room_for_what_layers_keep() -> None:
+    """7.24 billion parameters on 80 GB: on one GPU they fit only with small states, on two less is recomputed."""
+    narrow = "train.gradient_dtype=bfloat16"
+    one = {states: plan(1, 77.5, narrow, f"optimizer.states={states}") for states in ("float32", "bfloat16", "8bit")}
+    assert [found.fits for found in one.values()] == [False, True, True]
+    assert "optimizer.states: 8bit" in too_little_memory(one["float32"], num_gpus=1).remedy
+    num_full = [found.checkpointing.count("full") for found in one.values()]
+    assert num_full == [32, 19, 0]
+    two = [plan(2, 77.5, narrow, f"optimizer.states={states}") for states in one]
+    assert [found.checkpointing.count("full") for found in two] == [32, 0, 0]
+
+
 def test_what_the_recipe_says_is_kept() -> None:
     found = plan(
         4, 77.5, "deepspeed.zero_stage=3", "model.activation_checkpointing=full", "train.packs_per_micro_batch=3"

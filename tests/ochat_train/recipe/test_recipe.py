@@ -402,6 +402,14 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "model.max_length_tokens 8193 is larger than train.pack_length_tokens 8192",
         "raise the pack length",
     ),
+    "small states that are offloaded": (
+        "learning_rate: 2e-5}\ndeepspeed: {zero_stage: 2",
+        "states: 8bit}\ndeepspeed: {offload_optimizer: true",
+        "name:",
+        "recipe",
+        "optimizer.states 8bit cannot be used with deepspeed.offload_optimizer",
+        "leave one of the two out",
+    ),
     "offload at stage 0": (
         "zero_stage: 2",
         "zero_stage: 0, offload_optimizer: true",

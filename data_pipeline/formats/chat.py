@@ -1,0 +1,276 @@
+"""Messages of a conversation in the layouts that files have: a list of objects, columns, JSON text, plain texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipeline.conversation import Message
+from data_pipeline.errors import RowError
+from data_pipeline.formats.fields import ROLES, Fields
+from data_pipeline.formats.known_keys import HARMLESS
+from data_pipeline.formats.marks import MARKS, ROW_MARKS, UNCLEAR_MARKS, Mark, joined_marks, mark_weight
+from data_pipeline.formats.parts import REASONING_KEYS, message_with_parts, text_of_content
+from data_pipeline.formats.row_format import ParsedRow
+from data_pipeline.formats.unread import UnreadFieldError, content_leaves
+from data_pipeline.formats.values import list_of, message_of, text_of
+from data_pipeline.text_rules import shown
+
+_PART_KEYS = frozenset((*REASONING_KEYS, "tool_calls", "tool_call_id", "name"))
+_SPEAKERS = ("user", "assistant")
+PLACES = ("<image>", "<video>", "<audio>")
+
+
+class ChatReader:
+    """Reads the messages of rows. fields: the keys; ignored: dotted names that need not be read."""
+
+    def __init__(self, fields: Fields, ignored: frozenset[str]) -> None:
+        self._fields = fields
+        self._key, self._role, self._content = fields.messages or "messages", fields.role, fields.content
+        self._roles = {**ROLES, **fields.roles}
+        self._ignored_names = ignored
+        names = {name.rpartition(".")[2] for name in ignored if name.rpartition(".")[0] == self._key}
+        self._plain = frozenset((self._role or "role", self._content or "content"))
+        self._own_marks = {fields.weight: True, fields.masked: False}
+        marks = {*MARKS, *UNCLEAR_MARKS, fields.weight, fields.masked} - self._plain - names
+        self._marks = frozenset(name for name in marks if name)
+        self._ignored = names
+        self._known = self._plain | self._marks | _PART_KEYS | HARMLESS | names
+
+    def __call__(self, row: Any) -> Sequence[ParsedRow]:
+        """The conversation of a row, which is an object or the bare list of its messages."""
+        if isinstance(row, list):
+            row = {self._key: row}
+        turns = self.turns(row, self._key)
+        weights = self._row_weights(row, len(turns), turns)
+        system_key = self._fields.system
+        return [self.conversation(turns, weights, row.get(system_key) if system_key else None, system_key)]
+
+    def turns(self, row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+        """The messages of a key as objects with the role and content keys of this layout."""
+        value = row.get(key)
+        if isinstance(value, str):
+            value = _from_json(value, key)
+        if isinstance(value, Mapping):
+            value = _from_columns(value, key)
+        turns = list_of(row if value is row.get(key) else {**row, key: value}, key)
+        return self.as_objects(turns, key)
+
+    def as_objects(self, turns: list[Any], key: str) -> list[Mapping[str, Any]]:
+        """Turns in other shapes as objects: texts that alternate, and objects that hold a prompt and its answer."""
+        if self._role is not None:
+            for number, turn in enumerate(turns):
+                if not isinstance(turn, Mapping):
+                    raise RowError("wrong_type", f"{key}[{number}]: expected an object, found {shown(turn)}")
+            return turns
+        found: list[Mapping[str, Any]] = []
+        for number, turn in enumerate(turns):
+            where = f"{key}[{number}]"
+            if isinstance(turn, str):
+                found.append({"role": ("user", "assistant")[number % 2], "content": turn})
+            elif isinstance(turn, Mapping):
+                found += self._pair(turn, where)
+            else:
+                raise RowError("wrong_type", f"{where}: expected an object or text, found {shown(turn)}")
+        return found
+
+    def _pair(self, turn: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+        """A turn that holds a prompt and its answer under the names of their roles."""
+        known = {"system": "system", "input": "user", "output": "assistant", **self._roles}
+        turns: list[Mapping[str, Any]] = []
+        marks = {name: turn[name] for name in self._marks if turn.get(name) is not None}
+        for name, value in turn.items():
+            role = known.get(name) or known.get(name.lower())
+            if role in ("system", "user", "assistant") and name not in self._ignored:
+                if value not in (None, "") or role == "assistant":
+                    turns.append({"role": role, "content": value, **(marks if role == "assistant" else {})})
+            elif name not in self._known:
+                self._refuse_content(name, value)
+        if len({message["role"] for message in turns}) < len(turns):
+            raise RowError("unknown_role", f"{where}: two keys are the same role: {', '.join(map(shown, turn))}")
+        if not any(message["role"] != "system" for message in turns):
+            found = ", ".join(map(shown, list(turn)[:10])) or "none"
+            raise RowError("missing_key", f"{where}: no key is the name of a role; found: {found}")
+        order = ("system", "user", "assistant")
+        return sorted(turns, key=lambda message: order.index(message["role"]))
+
+    def _row_weights(
+        self, row: Mapping[str, Any], num_turns: int, turns: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Mark] | None:
+        """The weights of the messages that a list of the row gives, None without one."""
+        if ROW_MARKS.isdisjoint(row):
+            return None
+        found: list[list[Mark]] = []
+        for name in ROW_MARKS & row.keys():
+            values = row[name]
+            if values in (None, []) or name in self._fields.row_keys:
+                continue
+            if not isinstance(values, list):
+                raise RowError("invalid_weight", f"{name}: expected a list with a value for each message")
+            answers = [n for n, turn in enumerate(turns) if self.role_of(turn, f"{self._key}[{n}]") == "assistant"]
+            marks = [(name, mark_weight(name, value, name, more_is_more=True)) for value in values]
+            if len(values) == len(answers) < num_turns:
+                spread: list[Mark] = [(name, None)] * num_turns
+                for number, mark in zip(answers, marks, strict=True):
+                    spread[number] = mark
+                marks = spread
+            if len(marks) != num_turns:
+                counts = f"{len(values)} values for {num_turns} messages and {len(answers)} answers"
+                raise RowError("invalid_weight", f"{name}: {counts}; give one for each")
+            found.append(marks)
+        if not found:
+            return None
+        by_message = enumerate(zip(*found, strict=True), 1)
+        return [(pairs[0][0], joined_marks(pairs, f"message {number}")) for number, pairs in by_message]
+
+    def role_of(self, turn: Mapping[str, Any], where: str) -> str:
+        """The role of a message: `system`, `user`, `assistant`, `tool` or `function_call`."""
+        key = self._role or "role"
+        role = turn.get(key)
+        found = self._roles.get(role) if isinstance(role, str) else None
+        if found is None and isinstance(role, str):
+            found = self._roles.get(role.strip().lower())
+        if found is None:
+            known = ", ".join(name for name in self._roles if name not in ROLES) or "user, assistant, system, tool"
+            if key not in turn:
+                names = ", ".join(map(shown, list(turn)[:10])) or "none"
+                found_keys = f"found the keys {names}; is `format` right?"
+                raise RowError("unknown_role", f"{where}.{key}: unknown role {shown(role)}; {found_keys}")
+            raise RowError(
+                "unknown_role",
+                f"{where}.{key}: unknown role {shown(role)}; known: {known}, and other names of these; add it with "
+                f"`fields: {{roles: {{NAME: assistant}}}}`",
+            )
+        return found
+
+    def conversation(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        weights: Sequence[Mark] | None,
+        system: Any,
+        system_key: str | None,
+    ) -> ParsedRow:
+        """Messages from turns; a system message may come first. system: of the row."""
+        key, content_key = self._key, self._content or "content"
+        known, role_key = self._roles, self._role or "role"
+        roles = []
+        for number, turn in enumerate(turns):
+            role = turn.get(role_key)
+            found = known.get(role) if isinstance(role, str) else None
+            roles.append(found or self.role_of(turn, f"{key}[{number}]"))
+        text = "" if system in (None, "") else text_of(system, system_key or "system")
+        num_cut = self._num_empty_at_end(turns, roles)
+        messages: list[Message] = []
+        for number, (role, turn) in enumerate(zip(roles, turns, strict=True)):
+            if number >= len(turns) - num_cut:
+                self._weight_of(turn, f"{key}[{number}]", None)  # its keys are checked all the same
+                continue
+            where = f"{key}, turn {number + 1}"
+            row_mark = None if weights is None else weights[number]
+            content = turn.get(content_key)
+            if role == "system":
+                text = self._system_text(turn, content, number, text, row_mark)
+            elif row_mark is None and role in _SPEAKERS and isinstance(content, str) and turn.keys() <= self._plain:
+                messages.append(message_of(role, content, None, where))
+            else:
+                messages.append(self._with_parts(role, turn, content, where, f"{key}[{number}]", row_mark))
+        for message in messages:
+            refuse_placeholder(message.content, key)
+        return ParsedRow(system=text, messages=messages, num_cut=num_cut)
+
+    def _system_text(
+        self,
+        turn: Mapping[str, Any],
+        content: Any,
+        number: int,
+        text: str,
+        row_mark: Mark | None,
+    ) -> str:
+        key = self._key
+        if number:
+            raise RowError("misplaced_system", f"{key}: a system message must be the first message, and the only one")
+        if self._weight_of(turn, f"{key}[0]", row_mark):
+            raise RowError("invalid_weight", f"{key}[0]: only assistant messages can have a weight, no system message")
+        own = "" if content == "" else text_of_content(content, f"{key}[0].{self._content or 'content'}")
+        if text and own and own != text:
+            raise RowError("misplaced_system", f"both `system` and {key}[0] hold a system text; keep one")
+        return own or text
+
+    def _with_parts(
+        self,
+        role: str,
+        turn: Mapping[str, Any],
+        content: Any,
+        where: str,
+        place: str,
+        row_mark: Mark | None,
+    ) -> Message:
+        """A message with more than a text, or with marks."""
+        parts = {name: turn[name] for name in _PART_KEYS if name in turn and name not in self._ignored}
+        weight = self._weight_of(turn, place, row_mark)
+        if role == "function_call":
+            call = _from_json(content, f"{place}.{self._content}") if isinstance(content, str) else content
+            parts |= {"tool_calls": call if isinstance(call, list) else [call]}
+            role, content = "assistant", ""
+        if not parts and role in _SPEAKERS and isinstance(content, str):
+            return message_of(role, content, weight, where)
+        our_role: Any = role
+        return message_with_parts(our_role, {**parts, "content": content, "weight": weight}, where)
+
+    def _weight_of(self, turn: Mapping[str, Any], where: str, row_mark: Mark | None) -> float | None:
+        """The weight that the marks of a message give. Every key that is not known is looked at."""
+        for name in turn.keys() - self._known:
+            self._refuse_content(name, turn[name])
+        found = [] if row_mark is None else [row_mark]
+        for name in self._marks & turn.keys():
+            found.append((name, mark_weight(name, turn[name], where, more_is_more=self._own_marks.get(name))))
+        return joined_marks(found, where) if found else None
+
+    def _refuse_content(self, name: str, value: Any) -> None:
+        if isinstance(value, bool):  # nothing but a mark is true or false of a message
+            raise UnreadFieldError(f"{self._key}.{name}", value, "a mark for training")
+        for inner, inner_value, kind in content_leaves({name: value}, f"{self._key}.", self._ignored_names):
+            raise UnreadFieldError(inner, inner_value, kind)
+
+    def _num_empty_at_end(self, turns: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> int:
+        """How many messages at the end say nothing. None of them where no answer comes before them."""
+        key = self._content or "content"
+        num = 0
+        for turn in reversed(turns):
+            value = turn.get(key)
+            if not (value is None or (isinstance(value, str) and not value.strip())):
+                break
+            if any(turn.get(name) not in (None, "", [], {}) for name in _PART_KEYS - {"name", "tool_call_id"}):
+                break
+            num += 1
+        if not num:
+            return 0
+        return num if "assistant" in roles[: len(roles) - num] or "function_call" in roles[: len(roles) - num] else 0
+
+
+def refuse_placeholder(text: str, key: str) -> None:
+    """Raise RowError for a text that begins or ends with the place of an image, a video or a sound."""
+    if text.startswith(PLACES) or text.endswith(PLACES):
+        raise RowError(
+            "unsupported_content", f"{key}: a message holds the place of an image, video or sound; remove it or the row"
+        )
+
+
+def _from_json(text: str, where: str) -> Any:
+    """What a JSON text holds."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RowError("wrong_type", f"{where}: expected a list, or one as JSON text, found {shown(text)}") from None
+
+
+def _from_columns(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """A list of objects from lists of equal length: `{"role": [...], "content": [...]}`."""
+    lists = {name: value for name, value in columns.items() if value is not None}
+    lengths = {name: len(value) if isinstance(value, list) else -1 for name, value in lists.items()}
+    if not lists or len(set(lengths.values())) != 1 or -1 in lengths.values():
+        raise RowError(
+            "wrong_type", f"{where}: expected a list, or an object of lists of one length, found {shown(columns)}"
+        )
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]

@@ -1,0 +1,162 @@
+"""What layout a row has, by its keys and the shapes of their values alone. Pure functions; `format: auto` uses them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from data_pipeline.formats.fields import ROLES, Fields
+from data_pipeline.formats.table import FORMATS
+
+_LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "data")
+_ROLE_KEYS = ("role", "from", "speaker", "author")
+_CONTENT_KEYS = ("content", "value", "text", "message")
+_PROMPTS = ("instruction", "prompt", "question", "query", "problem", "inputs", "user", "human")
+_INPUTS = ("input", "context")
+_ANSWERS = (
+    "output",
+    "completion",
+    "response",
+    "generated_solution",
+    "solution",
+    "answer",
+    "targets",
+    "assistant",
+    "gpt",
+)
+_ANSWER_LISTS = ("answers", "completions", "responses")
+_ANSWER_TEXTS = ("answer", "response", "text", "content", "completion", "output")
+_SYSTEMS = ("system", "system_prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A format and the keys that it reads."""
+
+    format: str
+    fields: Fields
+
+    def __str__(self) -> str:
+        changes = self.fields.changes(FORMATS[self.format].fields)
+        if not changes:
+            return f"format: {self.format}"
+        named = ", ".join(f"{name}: {_yaml(value)}" for name, value in changes.items())
+        return f"format: {self.format}, fields: {{{named}}}"
+
+
+def _yaml(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def layout_of(row: Any) -> Layout | str:
+    """The layout of a row, or why it has none that is known."""
+    if isinstance(row, list):
+        return _with_turns("messages", row, {}) or "a list whose entries are not messages"
+    if not isinstance(row, Mapping):
+        return "not an object"
+    if "parent_id" in row and "role" in row and "text" in row:
+        return "one message of a tree a row (`parent_id`); join each path from a prompt to its last answer first"
+    if isinstance(row.get("items"), list) and row["items"]:
+        return _layout("openchat", row)
+    for find in (_pairs, _messages, _ranked, _prompt_answer):
+        if (found := find(row)) is not None:
+            return found
+    if isinstance(row.get("text"), str):
+        return "a single text, in which nothing says who speaks; make messages of it"
+    return f"the keys {', '.join(map(repr, list(row)[:10])) or 'none'} are no known layout; name them in `fields`"
+
+
+def _layout(name: str, row: Mapping[str, Any], **changes: Any) -> Layout:
+    fields = replace(FORMATS[name].fields, **changes)
+    return Layout(format=name, fields=replace(fields, system=_system(row, fields)))
+
+
+def _system(row: Mapping[str, Any], fields: Fields) -> str | None:
+    """The key of the system text. Where two are filled, the first, and the other is named as a field that is unread."""
+    given = [name for name in _SYSTEMS if row.get(name) not in (None, "")]
+    return given[0] if given else fields.system
+
+
+def _pairs(row: Mapping[str, Any]) -> Layout | None:
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        prompt = next((name for name in _PROMPTS if row.get(name) not in (None, "")), "prompt")
+        return _layout("preference", row, prompt=prompt)
+    if {"conversation_a", "conversation_b", "winner"} <= row.keys():
+        return _layout("preference", row, prompt=None, chosen="conversation_a", rejected="conversation_b")
+    return None
+
+
+def _messages(row: Mapping[str, Any]) -> Layout | None:
+    for key in _LISTS:
+        if (found := _with_turns(key, row.get(key), row)) is not None:
+            return found
+    return None
+
+
+def _with_turns(key: str, value: Any, row: Mapping[str, Any]) -> Layout | None:
+    """The layout of a list of messages; None for another value."""
+    if isinstance(value, str):
+        value = _loaded(value)
+    if isinstance(value, Mapping) and value:
+        lists = [column for column in value.values() if isinstance(column, list)]
+        value = [{name: None for name in value}] if len(lists) == len(value) else None
+    if not isinstance(value, list) or not value:
+        return None
+    first = value[0]
+    if isinstance(first, str):
+        return _layout("turns", row, messages=key) if all(isinstance(turn, str) for turn in value) else None
+    if not isinstance(first, Mapping):
+        return None
+    role = next((name for name in _ROLE_KEYS if name in first), None)
+    content = next((name for name in _CONTENT_KEYS if name in first), None)
+    if role is not None and (content is not None or _any_content(value, role)):
+        content = content or "content"
+        base = "sharegpt" if (role, content) == ("from", "value") else "messages"
+        return _layout(base, row, messages=key, role=role, content=content)
+    names = {name.lower() for name in first}
+    if {"input", "output"} <= names or any(ROLES.get(name) == "assistant" for name in names):
+        return _layout("turns", row, messages=key)
+    return None
+
+
+def _any_content(turns: Sequence[Any], role: str) -> bool:
+    """Whether messages without a content key are messages all the same: tool calls may stand alone."""
+    return role == "role" and any(isinstance(turn, Mapping) and "tool_calls" in turn for turn in turns)
+
+
+def _loaded(text: str) -> Any:
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _ranked(row: Mapping[str, Any]) -> Layout | None:
+    for key in _ANSWER_LISTS:
+        value = row.get(key)
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            text = next((name for name in _ANSWER_TEXTS if name in value[0]), None)
+            prompt = next((name for name in _PROMPTS if isinstance(row.get(name), str)), None)
+            if text is not None and prompt is not None:
+                return _layout("ranked", row, prompt=prompt, answers=key, answer=text)
+    return None
+
+
+def _prompt_answer(row: Mapping[str, Any]) -> Layout | None:
+    """A prompt and an answer, each under exactly one of the usual names."""
+    kinds = str | list
+    answers = [name for name in _ANSWERS if isinstance(row.get(name), kinds)]
+    prompts = [name for name in _PROMPTS if isinstance(row.get(name), kinds)]
+    inputs = [name for name in _INPUTS if isinstance(row.get(name), str)]
+    if not answers or not (prompts or inputs):
+        return None
+    if prompts[:1] == ["instruction"] and answers[0] == "output":
+        input_key = inputs[0] if inputs else "input"
+        return _layout("alpaca", row, input=input_key)
+    if not prompts:
+        return _layout("prompt_answer", row, prompt=inputs[0], answer=answers[0])
+    return _layout("prompt_answer", row, prompt=prompts[0], answer=answers[0], input=inputs[0] if inputs else None)

@@ -1,0 +1,107 @@
+"""Format `preference`: two answers to a prompt, a chosen and a rejected one. A row gives two conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipeline.conversation import Message
+from data_pipeline.errors import RowError
+from data_pipeline.formats.fields import Fields
+from data_pipeline.formats.prompt_answer import read_turns, system_of
+from data_pipeline.formats.row_format import ParsedRow, RowFormat
+from data_pipeline.formats.values import message_of, text_of
+from data_pipeline.text_rules import shown
+
+WINNER = "winner"  # of rows that compare two models, whose answers are not in order
+_WINNERS: Mapping[str, tuple[str, str]] = {
+    "model_a": ("chosen", "rejected"),
+    "model_b": ("rejected", "chosen"),
+    "tie": ("tie", "tie"),
+    "tie (bothbad)": ("bothbad", "bothbad"),
+}
+ANSWERS = ("chosen", "rejected", "tie", "bothbad")
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # of Anthropic's transcripts
+
+
+class PreferenceReader:
+    """Reads both answers of a row: texts after a prompt, lists of messages, or transcripts."""
+
+    def __init__(self, fields: Fields, ignored: frozenset[str]) -> None:
+        self._fields, self._ignored = fields, ignored
+
+    def __call__(self, row: Any) -> Sequence[ParsedRow]:
+        """The two conversations of a row."""
+        fields = self._fields
+        assert fields.chosen is not None, "a format names it"
+        assert fields.rejected is not None, "a format names it"
+        keys = (fields.chosen, fields.rejected)
+        for key in keys:
+            if key not in row:
+                found = ", ".join(map(shown, list(row)[:10])) or "none"
+                raise RowError("missing_key", f"key `{key}` is missing; found: {found}; is `format` right?")
+        names = self._names(row) if keys == ("conversation_a", "conversation_b") else ("chosen", "rejected")
+        parsed = []
+        for key, name in zip(keys, names, strict=True):
+            one = self._conversation(row, key)
+            parsed.append(ParsedRow(system=one.system, messages=one.messages, num_cut=one.num_cut, answer=name))
+        return parsed
+
+    def _names(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        winner = row.get(WINNER)
+        if not isinstance(winner, str) or winner not in _WINNERS:
+            raise RowError("wrong_type", f"{WINNER}: expected one of {', '.join(_WINNERS)}, found {shown(winner)}")
+        return _WINNERS[winner]
+
+    def _conversation(self, row: Mapping[str, Any], key: str) -> ParsedRow:
+        fields, value = self._fields, row[key]
+        prompt = row.get(fields.prompt) if fields.prompt else None
+        if isinstance(value, list):
+            return self._of_messages(row, key, value, prompt)
+        if isinstance(prompt, list):
+            return self._of_messages(row, key, [{"role": "assistant", "content": value}], prompt)
+        if isinstance(value, Mapping):
+            return self._of_messages(row, key, [value], prompt)
+        if prompt in (None, "") and isinstance(value, str) and value.startswith(_HUMAN):
+            return ParsedRow(system=system_of(row, fields.system), messages=_transcript(value, key))
+        messages = [
+            message_of("user", prompt, None, fields.prompt or "prompt"),
+            message_of("assistant", value, None, key),
+        ]
+        return ParsedRow(system=system_of(row, fields.system), messages=messages)
+
+    def _of_messages(self, row: Mapping[str, Any], key: str, answer: list[Any], prompt: Any) -> ParsedRow:
+        """An answer that is a list of messages: the whole conversation, or what comes after the prompt."""
+        fields = self._fields
+        before: list[Any] = []
+        if isinstance(prompt, list):
+            before = [] if answer[: len(prompt)] == prompt else prompt
+        elif prompt not in (None, "") and not any(_role(turn) in ("user", "human") for turn in answer):
+            before = [{"role": "user", "content": text_of(prompt, fields.prompt or "prompt")}]
+        turns = [*before, *answer]
+        if before and answer and isinstance(answer[0], Mapping) and "from" in answer[0] and "from" not in turns[0]:
+            turns[0] = {"from": "human", "value": before[0]["content"]}
+        return read_turns(turns, key=key, system=row.get(fields.system or ""), ignored=self._ignored)
+
+
+def _role(turn: Any) -> Any:
+    return (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else None
+
+
+def _transcript(text: str, key: str) -> list[Message]:
+    """The messages of a text in which every turn begins with an empty line and `Human:` or `Assistant:`."""
+    messages = []
+    for part in text.replace(_ASSISTANT, f"\0{_ASSISTANT}").replace(_HUMAN, f"\0{_HUMAN}").split("\0")[1:]:
+        is_user = part.startswith(_HUMAN)
+        content = part.removeprefix(_HUMAN if is_user else _ASSISTANT).strip()
+        messages.append(message_of("user" if is_user else "assistant", content, None, key))
+    return messages
+
+
+PREFERENCE = RowFormat(
+    name="preference",
+    fields=Fields(prompt="prompt", chosen="chosen", rejected="rejected"),
+    parser=PreferenceReader,
+    example={"prompt": "What is 6 times 7?", "chosen": "42.", "rejected": "41."},
+    has_pairs=True,
+)

@@ -1,0 +1,97 @@
+"""Format `prompt_answer`: one prompt and one answer, with an optional input, history and system text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipeline.conversation import Message
+from data_pipeline.errors import RowError
+from data_pipeline.formats.chat import ChatReader, refuse_placeholder
+from data_pipeline.formats.fields import Fields
+from data_pipeline.formats.row_format import ParsedRow, RowFormat
+from data_pipeline.formats.values import message_of, text_of
+from data_pipeline.text_rules import shown
+
+
+class PromptAnswerReader:
+    """Reads rows with a prompt and an answer. Either may be a list of messages instead of text."""
+
+    def __init__(self, fields: Fields, ignored: frozenset[str]) -> None:
+        self._fields = fields
+        self._ignored = ignored
+
+    def __call__(self, row: Any) -> Sequence[ParsedRow]:
+        """The conversation of a row."""
+        fields = self._fields
+        assert fields.prompt is not None, "a format names it"
+        assert fields.answer is not None, "a format names it"
+        if fields.prompt not in row and fields.answer not in row:
+            found = ", ".join(map(shown, list(row)[:10])) or "none"
+            raise RowError("missing_key", f"key `{fields.prompt}` is missing; found: {found}; is `format` right?")
+        if isinstance(row.get(fields.prompt), list) or isinstance(row.get(fields.answer), list):
+            return [self._of_messages(row)]
+        system = system_of(row, fields.system)
+        messages = [*self._history(row), self._prompt(row)]
+        messages.append(message_of("assistant", row.get(fields.answer), None, fields.answer))
+        for message in messages:
+            refuse_placeholder(message.content, fields.prompt)
+        return [ParsedRow(system=system, messages=messages)]
+
+    def _prompt(self, row: Mapping[str, Any]) -> Message:
+        """The prompt, with the input after a blank line; either of them alone where the other is empty."""
+        prompt_key, input_key = self._fields.prompt or "", self._fields.input
+        extra = row.get(input_key) if input_key else None
+        prompt = row.get(prompt_key)
+        extra_text = "" if extra in (None, "") else text_of(extra, input_key or "")
+        if not extra_text.strip():
+            return message_of("user", prompt, None, prompt_key)
+        text = "" if prompt is None else text_of(prompt, prompt_key)
+        return message_of("user", f"{text}\n\n{extra_text}" if text.strip() else extra_text, None, prompt_key)
+
+    def _history(self, row: Mapping[str, Any]) -> list[Message]:
+        key = self._fields.history
+        history = (row.get(key) if key else None) or []
+        if not isinstance(history, list):
+            raise RowError("wrong_type", f"{key}: expected a list, found {shown(history)}")
+        messages = []
+        for number, pair in enumerate(history):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise RowError("wrong_type", f"{key}[{number}]: expected [prompt, answer], found {shown(pair)}")
+            messages.append(message_of("user", pair[0], None, f"{key}[{number}][0]"))
+            messages.append(message_of("assistant", pair[1], None, f"{key}[{number}][1]"))
+        return messages
+
+    def _of_messages(self, row: Mapping[str, Any]) -> ParsedRow:
+        """A prompt or an answer that is a list of messages."""
+        fields = self._fields
+        turns: list[Any] = []
+        if self._history(row) or (fields.input is not None and row.get(fields.input)):
+            raise RowError("wrong_type", f"{fields.prompt}: a list of messages, beside `{fields.input}` or a history")
+        for key, role in ((fields.prompt, "user"), (fields.answer, "assistant")):
+            value = row.get(key or "")
+            turns += value if isinstance(value, list) else [{"role": role, "content": value}]
+        return read_turns(turns, key=fields.answer or "", system=row.get(fields.system or ""), ignored=self._ignored)
+
+
+def read_turns(turns: list[Any], *, key: str, system: Any, ignored: frozenset[str]) -> ParsedRow:
+    """A conversation from objects of `role` and `content`, or of `from` and `value`."""
+    first = turns[0] if turns else None
+    is_sharegpt = isinstance(first, Mapping) and "from" in first
+    names = Fields(messages=key, role="from" if is_sharegpt else "role", content="value" if is_sharegpt else "content")
+    [parsed] = ChatReader(names, ignored)({key: turns, "system": system})
+    return parsed
+
+
+def system_of(row: Mapping[str, Any], key: str | None) -> str:
+    """The system text of a row, "" where there is none."""
+    value = row.get(key) if key else None
+    return "" if value in (None, "") else text_of(value, key or "")
+
+
+PROMPT_ANSWER = RowFormat(
+    name="prompt_answer",
+    fields=Fields(prompt="prompt", answer="completion"),
+    parser=PromptAnswerReader,
+    example={"prompt": "What is 6 times 7?", "completion": "42."},
+)

@@ -1,0 +1,57 @@
+"""Format `ranked`: a prompt with a list of answers, each an object with its text, model, rank or score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipeline.errors import RowError
+from data_pipeline.formats.fields import Fields
+from data_pipeline.formats.known_keys import HARMLESS
+from data_pipeline.formats.prompt_answer import system_of
+from data_pipeline.formats.row_format import ParsedRow, RowFormat
+from data_pipeline.formats.unread import UnreadFieldError, content_leaves
+from data_pipeline.formats.values import list_of, message_of, object_of
+
+
+class RankedReader:
+    """Reads every answer of a row as one conversation."""
+
+    def __init__(self, fields: Fields, ignored: frozenset[str]) -> None:
+        self._fields, self._ignored = fields, ignored
+        self._known = frozenset((*ignored, f"{fields.answers}.{fields.answer}"))
+
+    def __call__(self, row: Any) -> Sequence[ParsedRow]:
+        """The conversations of a row, one for each answer. Dotted names of fields reach into each answer."""
+        fields = self._fields
+        key, text_key, prompt_key = fields.answers or "", fields.answer or "", fields.prompt or ""
+        if not isinstance(row, Mapping):
+            raise RowError("not_an_object", f"expected an object, found {row!r:.60}")
+        system = system_of(row, fields.system)
+        parsed = []
+        for number, item in enumerate(list_of(row, key)):
+            answer = object_of(item, f"{key}[{number}]")
+            if not answer.keys() <= HARMLESS:
+                for found in content_leaves(answer, f"{key}.", self._known):
+                    raise UnreadFieldError(*found)
+            messages = [
+                message_of("user", row.get(prompt_key), None, prompt_key),
+                message_of("assistant", answer.get(text_key), None, f"{key}[{number}].{text_key}"),
+            ]
+            own = {**row, key: answer}
+            parsed.append(ParsedRow(system=system, messages=messages, answer=str(number + 1), own=own))
+        return parsed
+
+
+RANKED = RowFormat(
+    name="ranked",
+    fields=Fields(prompt="prompt", answers="answers", answer="answer"),
+    parser=RankedReader,
+    example={
+        "prompt": "What is 6 times 7?",
+        "answers": [
+            {"answer": "42.", "model": "large", "rank": 1},
+            {"answer": "41.", "model": "small", "rank": 2},
+        ],
+    },
+)
