@@ -66,8 +66,17 @@ VARIANTS: dict[str, dict[str, str]] = {
     "bfloat16-gradients": {"train.gradient_dtype": "bfloat16"},
     "bfloat16-zero2": {"deepspeed.zero_stage": "2"},
     "bfloat16-zero3": {"deepspeed.zero_stage": "3"},
+    "bfloat16-states": {"optimizer.states": "bfloat16"},
+    "bfloat16-states-gradients": {"optimizer.states": "bfloat16", "train.gradient_dtype": "bfloat16"},
+    "8bit-states": {"optimizer.states": "8bit"},
+    "8bit-states-gradients": {"optimizer.states": "8bit", "train.gradient_dtype": "bfloat16"},
     "float8": {"model.float8": "true"},
     "float8-gradients": {"model.float8": "true", "train.gradient_dtype": "bfloat16"},
+    "float8-8bit-states-gradients": {
+        "model.float8": "true",
+        "optimizer.states": "8bit",
+        "train.gradient_dtype": "bfloat16",
+    },
 }
 
 
@@ -449,7 +458,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
         "T_eff: sum of squared lengths / sum of lengths"
     )
     print(
-        f"{'variant':<20}{'GPUs':>5}{'T_eff':>7}{'tokens/s/GPU':>14}{'MFU':>8}{'x ref':>7}{'x 1 GPU':>9}"
+        f"{'variant':<30}{'GPUs':>5}{'T_eff':>7}{'tokens/s/GPU':>14}{'MFU':>8}{'x ref':>7}{'x 1 GPU':>9}"
         f"{'peak':>7}{'planned':>9}{'unused':>8}{'wait':>7}{'first':>8}  setting"
     )
     rows = {(result["variant"], result["num_gpus"]): result for result in good}
@@ -460,7 +469,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
         reference = rows.get(("reference", num_gpus), {}).get("tokens_per_second_per_gpu")
         alone = rows.get((variant, 1), {}).get("mfu")  # not tokens: other numbers of GPUs see other conversations
         print(
-            f"{variant:<20}{num_gpus:>5}{result['t_eff']:>7,.0f}{speed:>14,.0f}{_shown(mfu, '8.1%'):>8}"
+            f"{variant:<30}{num_gpus:>5}{result['t_eff']:>7,.0f}{speed:>14,.0f}{_shown(mfu, '8.1%'):>8}"
             f"{_shown(reference and speed / reference, '7.2f'):>7}{_shown(alone and mfu / alone, '9.1%'):>9}"
             f"{_shown(result['memory_gib'], '7.1f'):>7}{_shown(result['planned_gib'], '9.1f'):>9}"
             f"{_shown(result.get('unused_gib'), '8.1f'):>8}{result['data_wait_ratio']:>7.2%}"

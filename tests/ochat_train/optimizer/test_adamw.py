@@ -151,3 +151,26 @@ def test_wide_states_are_stored_as_they_were(states: str, dtype: torch.dtype) ->
     held = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
     size = STATE_SIZES[states].per_parameter(bfloat16=dtype == torch.bfloat16)
     assert sum(value.numel() * value.element_size() for value in held) == 640 * size
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("states", ["8bit", "bfloat16"])
+@pytest.mark.parametrize("offset", [0, 2])
+def test_the_compiled_update_on_a_gpu_is_that_of_the_cpu(states: str, offset: int) -> None:
+    """Kernels may round a logarithm otherwise, so a few codes are one apart. offset: parts of ZeRO begin anywhere."""
+    found = []
+    for device in ("cpu", "cuda"):
+        generator = torch.Generator().manual_seed(0)
+        flat = (torch.randn(200_000 + offset, generator=generator) * 0.02).to(torch.bfloat16).to(device)[offset:]
+        gradients = [torch.randn(200_000, generator=generator) * 1e-2 for _ in range(5)]
+        parameter = torch.nn.Parameter(flat)
+        optimizer = SmallAdamW([parameter], **SETTINGS, states=states, seed=3, compiled=device == "cuda")
+        for gradient in gradients:
+            parameter.grad = gradient.to(torch.bfloat16).to(device)
+            optimizer.step()
+        wide = wide_state(optimizer.state[parameter], parameter.detach())
+        found.append({name: wide[name].cpu() for name in ("fp32", "exp_avg", "exp_avg_sq")})
+    for name, expected in found[0].items():
+        difference = (found[1][name] - expected).abs()
+        assert float((difference > 1e-6 * expected.abs()).float().mean()) < 0.01, name
+        assert float(difference.norm() / expected.norm()) < 1e-3, name
