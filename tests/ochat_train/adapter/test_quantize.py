@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ochat_train.adapter.quantize import (
     quantise_base,
     stage_obstacle,
 )
+from ochat_train.adapter.targets import linear_modules
 from ochat_train.model.batch import PackShape, pack_batch
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
@@ -180,6 +182,20 @@ def test_a_module_reads_like_a_linear_one_and_has_no_state() -> None:
     assert torch.equal(module(x), torch.nn.functional.linear(x, weight, plain.bias))
     torch.nn.Sequential(module).bfloat16()
     assert torch.equal(module.weight, weight), "a cast of the model leaves the numbers alone"
+
+
+def test_modules_are_freed_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    modules = [weakref.ref(module) for module in linear_modules(model).values()]
+    alive: list[int] = []
+
+    def noting(weight: torch.Tensor) -> QuantisedWeight:
+        alive.append(sum(module() is not None for module in modules))
+        return quantise(weight)
+
+    monkeypatch.setattr("ochat_train.adapter.quantize.quantise", noting)
+    quantise_base(model, device=CPU, dtype=torch.float32)
+    assert alive[1:] == list(range(14, 0, -1))  # the first is of `check_kernels`
 
 
 def test_what_cannot_be_quantised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
