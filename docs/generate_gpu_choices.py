@@ -65,6 +65,11 @@ WAYS = (
         short="full, bfloat16 gradients",
         settings=("train.gradient_dtype=bfloat16",),
     ),
+    Way(
+        title="all weights, `optimizer.states: 8bit`, bfloat16 gradients",
+        short="full, 8bit states",
+        settings=("train.gradient_dtype=bfloat16", "optimizer.states=8bit"),
+    ),
     Way(title="`adapter: {type: lora}`", short="LoRA", settings=("adapter.type=lora",)),
     Way(title="`adapter: {type: qlora}`", short="QLoRA", settings=("adapter.type=qlora",)),
     Way(
@@ -159,7 +164,6 @@ def tables() -> str:
     }
     parts = [_row("base", *(gpus.title for gpus in GPUS)), _row(*["---"] * (len(GPUS) + 1))]
     parts += [_row(base.title, *_taken(cells, base)) for base in BASES]
-    parts.append("")
     for base, model in models:
         billions = num_parameters(model, model.config.vocab_size) / 1e9
         parts += ["", f"### {base.title}, {billions:.3g} billion parameters", ""]

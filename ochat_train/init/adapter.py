@@ -51,6 +51,8 @@ def choose_adapter(
     if fitting and fitting[0] == NONE:
         return Decision(value=NONE, reason=f"all weights fit on {where}: {needs[NONE][1]:.1f} GiB each")
     least = f"training all weights needs {needs[NONE][1]:.1f} GiB each on {where}"
+    if (small := _small_need_gib(recipe, base, gpus=gpus, memory_gib=memory_gib)) is not None:
+        least += f" ({small:.1f} with optimizer.states: 8bit and train.gradient_dtype: bfloat16)"
     if not fitting:
         return Decision(value=NONE, reason=f"{least}, and no adapter fits either")
     found = Decision(value=fitting[0], reason=f"{least}; {fitting[0]} needs {needs[fitting[0]][1]:.1f} GiB")
@@ -65,6 +67,18 @@ def read_choice(text: str) -> str:
     if text not in CHOICES:
         raise UserError(text, f"answer {', '.join(CHOICES)}")
     return text
+
+
+def _small_need_gib(recipe: Recipe, base: Base, *, gpus: int, memory_gib: float) -> float | None:
+    """What all weights need with small optimizer states, None where that does not fit either."""
+    small = recipe.model_copy(
+        update={
+            "optimizer": recipe.optimizer.model_copy(update={"states": "8bit"}),
+            "train": recipe.train.model_copy(update={"gradient_dtype": "bfloat16"}),
+        }
+    )
+    fits, need = _need_gib(small, base, NONE, gpus=gpus, memory_gib=memory_gib)
+    return need if fits else None
 
 
 def _need_gib(recipe: Recipe, base: Base, choice: str, *, gpus: int, memory_gib: float) -> tuple[bool, float]:

@@ -97,7 +97,7 @@ class MemorySetting:
     """What decides memory and speed of a run.
 
     checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `gradients.dtype_of_sums`. states:
-    `optimizer.states`.
+    `optimizer.states`. adapter: `adapter.type`, None where all weights are trained.
     """
 
     zero_stage: int
@@ -105,6 +105,7 @@ class MemorySetting:
     packs_per_micro_batch: int
     sum_dtype: str
     states: str = "float32"
+    adapter: str | None = None
 
     @property
     def checkpointing_text(self) -> str:
@@ -292,6 +293,7 @@ def possible_plans(
             packs_per_micro_batch=packs,
             sum_dtype=dtype_of_sums(recipe, stage, adds_up=_adds_up(recipe, num_gpus, packs)),
             states=recipe.optimizer.states,
+            adapter=None if recipe.adapter is None else recipe.adapter.type,
         )
         parts = memory_parts(recipe, shape, setting, num_gpus=num_gpus)
         plans.append(MemoryPlan(**vars(setting), parts=parts, fits=not is_gpu or parts.total <= budget))

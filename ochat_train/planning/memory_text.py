@@ -17,23 +17,35 @@ def memory_text(plan: MemoryPlan) -> str:
     return (
         f"memory per GPU {plan.total / GIB:.1f} GiB ({parts_text(plan.parts)}): activation_checkpointing "
         f"{plan.checkpointing_text}, {plan.packs_per_micro_batch} pack(s) per micro-batch, gradients in "
-        f"{plan.sum_dtype}, optimizer.states {plan.states}{'' if plan.fits else '; computed to be more than is free'}"
+        f"{plan.sum_dtype}, optimizer.states {plan.states}{f', {plan.adapter}' if plan.adapter else ''}"
+        f"{'' if plan.fits else '; computed to be more than is free'}"
     )
 
 
 def too_little_memory(plan: MemoryPlan, *, num_gpus: int) -> UserError:
     """The error for a recipe whose smallest setting, `plan`, does not fit."""
-    remedies = ["train.gradient_dtype: bfloat16", "a shorter train.pack_length_tokens"]
-    if plan.states == "float32":
-        remedies.insert(0, "deepspeed.offload_optimizer: true")
-    if plan.states != "8bit" and plan.parts.optimizer > plan.parts.weights:  # not of an adapter, which has few states
-        remedies.insert(0, "optimizer.states: 8bit")
+    remedies = _remedies(plan)
     return UserError(
         "GPU memory",
         f"the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
         f"({parts_text(plan.parts)}), more than is free",
-        f"use more GPUs, {', '.join(remedies[:-1])} or {remedies[-1]}",
+        f"use {', '.join(remedies[:-1])} or {remedies[-1]}",
     )
+
+
+def _remedies(plan: MemoryPlan) -> list[str]:
+    """What needs less memory than the smallest setting. An adapter has few gradients and states to save on."""
+    shorter = "a shorter train.pack_length_tokens"
+    if plan.adapter == "qlora":
+        return ["GPUs with more memory (each holds the whole base)", shorter]
+    if plan.adapter is not None:
+        return ["more GPUs", "adapter.type: qlora", shorter]
+    remedies = ["more GPUs"]
+    if plan.states != "8bit":
+        remedies.append("optimizer.states: 8bit")
+    if plan.states == "float32":
+        remedies.append("deepspeed.offload_optimizer: true")
+    return [*remedies, "train.gradient_dtype: bfloat16", shorter, "an adapter (adapter.type: lora)"]
 
 
 def out_of_memory(plan: MemoryPlan, error: BaseException) -> OneRankError:
@@ -53,6 +65,10 @@ def _safer(plan: MemoryPlan) -> str:
     if num_full < num:
         more = min(num, num_full + max(1, num // 8))
         return "model.activation_checkpointing: " + ("full" if more == num else f"{{layers: {more}}}")
+    if plan.adapter == "qlora":
+        return "a shorter train.pack_length_tokens"
     if plan.zero_stage < 3:
         return f"deepspeed.zero_stage: {plan.zero_stage + 1}"
+    if plan.adapter is not None:
+        return "adapter.type: qlora, or more GPUs"
     return "deepspeed.offload_optimizer: true, or more GPUs" if plan.states == "float32" else "more GPUs"

@@ -108,6 +108,16 @@ def test_the_page_on_adapters_says_what_the_memory_plan_says() -> None:
     assert generator["page_with"]("another table") != page, "the control"
 
 
+def test_recipes_of_adapters_say_what_is_planned() -> None:
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    rows = section(page, "7B (Mistral-7B), 7.24 billion parameters")
+    for name, column in (("lora", 3), ("qlora", 1)):  # 80 GB and 24 GB
+        [row] = [line for line in rows.splitlines() if line.startswith(f"| `adapter: {{type: {name}}}` |")]
+        planned = row.split("|")[column + 1].strip()
+        recipe = (ROOT / "recipes" / f"mistral_7b_{name}.yaml").read_text(encoding="utf-8")
+        assert f"# Planned, not measured: {planned}" in recipe
+
+
 def test_the_page_on_adapters_shows_published_rates() -> None:
     page = (DOCS / "adapters.md").read_text(encoding="utf-8")
     for row in PUBLISHED_ADAPTER_RATES:

@@ -41,7 +41,11 @@ def written(ask: Any = None, **changes: Any) -> tuple[Recipe, str]:
     ("memory_gib", "adapter", "reason"),
     [
         (None, None, "there is no GPU here"),
-        (79.6, "lora", r"training all weights needs \d+\.\d GiB each on 1 GPU\(s\) of 80 GiB; lora needs \d+"),
+        (
+            79.6,
+            "lora",
+            r"needs \d+\.\d GiB each on 1 GPU\(s\) of 80 GiB \(\d+\.\d with optimizer\.states: 8bit .*; lora needs",
+        ),
         (16.0, "qlora", r"qlora needs \d+"),
         (4.0, None, "no adapter fits either"),
         (200.0, None, r"all weights fit on 1 GPU\(s\) of 200 GiB"),

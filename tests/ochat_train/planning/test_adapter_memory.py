@@ -15,6 +15,7 @@ from ochat_train.adapter.build import add_adapter
 from ochat_train.model.config import model_without_weights
 from ochat_train.planning.adapters import NF4_BYTES, AdapterShape, adapter_shape
 from ochat_train.planning.memory import GIB, MemoryPlan, StepCosts
+from ochat_train.planning.memory_text import memory_text, out_of_memory, too_little_memory
 from ochat_train.planning.report import MemoryChoice, memory_choice
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
@@ -145,6 +146,21 @@ def test_what_the_plan_chooses(mistral_7b: Any) -> None:
     assert plan(mistral_7b, 8, 12.0).zero_stage == 3, "frozen weights are sharded too"
     assert plan(mistral_7b, 8, 9.0, "adapter.type=qlora").zero_stage < 3, "weights in 4 bits are not"
     assert plan(mistral_7b, 1, 79.0, "adapter=null").fits is False, "the control: all weights do not fit"
+
+
+def test_what_is_said_where_an_adapter_does_not_fit(mistral_7b: Any) -> None:
+    """Not what saves gradients and states of all weights; and weights in 4 bits are not sharded."""
+    lora = too_little_memory(plan(mistral_7b, 1, 12.0), num_gpus=1)
+    assert lora.remedy == "use more GPUs, adapter.type: qlora or a shorter train.pack_length_tokens"
+    qlora = plan(mistral_7b, 1, 6.0, "adapter.type=qlora")
+    assert not qlora.fits
+    assert "each holds the whole base" in too_little_memory(qlora, num_gpus=1).remedy
+    everything = plan(mistral_7b, 1, 79.0, "adapter=null")
+    assert "an adapter (adapter.type: lora)" in too_little_memory(everything, num_gpus=1).remedy
+    error = RuntimeError("out of memory")
+    assert "shorter train.pack_length_tokens" in str(out_of_memory(qlora, error))
+    assert "deepspeed.zero_stage: 2" in str(out_of_memory(plan(mistral_7b, 1, 12.0), error))
+    assert memory_text(qlora).endswith("qlora; computed to be more than is free")
 
 
 def test_recomputing_costs_more_of_a_step_that_has_no_gradients_of_weights(mistral_7b: Any) -> None:
