@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import torch
+
+from data_pipeline.errors import UserError
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import AddedAdapter, add_adapter
 from ochat_train.adapter.quantize import qlora_error, quantise_base, stage_obstacle
@@ -45,3 +49,36 @@ def check_stage(recipe: Recipe) -> None:
     is_qlora = recipe.adapter is not None and recipe.adapter.type == "qlora"
     if is_qlora and (problem := stage_obstacle(recipe.deepspeed.stage)):
         raise qlora_error(problem)
+
+
+class ReachedTensors:
+    """Which trained tensors a step gave a gradient, by hooks on them. Make it before the DeepSpeed engine.
+
+    A module whose weight the base reads without calling the module runs without its adapter: that would train, save and
+    export an adapter that was never there.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(partial(self._note, name))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    def _note(self, name: str, parameter: torch.Tensor) -> None:
+        self._missing.discard(name)
+
+    def require_all(self) -> None:
+        """Raise UserError after a step in which some had no gradient. Experts need not have one: none may be chosen."""
+        for handle in self._handles:
+            handle.remove()
+        missing = sorted(name for name in self._missing if ".experts." not in name)
+        if missing:
+            names = sorted({name.partition(".lora_")[0].removeprefix("causal_lm.") for name in missing})
+            raise UserError(
+                "adapter.targets",
+                f"the base does not call {len(names)} of the modules that have an adapter, which would do nothing "
+                f"there: {', '.join(names[:3])}",
+                "name targets without them",
+            )

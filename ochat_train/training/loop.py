@@ -26,6 +26,7 @@ from ochat_train.runs.metrics import Speed, StepMetrics
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.json_values import finite_or_none
 from ochat_train.tracking.delivery import Trackers
+from ochat_train.training.adapter import ReachedTensors
 from ochat_train.training.anomalies import progressed, record_anomaly
 from ochat_train.training.meter import Meter
 from ochat_train.training.metrics import EpochSums, ExpertTable, expert_means, means_of
@@ -40,7 +41,7 @@ class Run:
 
     num_steps: of the whole run. steps_per_epoch: by epoch. peak: the highest learning rate.
     writer: None on ranks that write no metrics. push: of rank 0, if the recipe pushes.
-    before_step: as in `Hooks`.
+    before_step: as in `Hooks`. reached: what the first step of an adapter has to reach, None without one.
     """
 
     recipe: Recipe
@@ -61,6 +62,7 @@ class Run:
     watchdog: Watchdog
     stop_request: StopRequest
     before_step: Callable[[Engine, Step], Step]
+    reached: ReachedTensors | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -130,6 +132,8 @@ def run_steps(run: Run, progress: Progress) -> None:
     expert_table = ExpertTable(first_step=progress.step)
     while progress.step < run.num_steps:
         done = take_step(run, progress.step)
+        if run.reached is not None:
+            run.reached.require_all()
         expert_table.add(done.sums.experts)
         epoch_sums.add(done.step.epoch, done.sums.per_class, done.step.tokens_per_class)
         progress = note_step(run, progress, done)

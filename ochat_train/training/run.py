@@ -49,7 +49,7 @@ from ochat_train.system.messages import print_message
 from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
-from ochat_train.training.adapter import check_stage, put_adapter
+from ochat_train.training.adapter import ReachedTensors, check_stage, put_adapter
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.engine import start_engine
@@ -248,18 +248,19 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     basis = _basis(training, ranks, rows=data.rows)
     decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
     on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
-    engine, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
+    engine, reached, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         _print_start(training, ranks, decision)
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
     start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
-    _take_steps(training, basis, engine, validator, progress, ranks, start)
+    _take_steps(training, basis, engine, reached, validator, progress, ranks, start)
 
 
 def _take_steps(
     training: _Training,
     basis: RunBasis,
     engine: Engine,
+    reached: ReachedTensors | None,
     validator: Validator,
     progress: Progress,
     ranks: Ranks,
@@ -306,6 +307,7 @@ def _take_steps(
                 watchdog=watchdog,
                 stop_request=start.stop_request,
                 before_step=hooks.before_step,
+                reached=reached,
             )
             run_steps(run, progress)
         watchdog.progress(num_steps, "closing trackers")
@@ -314,12 +316,15 @@ def _take_steps(
 
 def _loaded_engine(
     training: _Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
-) -> tuple[Engine, Progress]:
-    """The engine with the state of the checkpoint, or with the base's weights; and how far the run is."""
+) -> tuple[Engine, ReachedTensors | None, Progress]:
+    """The engine with the state of the checkpoint, or with the base's weights; what an adapter's first step has to
+    reach; and how far the run is.
+    """
     recipe = training.recipe
+    reached = ReachedTensors(training.model) if training.adapter is not None else None
     engine = start_engine(training.model, recipe, ranks, load_universal=decision.reshard, group_elements=group_elements)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
-    return engine, resume_state(decision, engine, ranks, seed=recipe.seed)
+    return engine, reached, resume_state(decision, engine, ranks, seed=recipe.seed)
 
 
 def _write_run_folder(training: _Training, run_lock: RunLock) -> None:

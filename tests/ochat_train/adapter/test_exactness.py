@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch.utils.checkpoint import CheckpointPolicy
 
+from data_pipeline.errors import UserError
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.state import adapter_tensors, peft_name
 from ochat_train.model.attention.register import REGISTERED_NAME, register_attention
@@ -22,6 +23,7 @@ from ochat_train.model.layers import _policy, layer_forward, set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
 from ochat_train.recipe.sections import AdapterSettings, ModelSettings
+from ochat_train.training.adapter import ReachedTensors
 from tests.ochat_train.training.test_invariance import dense_attention
 from tests.support.adapters import randomize, reference_gradients
 from tests.support.measured import Measured
@@ -174,3 +176,21 @@ def test_dropout_and_dora_are_not_compiled(key: str, named: str) -> None:
     value: dict[str, Any] = {key: 0.1 if key == "dropout" else True}
     add_adapter(causal_lm, AdapterSettings(type="lora", rank=4, **value))
     assert named in str(compile_obstacle(causal_lm, settings))
+
+
+def test_a_module_that_the_base_does_not_call_is_named() -> None:
+    """As in bases whose kernels read a module's weight: here the first `up_proj` runs without its adapter."""
+    for bypassed in (False, True):
+        causal_lm = tiny_model()
+        add_adapter(causal_lm, AdapterSettings(type="lora", rank=4), new_token_ids=NEW_TOKENS)
+        if bypassed:
+            module = causal_lm.model.layers[0].mlp.up_proj
+            module.forward = module.base_layer.forward
+        model = PackedCausalLM(causal_lm, num_classes=2)
+        reached = ReachedTensors(model)
+        model(BATCH).weighted_nll.backward()
+        if not bypassed:
+            reached.require_all()
+            continue
+        with pytest.raises(UserError, match=r"1 of the modules.*: model\.layers\.0\.mlp\.up_proj"):
+            reached.require_all()
