@@ -139,3 +139,11 @@ def test_the_error_survives_the_way_between_processes() -> None:
     error = UnreadFieldError("a.b", "text of some words", "text")
     again = pickle.loads(pickle.dumps(error))
     assert (again.name, str(again), again.reason) == (error.name, str(error), error.reason)
+
+
+def test_a_name_that_no_row_has_is_said(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [row(comment="Well said.")])
+    told: list[str] = []
+    job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, ignore_fields=["comment", "coment"])
+    prepare(job, num_workers=1, say=told.append)
+    assert told == ["data.ignore_fields: none of the first rows has `coment`"]
