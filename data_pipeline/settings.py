@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
 
-from data_pipeline.class_names import class_name_problem
+from data_pipeline.class_names import class_name_problem, class_spellings
 from data_pipeline.formats.fields import ROLES_OF_RECIPES, Fields
 from data_pipeline.formats.preference import ANSWERS
 from data_pipeline.formats.row_format import RowFormat
@@ -479,6 +479,17 @@ class DataSettings(Section):
             if source.class_name is not None and source.class_name not in self.classes:
                 known = ", ".join(self.classes) or "none"
                 problems.append(f"sources.{number}.class: unknown class `{source.class_name}`; classes: {known}")
+            twice = [
+                (name, other) for name in self.classes for other in class_spellings(name)[1:] if other in self.classes
+            ]
+            if source.class_field is not None and twice:
+                problems.append(
+                    f"sources.{number}.class_field: a value of the rows may mean the class `{twice[0][0]}` or "
+                    f"`{twice[0][1]}`; keep one of them"
+                )
+            needed = {"messages", "prompt", "answer", "chosen", "rejected", "answers"}
+            for name in sorted({getattr(source.row_fields, key) for key in needed} & set(self.ignore_fields)):
+                problems.append(f"ignore_fields: `{name}` holds the conversations of sources.{number}; remove it")
             if source.class_field is not None and not self.classes:
                 problems.append(f"sources.{number}.class_field: needs `data.classes`, which is empty")
         problems += [

@@ -135,7 +135,7 @@ class ChatReader:
             known = ", ".join(name for name in self._roles if name not in ROLES) or "user, assistant, system, tool"
             if key not in turn:
                 names = ", ".join(map(shown, list(turn)[:10])) or "none"
-                found_keys = f"found the keys {names}; is `format` right?"
+                found_keys = f"found the keys {names}; is `format` right? `format: auto` finds it"
                 raise RowError("unknown_role", f"{where}.{key}: unknown role {shown(role)}; {found_keys}")
             raise RowError(
                 "unknown_role",

@@ -63,6 +63,8 @@ def layout_of(row: Any) -> Layout | str:
     for find in (_pairs, _messages, _ranked, _prompt_answer):
         if (found := find(row)) is not None:
             return found
+    if isinstance(row.get("answers"), str) and _loaded(row["answers"]) is not None:
+        return "answers that are calls as JSON text; write them as `messages` with `tool_calls`"
     if isinstance(row.get("text"), str):
         return "a single text, in which nothing says who speaks; make messages of it"
     return f"the keys {', '.join(map(repr, list(row)[:10])) or 'none'} are no known layout; name them in `fields`"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 # What a speaker is called, in small letters. `function_call` is an assistant message whose text is a call.
 _USERS = ("human", "user", "prompter", "instruction")
@@ -59,3 +60,10 @@ class Fields:
     def changes(self, usual: Fields) -> dict[str, object]:
         """The values that differ from those of a format, as a recipe's `fields` gives them."""
         return {f.name: mine for f in fields(self) if (mine := getattr(self, f.name)) != getattr(usual, f.name)}
+
+
+def without(names: Fields, ignored: Collection[str]) -> Fields:
+    """The keys to read where a recipe ignores some of those that a conversation can do without."""
+    optional = ("system", "tools", "id", "input", "history")
+    nothing: dict[str, Any] = {name: None for name in optional if getattr(names, name) in ignored}
+    return replace(names, **nothing)

@@ -16,6 +16,7 @@ from data_pipeline.errors import RowError
 from data_pipeline.formats.values import object_of, text_of, weight_of
 from data_pipeline.text_rules import shown
 
+_TEXT_KINDS = ("text", "input_text", "output_text")  # the last two in OpenAI's Responses API
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _OPEN_THINK = re.compile(r"\s*<think>")
@@ -115,7 +116,7 @@ def _content_of(content: Any, where: str, *, is_answer: bool) -> tuple[str, tupl
 def _stretch(part: Any, where: str) -> tuple[str, float | None]:
     """A part of a content list. Without a `type`, it is one of text."""
     kind = part.get("type", "text") if isinstance(part, Mapping) else part
-    if not isinstance(part, Mapping) or kind != "text":
+    if not isinstance(part, Mapping) or kind not in _TEXT_KINDS:
         raise RowError("unsupported_content", f"{where}: only parts of type `text` are supported, found {shown(kind)}")
     return text_of(part.get("text"), f"{where}.text"), weight_of(part.get("weight"), where)
 

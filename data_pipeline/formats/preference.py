@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipeline.conversation import Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.prompt_answer import read_turns, system_of
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
+from data_pipeline.formats.transcripts import is_transcript, prompt_messages, transcript
 from data_pipeline.formats.values import message_of, text_of
 from data_pipeline.text_rules import shown
 
@@ -21,7 +21,6 @@ _WINNERS: Mapping[str, tuple[str, str]] = {
     "tie (bothbad)": ("bothbad", "bothbad"),
 }
 ANSWERS = ("chosen", "rejected", "tie", "bothbad")
-_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # of Anthropic's transcripts
 
 
 class PreferenceReader:
@@ -39,7 +38,9 @@ class PreferenceReader:
         for key in keys:
             if key not in row:
                 found = ", ".join(map(shown, list(row)[:10])) or "none"
-                raise RowError("missing_key", f"key `{key}` is missing; found: {found}; is `format` right?")
+                raise RowError(
+                    "missing_key", f"key `{key}` is missing; found: {found}; is `format` right? `format: auto` finds it"
+                )
         names = self._names(row) if keys == ("conversation_a", "conversation_b") else ("chosen", "rejected")
         parsed = []
         for key, name in zip(keys, names, strict=True):
@@ -62,12 +63,10 @@ class PreferenceReader:
             return self._of_messages(row, key, [{"role": "assistant", "content": value}], prompt)
         if isinstance(value, Mapping):
             return self._of_messages(row, key, [value], prompt)
-        if prompt in (None, "") and isinstance(value, str) and value.startswith(_HUMAN):
-            return ParsedRow(system=system_of(row, fields.system), messages=_transcript(value, key))
-        messages = [
-            message_of("user", prompt, None, fields.prompt or "prompt"),
-            message_of("assistant", value, None, key),
-        ]
+        if prompt in (None, "") and is_transcript(value):
+            return ParsedRow(system=system_of(row, fields.system), messages=transcript(value, key))
+        messages = prompt_messages(prompt, fields.prompt or "prompt")
+        messages.append(message_of("assistant", value, None, key))
         return ParsedRow(system=system_of(row, fields.system), messages=messages)
 
     def _of_messages(self, row: Mapping[str, Any], key: str, answer: list[Any], prompt: Any) -> ParsedRow:
@@ -86,16 +85,6 @@ class PreferenceReader:
 
 def _role(turn: Any) -> Any:
     return (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else None
-
-
-def _transcript(text: str, key: str) -> list[Message]:
-    """The messages of a text in which every turn begins with an empty line and `Human:` or `Assistant:`."""
-    messages = []
-    for part in text.replace(_ASSISTANT, f"\0{_ASSISTANT}").replace(_HUMAN, f"\0{_HUMAN}").split("\0")[1:]:
-        is_user = part.startswith(_HUMAN)
-        content = part.removeprefix(_HUMAN if is_user else _ASSISTANT).strip()
-        messages.append(message_of("user" if is_user else "assistant", content, None, key))
-    return messages
 
 
 PREFERENCE = RowFormat(

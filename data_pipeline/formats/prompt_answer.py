@@ -10,6 +10,7 @@ from data_pipeline.errors import RowError
 from data_pipeline.formats.chat import ChatReader, refuse_placeholder
 from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
+from data_pipeline.formats.transcripts import prompt_messages
 from data_pipeline.formats.values import message_of, text_of
 from data_pipeline.text_rules import shown
 
@@ -28,26 +29,29 @@ class PromptAnswerReader:
         assert fields.answer is not None, "a format names it"
         if fields.prompt not in row and fields.answer not in row:
             found = ", ".join(map(shown, list(row)[:10])) or "none"
-            raise RowError("missing_key", f"key `{fields.prompt}` is missing; found: {found}; is `format` right?")
+            raise RowError(
+                "missing_key",
+                f"key `{fields.prompt}` is missing; found: {found}; is `format` right? `format: auto` finds it",
+            )
         if isinstance(row.get(fields.prompt), list) or isinstance(row.get(fields.answer), list):
             return [self._of_messages(row)]
         system = system_of(row, fields.system)
-        messages = [*self._history(row), self._prompt(row)]
+        messages = [*self._history(row), *self._prompt(row)]
         messages.append(message_of("assistant", row.get(fields.answer), None, fields.answer))
         for message in messages:
             refuse_placeholder(message.content, fields.prompt)
         return [ParsedRow(system=system, messages=messages)]
 
-    def _prompt(self, row: Mapping[str, Any]) -> Message:
+    def _prompt(self, row: Mapping[str, Any]) -> list[Message]:
         """The prompt, with the input after a blank line; either of them alone where the other is empty."""
         prompt_key, input_key = self._fields.prompt or "", self._fields.input
         extra = row.get(input_key) if input_key else None
         prompt = row.get(prompt_key)
         extra_text = "" if extra in (None, "") else text_of(extra, input_key or "")
         if not extra_text.strip():
-            return message_of("user", prompt, None, prompt_key)
+            return prompt_messages(prompt, prompt_key)
         text = "" if prompt is None else text_of(prompt, prompt_key)
-        return message_of("user", f"{text}\n\n{extra_text}" if text.strip() else extra_text, None, prompt_key)
+        return [message_of("user", f"{text}\n\n{extra_text}" if text.strip() else extra_text, None, prompt_key)]
 
     def _history(self, row: Mapping[str, Any]) -> list[Message]:
         key = self._fields.history

@@ -10,6 +10,7 @@ from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.known_keys import HARMLESS
 from data_pipeline.formats.prompt_answer import system_of
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
+from data_pipeline.formats.transcripts import prompt_messages
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
 from data_pipeline.formats.values import list_of, message_of, object_of
 
@@ -19,25 +20,26 @@ class RankedReader:
 
     def __init__(self, fields: Fields, ignored: frozenset[str]) -> None:
         self._fields, self._ignored = fields, ignored
-        self._known = frozenset((*ignored, f"{fields.answers}.{fields.answer}"))
+        self._known = frozenset((*ignored, f"{fields.answers}.{fields.answer}", f"{fields.answers}.{fields.system}"))
 
     def __call__(self, row: Any) -> Sequence[ParsedRow]:
-        """The conversations of a row, one for each answer. Dotted names of fields reach into each answer."""
+        """The conversations of a row, one for each answer. Dotted names of fields reach into each answer.
+
+        The system text is the answer's own, or that of the row.
+        """
         fields = self._fields
         key, text_key, prompt_key = fields.answers or "", fields.answer or "", fields.prompt or ""
         if not isinstance(row, Mapping):
             raise RowError("not_an_object", f"expected an object, found {row!r:.60}")
-        system = system_of(row, fields.system)
         parsed = []
         for number, item in enumerate(list_of(row, key)):
             answer = object_of(item, f"{key}[{number}]")
             if not answer.keys() <= HARMLESS:
                 for found in content_leaves(answer, f"{key}.", self._known):
                     raise UnreadFieldError(*found)
-            messages = [
-                message_of("user", row.get(prompt_key), None, prompt_key),
-                message_of("assistant", answer.get(text_key), None, f"{key}[{number}].{text_key}"),
-            ]
+            messages = prompt_messages(row.get(prompt_key), prompt_key)
+            messages.append(message_of("assistant", answer.get(text_key), None, f"{key}[{number}].{text_key}"))
+            system = system_of(answer if fields.system in answer else row, fields.system)
             own = {**row, key: answer}
             parsed.append(ParsedRow(system=system, messages=messages, answer=str(number + 1), own=own))
         return parsed

@@ -59,7 +59,9 @@ def list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     value = row.get(key)
     if key not in row:
         found = ", ".join(map(shown, list(row)[:10])) or "none"
-        raise RowError("missing_key", f"key `{key}` is missing; found: {found}; is `format` right?")
+        raise RowError(
+            "missing_key", f"key `{key}` is missing; found: {found}; is `format` right? `format: auto` finds it"
+        )
     if not isinstance(value, list):
         raise RowError("wrong_type", f"{key}: expected a list, found {shown(value)}")
     if not value:

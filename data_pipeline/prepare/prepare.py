@@ -74,7 +74,7 @@ def prepare(
             raise UserError(f"data.sources.{number}", *TOKENS_OF_OTHER_TEMPLATE)
         if source.is_tokenized:  # now, and not after an hour of work on the sources before it
             tokenized_files(source, job.template.name, where=f"data.sources.{number}")
-    require_fields_read(job.data)
+    require_fields_read(job.data, say=say)
     job = replace(job, rewards=survey(job.data, num_workers=num_workers, sizes=sizes))
     with replaced_folder(prepared_dir, owned=owned) as folder:
         writer = PreparedWriter(folder)

@@ -173,23 +173,28 @@ def first_rows(source: SourceSettings, *, where: str) -> Rows:
     return [row for chunk in chunks for row in islice(sources.read_chunk(chunk), _ROWS_PER_CHUNK)]
 
 
-def require_fields_read(data: DataSettings) -> None:
+def require_fields_read(data: DataSettings, *, say: Callable[[str], None] = lambda text: None) -> None:
     """Raise UserErrors for fields that may hold a part of the conversations and that nothing reads.
 
-    All of them at once, by the first rows of each source; `auto` is resolved before.
+    All of them at once, by the first rows of each source; `auto` is resolved before. say: called with the names of
+    `data.ignore_fields` that none of these rows has.
     """
     problems, names = [], dict[str, None]()
+    unused = list(data.ignore_fields)
     for number, source in enumerate(data.sources):
         if source.is_tokenized:
             continue
         where = f"data.sources.{number}"
         rows = first_rows(source, where=where)
+        unused = list(unused_names(unused, rows))
         for found in unread_fields(source, rows, scored_by=data.scored_by, ignored=data.ignore_fields):
             problems.append(Problem(place=found.place, problem=found.message))
             names[found.name] = None
     if problems:
         remedy = f"To leave out all of them: `data.ignore_fields: [{', '.join([*data.ignore_fields, *names])}]`"
         raise UserErrors("data.sources", "fields that would not be trained on", problems, remedy)
+    if unused:
+        say(f"data.ignore_fields: none of the first rows has {', '.join(f'`{name}`' for name in unused)}")
 
 
 def unread_fields(

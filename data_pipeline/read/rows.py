@@ -11,6 +11,7 @@ from typing import Any
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.chat import PLACES
+from data_pipeline.formats.fields import without
 from data_pipeline.formats.known_keys import HARMLESS, is_media
 from data_pipeline.formats.marks import ROW_MARKS
 from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
@@ -30,7 +31,7 @@ class RowReader:
     """
 
     def __init__(self, source: SourceSettings, *, scored_by: str | None = None, ignored: Collection[str] = ()) -> None:
-        row_format, self._fields = source.row_format, source.row_fields
+        row_format, self._fields = source.row_format, without(source.row_fields, ignored)
         assert row_format.parser is not None, "rows of tokens have their own reader, and `auto` is resolved before"
         self._source, self._format = source, row_format
         self._ignored = frozenset(ignored)
@@ -127,10 +128,11 @@ class RowReader:
     def _require_all_read(self, row: Mapping[str, Any], parsed: Sequence[ParsedRow]) -> None:
         """Raise UnreadFieldError for a field that may hold a part of the conversation, and that nothing reads.
 
-        A text that the conversation holds anyway is not lost: many files repeat the prompt beside the messages.
+        A value that the conversation holds anyway is not lost: many files repeat the prompt beside the messages.
         """
         for name, value, kind in content_leaves(row, "", self._read):
-            if not (isinstance(value, str) and _is_said(value, parsed)):
+            is_repeated = any(value == row.get(key) for key in self._fields.row_keys)
+            if not (is_repeated or (isinstance(value, str) and _is_said(value, parsed))):
                 raise UnreadFieldError(name, value, kind)
 
 

@@ -18,6 +18,7 @@ from data_pipeline.look.samples import LEGEND, spread, training_text
 from data_pipeline.prepared.dataset import DamagedDataError, Manifest
 from data_pipeline.prepared.integrity import verify
 from data_pipeline.prompt.prompt_format import RowsOf, rows_of
+from data_pipeline.read.layout import first_rows, unused_names
 from data_pipeline.read.sources import check_sources as file_notes
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
@@ -46,8 +47,21 @@ def check_sources(facts: RecipeFacts) -> Iterator[Finding]:
     with contextlib.suppress(UserError):  # what is wrong with a source is said above
         for note in file_notes(facts.recipe.data.sources):
             yield warning("sources", note.place, note.problem, note.remedy)
+    yield from _check_ignored(facts)
     if (questions := facts.recipe.validation.questions) is not None:
         yield from _check_questions(Path(questions))
+
+
+def _check_ignored(facts: RecipeFacts) -> Iterator[Finding]:
+    """Names of `data.ignore_fields` that no row looked at has."""
+    unused = list(facts.recipe.data.ignore_fields)
+    for number, source in enumerate(facts.recipe.data.sources):
+        if unused and not source.is_on_hub and not source.is_tokenized:
+            with contextlib.suppress(UserError):  # `_source_finding` reports it
+                unused = list(unused_names(unused, first_rows(source, where=f"data.sources.{number}")))
+    if unused:
+        names = ", ".join(f"`{name}`" for name in unused)
+        yield warning("sources", "data.ignore_fields", f"none of the first rows has {names}", "is it spelled as there?")
 
 
 def _check_questions(path: Path) -> Iterator[Finding]:

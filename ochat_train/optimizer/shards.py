@@ -76,7 +76,7 @@ def alone(state: Any) -> Any:
 
 def _alone(flat: torch.Tensor) -> torch.Tensor:
     is_part = flat.untyped_storage().nbytes() > flat.numel() * flat.element_size()
-    return flat.detach().cpu().clone() if is_part and flat.numel() else flat
+    return torch.empty_like(flat, device="cpu").copy_(flat.detach()) if is_part and flat.numel() else flat
 
 
 def _share(flat: torch.Tensor, weights: torch.Tensor) -> None:

@@ -49,7 +49,7 @@ UNREAD: dict[str, tuple[Any, list[str]]] = {
     "an_unknown_mark_of_a_message": (in_message(final=True), ["messages.final"]),
     "an_object_in_a_message": (in_message(audio={"id": "x"}), ["messages.audio"]),
     "spans_of_a_message": (in_message(train_detail=[{"begin_offset": 0}]), ["messages.train_detail"]),
-    "a_second_conversation": (row(conversations=CHAT), ["conversations"]),
+    "a_second_conversation": (row(conversations=CHAT[:1]), ["conversations"]),
     "another_answer": (row(rejected_response="I am ill."), ["rejected_response"]),
 }
 HARMLESS: dict[str, Any] = {
@@ -59,6 +59,7 @@ HARMLESS: dict[str, Any] = {
     "a_link_a_hash_and_a_time": row(page="https://x.org/" + "a" * 50, md5="0f" * 32, at="2024-05-01T10:00:00Z"),
     "labels_inside_an_object": row(meta={"kind": "question", "n": 3, "language": "the language"}),
     "the_prompt_again": row(prompt="How are you?", question=" How are you? "),
+    "the_messages_again": row(conversations=CHAT),
     "in_a_message": in_message(id="m-1", timestamp=5, name="anna", toxic=False, model="large model"),
     "nulls_as_parquet_has_them": in_message(tool_calls=None, function_call=None, comment=None, images=None),
 }
@@ -139,3 +140,11 @@ def test_the_error_survives_the_way_between_processes() -> None:
     error = UnreadFieldError("a.b", "text of some words", "text")
     again = pickle.loads(pickle.dumps(error))
     assert (again.name, str(again), again.reason) == (error.name, str(error), error.reason)
+
+
+def test_a_name_that_no_row_has_is_said(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [row(comment="Well said.")])
+    told: list[str] = []
+    job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, ignore_fields=["comment", "coment"])
+    prepare(job, num_workers=1, say=told.append)
+    assert told == ["data.ignore_fields: none of the first rows has `coment`"]
