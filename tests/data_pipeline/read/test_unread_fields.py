@@ -49,7 +49,7 @@ UNREAD: dict[str, tuple[Any, list[str]]] = {
     "an_unknown_mark_of_a_message": (in_message(final=True), ["messages.final"]),
     "an_object_in_a_message": (in_message(audio={"id": "x"}), ["messages.audio"]),
     "spans_of_a_message": (in_message(train_detail=[{"begin_offset": 0}]), ["messages.train_detail"]),
-    "a_second_conversation": (row(conversations=CHAT), ["conversations"]),
+    "a_second_conversation": (row(conversations=CHAT[:1]), ["conversations"]),
     "another_answer": (row(rejected_response="I am ill."), ["rejected_response"]),
 }
 HARMLESS: dict[str, Any] = {
@@ -59,6 +59,7 @@ HARMLESS: dict[str, Any] = {
     "a_link_a_hash_and_a_time": row(page="https://x.org/" + "a" * 50, md5="0f" * 32, at="2024-05-01T10:00:00Z"),
     "labels_inside_an_object": row(meta={"kind": "question", "n": 3, "language": "the language"}),
     "the_prompt_again": row(prompt="How are you?", question=" How are you? "),
+    "the_messages_again": row(conversations=CHAT),
     "in_a_message": in_message(id="m-1", timestamp=5, name="anna", toxic=False, model="large model"),
     "nulls_as_parquet_has_them": in_message(tool_calls=None, function_call=None, comment=None, images=None),
 }
