@@ -62,7 +62,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", type=Path, help="tokenizer folder (default: Mistral-7B's, from package mistral-common)"
     )
-    parser.add_argument("--template", default="openchat_3.5")
+    parser.add_argument(
+        "--template", default="openchat_3.5", help="a built-in one, `base` (the tokenizer's own), or a .jinja file"
+    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes of the preparation (default: one per core)"
     )
@@ -157,24 +159,42 @@ def measure_prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds to prepare the data, and the account of it."""
     from data_pipeline.prepare.job import PrepareJob
     from data_pipeline.prepare.prepare import prepare
-    from data_pipeline.prompt.templates import TEMPLATES
-    from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
-    from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
     from data_pipeline.settings import ClassSettings, DataSettings
 
     began = time.perf_counter()
-    template = TEMPLATES[options.template]
+    template, tokenizer = _prompts(options)
     data = DataSettings(
         prepared_dir=str(options.prepared_dir),
         classes={} if options.format == "openchat" else {"expert": ClassSettings(condition="GPT4 Correct", weight=1.0)},
         sources=[_source(options)],
         bad_rows="drop",
     )
-    tokenizer = load_tokenizer_spec(find_tokenizer_files(str(options.tokenizer)), template)
     job = PrepareJob(data=data, template=template, tokenizer=tokenizer, max_length_tokens=MAX_LENGTH_TOKENS, seed=0)
     manifest, _ = prepare(job, num_workers=options.workers)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "tokens": manifest.splits["train"].tokens, "ledger": asdict(manifest.ledger)}
+
+
+def _prompts(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Template and tokenizer."""
+    from data_pipeline.prompt.base_template.load import BaseTemplateSettings, load_base_prompts
+    from data_pipeline.prompt.base_template.template import BASE, is_jinja
+    from data_pipeline.prompt.templates import TEMPLATES
+    from data_pipeline.prompt.tokenizer_files import CHAT_TEMPLATE_FILE, find_tokenizer_files
+    from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
+
+    files = find_tokenizer_files(str(options.tokenizer), more=[CHAT_TEMPLATE_FILE])
+    if not is_jinja(options.template):
+        template = TEMPLATES[options.template]
+        return template, load_tokenizer_spec(files, template)
+    settings = BaseTemplateSettings(
+        path=None if options.template == BASE else Path(options.template),
+        condition_in="system",
+        rewritten_history="one_row_per_answer",
+        variables={},
+        date=None,
+    )
+    return load_base_prompts(files, settings)
 
 
 def run(options: argparse.Namespace, kind: str, work: Path) -> dict[str, Any]:

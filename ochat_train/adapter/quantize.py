@@ -33,7 +33,8 @@ def quantise_base(causal_lm: Any, *, device: torch.device, dtype: torch.dtype) -
     if problem := layer_obstacle(decoder_layers(causal_lm)):
         raise qlora_error(problem)
     check_kernels(device)
-    for name, module in linear_modules(causal_lm).items():
+    for name in list(linear_modules(causal_lm)):  # names alone: a module is freed once it is replaced
+        module = causal_lm.get_submodule(name)
         quantised = Nf4Linear(_quantised(module, name, device), module.bias, dtype=dtype)
         quantised.train(module.training)
         parent, _, last = name.rpartition(".")

@@ -8,7 +8,8 @@ import pytest
 
 from data_pipeline.prepare import prepare as prepare_module
 from data_pipeline.prompt.chat_folder import check_chat_template
-from data_pipeline.prompt.templates import TEMPLATES, Template
+from data_pipeline.prompt.prompt_format import AnyTemplate
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TokenizerSpec
 
 
@@ -21,7 +22,10 @@ def _check_once(spec: TokenizerSpec, template_name: str) -> None:
 def _prove_each_tokenizer_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """`prepare` proves the tokenizer's chat template every time (50 ms); here, once per tokenizer and template."""
 
-    def check(spec: TokenizerSpec, template: Template) -> None:
-        _check_once(spec, template.name)
+    def check(spec: TokenizerSpec, template: AnyTemplate) -> None:
+        if template.name in TEMPLATES:
+            _check_once(spec, template.name)
+        else:
+            check_chat_template(spec, template)
 
     monkeypatch.setattr(prepare_module, "check_chat_template", check)

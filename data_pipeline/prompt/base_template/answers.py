@@ -82,7 +82,9 @@ class AnswerFinder:
 
     def _shown(self, conversation: Conversation, chat: Chat, number: int) -> ShownChat:
         """The text up to one answer, which it trains on."""
-        asked = self._text(chat, chat.first + number, asks=True) + chat.lead
+        asked = self._text(chat, chat.first + number, asks=True)
+        if chat.lead:
+            asked += self._template.gap + chat.lead
         text, blocks = self._text_with_blocks(chat, chat.first + number + 1)
         where = f"message {number + 1}"
         if not text.startswith(asked):

@@ -25,7 +25,7 @@ LINE = "\n"  # between a condition and what follows it
 class Chat:
     """What a template sees of a conversation. messages: with the system message. first: how many come before the first
     message of the conversation. condition: as it has to be shown, empty for none. lead: what follows every prompt for
-    an answer (a condition placed there).
+    an answer, and begins it (a condition placed there).
     """
 
     messages: Sequence[Mapping[str, Any]]

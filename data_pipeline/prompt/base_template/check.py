@@ -99,10 +99,14 @@ class _Proof:
         """Raise UserError unless the prompt for the last answer has the ids that come before it in a row."""
         prompt = self._prompt_ids(row.tagged, len(row.tagged.conversation.messages) - 1, asks=True)
         tokens = self._tokenizer.tokenize([row.segments])[0]
-        if isinstance(tokens, RowError) or tokens.input_ids[: len(prompt)].tolist() != prompt:
-            raise self._other_ids(row.tagged)
-        if tokens.loss_weights[: len(prompt)].any() or not tokens.loss_weights[len(prompt)]:
-            raise self._other_ids(row.tagged)
+        is_same = not isinstance(tokens, RowError) and tokens.input_ids[: len(prompt)].tolist() == prompt
+        if isinstance(tokens, RowError) or not is_same or tokens.loss_weights[: len(prompt)].any():
+            raise UserError(
+                "model.tokenizer",
+                f"with the template of {self._template.place} the prompt for an answer has other ids than the same "
+                "text before an answer, so a trained model could not be prompted as it was trained",
+                "use another template or tokenizer",
+            )
 
     def _ids_of_row(self, row: PromptRow) -> list[int] | None:
         tokens = self._tokenizer.tokenize([row.segments])[0]

@@ -53,6 +53,7 @@ class _NoTokens:
     """A base's template adds no control tokens to its tokenizer."""
 
     control_tokens: tuple[str, ...] = ()
+    bos = True
 
 
 def load_base_prompts(files: Mapping[str, Path], settings: BaseTemplateSettings) -> tuple[BaseTemplate, TokenizerSpec]:
@@ -89,6 +90,7 @@ def load_base_template(
             rewritten_history=settings.rewritten_history,
             control_tokens=tokens.written(found.values()),
             end_tokens=_end_tokens(found, tokens, variables.get("eos_token")),
+            gap=_gap(found),
             marks_answers=compiled(text).has_blocks,
         )
     except TemplateFault as error:
@@ -211,6 +213,13 @@ class _Tokens:
             tokens.append(match.group())
             at = match.end()
         return tokens
+
+
+def _gap(found: Mapping[str, Probed]) -> str:
+    """White space between the prompt for an answer and its text."""
+    asked, answer = found["asked"].text or "", found["answer"].text or ""
+    between = answer[len(asked) :].split(_ANSWER)[0] if answer.startswith(asked) else ""
+    return between if between.isspace() else ""
 
 
 def _end_tokens(found: Mapping[str, Probed], tokens: _Tokens, eos_token: str | None) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class BaseTemplate:
     dates: what `strftime_now` gives for each format that the template asks for; empty where it asks for none.
     control_tokens: the tokenizer's that the template writes. end_tokens: those that end an answer; the first of them
     ends one without tool calls.
+    gap: white space that the template writes between its prompt for an answer and the text of the answer.
     marks_answers: whether it has `{% generation %}` blocks, which then say what is learned.
     """
 
@@ -42,6 +43,7 @@ class BaseTemplate:
     rewritten_history: RewrittenHistory
     control_tokens: tuple[str, ...]
     end_tokens: tuple[str, ...]
+    gap: str
     marks_answers: bool
     name: str = BASE
     after_turn: str = ""  # rows end with the end of turn of their last answer

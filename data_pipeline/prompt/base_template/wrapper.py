@@ -70,7 +70,9 @@ def _lead(template: BaseTemplate) -> str:
 
 
 def _foot(template: BaseTemplate) -> str:
-    return "{{ ochat_lead if add_generation_prompt else '' }}" if template.condition_in == "assistant" else ""
+    if template.condition_in != "assistant":
+        return ""
+    return f"{{{{ {_literal(template.gap)} ~ ochat_lead if add_generation_prompt and ochat_lead else '' }}}}"
 
 
 def _literal(value: Any) -> str:
