@@ -238,12 +238,19 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
 
 def under_inference_condition(conversation: Conversation, template: PromptTemplate) -> TaggedConversation:
     """A conversation whose class is not known, under the condition that the template asks for answers with."""
-    weights = tuple(
+    return TaggedConversation(
+        conversation=conversation,
+        class_name="",
+        condition=template.inference_condition,
+        message_weights=own_factors(conversation),
+    )
+
+
+def own_factors(conversation: Conversation) -> tuple[float, ...]:
+    """For each message, the factor of its class's weight that the row gives: 0 where the assistant did not write it."""
+    return tuple(
         (1.0 if message.weight is None else message.weight) if message.role == "assistant" else 0.0
         for message in conversation.messages
-    )
-    return TaggedConversation(
-        conversation=conversation, class_name="", condition=template.inference_condition, message_weights=weights
     )
 
 
