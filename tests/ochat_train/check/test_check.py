@@ -187,6 +187,21 @@ def test_bad_rows_are_a_problem_or_a_warning_as_the_recipe_treats_them(make_reci
     assert not problems(findings_of(path, "data.bad_rows=drop"))
 
 
+def test_files_that_are_left_out_or_read_twice_are_warnings(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    raw = path.parent / "raw"
+    raw.mkdir()
+    (path.parent / "expert.jsonl").rename(raw / "expert.jsonl")
+    sources = [f"data.sources.0.path={raw}"]
+    assert [finding.level for finding in area(findings_of(path, *sources), "sources")] == ["ok"] * 2, "the control"
+    (raw / "notes.txt").write_text("x")
+    (raw / "more.jsonl").write_bytes((raw / "expert.jsonl").read_bytes())
+    found = [finding for finding in area(findings_of(path, *sources), "sources") if finding.level == "warning"]
+    assert [finding.place for finding in found] == ["data.sources.0", "data.sources.0"]
+    assert found[0].problem == f"{raw}: left out notes.txt (not data)"
+    assert found[1].problem == f"{raw}/more.jsonl holds the same as {raw}/expert.jsonl: its rows are read twice"
+
+
 @pytest.mark.parametrize("template", ["openchat_3.5", "chatml"])
 def test_long_conversations_are_counted_as_preparation_counts_them(template: str, make_recipe: RecipeFactory) -> None:
     path, changes = make_recipe(model__template=template), ("model.max_length_tokens=80", "data.overlong=drop")
