@@ -29,7 +29,7 @@ class UnreadFieldError(RowError):
 
 def _again(name: str, text: str) -> UnreadFieldError:
     error = UnreadFieldError(name, None, "")
-    error.args = (text,)
+    error.args, error.message = (error.reason, text), text
     return error
 
 

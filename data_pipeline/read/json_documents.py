@@ -15,7 +15,7 @@ _SPACE = " \t\r\n"
 # Keys of a message, and of the list of messages in a row: an object with these is a row and wraps no rows.
 _ROLE_KEYS = frozenset(("role", "from", "speaker", "author"))
 _MESSAGE_LISTS = frozenset(
-    (
+    [
         "messages",
         "conversations",
         "conversation",
@@ -26,7 +26,14 @@ _MESSAGE_LISTS = frozenset(
         "chosen",
         "rejected",
         "history",
-    )
+        "answers",
+        "completions",
+        "responses",
+        "candidates",
+    ]
+)
+_ROW_KEYS = frozenset(
+    ["prompt", "instruction", "question", "query", "input", "output", "answer", "response", "completion"]
 )
 
 
@@ -37,7 +44,7 @@ def is_one_conversation(item: Any) -> bool:
 
 def row_list_keys(value: Any) -> list[str]:
     """The keys of an object that hold a list of rows; none where the object is a row itself."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or _ROW_KEYS & value.keys():
         return []
     lists = {key: item for key, item in value.items() if isinstance(item, list) and item}
     lists = {key: item for key, item in lists.items() if all(isinstance(row, Mapping) for row in item)}

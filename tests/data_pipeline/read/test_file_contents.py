@@ -231,6 +231,8 @@ def test_an_object_that_is_a_row_is_not_unwrapped(indent: int | None, tmp_path: 
         {"conversations": [{"from": "human", "value": "Hi"}]},
         {"conversation": [{"input": "Hi", "output": "Ho"}]},
         {"instruction": "Hi", "output": "Ho", "history": []},
+        {"prompt": "Hi", "ranked": [{"text": "Ho", "rank": 1}, {"text": "No", "rank": 2}]},
+        {"id": "1", "completions": [{"response": "Ho"}]},
         messages,
     ):
         (tmp_path / "rows.json").write_text(json.dumps(row, indent=indent))
