@@ -325,6 +325,8 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
         ),
         depth=8,
     )
+    if ranks.device.type == "cuda":  # of steps: in a run, the set-up is on the CPU
+        torch.cuda.reset_peak_memory_stats(ranks.device)
     meter = Meter(trainer.work, ranks.device, num_ranks=1)
     start, found, losses = time.monotonic(), [], []
     for _ in range(_WARMUP_STEPS + options.steps):

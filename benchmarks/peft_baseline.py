@@ -17,10 +17,14 @@ from typing import Any
 import torch
 import transformers
 
+from ochat_train.model.attention.choose import choose_attention
+from ochat_train.model.attention.needs import AttentionNeeds
+from ochat_train.model.attention.register import REGISTERED_NAME, register_attention
 from ochat_train.model.batch import PackedBatch
 
 # Tried in this order, each on a small model: a package that is installed may still not run here.
-ATTENTIONS = ("flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa")
+# The last but one is this trainer's own fastest kernel: a stronger baseline than a mask over a whole pack.
+ATTENTIONS = ("flash_attention_4", "flash_attention_3", "flash_attention_2", REGISTERED_NAME, "sdpa")
 _IGNORED = -100
 
 
@@ -57,14 +61,7 @@ class Baseline:
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         """Sum over the tokens of a pack."""
         causal_lm = self.model.base_model.model
-        borders = {}
-        if self.attention.startswith("flash"):
-            borders = {
-                "cu_seq_lens_q": batch.cu_seqlens_S1,
-                "cu_seq_lens_k": batch.cu_seqlens_S1,
-                "max_length_q": batch.max_seqlen,
-                "max_length_k": batch.max_seqlen,
-            }
+        borders = _borders(self.attention, batch.cu_seqlens_S1, batch.max_seqlen)
         hidden_TD = causal_lm.model(
             input_ids=batch.input_ids_T[None], position_ids=batch.position_ids_T[None], use_cache=False, **borders
         ).last_hidden_state[0]
@@ -134,9 +131,21 @@ def usable_attention(device: torch.device) -> str:
     raise RuntimeError(f"no attention of transformers runs here: {failed}")
 
 
+def _borders(attention: str, cu_seqlens_S1: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
+    """The borders of conversations as an attention of `transformers` takes them; `sdpa` finds them in positions."""
+    if attention == REGISTERED_NAME:
+        return {"cu_seqlens": cu_seqlens_S1, "max_seqlen": max_seqlen}
+    if attention == "sdpa":
+        return {}
+    sides = {f"cu_seq_lens_{side}": cu_seqlens_S1 for side in "qk"}
+    return {**sides, **{f"max_length_{side}": max_seqlen for side in "qk"}}
+
+
 def _try_attention(name: str, device: torch.device) -> None:
-    if name.startswith("flash") and device.type != "cuda":
+    if name != "sdpa" and device.type != "cuda":
         raise RuntimeError("needs a GPU")
+    if name == REGISTERED_NAME:
+        register_attention(choose_attention("auto", device=device, dtype=torch.bfloat16, needs=AttentionNeeds()))
     config = transformers.AutoConfig.for_model(
         "mistral", hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=128, vocab_size=64, sliding_window=None,
@@ -146,9 +155,7 @@ def _try_attention(name: str, device: torch.device) -> None:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=name)
         borders = torch.tensor([0, 96, 256], dtype=torch.int32)
         ids, positions = torch.zeros(1, 256, dtype=torch.int64), torch.cat((torch.arange(96), torch.arange(160)))
-    given = {}
-    if name.startswith("flash"):
-        given = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 160, "max_length_k": 160}
+    given = _borders(name, borders, 160)
     model.model(
         input_ids=ids, position_ids=positions[None], use_cache=False, **given
     ).last_hidden_state.sum().backward()

@@ -14,8 +14,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.look.tokens import ShownToken, TokenReader
 from data_pipeline.prepared.dataset import SPLITS, TOKENIZER_FOLDER, Manifest, PreparedSplit, Split
 from data_pipeline.prepared.integrity import check_sizes
+from data_pipeline.prompt.chat_folder import stored_template
 from data_pipeline.prompt.library_errors import stored_tokenizer
-from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 
 _HOW_A_SPLIT_IS_FILLED = {
@@ -75,7 +75,7 @@ class Inspection:
             remedy = _HOW_A_SPLIT_IS_FILLED.get(split, "run `ochat prepare` again")
             raise UserError(prepared_dir, f"split `{split}` is empty", remedy)
         self._tokenizer = stored_tokenizer(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json")
-        self._read = TokenReader(self._tokenizer, TEMPLATES.get(manifest.template))
+        self._read = TokenReader(self._tokenizer, stored_template(prepared_dir / TOKENIZER_FOLDER, manifest.template))
 
     @property
     def heaviest_weight(self) -> float:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.prompt.render import texts_after
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 
 Kind = Literal["control", "prefix", "content"]
 _MOST_TOKENS_OF_A_CHARACTER = 4  # bytes of UTF-8

@@ -12,6 +12,7 @@ from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepared.dataset import FORMAT_VERSION
 from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.prompt_format import AnyTemplate
+from data_pipeline.prompt.uniform import uniform_format
 from data_pipeline.read import sources
 from data_pipeline.settings import DataSettings
 
@@ -58,35 +59,19 @@ def sources_fingerprint(settings: DataSettings, *, progress: Callable[[int], Non
     return sha256_of_text("".join(contents))
 
 
-# The fields of a template in the first version of its fingerprint. All of them are part of it.
-_TEMPLATE_FIELDS = (
-    "name",
-    "role_names",
-    "system_name",
-    "header_open",
-    "header_close",
-    "header_suffix",
-    "content_lead",
-    "end_of_turn",
-    "after_turn",
-    "inference_condition",
-)
-
-
 def template_fingerprint(template: AnyTemplate) -> str:
     """sha256 of everything that decides the prompts of a template.
 
-    A field that is not in _TEMPLATE_FIELDS needs a default, and counts where a template sets it to something else. So a
-    new field leaves the fingerprints of templates that do not use it, and datasets prepared with them, unchanged.
+    A key of the template that is at its default does not count. So a new key leaves the fingerprints of templates that
+    do not use it, and datasets prepared with them, unchanged. Formats of the first version keep their fingerprint.
     """
     if isinstance(template, BaseTemplate):
         return sha256_of_text(json.dumps(asdict(template) | {"place": ""}, sort_keys=True))
-    values = {name: getattr(template, name) for name in _TEMPLATE_FIELDS}
-    for field in fields(template):
-        if field.name not in _TEMPLATE_FIELDS and getattr(template, field.name) != field.default:
-            values[field.name] = getattr(template, field.name)
-    values["role_names"] = dict(values["role_names"])
-    return sha256_of_text(f"Template({', '.join(f'{name}={value!r}' for name, value in values.items())})")
+    uniform = uniform_format(template)
+    if uniform is not None:
+        values = {field.name: getattr(uniform, field.name) for field in fields(uniform)}
+        return sha256_of_text(f"Template({', '.join(f'{name}={value!r}' for name, value in values.items())})")
+    return sha256_of_text(json.dumps(template.model_dump(mode="json", exclude_defaults=True), sort_keys=True))
 
 
 def sha256_of_text(text: str) -> str:

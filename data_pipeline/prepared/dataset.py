@@ -178,7 +178,8 @@ def rows_digest(files: Mapping[str, FileHash]) -> str:
 
 def holds_only_prepared_files(folder: Path) -> bool:
     """Whether a folder is a prepared dataset and nothing else. With other files in it, it is never replaced."""
-    tokenizer_files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template_mask.jinja")
+    tokenizer_files = ["tokenizer.json", "tokenizer_config.json", "template.json"]
+    tokenizer_files += ["chat_template.jinja", "chat_template_mask.jinja"]
     ours = {MANIFEST, "dataset_dict.json", *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer_files)}
     ours |= {f"{split}/{name}" for split in SPLITS for name in (_DATA_FILE, "dataset_info.json", "state.json")}
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}

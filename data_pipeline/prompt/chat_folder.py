@@ -23,14 +23,19 @@ from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE, cha
 from data_pipeline.prompt.library_errors import tokenizers_errors
 from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.render import render
+from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
+
+TEMPLATE_FILE = "template.json"  # of a format that is not one of ours
 
 
 def write_tokenizer_folder(
     folder: Path, spec: TokenizerSpec, template: AnyTemplate, *, inference_condition: str, max_length_tokens: int
 ) -> None:
     """Write a folder that `transformers.AutoTokenizer` loads: the ids of training, and a chat template with
-    `condition`. Beside it is the template that marks what is learned; nothing loads it unasked.
+    `condition`. Beside it is the template that marks what is learned; nothing loads it unasked. A format of the user's
+    own is there too, for `ochat inspect`.
     """
     folder.mkdir(parents=True)
     write_text(folder / "tokenizer.json", _with_whole_offsets(spec.backend))
@@ -50,6 +55,18 @@ def write_tokenizer_folder(
     )
     for file, text in _chat_templates(spec, template, inference_condition).items():
         write_text(folder / file, text)
+    if isinstance(template, Template) and template.name not in TEMPLATES:
+        write_text(folder / TEMPLATE_FILE, template.model_dump_json(indent=1, exclude_defaults=True))
+
+
+def stored_template(folder: Path, name: str) -> Template | None:
+    """The template of a tokenizer folder, by its name; None where that is a Jinja template."""
+    if (folder / TEMPLATE_FILE).is_file():
+        try:
+            return Template.model_validate_json(read_text(folder / TEMPLATE_FILE))
+        except ValueError:
+            raise UserError(folder / TEMPLATE_FILE, "is damaged", "run `ochat prepare` again") from None
+    return TEMPLATES.get(name)
 
 
 def _chat_templates(spec: TokenizerSpec, template: AnyTemplate, inference_condition: str) -> Mapping[str, str]:
@@ -110,12 +127,14 @@ def check_chat_template(spec: TokenizerSpec, template: AnyTemplate) -> None:
     )
     for content in ("Hello", " a\n", "\n\n b ", "1,000", "é🙂", f"x{template.end_of_turn}y"):
         messages = (Message(role="user", content=content), Message(role="assistant", content=content))
-        conversation = Conversation(id="probe", place="probe", messages=messages, system=content)
+        system = content if template.shows_system else ""
+        conversation = Conversation(id="probe", place="probe", messages=messages, system=system)
         tagged = TaggedConversation(
             conversation=conversation, class_name="probe", condition="Probe", message_weights=(0.0, 1.0)
         )
         tokens = tokenizer.tokenize([render(tagged, template, bos_token=spec.bos_token)])[0]
-        roles = [("system", content), ("user", content), ("assistant", content)]
+        roles = [("system", content)] if system else []
+        roles += [("user", content), ("assistant", content)]
         prompt = render_chat_template(text, [{"role": role, "content": value} for role, value in roles])
         with tokenizers_errors("model.tokenizer"):
             ids = whole.encode(prompt, add_special_tokens=False).ids

@@ -8,24 +8,25 @@ a second named template either: engines that expect a tokenizer's `chat_template
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.jinja_parts import (
+    NOT_SHOWN,
+    NOT_SHOWN_IN_MESSAGES,
+    continued,
+    literal,
+    plain_macro,
+    refused,
+)
+from data_pipeline.prompt.template import CONDITION, Template, Turn
+from data_pipeline.prompt.uniform import uniform_format
+from data_pipeline.prompt.uniform_chat_template import uniform_chat_template
 from data_pipeline.text_rules import RESERVED_CHARACTER
 
 CHAT_TEMPLATE = "chat_template.jinja"
 MASK_TEMPLATE = "chat_template_mask.jinja"
-# What `transformers` puts behind the text that `continue_final_message` continues; it cuts the prompt there.
-_CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-# What a prompt of `transformers` may have and this template cannot show. Left out silently, it would be lost.
-_NOT_SHOWN = {"tools": "tools", "documents": "documents"}
-_NOT_SHOWN_IN_MESSAGES = {
-    "tool_calls": "tool calls",
-    "reasoning_content": "reasoning",
-    "reasoning": "reasoning",
-    "thinking": "reasoning",
-}
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 def chat_template(
@@ -44,115 +45,278 @@ def chat_template(
 
     marks_answers: with `{% generation %}` around what is learned of each assistant message, its end of turn included.
 
-    The template refuses what it cannot show (tools, documents, tool calls, reasoning). `continuing` set to true goes
-    with `continue_final_message`, see `_continued`.
+    The template refuses what it cannot show: documents, and tools and reasoning where the format has no place for them.
+    `continuing` set to true goes with `continue_final_message`, see `continued`.
     """
     assert all(len(token) > 1 for token in special_tokens), "a one-character control token cannot be broken up"
-    default = f"{_literal(inference_condition)} if condition is not defined or condition is none else condition"
-    names = json.dumps(dict(template.role_names), ensure_ascii=True)
-    end = _output(template.end_of_turn + template.after_turn)
-    system = "{{- content }}" if template.system_name is None else _header(template, _literal(template.system_name))
-    turn = _header(template, "lead ~ names[message['role']]") + end
-    return "\n".join(
-        (
-            *_plain_macro(special_tokens),
-            *(_refused(name, name, what) for name, what in _NOT_SHOWN.items()),
-            f"{{%- set names = {names} -%}}",
+    uniform = uniform_format(template)
+    if uniform is not None:
+        return uniform_chat_template(
+            uniform,
+            bos_token=bos_token,
+            special_tokens=special_tokens,
+            inference_condition=inference_condition,
+            marks_answers=marks_answers,
+        )
+    return "\n".join(_Jinja(template, special_tokens, marks_answers).lines(bos_token, inference_condition))
+
+
+class _Jinja:
+    """Writes the chat template of any format, piece by piece in the order of `render.py`."""
+
+    def __init__(self, template: Template, special_tokens: Sequence[str], marks_answers: bool) -> None:
+        self._template, self._special, self._marks = template, special_tokens, marks_answers
+
+    def lines(self, bos_token: str | None, inference_condition: str) -> list[str]:
+        """All of it."""
+        rules = self._template
+        default = f"{literal(inference_condition)} if condition is not defined or condition is none else condition"
+        before, after = rules.condition.split(CONDITION)
+        return [
+            *plain_macro(self._special),
+            *(refused(n, n, what) for n, what in NOT_SHOWN.items() if n != "tools" or rules.tools is None),
             f"{{%- set condition = plain({default}) -%}}",
-            "{%- set lead = condition ~ ' ' if condition else '' -%}",
-            _output(bos_token),
+            f"{{%- set lead = {literal(before)} ~ condition ~ {literal(after)} if condition else '' -%}}",
+            "{%- set ns = namespace(system='', previous='', last_user=-1, answer='') -%}",
+            "{{- " + literal(bos_token) + " -}}",
+            self._write(rules.begin),
+            *self._system(),
+            *self._last_user(),
             "{%- for message in messages -%}",
-            *(_refused(f"message['{key}']", key, what) for key, what in _NOT_SHOWN_IN_MESSAGES.items()),
-            "{%- if message['content'] is not string -%}{{- raise_exception('content must be text') -}}{%- endif -%}",
-            "{%- set content = plain(message['content']) -%}",
+            "{%- set following = '' if loop.last else messages[loop.index]['role'] -%}",
+            *self._message(),
+            "{%- endfor -%}",
+            *self._waiting_system(),
+            *self._generation_prompt(),
+        ]
+
+    def _text(self, text: str) -> str:
+        """A text of the template as an expression, with `lead` for the condition. Only its own control tokens stay."""
+        parts = []
+        for piece in self._template.pieces(text):
+            plain = piece if self._template.is_control(piece) else _broken_up(piece, self._special)
+            parts.append(f" ~ lead ~ {''}".join(map(literal, plain.split(CONDITION))))
+        return " ~ ".join(parts) if parts else "''"
+
+    def _write(self, text: str) -> str:
+        return f"{{{{- {self._text(text)} -}}}}" if text else ""
+
+    def _by(self, variable: str, choices: Mapping[Any, str], otherwise: str) -> str:
+        """An expression: the text for the value of a variable."""
+        expression = self._text(otherwise)
+        for value, text in choices.items():
+            expression = f"({self._text(text)} if {variable} == {literal(value)} else {expression})"
+        return expression
+
+    def _open(self, turn: Turn) -> str:
+        return "{{- " + self._by("ns.previous", turn.open_after, turn.open) + " -}}"
+
+    def _close(self, turn: Turn) -> str:
+        """An expression for the end of a turn and what is behind it: what is learned, without `after`."""
+        close = self._text(turn.close)
+        if turn.close_last is not None:
+            close = f"({self._text(turn.close_last)} if loop.last and not add_generation_prompt else {close})"
+        for role, text in turn.close_before.items():
+            close = f"({self._text(text)} if following == {literal(role)} else {close})"
+        return close
+
+    def _after(self, turn: Turn) -> str:
+        if not turn.after:
+            return ""
+        if not turn.close_before:
+            return self._write(turn.after)
+        return f"{{%- if following not in {list(turn.close_before)} -%}}{self._write(turn.after)}{{%- endif -%}}"
+
+    def _system(self) -> list[str]:
+        """Reads the system text and the tools, and writes their turn, if they have one."""
+        rules, turn = self._template, self._template.turns.system
+        lines = [
+            "{%- if messages and messages[0]['role'] == 'system' -%}",
+            *_must_be_text("messages[0]['content']"),
+            "{%- set ns.system = messages[0]['content'] -%}",
+            "{%- endif -%}",
+        ]
+        if rules.default_system:
+            lines.append(
+                f"{{%- if not ns.system -%}}{{%- set ns.system = {literal(rules.default_system)} -%}}{{%- endif -%}}"
+            )
+        if (tools := rules.tools) is not None:
+            lead = f"({literal(tools.lead)} if ns.system else '')"
+            lines += [
+                "{%- if tools -%}",
+                f"{{%- set ns.system = ns.system ~ {lead} ~ {literal(tools.open)} -%}}",
+                "{%- for tool in tools -%}",
+                f"{{%- set ns.system = ns.system ~ {literal(tools.each)} ~ (tool | tojson) -%}}",
+                "{%- endfor -%}",
+                f"{{%- set ns.system = ns.system ~ {literal(tools.close)} -%}}",
+                "{%- endif -%}",
+            ]
+        if turn is None:
+            if rules.system_in_user is None:
+                lines.append(refused("ns.system", "system", "a system text"))
+            return [*lines, "{%- set ns.system = plain(ns.system) -%}"]
+        text = "ns.system | trim" if turn.trim else "ns.system"
+        lines += [
+            "" if rules.default_system is not None else "{%- if ns.system -%}",
+            self._write(turn.open),
+            f"{{%- set ns.system = plain({text}) -%}}",
+            f"{{%- if ns.system -%}}{{{{- {self._text(turn.lead)} ~ ns.system -}}}}{{%- endif -%}}",
+            self._write(turn.close),
+            self._write(turn.after),
+            "{%- set ns.previous = 'system' -%}",
+            "" if rules.default_system is not None else "{%- endif -%}",
+        ]
+        return lines
+
+    def _last_user(self) -> list[str]:
+        if self._template.reasoning is None:
+            return []
+        return [
+            "{%- for message in messages -%}",
+            "{%- if message['role'] == 'user' -%}{%- set ns.last_user = loop.index0 -%}{%- endif -%}",
+            "{%- endfor -%}",
+        ]
+
+    def _message(self) -> list[str]:
+        turns = self._template.turns
+        lines = [
             "{%- if message['role'] == 'system' and loop.first -%}",
-            f"{{%- if content %}}{system}{end}{{%- endif %}}",
-            *(_marked_answer(template) if marks_answers else ()),
-            "{%- elif message['role'] in names -%}",
-            turn,
+            "{%- elif message['role'] == 'user' -%}",
+            *self._plain_turn(turns.user, system=True),
+            "{%- elif message['role'] == 'assistant' -%}",
+            *self._answer(),
+        ]
+        if turns.tool is not None:
+            lines += ["{%- elif message['role'] == 'tool' -%}", *self._plain_turn(turns.tool)]
+        return [
+            *lines,
             "{%- else -%}",
             "{{- raise_exception('unknown role, or a system message that is not the first: ' ~ message['role']) -}}",
             "{%- endif -%}",
-            *_continued(),
-            "{%- endfor -%}",
-            "{%- if add_generation_prompt -%}",
-            _header(template, "lead ~ names['assistant']", content=None),
+            "{%- if message['role'] != 'system' -%}",
+            "{%- set ns.previous = message['role'] -%}",
             "{%- endif -%}",
-        )
-    )
+        ]
+
+    def _plain_turn(self, turn: Turn, *, system: bool = False) -> list[str]:
+        wrap = self._template.system_in_user if system else None
+        lines = [
+            *(refused(f"message['{key}']", key, what) for key, what in NOT_SHOWN_IN_MESSAGES.items()),
+            *_must_be_text("message['content']"),
+            f"{{%- set own = message['content']{' | trim' if turn.trim else ''} -%}}",
+            "{%- set content = plain(own) -%}",
+            self._open(turn),
+        ]
+        if wrap is not None:
+            lines += [
+                "{%- if ns.system -%}",
+                f"{{{{- {self._text(wrap.open)} ~ ns.system ~ {self._text(wrap.close)} -}}}}",
+                "{%- set ns.system = '' -%}",
+                "{%- endif -%}",
+            ]
+        return [
+            *lines,
+            f"{{%- if content -%}}{{{{- {self._text(turn.lead)} ~ content -}}}}{{%- endif -%}}",
+            f"{{{{- {self._close(turn)} -}}}}",
+            self._after(turn),
+            *continued("own"),
+        ]
+
+    def _answer(self) -> list[str]:
+        rules, turn = self._template, self._template.turns.assistant
+        known = {key for key in _REASONING_KEYS if rules.reasoning} | ({"tool_calls"} if rules.tool_calls else set())
+        has_parts = " or ".join(f"message['{key}']" for key in sorted(known))
+        lines = [refused(f"message['{k}']", k, what) for k, what in NOT_SHOWN_IN_MESSAGES.items() if k not in known]
+        lines.append("{%- set own = message['content'] -%}")
+        if has_parts:
+            lines.append(
+                f"{{%- if own is not string and not own and ({has_parts}) -%}}{{%- set own = '' -%}}{{%- endif -%}}"
+            )
+        return [
+            *lines,
+            *_must_be_text("own"),
+            "{%- set own = own | trim -%}" if turn.trim else "",
+            "{%- set content = plain(own) -%}",
+            self._open(turn),
+            "{%- set ns.answer = '' -%}",
+            *self._reasoning(),
+            self._add(turn.begin),
+            f"{{%- if content -%}}{{%- set ns.answer = ns.answer ~ {self._text(turn.lead)} ~ content -%}}",
+            "{%- endif -%}",
+            *self._tool_calls(),
+            f"{{%- set ns.answer = ns.answer ~ {self._close(turn)} -%}}",
+            "{%- generation -%}{{- ns.answer -}}{%- endgeneration -%}" if self._marks else "{{- ns.answer -}}",
+            self._after(turn),
+            *continued("own"),
+        ]
+
+    def _add(self, text: str) -> str:
+        return f"{{%- set ns.answer = ns.answer ~ {self._text(text)} -%}}" if text else ""
+
+    def _reasoning(self) -> list[str]:
+        rule = self._template.reasoning
+        if rule is None:
+            return []
+        keys = " or ".join(f"message['{key}']" for key in _REASONING_KEYS)
+        lines = [
+            f"{{%- set thought = {keys} -%}}",
+            "{%- if thought is string and thought | trim -%}",
+            "{%- set thought = plain(thought.strip('\\n')) -%}",
+            "{%- elif thought -%}{{- raise_exception('reasoning must be text') -}}",
+            "{%- else -%}{%- set thought = '' -%}",
+            "{%- endif -%}",
+            "{%- if loop.index0 > ns.last_user -%}" if rule.shown == "after_last_user" else "{%- if true -%}",
+            "{%- if thought -%}",
+            f"{{%- set ns.answer = {self._text(rule.open)} ~ thought ~ {self._text(rule.close)} -%}}",
+        ]
+        if rule.empty:
+            lines += ["{%- elif loop.last -%}", self._write(rule.empty)]
+        return [*lines, "{%- endif -%}", "{%- endif -%}"]
+
+    def _tool_calls(self) -> list[str]:
+        calls = self._template.tool_calls
+        if calls is None:
+            return []
+        before, middle, end = map(self._text, calls.parts)
+        between = f"({self._text(calls.between)} if not loop.first else ({self._text(calls.lead)} if content else ''))"
+        arguments = "arguments if arguments is string else (arguments | tojson)"
+        return [
+            "{%- for tool_call in message['tool_calls'] or [] -%}",
+            "{%- set call = tool_call['function'] if tool_call['function'] else tool_call -%}",
+            "{%- set arguments = call['arguments'] -%}",
+            "{%- if not arguments or arguments is string and not arguments | trim -%}",
+            "{%- set arguments = '{}' -%}",
+            "{%- endif -%}",
+            f"{{%- set ns.answer = ns.answer ~ {between} ~ {before} ~ plain(call['name']) ~ {middle}"
+            f" ~ plain({arguments}) ~ {end} -%}}",
+            "{%- endfor -%}",
+        ]
+
+    def _waiting_system(self) -> list[str]:
+        if self._template.system_in_user is None:
+            return []
+        return [refused("ns.system", "the system message", "a system text without a user message")]
+
+    def _generation_prompt(self) -> list[str]:
+        rules = self._template
+        lines = ["{%- if add_generation_prompt -%}", self._open(rules.turns.assistant)]
+        if rules.reasoning is not None and rules.reasoning.empty:
+            lines += [
+                "{%- if enable_thinking is defined and enable_thinking is false -%}",
+                self._write(rules.reasoning.empty),
+                "{%- endif -%}",
+            ]
+        return [*lines, "{%- endif -%}"]
 
 
-def _literal(text: str | None) -> str:
-    return json.dumps(text or "", ensure_ascii=True)
-
-
-def _output(text: str | None) -> str:
-    return f"{{{{- {_literal(text)} }}}}"
-
-
-def _header(template: Template, role: str, *, content: str | None = "content") -> str:
-    """role, content: expressions. content: None for a header alone."""
-    role = role + " ~ " + _literal((template.header_close or "") + template.header_suffix)
-    head = f"{{{{- {_literal(template.header_open)} ~ {role} }}}}"
-    if content is None:
-        return head
-    return head + f"{{%- if {content} %}}{{{{- {_literal(template.content_lead)} ~ {content} }}}}{{%- endif %}}"
-
-
-def _plain_macro(special_tokens: Sequence[str]) -> tuple[str, ...]:
-    """A text in which no control token can be found."""
+def _must_be_text(expression: str) -> tuple[str, ...]:
     return (
-        "{%- macro plain(text) -%}",
-        "{%- set ns = namespace(text=text) -%}",
-        f"{{%- for token in {json.dumps(list(special_tokens), ensure_ascii=True)} -%}}",
-        f"{{%- set ns.text = ns.text | replace(token, token[:1] ~ {_literal(RESERVED_CHARACTER)} ~ token[1:]) -%}}",
-        "{%- endfor -%}",
-        "{{- ns.text -}}",
-        "{%- endmacro -%}",
+        f"{{%- if {expression} is not string -%}}{{{{- raise_exception('content must be text') -}}}}{{%- endif -%}}",
     )
 
 
-def _refused(expression: str, name: str, what: str) -> str:
-    """Raises where an expression holds anything. An absent or empty one is fine."""
-    error = f"the prompt format of this model has no place for {what}: leave out `{name}`"
-    return f"{{%- if {expression} -%}}{{{{- raise_exception({_literal(error)}) -}}}}{{%- endif -%}}"
-
-
-def _marked_answer(template: Template) -> tuple[str, ...]:
-    """An assistant message with a mark around what training learns of it."""
-    text = f"({_literal(template.content_lead)} ~ content if content else '') ~ {_literal(template.end_of_turn)}"
-    return (
-        "{%- elif message['role'] == 'assistant' -%}",
-        _header(template, "lead ~ names['assistant']", content=None),
-        f"{{%- generation -%}}{{{{- {text} -}}}}{{%- endgeneration -%}}",
-        _output(template.after_turn),
-    )
-
-
-def _continued() -> tuple[str, ...]:
-    """What `continue_final_message` of `transformers` needs where the final message spells a control token.
-
-    `transformers` puts a tag behind the text, looks for the text in the prompt, and cuts the prompt at the tag. A text
-    that spells a control token is broken up in the prompt and would not be found, so it is repeated behind the tag,
-    where it is cut off. In a prompt that is not cut, the repeated text would hold real control tokens. The template
-    cannot see which prompt it is, and somebody may have typed the tag. So the caller has to say so: with
-    `continuing=true`, which no message can set.
-    """
-    tag, bare = _literal(_CONTINUE_TAG), _literal(_CONTINUE_TAG.strip())
-    length = len(_CONTINUE_TAG)
-    no_tag = "continuing is only for continue_final_message, with a text that does not hold its tag"
-    unsaid = (
-        "a control token is spelled in the message that continue_final_message continues: set continuing to true too"
-    )
-    return (
-        "{%- if loop.last and continuing -%}",
-        f"{{%- set text = message['content'][:-{length}] -%}}",
-        f"{{%- if message['content'] != text ~ {tag} or {bare} in text -%}}",
-        f"{{{{- raise_exception({_literal(no_tag)}) -}}}}",
-        "{%- endif -%}",
-        "{%- if content != message['content'] -%}{{- text -}}{%- endif -%}",
-        "{%- elif loop.last and content != message['content'] and not add_generation_prompt",
-        f" and message['content'][-{length}:] == {tag} -%}}",
-        f"{{{{- raise_exception({_literal(unsaid)}) -}}}}",
-        "{%- endif -%}",
-    )
+def _broken_up(text: str, special_tokens: Sequence[str]) -> str:
+    """The same as the macro `plain`, for a text of the template."""
+    for token in special_tokens:
+        text = text.replace(token, token[:1] + RESERVED_CHARACTER + token[1:])
+    return text

@@ -14,7 +14,7 @@ from data_pipeline.prompt.base_template.rows import BaseRows
 from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.prompt_row import PromptRow
 from data_pipeline.prompt.render import render
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TokenizerSpec
 
 AnyTemplate = Template | BaseTemplate

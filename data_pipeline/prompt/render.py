@@ -11,63 +11,61 @@ Everything between two control tokens is tokenized as one text with control toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
-from data_pipeline.conversation import ControlToken, Conversation, Role, Segment, Span, TaggedConversation, Text
+from data_pipeline.conversation import (
+    ControlToken,
+    Conversation,
+    Message,
+    Role,
+    Segment,
+    Span,
+    TaggedConversation,
+    Text,
+)
 from data_pipeline.errors import RowError
-from data_pipeline.prompt.part_weights import message_weights
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.part_weights import MessageWeights, message_weights
+from data_pipeline.prompt.template import CONDITION, NextRole, PreviousRole, Template, Turn
+
+_Pieces = tuple[tuple[str, bool], ...]  # texts of the template, and whether each is a control token
 
 
 def render(tagged: TaggedConversation, template: Template, *, bos_token: str | None) -> tuple[Segment, ...]:
-    """The segments of a whole conversation. Content and end of turn have the weight of their message, all else 0.
+    """The segments of a whole conversation. Parts of answers and their end have the weights of `part_weights.py`, all
+    else 0.
 
     Raises RowError for a conversation with a part that the template cannot show.
     """
-    require_shown(tagged.conversation, template)
-    return tuple(_segments(tagged, template, bos_token))
-
-
-def require_shown(conversation: Conversation, template: Template) -> None:
-    """Raise RowError for a conversation with a part that the template cannot show."""
-    found = "tools" if conversation.tools else ""
-    for message in conversation.messages:
-        if message.role not in template.role_names:
-            found = "results of tools"
-        elif message.tool_calls or message.reasoning:
-            found = "tool calls" if message.tool_calls else "reasoning"
-    if found:
-        problem = f"the template `{template.name}` has no place for {found}"
-        raise RowError("unshown_part", f"{problem}; use another `model.template`, or remove it from the row")
+    writer = _Writer(template, tagged.condition)
+    if bos_token:
+        writer.control(bos_token)
+    writer.template(template.begin)
+    _write(writer, tagged)
+    return writer.finished()
 
 
 def header_segments(template: Template, role: Role | Literal["system"], condition: str) -> tuple[Segment, ...]:
     """What the template writes before the content of a message: nothing where a system text has no header."""
-    if role == "system":
-        return tuple(_header(template, template.system_name, "", 0.0))
-    return tuple(_header(template, _with_condition(condition, template.role_names[role]), "", 0.0))
+    turn = getattr(template.turns, role)
+    writer = _Writer(template, condition)
+    writer.template(turn.open if turn is not None else "")
+    return writer.finished()
 
 
-def _segments(tagged: TaggedConversation, template: Template, bos_token: str | None) -> Iterator[Segment]:
-    # no control token parts the text after a turn from a header that begins with text: both are one text
-    between = template.after_turn if template.header_open is None else ""
-    before = ""
-    if bos_token:
-        yield ControlToken(text=bos_token)
-    if tagged.conversation.system:
-        yield from _header(template, template.system_name, tagged.conversation.system, 0.0)
-        yield from _end(template, 0.0)
-        before = between
-    for message, weight in zip(tagged.conversation.messages, tagged.message_weights, strict=True):
-        role = _with_condition(tagged.condition, template.role_names[message.role])
-        weights = message_weights(message, weight, tagged.part_weights)
-        spans = weights.text if message.spans else ()
-        yield from _header(template, role, message.content, weights.text[0].weight, before=before, spans=spans)
-        yield from _end(template, weights.end)
-        before = between
-    if before:
-        yield Text(prefix=before)
+def system_text(conversation: Conversation, template: Template) -> str:
+    """What is in the place of the system text: that of the conversation or of the template, and the tools."""
+    system = conversation.system or template.default_system or ""
+    if not conversation.tools:
+        return system
+    tools = template.tools
+    assert tools is not None, "checked"
+    described = "".join(tools.each + json.dumps(tool, ensure_ascii=False) for tool in json.loads(conversation.tools))
+    return f"{system}{tools.lead if system else ''}{tools.open}{described}{tools.close}"
 
 
 def texts_after(control_token: str | None, template: Template, condition: str) -> tuple[str, ...]:
@@ -76,49 +74,260 @@ def texts_after(control_token: str | None, template: Template, condition: str) -
 
     The counterpart of `render` for showing rows: ids do not say where a role prefix ends.
     """
-    roles = [_with_condition(condition, name) for name in template.role_names.values()]
-    roles += [template.system_name] if template.system_name else []
-    if control_token is not None and control_token == template.header_close:
-        return (template.header_suffix,) if template.header_suffix else ()
-    before = template.after_turn if control_token == template.end_of_turn else ""
-    if template.header_open and control_token != template.header_open:
-        return (before,) if before else ()
-    headers = tuple(before + role + ("" if template.header_close else template.header_suffix) for role in roles)
-    return (before, *headers) if before else headers
+    written = template.condition_text(condition)
+    opens = [text.replace(CONDITION, written) for turn in _turns(template) for text in turn.opens]
+    headers = {_leading_text(template, text) for text in opens} - {""}
+    if control_token not in template.control_tokens:  # the beginning of a row
+        return tuple({_leading_text(template, template.begin)} - {""} if template.begin else headers)
+    reasoning, answer = template.reasoning, template.turns.assistant
+    inner = [*opens, answer.begin, *(() if reasoning is None else (reasoning.open, reasoning.close, reasoning.empty))]
+    found = {text for whole in inner for text in _texts_behind(template, whole, control_token)}
+    ends = [template.begin, *(text for turn in _turns(template) for text in turn.close_before.values())]
+    ends += [text + turn.after for turn in _turns(template) for text in (turn.close, turn.close_last or turn.close)]
+    for end in ends:
+        behind = _texts_behind(template, end, control_token)
+        found |= set(behind)
+        if behind and template.pieces(end)[-2:] == (control_token, behind[-1]):
+            found |= {behind[-1] + header for header in headers}
+        elif template.pieces(end)[-1:] == (control_token,):
+            found |= headers
+    return tuple(found - {""})
 
 
-def _with_condition(condition: str, role: str) -> str:
-    return f"{condition} {role}" if condition else role
+def _leading_text(template: Template, text: str) -> str:
+    """The plain text at the beginning of a text of the template."""
+    pieces = template.pieces(text)
+    return "" if not pieces or template.is_control(pieces[0]) else pieces[0]
 
 
-def _header(
-    template: Template,
-    role: str | None,
-    content: str,
-    weight: float,
-    *,
-    before: str = "",
-    spans: tuple[Span, ...] = (),
-) -> Iterator[Segment]:
-    prefix = before
-    if role is not None:
-        if template.header_open:
-            yield ControlToken(text=template.header_open)
-        prefix += role
-        if template.header_close:
-            yield Text(prefix=prefix)
-            yield ControlToken(text=template.header_close)
-            prefix = ""
-        prefix += template.header_suffix
-        if content:
-            content = template.content_lead + content
-            if spans:
-                spans = (Span(text=template.content_lead + spans[0].text, weight=spans[0].weight), *spans[1:])
-    if prefix or content:
-        yield Text(prefix=prefix, content=content, weight=weight, spans=spans)
+def _texts_behind(template: Template, text: str, control_token: str | None) -> list[str]:
+    """The plain text right behind each place of a control token in a text of the template."""
+    pieces = template.pieces(text)
+    return [
+        behind
+        for piece, behind in itertools.pairwise(pieces)
+        if piece == control_token and not template.is_control(behind)
+    ]
 
 
-def _end(template: Template, weight: float) -> Iterator[Segment]:
-    yield ControlToken(text=template.end_of_turn, weight=weight)
-    if template.after_turn and template.header_open is not None:
-        yield Text(prefix=template.after_turn)
+def _turns(template: Template) -> Sequence[Turn]:
+    turns = template.turns
+    return [turn for turn in (turns.system, turns.user, turns.assistant, turns.tool) if turn is not None]
+
+
+@lru_cache(maxsize=4096)
+def _compiled(template: Template, text: str, condition: str) -> _Pieces:
+    """A text of the template in pieces. The condition is written last, so nothing of it becomes a control token."""
+    written = template.condition_text(condition)
+    pieces = ((piece, template.is_control(piece)) for piece in template.pieces(text))
+    written_pieces = (
+        (piece if is_control else piece.replace(CONDITION, written), is_control) for piece, is_control in pieces
+    )
+    return tuple((piece, is_control) for piece, is_control in written_pieces if piece)
+
+
+class _Writer:
+    """Collects what is written, and joins the texts between control tokens."""
+
+    def __init__(self, template: Template, condition: str) -> None:
+        self.rules, self._condition = template, condition
+        self._segments: list[Segment] = []
+        self._prefix = ""
+        self._spans: list[tuple[str, float]] = []
+
+    def template(self, text: str, weight: float = 0.0) -> None:
+        """A text of the template, with its control tokens."""
+        if not text:
+            return
+        for piece, is_control in _compiled(self.rules, text, self._condition):
+            if is_control:
+                self.control(piece, weight)
+            elif weight or self._spans:
+                self._spans.append((piece, weight))
+            else:
+                self._prefix += piece
+
+    def control(self, token: str, weight: float = 0.0) -> None:
+        """A control token."""
+        if self._prefix or self._spans:
+            self._end_text()
+        self._segments.append(ControlToken(text=token, weight=weight))
+
+    def content(self, text: str, weight: float) -> None:
+        """What a person or a model wrote."""
+        if text:
+            self._spans.append((text, weight))
+
+    def finished(self) -> tuple[Segment, ...]:
+        """All segments."""
+        if self._prefix or self._spans:
+            self._end_text()
+        return tuple(self._segments)
+
+    def _end_text(self) -> None:
+        spans = self._spans
+        if len(spans) == 1:
+            [(content, weight)] = spans
+            self._segments.append(Text(prefix=self._prefix, content=content, weight=weight))
+        else:
+            self._segments.append(_joined(self._prefix, spans))
+        self._prefix, self._spans = "", []
+
+
+def _joined(prefix: str, spans: Sequence[tuple[str, float]]) -> Text:
+    content = "".join(text for text, _ in spans)
+    weights = {weight for _, weight in spans}
+    if len(weights) <= 1:
+        return Text(prefix=prefix, content=content, weight=weights.pop() if weights else 0.0)
+    return Text(prefix=prefix, content=content, spans=tuple(Span(text=text, weight=weight) for text, weight in spans))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where a message is: the role before it (None at the beginning) and behind it (None at the end), and whether it is
+    behind the last user message.
+    """
+
+    previous: PreviousRole | None
+    following: NextRole | None
+    is_after_last_user: bool
+
+
+def _write(writer: _Writer, tagged: TaggedConversation) -> None:
+    conversation, template = tagged.conversation, writer.rules
+    messages = conversation.messages
+    _require_tools(conversation, template)
+    system, turn = system_text(conversation, template), template.turns.system
+    previous: PreviousRole | None = None
+    waiting = ""  # a system text that the first user message has to take
+    if turn is not None and (system or template.default_system is not None):
+        _write_plain(writer, turn, system, 0.0, _Place(previous=None, following=None, is_after_last_user=False))
+        previous = "system"
+    elif system:
+        waiting = system
+    last_user = max((number for number, message in enumerate(messages) if message.role == "user"), default=-1)
+    for number, (message, weight) in enumerate(zip(messages, tagged.message_weights, strict=True)):
+        following = messages[number + 1].role if number + 1 < len(messages) else None
+        place = _Place(previous=previous, following=following, is_after_last_user=number > last_user)
+        if message.role == "assistant":
+            weights = message_weights(message, weight, tagged.part_weights)
+            _write_answer(writer, message, weights, place)
+        else:
+            taken, waiting = (waiting, "") if message.role == "user" else ("", waiting)
+            message_turn = template.turns.user if message.role == "user" else template.turns.tool
+            assert message_turn is not None, "checked"
+            _write_plain(writer, message_turn, message.content, weight, place, system=taken)
+        previous = message.role
+    if waiting:
+        problem = (
+            f"the template `{template.name}` writes the system text into the first user message, and there is none"
+        )
+        raise RowError("unshown_part", f"{problem}; remove the system text or use another `model.template`")
+
+
+def _require_tools(conversation: Conversation, template: Template) -> None:
+    if conversation.system and not template.shows_system:
+        raise _unshown("a system text", template)
+    if template.tools is not None:
+        return
+    if conversation.tools:
+        raise _unshown("tools", template)
+    if any(message.role == "tool" or message.tool_calls for message in conversation.messages):
+        raise _unshown("tool calls and their results", template)
+
+
+def _unshown(what: str, template: Template) -> RowError:
+    problem = f"the template `{template.name}` has no place for {what}"
+    return RowError("unshown_part", f"{problem}; use another `model.template`, or remove it from the row")
+
+
+def _write_plain(writer: _Writer, turn: Turn, content: str, weight: float, place: _Place, *, system: str = "") -> None:
+    """A message of one text. system: what a user message holds in front of it."""
+    _write_open(writer, turn, place)
+    if system:
+        wrap = writer.rules.system_in_user
+        assert wrap is not None, "checked"
+        writer.template(wrap.open)
+        writer.content(system, 0.0)
+        writer.template(wrap.close)
+    text = content.strip() if turn.trim else content
+    if text:
+        writer.content(turn.lead + text, weight)
+    _write_close(writer, turn, weight, place)
+
+
+def _write_answer(writer: _Writer, message: Message, weights: MessageWeights, place: _Place) -> None:
+    turn = writer.rules.turns.assistant
+    _write_open(writer, turn, place)
+    _write_reasoning(writer, message, weights, place)
+    spans = _trimmed(weights.text) if turn.trim else weights.text
+    writer.template(turn.begin, spans[0].weight)
+    lead, has_text = turn.lead, False
+    for span in spans:
+        if span.text:
+            writer.content(lead + span.text, span.weight)
+            lead, has_text = "", True
+    if message.tool_calls:
+        _write_calls(writer, message, weights.tool_calls, has_text=has_text)
+    _write_close(writer, turn, weights.end, place)
+
+
+def _write_calls(writer: _Writer, message: Message, weight: float, *, has_text: bool) -> None:
+    calls = writer.rules.tool_calls
+    assert calls is not None, "checked"
+    before, middle, end = calls.parts
+    for number, call in enumerate(message.tool_calls):
+        if number or has_text:
+            writer.template(calls.between if number else calls.lead, weight)
+        writer.template(before, weight)
+        writer.content(call.name, weight)
+        writer.template(middle, weight)
+        writer.content(call.arguments, weight)
+        writer.template(end, weight)
+
+
+def _write_reasoning(writer: _Writer, message: Message, weights: MessageWeights, place: _Place) -> None:
+    template, rule = writer.rules, writer.rules.reasoning
+    is_shown = rule is not None and (rule.shown == "always" or place.is_after_last_user)
+    text = message.reasoning.strip("\n")
+    if message.reasoning and rule is None:
+        raise _unshown("reasoning", template)
+    if message.reasoning and not is_shown:
+        raise _unshown(
+            "reasoning in an answer before the last user message, which it leaves out of the history", template
+        )
+    if rule is None or not is_shown:
+        return
+    if not text:
+        if place.following is None:
+            writer.template(rule.empty)
+        return
+    writer.template(rule.open, weights.reasoning)
+    writer.content(text, weights.reasoning)
+    writer.template(rule.close, weights.reasoning)
+
+
+def _write_open(writer: _Writer, turn: Turn, place: _Place) -> None:
+    text = turn.open if place.previous is None else turn.open_after.get(place.previous, turn.open)
+    writer.template(text)
+
+
+def _write_close(writer: _Writer, turn: Turn, weight: float, place: _Place) -> None:
+    if place.following is not None and place.following in turn.close_before:
+        writer.template(turn.close_before[place.following], weight)
+        return
+    is_last = place.following is None and turn.close_last is not None
+    writer.template((turn.close_last or "") if is_last else turn.close, weight)
+    writer.template(turn.after)
+
+
+def _trimmed(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Spans without white space at the ends of their whole text. None is left out: the last one may be empty."""
+    whole = "".join(span.text for span in spans)
+    start, end = len(whole) - len(whole.lstrip()), len(whole.rstrip())
+    found, position = [], 0
+    for span in spans:
+        text = whole[max(position, start) : min(position + len(span.text), end)]
+        found.append(replace(span, text=text))
+        position += len(span.text)
+    return tuple(found)

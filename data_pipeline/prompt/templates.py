@@ -1,90 +1,69 @@
-"""Prompt formats: one record each. `render.py` writes the prompts of training with them, `chat_template.py` those of
-exports; no other file knows prompt text.
+"""The prompt formats that a recipe can name: one YAML file each, in `template_files/`. `template.py` says what is in
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
 
-from data_pipeline.conversation import Role
+import yaml
 
+from data_pipeline.prompt.template import Template
 
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """A prompt format.
-
-    A message is: header_open? + `CONDITION ROLE` + (header_close token | header_suffix) + content + end_of_turn +
-    after.
-
-    role_names: what `user` and `assistant` are called. system_name: None where a system text has no header.
-    header_open, header_close: control tokens around the role, or None for a header that is plain text.
-    header_suffix: plain text after the role (after `header_close` where there is one).
-    content_lead: text between header and content, left out for an empty content (so `User:` has no trailing space).
-    after_turn: plain text after `end_of_turn`.
-    inference_condition: the condition that published models of this template are prompted with.
-    """
-
-    name: str
-    role_names: Mapping[Role, str]
-    system_name: str | None
-    header_open: str | None
-    header_close: str | None
-    header_suffix: str
-    content_lead: str
-    end_of_turn: str
-    after_turn: str
-    inference_condition: str
-
-    @property
-    def control_tokens(self) -> tuple[str, ...]:
-        """The control tokens that the template writes, without beginning-of-sequence."""
-        return tuple(token for token in (self.header_open, self.header_close, self.end_of_turn) if token)
+_FOLDER = Path(__file__).parent / "template_files"
+# in the order in which they are offered: those of OpenChat, what fits most bases, and those of vendors
+_NAMES = (
+    "openchat_3.2",
+    "openchat_3.5",
+    "openchat_3.6",
+    "chatml",
+    "chatml-smollm2",
+    "gemma-2",
+    "gemma-3",
+    "glm-4",
+    "gpt-oss",
+    "llama-2",
+    "llama-3",
+    "llama-3.1",
+    "mistral-v1",
+    "mistral-v2",
+    "mistral-v3",
+    "phi-3",
+    "phi-4",
+    "qwen2.5",
+    "qwen3",
+    "smollm3",
+    "zephyr",
+)
 
 
-def _openchat(name: str, inference_condition: str) -> Template:
-    return Template(
-        name=name,
-        role_names={"user": "User", "assistant": "Assistant"},
-        system_name=None,
-        header_open=None,
-        header_close=None,
-        header_suffix=":",
-        content_lead=" ",
-        end_of_turn="<|end_of_turn|>",
-        after_turn="",
-        inference_condition=inference_condition,
-    )
+class _Templates(Mapping[str, Template]):
+    """Name -> template. A file is read when its template is asked for."""
+
+    def __getitem__(self, name: str) -> Template:
+        if name not in _NAMES:
+            raise KeyError(name)
+        return _read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
 
 
-TEMPLATES: Mapping[str, Template] = {
-    template.name: template
-    for template in (
-        _openchat("openchat_3.2", inference_condition="GPT4"),
-        _openchat("openchat_3.5", inference_condition="GPT4 Correct"),
-        Template(
-            name="openchat_3.6",
-            role_names={"user": "User", "assistant": "Assistant"},
-            system_name="System",
-            header_open="<|start_header_id|>",
-            header_close="<|end_header_id|>",
-            header_suffix="\n\n",
-            content_lead="",
-            end_of_turn="<|eot_id|>",
-            after_turn="",
-            inference_condition="GPT4 Correct",
-        ),
-        Template(
-            name="chatml",
-            role_names={"user": "user", "assistant": "assistant"},
-            system_name="system",
-            header_open="<|im_start|>",
-            header_close=None,
-            header_suffix="\n",
-            content_lead="",
-            end_of_turn="<|im_end|>",
-            after_turn="\n",
-            inference_condition="",
-        ),
-    )
-}
+@cache
+def _read(name: str) -> Template:
+    template = Template.model_validate(yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+    assert template.name == name, "a file has the name of its template"
+    return template
+
+
+TEMPLATES: Mapping[str, Template] = _Templates()
+
+
+def is_template_file(name: str) -> bool:
+    """Whether `model.template` names a YAML file of the user's."""
+    return name.endswith((".yaml", ".yml"))

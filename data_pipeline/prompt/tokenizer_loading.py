@@ -26,6 +26,10 @@ class WritesTokens(Protocol):
     def control_tokens(self) -> tuple[str, ...]:
         """The control tokens that it needs."""
 
+    @property
+    def bos(self) -> bool:
+        """Whether conversations begin with the tokenizer's beginning-of-sequence token."""
+
 
 def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> TokenizerSpec:
     """Read a tokenizer and make it ready for a template. Raises UserError for files that are damaged or that a chat
@@ -47,8 +51,8 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> To
     bos_token = names["bos_token"]
     if bos_token is not None and tokenizer.token_to_id(bos_token) is None:
         raise UserError("model", f"{path}: bos_token {shown(bos_token)} is not in the vocabulary", TOKENIZER_REMEDY)
-    if bos_token in template.control_tokens:
-        bos_token = None  # chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
+    if bos_token in template.control_tokens or not template.bos:
+        bos_token = None  # such as chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
     special = {token["content"] for token in description["added_tokens"] if token["special"]}
     if bos_token is not None and bos_token not in special:
         tokenizer.add_special_tokens([_control_token(bos_token)])  # as transformers does when it loads the folder

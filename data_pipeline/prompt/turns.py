@@ -18,8 +18,9 @@ from data_pipeline.classes.tagging import ClassTable, ConversationClass
 from data_pipeline.conversation import Conversation, Message, Role, TaggedConversation, Text, TokenizedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.render import header_segments
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TemplateTokenizer
+from data_pipeline.prompt.uniform import uniform_format
 from data_pipeline.text_rules import quoted, shown
 
 _WEIGHT_TOLERANCE = 1e-4  # relative; for weights that a recipe gives as exp(reward / beta)
@@ -60,6 +61,7 @@ class TurnReader:
     def __init__(
         self, tokenizer: TemplateTokenizer, template: Template, classes: ClassTable, *, bos_token: str | None
     ) -> None:
+        assert uniform_format(template) is not None, "OpenChat's formats are"
         self._tokenizer, self._template, self._classes = tokenizer, template, classes
         self._bos = None if bos_token is None else tokenizer.control_id(bos_token)
         self._end_of_turn = tokenizer.control_id(template.end_of_turn)
@@ -168,9 +170,9 @@ class TurnReader:
 
     def _content(self, turn: _Turn, text: str) -> str:
         content = text.removeprefix(turn.header.text)
-        lead = (
-            "" if turn.header.role == "system" and self._template.system_name is None else self._template.content_lead
-        )
+        turns = self._template.turns
+        turn_format = {"system": turns.system, "user": turns.user, "assistant": turns.assistant}[turn.header.role]
+        lead = "" if turn_format is None else turn_format.lead
         if content and not content.startswith(lead):
             raise RowError(
                 "unknown_header",

@@ -19,6 +19,18 @@ from ochat_train.model.families import Family, family_by_name, family_of
 T = TypeVar("T")
 CONFIG_FILE = "config.json"
 _USUAL_TEMPLATE = "chatml"
+# Formats that a tokenizer can be told to be made for, by control tokens that no other one has; the first counts.
+_TOLD_BY_TOKENS = (
+    "phi-4",
+    "chatml",
+    "openchat_3.6",
+    "openchat_3.5",
+    "openchat_3.2",
+    "gemma-3",
+    "gpt-oss",
+    "glm-4",
+    "phi-3",
+)
 _WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")  # the last two as in GPT-2 and MPT
 
 
@@ -45,12 +57,11 @@ class Base:
     @property
     def template(self) -> str:
         """The prompt format of OpenChat's models on this family. For others a format whose control tokens the tokenizer
-        has, `chatml` before others, and `chatml` where it has those of none.
+        has, and `chatml` where it has those of none.
         """
         if self.family is not None and self.family.template is not None:
             return self.family.template
-        newest_first = sorted(reversed(list(TEMPLATES.values())), key=lambda template: template.name != _USUAL_TEMPLATE)
-        fitting = (t.name for t in newest_first if self.special_tokens.issuperset(t.control_tokens))
+        fitting = (n for n in _TOLD_BY_TOKENS if self.special_tokens.issuperset(TEMPLATES[n].control_tokens))
         return next(fitting, _USUAL_TEMPLATE)
 
     @property

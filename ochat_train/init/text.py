@@ -13,7 +13,8 @@ from data_pipeline.look.raw import SourceLook, under_inference_condition
 from data_pipeline.look.samples import LEGEND, spread, training_text
 from data_pipeline.prompt.prompt_row import PromptRow
 from data_pipeline.prompt.render import render
-from data_pipeline.prompt.templates import TEMPLATES, Template
+from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
 from ochat_train.init.draft import Draft, Lengths

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from data_pipeline.errors import Problem
-from data_pipeline.section import ANY, all_fields
+from data_pipeline.section import ANY, Section, all_fields
 from data_pipeline.text_rules import did_you_mean
 from ochat_train.recipe.secrets import SECRET_KEY
 from ochat_train.recipe.sections import Recipe
@@ -33,16 +33,19 @@ def rule_broken(problem: Any) -> str:
     return str(problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"])
 
 
-def describe(problem: Any, document: Document) -> Problem:
-    """One of pydantic's problems: place and key, the value and what is wrong, and the nearest valid key."""
+def describe(problem: Any, document: Document, *, root: type[Section] = Recipe) -> Problem:
+    """One of pydantic's problems: place and key, the value and what is wrong, and the nearest valid key.
+
+    root: what the document was read as.
+    """
     kind, location, value = problem["type"], problem["loc"], problem["input"]
     place = document.place(location)
     if kind == "extra_forbidden":
-        keys = [key for key, _ in _fields_beside(location)]
+        keys = [key for key, _ in _fields_beside(location, root)]
         hint = did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
         return Problem(place=place, problem="unknown key", remedy=hint)
     if kind == "missing":
-        description = dict(_fields_beside(location))[location[-1]].description
+        description = dict(_fields_beside(location, root))[location[-1]].description
         return Problem(place=place, problem="missing", remedy=description or "add it")
     message = _PLAIN_MESSAGES.get(kind) or rule_broken(problem)
     if kind == "value_error" and isinstance(value, dict | BaseModel):  # a rule over several keys: no need to show all
@@ -53,9 +56,9 @@ def describe(problem: Any, document: Document) -> Problem:
     return Problem(place=place, problem=f"{shown}: {message[0].lower()}{message[1:]}")
 
 
-def _fields_beside(location: KeyPath) -> Iterator[tuple[str, FieldInfo]]:
+def _fields_beside(location: KeyPath, root: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
     """Key and declaration of all fields of the section that a key path leads into."""
-    for (*section, key), field in all_fields(Recipe):
+    for (*section, key), field in all_fields(root):
         if len(section) == len(location) - 1 and all(
             part in (ANY, step) for part, step in zip(section, location, strict=False)
         ):

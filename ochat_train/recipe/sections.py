@@ -16,7 +16,7 @@ from data_pipeline.hub_names import hub_name_problem
 from data_pipeline.plan.kinds import PlanKind
 from data_pipeline.prompt.base_template.template import BASE, ConditionPlace, RewrittenHistory, is_jinja
 from data_pipeline.prompt.base_template.variables import template_variable_problems
-from data_pipeline.prompt.templates import TEMPLATES
+from data_pipeline.prompt.templates import TEMPLATES, is_template_file
 from data_pipeline.section import Rule, Section, setting
 from data_pipeline.settings import DataSettings, Ratio
 from data_pipeline.text_rules import did_you_mean
@@ -72,7 +72,7 @@ class ModelSettings(Section):
     )
     template: str = setting(
         description=f"prompt format: {', '.join(TEMPLATES)}; or `base`, the Jinja chat template of the tokenizer; or a "
-        "`.jinja` file",
+        "`.jinja` file; or a `.yaml` file of your own (docs/own-template.md)",
         decides_steps=True,
         is_public=True,
     )
@@ -164,10 +164,11 @@ class ModelSettings(Section):
     @field_validator("template")
     @classmethod
     def _template_exists(cls, value: str) -> str:
-        if value not in TEMPLATES and not is_jinja(value):
+        if value not in TEMPLATES and not is_jinja(value) and not is_template_file(value):
             known = (*TEMPLATES, BASE)
             raise ValueError(
-                f"unknown template; {did_you_mean(value, known) or 'templates: ' + ', '.join(known)}, or a .jinja file"
+                f"unknown template; {did_you_mean(value, known) or 'templates: ' + ', '.join(known)}, or a .yaml or "
+                ".jinja file"
             )
         return value
 

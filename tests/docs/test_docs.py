@@ -19,6 +19,7 @@ from data_pipeline.conversation import Message
 from data_pipeline.formats.known_keys import HARMLESS_KEYS
 from data_pipeline.formats.marks import MARKS, ROW_MARKS
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
+from data_pipeline.prompt.template import AnswerTurn, Template
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read.rows import RowReader, parse_row
 from data_pipeline.settings import SourceSettings
@@ -28,6 +29,7 @@ from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe, TrainSettings
 from ochat_train.recipe.strict_yaml import parse
+from ochat_train.recipe.template_file import load_template
 from ochat_train.system import exits
 from tests.support.doc_pages import first_column, section
 from tests.support.processes import ROOT
@@ -362,14 +364,31 @@ def test_the_prepared_folder_and_its_report_look_as_the_page_says(
 
 def test_the_page_lists_every_template_with_its_condition() -> None:
     page = (DOCS / "own-template.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (\w+) \| (.+) \|$", page, flags=re.MULTILINE)
-    assert {name: (count, condition) for name, count, condition in rows} == {
-        template.name: (
-            {1: "one", 2: "two", 3: "three"}[len(template.control_tokens)],
-            f"`{template.inference_condition}`" if template.inference_condition else "none",
-        )
-        for template in TEMPLATES.values()
+    first, vendors = (part for part in re.split(r"^\| `model.template` ", page, flags=re.MULTILINE)[1:3])
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (.+) \|$", first, flags=re.MULTILINE)
+    shown = re.findall(r"^\| `([^`]+)` \| (\w+) \| (\w+) \| (\w+) \|", vendors, flags=re.MULTILINE)
+    says = {True: "yes", False: "no"}
+    assert dict(rows) == {
+        name: f"`{TEMPLATES[name].inference_condition}`" if TEMPLATES[name].inference_condition else "none"
+        for name, _ in rows
     }
+    assert {name: parts for name, *parts in shown} == {
+        name: [says[template.shows_system], says[template.reasoning is not None], says[template.tools is not None]]
+        for name, template in TEMPLATES.items()
+        if name not in dict(rows)
+    }
+    assert not any(TEMPLATES[name].inference_condition for name, *_ in shown)
+
+
+def test_the_template_of_the_page_is_one(tmp_path: Path) -> None:
+    block = blocks(section((DOCS / "own-template.md").read_text(encoding="utf-8"), "A template file"), "yaml")[1]
+    path = tmp_path / "mine.yaml"
+    path.write_text(block, encoding="utf-8")
+    template = load_template(path)
+    assert (template.name, template.end_of_turn, template.after_turn) == ("mine", "<|end|>", "\n")
+    page = section((DOCS / "own-template.md").read_text(encoding="utf-8"), "A template file")
+    for key in (*Template.model_fields, *AnswerTurn.model_fields):
+        assert f"`{key}" in page, key
 
 
 # ---- docs/correctness.md and docs/reliability.md ----

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from data_pipeline.prompt.templates import Template
+from data_pipeline.prompt.uniform import UniformFormat
 
 # Between two turns there is text of the template before a header that is plain text.
-TEXT_HEADERS = Template(
+TEXT_HEADERS = UniformFormat(
     name="text_headers",
     role_names={"user": "Human", "assistant": "Assistant"},
     system_name="System",
@@ -16,9 +16,9 @@ TEXT_HEADERS = Template(
     end_of_turn="<|end|>",
     after_turn="\n",
     inference_condition="",
-)
+).as_template()
 # Only a role's end is a control token.
-CLOSED_HEADERS = Template(
+CLOSED_HEADERS = UniformFormat(
     name="closed_headers",
     role_names={"user": "Human", "assistant": "Assistant"},
     system_name="System",
@@ -29,4 +29,4 @@ CLOSED_HEADERS = Template(
     end_of_turn="<|end|>",
     after_turn="\n\n",
     inference_condition="",
-)
+).as_template()

@@ -53,6 +53,7 @@ class _NoTokens:
     """A base's template adds no control tokens to its tokenizer."""
 
     control_tokens: tuple[str, ...] = ()
+    bos = True
 
 
 def load_base_prompts(files: Mapping[str, Path], settings: BaseTemplateSettings) -> tuple[BaseTemplate, TokenizerSpec]:

@@ -24,7 +24,11 @@ from data_pipeline.text_rules import RESERVED_CHARACTER, text_problem, visible
 from tests.support.data import control_ids, tokenizer_spec
 from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS
 
-SHOWN = {**TEMPLATES, **{template.name: template for template in (TEXT_HEADERS, CLOSED_HEADERS)}}
+ALIKE = ("openchat_3.2", "openchat_3.5", "openchat_3.6", "chatml")  # all that is not supervised is the template's text
+SHOWN = {
+    **{name: TEMPLATES[name] for name in ALIKE},
+    **{template.name: template for template in (TEXT_HEADERS, CLOSED_HEADERS)},
+}
 HOSTILE = "\x1b[31m \x9b1m \x07 \r \u202ebidi <|end_of_turn|></s> 日本語 🙂👩\u200d👧 \ufffd é"
 texts = st.text(st.characters(codec="utf-8", exclude_characters=RESERVED_CHARACTER), max_size=12) | st.sampled_from(
     ["", " a", "\n\nb ", ":x", "User:", HOSTILE]

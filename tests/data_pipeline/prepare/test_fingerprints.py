@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
 from data_pipeline.prepare.fingerprints import template_fingerprint
-from data_pipeline.prompt.templates import TEMPLATES, Template
+from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.templates import TEMPLATES
+from data_pipeline.prompt.uniform import UniformFormat, uniform_format
 
 # as first released; a change here makes every user prepare again
 RELEASED = {
@@ -23,35 +26,57 @@ def test_fingerprint_of_a_template_is_that_of_its_release(name: str) -> None:
     assert template_fingerprint(TEMPLATES[name]) == RELEASED[name]
 
 
-OTHER_VALUES = {
+OTHER_VALUES: dict[str, Any] = {
     "name": "other",
-    "role_names": {"user": "Human", "assistant": "Assistant"},
-    "system_name": "System text",
-    "header_open": "<|open|>",
-    "header_close": "<|close|>",
-    "header_suffix": ";",
-    "content_lead": "\t",
-    "end_of_turn": "<|end|>",
-    "after_turn": "\n\n",
+    "control_tokens": ("<|im_start|>", "<|im_end|>", "<|x|>"),
+    "bos": True,
+    "begin": "<|x|>",
+    "condition": "{condition}: ",
     "inference_condition": "Other",
+    "default_system": "Be brief.",
+    "turns": {"user": {"close": "<|x|>"}},
+    "system_in_user": {"close": "\n"},
+    "reasoning": {"close": "</r>"},
+    "tools": {"each": " "},
+    "tool_calls": {"between": " "},
 }
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Template)])
-def test_every_field_of_a_template_is_part_of_its_fingerprint(name: str) -> None:
-    template = TEMPLATES["openchat_3.5"]
-    changed = replace(template, **{name: OTHER_VALUES[name]})
-    assert template_fingerprint(changed) != template_fingerprint(template)
+@pytest.mark.parametrize("name", Template.model_fields)
+def test_every_key_of_a_template_is_part_of_its_fingerprint(name: str) -> None:
+    template = TEMPLATES["qwen3"]
+    value = OTHER_VALUES[name]
+    if isinstance(value, dict):  # one key inside
+        old = getattr(template, name)
+        value = template if old is None else old.model_copy(update=value)
+        if name == "turns":
+            value = template.turns.model_copy(
+                update={"user": template.turns.user.model_copy(update=OTHER_VALUES[name]["user"])}
+            )
+    assert template_fingerprint(template.model_copy(update={name: value})) != template_fingerprint(template)
 
 
-@dataclass(frozen=True, kw_only=True)
+@pytest.mark.parametrize("name", [field.name for field in fields(UniformFormat)])
+def test_every_field_of_a_first_format_is_part_of_its_fingerprint(name: str) -> None:
+    first = uniform_format(TEMPLATES["openchat_3.6"])
+    assert first is not None
+    others = {field.name: f"<|{field.name}|>" for field in fields(UniformFormat)}
+    others |= {"name": "other", "header_suffix": ";", "content_lead": "\t", "after_turn": "\n", "system_name": "S"}
+    value = {"user": "Human", "assistant": "Assistant"} if name == "role_names" else others[name]
+    changed = replace(first, **{name: value}).as_template()
+    assert uniform_format(changed) == replace(first, **{name: value})
+    assert template_fingerprint(changed) != template_fingerprint(first.as_template())
+
+
 class LaterTemplate(Template):
-    """A template of a later version, with a new field."""
+    """A template of a later version, with a new key."""
 
     tool_name: str | None = None
 
 
-def test_new_field_counts_only_where_it_is_used() -> None:
-    values = {field.name: getattr(TEMPLATES["chatml"], field.name) for field in fields(Template)}
-    assert template_fingerprint(LaterTemplate(**values)) == RELEASED["chatml"]
-    assert template_fingerprint(LaterTemplate(**values, tool_name="tool")) != RELEASED["chatml"]
+def test_new_key_counts_only_where_it_is_used() -> None:
+    for name in ("chatml", "qwen3"):
+        values = {key: value for key, value in TEMPLATES[name]}
+        earlier = template_fingerprint(TEMPLATES[name])
+        assert template_fingerprint(LaterTemplate(**values, tool_name="tool")) != earlier
+    assert template_fingerprint(LaterTemplate(**values)) == earlier

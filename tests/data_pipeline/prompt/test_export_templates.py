@@ -22,13 +22,20 @@ from data_pipeline.prompt import chat_folder
 from data_pipeline.prompt.chat_folder import render_chat_template, write_tokenizer_folder
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE, MASK_TEMPLATE
 from data_pipeline.prompt.render import render
-from data_pipeline.prompt.templates import TEMPLATES, Template
+from data_pipeline.prompt.template import Template
+from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from tests.support.templates import CLOSED_HEADERS, TEXT_HEADERS
 
-ALL_TEMPLATES = {**TEMPLATES, TEXT_HEADERS.name: TEXT_HEADERS, CLOSED_HEADERS.name: CLOSED_HEADERS}
+# formats in which all turns are alike; the others are in test_vendor_templates.py
+OPENCHAT = ("openchat_3.2", "openchat_3.5", "openchat_3.6", "chatml")
+ALL_TEMPLATES = {
+    **{name: TEMPLATES[name] for name in OPENCHAT},
+    TEXT_HEADERS.name: TEXT_HEADERS,
+    CLOSED_HEADERS.name: CLOSED_HEADERS,
+}
 TEXTS = (
     "Hi",
     "Hello there, friend.",
