@@ -2,6 +2,8 @@
 
 The path of one conversation, a file for each stop:
 
+    read/found_files.py      path, split, subset of a source    -> its files, and what is left out
+    read/file_kinds.py       file                              -> what it is, by its content
     read/sources.py          file, folder, pattern or dataset  -> raw rows, each with its place (file:line)
     formats/*.py             raw row                           -> system text and messages, one file a format
     read/rows.py             raw row                           -> Conversation

@@ -77,5 +77,8 @@ class RowError(Exception):
     """A row that is not a conversation. `reason` is the ledger's key; the message gives value, rule and remedy."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+        super().__init__(reason, message)  # both, so that it can be sent between processes
+        self.reason, self.message = reason, message
+
+    def __str__(self) -> str:
+        return self.message

@@ -12,6 +12,7 @@ from data_pipeline.formats.fields import ROLES_OF_RECIPES, Fields
 from data_pipeline.formats.preference import ANSWERS
 from data_pipeline.formats.row_format import RowFormat
 from data_pipeline.formats.table import FORMATS
+from data_pipeline.path_keys import PathText
 from data_pipeline.section import Rule, Section, setting
 from data_pipeline.text_rules import quoted, text_problem
 from data_pipeline.weight import LARGEST_WEIGHT, SMALLEST_WEIGHT, reward_weight
@@ -111,10 +112,9 @@ class FieldSettings(Section):
 class SourceSettings(Section):
     """Where raw conversations come from, and which class they have."""
 
-    path: str = setting(
-        min_length=1,
-        description="a .jsonl, .json or .parquet file, a folder or glob of them, a folder made by "
-        "`datasets.save_to_disk`, or `hf://ORG/NAME` for a dataset on the Hub",
+    path: PathText = setting(
+        description="a file of JSON lines, JSON, CSV, TSV, Parquet or Arrow (also packed), a folder or glob of them, a "
+        "folder made by `datasets.save_to_disk`, or `hf://ORG/NAME` for a dataset on the Hub",
         decides_steps=True,
         is_public=True,
     )
@@ -151,7 +151,21 @@ class SourceSettings(Section):
     )
     split: str | None = setting(
         None,
-        description="split of a Hub dataset, or of a folder made by `datasets`",
+        description="split of a Hub dataset, or of a folder whose files are named after their splits",
+        decides_steps=True,
+        is_public=True,
+    )
+    subset: str | None = setting(
+        None,
+        min_length=1,
+        description="subset (configuration) of a Hub dataset, or of a folder that holds one",
+        decides_steps=True,
+        is_public=True,
+    )
+    revision: str | None = setting(
+        None,
+        min_length=1,
+        description="branch, tag or commit of a Hub dataset",
         decides_steps=True,
         is_public=True,
     )
@@ -202,8 +216,12 @@ class SourceSettings(Section):
         self._check_answers_and_fields()
         if self.is_tokenized and (self.class_field is not None or self.reward_field is not None):
             raise ValueError("tokenized rows have no `class_field` and no `reward_field`; they hold their weights")
-        if self.is_tokenized and (self.split is not None or self.is_on_hub):
-            raise ValueError("tokenized rows are read from .parquet files; download them and name the files")
+        if self.is_tokenized and (self.split is not None or self.subset is not None or self.is_on_hub):
+            raise ValueError("tokenized rows are read from Parquet files; download them and name the files")
+        if self.split is not None and not self.is_on_hub and set("[+") & set(self.split):
+            raise ValueError(f"split {quoted(self.split)}: parts and sums of splits are for datasets on the Hub")
+        if self.revision is not None and not self.is_on_hub:
+            raise ValueError(f"`revision` is for datasets on the Hub (`{HUB_PREFIX}ORG/NAME`), and `path` names files")
         if self.is_tokenized and self.think_tags:
             raise ValueError("tokenized rows have no text that `think_tags` could be found in; remove it")
         return self
@@ -277,8 +295,7 @@ class PartWeightSettings(Section):
 class DataSettings(Section):
     """Raw conversations, their classes, and how to treat rows that do not fit."""
 
-    prepared_dir: str = setting(
-        min_length=1,
+    prepared_dir: PathText = setting(
         description="folder of the prepared dataset, written by `ochat prepare`",
         decides_steps=False,
         is_public=False,

@@ -58,6 +58,10 @@ The files that `data.sources` may name are described in [Data formats](data_form
 - Values are read as in YAML 1.2: `2e-5` is a number, and only `true` and `false` are true and false (`no` is a text).
 - Aliases (`*name`), anchors (`&name`) and tags (`!!int`) are not allowed.
 - Relative paths start at the folder in which the command runs.
+- In keys that hold a path, `~` and `~USER` at the beginning and `${NAME}` anywhere are replaced by a home and by the
+  environment. A name that is not set or empty is an error, and so is `$NAME` without braces (`$$NAME` is a plain `$`).
+  Run folders and exports keep the text as you wrote it. In all other keys `~/` and `${NAME}` are errors, except in
+  `validation.prompts`, `validation.answer_pattern` and `model.template_variables`.
 
 ## Change a value for one run
 

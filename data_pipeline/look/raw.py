@@ -19,6 +19,7 @@ from data_pipeline.formats.preference import ANSWERS
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
+from data_pipeline.path_keys import written_path
 from data_pipeline.prompt.prompt_format import AnyTemplate, PromptTemplate, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
@@ -162,7 +163,7 @@ def look_at(path: str, *, format: str | None = None, most_rows: int = SAMPLED_RO
 def _probe(path: str, format: str) -> SourceSettings:
     """A source of a format, whose classes are not known yet."""
     classes = {"answer_classes": {name: name for name in ANSWERS}} if FORMATS[format].has_pairs else {"class": "probe"}
-    return SourceSettings.model_validate({"path": path, "format": format, **classes})
+    return SourceSettings.model_validate({"path": written_path(path), "format": format, **classes})
 
 
 def _look(path: str, layout: Layout, rows: Sequence[tuple[str, Any]], *, num_rows: int) -> SourceLook:
@@ -237,12 +238,19 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
 
 def under_inference_condition(conversation: Conversation, template: PromptTemplate) -> TaggedConversation:
     """A conversation whose class is not known, under the condition that the template asks for answers with."""
-    weights = tuple(
+    return TaggedConversation(
+        conversation=conversation,
+        class_name="",
+        condition=template.inference_condition,
+        message_weights=own_factors(conversation),
+    )
+
+
+def own_factors(conversation: Conversation) -> tuple[float, ...]:
+    """For each message, the factor of its class's weight that the row gives: 0 where the assistant did not write it."""
+    return tuple(
         (1.0 if message.weight is None else message.weight) if message.role == "assistant" else 0.0
         for message in conversation.messages
-    )
-    return TaggedConversation(
-        conversation=conversation, class_name="", condition=template.inference_condition, message_weights=weights
     )
 
 

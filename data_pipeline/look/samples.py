@@ -12,7 +12,7 @@ from data_pipeline.text_rules import visible
 
 T = TypeVar("T")
 NUM_SHOWN = 3
-LEGEND = "{role prefix}, «control token», [weight|supervised text], the rest is not supervised"
+LEGEND = "{role prefix}, «control token», [factor of the class's weight|supervised text], the rest is not supervised"
 _MOST_CHARACTERS = 240  # of one message
 
 

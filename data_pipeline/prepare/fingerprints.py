@@ -35,7 +35,13 @@ def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[st
 # Keys that are newer than the first version of the fingerprint, with their defaults. One counts where it is set to
 # something else, so datasets that were prepared before it came are still what their recipe asks for.
 _LATER_DATA_KEYS: Mapping[str, Any] = {"part_weights": None, "ignore_fields": []}
-_LATER_SOURCE_KEYS: Mapping[str, Any] = {"think_tags": False, "fields": None, "answer_classes": None}
+_LATER_SOURCE_KEYS: Mapping[str, Any] = {
+    "subset": None,
+    "revision": None,
+    "think_tags": False,
+    "fields": None,
+    "answer_classes": None,
+}
 
 
 def _without_unused(data: Mapping[str, Any]) -> dict[str, Any]:

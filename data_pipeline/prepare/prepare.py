@@ -35,7 +35,7 @@ from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenize
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.layout import require_fields_read, resolved
 from data_pipeline.read.openchat_parquet import tokenized_files
-from data_pipeline.read.sources import ChunkSizes
+from data_pipeline.read.sources import ChunkSizes, check_sources
 
 
 def prepare(
@@ -65,6 +65,8 @@ def prepare(
         if problem is None:
             return old, True
         say(f"{problem}: it is prepared again")
+    for note in check_sources(job.data.sources):
+        say(f"warning: {note}")
     check_chat_template(job.tokenizer, job.template)
     job = replace(job, data=resolved(job.data, say=say))
     for number, source in enumerate(job.data.sources):

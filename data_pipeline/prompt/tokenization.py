@@ -79,6 +79,11 @@ class TemplateTokenizer:
         """How many ids a plain text has."""
         return len(self._encode(text).ids)
 
+    def keeps_prefix(self, prefix: str, content: str) -> bool:
+        """Whether a text begins with the ids that its prefix has on its own."""
+        ids = self._encode(prefix).ids
+        return bool(self._encode(prefix + content).ids[: len(ids)] == ids)
+
     def _encode(self, text: str) -> Any:
         with tokenizers_errors("model.tokenizer"):
             return self._text.encode(text, add_special_tokens=False)

@@ -15,12 +15,12 @@ from data_pipeline.formats.detect import Layout, layout_of
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.read import sources
+from data_pipeline.read.chunks import Chunk, LinesChunk, ParquetChunk
 from data_pipeline.read.rows import RowReader
-from data_pipeline.read.sources import Chunk, RowsChunk
 from data_pipeline.settings import DataSettings, FieldSettings, SourceSettings
 
 _MOST_CHUNKS = 64
-_MOST_PARSED_CHUNKS = 64  # of rows that have to be parsed to be cut into chunks
+_MOST_PARSED_CHUNKS = 64  # of files that have to be unpacked or parsed to be cut into chunks
 _ROWS_PER_CHUNK = 200
 _MOST_FIELDS = 30
 _FIRST_CHUNKS = 4
@@ -158,7 +158,7 @@ def some_rows(source: SourceSettings, *, where: str) -> Rows:
     kept: list[Chunk] = []
     stride = 1
     for number, chunk in enumerate(sources.chunks(source, where=where)):
-        if isinstance(chunk, RowsChunk) and number >= _MOST_PARSED_CHUNKS:
+        if not isinstance(chunk, LinesChunk | ParquetChunk) and number >= _MOST_PARSED_CHUNKS:
             break
         if number % stride == 0:
             kept.append(chunk)

@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as parquet
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import RowError, UserError
+from data_pipeline.read.columns import open_parquet
+from data_pipeline.read.file_kinds import file_form
 from data_pipeline.read.sources import source_files
 from data_pipeline.settings import SourceSettings
 from data_pipeline.weight import LARGEST_WEIGHT
@@ -68,11 +69,11 @@ class BatchChunk:
 
 def is_tokenized(file: Path) -> bool:
     """Whether a file has this layout, whatever it was made for; False for one that cannot be read."""
-    if file.suffix != ".parquet":
-        return False
     try:
-        return set(parquet.read_schema(file).names) >= {*_SCALARS, *_LISTS}
-    except (OSError, ValueError):
+        if file_form(file).kind != "parquet":
+            return False
+        return set(open_parquet(file).schema_arrow.names) >= {*_SCALARS, *_LISTS}
+    except (OSError, UserError):
         return False
 
 
@@ -90,7 +91,7 @@ def tokenized_chunks(source: SourceSettings, template: str, *, where: str) -> It
     for file in tokenized_files(source, template, where=where):
         first_row = 1
         try:
-            for batch in parquet.ParquetFile(file).iter_batches(_ROWS_PER_BATCH, columns=[*_SCALARS, *_LISTS]):
+            for batch in open_parquet(file).iter_batches(_ROWS_PER_BATCH, columns=[*_SCALARS, *_LISTS]):
                 yield BatchChunk(path=str(file), first_row=first_row, batch=batch)
                 first_row += batch.num_rows
         except (OSError, ValueError) as error:
@@ -115,16 +116,13 @@ def read_tokenized(chunk: BatchChunk) -> Iterator[tuple[str, TokenizedConversati
 
 
 def _check_file(file: Path, template: str, *, where: str) -> None:
-    if file.suffix != ".parquet":
+    if file_form(file).kind != "parquet":
         raise UserError(
             where,
-            f"{file}: format `openchat_tokenized` is a .parquet file",
+            f"{file}: format `openchat_tokenized` is a Parquet file",
             "for OpenChat's .jsonl use `openchat`",
         )
-    try:
-        schema = parquet.read_schema(file)
-    except (OSError, ValueError) as error:
-        raise UserError(file, f"not a readable Parquet file ({error})", "write it again") from None
+    schema = open_parquet(file).schema_arrow
     expected = {**_SCALARS, **{name: pa.list_(kind) for name, kind in _LISTS.items()}}
     for name, kind in expected.items():
         found = schema.field(name).type if name in schema.names else pa.null()

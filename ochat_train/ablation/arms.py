@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.class_names import file_names, short_file_name
 from data_pipeline.errors import UserError
+from data_pipeline.path_keys import written_path
 from ochat_train.recipe.sections import Recipe
 
 REFERENCE = "c-rlft"
@@ -83,9 +84,10 @@ def arm_recipe(
     """The recipe of one training run of an arm: same model, steps, learning rate and held-out prompts as all others."""
     values = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
     held_out_by = recipe.data.validation_seed if recipe.data.validation_seed is not None else recipe.seed
-    values["data"] = {**arm.data, "prepared_dir": str(folder / arm.name / "prepared"), "validation_seed": held_out_by}
+    prepared_dir = written_path(str(folder / arm.name / "prepared"))
+    values["data"] = {**arm.data, "prepared_dir": prepared_dir, "validation_seed": held_out_by}
     values["name"] = _run_name(recipe.name, arm.name, seed)
-    values["output_dir"] = str(run_dir(folder, arm.name, seed))
+    values["output_dir"] = written_path(str(run_dir(folder, arm.name, seed)))
     values["seed"] = seed
     values["train"] |= {"max_steps": max_steps, "epochs": epochs, "push_to_hub": None}
     values["optimizer"]["learning_rate"] = learning_rate

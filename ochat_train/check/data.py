@@ -13,12 +13,13 @@ import numpy as np
 from data_pipeline.conversation import TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.detect import Layout
-from data_pipeline.look.raw import under_inference_condition
+from data_pipeline.look.raw import own_factors
 from data_pipeline.look.samples import LEGEND, spread, training_text
 from data_pipeline.prepared.dataset import DamagedDataError, Manifest
 from data_pipeline.prepared.integrity import verify
 from data_pipeline.prompt.prompt_format import RowsOf, rows_of
 from data_pipeline.read.layout import first_rows, unused_names
+from data_pipeline.read.sources import check_sources as file_notes
 from data_pipeline.settings import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
@@ -43,6 +44,9 @@ def check_sources(facts: RecipeFacts) -> Iterator[Finding]:
                 yield replace(found, problem=f"{found.problem}; not needed, as the dataset is prepared already")
         else:
             yield from from_error("sources", sample)
+    with contextlib.suppress(UserError):  # what is wrong with a source is said above
+        for note in file_notes(facts.recipe.data.sources):
+            yield warning("sources", note.place, note.problem, note.remedy)
     yield from _check_ignored(facts)
     if (questions := facts.recipe.validation.questions) is not None:
         yield from _check_questions(Path(questions))
@@ -93,7 +97,7 @@ def check_rows(facts: RecipeFacts) -> Iterator[Finding]:
         if not isinstance(sample, SourceSample) or not sample.kept or sample.source.is_tokenized:
             continue
         path = sample.source.path
-        yield ok("rows", path, "\n".join([LEGEND, *_row_lines(facts, sample, rows)]))
+        yield ok("rows", path, "\n".join([LEGEND, *_row_lines(sample, rows)]))
         unshown = [error for item in spread(sample.kept, _RENDERED) if (error := _unshown(item, rows)) is not None]
         if unshown:
             text = f"{len(unshown):,} of {min(len(sample.kept), _RENDERED):,} conversations looked at: {unshown[0]}"
@@ -101,12 +105,11 @@ def check_rows(facts: RecipeFacts) -> Iterator[Finding]:
             yield level("rows", path, text, "choose a `model.template` that has a place for it, or remove such rows")
 
 
-def _row_lines(facts: RecipeFacts, sample: SourceSample, rows: RowsOf) -> Iterator[str]:
+def _row_lines(sample: SourceSample, rows: RowsOf) -> Iterator[str]:
     for item in spread(sample.kept):
-        if sample.source.reward_field is not None:  # its weight depends on all rewards: show the messages' factors
-            item = under_inference_condition(item.conversation, facts.template)
         yield f"{item.conversation.place}:"
-        yield training_text(item, rows)
+        # weights of classes may depend on all rewards, which nobody has read yet
+        yield training_text(replace(item, message_weights=own_factors(item.conversation)), rows)
 
 
 def _unshown(item: TaggedConversation, rows: RowsOf) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.errors import Problem, UserError, UserErrors
+from data_pipeline.path_keys import EXPANDED
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks, as_user_error, on_main_rank
 from ochat_train.recipe.sections import Recipe
@@ -71,7 +72,7 @@ def facts_of(recipe: Recipe, manifest: Manifest) -> dict[str, str]:
     """What must be the same on every rank: values of the recipe by dotted name, prepared data, versions."""
     versions = {**library_versions(), "python": platform.python_version()}
     return {
-        **dict(_flat(recipe.model_dump(mode="json", by_alias=True))),
+        **dict(_flat(recipe.model_dump(mode="json", by_alias=True, context=EXPANDED))),
         "the fingerprint of the prepared data": manifest.fingerprint[:12],
         "the digest of the prepared data": manifest.digest[:12] or "unknown",  # covers the hashes of all its files
         **{f"the version of {name}": version for name, version in versions.items()},

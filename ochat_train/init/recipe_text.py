@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import yaml
 
 from data_pipeline.formats.table import FORMATS
+from data_pipeline.path_keys import written_path
 from data_pipeline.text_rules import visible
 from ochat_train.init.adapter import NONE, RANK
 from ochat_train.init.classes import ClassedSource
@@ -43,7 +44,7 @@ def _body(draft: Draft) -> Iterator[str]:
     yield _line("seed: 0", "of validation split and packing; the same seed gives the same run")
     yield _line(f"output_dir: {yaml_text(f'runs/{draft.name}')}", "metrics, checkpoints and samples of the run")
     yield "model:"
-    yield _line(f"  path: {yaml_text(draft.base.name)}", "the base model: a Hub id or a folder")
+    yield _line(f"  path: {yaml_text(written_path(draft.base.name))}", "the base model: a Hub id or a folder")
     yield _line(f"  template: {draft.template.value}", f"prompt format; {draft.template.reason}")
     yield _line(f"  max_length_tokens: {draft.max_length.value}", draft.max_length.reason)
     yield from _data(draft)
@@ -72,7 +73,9 @@ def _body(draft: Draft) -> Iterator[str]:
 
 def _data(draft: Draft) -> Iterator[str]:
     yield "data:"
-    yield _line(f"  prepared_dir: {yaml_text(draft.prepared_dir)}", "`ochat prepare` writes the dataset here")
+    yield _line(
+        f"  prepared_dir: {yaml_text(written_path(draft.prepared_dir))}", "`ochat prepare` writes the dataset here"
+    )
     if draft.classes:
         yield "  # A class is a kind of conversation. Its condition is part of every role prefix of the prompt; its"
         yield "  # reward decides how much its answers count: weight = exp((reward - largest reward) / beta)."
@@ -104,7 +107,7 @@ def _data(draft: Draft) -> Iterator[str]:
 def _source(source: ClassedSource) -> str:
     look = source.look
     keys = {
-        "path": look.path,
+        "path": written_path(look.path),
         "format": look.format,
         "class": source.class_name,
         "class_field": source.class_field,

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.errors import Problem, UserError, UserErrors
+from ochat_train.recipe.paths import misplaced_paths, misplaced_problem
 from ochat_train.recipe.problems import describe
 from ochat_train.recipe.secrets import secret_places, secret_problem
 from ochat_train.recipe.sections import Recipe
@@ -29,10 +30,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError with every problem found, each with its place, value, rule and the nearest valid key.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MOST_CHARACTERS + 1)  # `parse` refuses a longer one
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        with path.open("rb") as file:
+            data = file.read(4 * MOST_CHARACTERS + 1)  # `parse` refuses a longer one
+        text = data.decode("utf-8", errors="strict" if len(data) <= 4 * MOST_CHARACTERS else "ignore")
+    except OSError as error:
+        raise UserError(path, f"cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problem = f"is not UTF-8 text: byte {error.start} ({error.object[error.start]:#04x}), line {line}"
+        raise UserError(path, problem, "save the file as UTF-8") from None
     document = parse(text, name=str(path))
     if not isinstance(document.value, dict):
         raise UserError(path, "a recipe is a mapping of sections (name, model, data, train, ...)")
@@ -40,6 +46,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         problems += _apply_override(document, override)
     problems += [secret_problem(place, document) for place in secret_places(document.value)]
+    problems += [misplaced_problem(place, document) for place in misplaced_paths(document.value)]
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:

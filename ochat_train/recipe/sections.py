@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from data_pipeline.hub_names import hub_name_problem
+from data_pipeline.path_keys import PathText
 from data_pipeline.plan.kinds import PlanKind
 from data_pipeline.prompt.base_template.template import BASE, ConditionPlace, RewrittenHistory, is_jinja
 from data_pipeline.prompt.base_template.variables import template_variable_problems
@@ -48,9 +49,8 @@ Checkpointing = Annotated[
 class ModelSettings(Section):
     """The base model, its tokenizer and prompt format."""
 
-    path: str | None = setting(
+    path: PathText | None = setting(
         None,
-        min_length=1,
         description="Hub id (`ORG/NAME`) or folder of the base model",
         decides_steps=True,
         is_public=True,
@@ -61,7 +61,7 @@ class ModelSettings(Section):
         decides_steps=True,
         is_public=True,
     )
-    tokenizer: str | None = setting(
+    tokenizer: PathText | None = setting(
         None, description="Hub id or folder of the tokenizer; default: `path`", decides_steps=True, is_public=True
     )
     revision: str | None = setting(
@@ -70,7 +70,7 @@ class ModelSettings(Section):
         decides_steps=True,
         is_public=True,
     )
-    template: str = setting(
+    template: PathText = setting(
         description=f"prompt format: {', '.join(TEMPLATES)}; or `base`, the Jinja chat template of the tokenizer; or a "
         "`.jinja` file; or a `.yaml` file of your own (docs/own-template.md)",
         decides_steps=True,
@@ -555,9 +555,8 @@ class ValidationSettings(Section):
         decides_steps=False,
         is_public=True,
     )
-    questions: str | None = setting(
+    questions: PathText | None = setting(
         None,
-        min_length=1,
         description="file of questions with checkable answers for `ochat ablate`: JSON lines with `question`, "
         "`answer` and, if there are several tasks, `task`",
         decides_steps=False,
@@ -658,8 +657,8 @@ class Recipe(Section):
         decides_steps=True,
         is_public=True,
     )
-    output_dir: str = setting(
-        min_length=1, description="folder of the run, for metrics and checkpoints", decides_steps=False, is_public=False
+    output_dir: PathText = setting(
+        description="folder of the run, for metrics and checkpoints", decides_steps=False, is_public=False
     )
     model: ModelSettings
     data: DataSettings

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from data_pipeline.errors import UserError
 from data_pipeline.files import explained_writes
 from data_pipeline.json_files import read_json, read_json_object, read_text, typed
+from data_pipeline.path_keys import KEEP_UNSET
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
 from ochat_train.recipe.sections import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
@@ -95,7 +96,7 @@ def read_run_folder(path: Path) -> RunFolder:
 
 def _read_recipe(path: Path) -> Recipe:
     try:
-        return Recipe.model_validate_json(read_text(path, remedy=_REMEDY))
+        return Recipe.model_validate_json(read_text(path, remedy=_REMEDY), context=KEEP_UNSET)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

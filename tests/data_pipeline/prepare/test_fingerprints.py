@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from data_pipeline.prepare.fingerprints import template_fingerprint
+from data_pipeline.prepare.fingerprints import input_fingerprints, template_fingerprint
+from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.uniform import UniformFormat, uniform_format
+from data_pipeline.settings import DataSettings
 
 # as first released; a change here makes every user prepare again
 RELEASED = {
@@ -80,3 +84,28 @@ def test_new_key_counts_only_where_it_is_used() -> None:
         earlier = template_fingerprint(TEMPLATES[name])
         assert template_fingerprint(LaterTemplate(**values, tool_name="tool")) != earlier
     assert template_fingerprint(LaterTemplate(**values)) == earlier
+
+
+SETTINGS: dict[str, Any] = {
+    "prepared_dir": "prepared",
+    "classes": {"a": {"condition": "A", "weight": 1.0}},
+    "sources": [{"path": "x.jsonl", "format": "messages", "class": "a"}],
+}
+
+
+def settings_fingerprint(**source: str) -> str:
+    settings = copy.deepcopy(SETTINGS)
+    settings["sources"][0].update(source)
+    data = DataSettings.model_validate(settings)
+    tokenizer: Any = SimpleNamespace(fingerprint="t")
+    job = PrepareJob(data=data, template=TEMPLATES["chatml"], tokenizer=tokenizer, max_length_tokens=8, seed=0)
+    return input_fingerprints(job, with_sources=False)["settings"]
+
+
+def test_a_new_key_of_a_source_counts_only_where_it_is_used() -> None:
+    """As first released; a change here makes every user prepare again."""
+    released = "8af520555bd38e8c42dae5bc1e1e2b4cbb09fa2c179a94943a5801124e35e301"
+    assert settings_fingerprint() == released
+    others = {settings_fingerprint(**{key: "x"}) for key in ("subset", "split")}
+    others.add(settings_fingerprint(path="hf://a/b", revision="x", split="train"))
+    assert len(others | {released}) == 4

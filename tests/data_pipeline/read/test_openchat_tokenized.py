@@ -476,7 +476,7 @@ def test_other_files_are_refused(tmp_path: Path, small_tokenizer_dir: Path, writ
             {"classes": {"a": {"condition": "x"}, "b": {"condition": "x"}}},
             r"classes with the same condition \('x'\)",
         ),
-        ({"split": "train"}, {}, "are read from .parquet files"),
+        ({"split": "train"}, {}, "are read from Parquet files"),
         (
             {},
             {"classes": {}, "classes_from": {"field": "s", "quantiles": 2, "conditions": ["a", "b"]}, "beta": 1.0},

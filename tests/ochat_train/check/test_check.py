@@ -607,3 +607,31 @@ def test_a_gpu_of_this_machine_is_the_default(make_recipe: RecipeFactory, monkey
         f"GPU {n}: GPU, 40 GiB, compute capability 8.0" for n in (0, 1)
     ]
     assert "attention: of cuda:0" in area(findings, "gpu")[2].finding
+
+
+def test_three_rows_are_shown_as_they_will_be_trained_on(make_recipe: RecipeFactory, tmp_path: Path) -> None:
+    """With the conditions of their classes, and what a mark leaves out."""
+    turns = [("user", "Hi there"), ("assistant", "Wrong."), ("user", "Again"), ("assistant", "Right.")]
+    messages = [{"role": role, "content": text, "train": text == "Right."} for role, text in turns]
+    path = make_recipe()
+    (tmp_path / "expert.jsonl").write_text(json.dumps({"talk": messages}) + "\n", encoding="utf-8")
+    named = ["data.sources.0.format=messages", "data.sources.0.fields={messages: talk}"]
+    [shown, *_] = [finding.finding for finding in findings_of(path, *named) if finding.area == "rows"]
+    assert "{GPT4 Correct User:} Hi there«<|end_of_turn|>»{GPT4 Correct Assistant:} Wrong.«<|end_of_turn|>»" in shown
+    assert "{GPT4 Correct Assistant:}[1| Right.«<|end_of_turn|>»]" in shown
+    assert shown.count("[1|") == 1
+    [auto, *_] = [f for f in findings_of(path, "data.sources.0.format=messages") if f.area == "sources"]
+    assert (auto.level, "`messages` is missing" in auto.finding) == ("problem", True)  # the control
+
+
+def test_fields_that_nothing_reads_are_a_problem(make_recipe: RecipeFactory, tmp_path: Path) -> None:
+    path = make_recipe()
+    file = tmp_path / "expert.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    file.write_text("".join(json.dumps({**row, "note": "Said on a sunny day."}) + "\n" for row in rows), "utf-8")
+    [found, *_] = [finding for finding in findings_of(path) if finding.area == "sources"]
+    assert (found.level, "the field `note` holds text" in found.finding) == ("problem", True)
+    ignored = findings_of(path, "data.ignore_fields=[note, nota]")
+    [found, *_] = [finding for finding in ignored if finding.area == "sources"]
+    assert found.level == "ok"
+    assert [f.finding for f in ignored if "has `nota`" in f.finding and f.level == "warning"] != []

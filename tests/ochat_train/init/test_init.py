@@ -348,6 +348,28 @@ def test_a_recipe_that_does_not_load_is_reported_under_its_own_name(here: Path) 
     assert "train.epoch: unknown key; did you mean `epochs`?" in str(caught.value)
 
 
+def test_other_layouts_are_written_into_the_recipe_and_prepare(here: Path) -> None:
+    """A list under another name with marks, and pairs of answers, whose answers are the classes."""
+    turns = [("user", "Hi there"), ("assistant", "Wrong."), ("user", "Again"), ("assistant", "Right.")]
+    messages = [{"role": role, "content": text, "train": text == "Right."} for role, text in turns]
+    write_jsonl(Path("data/talk.jsonl"), [{"conversation": messages, "note": "Said on a sunny day."}] * 30)
+    write_jsonl(Path("data/pairs.jsonl"), [{"prompt": "Hi there", "chosen": "Right.", "rejected": "Wrong."}] * 30)
+    shown: list[str] = []
+    classes = ["talk=A:1", "chosen=B:1", "rejected=C:0"]
+    path = init(options("data/talk.jsonl", "data/pairs.jsonl", classes=classes), ask=None, say=shown.append)
+    assert "read as `format: messages, fields: {messages: conversation}`" in shown[0]
+    assert "the field `note` holds text" in shown[0]
+    assert "Wrong.«<|end_of_turn|>»{GPT4 Correct User:}" in shown[0]
+    assert "[1| Right.«<|end_of_turn|>»]" in shown[0]
+    with pytest.raises(UserError, match="the field `note` holds text"):
+        prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    recipe = load_recipe(path, ["data.ignore_fields=[note]"])
+    manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    counts = {row.name: (row.conversations, row.supervised_tokens) for row in manifest.classes}
+    assert counts["chosen"][0] == counts["rejected"][0] == counts["talk"][0] == 30
+    assert counts["talk"][1] == counts["chosen"][1]  # `Right.` alone
+
+
 def test_bad_rows_are_said_and_left_out_only_when_told(here: Path) -> None:
     with Path("data/gpt4.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"messages": []}\n')

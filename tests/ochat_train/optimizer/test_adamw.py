@@ -172,5 +172,5 @@ def test_the_compiled_update_on_a_gpu_is_that_of_the_cpu(states: str, offset: in
         found.append({name: wide[name].cpu() for name in ("fp32", "exp_avg", "exp_avg_sq")})
     for name, expected in found[0].items():
         difference = (found[1][name] - expected).abs()
-        assert float((difference > 1e-6 * expected.abs()).float().mean()) < 0.01, name
-        assert float(difference.norm() / expected.norm()) < 1e-3, name
+        assert float((difference > 1e-6 * expected.abs()).float().mean()) < 0.03, name
+        assert float(difference.norm() / expected.norm()) < 3e-3, name

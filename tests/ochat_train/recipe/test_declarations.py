@@ -36,6 +36,7 @@ PUBLIC = """
     data.classes_from data.classes_from.field data.classes_from.quantiles data.classes_from.conditions
     data.classes_from.rewards data.beta data.reward_clip data.condition_dropout data.sources data.sources.*.path
     data.sources.*.format data.sources.*.class data.sources.*.class_field data.sources.*.reward_field
+    data.sources.*.subset data.sources.*.revision
     data.sources.*.fields data.sources.*.answer_classes data.ignore_fields
     data.sources.*.fields.messages data.sources.*.fields.role data.sources.*.fields.content data.sources.*.fields.roles
     data.sources.*.fields.prompt data.sources.*.fields.input data.sources.*.fields.answer data.sources.*.fields.history

@@ -85,7 +85,13 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "data.classes.suboptimal.condition",
         "missing; text",
     ),
-    "missing key of a source": ("path: b.jsonl, ", "", "format: messages", "data.sources.1.path", "missing; a .jsonl"),
+    "missing key of a source": (
+        "path: b.jsonl, ",
+        "",
+        "format: messages",
+        "data.sources.1.path",
+        "missing; a file of JSON lines",
+    ),
     "duplicate key": (
         "epochs: 5",
         "epochs: 5\n  epochs: 6",
@@ -565,8 +571,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert message_of(missing) == f"{missing}: cannot be read: No such file or directory"
     assert message_of(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
     invalid = write(tmp_path, b"name: \xff\n")
-    assert message_of(invalid).startswith(f"{invalid}: cannot be read: ")
-    assert "utf-8" in message_of(invalid)
+    assert message_of(invalid) == f"{invalid}: is not UTF-8 text: byte 6 (0xff), line 1; save the file as UTF-8"
+    invalid = write(tmp_path, b"name: a\nseed: \xfc\n")
+    assert "byte 14 (0xfc), line 2" in message_of(invalid)
 
 
 def test_mistakes_in_all_sections_are_reported_at_once(tmp_path: Path) -> None:

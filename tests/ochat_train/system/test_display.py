@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data_pipeline.path_keys import written_path
 from data_pipeline.text_rules import markdown_text, visible
 from ochat_train.report.page import Cell, Section, render_page
 from ochat_train.report.pictures import Series, bar_chart, line_chart
@@ -90,15 +91,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = {
         "name": "planted",
-        "output_dir": str(folder / "run\u202e\x1b[6m"),
+        "output_dir": written_path(str(folder / "run\u202e\x1b[6m")),
         "model": {
             "config": {**TINY_MODEL, "max_position_embeddings": 1024},
-            "tokenizer": str(tokenizer),
+            "tokenizer": written_path(str(tokenizer)),
             "template": "openchat_3.5",
             "max_length_tokens": 1024,
         },
         "data": {
-            "prepared_dir": str(folder / "prepared\u202e\x1b[6m"),
+            "prepared_dir": written_path(str(folder / "prepared\u202e\x1b[6m")),
             "classes": {
                 f"a {PLANTED}": {"condition": f"A {PLANTED}", "reward": 1.0},
                 "_b": {"condition": "B", "reward": 0.0},
@@ -107,8 +108,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "bad_rows": "drop",
             "validation_ratio": 0.3,
             "sources": [
-                {"path": str(raw), "format": "messages", "class_field": "quality"},
-                {"path": str(_other(folder)), "format": "messages", "class": "_b"},
+                {"path": written_path(str(raw)), "format": "messages", "class_field": "quality"},
+                {"path": written_path(str(_other(folder))), "format": "messages", "class": "_b"},
             ],
         },
         "train": {"epochs": 1, "max_steps": 1, "pack_length_tokens": 1024, "tokens_per_step": 1024},

@@ -1,0 +1,185 @@
+"""Rows of a JSON file that is not one row a line: a list, objects one after another, or a list under one key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import RowError, UserError
+from data_pipeline.text_rules import shown
+
+MOST_LEVELS = 100  # of lists and objects inside each other in a row
+_SPACE = " \t\r\n"
+# Keys of a message, and of the list of messages in a row: an object with these is a row and wraps no rows.
+_ROLE_KEYS = frozenset(("role", "from", "speaker", "author"))
+_MESSAGE_LISTS = frozenset(
+    (
+        "messages",
+        "conversations",
+        "conversation",
+        "items",
+        "turns",
+        "dialog",
+        "dialogue",
+        "chosen",
+        "rejected",
+        "history",
+    )
+)
+
+
+def is_one_conversation(item: Any) -> bool:
+    """Whether the first item of a list is a message, so that the list is one row."""
+    return isinstance(item, Mapping) and bool(_ROLE_KEYS & item.keys())
+
+
+def row_list_keys(value: Any) -> list[str]:
+    """The keys of an object that hold a list of rows; none where the object is a row itself."""
+    if not isinstance(value, Mapping):
+        return []
+    lists = {key: item for key, item in value.items() if isinstance(item, list) and item}
+    lists = {key: item for key, item in lists.items() if all(isinstance(row, Mapping) for row in item)}
+    for key, items in lists.items():
+        holds_lists = any(isinstance(part, list) for part in items[0].values())
+        if is_one_conversation(items[0]) or (key in _MESSAGE_LISTS and not holds_lists):
+            return []
+    return list(lists)
+
+
+def document_rows(text: str, file: Path, *, split: str | None) -> Iterator[tuple[str, Any]]:
+    """Rows of a JSON document, decoded one by one. split: the key of the list to read where there are several."""
+    start = _skip_space(text, 0)
+    if text[start : start + 1] == "[":
+        rows = _list_rows(text, file, start)
+    elif text[start : start + 1] == "{":
+        rows = _object_rows(text, file, start, split=split)
+    else:
+        raise UserError(file, "expected a JSON list of objects", "or one object a line")
+    for number, row in rows:
+        yield f"{file}:row {number}", row
+
+
+def _list_rows(text: str, file: Path, start: int) -> Iterator[tuple[int, Any]]:
+    position, number = _skip_space(text, start + 1), 0
+    while position < len(text) and text[position] != "]":
+        number += 1
+        row, end = _decoded(text, position, file, number)
+        if number == 1 and is_one_conversation(row):
+            yield 1, _one_list(text, file, start)
+            return
+        yield number, row
+        position = _skip_space(text, end)
+        if position < len(text) and text[position] == ",":
+            position = _skip_space(text, position + 1)
+        elif position < len(text) and text[position] != "]":
+            raise UserError(file, f"expected `,` or `]` after row {number}")
+    if position >= len(text):
+        raise UserError(
+            file, "the list has no end", f"{number} rows could be read, the rest is missing: get the file again"
+        )
+    if _skip_space(text, position + 1) != len(text):
+        raise UserError(file, f"something follows after the list of {number} rows", "a JSON file holds one list")
+
+
+def _one_list(text: str, file: Path, start: int) -> Any:
+    """The list of messages that is the only row of a file."""
+    row, end = _decoded(text, start, file, 1)
+    if _skip_space(text, end) != len(text):
+        raise UserError(file, "something follows after the list of messages", "write one conversation a line")
+    return row
+
+
+def _object_rows(text: str, file: Path, start: int, *, split: str | None) -> Iterator[tuple[int, Any]]:
+    row, position = _decoded(text, start, file, 1)
+    position = _skip_space(text, position)
+    if position == len(text):
+        yield from enumerate(_unwrapped(row, file, split=split), 1)
+        return
+    yield 1, row
+    number = 1
+    while position < len(text):
+        number += 1
+        row, end = _decoded(text, position, file, number)
+        yield number, row
+        position = _skip_space(text, end)
+
+
+def _unwrapped(row: Any, file: Path, *, split: str | None) -> list[Any]:
+    """The rows under the key of an object that holds them, or the object itself as the only row."""
+    keys = row_list_keys(row)
+    if split is not None:
+        if split not in keys:
+            held = f"keys with rows: {', '.join(map(shown, keys))}" if keys else "it holds no lists of rows by name"
+            raise UserError(file, f"has no split {shown(split)}", f"{held}; remove `split` to read all of it")
+        return list(row[split])
+    if len(keys) > 1:
+        names = ", ".join(map(shown, keys))
+        raise UserError(file, f"holds several lists of rows ({names})", "name one of them as `split` of the source")
+    return list(row[keys[0]]) if keys else [row]
+
+
+def _decoded(text: str, position: int, file: Path, number: int) -> tuple[Any, int]:
+    """A row and where its text ends; the row is a RowError where it is JSON, but not a row."""
+    row: Any
+    try:
+        try:
+            row, end = _decoder().raw_decode(text, position)
+        except RowError as error:  # readable JSON, but not a row
+            row, end = error, json.JSONDecoder().raw_decode(text, position)[1]
+    except (ValueError, RecursionError) as error:
+        problem = f"cut off or not JSON in row {number}: {error}"
+        raise UserError(file, problem, f"{number - 1} rows could be read") from None
+    return _not_too_deep(row, text[position:end]), end
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _SPACE:
+        position += 1
+    return position
+
+
+def parse_line(line: bytes) -> Any:
+    """The row of a line of JSON, or the RowError that says why there is none."""
+    try:
+        text = line.decode("utf-8").removeprefix("\ufeff")  # a mark in front of a row: files were joined
+        return _not_too_deep(_decoder().decode(text), text)
+    except UnicodeDecodeError as error:
+        return RowError(
+            "invalid_utf8", f"byte {error.start} ({line[error.start]:#04x}) is not valid UTF-8; save the file as UTF-8"
+        )
+    except RowError as error:
+        return error
+    except RecursionError:
+        return _too_deep()
+    except ValueError as error:
+        return RowError("invalid_json", f"not valid JSON: {error}")
+
+
+def _not_too_deep(row: Any, text: str) -> Any:
+    """The row, or a RowError where it is nested so deeply that whatever walks through it could fail. text: its JSON."""
+    if text.count("[") + text.count("{") <= MOST_LEVELS:
+        return row
+    level = [row] if isinstance(row, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        values = (value for part in level for value in (part.values() if isinstance(part, dict) else part))
+        level = [value for value in values if isinstance(value, dict | list)]
+    return _too_deep() if level else row
+
+
+def _too_deep() -> RowError:
+    return RowError("invalid_json", f"nested more than {MOST_LEVELS} levels deep, which no conversation is")
+
+
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_object_without_duplicates)
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RowError("duplicate_key", f"key {shown(twice)} appears twice in one object; keep one")
+    return row
