@@ -17,6 +17,7 @@ from data_pipeline.formats.values import object_of, text_of, weight_of
 from data_pipeline.text_rules import shown
 
 _TEXT_KINDS = ("text", "input_text", "output_text")  # the last two in OpenAI's Responses API
+_TEXT_PART_KEYS = frozenset(("type", "text", "weight", "annotations", "cache_control", "logprobs", "id"))
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _OPEN_THINK = re.compile(r"\s*<think>")
@@ -118,6 +119,9 @@ def _stretch(part: Any, where: str) -> tuple[str, float | None]:
     kind = part.get("type", "text") if isinstance(part, Mapping) else part
     if not isinstance(part, Mapping) or kind not in _TEXT_KINDS:
         raise RowError("unsupported_content", f"{where}: only parts of type `text` are supported, found {shown(kind)}")
+    for key in part.keys() - _TEXT_PART_KEYS:
+        if part[key] not in (None, "", [], {}):  # Parquet gives every part the keys of all parts
+            raise RowError("unsupported_content", f"{where}.{key}: a part of type `text` with {shown(part[key])}")
     return text_of(part.get("text"), f"{where}.text"), weight_of(part.get("weight"), where)
 
 

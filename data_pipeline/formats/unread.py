@@ -22,15 +22,7 @@ class UnreadFieldError(RowError):
             f"`data.ignore_fields: [{name}]`, or read it with the source's `fields`",
         )
         self.name = name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.name, str(self))
-
-
-def _again(name: str, text: str) -> UnreadFieldError:
-    error = UnreadFieldError(name, None, "")
-    error.args, error.message = (error.reason, text), text
-    return error
+        self.args = (name, value, kind)  # what unpickling calls this with
 
 
 def content_leaves(

@@ -147,6 +147,11 @@ class ChunkProcessor:
     def _row(self, item: TaggedConversation, cut: CutConversation, conditions: dict[str, str]) -> KeptRow:
         conversation = item.conversation
         texts = [conversation.system, *(message.content for message in conversation.messages)]
+        for message in conversation.messages:
+            if message.reasoning or message.tool_calls:
+                texts += [message.reasoning, *(text for c in message.tool_calls for text in (c.name, c.arguments))]
+        if conversation.tools:
+            texts.append(conversation.tools)
         return KeptRow(
             place=conversation.place,
             own_id=conversation.id if conversation.has_own_id else None,

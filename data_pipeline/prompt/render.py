@@ -14,9 +14,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from data_pipeline.conversation import (
     ControlToken,
@@ -30,9 +30,10 @@ from data_pipeline.conversation import (
 )
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.part_weights import MessageWeights, message_weights
-from data_pipeline.prompt.template import CONDITION, NextRole, PreviousRole, Template, Turn
+from data_pipeline.prompt.template import CONDITION, AnswerTurn, NextRole, PreviousRole, Template, Turn
 
-_Pieces = tuple[tuple[str, bool], ...]  # texts of the template, and whether each is a control token
+# texts of the template; with a segment where one is a control token
+_Pieces = tuple[tuple[str, "ControlToken | None"], ...]
 
 
 def render(tagged: TaggedConversation, template: Template, *, bos_token: str | None) -> tuple[Segment, ...]:
@@ -115,15 +116,20 @@ def _turns(template: Template) -> Sequence[Turn]:
     return [turn for turn in (turns.system, turns.user, turns.assistant, turns.tool) if turn is not None]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
+def _known_pieces(template: Template, condition: str) -> dict[str, _Pieces]:
+    """Texts of a template that have been parted under a condition; `_Writer.template` fills it."""
+    return {}
+
+
 def _compiled(template: Template, text: str, condition: str) -> _Pieces:
     """A text of the template in pieces. The condition is written last, so nothing of it becomes a control token."""
     written = template.condition_text(condition)
     pieces = ((piece, template.is_control(piece)) for piece in template.pieces(text))
-    written_pieces = (
-        (piece if is_control else piece.replace(CONDITION, written), is_control) for piece, is_control in pieces
+    return tuple(
+        (piece, ControlToken(text=piece)) if is_control else (piece.replace(CONDITION, written), None)
+        for piece, is_control in pieces
     )
-    return tuple((piece, is_control) for piece, is_control in written_pieces if piece)
 
 
 class _Writer:
@@ -131,6 +137,7 @@ class _Writer:
 
     def __init__(self, template: Template, condition: str) -> None:
         self.rules, self._condition = template, condition
+        self._pieces = _known_pieces(template, condition)
         self._segments: list[Segment] = []
         self._prefix = ""
         self._spans: list[tuple[str, float]] = []
@@ -139,19 +146,22 @@ class _Writer:
         """A text of the template, with its control tokens."""
         if not text:
             return
-        for piece, is_control in _compiled(self.rules, text, self._condition):
-            if is_control:
-                self.control(piece, weight)
+        pieces = self._pieces.get(text)
+        if pieces is None:
+            pieces = self._pieces[text] = _compiled(self.rules, text, self._condition)
+        for piece, control in pieces:
+            if control is not None:
+                if self._prefix or self._spans:
+                    self._end_text()
+                self._segments.append(ControlToken(text=piece, weight=weight) if weight else control)
             elif weight or self._spans:
-                self._spans.append((piece, weight))
+                self.content(piece, weight)
             else:
                 self._prefix += piece
 
-    def control(self, token: str, weight: float = 0.0) -> None:
-        """A control token."""
-        if self._prefix or self._spans:
-            self._end_text()
-        self._segments.append(ControlToken(text=token, weight=weight))
+    def control(self, token: str) -> None:
+        """A control token that is not the template's."""
+        self._segments.append(ControlToken(text=token))
 
     def content(self, text: str, weight: float) -> None:
         """What a person or a model wrote."""
@@ -182,8 +192,7 @@ def _joined(prefix: str, spans: Sequence[tuple[str, float]]) -> Text:
     return Text(prefix=prefix, content=content, spans=tuple(Span(text=text, weight=weight) for text, weight in spans))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a message is: the role before it (None at the beginning) and behind it (None at the end), and whether it is
     behind the last user message.
     """
@@ -205,24 +214,33 @@ def _write(writer: _Writer, tagged: TaggedConversation) -> None:
         previous = "system"
     elif system:
         waiting = system
-    last_user = max((number for number, message in enumerate(messages) if message.role == "user"), default=-1)
-    for number, (message, weight) in enumerate(zip(messages, tagged.message_weights, strict=True)):
-        following = messages[number + 1].role if number + 1 < len(messages) else None
-        place = _Place(previous=previous, following=following, is_after_last_user=number > last_user)
+    last_user = _last_user(messages) if template.reasoning is not None else -1
+    num_messages = len(messages)
+    for number, (message, weight) in enumerate(zip(messages, tagged.message_weights, strict=True), 1):
+        following = messages[number].role if number < num_messages else None
+        place = _Place(previous, following, number - 1 > last_user)
         if message.role == "assistant":
-            weights = message_weights(message, weight, tagged.part_weights)
-            _write_answer(writer, message, weights, place)
+            if template.reasoning is not None or message.reasoning or message.tool_calls or message.spans:
+                _write_answer(writer, message, message_weights(message, weight, tagged.part_weights), place)
+            else:
+                answer_weight = weight * tagged.part_weights.answer
+                _write_plain(writer, template.turns.assistant, message.content, answer_weight, place)
+        elif message.role == "user":
+            _write_plain(writer, template.turns.user, message.content, weight, place, system=waiting)
+            waiting = ""
         else:
-            taken, waiting = (waiting, "") if message.role == "user" else ("", waiting)
-            message_turn = template.turns.user if message.role == "user" else template.turns.tool
-            assert message_turn is not None, "checked"
-            _write_plain(writer, message_turn, message.content, weight, place, system=taken)
+            assert template.turns.tool is not None, "checked"
+            _write_plain(writer, template.turns.tool, message.content, weight, place)
         previous = message.role
     if waiting:
         problem = (
             f"the template `{template.name}` writes the system text into the first user message, and there is none"
         )
         raise RowError("unshown_part", f"{problem}; remove the system text or use another `model.template`")
+
+
+def _last_user(messages: Sequence[Message]) -> int:
+    return max((number for number, message in enumerate(messages) if message.role == "user"), default=-1)
 
 
 def _require_tools(conversation: Conversation, template: Template) -> None:
@@ -232,8 +250,9 @@ def _require_tools(conversation: Conversation, template: Template) -> None:
         return
     if conversation.tools:
         raise _unshown("tools", template)
-    if any(message.role == "tool" or message.tool_calls for message in conversation.messages):
-        raise _unshown("tool calls and their results", template)
+    for message in conversation.messages:
+        if message.tool_calls or message.role == "tool":
+            raise _unshown("tool calls and their results", template)
 
 
 def _unshown(what: str, template: Template) -> RowError:
@@ -250,6 +269,8 @@ def _write_plain(writer: _Writer, turn: Turn, content: str, weight: float, place
         writer.template(wrap.open)
         writer.content(system, 0.0)
         writer.template(wrap.close)
+    if isinstance(turn, AnswerTurn):
+        writer.template(turn.begin, weight)
     text = content.strip() if turn.trim else content
     if text:
         writer.content(turn.lead + text, weight)

@@ -21,6 +21,8 @@ from data_pipeline.prompt.safe_cuts import SafeCuts, UnknownTokenizerError
 
 PIECE_CHARACTERS = 1 << 16  # of a long text that is tokenized at once
 _PIECES_AT_ONCE = 8
+# of a prefix whose ids are kept: in a base's own template it can hold a whole question, which no other row has
+_REMEMBERED_CHARACTERS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,11 @@ class TemplateTokenizer:
     def num_text_tokens(self, text: str) -> int:
         """How many ids a plain text has."""
         return len(self._encode(text).ids)
+
+    def keeps_prefix(self, prefix: str, content: str) -> bool:
+        """Whether a text begins with the ids that its prefix has on its own."""
+        ids = self._encode(prefix).ids
+        return bool(self._encode(prefix + content).ids[: len(ids)] == ids)
 
     def _encode(self, text: str) -> Any:
         with tokenizers_errors("model.tokenizer"):
@@ -182,7 +189,8 @@ class TemplateTokenizer:
         prefix_ids = self._prefix_ids.get(segment.prefix)
         if prefix_ids is None:
             prefix_ids = array("i", self._encode(segment.prefix).ids if segment.prefix else [])
-            self._prefix_ids[segment.prefix] = prefix_ids
+            if len(segment.prefix) <= _REMEMBERED_CHARACTERS:
+                self._prefix_ids[segment.prefix] = prefix_ids
         if text_ids[: len(prefix_ids)] == prefix_ids:
             return len(prefix_ids)
         # White space at the start of the content joined the prefix's last token: count by character offsets.

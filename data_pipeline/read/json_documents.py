@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import RowError, UserError
+from data_pipeline.formats.detect import Layout, layout_of
 from data_pipeline.text_rules import shown
 
 MOST_LEVELS = 100  # of lists and objects inside each other in a row
@@ -52,6 +53,9 @@ def row_list_keys(value: Any) -> list[str]:
         holds_lists = any(isinstance(part, list) for part in items[0].values())
         if is_one_conversation(items[0]) or (key in _MESSAGE_LISTS and not holds_lists):
             return []
+    layout = layout_of(value) if lists else ""
+    if isinstance(layout, Layout) and layout.format != "turns":  # a list of turns may as well be one of rows
+        return []
     return list(lists)
 
 

@@ -96,6 +96,11 @@ BAD_ROWS = [
     Bad("content that is a number", "wrong_type", chat(USER, {"role": "assistant", "content": 42})),
     Bad("content that is null", "wrong_type", chat(USER, {"role": "assistant", "content": None})),
     Bad("content that is missing", "wrong_type", chat(USER, {"role": "assistant"})),
+    Bad(
+        "a text part with more than a text",
+        "unsupported_content",
+        chat({"role": "user", "content": [{"type": "text", "text": "Hi", "image_url": "a.png"}]}, ANSWER),
+    ),
     Bad("an image part", "unsupported_content", chat({"role": "user", "content": [{"type": "image_url"}]}, ANSWER)),
     Bad("a tool call without a name", "wrong_type", chat(USER, {**ANSWER, "tool_calls": [{"type": "function"}]})),
     Bad(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_pipeline.conversation import Conversation, Segment, TaggedConversation
+from data_pipeline.conversation import Conversation, Message, Segment, TaggedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.base_template.answers import AnswerFinder, FoundAnswer, ShownChat
 from data_pipeline.prompt.base_template.chat import chat_of, plain_for
@@ -16,7 +16,7 @@ from data_pipeline.prompt.base_template.sandbox import BLOCK_CLOSE, BLOCK_OPEN, 
 from data_pipeline.prompt.base_template.segments import ControlTokens, Stretch, segments_of
 from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.prompt_row import PromptRow
-from data_pipeline.prompt.tokenization import TokenizerSpec
+from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 
 class BaseRows:
@@ -24,7 +24,7 @@ class BaseRows:
 
     def __init__(self, template: BaseTemplate, tokenizer: TokenizerSpec) -> None:
         special_tokens = tokenizer.special_tokens
-        self._template = template
+        self._template, self._tokenizer = template, TemplateTokenizer(tokenizer)
         self._plain = plain_for(special_tokens)
         self._tokens = control_tokens_of(tokenizer)
         self._find = AnswerFinder(template, compiled(template.text), plain=self._plain, controls=self._tokens.pattern)
@@ -67,8 +67,28 @@ class BaseRows:
     def _segments(self, tagged: TaggedConversation, shown: ShownChat) -> tuple[Segment, ...]:
         stretches: list[Stretch] = []
         for answer in shown.answers:
+            self._require_parted(tagged.conversation.messages[answer.number], shown.text, answer)
             stretches += self._stretches(tagged, shown.text, answer)
         return segments_of(shown.text[: shown.answers[-1].end], stretches, self._tokens)
+
+    def _require_parted(self, message: Message, text: str, answer: FoundAnswer) -> None:
+        """Raise RowError where white space that the template writes at the start of an answer becomes one token with
+        that at the end of the prompt: a model would be prompted with other ids than it was trained on.
+        """
+        start = answer.start
+        if not (text[start - 1 : start].isspace() and text[start : start + 1].isspace()):
+            return
+        if text.startswith(self._plain(message.content), start):
+            return  # white space of the text itself counts as prompt
+        begin = max((match.end() for match in self._tokens.pattern.finditer(text, 0, start)), default=0)
+        after = self._tokens.pattern.search(text, start)
+        if not self._tokenizer.keeps_prefix(text[begin:start], text[start : after.start() if after else None]):
+            raise RowError(
+                "uncertain_answer",
+                f"message {answer.number + 1}: white space at the start of the answer becomes one token with the end "
+                "of the prompt; give the message what the template expects (reasoning, for example), or set "
+                "`model.template_variables`",
+            )
 
     def _stretches(self, tagged: TaggedConversation, text: str, answer: FoundAnswer) -> list[Stretch]:
         message = tagged.conversation.messages[answer.number]

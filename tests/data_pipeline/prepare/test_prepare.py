@@ -548,3 +548,20 @@ def test_preparing_and_reading_a_dataset_never_loads_torch(tmp_path: Path, small
     write_jsonl(tmp_path / "rows.jsonl", conversations(3))
     done = run_python(PREPARE_AND_READ, tmp_path, small_tokenizer_dir)
     assert done.returncode == 0, done.stderr
+
+
+def test_parts_are_prepared_with_their_weights_or_refused(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    """Reasoning with a weight of its own; a template without a place for it names each row, and writes nothing."""
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "2 = 2 * 1 <|im_end|>"}
+    rows = [{"messages": [{"role": "user", "content": "Is 2 even?"}, answer]} for _ in range(3)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    factors = {"reasoning": 0.5, "answer": 2.0}
+    job = make_job(tmp_path / "prepared", [source(path)], small_tokenizer_dir, template="qwen3", part_weights=factors)
+    manifest, _ = prepare(job, num_workers=1)
+    prepared = rows_of(tmp_path / "prepared")
+    assert {0.0, 0.5, 2.0} == set(prepared[0].loss_weights)
+    assert manifest.ledger.control_text_kept_plain == 3
+    other = make_job(tmp_path / "other", [source(path)], small_tokenizer_dir)
+    with pytest.raises(UserError, match="unshown_part: 3"):
+        prepare(other, num_workers=1)
+    assert not (tmp_path / "other").exists()

@@ -367,6 +367,20 @@ def test_a_prompt_whose_end_is_tokenized_otherwise_before_an_answer_is_refused(f
         check_base_template(spec, template)
 
 
+def test_white_space_of_the_template_that_joins_the_prompt_is_refused(folder: Path) -> None:
+    """Without reasoning the line break of the prompt and that of the answer are one token."""
+    text = jinja_templates.FORCED.replace(
+        "if message.reasoning_content %}", "if message.role == 'assistant' %}"
+    ).replace("message.reasoning_content + '", "(message.reasoning_content or '') + '\\n")
+    template, spec = load(folder / "joined", text)
+    check_base_template(spec, template)
+    rows = rows_of(template, spec)
+    with pytest.raises(RowError, match="white space at the start of the answer becomes one token with the end of"):
+        rows(tagged("Q", "Hi"))
+    assert text_and_learned(rows(tagged("Q", answer("Hi", "So")))[0].segments)[1] == "So\n</think>Hi<|end|>"
+    assert rows(tagged("Q", "Hi", message_weights=(0.0, 0.0)))
+
+
 def test_a_date_is_that_of_the_recipe_in_rows_and_in_the_export(folder: Path) -> None:
     template, spec = load(folder / "dated", jinja_templates.DATED, date=datetime.date(2026, 1, 31))
     check_base_template(spec, template)
