@@ -551,7 +551,7 @@ def test_preparing_and_reading_a_dataset_never_loads_torch(tmp_path: Path, small
 
 
 def test_parts_are_prepared_with_their_weights_or_refused(tmp_path: Path, small_tokenizer_dir: Path) -> None:
-    """Reasoning with a weight of its own; a template without a place for it names each row, and writes nothing."""
+    """Reasoning with its own weight; a template without a place for it names each row, and writes nothing."""
     answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "2 = 2 * 1 <|im_end|>"}
     rows = [{"messages": [{"role": "user", "content": "Is 2 even?"}, answer]} for _ in range(3)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
