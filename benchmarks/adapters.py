@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
 from peft_baseline import make_baseline  # noqa: E402
-from step import Options, make_recipe, write_dataset  # noqa: E402
+from step import Options, make_recipe, profile, write_dataset  # noqa: E402
 
 from data_pipeline.prepared.dataset import PreparedSplit  # noqa: E402
 from ochat_train.adapter.build import add_adapter  # noqa: E402
@@ -106,6 +106,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help=f"steps that count, after {_WARMUP_STEPS}")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: only to try the script")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a recipe value, for ours")
+    parser.add_argument(
+        "--profile", action="store_true", help="kernel time by group, of one more step; by name in --json"
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -126,7 +129,7 @@ def main() -> None:
             packs_per_gpu=arguments.packs,
             mean_length=arguments.mean_length,
             steps=arguments.steps,
-            profile=False,
+            profile=arguments.profile,
             cpu=arguments.device == "cpu",
             folder=folder,
         )
@@ -338,6 +341,7 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
         found.append(speed)
         losses.append(loss)
     seconds = time.monotonic() - start
+    found_profile = profile(lambda: trainer.step(next(steps)), ranks) if options.profile else None
     steps.close()
     counted = found[_WARMUP_STEPS:]
     peaks = {}
@@ -356,6 +360,7 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
         "setting": trainer.setting,
         "losses": losses,
         "grad_norm": grad_norm,
+        "profile": found_profile,
         "set_up_seconds": start - begun,
         "step_seconds": seconds,
         "data_wait_ratio": max(speed.data_wait_ratio for speed in counted),
@@ -387,6 +392,10 @@ def print_table(results: list[dict[str, Any]]) -> None:
             f"{_shown(row.get('reserved_gib'), '10.1f')}{_shown(row['planned_gib'], '9.1f')}"
             f"{row['losses'][0]:>11.3f}{row['losses'][-1]:>7.3f}  {row['setting']}"
         )
+    for name, row in rows.items():
+        if row["profile"]:
+            shares = ", ".join(f"{group} {value:,.0f}" for group, value in row["profile"]["groups"].items())
+            print(f"{name}, ms of one step: {shares}")
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -104,7 +104,7 @@ def train_all(folder: Path, arguments: argparse.Namespace, chosen: list[str]) ->
     )
     recipe.write_text(text, encoding="utf-8")
     prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     if arguments.cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     started, results = {}, {}
