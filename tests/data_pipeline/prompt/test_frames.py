@@ -88,8 +88,9 @@ def test_usual_messages_are_read_as_all_others(
     usual = FORMATS[name].fields
     fields = replace(usual, weight=marks.get("weight"), masked=marks.get("masked"))
     role, content = fields.role or "", fields.content or ""
-    extras: list[dict[str, object]] = [{}, *({"weight": weight} for weight in _WEIGHTS)]
-    extras += [{"w": 0.5}, {"name": "n"}, {"unknown": "a b"}]
+    extras: list[dict[str, object]] = [{}, {"w": 0.5}, {"name": "n"}, {"unknown": "a b"}]
+    for weight in _WEIGHTS:
+        extras.append({"weight": weight})
     rows = [
         {fields.messages: [{role: "user", content: "x"}, {role: speaker, content: text, **extra}]}
         for speaker in ("user", "assistant", "system", "tool", "?")
