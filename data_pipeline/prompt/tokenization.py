@@ -6,9 +6,9 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -229,7 +229,8 @@ def _for_text(backend: str) -> Tokenizer:
     return tokenizer
 
 
-def _control_ids(backend: str) -> dict[str, int]:
+@lru_cache(maxsize=2)  # it is asked for several times while a tokenizer is loaded, and parses megabytes
+def _control_ids(backend: str) -> Mapping[str, int]:
     """Control token -> id."""
     return {token["content"]: token["id"] for token in json.loads(backend)["added_tokens"] if token["special"]}
 
