@@ -1,7 +1,7 @@
 """Commands that the code under test starts with `python -m`, forked by tests/support/rank_processes.py instead.
 
 Importing the libraries takes a cold process many seconds, and an ablation starts a process for every training and every
-score. Each command still has a process, an environment and a log of its own.
+score. Each command still has its own process, environment and log.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_arms_of_any_class_names_have_their_own_folders_and_runs(tmp_path: Path,
 def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
     tmp_path: Path, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trainings and scores are processes of their own, but forked: the test below starts one from nothing."""
+    """Trainings and scores run in separate processes, but forked: the test below starts one from nothing."""
     forked = SimpleNamespace(run=run_forked, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr("ochat_train.ablation.trainings.subprocess", forked)
 
