@@ -147,8 +147,9 @@ def _any_content(turns: Sequence[Any], role: str) -> bool:
 
 
 def _are_calls(value: Any) -> bool:
-    """Whether answers are calls of functions: a list of objects with arguments, or one as JSON text."""
-    value = _loaded(value) if isinstance(value, str) else value
+    """Whether answers are calls of functions: a list of objects with arguments, or JSON text."""
+    if isinstance(value, str):
+        return _loaded(value) is not None
     return isinstance(value, list) and any(isinstance(e, Mapping) and "arguments" in e for e in value)
 
 
