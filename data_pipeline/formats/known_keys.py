@@ -117,7 +117,7 @@ def content_kind(name: str, value: Any) -> str | None:
     if _CALL_NAME.search(name):
         return "a call"
     if name == "channel" and isinstance(value, str) and _OTHER_CHANNEL.fullmatch(value):
-        return "the name of a part that is no answer"
+        return "the name of a part that is not an answer"
     if name == "recipient" and isinstance(value, str) and _FUNCTION.fullmatch(value):
         return "the name of a function"
     if isinstance(value, str):
