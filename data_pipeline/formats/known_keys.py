@@ -71,7 +71,7 @@ _LONGEST_WORD = 40
 _LONGEST_LABEL = 120
 _NOT_LEARNED = -100  # the label that trainers leave out of the loss
 _OTHER_CHANNEL = re.compile(r"analysis|commentary")  # of the harmony format; `final` is the answer
-_FUNCTION = re.compile(r"functions?\..+|\w+\.\w+|python|browser|web|bio")  # a recipient that is no person
+_FUNCTION = re.compile(r"functions?\..+|\w+\.\w+|python|browser|web|bio")  # a recipient that is not a person
 _SHORTEST_OTHER_SCRIPT = 5  # characters of a script that may be written without spaces
 _REFERENCE = re.compile(r"(https?://\S+|[0-9a-fA-F-]{32,}|\d{4}-\d\d-\d\d[T ][\d:.+Z-]+)")  # a link, a hash, a time
 

@@ -83,7 +83,7 @@ def after_prompt(
 ) -> list[Any]:
     """The turns of a conversation from its prompt and the turns of its answer, which may repeat the prompt.
 
-    Raises UnreadFieldError where the answer has a prompt of its own and the row's is no message of it.
+    Raises UnreadFieldError where the answer begins with a prompt and the row's is no message of it.
     """
     prompt = row.get(prompt_key) if prompt_key and prompt_key not in ignored else None
     if prompt in (None, "", []):
