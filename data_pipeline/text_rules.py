@@ -49,6 +49,8 @@ def _is_harmless(character: str) -> bool:
 
 def text_problem(text: str) -> str | None:
     """Why a text cannot be tokenized, None where it can."""
+    if text.isascii():  # known without looking at the characters
+        return None
     if RESERVED_CHARACTER in text:
         return "holds U+FDD0, a noncharacter that text may not contain; remove it"
     try:

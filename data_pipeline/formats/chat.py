@@ -15,7 +15,8 @@ from data_pipeline.formats.parts import REASONING_KEYS, message_with_parts, text
 from data_pipeline.formats.row_format import ParsedRow
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
 from data_pipeline.formats.values import list_of, message_of, text_of
-from data_pipeline.text_rules import shown
+from data_pipeline.text_rules import shown, text_problem
+from data_pipeline.weight import LARGEST_WEIGHT
 
 _PART_KEYS = frozenset((*REASONING_KEYS, "tool_calls", "tool_call_id", "name"))
 _SPEAKERS = ("user", "assistant")
@@ -37,6 +38,9 @@ class ChatReader:
         self._marks = frozenset(name for name in marks if name)
         self._ignored = names
         self._known = self._plain | self._marks | _PART_KEYS | HARMLESS | names
+        # most messages of most files have no other keys than these
+        is_usual = "weight" in self._marks and self._own_marks.get("weight") is not False
+        self._usual = self._plain | {"weight"} if is_usual else self._plain
 
     def __call__(self, row: Any) -> Sequence[ParsedRow]:
         """The conversation of a row, which is an object or the bare list of its messages."""
@@ -57,11 +61,25 @@ class ChatReader:
         turns = list_of(row if value is row.get(key) else {**row, key: value}, key)
         return self.as_objects(turns, key)
 
+    def _usual_message(self, role: str, turn: Mapping[str, Any], content: Any) -> Message | None:
+        """A message of one text and at most a weight; None for all others, among them those that raise an error."""
+        if not (role in _SPEAKERS and type(content) is str and turn.keys() <= self._usual):
+            return None
+        weight = turn.get("weight")
+        if weight is not None:
+            if type(weight) not in (int, float) or not 0 <= weight <= LARGEST_WEIGHT:
+                return None
+            weight = float(weight)
+        if not content or content.isspace() or text_problem(content) is not None:
+            return None
+        our_role: Any = role
+        return Message(role=our_role, content=content, weight=weight)
+
     def as_objects(self, turns: list[Any], key: str) -> list[Mapping[str, Any]]:
         """Turns in other shapes as objects: texts that alternate, and objects that hold a prompt and its answer."""
         if self._role is not None:
             for number, turn in enumerate(turns):
-                if not isinstance(turn, Mapping):
+                if type(turn) is not dict and not isinstance(turn, Mapping):
                     raise RowError("wrong_type", f"{key}[{number}]: expected an object, found {shown(turn)}")
             return turns
         found: list[Mapping[str, Any]] = []
@@ -160,24 +178,25 @@ class ChatReader:
             found = known.get(role) if isinstance(role, str) else None
             roles.append(found or self.role_of(turn, f"{key}[{number}]"))
         text = "" if system in (None, "") else text_of(system, system_key or "system")
-        num_cut = self._num_empty_at_end(turns, roles)
+        num_kept = len(turns) - self._num_empty_at_end(turns, roles)
         messages: list[Message] = []
         for number, (role, turn) in enumerate(zip(roles, turns, strict=True)):
-            if number >= len(turns) - num_cut:
+            if number >= num_kept:
                 self._weight_of(turn, f"{key}[{number}]", None)  # its keys are checked all the same
                 continue
-            where = f"{key}, turn {number + 1}"
             row_mark = None if weights is None else weights[number]
             content = turn.get(content_key)
-            if role == "system":
+            message = self._usual_message(role, turn, content) if row_mark is None else None
+            if message is not None:
+                messages.append(message)
+            elif role == "system":
                 text = self._system_text(turn, content, number, text, row_mark)
-            elif row_mark is None and role in _SPEAKERS and isinstance(content, str) and turn.keys() <= self._plain:
-                messages.append(message_of(role, content, None, where))
             else:
+                where = f"{key}, turn {number + 1}"
                 messages.append(self._with_parts(role, turn, content, where, f"{key}[{number}]", row_mark))
         for message in messages:
             refuse_placeholder(message.content, key)
-        return ParsedRow(system=text, messages=messages, num_cut=num_cut)
+        return ParsedRow(system=text, messages=messages, num_cut=len(turns) - num_kept)
 
     def _system_text(
         self,

@@ -14,7 +14,7 @@ from data_pipeline.weight import LARGEST_WEIGHT
 def message_of(role: str, content: Any, weight: Any, where: str) -> Message:
     """A user or assistant message that is not empty."""
     text = text_of(content, where)
-    if not text.strip():
+    if not text or text.isspace():
         raise RowError("empty_message", f"{where}: the message is empty; remove it or the row")
     user_role: Role = "user" if role == "user" else "assistant"
     return Message(role=user_role, content=text, weight=weight_of(weight, where))

@@ -5,7 +5,7 @@ Rows that hold tokens are read and cut; their class and text are recovered from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -99,7 +99,7 @@ class ChunkProcessor:
     def _is_held_out(self, conversation: Conversation) -> bool:
         return is_held_out(conversation, ratio=self._job.data.validation_ratio, seed=self._job.seed)
 
-    def _rows(self, item: TaggedConversation, tally: Tally) -> Iterable[PromptRow]:
+    def _rows(self, item: TaggedConversation, tally: Tally) -> Sequence[PromptRow]:
         """The rows of a conversation; none where the template cannot show it. Counts those beyond the first."""
         if item.tokens is not None:
             return (PromptRow(tagged=item, segments=()),)
@@ -109,6 +109,8 @@ class ChunkProcessor:
         except RowError as error:
             tally.drop(error.reason, place, str(error), bad=True)
             return ()
+        if len(rows) == 1 and not rows[0].answers_left_out:
+            return rows
         if len(rows) > 1:
             tally.num_rows_added += len(rows) - 1
             tally.note("row_per_answer", place, f"{len(rows)} rows: the template rewrites what comes before an answer")

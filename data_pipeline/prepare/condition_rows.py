@@ -48,6 +48,8 @@ def condition_rows(
     under all of them: the matrix compares the same text in every column.
     """
     chosen = _sample(held_out, job.seed, most_per_class)
+    if not chosen:  # no tokenizer has to be made
+        return
     tokenizer = TemplateTokenizer(job.tokenizer)
     row_under = _row_under(rows_of(job.template, job.tokenizer))
     rule = LengthRule.of(job.template, tokenizer, max_length_tokens=job.max_length_tokens)

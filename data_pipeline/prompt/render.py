@@ -15,25 +15,20 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from data_pipeline.conversation import (
-    ControlToken,
     Conversation,
     Message,
     Role,
     Segment,
     Span,
     TaggedConversation,
-    Text,
 )
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.part_weights import MessageWeights, message_weights
-from data_pipeline.prompt.template import CONDITION, AnswerTurn, NextRole, PreviousRole, Template, Turn
-
-# texts of the template; with a segment where one is a control token
-_Pieces = tuple[tuple[str, "ControlToken | None"], ...]
+from data_pipeline.prompt.segment_writer import Place, Writer, write_close, write_open
+from data_pipeline.prompt.template import CONDITION, AnswerTurn, PreviousRole, Template, Turn
 
 
 def render(tagged: TaggedConversation, template: Template, *, bos_token: str | None) -> tuple[Segment, ...]:
@@ -42,7 +37,7 @@ def render(tagged: TaggedConversation, template: Template, *, bos_token: str | N
 
     Raises RowError for a conversation with a part that the template cannot show.
     """
-    writer = _Writer(template, tagged.condition)
+    writer = Writer(template, tagged.condition)
     if bos_token:
         writer.control(bos_token)
     writer.template(template.begin)
@@ -53,7 +48,7 @@ def render(tagged: TaggedConversation, template: Template, *, bos_token: str | N
 def header_segments(template: Template, role: Role | Literal["system"], condition: str) -> tuple[Segment, ...]:
     """What the template writes before the content of a message: nothing where a system text has no header."""
     turn = getattr(template.turns, role)
-    writer = _Writer(template, condition)
+    writer = Writer(template, condition)
     writer.template(turn.open if turn is not None else "")
     return writer.finished()
 
@@ -116,93 +111,7 @@ def _turns(template: Template) -> Sequence[Turn]:
     return [turn for turn in (turns.system, turns.user, turns.assistant, turns.tool) if turn is not None]
 
 
-@lru_cache(maxsize=1024)
-def _known_pieces(template: Template, condition: str) -> dict[str, _Pieces]:
-    """Texts of a template that have been parted under a condition; `_Writer.template` fills it."""
-    return {}
-
-
-def _compiled(template: Template, text: str, condition: str) -> _Pieces:
-    """A text of the template in pieces. The condition is written last, so nothing of it becomes a control token."""
-    written = template.condition_text(condition)
-    pieces = ((piece, template.is_control(piece)) for piece in template.pieces(text))
-    return tuple(
-        (piece, ControlToken(text=piece)) if is_control else (piece.replace(CONDITION, written), None)
-        for piece, is_control in pieces
-    )
-
-
-class _Writer:
-    """Collects what is written, and joins the texts between control tokens."""
-
-    def __init__(self, template: Template, condition: str) -> None:
-        self.rules, self._condition = template, condition
-        self._pieces = _known_pieces(template, condition)
-        self._segments: list[Segment] = []
-        self._prefix = ""
-        self._spans: list[tuple[str, float]] = []
-
-    def template(self, text: str, weight: float = 0.0) -> None:
-        """A text of the template, with its control tokens."""
-        if not text:
-            return
-        pieces = self._pieces.get(text)
-        if pieces is None:
-            pieces = self._pieces[text] = _compiled(self.rules, text, self._condition)
-        for piece, control in pieces:
-            if control is not None:
-                if self._prefix or self._spans:
-                    self._end_text()
-                self._segments.append(ControlToken(text=piece, weight=weight) if weight else control)
-            elif weight or self._spans:
-                self.content(piece, weight)
-            else:
-                self._prefix += piece
-
-    def control(self, token: str) -> None:
-        """A control token that is not the template's."""
-        self._segments.append(ControlToken(text=token))
-
-    def content(self, text: str, weight: float) -> None:
-        """What a person or a model wrote."""
-        if text:
-            self._spans.append((text, weight))
-
-    def finished(self) -> tuple[Segment, ...]:
-        """All segments."""
-        if self._prefix or self._spans:
-            self._end_text()
-        return tuple(self._segments)
-
-    def _end_text(self) -> None:
-        spans = self._spans
-        if len(spans) == 1:
-            [(content, weight)] = spans
-            self._segments.append(Text(prefix=self._prefix, content=content, weight=weight))
-        else:
-            self._segments.append(_joined(self._prefix, spans))
-        self._prefix, self._spans = "", []
-
-
-def _joined(prefix: str, spans: Sequence[tuple[str, float]]) -> Text:
-    content = "".join(text for text, _ in spans)
-    weights = {weight for _, weight in spans}
-    if len(weights) <= 1:
-        return Text(prefix=prefix, content=content, weight=weights.pop() if weights else 0.0)
-    return Text(prefix=prefix, content=content, spans=tuple(Span(text=text, weight=weight) for text, weight in spans))
-
-
-class _Place(NamedTuple):
-    """Where a message is: the role before it (None at the beginning) and behind it (None at the end), and whether it is
-    behind the last user message.
-    """
-
-    previous: PreviousRole | None
-    following: NextRole | None
-    is_after_last_user: bool
-
-
-def _write(writer: _Writer, tagged: TaggedConversation) -> None:
+def _write(writer: Writer, tagged: TaggedConversation) -> None:
     conversation, template = tagged.conversation, writer.rules
     messages = conversation.messages
     _require_tools(conversation, template)
@@ -210,7 +119,7 @@ def _write(writer: _Writer, tagged: TaggedConversation) -> None:
     previous: PreviousRole | None = None
     waiting = ""  # a system text that the first user message has to take
     if turn is not None and (system or template.default_system is not None):
-        _write_plain(writer, turn, system, 0.0, _Place(previous=None, following=None, is_after_last_user=False))
+        _write_plain(writer, turn, system, 0.0, Place(previous=None, following=None, is_after_last_user=False))
         previous = "system"
     elif system:
         waiting = system
@@ -218,13 +127,18 @@ def _write(writer: _Writer, tagged: TaggedConversation) -> None:
     num_messages = len(messages)
     for number, (message, weight) in enumerate(zip(messages, tagged.message_weights, strict=True), 1):
         following = messages[number].role if number < num_messages else None
-        place = _Place(previous, following, number - 1 > last_user)
-        if message.role == "assistant":
-            if template.reasoning is not None or message.reasoning or message.tool_calls or message.spans:
-                _write_answer(writer, message, message_weights(message, weight, tagged.part_weights), place)
-            else:
-                answer_weight = weight * tagged.part_weights.answer
-                _write_plain(writer, template.turns.assistant, message.content, answer_weight, place)
+        has_parts = message.role == "assistant" and (
+            template.reasoning is not None or message.reasoning or message.tool_calls or message.spans
+        )
+        part_weight = weight * tagged.part_weights.answer if message.role == "assistant" else weight
+        if not (has_parts or waiting) and writer.plain(message, part_weight, previous, following):
+            previous = message.role
+            continue
+        place = Place(previous, following, number - 1 > last_user)
+        if has_parts:
+            _write_answer(writer, message, message_weights(message, weight, tagged.part_weights), place)
+        elif message.role == "assistant":
+            _write_plain(writer, template.turns.assistant, message.content, part_weight, place)
         elif message.role == "user":
             _write_plain(writer, template.turns.user, message.content, weight, place, system=waiting)
             waiting = ""
@@ -260,9 +174,9 @@ def _unshown(what: str, template: Template) -> RowError:
     return RowError("unshown_part", f"{problem}; use another `model.template`, or remove it from the row")
 
 
-def _write_plain(writer: _Writer, turn: Turn, content: str, weight: float, place: _Place, *, system: str = "") -> None:
+def _write_plain(writer: Writer, turn: Turn, content: str, weight: float, place: Place, *, system: str = "") -> None:
     """A message of one text. system: what a user message holds in front of it."""
-    _write_open(writer, turn, place)
+    write_open(writer, turn, place)
     if system:
         wrap = writer.rules.system_in_user
         assert wrap is not None, "checked"
@@ -274,12 +188,12 @@ def _write_plain(writer: _Writer, turn: Turn, content: str, weight: float, place
     text = content.strip() if turn.trim else content
     if text:
         writer.content(turn.lead + text, weight)
-    _write_close(writer, turn, weight, place)
+    write_close(writer, turn, weight, place)
 
 
-def _write_answer(writer: _Writer, message: Message, weights: MessageWeights, place: _Place) -> None:
+def _write_answer(writer: Writer, message: Message, weights: MessageWeights, place: Place) -> None:
     turn = writer.rules.turns.assistant
-    _write_open(writer, turn, place)
+    write_open(writer, turn, place)
     _write_reasoning(writer, message, weights, place)
     spans = _trimmed(weights.text) if turn.trim else weights.text
     writer.template(turn.begin, spans[0].weight)
@@ -290,10 +204,10 @@ def _write_answer(writer: _Writer, message: Message, weights: MessageWeights, pl
             lead, has_text = "", True
     if message.tool_calls:
         _write_calls(writer, message, weights.tool_calls, has_text=has_text)
-    _write_close(writer, turn, weights.end, place)
+    write_close(writer, turn, weights.end, place)
 
 
-def _write_calls(writer: _Writer, message: Message, weight: float, *, has_text: bool) -> None:
+def _write_calls(writer: Writer, message: Message, weight: float, *, has_text: bool) -> None:
     calls = writer.rules.tool_calls
     assert calls is not None, "checked"
     before, middle, end = calls.parts
@@ -307,7 +221,7 @@ def _write_calls(writer: _Writer, message: Message, weight: float, *, has_text: 
         writer.template(end, weight)
 
 
-def _write_reasoning(writer: _Writer, message: Message, weights: MessageWeights, place: _Place) -> None:
+def _write_reasoning(writer: Writer, message: Message, weights: MessageWeights, place: Place) -> None:
     template, rule = writer.rules, writer.rules.reasoning
     is_shown = rule is not None and (rule.shown == "always" or place.is_after_last_user)
     text = message.reasoning.strip("\n")
@@ -326,20 +240,6 @@ def _write_reasoning(writer: _Writer, message: Message, weights: MessageWeights,
     writer.template(rule.open, weights.reasoning)
     writer.content(text, weights.reasoning)
     writer.template(rule.close, weights.reasoning)
-
-
-def _write_open(writer: _Writer, turn: Turn, place: _Place) -> None:
-    text = turn.open if place.previous is None else turn.open_after.get(place.previous, turn.open)
-    writer.template(text)
-
-
-def _write_close(writer: _Writer, turn: Turn, weight: float, place: _Place) -> None:
-    if place.following is not None and place.following in turn.close_before:
-        writer.template(turn.close_before[place.following], weight)
-        return
-    is_last = place.following is None and turn.close_last is not None
-    writer.template((turn.close_last or "") if is_last else turn.close, weight)
-    writer.template(turn.after)
 
 
 def _trimmed(spans: Sequence[Span]) -> tuple[Span, ...]:

@@ -42,7 +42,7 @@ class TokenizerSpec:
     unk_token: str | None
     added_control_tokens: tuple[str, ...]
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Rows that the model's embedding needs: the largest id plus one."""
         return 1 + max(Tokenizer.from_str(self.backend).get_vocab(with_added_tokens=True).values())
@@ -50,8 +50,18 @@ class TokenizerSpec:
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """Every control token of the tokenizer, in the order of their ids."""
-        ids = _control_ids(self.backend)
-        return tuple(sorted(ids, key=ids.__getitem__))
+        return tuple(sorted(self.control_ids, key=self.control_ids.__getitem__))
+
+    @cached_property
+    def control_ids(self) -> dict[str, int]:
+        """Control token -> id."""
+        added = json.loads(self.backend)["added_tokens"]
+        return {token["content"]: token["id"] for token in added if token["special"]}
+
+    @cached_property
+    def text_backend(self) -> str:
+        """The tokenizer for text that follows a control token, tokenized on its own, as `tokenizer.json`."""
+        return _text_backend(self.backend)
 
     @property
     def fingerprint(self) -> str:
@@ -68,9 +78,9 @@ class TemplateTokenizer:
     """
 
     def __init__(self, spec: TokenizerSpec, *, piece_characters: int = PIECE_CHARACTERS) -> None:
-        self._backend, self._piece_characters = _text_backend(spec.backend), piece_characters
+        self._backend, self._piece_characters = spec.text_backend, piece_characters
         self._text = _for_text(self._backend)
-        self._control_ids = _control_ids(spec.backend)
+        self._control_ids = spec.control_ids
         # A tokenizer without byte fallback writes its unknown token for ordinary text; that is not a control token.
         forbidden = [token_id for token, token_id in self._control_ids.items() if token != spec.unk_token]
         self.is_control = np.zeros(spec.vocab_size, dtype=bool)  # by id; the unknown token is not one
@@ -227,11 +237,6 @@ def _for_text(backend: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(backend)
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _control_ids(backend: str) -> dict[str, int]:
-    """Control token -> id."""
-    return {token["content"]: token["id"] for token in json.loads(backend)["added_tokens"] if token["special"]}
 
 
 def _text_backend(backend: str) -> str:

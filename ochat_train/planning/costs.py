@@ -64,14 +64,20 @@ COSTS: Mapping[str, Cost] = {
         source="docs/performance.md, whole steps",
     ),
     "frozen": Cost(
-        value=1.5,
+        value=1.47,
         what="factor of all these shares with an adapter, where weights of the base need no gradient: a step takes two "
         "thirds of the time",
-        source="counted: 2 forward and 2 backward operations for each weight instead of 6; to be measured",
+        source="docs/adapters.md, speed: a step with every layer recomputed takes 1.32 times as long",
+    ),
+    "adapter_matmuls": Cost(
+        value=0.046,
+        what="`matmuls` with an adapter: products with B and the MLP's product are computed again, as a share of a "
+        "step; not multiplied by `frozen`",
+        source="docs/adapters.md, speed",
     ),
     "dequantised": Cost(
         value=1.0,
         what="copies of the largest module's weights that are in the model's dtype at a time, with a base in 4 bits",
-        source="counted: each is made for one product (adapter/nf4.py); to be measured",
+        source="counted: each is made for one product (adapter/nf4.py); peaks are 0.5 to 0.7 GiB below the plan",
     ),
 }

@@ -154,12 +154,17 @@ class StepCosts:
         num = len(setting.checkpointing)
         cost = COSTS["full"].value * setting.checkpointing.count("full") / num
         cost += self._stage_cost(setting.zero_stage)
-        cost += COSTS["none"].value * setting.checkpointing.count("none" if self.compiled else "matmuls") / num
+        has_adapter = self.trained_ratio < 1.0
+        if not has_adapter or not self.compiled:
+            cost += COSTS["none"].value * setting.checkpointing.count("none" if self.compiled else "matmuls") / num
         if setting.zero_stage <= 1 and self.trained_ratio == 1.0:  # adding up so few gradients takes no time
             cost += COSTS[setting.sum_dtype].value / (self.pack_length_tokens * setting.packs_per_micro_batch)
         if self.float8:
             return 1.0 + cost * COSTS["float8"].value
-        return 1.0 + cost * (COSTS["frozen"].value if self.trained_ratio < 1.0 else 1.0)
+        if not has_adapter:
+            return 1.0 + cost
+        again = COSTS["adapter_matmuls"].value * setting.checkpointing.count("matmuls") / num if self.compiled else 0.0
+        return 1.0 + cost * COSTS["frozen"].value + again
 
     def _stage_cost(self, zero_stage: int) -> float:
         """Gradients are reduced of what is trained, weights are gathered of the whole model."""

@@ -65,7 +65,15 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
     work = _work(model, vocab_size, adapter=memory.shape.adapter)
     data = _training_data(recipe) if manifest else None
     useful = useful_ratio(work, data.mean_pack, pack_length_tokens=train.pack_length_tokens) if data else 1.0
-    speed = assumed_speed(recipe, chosen, gpu=gpu, num_parameters=num_parameters, own=mfu, useful=useful)
+    speed = assumed_speed(
+        recipe,
+        chosen,
+        gpu=gpu,
+        num_parameters=num_parameters,
+        own=mfu,
+        useful=useful,
+        trained_ratio=memory.shape.trained_ratio,
+    )
     packs_per_gpu = num_micro_batches(train.bins_per_step, num_gpus)
     time = None
     if data and chosen.fits and speed.mfu is not None:

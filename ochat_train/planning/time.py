@@ -67,6 +67,23 @@ MEASURED = {
     (True, "float32"): _seen(0.635, num_full=20, sum_dtype="float32", text="float8"),
     (True, "bfloat16"): _seen(0.751, num_full=0, sum_dtype="bfloat16", text="float8, bfloat16 gradients"),
 }
+_ON_H100 = "Mistral-7B shapes on 1 x H100"
+
+
+def _seen_with_adapter(mfu: float, *, checkpointing: str, text: str) -> Measurement:
+    """mfu: of an H100."""
+    setting = MemorySetting(
+        zero_stage=1, checkpointing=(checkpointing,) * 32, packs_per_micro_batch=1, sum_dtype="float32"
+    )
+    source = f"{text}, {_ON_H100}"
+    return Measurement(mfu=mfu / _H100_RELATIVE_MFU, pack_length_tokens=8192, source=source, setting=setting)
+
+
+# By `adapter.type`; docs/adapters.md, "Speed".
+MEASURED_WITH_ADAPTER = {
+    "lora": _seen_with_adapter(0.493, checkpointing="none", text="LoRA of rank 16"),
+    "qlora": _seen_with_adapter(0.359, checkpointing="full", text="QLoRA of rank 16"),
+}
 _MEASURED_FILL = 0.973  # of the packs in these runs; the rest was padding
 # docs/performance.md, "Failures": 4 to 6 %, kernels are launched too slowly.
 _SMALL_MODEL_MFU = 0.05
@@ -128,20 +145,26 @@ def useful_ratio(work: Work, pack: MeanPack, *, pack_length_tokens: int) -> floa
 
 
 def assumed_speed(
-    recipe: Recipe, setting: MemorySetting, *, gpu: Gpu, num_parameters: int, own: float | None, useful: float
+    recipe: Recipe,
+    setting: MemorySetting,
+    *,
+    gpu: Gpu,
+    num_parameters: int,
+    own: float | None,
+    useful: float,
+    trained_ratio: float = 1.0,
 ) -> AssumedSpeed:
     """The MFU that an estimate uses.
 
     own: the user's, which is not scaled: a share of the peak in useful operations, without padding; None for a measured
     one. That is scaled by `useful` (`useful_ratio`), by the costs of the two settings (`StepCosts.relative_seconds`)
-    and by `gpu.relative_mfu`.
+    and by `gpu.relative_mfu`. trained_ratio: as in `StepCosts`.
     """
     if own is not None:
         return AssumedSpeed(mfu=own, basis="given by --mfu")
     for is_unlike, what in (
         (recipe.model.compile is False, "model.compile: false"),
         (recipe.model.precision == "float32", "model.precision: float32"),
-        (recipe.adapter is not None, "an adapter"),
         (recipe.deepspeed.offload_optimizer or recipe.deepspeed.offload_parameters, "offload to CPU memory"),
         (
             num_parameters < _TINY_MODEL_PARAMETERS,
@@ -153,7 +176,9 @@ def assumed_speed(
     if num_parameters < _SMALL_MODEL_PARAMETERS:
         return AssumedSpeed(mfu=_SMALL_MODEL_MFU * useful, basis=f"{_SMALL_MODEL_SOURCE}; adjusted to padding")
     seen = MEASURED[recipe.model.float8, recipe.train.gradient_dtype]
-    costs = StepCosts.of(recipe, compiled=True)
+    if recipe.adapter is not None:
+        seen = MEASURED_WITH_ADAPTER[recipe.adapter.type]
+    costs = StepCosts.of(recipe, compiled=True, trained_ratio=trained_ratio)
     then = replace(costs, pack_length_tokens=seen.pack_length_tokens).relative_seconds(seen.setting)
     now = costs.relative_seconds(setting)
     basis = (

@@ -32,6 +32,7 @@ from ochat_train.cli.main import build_parser
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
 from ochat_train.recipe.strict_yaml import parse
+from ochat_train.recipe.template_file import load_template
 from tests.support.doc_pages import PAGES, blocks, first_column, page_name, section
 from tests.support.doc_shell import Answer, Call, shell
 from tests.support.processes import PYTHONPATH, ROOT, finish
@@ -374,16 +375,17 @@ def test_the_page_lists_the_keys_of_json_outputs(command: str, bash: Bash, works
 
 
 @pytest.mark.parametrize("page", with_examples("yaml"))
-def test_yaml_is_part_of_a_recipe(page: Path, tmp_path: Path) -> None:
+def test_yaml_is_part_of_a_recipe_or_a_template(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):
         if block.language != "yaml":
             continue
         document = parse(block.text, name=f"{page_name(page)}, line {block.line}")
         assert not document.problems
         if document.value is not None:  # nothing but comments
-            path = tmp_path / "recipe.yaml"
-            path.write_text(yaml.safe_dump(completed(document.value)), encoding="utf-8")
-            load_recipe(path)
+            path = tmp_path / "document.yaml"
+            is_template = "turns" in document.value  # of a prompt, not part of a recipe
+            path.write_text(block.text if is_template else yaml.safe_dump(completed(document.value)), encoding="utf-8")
+            load_template(path) if is_template else load_recipe(path)
 
 
 def completed(part: dict[str, Any]) -> dict[str, Any]:

@@ -352,11 +352,12 @@ def test_an_export_never_goes_into_a_file(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("folder", ["/private/deep", "~/private", "../private", "private", "./private/deep"])
 def test_folders_are_not_published_and_nothing_else_is_changed(folder: str, make_recipe: RecipeFactory) -> None:
+    other = folder.replace("~", "/home/me")  # only keys that hold a path may begin with `~`
     sources = [
         {"path": f"{folder}/x*.jsonl", "format": "messages", "class": "expert"},
         {"path": "hf://org/set", "format": "messages", "class": "suboptimal"},
     ]
-    raw = {"flops_profiler": {"enabled": False, "output_file": f"{folder}/profile.txt"}, "wandb": {"team": "private"}}
+    raw = {"flops_profiler": {"enabled": False, "output_file": f"{other}/profile.txt"}, "wandb": {"team": "private"}}
     recipe = load_recipe(
         make_recipe(
             output_dir=f"{folder}/run",
@@ -365,7 +366,7 @@ def test_folders_are_not_published_and_nothing_else_is_changed(folder: str, make
             deepspeed__config=raw,
             model__tokenizer=f"{folder}/gone/tokenizer",
             validation__questions=f"{folder}/questions.jsonl",
-            model__config={"model_type": "mistral", "_name_or_path": f"{folder}/gone/base"},
+            model__config={"model_type": "mistral", "_name_or_path": f"{other}/gone/base"},
             validation__prompts=["/start: and/or?"],
             tracking__wandb_entity="private",
         )
