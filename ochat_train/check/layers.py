@@ -30,6 +30,6 @@ def layer_findings(facts: RecipeFacts) -> Iterator[Finding]:
             "conversation is computed alone",
             "install flash-linear-attention, causal-conv1d or mamba-ssm on the GPU host; a run says what it uses",
         )
-    obstacle = compile_obstacle(facts.model, settings)
+    obstacle = compile_obstacle(facts.model, settings, facts.recipe.adapter)
     if settings.compile and obstacle is not None:
         yield problem("base", "model.compile", f"true cannot be used: {obstacle}", "model.compile: false")

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
@@ -93,9 +93,7 @@ def export_checkpoint(
         else:
             found = _write_model(run, checkpoint, folder, base=base, max_shard_size=max_shard_size)
         named = run if base is None else replace(run, base_origin=origin_of(base))
-        _write_card_and_mark(
-            named, CheckpointManifest.load(checkpoint).step, folder, is_merged=not adapter, found=found
-        )
+        _write_card_and_mark(named, CheckpointManifest.load(checkpoint), folder, is_merged=not adapter, found=found)
         _set_modes(folder)
     return out
 
@@ -179,10 +177,10 @@ def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
 
 
 def _write_card_and_mark(
-    run: RunFolder, step: int, folder: Path, *, is_merged: bool, found: Differences | None
+    run: RunFolder, manifest: CheckpointManifest, folder: Path, *, is_merged: bool, found: Differences | None
 ) -> None:
     """Write README.md, and ochat.json: what the model was made of, and the sha256 of every file of the export."""
-    recipe = public_recipe(run.recipe)
+    recipe, step = public_recipe(run.recipe), manifest.step
     # it may be gone, and then looks like a Hub id
     if run.base_origin is not None and run.base_origin.folder is not None:
         recipe["model"]["path"] = Path(run.base_origin.folder).name
@@ -209,7 +207,16 @@ def _write_card_and_mark(
         "classes": [vars(row) for row in run.prepared.classes],
         "recipe": recipe,
         "versions": facts.versions,
-        **({} if found is None else {"adapter": {"merged": is_merged, "logits": asdict(found)}}),
+        **_adapter_mark(manifest, is_merged=is_merged, found=found),
         "files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
     }
     (folder / EXPORT_MARK).write_text(json.dumps(mark, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _adapter_mark(manifest: CheckpointManifest, *, is_merged: bool, found: Differences | None) -> dict[str, Any]:
+    """What ochat.json says of an adapter: its base, and how exact the export is. Nothing for all weights."""
+    if manifest.adapter is None or found is None:
+        return {}
+    return {
+        "adapter": {"merged": is_merged, "base_sha256": manifest.adapter.base_sha256, "logits": asdict(found)},
+    }

@@ -10,12 +10,14 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
+from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.folder import base_of, load_adapter, num_rows_needed
 from ochat_train.adapter.quantize import quantise_base
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.model.base_class import auto_class
 from ochat_train.model.weights.compare import some_names
 from ochat_train.model.weights.token_rows import add_token_rows
+from ochat_train.recipe.sections import ModelSettings
 from ochat_train.system.pretrained import load_config, load_tokenizer, reason_of
 
 
@@ -34,6 +36,7 @@ def load_with_base(folder: Path, *, base: str | None, device: torch.device) -> t
     if not Path(place).is_dir() and not is_hub_id(place):
         raise UserError(folder, f"its base {place} is not there", "name it with `--base`")
     model = _load_base(place, None if base else revision)
+    _check_base(folder, model, place, None if base else revision)
     tokenizer_dir = _tokenizer_dir(folder, place)
     add_token_rows(model, vocab_size=max(num_rows_needed(folder), len(load_tokenizer(tokenizer_dir))))
     if (folder / "generation_config.json").is_file():
@@ -65,6 +68,19 @@ def _load_base(place: str, revision: str | None) -> Any:
     return model.eval()
 
 
+def _check_base(folder: Path, model: Any, place: str, revision: str | None) -> None:
+    """Raise UserError for a base with other weights than those that `ochat` trained the adapter on. An adapter of
+    another program does not say which they were.
+    """
+    expected = _mark(folder).get("adapter", {}).get("base_sha256")
+    if expected is None:
+        return
+    where = ModelSettings(path=place, revision=revision, template="chatml", max_length_tokens=1)
+    if base_sha256(where, model) != expected:
+        problem = f"its weights are not those that the adapter was trained on (sha256 in {folder / EXPORT_MARK})"
+        raise UserError(place, problem, "name the right base with `--base`")
+
+
 def _tokenizer_dir(folder: Path, base: str) -> Path:
     """The folder with the tokenizer: that of the adapter, or of a base on this machine."""
     for place in (folder, Path(base)):
@@ -76,7 +92,15 @@ def _tokenizer_dir(folder: Path, base: str) -> Path:
 def _was_quantised(folder: Path) -> bool:
     """Whether an export says that its adapter was trained on a quantised base."""
     try:
-        adapter = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["recipe"]["adapter"]
-        return bool(adapter["type"] == "qlora")
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(_mark(folder)["recipe"]["adapter"]["type"] == "qlora")
+    except (KeyError, TypeError):
         return False
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    """What `ochat` wrote of an export; nothing for a folder of another program."""
+    try:
+        mark = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}

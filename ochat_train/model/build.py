@@ -23,7 +23,7 @@ from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, UntrainedRows, add_token_rows, set_untrained_rows
-from ochat_train.recipe.sections import ModelSettings, Recipe
+from ochat_train.recipe.sections import AdapterSettings, ModelSettings, Recipe
 
 
 class BuiltModel(NamedTuple):
@@ -116,14 +116,21 @@ def load_base(
     return LoadedBase(causal_lm, untrained.texts, new_token_ids)
 
 
-def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device, causal_lm: Any = None) -> bool:
+def is_compiled(
+    settings: ModelSettings,
+    *,
+    kernel: str,
+    device: torch.device,
+    causal_lm: Any = None,
+    adapter: AdapterSettings | None = None,
+) -> bool:
     """Whether decoder layers are compiled: as the recipe says, by default on a GPU with a kernel and a base that allow
     it.
 
-    causal_lm: the base, None for one that is known to allow it. Raises UserError where the recipe wants it and the
-    attention kernel or the base does not allow it.
+    causal_lm: the base, None for one that is known to allow it. adapter: of the recipe. Raises UserError where the
+    recipe wants it and the attention kernel, the base or the adapter does not allow it.
     """
-    obstacle = None if causal_lm is None else compile_obstacle(causal_lm, settings)
+    obstacle = None if causal_lm is None else compile_obstacle(causal_lm, settings, adapter)
     if settings.compile and obstacle is not None:
         raise UserError("model.compile", f"true cannot be used: {obstacle}", "model.compile: false")
     compilable = KERNELS[kernel].compilable and obstacle is None
@@ -136,15 +143,18 @@ def is_compiled(settings: ModelSettings, *, kernel: str, device: torch.device, c
     return device.type == "cuda" and compilable if settings.compile is None else settings.compile
 
 
-def compile_obstacle(causal_lm: Any, settings: ModelSettings) -> str | None:
-    """What about a base keeps its layers from being compiled, None if nothing."""
+def compile_obstacle(causal_lm: Any, settings: ModelSettings, adapter: AdapterSettings | None) -> str | None:
+    """What about a base and the recipe's adapter keeps its layers from being compiled, None if nothing.
+
+    causal_lm: with or without weights and adapter.
+    """
     mixer = next(sequence_mixers(causal_lm), None)
     if mixer is not None:
         return f"{type(mixer).__name__} reads the borders of conversations while it runs"
-    for adapter in getattr(causal_lm, "peft_config", {}).values():
-        if adapter.use_dora:
+    if adapter is not None:
+        if adapter.dora:
             return "DoRA (adapter.dora) changes its modules while they run"
-        if adapter.lora_dropout:
+        if adapter.dropout:
             return "with dropout (adapter.dropout) compiled layers would draw other random numbers"
     if router_coefficient(causal_lm.config, settings):
         return "the router loss (model.router_aux_loss) reads router logits, which compiled layers do not hand out"

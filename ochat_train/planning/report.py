@@ -15,6 +15,7 @@ from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.evaluation.inputs import validation_inputs
 from ochat_train.evaluation.schedule import time_ratio
 from ochat_train.model.base_class import text_config
+from ochat_train.model.build import compile_obstacle
 from ochat_train.model.config import (
     load_base_config,
     model_without_weights,
@@ -122,11 +123,12 @@ class MemoryChoice:
 
 
 def memory_choice(recipe: Recipe, model: Any, *, vocab_size: int, num_gpus: int, gpu_memory_gib: float) -> MemoryChoice:
-    """What a run on such GPUs would choose from, with compiled layers unless the recipe forbids it.
+    """What a run on such GPUs would choose from, with compiled layers unless recipe or base do not allow it.
 
     model: the base, without weights.
     """
-    compiled = recipe.model.compile is not False
+    obstacle = compile_obstacle(model, recipe.model, recipe.adapter)
+    compiled = recipe.model.compile is not False and obstacle is None
     parameters = num_parameters(model, vocab_size)
     shape = model_shape(
         model.config,

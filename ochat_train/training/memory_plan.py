@@ -24,7 +24,9 @@ def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) ->
     where nothing fits.
     """
     is_gpu = ranks.device.type == "cuda"
-    compiled = is_compiled(recipe.model, kernel=kernel, device=ranks.device, causal_lm=causal_lm)
+    compiled = is_compiled(
+        recipe.model, kernel=kernel, device=ranks.device, causal_lm=causal_lm, adapter=recipe.adapter
+    )
     shape = _shape(recipe, causal_lm, compiled=compiled)
     free_bytes = _least_free_bytes(causal_lm, ranks)
     plan = fastest_plan(

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
+from data_pipeline.hub_names import hub_name_problem
 from ochat_train.recipe.sections import ModelSettings
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,10 +34,10 @@ def refuse_adapter(settings: ModelSettings) -> None:
     """Raise UserError where the base is an adapter (LoRA): `transformers` would load another model in its place."""
     if settings.path is None:
         return
-    folder = Path(settings.path)
+    folder, found = Path(settings.path), False
     if folder.is_dir():
         found = (folder / ADAPTER_CONFIG).is_file()
-    else:
+    elif hub_name_problem(settings.path) is None:  # what is neither a folder nor a name is refused by whoever loads it
         found = cached_file(settings.path, ADAPTER_CONFIG, revision=settings.revision) is not None
     if found:
         raise UserError(

@@ -169,13 +169,10 @@ def test_compiled_layers_with_an_adapter_are_traced_once(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("key", "named"), [("dropout", "adapter.dropout"), ("dora", "adapter.dora")])
 def test_dropout_and_dora_are_not_compiled(key: str, named: str) -> None:
     causal_lm = tiny_model()
-    add_adapter(causal_lm, AdapterSettings(type="lora", rank=4))
     settings = ModelSettings(path="base", template="chatml", max_length_tokens=8)
-    assert compile_obstacle(causal_lm, settings) is None
-    causal_lm = tiny_model()
+    assert compile_obstacle(causal_lm, settings, AdapterSettings(type="lora", rank=4)) is None
     value: dict[str, Any] = {key: 0.1 if key == "dropout" else True}
-    add_adapter(causal_lm, AdapterSettings(type="lora", rank=4, **value))
-    assert named in str(compile_obstacle(causal_lm, settings))
+    assert named in str(compile_obstacle(causal_lm, settings, AdapterSettings(type="lora", rank=4, **value)))
 
 
 def test_a_module_that_the_base_does_not_call_is_named() -> None:

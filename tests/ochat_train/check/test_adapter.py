@@ -11,12 +11,14 @@ import pytest
 from ochat_train.check.adapter import check_adapter
 from ochat_train.check.disk import check_disk
 from ochat_train.check.findings import Finding, run_checks
+from ochat_train.check.layers import layer_findings
 from ochat_train.check.model import check_learning_rate, check_memory
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.recipe.load import load_recipe
 from tests.support.small_recipe import RecipeFactory
 
 CHECKS = {
+    "layers": layer_findings,
     "adapter": check_adapter,
     "learning rate": check_learning_rate,
     "memory": check_memory,
@@ -85,6 +87,23 @@ def test_qlora_names_what_only_the_gpu_host_can_say_and_refuses_zero_3(
     first, *_ = findings_of(path, "adapter.type=qlora", "deepspeed.zero_stage=3", areas="adapter,memory")
     assert first.level == "problem"
     assert "deepspeed.zero_stage: 3" in first.problem
+
+
+@pytest.mark.parametrize("change", ["adapter.dropout=0.1", "adapter.dora=true"])
+def test_layers_that_cannot_be_compiled_are_neither_wanted_nor_planned(path: Path, change: str) -> None:
+    def check(*changes: str) -> list[str]:
+        return [
+            f.place for f in findings_of(path, "model.compile=true", *changes, areas="layers") if f.level == "problem"
+        ]
+
+    def planned(*changes: str) -> dict[str, float]:
+        recipe = load_recipe(path, ["adapter.targets=[q_proj]", *changes])
+        return vars(RecipeFacts(recipe=recipe, num_gpus=1, gpu_memory_gib=79.0).memory.parts)
+
+    assert check() == []
+    assert check(change) == ["model.compile"]
+    assert planned(change) == planned(change, "model.compile=false")
+    assert planned() != planned("model.compile=false"), "the control"
 
 
 def test_rate_and_disk_are_those_of_the_adapter(path: Path) -> None:

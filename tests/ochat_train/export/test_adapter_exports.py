@@ -191,3 +191,5 @@ def test_options_that_do_not_fit_are_refused(adapted: Adapted, tmp_path: Path) -
         write_base(tmp_path / "other", num_rows=len(trained.get_input_embeddings().weight) - 2, seed=seed, **changes)
         with pytest.raises(UserError, match=problem):
             export(run_dir, tmp_path / "again", **arguments, base=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="not those that the adapter"):  # its answers would be of another model
+        load_generator(folder, base=str(tmp_path / "other"))

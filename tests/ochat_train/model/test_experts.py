@@ -187,7 +187,7 @@ def test_layers_that_cannot_be_compiled(case: str, monkeypatch: pytest.MonkeyPat
     coefficient = 0.1 if case == "router loss" else None
     wanted, free = (settings(compile=value, router_aux_loss=coefficient) for value in (True, None))
     kernel = next(name for name, found in KERNELS.items() if found.compilable)
-    assert (compile_obstacle(causal_lm, free) is None) == (case == "dense")
+    assert (compile_obstacle(causal_lm, free, None) is None) == (case == "dense")
     assert is_compiled(free, kernel=kernel, device=GPU, causal_lm=causal_lm) == (case == "dense")
     if case == "dense":
         assert is_compiled(wanted, kernel=kernel, device=GPU, causal_lm=causal_lm)

@@ -20,13 +20,14 @@ from ochat_train.check.findings import Finding, run_checks
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.weights import check_weights
 from ochat_train.model.build import build_model
+from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.weights.files import hub_headers, read_headers
 from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, untrained_tokens
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.sections import ModelSettings, Recipe
 from tests.support.hub import client_of
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 
@@ -234,6 +235,13 @@ def test_what_the_headers_missed_is_refused_after_loading(
     monkeypatch.setattr("ochat_train.model.weights.load.check_report", lambda report, config, place: None)
     with pytest.raises(UserError, match=f"1 weights are missing after loading: {GATE}"):
         build(on_base(recipe, folder))
+
+
+def test_a_base_that_is_gone_is_named(tmp_path: Path) -> None:
+    """Neither a folder nor a name that the Hub could have."""
+    settings = ModelSettings(path=str(tmp_path / "moved"), template="chatml", max_length_tokens=8)
+    with pytest.raises(UserError, match=r"model\.path.*moved"):
+        load_base_config(settings, 300)
 
 
 def test_adapters_and_other_kinds_of_files(recipe: Recipe, tmp_path: Path) -> None:
