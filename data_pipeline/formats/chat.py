@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.conversation import Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import ROLES, Fields
-from data_pipeline.formats.known_keys import HARMLESS
+from data_pipeline.formats.known_keys import ALWAYS_HARMLESS, HARMLESS
 from data_pipeline.formats.marks import MARKS, ROW_MARKS, UNCLEAR_MARKS, Mark, joined_marks, mark_weight
 from data_pipeline.formats.parts import REASONING_KEYS, message_with_parts, text_of_content
 from data_pipeline.formats.row_format import ParsedRow
@@ -21,6 +22,11 @@ from data_pipeline.weight import LARGEST_WEIGHT
 _PART_KEYS = frozenset((*REASONING_KEYS, "tool_calls", "tool_call_id", "name"))
 _SPEAKERS = ("user", "assistant")
 PLACES = ("<image>", "<video>", "<audio>")
+_OWN_LINE = re.compile(r"^[ \t]*<(image|video|audio)>[ \t]*$", re.M)
+_PROCESSOR_PLACE = re.compile(
+    r"<\|(image|video|audio)(_\d+|_pad)?\|>|<\|vision_start\|>|<(image|video|audio)_(placeholder|soft_token)>|"
+    r"<(start_of|image)_image>|^\[IMG\]|\[IMG\]$"
+)
 
 
 class ChatReader:
@@ -37,7 +43,7 @@ class ChatReader:
         marks = {*MARKS, *UNCLEAR_MARKS, fields.weight, fields.masked} - self._plain - names
         self._marks = frozenset(name for name in marks if name)
         self._ignored = names
-        self._known = self._plain | self._marks | _PART_KEYS | HARMLESS | names
+        self._known = self._plain | self._marks | _PART_KEYS | ALWAYS_HARMLESS | names
         # most messages of most files have no other keys than these
         is_usual = "weight" in self._marks and self._own_marks.get("weight") is not False
         self._usual = self._plain | {"weight"} if is_usual else self._plain
@@ -124,6 +130,8 @@ class ChatReader:
             values = row[name]
             if values in (None, []) or name in self._fields.row_keys:
                 continue
+            if isinstance(values, str) and values.lstrip().startswith("["):  # a cell of a table
+                values = _from_json(values, name)
             if not isinstance(values, list):
                 raise RowError("invalid_weight", f"{name}: expected a list with a value for each message")
             answers = [n for n, turn in enumerate(turns) if self.role_of(turn, f"{self._key}[{n}]") == "assistant"]
@@ -195,7 +203,7 @@ class ChatReader:
                 where = f"{key}, turn {number + 1}"
                 messages.append(self._with_parts(role, turn, content, where, f"{key}[{number}]", row_mark))
         for message in messages:
-            refuse_placeholder(message.content, key)
+            refuse_placeholder(message, key)
         return ParsedRow(system=text, messages=messages, num_cut=len(turns) - num_kept)
 
     def _system_text(
@@ -247,7 +255,7 @@ class ChatReader:
         return joined_marks(found, where) if found else None
 
     def _refuse_content(self, name: str, value: Any) -> None:
-        if isinstance(value, bool):  # nothing but a mark is true or false of a message
+        if isinstance(value, bool) and name not in HARMLESS:  # nothing but a mark is true or false of a message
             raise UnreadFieldError(f"{self._key}.{name}", value, "a mark for training")
         for inner, inner_value, kind in content_leaves({name: value}, f"{self._key}.", self._ignored_names):
             raise UnreadFieldError(inner, inner_value, kind)
@@ -268,9 +276,17 @@ class ChatReader:
         return num if "assistant" in roles[: len(roles) - num] or "function_call" in roles[: len(roles) - num] else 0
 
 
-def refuse_placeholder(text: str, key: str) -> None:
-    """Raise RowError for a text that begins or ends with the place of an image, a video or a sound."""
-    if text.startswith(PLACES) or text.endswith(PLACES):
+def refuse_placeholder(message: Message, key: str) -> None:
+    """Raise RowError for a text with the place of an image, a video or a sound.
+
+    That is one alone on a line, or under a name that only processors of images write, and in what is not an answer
+    also one at the beginning or end. Elsewhere `<image>` may be a tag that a conversation is about.
+    """
+    text = message.content
+    if "<" not in text and "[" not in text:
+        return
+    at_edge = message.role != "assistant" and (text.startswith(PLACES) or text.endswith(PLACES))
+    if at_edge or _OWN_LINE.search(text) or _PROCESSOR_PLACE.search(text):
         raise RowError(
             "unsupported_content", f"{key}: a message holds the place of an image, video or sound; remove it or the row"
         )

@@ -60,14 +60,32 @@ def layout_of(row: Any) -> Layout | str:
         return "one message of a tree a row (`parent_id`); join each path from a prompt to its last answer first"
     if isinstance(row.get("items"), list) and row["items"]:
         return _layout("openchat", row)
+    if (instruction := _unread_instruction(row)) is not None:
+        return instruction
     for find in (_pairs, _messages, _ranked, _prompt_answer):
         if (found := find(row)) is not None:
             return found
-    if isinstance(row.get("answers"), str) and _loaded(row["answers"]) is not None:
-        return "answers that are calls as JSON text; write them as `messages` with `tool_calls`"
+    if _are_calls(row.get("answers")):
+        how = " as JSON text" if isinstance(row["answers"], str) else ""
+        return f"answers that are calls{how}; write them as `messages` with `tool_calls`"
+    unclear = next((key for key in _LISTS if isinstance(row.get(key), str) and row[key].lstrip()[:1] in ("[", "{")), "")
+    if unclear:
+        return f"`{unclear}` is text that is neither JSON nor messages; write it as a list, or as JSON text"
     if isinstance(row.get("text"), str):
         return "a single text, in which nothing says who speaks; make messages of it"
     return f"the keys {', '.join(map(repr, list(row)[:10])) or 'none'} are no known layout; name them in `fields`"
+
+
+def _unread_instruction(row: Mapping[str, Any]) -> str | None:
+    """Why the layout is open of a row whose only prompt is an input, beside a label that may be its instruction."""
+    names = [name for name in _INPUTS if isinstance(row.get(name), str) and row[name].strip()]
+    if not names or any(row.get(name) for name in (*_PROMPTS, *_LISTS)) or "chosen" in row:
+        return None
+    for key in ("task", "title", "task_name", "topic", "subject"):
+        if isinstance(value := row.get(key), str) and len(value.split()) > 1:
+            fields = f"`format: prompt_answer, fields: {{prompt: {key}, input: {names[0]}, answer: ...}}`"
+            return f"`{key}` may be the instruction to `{names[0]}`: give {fields}, or `prompt: {names[0]}` alone"
+    return None
 
 
 def _layout(name: str, row: Mapping[str, Any], **changes: Any) -> Layout:
@@ -126,6 +144,13 @@ def _with_turns(key: str, value: Any, row: Mapping[str, Any]) -> Layout | None:
 def _any_content(turns: Sequence[Any], role: str) -> bool:
     """Whether messages without a content key are messages all the same: tool calls may stand alone."""
     return role == "role" and any(isinstance(turn, Mapping) and "tool_calls" in turn for turn in turns)
+
+
+def _are_calls(value: Any) -> bool:
+    """Whether answers are calls of functions: a list of objects with arguments, or JSON text."""
+    if isinstance(value, str):
+        return _loaded(value) is not None
+    return isinstance(value, list) and any(isinstance(e, Mapping) and "arguments" in e for e in value)
 
 
 def _loaded(text: str) -> Any:

@@ -50,12 +50,28 @@ HARMLESS_KEYS: Mapping[str, str] = {
     """,
 }
 HARMLESS: frozenset[str] = frozenset(" ".join(HARMLESS_KEYS.values()).split())
+# Keys that are harmless whatever they hold. The others are so only while they hold what their name says: a text may be
+# an instruction, a list of objects the documents of a prompt, and a channel may say that a message is no answer.
+_CONDITIONAL = frozenset(
+    " ".join(HARMLESS_KEYS[kind] for kind in ("where it is from", "language and topic", "other facts")).split()
+) | {"title"}
+ALWAYS_HARMLESS: frozenset[str] = HARMLESS - _CONDITIONAL
 
 # What a key is called that says how much is learned from something.
-_MARK_NAME = re.compile(r"weight|loss|mask|(^|_)train|(^|_)learn|supervis", re.I)
+_MARK_NAME = re.compile(
+    r"weight|loss|mask|(^|_)train|(^|_)learn|supervis|(^|_)(ignored?|skip(ped)?|excluded?|no_?grad)($|_)", re.I
+)
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # in `isTrain`
+_REASONING_NAME = re.compile(r"^(thoughts?|cot|chain_of_thought|rationale|scratchpad|reflection)$", re.I)
 _MEDIA_NAME = re.compile(r"(^|_)(images?|audios?|videos?|pixel_values|bboxe?s?)($|_)", re.I)
-_CALL_NAME = re.compile(r"(^|_)(function|tool)_?calls?$|(^|_)calls$|^functions$", re.I)
+_CALL_NAME = re.compile(
+    r"(^|_)(function|tool)_?calls?$|(^|_)calls$|^functions$|^arguments$|^(tool|action)_input$", re.I
+)
 _LONGEST_WORD = 40
+_LONGEST_LABEL = 120
+_NOT_LEARNED = -100  # the label that trainers leave out of the loss
+_OTHER_CHANNEL = re.compile(r"analysis|commentary")  # of the harmony format; `final` is the answer
+_FUNCTION = re.compile(r"functions?\..+|\w+\.\w+|python|browser|web|bio")  # a recipient that is not a person
 _SHORTEST_OTHER_SCRIPT = 5  # characters of a script that may be written without spaces
 _REFERENCE = re.compile(r"(https?://\S+|[0-9a-fA-F-]{32,}|\d{4}-\d\d-\d\d[T ][\d:.+Z-]+)")  # a link, a hash, a time
 
@@ -63,6 +79,28 @@ _REFERENCE = re.compile(r"(https?://\S+|[0-9a-fA-F-]{32,}|\d{4}-\d\d-\d\d[T ][\d
 def is_media(name: str) -> bool:
     """Whether a key holds images, sounds or videos, by its name."""
     return _MEDIA_NAME.search(name) is not None
+
+
+def is_harmless(name: str, value: Any) -> bool:
+    """Whether a key describes a row or a message, and its value is such a description."""
+    return name in HARMLESS and (name not in _CONDITIONAL or _is_description(name, value))
+
+
+def _is_description(name: str, value: Any) -> bool:
+    if isinstance(value, str):
+        if name == "custom_instruction":
+            return not _is_text(value)
+        if name in ("channel", "recipient"):
+            return (_OTHER_CHANNEL if name == "channel" else _FUNCTION).fullmatch(value) is None
+        return not _is_text(value) or (len(value.strip()) <= _LONGEST_LABEL and "\n" not in value.strip())
+    if isinstance(value, list | tuple):
+        has_text = any(isinstance(e, Mapping) and any(map(_is_any_text, e.values())) for e in value)
+        return not has_text and _NOT_LEARNED not in value
+    return bool(value != _NOT_LEARNED)
+
+
+def _is_any_text(value: Any) -> bool:
+    return isinstance(value, str) and _is_text(value) and (len(value.strip()) > _LONGEST_WORD or len(value.split()) > 4)
 
 
 def content_kind(name: str, value: Any) -> str | None:
@@ -74,12 +112,16 @@ def content_kind(name: str, value: Any) -> str | None:
         return None
     if is_media(name):
         return "an image, sound or video"
-    if _MARK_NAME.search(name):
+    if _MARK_NAME.search(_HUMP.sub("_", name)) or value == _NOT_LEARNED:
         return "a mark for training"
     if _CALL_NAME.search(name):
         return "a call"
+    if name == "channel" and isinstance(value, str) and _OTHER_CHANNEL.fullmatch(value):
+        return "the name of a part that is not an answer"
+    if name == "recipient" and isinstance(value, str) and _FUNCTION.fullmatch(value):
+        return "the name of a function"
     if isinstance(value, str):
-        return "text" if _is_text(value) else None
+        return "text" if _is_text(value) or _REASONING_NAME.search(name) else None
     if isinstance(value, list | tuple):
         return "a list"
     if isinstance(value, bytes | bytearray):

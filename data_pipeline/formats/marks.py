@@ -57,7 +57,7 @@ def mark_weight(name: str, value: Any, where: str, *, more_is_more: bool | None 
         return weight_of(value, where, name)
     if value in (0, 1) and not isinstance(value, bool | str):
         return 1.0 - float(value)
-    raise RowError("invalid_weight", f"{where}.{name}: expected true or false, found {shown(value)}")
+    raise RowError("invalid_weight", f"{where}.{name}: expected true or false, found {shown(value)}; write one")
 
 
 def joined_marks(found: Iterable[Mark], where: str) -> float | None:

@@ -18,6 +18,7 @@ from data_pipeline.text_rules import shown
 
 _TEXT_KINDS = ("text", "input_text", "output_text")  # the last two in OpenAI's Responses API
 _TEXT_PART_KEYS = frozenset(("type", "text", "weight", "annotations", "cache_control", "logprobs", "id"))
+_THINKING_KINDS = ("thinking", "reasoning")  # parts before the text, as Anthropic and Mistral write them
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _OPEN_THINK = re.compile(r"\s*<think>")
@@ -32,6 +33,8 @@ def message_with_parts(role: Role, turn: Mapping[str, Any], where: str) -> Messa
     reasoning = _reasoning_of(turn, where)
     tool_calls = _tool_calls_of(turn.get("tool_calls"), f"{where}.tool_calls")
     content = turn.get("content")
+    if isinstance(content, list) and role == "assistant":
+        reasoning, content = _with_thinking(reasoning, content, f"{where}.content")
     if content is None and (reasoning or tool_calls):
         content = ""
     text, spans = _content_of(content, f"{where}.content", is_answer=role == "assistant")
@@ -51,6 +54,35 @@ def message_with_parts(role: Role, turn: Mapping[str, Any], where: str) -> Messa
     if not (text.strip() or role == "tool" or message.reasoning or message.tool_calls):
         raise RowError("empty_message", f"{where}: the message is empty; remove it or the row")
     return message
+
+
+def _with_thinking(reasoning: str, parts: list[Any], where: str) -> tuple[str, list[Any]]:
+    """The reasoning and the other parts of a text that begins with parts of thinking.
+
+    Raises RowError for thinking behind text, for hidden thinking, and beside other reasoning.
+    """
+    num = 0
+    while num < len(parts) and isinstance(parts[num], Mapping) and parts[num].get("type") in _THINKING_KINDS:
+        num += 1
+    if not num:
+        return reasoning, parts
+    if reasoning:
+        raise RowError("unsupported_content", f"{where}: has reasoning in a key and in a part; keep one")
+    texts = [_thinking(part, f"{where}[{number}]") for number, part in enumerate(parts[:num])]
+    return "\n\n".join(filter(str.strip, texts)), parts[num:]
+
+
+def _thinking(part: Mapping[str, Any], where: str) -> str:
+    """The text of a part of thinking: under the name of its type, under `text`, or in parts of its own."""
+    given = [key for key in part.keys() - {"type", "signature", "closed", "id"} if part[key] not in (None, "", [], {})]
+    if len(given) > 1 or not set(given) <= {"thinking", "reasoning", "text"}:
+        raise RowError(
+            "unsupported_content", f"{where}: expected one text, found {', '.join(map(shown, sorted(given)))}"
+        )
+    if not given:
+        return ""
+    value = part[given[0]]
+    return text_of_content(value, f"{where}.{given[0]}")
 
 
 def text_of_content(content: Any, where: str) -> str:
@@ -118,7 +150,10 @@ def _stretch(part: Any, where: str) -> tuple[str, float | None]:
     """A part of a content list. Without a `type`, it is one of text."""
     kind = part.get("type", "text") if isinstance(part, Mapping) else part
     if not isinstance(part, Mapping) or kind not in _TEXT_KINDS:
-        raise RowError("unsupported_content", f"{where}: only parts of type `text` are supported, found {shown(kind)}")
+        raise RowError(
+            "unsupported_content",
+            f"{where}: only parts of type `text` are supported, found {shown(kind)}; remove the row",
+        )
     for key in part.keys() - _TEXT_PART_KEYS:
         if part[key] not in (None, "", [], {}):  # Parquet gives every part the keys of all parts
             raise RowError("unsupported_content", f"{where}.{key}: a part of type `text` with {shown(part[key])}")

@@ -7,10 +7,10 @@ from typing import Any
 
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import Fields
-from data_pipeline.formats.prompt_answer import read_turns, system_of
+from data_pipeline.formats.prompt_answer import after_prompt, read_turns, system_of
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import is_transcript, prompt_messages, transcript
-from data_pipeline.formats.values import message_of, text_of
+from data_pipeline.formats.values import message_of
 from data_pipeline.text_rules import shown
 
 WINNER = "winner"  # of rows that compare two models, whose answers are not in order
@@ -56,35 +56,24 @@ class PreferenceReader:
 
     def _conversation(self, row: Mapping[str, Any], key: str) -> ParsedRow:
         fields, value = self._fields, row[key]
-        prompt = row.get(fields.prompt) if fields.prompt else None
+        prompt = row.get(fields.prompt) if fields.prompt and fields.prompt not in self._ignored else None
         if isinstance(value, list):
-            return self._of_messages(row, key, value, prompt)
+            return self._of_messages(row, key, value)
         if isinstance(prompt, list):
-            return self._of_messages(row, key, [{"role": "assistant", "content": value}], prompt)
+            return self._of_messages(row, key, [{"role": "assistant", "content": value}])
         if isinstance(value, Mapping):
-            return self._of_messages(row, key, [value], prompt)
+            return self._of_messages(row, key, [value])
         if prompt in (None, "") and is_transcript(value):
             return ParsedRow(system=system_of(row, fields.system), messages=transcript(value, key))
         messages = prompt_messages(prompt, fields.prompt or "prompt")
         messages.append(message_of("assistant", value, None, key))
         return ParsedRow(system=system_of(row, fields.system), messages=messages)
 
-    def _of_messages(self, row: Mapping[str, Any], key: str, answer: list[Any], prompt: Any) -> ParsedRow:
+    def _of_messages(self, row: Mapping[str, Any], key: str, answer: list[Any]) -> ParsedRow:
         """An answer that is a list of messages: the whole conversation, or what comes after the prompt."""
         fields = self._fields
-        before: list[Any] = []
-        if isinstance(prompt, list):
-            before = [] if answer[: len(prompt)] == prompt else prompt
-        elif prompt not in (None, "") and not any(_role(turn) in ("user", "human") for turn in answer):
-            before = [{"role": "user", "content": text_of(prompt, fields.prompt or "prompt")}]
-        turns = [*before, *answer]
-        if before and answer and isinstance(answer[0], Mapping) and "from" in answer[0] and "from" not in turns[0]:
-            turns[0] = {"from": "human", "value": before[0]["content"]}
+        turns = after_prompt(row, fields.prompt, answer, key, self._ignored)
         return read_turns(turns, key=key, system=row.get(fields.system or ""), ignored=self._ignored)
-
-
-def _role(turn: Any) -> Any:
-    return (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else None
 
 
 PREFERENCE = RowFormat(

@@ -11,6 +11,7 @@ from data_pipeline.formats.chat import ChatReader, refuse_placeholder
 from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import prompt_messages
+from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.formats.values import message_of, text_of
 from data_pipeline.text_rules import shown
 
@@ -39,7 +40,7 @@ class PromptAnswerReader:
         messages = [*self._history(row), *self._prompt(row)]
         messages.append(message_of("assistant", row.get(fields.answer), None, fields.answer))
         for message in messages:
-            refuse_placeholder(message.content, fields.prompt)
+            refuse_placeholder(message, fields.prompt)
         return [ParsedRow(system=system, messages=messages)]
 
     def _prompt(self, row: Mapping[str, Any]) -> list[Message]:
@@ -69,13 +70,44 @@ class PromptAnswerReader:
     def _of_messages(self, row: Mapping[str, Any]) -> ParsedRow:
         """A prompt or an answer that is a list of messages."""
         fields = self._fields
-        turns: list[Any] = []
         if self._history(row) or (fields.input is not None and row.get(fields.input)):
             raise RowError("wrong_type", f"{fields.prompt}: a list of messages, beside `{fields.input}` or a history")
-        for key, role in ((fields.prompt, "user"), (fields.answer, "assistant")):
-            value = row.get(key or "")
-            turns += value if isinstance(value, list) else [{"role": role, "content": value}]
+        answer = row.get(fields.answer or "")
+        after = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+        turns = after_prompt(row, fields.prompt, after, fields.answer or "", self._ignored)
         return read_turns(turns, key=fields.answer or "", system=row.get(fields.system or ""), ignored=self._ignored)
+
+
+def after_prompt(
+    row: Mapping[str, Any], prompt_key: str | None, answer: list[Any], key: str, ignored: frozenset[str]
+) -> list[Any]:
+    """The turns of a conversation from its prompt and the turns of its answer, which may repeat the prompt.
+
+    Raises UnreadFieldError where the answer begins with a prompt and the row's is no message of it.
+    """
+    prompt = row.get(prompt_key) if prompt_key and prompt_key not in ignored else None
+    if prompt in (None, "", []):
+        return answer
+    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    own = next((speaker for turn in answer if (speaker := _said(turn)[0]) not in ("system", "developer")), "")
+    if own not in ("user", "human"):
+        if answer and isinstance(answer[0], Mapping) and "from" in answer[0] and not isinstance(prompt, list):
+            turns = [{"from": "human", "value": prompt}]
+        return [*turns, *answer]
+    said = [_said(turn) for turn in answer]
+    texts = [text for _, text in said]
+    is_there = _said(turns[0])[1] in texts if len(turns) == 1 else [_said(turn) for turn in turns] == said[: len(turns)]
+    if not is_there:
+        raise UnreadFieldError(prompt_key or "", prompt, f"a prompt, and `{key}` another,")
+    return answer
+
+
+def _said(turn: Any) -> tuple[str, Any]:
+    """Speaker and text of a turn."""
+    if not isinstance(turn, Mapping):
+        return "", turn
+    role, text = (turn.get("role") or turn.get("from")), turn.get("content", turn.get("value"))
+    return str(role).lower(), text.strip() if isinstance(text, str) else text
 
 
 def read_turns(turns: list[Any], *, key: str, system: Any, ignored: frozenset[str]) -> ParsedRow:

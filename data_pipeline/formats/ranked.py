@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import Fields
-from data_pipeline.formats.known_keys import HARMLESS
+from data_pipeline.formats.known_keys import ALWAYS_HARMLESS
 from data_pipeline.formats.prompt_answer import system_of
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import prompt_messages
@@ -34,7 +34,7 @@ class RankedReader:
         parsed = []
         for number, item in enumerate(list_of(row, key)):
             answer = object_of(item, f"{key}[{number}]")
-            if not answer.keys() <= HARMLESS:
+            if not answer.keys() <= ALWAYS_HARMLESS:
                 for found in content_leaves(answer, f"{key}.", self._known):
                     raise UnreadFieldError(*found)
             messages = prompt_messages(row.get(prompt_key), prompt_key)

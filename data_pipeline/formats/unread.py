@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_pipeline.errors import RowError
-from data_pipeline.formats.known_keys import HARMLESS, content_kind
+from data_pipeline.formats.known_keys import content_kind, is_harmless
 from data_pipeline.text_rules import shown
 
 _MOST_LEVELS = 6
@@ -31,7 +31,7 @@ def content_leaves(
     """(dotted name, value, kind) of the fields that may hold content. known: dotted names that are read or ignored."""
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if name in known or key in HARMLESS:
+        if name in known or is_harmless(key, value):
             continue
         kind = content_kind(key, value)
         if kind is not None:

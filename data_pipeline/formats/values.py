@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from data_pipeline.conversation import Message, Role
@@ -24,6 +25,8 @@ def weight_of(weight: Any, where: str, name: str = "weight") -> float | None:
     """A message's own weight, None where it has none. name: of the key that holds it."""
     if weight is None:
         return None
+    if isinstance(weight, Decimal):
+        weight = float(weight)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise RowError("invalid_weight", f"{where}.{name}: expected a number, found {shown(weight)}")
     # also false for NaN; compared before any conversion to float, which can overflow

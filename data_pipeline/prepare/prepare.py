@@ -24,6 +24,7 @@ from data_pipeline.prepare.survey import survey
 from data_pipeline.prepare.workers import over_chunks
 from data_pipeline.prepared.dataset import (
     FORMAT_VERSION,
+    READER_VERSION,
     TOKENIZER_FOLDER,
     Manifest,
     PreparedWriter,
@@ -61,7 +62,7 @@ def prepare(
     fingerprint = sha256_of_text(json.dumps(inputs, sort_keys=True))
     owned = prepared_dir.is_dir() and holds_only_prepared_files(prepared_dir)
     if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
-        problem = _why_not_reused(prepared_dir, old)
+        problem = _why_not_reused(prepared_dir, old, job)
         if problem is None:
             return old, True
         say(f"{problem}: it is prepared again")
@@ -101,10 +102,13 @@ def _current_manifest(prepared_dir: Path) -> Manifest | None:
         return None
 
 
-def _why_not_reused(prepared_dir: Path, manifest: Manifest) -> str | None:
+def _why_not_reused(prepared_dir: Path, manifest: Manifest, job: PrepareJob) -> str | None:
     """Why a folder that was made from the same inputs must be made again; None where it need not be."""
     if not manifest.files:
         return f"{prepared_dir} was prepared by a version that kept no hashes"
+    has_text = not all(source.is_tokenized for source in job.data.sources)
+    if has_text and manifest.reader_version < READER_VERSION:
+        return f"{prepared_dir} was prepared by a version that read rows by other rules"
     try:
         verify(prepared_dir, manifest)
     except UserError as error:
@@ -153,4 +157,5 @@ def _manifest(job: PrepareJob, account: Account, inputs: dict[str, str], fingerp
         splits={str(split): counts for split, counts in account.splits.items()},
         ledger=account.tally.result(),
         control_tokens=list(job.template.control_tokens),
+        reader_version=READER_VERSION,
     )

@@ -29,6 +29,9 @@ from data_pipeline.json_files import typed
 from data_pipeline.ledger import Ledger
 
 FORMAT_VERSION = 2
+# Of the rules by which rows of text are read. A new one where a rule changes what is trained on, so that a dataset that
+# an older version read is prepared again.
+READER_VERSION = 2
 Split = Literal["train", "validation", "conditions"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "conditions")
 MANIFEST = "manifest.json"
@@ -101,6 +104,7 @@ class Manifest:
     had only built-in templates.
     files: size and sha256 of every other file of the folder. digest: sha256 over everything else in this manifest.
     Both are empty in manifests of versions that kept no hashes.
+    reader_version: READER_VERSION of the version that read the rows.
     """
 
     format_version: int
@@ -119,6 +123,7 @@ class Manifest:
     control_tokens: list[str] = field(default_factory=list)
     files: dict[str, FileHash] = field(default_factory=dict)
     digest: str = ""
+    reader_version: int = 1
 
     @property
     def rows(self) -> str:

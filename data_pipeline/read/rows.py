@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.chat import PLACES
 from data_pipeline.formats.fields import without
-from data_pipeline.formats.known_keys import HARMLESS, is_media
+from data_pipeline.formats.known_keys import ALWAYS_HARMLESS, is_media
 from data_pipeline.formats.marks import ROW_MARKS
 from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
 from data_pipeline.formats.row_format import ParsedRow
@@ -21,6 +23,8 @@ from data_pipeline.formats.values import text_of, weight_of
 from data_pipeline.settings import SourceSettings
 from data_pipeline.text_rules import shown
 from data_pipeline.weight import LARGEST_WEIGHT
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 class RowReader:
@@ -48,7 +52,7 @@ class RowReader:
                 *self._ignored,
             )
         )
-        self._known = self._read | HARMLESS
+        self._known = self._read | ALWAYS_HARMLESS
         self._ignores_media = any(map(is_media, self._ignored))
 
     def __call__(self, row: Any, place: str) -> Sequence[Conversation]:
@@ -108,7 +112,7 @@ class RowReader:
     def _weighted(self, messages: Sequence[Message], row: Mapping[str, Any]) -> list[Message]:
         """The messages, with the weight of the row as a further factor of its answers."""
         name = self._fields.row_weight or ""
-        factor = row.get(name)
+        factor = _number(row.get(name))
         weight = float(factor) if isinstance(factor, bool) else weight_of(factor, "row", name)
         if weight is None:
             return list(messages)
@@ -180,8 +184,15 @@ def _field(row: Mapping[str, Any], field: str, meaning: str) -> Any:
     return value
 
 
+def _number(value: Any) -> Any:
+    """A number that is written as text, as in the cells of a table, or a decimal; any other value unchanged."""
+    if isinstance(value, Decimal):
+        return float(value)
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
 def _score(row: Mapping[str, Any], field: str) -> float:
-    value = _field(row, field, "holds the reward")
+    value = _number(_field(row, field, "holds the reward"))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -LARGEST_WEIGHT <= value <= LARGEST_WEIGHT:  # also false for NaN
         raise RowError(
@@ -195,7 +206,9 @@ def _class_value(row: Mapping[str, Any], field: str) -> str:
     value = _field(row, field, "names the class")
     name = class_text(value)
     if name is None:
-        raise RowError("wrong_type", f"{field}: expected the name of a class, found {shown(value)}")
+        raise RowError(
+            "wrong_type", f"{field}: expected the name of a class, found {shown(value)}; give the row one, or remove it"
+        )
     return name
 
 
@@ -203,6 +216,8 @@ def class_text(value: Any) -> str | None:
     """A value of a row as the name of a class, None for one that can be none."""
     if isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, float):
         return (str(int(value)) if value.is_integer() else repr(value)) if math.isfinite(value) else None
     return str(value) if isinstance(value, str | int) else None

@@ -24,7 +24,7 @@ def use_float8(layers: Sequence[torch.nn.Module], *, device: torch.device, pack_
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if problems := float8_obstacles(layers, capability=capability, pack_length=pack_length, compiled=compiled):
         raise float8_error(problems[0])
-    from torchao.float8 import (  # type: ignore[import-not-found, unused-ignore]
+    from torchao.float8 import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
         Float8LinearConfig,
         convert_to_float8_training,
     )

@@ -35,24 +35,6 @@ def ochat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.CompletedProcess(["ochat", *texts], process.wait(), output, errors)
 
 
-def deepspeed_train(recipe: Path, *arguments: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """Train under DeepSpeed's own launcher with real ranks."""
-    command = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_gpus",
-        str(num_ranks),
-        "--master_port",
-        str(free_port()),
-        "--module",
-        "ochat_train",
-        str(recipe),
-        *arguments,
-    ]
-    return run(command)
-
-
 def train_on_ranks(*commands: list[Any], num_ranks: int = 2) -> None:
     """Run `ochat` commands one after the other on ranks that are started once; all must succeed."""
     outputs, codes = run_jobs(*({"command": command} for command in commands), num_ranks=num_ranks)

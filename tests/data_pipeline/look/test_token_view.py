@@ -36,8 +36,9 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters=RESERVED_CHARACT
 
 
 @functools.cache
-def reader_and_tokenizer(spec: TokenizerSpec, template: str) -> tuple[TokenReader, TemplateTokenizer]:
-    return TokenReader(Tokenizer.from_str(spec.backend), SHOWN[template]), TemplateTokenizer(spec)
+def loaded(folder: Path, template: str) -> tuple[TokenizerSpec, TokenReader, TemplateTokenizer]:
+    spec = load_tokenizer_spec(find_tokenizer_files(str(folder)), SHOWN[template])
+    return spec, TokenReader(Tokenizer.from_str(spec.backend), SHOWN[template]), TemplateTokenizer(spec)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -49,7 +50,7 @@ def test_kinds_and_texts_are_those_of_the_rendered_segments(
 ) -> None:
     """With a weight on every message, a token weighs 0 exactly where it is a prefix (or BOS)."""
     folder = request.getfixturevalue(f"{kind_of_tokenizer}_tokenizer_dir")
-    spec = load_tokenizer_spec(find_tokenizer_files(str(folder)), SHOWN[template])
+    spec, reader, tokenizer = loaded(folder, template)
     messages = tuple(
         Message(role="user" if number % 2 == 0 else "assistant", content=text) for number, text in enumerate(contents)
     )
@@ -60,7 +61,6 @@ def test_kinds_and_texts_are_those_of_the_rendered_segments(
         message_weights=(0.5,) * len(messages),
     )
     segments = render(tagged, SHOWN[template], bos_token=spec.bos_token)
-    reader, tokenizer = reader_and_tokenizer(spec, template)
     row = tokenizer.tokenize([segments])[0]
     assert isinstance(row, TokenizedConversation)
 

@@ -406,6 +406,18 @@ def test_manifest_without_a_count_that_came_later_is_read_and_its_folder_reused(
     assert (replace(found, digest=manifest.digest), reused) == (manifest, True)
 
 
+def test_a_folder_whose_rows_were_read_by_older_rules_is_made_again_once(job: JobFactory, tmp_path: Path) -> None:
+    manifest, _ = prepare(job(), num_workers=1)
+    edit_manifest(tmp_path / "prepared", lambda content: content.pop("reader_version"))
+    old = Manifest.load(tmp_path / "prepared")
+    assert old is not None, "an older manifest still loads, so it can be trained on"
+    said: list[str] = []
+    again, reused = prepare(job(), num_workers=1, say=said.append)
+    assert (reused, again.fingerprint, again.rows) == (False, manifest.fingerprint, manifest.rows)
+    assert any("read rows by other rules" in line for line in said)
+    assert prepare(job(), num_workers=1)[1]
+
+
 @pytest.mark.parametrize(
     "content",
     [

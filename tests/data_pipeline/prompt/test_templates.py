@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -397,9 +398,20 @@ CONDITIONS = [
 ]
 
 
-def disagreement(made: Prompter, turns: Sequence[tuple[str, str]], *, condition: str, system: str = "") -> str | None:
-    """What is wrong between the ids of training and of the exported template, None where they are right."""
-    ids = made.train(turns, condition=condition, system=system).input_ids.tolist()
+def disagreement(
+    made: Prompter,
+    turns: Sequence[tuple[str, str]],
+    *,
+    condition: str,
+    system: str = "",
+    tokens: TokenizedConversation | None = None,
+) -> str | None:
+    """What is wrong between the ids of training and of the exported template, None where they are right.
+
+    tokens: what training makes of these turns, where it is known.
+    """
+    tokens = tokens or made.train(turns, condition=condition, system=system)
+    ids = tokens.input_ids.tolist()
     prompted = made.prompt(turns, condition=condition, system=system)
     num_expected = 1 + (len(turns) + bool(system)) * {**CONTROL_TOKENS_PER_TURN, **UNLIKE_OURS}[made.template.name]
     if ids != prompted:
@@ -533,36 +545,75 @@ random_texts = st.lists(random_pieces, max_size=5).map("".join)
 random_turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), random_texts), min_size=1, max_size=4)
 
 
-@settings(max_examples=5_000, deadline=None, derandomize=True, database=None)
-@given(
-    template_name=st.sampled_from(sorted(CONTROL_TOKENS_PER_TURN)),
-    turns=random_turns,
-    system=random_texts,
-    condition=st.one_of(st.sampled_from(CONDITIONS), random_texts),
-)
-def test_10_000_random_conversations(
+# most code points have no meaning, so ASCII, accents, spaces, CJK and emoji are drawn more often
+CHARACTER_RANGES = [(0, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x2000, 0x206F), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3)]
+CHARACTER_RANGES += [(0x1F300, 0x1FAFF), (0xE000, 0xFDCF), (0xFDD1, 0x10FFFF)]  # without surrogates and U+FDD0
+
+
+def random_text(rng: random.Random) -> str:
+    """Up to five pieces: known ones, or up to five characters."""
+    texts = []
+    for _ in range(rng.randint(0, 5)):
+        if rng.random() < 0.5:
+            texts.append(rng.choice(PIECES))
+        else:
+            texts += [chr(rng.randint(*rng.choice(CHARACTER_RANGES))) for _ in range(rng.randint(0, 5))]
+    return "".join(texts)
+
+
+def check_random_conversation(
     exported: Callable[[str, str], Prompter],
     template_name: str,
     turns: list[tuple[str, str]],
     system: str,
     condition: str,
 ) -> None:
-    """Exported ids = training ids, control ids are the template's own, the right ids are supervised; 5,000 a tokenizer.
-
-    Both tokenizers are asked the same, because making up the texts takes longer than the checks.
+    """Exported ids = training ids, control ids are the template's own, the right ids are supervised; both
+    tokenizers.
     """
     lead, end_of_turn = CONTENT_LEAD[template_name], END_OF_TURN[template_name]
     answers = [content for role, content in turns if role == "assistant"]
     for tokenizer in TOKENIZERS:
         made = exported(tokenizer, template_name)
-        assert disagreement(made, turns, system=system, condition=condition) is None, tokenizer
-        supervised = supervised_texts(made, made.train(turns, system=system, condition=condition))
-        assert len(supervised) == len(answers)
+        asked = f"{tokenizer}, {template_name}: {turns!r}, system {system!r}, condition {condition!r}"
+        tokens = made.train(turns, system=system, condition=condition)
+        assert disagreement(made, turns, system=system, condition=condition, tokens=tokens) is None, asked
+        supervised = supervised_texts(made, tokens)
+        assert len(supervised) == len(answers), asked
         for found, answer in zip(supervised, answers, strict=True):
             whole = (lead + answer if answer else "") + end_of_turn
             # white space in front may share a token with the prefix; ▁ is how a Llama tokenizer writes a space
-            assert whole.replace("▁", " ").endswith(found.replace("▁", " "))
-            assert found.replace("▁", " ").endswith((answer.lstrip() + end_of_turn).lstrip("▁").replace("▁", " "))
+            assert whole.replace("▁", " ").endswith(found.replace("▁", " ")), asked
+            assert found.replace("▁", " ").endswith((answer.lstrip() + end_of_turn).lstrip("▁").replace("▁", " ")), (
+                asked
+            )
+
+
+def test_10_000_random_conversations(exported: Callable[[str, str], Prompter]) -> None:
+    """5,000 on each tokenizer. Hypothesis, below, would take longer to make them up than the checks take."""
+    rng = random.Random(0)
+    for number in range(5_000):
+        template_name = sorted(CONTROL_TOKENS_PER_TURN)[number % len(CONTROL_TOKENS_PER_TURN)]
+        turns = [(rng.choice(["user", "assistant"]), random_text(rng)) for _ in range(rng.randint(1, 4))]
+        condition = rng.choice(CONDITIONS) if rng.random() < 0.5 else random_text(rng)
+        check_random_conversation(exported, template_name, turns, random_text(rng), condition)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@given(
+    template_name=st.sampled_from(sorted(CONTROL_TOKENS_PER_TURN)),
+    turns=random_turns,
+    system=random_texts,
+    condition=st.one_of(st.sampled_from(CONDITIONS), random_texts),
+)
+def test_random_conversations_that_shrink_to_the_smallest_wrong_one(
+    exported: Callable[[str, str], Prompter],
+    template_name: str,
+    turns: list[tuple[str, str]],
+    system: str,
+    condition: str,
+) -> None:
+    check_random_conversation(exported, template_name, turns, system, condition)
 
 
 # ---- controls: the checks above can fail ----

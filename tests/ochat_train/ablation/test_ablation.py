@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import subprocess
 import xml.etree.ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.ablation.results import AblationResults
 from ochat_train.ablation.results_table import Figure, arm_figures
+from ochat_train.cli.main import main
 from ochat_train.evaluation.questions import (
     Question,
     load_questions,
@@ -24,6 +27,7 @@ from ochat_train.evaluation.questions import (
 )
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.sections import Recipe
+from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
 from tests.support.processes import ochat
 from tests.support.rows import write_jsonl
@@ -130,7 +134,18 @@ def test_arms_of_any_class_names_have_their_own_folders_and_runs(tmp_path: Path,
 # ---- a real one ----
 
 
-def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
+    tmp_path: Path, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trainings and scores run in separate processes, but forked: the test below starts one from nothing."""
+    forked = SimpleNamespace(run=run_forked, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr("ochat_train.ablation.trainings.subprocess", forked)
+
+    def ochat_here(*words: str) -> tuple[int, str, str]:
+        code = main(list(words))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
     questions = [{"question": f"Question {n}.0: how are you?", "answer": "42", "task": "ab"[n % 2]} for n in range(4)]
     file = write_jsonl(tmp_path / "questions.jsonl", questions)
     raw = [str(tmp_path / f"{name}.jsonl") for name in ("expert", "suboptimal")]
@@ -152,9 +167,9 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
     )
     out = tmp_path / "ablation"
     command = ["ablate", str(recipe), "--out", str(out), "--arms", f"c-rlft,{HARD_FILE}", "--parallel", "2", "--json"]
-    first = ochat(*command)
-    assert first.returncode == 0, first.stderr
-    results = json.loads(first.stdout)
+    code, printed, said = ochat_here(*command)
+    assert code == 0, said
+    results = json.loads(printed)
     assert results == json.loads((out / "results.json").read_text())
     assert "</html>" in (out / "results.html").read_text()
     assert f"{HARD_NAME} only" in (out / "results.txt").read_text()
@@ -180,24 +195,24 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(tmp_path: Pat
     before = (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns
     (out / HARD_FILE / "seed-1" / "score.json").unlink()
     (out / HARD_FILE / "seed-1" / "metrics.jsonl").unlink()
-    again = ochat(*command)
-    assert again.returncode == 0, again.stderr
-    assert "2 trainings of 2 steps, 1 finished already" in again.stderr
-    assert json.loads(again.stdout) == results, "the same seeds give the same figures"
+    code, printed, said = ochat_here(*command)
+    assert code == 0, said
+    assert "2 trainings of 2 steps, 1 finished already" in said
+    assert json.loads(printed) == results, "the same seeds give the same figures"
     assert (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns == before
 
-    page = ochat("report", str(out / "c-rlft" / "seed-1"))
-    assert page.returncode == 0, page.stderr
+    code, _, said = ochat_here("report", str(out / "c-rlft" / "seed-1"))
+    assert code == 0, said
     assert html.escape(HARD_NAME, quote=False) in html.unescape(
         (out / "c-rlft" / "seed-1" / "report.html").read_text()
     ).replace("&", "&amp;")
 
-    other = ochat(*command, "--set", "train.max_steps=3")
-    assert other.returncode == 2
-    assert "holds the ablation of a recipe with another train; choose another --out" in other.stderr
-    unknown = ochat(*command[:4], "--arms", "c-rltf")
-    assert unknown.returncode == 2
-    assert "--arms: unknown c-rltf; arms: c-rlft, condition-only" in unknown.stderr
+    code, _, said = ochat_here(*command, "--set", "train.max_steps=3")
+    assert code == 2
+    assert "holds the ablation of a recipe with another train; choose another --out" in said
+    code, _, said = ochat_here(*command[:4], "--arms", "c-rltf")
+    assert code == 2
+    assert "--arms: unknown c-rltf; arms: c-rlft, condition-only" in said
 
 
 def test_failed_training_is_reported_with_its_words(tmp_path: Path, make_recipe: RecipeFactory) -> None:
@@ -235,8 +250,6 @@ def test_recipe_that_says_nothing_is_refused(
     make_recipe: RecipeFactory,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ochat_train.cli.main import main
-
     assert main(["ablate", str(make_recipe(**changes)), "--out", str(tmp_path / "ablation")]) == 2
     assert message in capsys.readouterr().err
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.system import requirements
 from ochat_train.system.requirements import check_requirements
 from tests.support.base_configs import SHAPES, broken_kernel
-from tests.support.processes import ROOT
+from tests.support.processes import ochat
 from tests.support.small_recipe import RecipeFactory
 
 CPU = torch.device("cpu")
@@ -78,10 +75,7 @@ def test_the_command_ends_before_it_writes_anything(make_recipe: RecipeFactory, 
     changes = {"model_type": "gemma3_text", "use_bidirectional_attention": True}
     path = make_recipe(model__config={**SHAPES, **changes})
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
-    command = [sys.executable, "-m", "ochat_train", str(path)]
-    ended = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=240
-    )
+    ended = ochat("train", str(path))
     [finding] = problems_of(path, "base")
     assert (ended.returncode, f"{finding.finding}; {finding.remedy}" in ended.stderr) == (2, True), ended.stderr
     assert "Traceback" not in ended.stderr
