@@ -96,7 +96,14 @@ def _is_description(name: str, value: Any) -> bool:
     if isinstance(value, list | tuple):
         has_text = any(isinstance(e, Mapping) and any(map(_is_any_text, e.values())) for e in value)
         return not has_text and _NOT_LEARNED not in value
+    if isinstance(value, Mapping):
+        return not any(_is_mark(str(key), item) for key, item in value.items())
     return bool(value != _NOT_LEARNED)
+
+
+def _is_mark(name: str, value: Any) -> bool:
+    """Whether a key says how much is learned from something."""
+    return _MARK_NAME.search(_HUMP.sub("_", name)) is not None or bool(value == _NOT_LEARNED)
 
 
 def _is_any_text(value: Any) -> bool:
@@ -112,7 +119,7 @@ def content_kind(name: str, value: Any) -> str | None:
         return None
     if is_media(name):
         return "an image, sound or video"
-    if _MARK_NAME.search(_HUMP.sub("_", name)) or value == _NOT_LEARNED:
+    if _is_mark(name, value):
         return "a mark for training"
     if _CALL_NAME.search(name):
         return "a call"
