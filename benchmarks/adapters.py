@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
 from peft_baseline import make_baseline  # noqa: E402
-from step import Options, make_recipe, profile, write_dataset  # noqa: E402
+from step import Options, base_config, make_recipe, profile, write_dataset  # noqa: E402
 
 from data_pipeline.prepared.dataset import PreparedSplit  # noqa: E402
 from ochat_train.adapter.build import add_adapter  # noqa: E402
@@ -59,7 +59,6 @@ from ochat_train.training.prefetch import StepPrefetcher  # noqa: E402
 from ochat_train.training.step import Step, train_step  # noqa: E402
 
 _RANK = 16
-_VOCAB = 32_002
 _WARMUP_STEPS = 2
 _CONTEXT_GIB = 0.75  # of the CUDA context and its libraries, outside torch's allocator
 _MOST_SECONDS = 240  # of a variant
@@ -222,22 +221,6 @@ def limit_memory(variant: Variant, ranks: Ranks) -> None:
         return
     total = torch.cuda.get_device_properties(ranks.device).total_memory
     torch.cuda.set_per_process_memory_fraction((variant.limit_gib - _CONTEXT_GIB) * GIB / total, ranks.device)
-
-
-def base_config(options: Options) -> Any:
-    """Mistral-7B's shapes, or smaller ones."""
-    return transformers.AutoConfig.for_model(
-        "mistral",
-        hidden_size=options.hidden,
-        intermediate_size=options.hidden * 7 // 2,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.hidden // 128,
-        num_key_value_heads=max(1, options.hidden // 512),
-        head_dim=128,
-        vocab_size=_VOCAB,
-        max_position_embeddings=32_768,
-        sliding_window=None,
-    )
 
 
 def own_trainer(options: Options, recipe: Recipe, ranks: Ranks) -> Trainer:

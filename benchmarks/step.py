@@ -198,18 +198,9 @@ def run_variant(variant: str, num_gpus: int, options: Options, settings: list[st
     return figures
 
 
-def work(task: dict[str, Any]) -> None:
-    """One rank of one variant."""
-    begun = time.monotonic()
-    options, variant = Options(**task["options"]), task["variant"]
-    ranks = start_ranks()
-    recipe = make_recipe(options, VARIANTS[variant], task["settings"], ranks)
-    split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
-    plan = training_plan(recipe, split)
-    dtype = model_dtype(recipe.model, ranks.device)
-    wanted = "auto" if options.cpu else recipe.model.attention  # the reference's kernel needs a GPU
-    kernel = choose_attention(wanted, device=ranks.device, dtype=dtype, needs=AttentionNeeds())
-    config = transformers.AutoConfig.for_model(
+def base_config(options: Options) -> Any:
+    """Mistral-7B's shapes, or smaller ones."""
+    return transformers.AutoConfig.for_model(
         "mistral",
         hidden_size=options.hidden,
         intermediate_size=options.hidden * 7 // 2,
@@ -221,6 +212,20 @@ def work(task: dict[str, Any]) -> None:
         max_position_embeddings=32_768,
         sliding_window=None,
     )
+
+
+def work(task: dict[str, Any]) -> None:
+    """One rank of one variant."""
+    begun = time.monotonic()
+    options, variant = Options(**task["options"]), task["variant"]
+    ranks = start_ranks()
+    recipe = make_recipe(options, VARIANTS[variant], task["settings"], ranks)
+    split = PreparedSplit(Path(recipe.data.prepared_dir), "train")
+    plan = training_plan(recipe, split)
+    dtype = model_dtype(recipe.model, ranks.device)
+    wanted = "auto" if options.cpu else recipe.model.attention  # the reference's kernel needs a GPU
+    kernel = choose_attention(wanted, device=ranks.device, dtype=dtype, needs=AttentionNeeds())
+    config = base_config(options)
     torch.manual_seed(0)
     with ranks.device:
         causal_lm = transformers.AutoModelForCausalLM.from_config(

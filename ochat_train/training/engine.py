@@ -64,9 +64,9 @@ def _zero_section(recipe: Recipe, *, num_ranks: int, device: torch.device, layer
     if settings.stage == 3:
         # The next layer is gathered while one computes; by default only a part of it would be, and the rest waited for.
         zero["stage3_prefetch_bucket_size"] = layer_elements
-    if settings.stage == 3 and recipe.model.compile:
-        # DeepSpeed's own linear function reads a number that is different in every layer: torch 2.11 would compile
-        # every layer again.
+        # DeepSpeed's own linear function would replace torch's in the whole process. It adds a bias in place, into the
+        # product that `matmuls` keeps, so recomputing adds it twice. It also reads a number that is different in every
+        # layer: torch 2.11 would compile every layer again.
         zero["memory_efficient_linear"] = False
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}

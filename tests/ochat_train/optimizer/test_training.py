@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,18 @@ import torch
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.export.trained import load_trained_weights
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.preparation import prepare_recipe
-from tests.support.processes import train_on_ranks
 from tests.support.reference import flat, relative_error
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
+from tests.support.training_runs import train_runs
 
-Runs = dict[str, dict[str, Any]]
 TrainFunction = Callable[..., dict[str, Path]]
 
 
 @pytest.fixture
 def train(tmp_path: Path, make_recipe: RecipeFactory) -> TrainFunction:
     """Prepares and trains runs on ranks that are started once; returns their run folders by name."""
-
-    def train_runs(runs: Runs, *, num_ranks: int = 2) -> dict[str, Path]:
-        commands: list[list[Any]] = []
-        for name, changes in runs.items():
-            recipe = make_recipe(output_dir=str(tmp_path / name), **changes)
-            prepare_recipe(load_recipe(recipe), num_workers=1, progress=lambda rows: None)
-            commands.append(["train", recipe.rename(tmp_path / f"{name}.yaml")])
-        train_on_ranks(*commands, num_ranks=num_ranks)
-        return {name: tmp_path / name for name in runs}
-
-    return train_runs
+    return partial(train_runs, folder=tmp_path, make_recipe=make_recipe)
 
 
 SHORT = {"train__max_steps": 4, "checkpoint__save_every_steps": 2, "checkpoint__keep_last": 9}

@@ -88,7 +88,7 @@ def test_qlora_holds_the_layers_in_4_bits(mistral_7b: Any) -> None:
 
 
 def test_nf4_takes_what_bitsandbytes_takes() -> None:
-    functional = pytest.importorskip("bitsandbytes.functional")
+    functional = pytest.importorskip("bitsandbytes.functional", reason="the extra `adapters` is not installed")
     packed, state = functional.quantize_4bit(
         torch.randn(1024, 2048), blocksize=64, compress_statistics=True, quant_type="nf4"
     )
