@@ -55,10 +55,10 @@ train() { # train RECIPE [recipe flags] [-- launcher flags]
 }
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-extras=gpu,adapters,tracking
+extras=gpu,adapters,serve,tracking
 if [ "$gpus" -eq 0 ]; then
   export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  extras=cpu,adapters,tracking
+  extras=cpu,adapters,serve,tracking
 fi
 
 case ${1-} in
