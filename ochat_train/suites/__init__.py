@@ -1,0 +1,1 @@
+"""Benchmarks: what `ochat eval` asks, and how answers are scored."""
