@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 CARD = "README.md"
@@ -15,3 +17,9 @@ def exported_names(mark: bytes) -> dict[str, str] | None:
         return {str(name): str(sha256) for name, sha256 in json.loads(mark)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def weights_sha256(files: Mapping[str, str]) -> str:
+    """sha256 over the names and sha256 of the files with weights, from `exported_names`: which model a result is of."""
+    weights = sorted((name, sha256) for name, sha256 in files.items() if name.endswith(".safetensors"))
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in weights).encode()).hexdigest()

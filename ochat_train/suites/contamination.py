@@ -10,8 +10,8 @@ without case, punctuation and layout (`word_hashes`), and
 As there, what many share is not evidence: 13 words that more than 10 questions of the benchmark have in common are its
 way of asking, and are not looked for. A question without words of its own cannot be checked, and is counted.
 
-Training data is the split `train` of a prepared dataset: the ids that were trained on, as text, with everything that the
-model read (users' messages, answers, system messages).
+Training data is the split `train` of a prepared dataset: the ids that were trained on, as text, with everything that
+the model read (users' messages, answers, system messages).
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Contamination:
 def contamination(questions: Sequence[str], prepared_dir: Path) -> Contamination:
     """Look for every question in the training split of a prepared dataset, which is read once.
 
-    questions: all of a benchmark, so that what they share is known. Raises UserError for a folder without a dataset, and
-    for one with damaged rows.
+    questions: all of a benchmark, so that what they share is known. Raises UserError for a folder without a dataset,
+    and for one with damaged rows.
     """
     manifest = Manifest.load(prepared_dir)
     if manifest is None:

@@ -92,7 +92,8 @@ def test_questions_are_found_by_the_rule_in_the_conversations_that_have_them(pre
     found = asked(prepared, *MANY)
     trained = {row.id for row in rows_of(prepared)}
     held_out = {row.id for row in rows_of(prepared, "validation")}
-    assert len(held_out) == 2 and all(name.startswith("filler") for name in held_out)
+    assert len(held_out) == 2
+    assert all(name.startswith("filler") for name in held_out)
     names = list(CASES)
     by_name = {names[number]: place for number, place in found.seen.items() if number < len(names)}
     assert by_name == {name: name for name, (_, _, is_seen) in CASES.items() if is_seen and name in trained}
@@ -134,7 +135,8 @@ def test_words_are_those_of_a_plain_search() -> None:
     spelled = [plain_words(text) for text in texts]
     flat = [word for words in spelled for word in words]
     ours = found.hashes[~found.is_separator]
-    assert len(ours) == len(flat) and found.counts(len(texts)).tolist() == [*map(len, spelled), 0]
+    assert len(ours) == len(flat)
+    assert found.counts(len(texts)).tolist() == [*map(len, spelled), 0]
     by_word: dict[str, set[int]] = {}
     for word, value in zip(flat, ours.tolist(), strict=True):
         by_word.setdefault(word, set()).add(value)
