@@ -14,6 +14,7 @@ from ochat_train.report.matrix_section import matrix_section
 from ochat_train.report.page import Section, render_page, text_cells, write_page
 from ochat_train.report.pictures import Series, line_chart
 from ochat_train.report.tables import learnt_text, number_text, shown_condition
+from ochat_train.report.text import BENCHMARK_HEAD, benchmark_rows
 from ochat_train.runs.history import RunHistory, read_run_history
 
 
@@ -37,6 +38,8 @@ def _sections(history: RunHistory) -> Iterator[Section]:
     yield _gradients(history)
     if history.validations:
         yield from _matrix(history.validations[-1], history)
+    if history.benchmarks:
+        yield _benchmarks(history)
     yield _classes(history)
     if history.samples:
         yield _samples(history)
@@ -104,6 +107,26 @@ def _matrix(validation: Validation, history: RunHistory) -> Iterator[Section]:
         own = {row.name: row.condition for row in history.run.prepared.classes}
         heading = f"Condition matrix, step {validation.step}"
         yield matrix_section(heading, validation.evaluation.matrix, own_conditions=own)
+
+
+def _benchmarks(history: RunHistory) -> Section:
+    """Scores over the steps, a curve for each benchmark and condition, and the last ones as a table."""
+    last = history.benchmarks[-1]
+    series = []
+    for number, wanted in enumerate((score.suite, score.condition) for score in last.scores):
+        found = [
+            (row.step, score.score)
+            for row in history.benchmarks
+            for score in row.scores
+            if (score.suite, score.condition) == wanted
+        ]
+        steps, scores = [step for step, _ in found], [score for _, score in found]
+        label = f"{wanted[0]}, {shown_condition(wanted[1])}"
+        series.append(Series(label=label, x=steps, y=scores, number=number, points=True))
+    rows = [text_cells(row) for row in benchmark_rows(last)]
+    share = f"{last.benchmark_time_ratio:.1%} of the run's time was spent on benchmarks."
+    svg = line_chart(series, unit="share of right answers")
+    return Section(heading=f"Benchmarks, step {last.step}", paragraphs=[share], svg=svg, head=BENCHMARK_HEAD, rows=rows)
 
 
 def _classes(history: RunHistory) -> Section:

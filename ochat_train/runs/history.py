@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from ochat_train.evaluation.results import Sample, Validation
+from ochat_train.evaluation.results import BenchmarkScores, Sample, Validation
 from ochat_train.runs.folder import RunFolder, read_run_folder
-from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, results_of
+from ochat_train.runs.lines import BENCHMARKS_FILE, METRICS_FILE, SAMPLES_FILE, VALIDATION_FILE, results_of
 from ochat_train.runs.metrics import StepMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory:
-    """A run so far. steps, validations, samples: the rows of metrics.jsonl, validation.jsonl and samples.jsonl."""
+    """A run so far. steps, validations, samples, benchmarks: the rows of metrics.jsonl, validation.jsonl, samples.jsonl
+    and benchmarks.jsonl.
+    """
 
     run: RunFolder
     steps: Sequence[StepMetrics]
     validations: Sequence[Validation]
     samples: Sequence[Sample]
+    benchmarks: Sequence[BenchmarkScores]
 
 
 def read_run_history(run_dir: Path) -> RunHistory:
@@ -34,4 +37,5 @@ def read_run_history(run_dir: Path) -> RunHistory:
         steps=steps,
         validations=results_of(run_dir / VALIDATION_FILE, Validation.from_json),
         samples=results_of(run_dir / SAMPLES_FILE, Sample.from_json),
+        benchmarks=results_of(run_dir / BENCHMARKS_FILE, BenchmarkScores.from_json),
     )

@@ -18,6 +18,7 @@ T = TypeVar("T")
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+BENCHMARKS_FILE = "benchmarks.jsonl"
 EXPERTS_FILE = "experts.jsonl"
 ANOMALIES_FILE = "anomalies.jsonl"
 _TAIL_BYTES = 1 << 16  # read at once to find the end of the last whole line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -16,6 +16,7 @@ from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import Watchdog
+from ochat_train.evaluation.results import ValidationResult
 from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.planning.learning_rate import learning_rate_at
@@ -28,6 +29,7 @@ from ochat_train.system.json_values import finite_or_none
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.training.adapter import ReachedTensors
 from ochat_train.training.anomalies import progressed, record_anomaly
+from ochat_train.training.benchmarks import Benchmarks
 from ochat_train.training.meter import Meter
 from ochat_train.training.metrics import EpochSums, ExpertTable, expert_means, means_of
 from ochat_train.training.outputs import MetricsWriter
@@ -42,6 +44,7 @@ class Run:
     num_steps: of the whole run. steps_per_epoch: by epoch. peak: the highest learning rate.
     writer: None on ranks that write no metrics. push: of rank 0, if the recipe pushes.
     before_step: as in `Hooks`. reached: what the first step of an adapter has to reach, None without one.
+    benchmarks: None without any.
     """
 
     recipe: Recipe
@@ -63,6 +66,7 @@ class Run:
     stop_request: StopRequest
     before_step: Callable[[Engine, Step], Step]
     reached: ReachedTensors | None = None
+    benchmarks: Benchmarks | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -229,10 +233,22 @@ def require_finite_steps(run: Run, progress: Progress) -> None:
 
 def validate(run: Run, progress: Progress) -> float | None:
     """Validate if it is due after this step. Returns the loss of the validation that was made, if it is finite."""
-    if not run.validator.is_due(progress.step, saves=run.saves_after(progress.step)):
+    is_due = run.validator.is_due(progress.step, saves=run.saves_after(progress.step))
+    has_benchmarks = run.benchmarks is not None and run.benchmarks.is_due(progress.step)
+    if not (is_due or has_benchmarks):
         return None
     run.watchdog.progress(progress.step, "validating")
-    result = run.validator.run(run.engine, run.ranks, progress.step)
+    result = ValidationResult(validation=None, samples=[])
+    if is_due:
+        result = run.validator.run(run.engine, run.ranks, progress.step)
+    if run.benchmarks is not None and has_benchmarks:
+        found = run.benchmarks.run(
+            run.engine,
+            run.ranks,
+            progress.step,
+            beat=lambda: run.watchdog.progress(progress.step, "answering benchmarks"),
+        )
+        result = replace(result, benchmarks=found)
     if run.writer is not None:
         run.writer.write_validation(result)
         run.line.print(validation_text(result))
