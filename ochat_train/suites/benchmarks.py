@@ -63,7 +63,6 @@ def load_benchmarks(settings: ValidationSettings, *, conditions: Sequence[str]) 
         suite = _suite(entry, place, pattern=settings.answer_pattern)
         asked = entry.conditions or known
         if unknown := [condition for condition in asked if condition not in known]:
-            names = ", ".join(map(quoted, known))
             raise UserError(
                 f"{place}.conditions", f"no class has the condition {quoted(unknown[0])}", f"known: {names}"
             )
@@ -77,8 +76,8 @@ def load_benchmarks(settings: ValidationSettings, *, conditions: Sequence[str]) 
                 max_new_tokens=entry.answer_tokens or suite.max_new_tokens,
             )
         )
-    names = [benchmark.suite.name for benchmark in found]
-    if twice := {name for name in names if names.count(name) > 1}:
+    asked_suites = [benchmark.suite.name for benchmark in found]
+    if twice := {name for name in asked_suites if asked_suites.count(name) > 1}:
         raise UserError("validation.benchmarks", f"names {', '.join(sorted(twice))} twice", "name each suite once")
     return found
 
@@ -97,8 +96,8 @@ def _suite(entry: BenchmarkSettings, place: str, *, pattern: str | None) -> Suit
         where = f"{place}.suite" if error.place == "--suite" else f"{place}: {error.place}"
         raise UserError(where, error.problem, error.remedy) from None
     if len(suites) != 1:
-        names = ", ".join(suite.name for suite in suites)
-        raise UserError(f"{place}.suite", f"{entry.suite} stands for several suites", f"name one of {names}")
+        remedy = f"name one of {', '.join(suite.name for suite in suites)}"
+        raise UserError(f"{place}.suite", f"{entry.suite} stands for several suites", remedy)
     [suite] = suites
     if any(len(question.turns) > 1 for question in suite.questions):
         problem = f"{suite.name} asks more than one question in a conversation, so it cannot be asked during training"

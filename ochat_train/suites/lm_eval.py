@@ -28,6 +28,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.json_files import typed
 from ochat_train.suites.store import Lines, key_of
 from ochat_train.system.exits import StoppedBySignalError
+from ochat_train.system.messages import print_message
 
 PREFIX = "lm-eval:"
 RUNS_FILE = "lm_eval.jsonl"
@@ -145,6 +146,7 @@ def run_harness(
     folder: where finished runs are kept; the same run is not made twice. Raises UserError where the harness fails.
     """
     versions = harness_versions(options.python, needs_model=model.export is not None)
+    folder.mkdir(parents=True, exist_ok=True)
     kept = Lines(folder / RUNS_FILE)
     rows: list[HarnessRow] = []
     for condition in conditions:
@@ -236,7 +238,9 @@ def _document(
         done = _run(parts, python=options.python, key=model.key)
         documents = sorted(out.rglob("results_*.json"))
         if done.returncode != 0 or len(documents) != 1:
-            raise UserError(f"{PREFIX}{','.join(tasks)}", _why(done), _remedy(done.stderr + done.stdout))
+            print_message(_last_lines(done.stderr or done.stdout, _LAST_LINES))
+            problem = f"lm-evaluation-harness failed with exit code {done.returncode}: {_last_lines(done.stderr, 1)}"
+            raise UserError(f"{PREFIX}{','.join(tasks)}", problem, _remedy(done.stderr + done.stdout))
         found: Mapping[str, Any] = json.loads(documents[0].read_text(encoding="utf-8"))
         return found
 
@@ -250,11 +254,6 @@ def _run(parts: Sequence[str], *, python: str, key: str | None = None) -> subpro
         raise UserError(f"--lm-eval-python {python}", f"cannot be started: {error.strerror}", _INSTALL) from None
     except KeyboardInterrupt:
         raise StoppedBySignalError("stopped by SIGINT; conditions that the harness has finished are kept") from None
-
-
-def _why(done: subprocess.CompletedProcess[str]) -> str:
-    ended = f"lm-evaluation-harness ended with exit code {done.returncode}"
-    return f"{ended}; the last lines of what it printed:\n{_last_lines(done.stderr or done.stdout, _LAST_LINES)}\n"
 
 
 _REMEDIES = (

@@ -123,7 +123,7 @@ def _read(data: SuiteData | None) -> tuple[list[tuple[Row, list[str]]], list[Dat
     rows, record = data.rows(name)
     if not rows:
         raise UserError(data.path, "holds no question", "fetch the data again")
-    files, stored = [record], {}
+    files, stored = [record], dict[Any, list[str]]()
     if not data.is_file:
         for other in data.in_folder(_REFERENCES):
             found, file = data.rows(other)
