@@ -1,5 +1,6 @@
-"""`launch.sh` takes the Pythons that pyproject.toml allows, up to the newest that was tested, and has the last word where
-an installation fails.
+"""`launch.sh` takes the Pythons that pyproject.toml allows, up to the newest that was tested.
+
+Where an installation fails, the last words are not those of pip.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _KIND_OF_SUFFIX: dict[str, Kind] = {
 DATA_SUFFIXES = tuple(_KIND_OF_SUFFIX)
 PACKED_SUFFIXES = tuple(suffix for packing in PACKINGS for suffix in packing.suffixes)
 EXPECTED = "expected JSON lines, JSON, CSV, TSV, Parquet or Arrow, also packed with gzip, zstd, bzip2 or xz"
-_DEEP_VALUE = nesting.TOO_DEEP  # in place of JSON that is nested too deeply, which is refused when it is read
+_DEEP_VALUE = nesting.TOO_DEEP  # for JSON nested too deeply, refused when it is read
 _BINARY: tuple[tuple[bytes, Kind], ...] = (
     (b"PAR1", "parquet"),
     (b"ARROW1\0\0", "arrow_file"),

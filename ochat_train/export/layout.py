@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from data_pipeline import nesting
 
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export

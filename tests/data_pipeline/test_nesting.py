@@ -85,7 +85,9 @@ def test_the_outcome_does_not_depend_on_the_stack(name: str, levels: int, end: s
 def test_100_levels_are_read_and_not_one_more(levels: int, is_read: bool) -> None:
     text = '{"a": "[[[", "b": ' * (levels - 1) + "[]" + "}" * (levels - 1)
     for load in (nesting.loads, nesting.load_yaml):
-        assert outcome(lambda load=load: load(text)).startswith("read" if is_read else "ValueError: nested more than 100")  # type: ignore[misc]
+        assert outcome(lambda load=load: load(text)).startswith(
+            "read" if is_read else "ValueError: nested more than 100"
+        )  # type: ignore[misc]
     assert nesting.is_text_too_deep(text) is not is_read
     assert nesting.end_of_value(text + "] [", 0) == len(text)
     assert nesting.end_of_value(text[:-1], 0) is None

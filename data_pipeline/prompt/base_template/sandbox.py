@@ -193,7 +193,7 @@ def compiled(text: str) -> CompiledTemplate:
     """
     if len(text) > MOST_TEMPLATE_CHARACTERS:
         raise TemplateFault(f"it has more than {MOST_TEMPLATE_CHARACTERS:,} characters")
-    # In a thread of its own, so with an empty stack: how much nesting fits does not depend on who calls.
+    # In another thread, with an empty stack: how much nesting fits does not depend on who calls.
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(_compiled, text).result()
 
