@@ -14,7 +14,7 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class ServerMetrics:
-    """Counters of one server, in a registry of its own. Labels take few values: routes, trained conditions, models."""
+    """Counters of one server, in their own registry. Labels take few values: routes, trained conditions, models."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()

@@ -40,7 +40,8 @@ class PromptWriter:
     def ids(self, request: PromptRequest, condition: str | None) -> list[int]:
         """The ids of a prompt. Raises ApiError (400) with the template's reason where it has no place for something."""
         messages, variables = self._checked(request, condition)
-        return self._write(messages, **variables)
+        ids: list[int] = self._write(messages, **variables)
+        return ids
 
     def prompt(self, request: PromptRequest, condition: str | None) -> Prompt:
         """The same with its text."""

@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -81,14 +81,24 @@ def _addresses(host: str) -> list[tuple[int, str]]:
     return sorted({(int(row[0]), str(row[4][0])) for row in rows})
 
 
-async def run_server(app: App, engine: Engine, bound: Bound, limits: Limits, *, prints_stats: bool) -> None:
+async def run_server(
+    app: App,
+    engine: Engine,
+    bound: Bound,
+    limits: Limits,
+    *,
+    prints_stats: bool,
+    on_start: Callable[[Callable[[], None]], None] = lambda end: None,
+) -> None:
     """Answer requests until a signal; then finish what is running, close the engine, and return.
 
-    The engine has been started.
+    The engine has been started. on_start: gets a function that does what a signal does, for servers in a thread, which
+    gets none.
     """
     server = _Server(app, limits)
     stats = asyncio.ensure_future(_print_stats(app)) if prints_stats else None
     try:
+        on_start(server.end)
         await server.serve(sockets=list(bound.sockets))
     finally:
         if stats is not None:
@@ -118,6 +128,10 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal. uvicorn's own would raise the signal again at the end, which would end `ochat` by it."""
+        self.end()
+
+    def end(self) -> None:
+        """Drain; at the second call, end."""
         if self._drains_until is not None:
             self.should_exit = self.force_exit = True
             return
