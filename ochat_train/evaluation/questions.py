@@ -12,7 +12,6 @@ from ochat_train.suites.held_out import HeldOutQuestion, parse_questions, result
 
 _BATCH = 250
 
-
 Question = HeldOutQuestion
 RightRatios = Mapping[str, float]  # task -> share of right answers; ALL_TASKS: of all questions
 ALL_TASKS = "all"

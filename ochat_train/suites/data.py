@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import shown
 
@@ -124,7 +124,7 @@ def _rows(text: str, *, place: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = nesting.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}:{number}", f"is not JSON: {error}", "fetch the data again") from None
         if not isinstance(values, dict):

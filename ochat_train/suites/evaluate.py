@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from data_pipeline.errors import UserError
@@ -298,4 +298,4 @@ def _suite_facts(suite: Suite, plan: Plan) -> SuiteFacts:
 def _created(questions: Sequence[QuestionResult]) -> str:
     """When the last answer was made; a second start that asks nothing gives the same."""
     last = max((question.ended for question in questions if question.ended is not None), default=0.0)
-    return datetime.fromtimestamp(last, tz=timezone.utc).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(last, tz=UTC).isoformat(timespec="seconds")

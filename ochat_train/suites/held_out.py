@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from ochat_train.suites.data import SuiteData
 from ochat_train.suites.suite import Question, Scored, Suite, SuiteKind, SuiteOptions, each
@@ -35,7 +35,7 @@ def parse_questions(text: str, *, place: str, source: str) -> list[HeldOutQuesti
 
 def _question(line: str, *, place: str, at: str) -> HeldOutQuestion:
     try:
-        row = json.loads(line)
+        row = nesting.loads(line)
         fields = {"question": row["question"], "answer": row["answer"], "task": row.get("task", "")}
     except (ValueError, AttributeError, KeyError, TypeError):
         fields = {}

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.files import cannot_use, explained_writes
 from data_pipeline.json_files import typed
@@ -113,7 +114,7 @@ class FolderLock:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = nesting.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     whole = isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("value"), dict)

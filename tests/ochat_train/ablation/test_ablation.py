@@ -25,7 +25,7 @@ from ochat_train.evaluation.questions import (
     right_ratios_by_condition,
 )
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.suites.held_out import result_of
 from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
