@@ -35,7 +35,7 @@ DATA_PIPELINE: Mapping[str, str] = {
 OCHAT_TRAIN: Mapping[str, str] = {
     "system": "",
     "recipe": "",
-    "suites": "system",
+    "suites": "recipe system",
     "model": "recipe system",
     "adapter": "model recipe system",
     "distributed": "recipe system",
@@ -51,8 +51,8 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model recipe system",
     "serving": "export inference system",
-    "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system "
-    "tracking",
+    "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs suites "
+    "system tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",

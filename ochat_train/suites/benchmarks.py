@@ -64,7 +64,9 @@ def load_benchmarks(settings: ValidationSettings, *, conditions: Sequence[str]) 
         asked = entry.conditions or known
         if unknown := [condition for condition in asked if condition not in known]:
             raise UserError(
-                f"{place}.conditions", f"no class has the condition {quoted(unknown[0])}", f"known: {names}"
+                f"{place}.conditions",
+                f"no class has the condition {quoted(unknown[0])}",
+                f"known: {', '.join(map(quoted, known))}",
             )
         found.append(
             Benchmark(

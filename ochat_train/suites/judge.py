@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Judge:
     folder: Path
     key: str | None = None
     num_parallel: int = 8
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def endpoint(self) -> str:
@@ -142,7 +142,8 @@ def _asked_once(client: Any, judge: Judge, prompt: Sequence[Message]) -> Judgeme
     try:
         response = client.post(judge.endpoint, json=body)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise UserError(f"--judge {judge.url}", f"is no address: {error}", "name one like http://HOST:PORT/v1") from None
+        remedy = "name one like http://HOST:PORT/v1"
+        raise UserError(f"--judge {judge.url}", f"is no address: {error}", remedy) from None
     except httpx.HTTPError as error:
         return _Failed(reason=f"no answer ({type(error).__name__})", is_temporary=True)
     if response.status_code in _TEMPORARY:

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import typed
 from ochat_train.suites.store import Lines, key_of
@@ -117,7 +118,7 @@ def harness_versions(python: str, *, needs_model: bool) -> Mapping[str, str]:
     """
     found = _run([python, "-c", _PROBE], python=python)
     try:
-        facts = json.loads(found.stdout.splitlines()[-1])
+        facts = nesting.loads(found.stdout.splitlines()[-1])
         versions: Mapping[str, str] = facts["versions"]
     except (ValueError, IndexError, KeyError):
         problem = f"does not work: {_last_lines(found.stderr, 3) or 'it printed nothing'}"
@@ -241,7 +242,7 @@ def _document(
             print_message(_last_lines(done.stderr or done.stdout, _LAST_LINES))
             problem = f"lm-evaluation-harness failed with exit code {done.returncode}: {_last_lines(done.stderr, 1)}"
             raise UserError(f"{PREFIX}{','.join(tasks)}", problem, _remedy(done.stderr + done.stdout))
-        found: Mapping[str, Any] = json.loads(documents[0].read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = nesting.loads(documents[0].read_text(encoding="utf-8"))
         return found
 
 
@@ -259,8 +260,8 @@ def _run(parts: Sequence[str], *, python: str, key: str | None = None) -> subpro
 _REMEDIES = (
     (
         ("OfflineModeIsEnabled", "ConnectionError", "Couldn't reach", "MaxRetryError", "LocalEntryNotFoundError"),
-        "the data of a task could not be fetched: run it once where the Hub can be reached, so that it is in the cache, "
-        "or give a YAML of your own that reads local files (--lm-eval-include)",
+        "the data of a task could not be fetched: run it once where the Hub can be reached, so that it is cached, or "
+        "give a YAML of your own that reads local files (--lm-eval-include)",
     ),
     (
         ("Loglikelihood is not supported", "loglikelihood", "NotImplementedError"),

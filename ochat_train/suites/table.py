@@ -8,11 +8,11 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import did_you_mean
-from ochat_train.suites import held_out
+from ochat_train.suites import held_out, mt_bench
 from ochat_train.suites.data import SuiteData
 from ochat_train.suites.suite import Suite, SuiteKind, SuiteOptions
 
-SUITES: tuple[SuiteKind, ...] = (held_out.SUITE,)
+SUITES: tuple[SuiteKind, ...] = (held_out.SUITE, mt_bench.SUITE)
 # Names that stand for several suites: all of them that the data holds.
 GROUPS: Mapping[str, tuple[str, ...]] = {}
 

@@ -33,7 +33,8 @@ class BenchmarkQuestions:
     def prompt(self, question: Question, condition: str) -> list[int]:
         """The ids of a question under a condition."""
         messages = [{"role": "user", "content": question.turns[0]}]
-        return prompt_ids(self.tokenizer, messages, condition=condition, add_generation_prompt=True)
+        ids: list[int] = prompt_ids(self.tokenizer, messages, condition=condition, add_generation_prompt=True)
+        return ids
 
 
 def agreed_benchmarks(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> BenchmarkQuestions | None:
