@@ -41,7 +41,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "distributed": "recipe system",
     "evaluation": "distributed model recipe suites system",
     "runs": "evaluation recipe system",
-    "report": "evaluation runs system",
+    "report": "evaluation runs suites system",
     "optimizer": "",
     "checkpoint": "distributed optimizer recipe runs system",
     "planning": "adapter evaluation model optimizer recipe report system",

@@ -37,6 +37,15 @@ class Series:
     points: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> str:
     """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
     with _figure(9.6, 2.9) as (figure, axes):
@@ -71,6 +80,33 @@ def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[f
         axes.barh(places, means, xerr=[spread or 0.0 for spread in spreads], color=COLORS[0], ecolor=_INK, height=0.6)
         axes.set_yticks(places, [_label(label) for label in labels])
         axes.set_xlabel(_label(unit))
+        return _svg(figure)
+
+
+def interval_chart(rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], *, unit: str) -> str:
+    """Points with their intervals: a group of lines for each row, in it a line and colour for each of `names`.
+
+    rows: a value for each name, None where it is missing.
+    """
+    height = 0.24 * len(names) + 0.14
+    with _figure(9.6, 0.9 + height * len(rows)) as (figure, axes):
+        lines = []
+        for number, _ in enumerate(names):
+            color = COLORS[number % len(COLORS)]
+            known = [(group, values[number]) for group, values in enumerate(rows.values())]
+            places = [-(group * height + number * 0.24) for group, value in known if value is not None]
+            found = [value for _, value in known if value is not None]
+            means = [value.mean for value in found]
+            reach = [[value.mean - value.low for value in found], [value.high - value.mean for value in found]]
+            lines.append(axes.errorbar(means, places, xerr=reach, fmt="o", color=color, markersize=5, capsize=3))
+        middles = [-(group * height + 0.12 * (len(names) - 1)) for group in range(len(rows))]
+        axes.set_yticks(middles, [_short(label) for label in rows])
+        axes.grid(False, axis="y")
+        axes.set_xlabel(_label(unit))
+        axes.set_ylim(-(height * len(rows)) + 0.02, 0.26)
+        legend = figure.legend(lines, ["-"] * len(lines), frameon=False, fontsize=8, loc="outside right upper")
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(_short(name))
         return _svg(figure)
 
 

@@ -57,28 +57,32 @@ class Contamination:
     fingerprint: str
 
 
-def contamination(questions: Sequence[str], prepared_dir: Path) -> Contamination:
+def contamination(benchmarks: Mapping[str, Sequence[str]], prepared_dir: Path) -> dict[str, Contamination]:
     """Look for every question in the training split of a prepared dataset, which is read once.
 
-    questions: all of a benchmark, so that what they share is known. Raises UserError for a folder without a dataset,
-    and for one with damaged rows.
+    benchmarks: name -> all questions, so that what they share is known. Raises UserError for a folder without a
+    dataset, and for one with damaged rows.
     """
     manifest = Manifest.load(prepared_dir)
     if manifest is None:
         raise UserError(prepared_dir, "holds no prepared dataset", "name the recipe's `data.prepared_dir`")
-    wanted = Wanted.of(questions)
+    wanted = {name: Wanted.of(questions) for name, questions in benchmarks.items()}
     texts = _TrainingTexts(prepared_dir, manifest)
-    first: dict[int, int] = {}
+    first: dict[str, dict[int, int]] = {name: {} for name in benchmarks}
     for found in texts.chunks():
-        for question, text in wanted.found_in(found.words, _PREFIX_WORDS if texts.template is None else 0):
-            first.setdefault(question, int(found.rows[text]))
-    return Contamination(
-        seen={question: texts.split.conversation_id(row) for question, row in sorted(first.items())},
-        unchecked=wanted.unchecked,
-        num_questions=len(questions),
-        num_conversations=len(texts.split),
-        fingerprint=manifest.fingerprint,
-    )
+        for name, runs in wanted.items():
+            for question, text in runs.found_in(found.words, _PREFIX_WORDS if texts.template is None else 0):
+                first[name].setdefault(question, int(found.rows[text]))
+    return {
+        name: Contamination(
+            seen={question: texts.split.conversation_id(row) for question, row in sorted(first[name].items())},
+            unchecked=runs.unchecked,
+            num_questions=len(benchmarks[name]),
+            num_conversations=len(texts.split),
+            fingerprint=manifest.fingerprint,
+        )
+        for name, runs in wanted.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

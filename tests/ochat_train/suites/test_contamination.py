@@ -85,7 +85,7 @@ def message(number: int, content: str) -> dict[str, Any]:
 
 
 def asked(prepared: Path, *more: str) -> Contamination:
-    return contamination([question for question, _, _ in CASES.values()] + [*more], prepared)
+    return contamination({"all": [question for question, _, _ in CASES.values()] + [*more]}, prepared)["all"]
 
 
 def test_questions_are_found_by_the_rule_in_the_conversations_that_have_them(prepared: Path) -> None:
@@ -101,16 +101,16 @@ def test_questions_are_found_by_the_rule_in_the_conversations_that_have_them(pre
 
 
 def test_what_many_questions_share_is_not_evidence(prepared: Path) -> None:
-    many = contamination([*MANY, WAY_OF_ASKING, "?!"], prepared)
+    both = contamination({"many": [*MANY, WAY_OF_ASKING, "?!"], "fewer": MANY[: MOST_SHARED - 1]}, prepared)
+    many, fewer = both["many"], both["fewer"]
     assert set(many.seen) == {3}  # its last 13 words are its own
     assert many.unchecked == {len(MANY), len(MANY) + 1}
-    fewer = contamination(MANY[: MOST_SHARED - 1], prepared)  # the control: shared by few enough
-    assert len(fewer.seen) == MOST_SHARED - 1
+    assert len(fewer.seen) == MOST_SHARED - 1  # the control: shared by few enough
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no prepared dataset"):
-        contamination(["a"], tmp_path)
+        contamination({"a": ["a"]}, tmp_path)
 
 
 def plain_words(text: str) -> list[str]:

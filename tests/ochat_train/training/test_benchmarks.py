@@ -1,4 +1,4 @@
-"""Benchmarks in training: the answers of greedy generation on any number of ranks, and nothing of the training changed."""
+"""Benchmarks in training: answers of greedy generation on any number of ranks, and nothing of the training changed."""
 
 from __future__ import annotations
 
