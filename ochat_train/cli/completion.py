@@ -35,7 +35,7 @@ COMPLETION = Verb(
     name="completion",
     group=Group.SET_UP,
     summary="Print what lets a shell complete verbs, flags and recipe keys.",
-    example="ochat completion bash > ~/.local/share/bash-completion/completions/ochat",
+    example="ochat completion bash > ochat-completion.bash",
     add_arguments=_add_arguments,
     run=_run,
 )
