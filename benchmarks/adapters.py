@@ -1,5 +1,5 @@
-"""LoRA and QLoRA on Mistral-7B shapes: this trainer against PEFT with Liger kernels, in one run on one GPU; also ours on
-several.
+"""LoRA and QLoRA on Mistral-7B shapes: this trainer against PEFT with Liger kernels, in one run on one GPU; ours also
+on several.
 
     python benchmarks/adapters.py --json adapters.json
     python benchmarks/adapters.py --only lora,peft-liger --layers 8
