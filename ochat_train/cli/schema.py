@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
 def _run(options: argparse.Namespace) -> None:
     from data_pipeline.prompt.template import Template
-    from ochat_train.recipe.sections import Recipe
+    from ochat_train.recipe.recipe import Recipe
 
     document = Template if options.template else Recipe
     print_result(json.dumps(document.model_json_schema(by_alias=True), indent=1))
@@ -23,6 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 SCHEMA = Verb(
     name="schema",
+    group=Group.SET_UP,
     summary="Print the JSON schema of recipes or template files, for editors.",
     example="ochat schema > recipe.schema.json",
     add_arguments=_add_arguments,

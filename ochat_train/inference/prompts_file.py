@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from ochat_train.inference.generate import Generator
 
@@ -72,7 +72,7 @@ def answers_in_order(
 def _prompt(line: str, place: str, *, condition: str | None, system: str) -> Prompt:
     expected = 'expected a JSON text, or an object like {"prompt": "...", "condition": "..."}'
     try:
-        row = json.loads(line)
+        row = nesting.loads(line)
     except ValueError as error:
         raise UserError(place, f"is not JSON ({error}); {expected}") from None
     fields = {"prompt": row} if isinstance(row, str) else row

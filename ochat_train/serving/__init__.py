@@ -1,0 +1,1 @@
+"""OpenAI's API over an engine: what `ochat serve` answers."""
