@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from data_pipeline import nesting
 
@@ -24,3 +26,20 @@ def weights_sha256(files: Mapping[str, str]) -> str:
     """sha256 over the names and sha256 of the files with weights, from `exported_names`: which model a result is of."""
     weights = sorted((name, sha256) for name, sha256 in files.items() if name.endswith(".safetensors"))
     return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in weights).encode()).hexdigest()
+
+
+def read_mark(folder: Path) -> dict[str, Any]:
+    """What `ochat` wrote of an export; nothing for a folder of another program."""
+    try:
+        mark = nesting.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def trained_conditions(mark: Mapping[str, Any]) -> tuple[str, ...]:
+    """The conditions of an export's classes, each once; none where it does not say."""
+    try:
+        return tuple(dict.fromkeys(str(row["condition"]) for row in mark["classes"]))
+    except (KeyError, TypeError):
+        return ()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +17,8 @@ from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import shown
 
-_LARGEST_FILE = 1 << 30
+_MOST_BYTES = 1 << 30  # of an archive, which is held in memory
+_SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
@@ -69,7 +72,7 @@ class SuiteData:
         """The bytes of a file as it is, and its record. Raises UserError where it cannot be read."""
         try:
             data = self._bytes(name)
-        except (OSError, tarfile.TarError, EOFError) as error:
+        except OSError as error:
             raise UserError(self.path, f"{name}: cannot be read: {error}", "fetch the data again") from None
         return data, DataFile(name=name, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
 
@@ -79,7 +82,7 @@ class SuiteData:
         try:
             content = gzip.decompress(data) if name.endswith(".gz") else data
             return content.decode("utf-8-sig"), record
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise UserError(self.path, f"{name}: is damaged: {error}", "fetch the data again") from None
 
     def rows(self, name: str) -> tuple[list[Row], DataFile]:
@@ -88,35 +91,32 @@ class SuiteData:
         return list(_rows(text, place=f"{self.path}" if self.is_file else f"{self.path}: {name}")), record
 
     @functools.cached_property
-    def _members(self) -> dict[str, tarfile.TarInfo]:
+    def _members(self) -> dict[str, bytes]:
+        """The files of an archive with questions, read once from its start to its end: it cannot be jumped in."""
+        members: dict[str, bytes] = {}
+        total = 0
         try:
-            return {_clean(member.name): member for member in self._archive.getmembers() if member.isfile()}
-        except (OSError, tarfile.TarError, EOFError) as error:
+            with tarfile.open(self.path) as archive:
+                for member in archive:
+                    if not member.isfile() or not member.name.endswith(_SUFFIXES):
+                        continue
+                    total += member.size
+                    if total > _MOST_BYTES:
+                        problem = f"holds more than {_MOST_BYTES:,} bytes of questions"
+                        raise UserError(self.path, problem, "unpack it, and name its folder")
+                    stream = archive.extractfile(member)
+                    assert stream is not None, "only files are read"
+                    members[PurePosixPath(member.name).as_posix()] = stream.read()
+        except (OSError, tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise UserError(self.path, f"is damaged, not a tar archive: {error}", "fetch the data again") from None
-
-    @functools.cached_property
-    def _archive(self) -> tarfile.TarFile:
-        try:
-            return tarfile.open(self.path)
-        except (OSError, tarfile.TarError, EOFError) as error:
-            raise UserError(self.path, f"cannot be read as a tar archive: {error}", "fetch the data again") from None
+        return members
 
     def _bytes(self, name: str) -> bytes:
         if self.is_file:
             return self.path.read_bytes()
         if self.path.is_dir():
             return (self.path.resolve().parent / name).read_bytes()
-        member = self._members[name]
-        if member.size > _LARGEST_FILE:
-            raise UserError(self.path, f"{name}: has {member.size:,} bytes, more than {_LARGEST_FILE:,}")
-        stream = self._archive.extractfile(member)
-        assert stream is not None, "only files are members"
-        return stream.read()
-
-
-def _clean(name: str) -> str:
-    """The name of an archive's member without `./` at its start."""
-    return PurePosixPath(name).as_posix()
+        return self._members[name]
 
 
 def _rows(text: str, *, place: str) -> Iterator[Row]:

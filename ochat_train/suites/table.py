@@ -8,13 +8,15 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import did_you_mean
-from ochat_train.suites import held_out, mt_bench
+from ochat_train.suites import gsm8k, held_out, math, mt_bench, openchat
 from ochat_train.suites.data import SuiteData
 from ochat_train.suites.suite import Suite, SuiteKind, SuiteOptions
 
-SUITES: tuple[SuiteKind, ...] = (held_out.SUITE, mt_bench.SUITE)
+SUITES: tuple[SuiteKind, ...] = (*openchat.SUITES, gsm8k.SUITE, math.SUITE, held_out.SUITE, mt_bench.SUITE)
 # Names that stand for several suites: all of them that the data holds.
-GROUPS: Mapping[str, tuple[str, ...]] = {}
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "openchat": (*(kind.name for kind in openchat.SUITES), gsm8k.NAME, math.NAME),
+}
 
 
 def make_suites(names: Sequence[str], data: Sequence[str], options: SuiteOptions) -> list[Suite]:
