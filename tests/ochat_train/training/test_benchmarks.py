@@ -62,7 +62,8 @@ def train_all(tmp_path: Path, make_recipe: RecipeFactory) -> Callable[..., list[
 
 
 def entry(data: Path, **more: Any) -> list[dict[str, Any]]:
-    return [{"suite": "held-out", "data": str(data), "answer_tokens": ANSWER_TOKENS, "limit": 6, **more}]
+    values = {"suite": "held-out", "data": str(data), "answer_tokens": ANSWER_TOKENS, "limit": 6}
+    return [values | more]
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -149,7 +150,7 @@ def test_benchmarks_change_nothing_of_the_training_and_resume(
         ({"data": "nothing.jsonl"}, r"benchmarks.0: .*nothing.jsonl: is not there"),
         (
             {"conditions": ["GPT9"]},
-            r'benchmarks.0.conditions: no class has the condition "GPT9"; known: "GPT4 Correct"',
+            r"benchmarks.0.conditions: no class has the condition 'GPT9'; known: 'GPT4 Correct'",
         ),
         ({"answer_tokens": 250}, r"benchmarks.0: no question fits into train.pack_length_tokens 256"),
     ],
@@ -157,7 +158,8 @@ def test_benchmarks_change_nothing_of_the_training_and_resume(
 def test_wrong_benchmarks_are_refused(
     changes: dict[str, Any], problem: str, tmp_path: Path, make_recipe: RecipeFactory
 ) -> None:
-    recipe = load_recipe(make_recipe(validation__benchmarks=entry(written_questions(tmp_path), **changes)))
+    benchmarks = [entry(written_questions(tmp_path))[0] | changes]
+    recipe = load_recipe(make_recipe(validation__benchmarks=benchmarks))
     manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     with pytest.raises(UserError, match=problem):
         benchmark_questions(recipe, manifest)
