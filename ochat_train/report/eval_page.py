@@ -193,18 +193,20 @@ def _spread(group: Sequence[QuestionResult]) -> float:
 
 def _example(group: Sequence[QuestionResult], suite: SuiteFacts) -> Passage:
     first = group[0]
-    pieces = [_named("question", " / ".join(first.turns))]
+    named = [("question", " / ".join(first.turns))]
     if first.right:
-        pieces.append(_named("right answer", " or ".join(first.right)))
+        named.append(("right answer", " or ".join(first.right)))
     for question in group:
-        outcome = _outcome(question, suite)
-        pieces.append(_named(f"{_condition(question.condition)}: {outcome}", "\n---\n".join(question.texts)))
-    joined = [piece for pair in pieces for piece in pair]
-    return Passage(heading=f"{first.task or suite.name}, {first.id}", pieces=joined)
+        outcome = f"{_condition(question.condition)}: {_outcome(question, suite)}"
+        named.append((outcome, "\n---\n".join(question.texts)))
+    pieces = [_named(name, text, is_first=number == 0) for number, (name, text) in enumerate(named)]
+    head = first.id if first.id.startswith(first.task) else f"{first.task}, {first.id}"
+    return Passage(heading=head, pieces=[piece for pair in pieces for piece in pair])
 
 
-def _named(name: str, text: str) -> list[Piece]:
-    return [Piece(text=f"{name}\n", kind="prefix"), Piece(text=f"{_short(text)}\n\n", kind="content")]
+def _named(name: str, text: str, *, is_first: bool) -> list[Piece]:
+    before = "" if is_first else "\n\n"
+    return [Piece(text=f"{before}{name}\n", kind="prefix"), Piece(text=_short(text), kind="content")]
 
 
 def _outcome(question: QuestionResult, suite: SuiteFacts) -> str:

@@ -84,9 +84,9 @@ def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[f
 
 
 def interval_chart(rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], *, unit: str) -> str:
-    """Points with their intervals: a group of lines for each row, in it a line and colour for each of `names`.
+    """Shares with their intervals: a group of lines for each row, in it a line and colour for each of `names`.
 
-    rows: a value for each name, None where it is missing.
+    rows: a value from 0 to 1 for each name, None where it is missing.
     """
     height = 0.24 * len(names) + 0.14
     with _figure(9.6, 0.9 + height * len(rows)) as (figure, axes):
@@ -104,6 +104,7 @@ def interval_chart(rows: Mapping[str, Sequence[Interval | None]], names: Sequenc
         axes.grid(False, axis="y")
         axes.set_xlabel(_label(unit))
         axes.set_ylim(-(height * len(rows)) + 0.02, 0.26)
+        axes.set_xlim(-0.02, 1.02)
         legend = figure.legend(lines, ["-"] * len(lines), frameon=False, fontsize=8, loc="outside right upper")
         for text, name in zip(legend.get_texts(), names, strict=True):
             text.set_text(_short(name))
