@@ -15,6 +15,7 @@ from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unu
 from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.completion import COMPLETION
+from ochat_train.cli.eval import EVAL
 from ochat_train.cli.export import EXPORT
 from ochat_train.cli.generate import GENERATE
 from ochat_train.cli.init import INIT
@@ -44,6 +45,7 @@ VERBS: tuple[Verb, ...] = (
     EXPORT,
     PUSH,
     GENERATE,
+    EVAL,
     SCHEMA,
     COMPLETION,
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import did_you_mean
 from ochat_train.suites import gsm8k, held_out, math, mt_bench, openchat
 from ochat_train.suites.data import SuiteData
@@ -72,3 +73,10 @@ def _places(data: Sequence[str]) -> list[tuple[str | None, SuiteData]]:
         else:
             places.append((None, SuiteData(Path(text))))
     return places
+
+
+def suites_text() -> str:
+    """All suites and groups, a line each."""
+    rows = [[kind.name, kind.summary] for kind in SUITES]
+    rows += [[name, f"those of these that the data holds: {', '.join(members)}"] for name, members in GROUPS.items()]
+    return "\n".join(aligned(rows))
