@@ -47,7 +47,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "planning": "adapter evaluation model optimizer recipe report system",
     "init": "model planning recipe report system",
     "tracking": "distributed evaluation recipe report runs system",
-    "export": "adapter checkpoint evaluation model recipe report runs system",
+    "export": "adapter checkpoint evaluation model recipe report runs suites system",
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model recipe system",
     "serving": "export inference system",
