@@ -111,7 +111,7 @@ class RemoteEngine:
     async def _compare_tokens(self, client: CompletionsClient, place: str, model: str) -> None:
         """The server must take ids as they are, and have the same tokenizer."""
         tokenizer = self._served.tokenizer
-        # the passage fits where a context is very short, too
+        # where a context is very short, the passage still fits
         ids = tokenizer.encode(_PASSAGE, add_special_tokens=False)[: max(1, self._context_tokens - 2)]
         if (found := await client.count_prompt(ids, model=model)) != len(ids):
             problem = f"counts {found} tokens in a prompt of {len(ids)} ids: it does not take ids as they are"
