@@ -14,6 +14,7 @@ from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unu
 from ochat_train import __version__
 from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.arguments import add_debug, add_recipe
+from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.export import EXPORT
 from ochat_train.cli.generate import GENERATE
@@ -42,6 +43,7 @@ VERBS: tuple[Verb, ...] = (
     EXPORT,
     PUSH,
     GENERATE,
+    CHAT,
     SCHEMA,
 )
 

@@ -26,6 +26,12 @@ def print_marked(line: str) -> None:
     print(_encodable(line, sys.stdout))
 
 
+def print_piece(text: str) -> None:
+    """Print a piece of a line to stdout, at once: an answer that is still being written."""
+    sys.stdout.write(_encodable(visible(text), sys.stdout))
+    sys.stdout.flush()
+
+
 def print_error(text: object) -> None:
     """Print the error that ends a command to stderr."""
     print(_encodable(visible(str(text)), sys.stderr), file=sys.stderr)
