@@ -49,10 +49,12 @@ class _Shown:
         self.num_tokens += piece.num_tokens
         self.finish = piece.finish or self.finish
 
-    def turn(self, number: int, user: str) -> Turn | None:
+    def turn(self, number: int, user: str, condition: str | None) -> Turn | None:
         """What joins the history; nothing for an answer that never began."""
         is_whole = self.is_over and self.problem is None and self.finish != "length"
-        return Turn(number=number, user=user, answer=self.text, is_whole=is_whole) if self.text or is_whole else None
+        if not self.text and not is_whole:
+            return None
+        return Turn(number=number, user=user, answer=self.text, condition=condition, is_whole=is_whole)
 
 
 class Chat:
@@ -130,7 +132,8 @@ class Chat:
             for lane in session.lanes
         ]
         shown = self._loop.run(self._answers(self._asked))
-        self.session = session.answered([answer.turn(number, message) for answer in shown])
+        pairs = zip(shown, session.lanes, strict=True)
+        self.session = session.answered([answer.turn(number, message, lane.condition) for answer, lane in pairs])
         if not self._screen.is_terminal and not all(answer.is_over for answer in shown):
             raise StoppedBySignalError("stopped")
 

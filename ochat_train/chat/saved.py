@@ -33,18 +33,16 @@ def save(session: Session, path: Path, *, model: str, default: str | None) -> st
     said = f"{path}: {len(rows)} conversation{'s' if len(rows) > 1 else ''}, format `messages`"
     if num_cut := sum(not turn.is_whole for lane in session.lanes for turn in lane.turns):
         said += f"; {num_cut} of the answers end in the middle, and have `weight: 0`"
+    if not all("condition" in row for row in rows):
+        said += "; without `condition` where it changed during a conversation"
     return said
 
 
 def row_of(lane: Lane, session: Session, *, model: str, default: str | None) -> dict[str, Any]:
     """A lane as a row. Answers that end in the middle have the weight 0, so that nobody trains on them."""
-    condition = default if lane.condition is None else lane.condition
-    return {
-        "messages": list(_messages(lane, session.system)),
-        "model": model,
-        "condition": condition,
-        "temperature": session.temperature,
-    }
+    row = {"messages": list(_messages(lane, session.system)), "model": model}
+    conditions = {default if turn.condition is None else turn.condition for turn in lane.turns}
+    return {**row, "condition": conditions.pop()} if len(conditions) == 1 else row
 
 
 def _messages(lane: Lane, system: str) -> Iterator[dict[str, Any]]:

@@ -10,13 +10,15 @@ Message = dict[str, str]  # role, content
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """A message of the user and its answer. number: of the message, the same in all lanes. is_whole: whether the model
-    ended the answer; one that was stopped or was too long ends in the middle.
+    """A message of the user and its answer. number: of the message, the same in all lanes. condition: of the answer,
+    None for the default of the model. is_whole: whether the model ended the answer; one that was stopped or was too
+    long ends in the middle.
     """
 
     number: int
     user: str
     answer: str
+    condition: str | None
     is_whole: bool = True
 
 
