@@ -61,7 +61,14 @@ class Chat:
     """A chat with one model. any_condition: whether conditions that were not trained are allowed."""
 
     def __init__(
-        self, answerer: Answerer, facts: ModelFacts, session: Session, *, screen: Screen, loop: LoopThread, any_condition: bool
+        self,
+        answerer: Answerer,
+        facts: ModelFacts,
+        session: Session,
+        *,
+        screen: Screen,
+        loop: LoopThread,
+        any_condition: bool,
     ) -> None:
         self._answerer, self._facts, self._screen, self._loop = answerer, facts, screen, loop
         self._any_condition, self.session = any_condition, session

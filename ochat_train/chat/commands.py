@@ -24,7 +24,11 @@ class Command:
 
 COMMANDS: tuple[Command, ...] = (
     Command(name="condition", argument="[X]", meaning="answer under the condition X; without X: show the conditions"),
-    Command(name="compare", argument="[A | B]", meaning="answer each message under A and under B; without them: the first two"),
+    Command(
+        name="compare",
+        argument="[A | B]",
+        meaning="answer each message under A and under B; without them: the first two",
+    ),
     Command(name="system", argument="[TEXT]", meaning="system message; `off` for none; without TEXT: show it"),
     Command(name="temperature", argument="[T]", meaning="temperature; 0 is greedy"),
     Command(name="max-tokens", argument="[N]", meaning="longest answer, in tokens; `off` for as many as fit"),

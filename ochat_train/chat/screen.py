@@ -67,7 +67,7 @@ class Screen:
             yield line
 
     def _marked(self, text: str, mark: str, *, typed: bool = False) -> str:
-        """A text in a style. typed: before what is typed, where readline must know what takes no place on the screen."""
+        """A text in a style. typed: before what is typed, where readline must know what takes no place."""
         if not self.has_color:
             return text
         before, after = (f"\x01{mark}\x02", f"\x01{_PLAIN}\x02") if typed else (mark, _PLAIN)

@@ -77,7 +77,5 @@ class Session:
         """Without the last message and its answers; and that message, None where there was none."""
         last = self.next_number - 1
         texts = [turn.user for lane in self.lanes for turn in lane.turns if turn.number == last]
-        lanes = [
-            replace(lane, turns=tuple(turn for turn in lane.turns if turn.number != last)) for lane in self.lanes
-        ]
+        lanes = [replace(lane, turns=tuple(turn for turn in lane.turns if turn.number != last)) for lane in self.lanes]
         return replace(self, lanes=tuple(lanes)), texts[0] if texts else None

@@ -19,7 +19,6 @@ import pytest
 from data_pipeline.errors import UserError
 from ochat_train.chat.answerer import Answerer, ChatError, ModelFacts, Question, SentPrompt
 from ochat_train.chat.by_url import ServerAnswerer
-from ochat_train.chat.loop_thread import LoopThread
 from ochat_train.chat.run import ChatOptions, run_chat
 from ochat_train.inference.engine import Piece
 from tests.support.chat_stand_in import StandIn, served, wait_until
@@ -104,7 +103,11 @@ def test_settings_change_what_is_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
     lines = "/system Be brief.\n/max-tokens 3\n/seed 7\n/prompt\n"
     with pytest.raises(UserError, match="nothing was sent yet"):
         piped(Scripted(answer), lines, monkeypatch)
-    piped(Scripted(answer), lines.replace("/prompt", "hi\n/retry\n/prompt\n/system off\n/seed off\n/reset\nhi"), monkeypatch)
+    piped(
+        Scripted(answer),
+        lines.replace("/prompt", "hi\n/retry\n/prompt\n/system off\n/seed off\n/reset\nhi"),
+        monkeypatch,
+    )
     first, second, third = asked
     assert first == second, "the same question again, without its first answer"
     assert (first.max_new_tokens, first.seed, len(first.messages)) == (3, 7, 2)
@@ -139,7 +142,9 @@ def test_in_a_pipe_a_problem_ends_the_chat(line: str, problem: str, monkeypatch:
     assert answerer.is_closed
 
 
-def test_conditions_given_at_the_start_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conditions_given_at_the_start_are_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match="--condition: unknown condition 'C'"):
         piped(Scripted(said), "one", monkeypatch, ChatOptions(conditions=["C"]))
     piped(Scripted(said), "one", monkeypatch, ChatOptions(conditions=["C"], any_condition=True))
@@ -295,7 +300,9 @@ def test_a_person_at_a_terminal(server: StandIn, terminal: Terminal) -> None:
     terminal.until("GPT4 Correct: one after 2")
     terminal.until("tokens/s")
     terminal.until("> ")
-    terminal.types("half a line\x03")
+    terminal.types("half a line")
+    terminal.until("half a line")
+    terminal.types("\x03")
     terminal.until("Ctrl-D or /quit leaves")
     terminal.types("/nonsense\n")
     terminal.until("unknown command '/nonsense'")

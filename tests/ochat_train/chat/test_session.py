@@ -16,7 +16,9 @@ from ochat_train.chat.session import Lane, Session, Turn
 
 
 def turn(number: int, condition: str | None = "A", *, is_whole: bool = True) -> Turn:
-    return Turn(number=number, user=f"u{number}", answer=f"a{number} {condition}", condition=condition, is_whole=is_whole)
+    return Turn(
+        number=number, user=f"u{number}", answer=f"a{number} {condition}", condition=condition, is_whole=is_whole
+    )
 
 
 def test_other_conditions_continue_the_history_and_known_ones_keep_theirs() -> None:
@@ -28,7 +30,9 @@ def test_other_conditions_continue_the_history_and_known_ones_keep_theirs() -> N
     assert both.under(["A"]).lanes == (Lane(condition="A", turns=(turn(1),)),)
     undone, message = both.undone()
     assert message == "u2"
-    assert [lane.turns for lane in undone.lanes] == [(turn(1),), (turn(1),)], "only the lane with the last message loses it"
+    assert [lane.turns for lane in undone.lanes] == [(turn(1),), (turn(1),)], (
+        "only the lane with the last message loses it"
+    )
     assert undone.undone()[0].undone() == (undone.undone()[0], None)
     assert both.reset().next_number == 1
 
@@ -83,13 +87,16 @@ def test_the_help_has_every_command() -> None:
 
 def test_a_saved_chat_is_training_data(tmp_path: Path) -> None:
     """`ochat prepare` reads it, and nobody trains on an answer that ends in the middle."""
-    lanes = (Lane(condition=None, turns=(turn(1, None), turn(2, "A"))), Lane(condition="B", turns=(turn(1), turn(2, "B", is_whole=False))))
+    lanes = (
+        Lane(condition=None, turns=(turn(1, None), turn(2, "A"))),
+        Lane(condition="B", turns=(turn(1), turn(2, "B", is_whole=False))),
+    )
     session = Session(lanes=lanes, system="Be brief.")
     path = tmp_path / "chat.jsonl"
     said = save(session, path, model="small", default="A")
     assert said == (
-        f"{path}: 2 conversations, format `messages`; 1 of the answers end in the middle, and have `weight: 0`; without "
-        "`condition` where it changed during a conversation"
+        f"{path}: 2 conversations, format `messages`; 1 of the answers end in the middle, and have `weight: 0`; "
+        "without `condition` where it changed during a conversation"
     )
     first, second = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert (first["condition"], "condition" in second) == ("A", False)

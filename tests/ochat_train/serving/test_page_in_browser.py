@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from ochat_train.serving.keys import Keys
 from ochat_train.serving.page import content_security_policy, page, page_headers
 from tests.support.browser import chromium
 from tests.support.chat_stand_in import StandIn, served, wait_until
+from tests.support.scripted_engine import ScriptedEngine, serving
 
 ATTACK = """\
 <script>window.ran = 1</script><img src=x onerror="window.ran = 2"><svg onload="window.ran = 3">
@@ -398,3 +400,37 @@ def test_hostile_markdown_is_drawn(opened: Open) -> None:
     texts += ["_a_b" * 5000, "| " * 9000 + "x", "\\" * 20_001, "http://" * 3000, "![](" * 5000, "# " * 9000]
     draw = "text => make('div', {}, ...render(linesOf(text))).textContent.length"
     assert min(tab.evaluate(draw, text) for text in texts) > 0
+
+
+def test_the_page_works_with_the_real_server(browser: Any) -> None:
+    """`ochat serve` with a key: its page, its conditions, its prompts, and stop reaches its engine."""
+    engine = ScriptedEngine()
+    with serving(engine, keys=Keys(["sk-right"])) as running, browser.new_context() as context:
+        tab = context.new_page()
+        tab.set_default_timeout(10_000)
+        errors: list[str] = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        response = tab.goto(running.url)
+        assert response.status == 401
+        tab.locator("#key").fill("sk-right")
+        tab.keyboard.press("Enter")
+        ask(tab, "<|end_of_turn|> hi")
+        answered(tab)
+        assert texts(tab, ".markdown") == ["Hello there"] * 2
+        assert [settings.temperature for _, settings in engine.asked] == [0.0, 0.0]
+        tab.get_by_role("button", name="Prompt as sent").nth(1).click()
+        tab.locator("#prompt-dialog[open]").wait_for()
+        text = "<s>GPT3 User: <|end_of_turn|> hi<|end_of_turn|>GPT3 Assistant:"
+        assert tab.locator("#prompt-text").text_content() == text
+        ids = [ids for ids, _ in engine.asked if " ".join(map(str, ids)) == tab.locator("#prompt-ids").text_content()]
+        assert len(ids) == 1, "the ids that are shown are those that the engine got"
+        assert tab.locator("#prompt-ids b").count() == 2, "what a person types is not a control token"
+        tab.keyboard.press("Escape")
+        engine.script = lambda prompt_ids, settings: [" never", *[" ends"] * 200]
+        engine.pause_s = 0.05
+        ask(tab, "again")
+        tab.locator(".markdown").get_by_text("never ends").nth(1).wait_for()
+        tab.keyboard.press("Escape")
+        wait_until(lambda: engine.num_running == 0)
+        assert engine.num_closed == 2
+        assert errors == []
