@@ -10,7 +10,7 @@ from typing import TextIO
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import visible
-from ochat_train.system.messages import print_marked, print_message, print_piece, print_result
+from ochat_train.system.messages import end_pieces, print_marked, print_message, print_piece, print_result
 
 _BOLD, _DIM, _RED, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
 
@@ -28,8 +28,7 @@ class Screen:
 
     def end_answer(self, text: str) -> None:
         """The end of an answer. text: all of it."""
-        if not (self.is_terminal and text.endswith("\n")):
-            print_result("")
+        end_pieces(text, ends_line=not (self.is_terminal and text.endswith("\n")))
 
     def heading(self, text: str) -> None:
         """Whose answer follows."""

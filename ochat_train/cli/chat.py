@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import positive
 from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options, served_model
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_message
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _temperature(text: str) -> float:
 
 CHAT = Verb(
     name="chat",
+    group=Group.USE,
     summary="Chat with an exported model or a running server in the terminal, under one condition or several.",
     example='ochat chat runs/quickstart/export --condition "GPT4 Correct"',
     add_arguments=_add_arguments,
