@@ -22,6 +22,7 @@ from ochat_train.system.exits import StoppedBySignalError
 _NONE = "no condition"
 _HIGHEST_TEMPERATURE = 2.0  # of OpenAI's API
 _OFF = "off"
+_FEWEST_TOKENS_OF_A_RATE = 10
 
 Stream = asyncio.Queue[Piece | Exception | None]
 
@@ -193,10 +194,8 @@ class Chat:
             self._screen.note("(cut off: no more tokens allowed)")
         elif not answer.text:
             self._screen.note("(an empty answer)")
-        if self._screen.is_terminal and answer.num_tokens > 1:
-            seconds = time.monotonic() - answer.first
-            rate = f", {(answer.num_tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 else ""
-            self._screen.note(f"{answer.num_tokens} tokens{rate}, {answer.first - answer.began:.2f} s to the first")
+        if self._screen.is_terminal and answer.num_tokens:
+            self._screen.note(_speed(answer))
 
     # Commands
 
@@ -266,6 +265,15 @@ class Chat:
     def _save(self, argument: str) -> None:
         path = Path(argument).expanduser()
         self._screen.say(save(self.session, path, model=self._facts.name, default=self._facts.default))
+
+
+def _speed(answer: _Shown) -> str:
+    """How fast an answer was; a rate of a few tokens says nothing."""
+    count = f"{answer.num_tokens} token{'' if answer.num_tokens == 1 else 's'}"
+    seconds = time.monotonic() - answer.first
+    has_rate = answer.num_tokens >= _FEWEST_TOKENS_OF_A_RATE and seconds > 0
+    rate = f", {(answer.num_tokens - 1) / seconds:.1f} tokens/s" if has_rate else ""
+    return f"{count}{rate}, {answer.first - answer.began:.2f} s to the first"
 
 
 def split_conditions(text: str, separator: str = "|") -> list[str]:

@@ -298,7 +298,7 @@ def test_a_person_at_a_terminal(server: StandIn, terminal: Terminal) -> None:
     terminal.until("> ")
     terminal.types("\x1b[A\n")  # the arrow upwards: the last line again
     terminal.until("GPT4 Correct: one after 2")
-    terminal.until("tokens/s")
+    terminal.until("4 tokens, 0.")
     terminal.until("> ")
     terminal.types("half a line")
     terminal.until("half a line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ochat_train.chat.answerer import ChatError
 from ochat_train.chat.commands import COMMANDS, Call, help_text, read_line
 from ochat_train.chat.saved import save
 from ochat_train.chat.session import Lane, Session, Turn
+from tests.support.processes import ROOT
 
 
 def turn(number: int, condition: str | None = "A", *, is_whole: bool = True) -> Turn:
@@ -83,6 +85,12 @@ def test_what_is_not_a_command_or_a_text_is_refused(line: str, problem: str) -> 
 
 def test_the_help_has_every_command() -> None:
     assert all(f"/{command.name} " in help_text() and command.meaning in help_text() for command in COMMANDS)
+
+
+def test_the_page_has_every_command() -> None:
+    page = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8").replace("<code>", "`").replace("</code>", "`")
+    rows = re.findall(r"^\| `/([a-z-]+) ?(.*?)` \| (.*) \|$", page.replace("&#124;", "|"), flags=re.MULTILINE)
+    assert rows == [(command.name, command.argument, command.meaning) for command in COMMANDS]
 
 
 def test_a_saved_chat_is_training_data(tmp_path: Path) -> None:
