@@ -128,7 +128,7 @@ def served(stand_in: StandIn) -> Iterator[StandIn]:
         thread.join(timeout=10)
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Wait for a condition; an AssertionError after this time."""
     end = time.monotonic() + seconds
     while not condition():

@@ -24,7 +24,7 @@ from ochat_train.inference.engine import Piece
 from tests.support.chat_stand_in import StandIn, served, wait_until
 from tests.support.processes import PYTHONPATH, ROOT
 
-SECONDS = 30.0  # more than anything here takes
+SECONDS = 60.0  # more than anything here takes
 
 
 @pytest.fixture

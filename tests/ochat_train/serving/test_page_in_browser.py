@@ -61,6 +61,7 @@ snake_case 2*3*4 **open
 """
 
 Open = Callable[..., Any]
+MILLISECONDS = 60_000  # more than anything takes, even on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def opened(browser: Any, server: StandIn) -> Iterator[Open]:
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
         contexts.append(context)
         tab = context.new_page()
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(MILLISECONDS)
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.goto(server.url)
         return tab
@@ -407,7 +408,7 @@ def test_the_page_works_with_the_real_server(browser: Any) -> None:
     engine = ScriptedEngine()
     with serving(engine, keys=Keys(["sk-right"])) as running, browser.new_context() as context:
         tab = context.new_page()
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(MILLISECONDS)
         errors: list[str] = []
         tab.on("pageerror", lambda error: errors.append(str(error)))
         response = tab.goto(running.url)
