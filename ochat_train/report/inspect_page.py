@@ -19,8 +19,8 @@ from ochat_train.report.tables import shown_condition
 _LIGHTEST_SHADE = 0.06
 _HOW_TO_READ = (
     "Boxed: control tokens. Italic: role prefixes with the condition, written by the template. Underlined: supervised "
-    "text, darker where its weight is larger; the small number before it is the weight of each of its tokens. Plain: "
-    "not supervised. Control characters are written as \\u001b."
+    "text, with more colour where its weight is larger; the small number before it is the weight of each of its "
+    "tokens. Plain: not supervised. Control characters are written as \\u001b."
 )
 _HOW_TO_READ_TOKENS = (
     " Every token has a box, with its id below. A character of several tokens is shown in the last of them, and ⋯ in "
@@ -52,7 +52,7 @@ def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
     names = [f"{low:,} to {high:,}" for low, high in bins]
     text = f"Mean {everything.mean():,.0f}, median {np.median(everything):,.0f}, longest {everything.max():,} tokens."
     chart = bar_chart(names, count_in(everything, bins), [None] * len(bins), unit="rows of this many tokens")
-    yield Section(heading="Lengths", paragraphs=[text], svg=chart)
+    yield Section(heading="Lengths", paragraphs=[text], pictures=[chart])
     if not 1 < len(class_lengths) <= MOST_COLUMNS:
         return
     columns = [_shares(lengths, bins) for lengths in class_lengths.values()]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import visible
+from ochat_train.report.pictures import Picture
 from ochat_train.system.durable import replace_text
 
 
@@ -46,17 +47,28 @@ class Passage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of a page, in this order: text, picture, table, passages, preformatted text.
+class Example:
+    """A text and what was made of it. parts: (name, text), one under the other; a long text scrolls in a window."""
 
-    svg: made by pictures.py, the only markup that is not escaped. folded: preformatted text is shown on a click.
+    heading: str
+    parts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page, in this order: text, pictures, legend, table, examples, passages, preformatted text.
+
+    pictures: made by pictures.py, the only markup that is not escaped. legend: its meaning, and a cell for each colour
+    of the table or of passages. folded: preformatted text is shown on a click.
     """
 
     heading: str
     paragraphs: Sequence[str] = ()
-    svg: str = ""
+    pictures: Sequence[Picture] = ()
+    legend: tuple[str, Sequence[Cell]] | None = None
     head: Sequence[str] = ()
     rows: Sequence[Sequence[Cell]] = field(default_factory=tuple)
+    examples: Sequence[Example] = ()
     passages: Sequence[Passage] = ()
     preformatted: str = ""
     folded: bool = False

@@ -202,15 +202,19 @@ def test_names_and_numbers_of_scalars() -> None:
     assert (scalars["train/loss"], scalars["classes/a b/tokens"]) == (1.5, 7.0)
     scores = {"loss": None, "nll": 2.0, "accuracy": None, "conversations": 2, "supervised_tokens": 9}
     learnt = {"condition": "", "nearest": "B", "margin": 0.5, "low": None, "high": None, "learnt": True}
+    verdict = {"smallest": 0.25, "verdict": "yes"}
     line = {
         "step": 3,
         "loss": 1.5,
         "classes": {"a": scores},
         "conditions": ["", "B"],
         "matrix": {"a": [2.0, None]},
-        "learnt": {"a": {**learnt, "conversations": 2}},
+        "learnt": {"a": {**learnt, "conversations": 2, **verdict}},
         "seconds": 0.25,
     }
+    for word, number in {"weak": 0.5, "no": 0.0, None: None}.items():
+        row = {**line, "learnt": {"a": {**learnt, "conversations": 2, "smallest": 0.25, "verdict": word}}}
+        assert validation_scalars(Validation.from_json(row)).get("validation/learnt/a/learnt") == number
     assert validation_scalars(Validation.from_json(line)) == {
         "validation/loss": 1.5,
         "validation/classes/a/nll": 2.0,
@@ -220,6 +224,7 @@ def test_names_and_numbers_of_scalars() -> None:
         "validation/learnt/a/margin": 0.5,
         "validation/learnt/a/conversations": 2.0,
         "validation/learnt/a/learnt": 1.0,
+        "validation/learnt/a/smallest": 0.25,
         "validation/seconds": 0.25,
     }
 
