@@ -1,13 +1,16 @@
-"""LoRA and QLoRA on Mistral-7B shapes: this trainer against PEFT with Liger kernels, in one run on one GPU.
+"""LoRA and QLoRA on Mistral-7B shapes: this trainer against PEFT with Liger kernels, in one run on one GPU; ours on
+several, too.
 
     python benchmarks/adapters.py --json adapters.json
     python benchmarks/adapters.py --only lora,peft-liger --layers 8
+    python benchmarks/adapters.py --only lora,qlora-24 --gpus 4
     python benchmarks/adapters.py --device cpu --layers 2 --hidden 256 --pack-length 256 --mean-length 60   # to try it
 
 Random weights; conversations of random ids with log-normal lengths (benchmarks/step.py), packed, read and prefetched by
-the trainer's own code; 49,152 tokens a step. LoRA of rank 16 on all linear layers. Ours takes the trainer's path: the
-adapter of `ochat_train.adapter`, compiled layers, the fastest attention kernel, DeepSpeed's engine, the weighted loss.
-The baseline is benchmarks/peft_baseline.py. Each variant runs in its own process; a memory limit is
+the trainer's own code; 49,152 tokens a step and GPU. LoRA of rank 16 on all linear layers. Ours takes the trainer's
+path: the adapter of `ochat_train.adapter`, compiled layers, the fastest attention kernel, DeepSpeed's engine, the
+weighted loss.
+The baseline is benchmarks/peft_baseline.py, on one GPU. Each variant runs in its own processes; a memory limit is
 `torch.cuda.set_per_process_memory_fraction`, with room for the CUDA context taken off. MFU counts what a step needs:
 4 operations for each weight of the base and 6 for each of the adapter, attention, no recomputation, no padding.
 """
@@ -50,7 +53,7 @@ from ochat_train.model.structure import decoder_layers  # noqa: E402
 from ochat_train.planning.memory import GIB, resolve  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import Work, work_of  # noqa: E402
-from ochat_train.recipe.sections import Recipe  # noqa: E402
+from ochat_train.recipe.recipe import Recipe  # noqa: E402
 from ochat_train.training.batches import run_steps_of_rank  # noqa: E402
 from ochat_train.training.engine import start_engine  # noqa: E402
 from ochat_train.training.memory_plan import plan_memory  # noqa: E402
@@ -97,6 +100,7 @@ def main() -> None:
     """Run the variants and print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default=_DEFAULT, help=f"variants, of {', '.join(VARIANTS)}; default: {_DEFAULT}")
+    parser.add_argument("--gpus", type=int, default=1, help="of this host; more than one only for ours")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--pack-length", type=int, default=8192)
@@ -117,6 +121,8 @@ def main() -> None:
     names = arguments.only.split(",")
     if unknown := set(names) - set(VARIANTS):
         parser.error(f"unknown variants {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
+    if arguments.gpus > 1 and any(VARIANTS[name].kind == "peft" for name in names):
+        parser.error("the baseline runs on one GPU: leave out its variants, or --gpus")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
     results = []
@@ -133,27 +139,28 @@ def main() -> None:
             folder=folder,
         )
         for name in names:
-            results.append(run_variant(name, options, arguments.set))
+            results.append(run_variant(name, arguments.gpus, options, arguments.set))
             if arguments.json:  # after each one: a run that is cut off keeps what it has
                 arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print_table(results)
 
 
-def run_variant(name: str, options: Options, settings: list[str]) -> dict[str, Any]:
-    """One variant in its own process: its figures, or its last words."""
+def run_variant(name: str, num_gpus: int, options: Options, settings: list[str]) -> dict[str, Any]:
+    """One variant in its own processes: its figures, or its last words."""
     options = with_pack_length(options, VARIANTS[name].pack_length)
     if not Path(options.folder).is_dir():
         Path(options.folder).mkdir()
-        write_dataset(options, most_gpus=1)
+        write_dataset(options, most_gpus=num_gpus)
     task, result = Path(options.folder) / "task.json", Path(options.folder) / "result.json"
     result.unlink(missing_ok=True)
     content = {"variant": name, "options": asdict(options), "settings": settings, "result": str(result)}
     task.write_text(json.dumps(content), encoding="utf-8")
-    print(f"{name} ...", file=sys.stderr, flush=True)
+    print(f"{name} on {num_gpus} GPU(s) ...", file=sys.stderr, flush=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_gpus)]
     start = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, __file__, "--worker", str(task)],
+            [sys.executable, *(launcher if num_gpus > 1 else []), __file__, "--worker", str(task)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=_MOST_SECONDS,
             env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if options.cpu else {})},
         )  # fmt: skip
@@ -165,8 +172,8 @@ def run_variant(name: str, options: Options, settings: list[str]) -> dict[str, A
         print(f"    failed after {seconds:.0f} s", file=sys.stderr, flush=True)
         return {"variant": name, "failed": done.stdout[-3000:]}
     figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    speed = figures["tokens_per_second"]
-    print(f"    {speed:,.0f} tokens/s; {seconds:.0f} s in all", file=sys.stderr, flush=True)
+    speed = figures["tokens_per_second_per_gpu"]
+    print(f"    {speed:,.0f} tokens/s/GPU; {seconds:.0f} s in all", file=sys.stderr, flush=True)
     return {**figures, "wall_seconds": seconds}
 
 
@@ -179,13 +186,22 @@ def with_pack_length(options: Options, length: int | None) -> Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A step that was taken; all of it over all ranks."""
+
+    loss: float
+    grad_norm: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """A variant that is ready. step: takes one, and returns its loss and the gradient's norm.
+    """A variant that is ready. step: takes one.
 
     setting: what it runs with, for people. planned_gib: of the memory plan, None for the baseline.
     """
 
-    step: Callable[[Step], tuple[float, float]]
+    step: Callable[[Step], Taken]
     work: Work
     packs_per_micro_batch: int
     setting: str
@@ -211,7 +227,8 @@ def work(task: dict[str, Any]) -> None:
         trainer = own_trainer(options, recipe, ranks)
     figures = measure(trainer, options, recipe, ranks, begun)
     figures |= {"variant": task["variant"], "limit_gib": variant.limit_gib}
-    Path(task["result"]).write_text(json.dumps(figures), encoding="utf-8")
+    if ranks.is_main:
+        Path(task["result"]).write_text(json.dumps(figures), encoding="utf-8")
     stop_ranks()
 
 
@@ -238,11 +255,12 @@ def own_trainer(options: Options, recipe: Recipe, ranks: Ranks) -> Trainer:
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
     engine = start_engine(model, recipe, ranks)
 
-    def step(step: Step) -> tuple[float, float]:
+    def step(step: Step) -> Taken:
         sums = train_step(
             engine, step.micro_batches, denominator=step.denominator, learning_rate=1e-4, num_ranks=ranks.num_ranks
         )
-        return float(sums.per_class[:, 0].sum()) / step.denominator, sums.grad_norm
+        loss = float(sums.per_class[:, 0].sum()) / step.denominator
+        return Taken(loss=loss, grad_norm=sums.grad_norm, num_tokens=sums.num_tokens)
 
     return Trainer(
         step=step,
@@ -284,8 +302,13 @@ def baseline_trainer(options: Options, variant: Variant, ranks: Ranks) -> Traine
         liger=ranks.device.type == "cuda",
         device=ranks.device,
     )
+
+    def step(step: Step) -> Taken:
+        loss, grad_norm = baseline.step(step.micro_batches, denominator=step.denominator, device=ranks.device)
+        return Taken(loss=loss, grad_norm=grad_norm, num_tokens=sum(step.tokens_per_class))
+
     return Trainer(
-        step=lambda step: baseline.step(step.micro_batches, denominator=step.denominator, device=ranks.device),
+        step=step,
         work=work_of(baseline.model.base_model.model),
         packs_per_micro_batch=1,
         setting=f"{baseline.attention}, {baseline.kernels}, {variant.checkpointing}",
@@ -302,8 +325,8 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
             split,
             plan,
             first_step=0,
-            rank=0,
-            num_ranks=1,
+            rank=ranks.rank,
+            num_ranks=ranks.num_ranks,
             packs_per_micro_batch=trainer.packs_per_micro_batch,
             loss_denominator="epoch",
             num_classes=1,
@@ -313,16 +336,19 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
     )
     if ranks.device.type == "cuda":  # of steps: in a run, the set-up is on the CPU
         torch.cuda.reset_peak_memory_stats(ranks.device)
-    meter = Meter(trainer.work, ranks.device, num_ranks=1)
+    meter = Meter(trainer.work, ranks.device, num_ranks=ranks.num_ranks)
     start, found, losses = time.monotonic(), [], []
     for _ in range(_WARMUP_STEPS + options.steps):
         meter.start(waited_seconds=steps.waited_seconds)
         step = next(steps)
-        loss, grad_norm = trainer.step(step)
-        tokens = sum(step.tokens_per_class)
-        speed = meter.stop(num_tokens=tokens, squared_lengths=step.squared_lengths, waited_seconds=steps.waited_seconds)
+        taken = trainer.step(step)
+        speed = meter.stop(
+            num_tokens=taken.num_tokens,
+            squared_lengths=step.squared_lengths,
+            waited_seconds=steps.waited_seconds,
+        )
         found.append(speed)
-        losses.append(loss)
+        losses.append(taken.loss)
     seconds = time.monotonic() - start
     found_profile = profile(lambda: trainer.step(next(steps)), ranks) if options.profile else None
     steps.close()
@@ -335,14 +361,17 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
         "versions": {name: sys.modules[name].__version__ for name in ("torch", "transformers", "peft", "deepspeed")},
         "layers": options.layers,
         "pack_length": options.pack_length,
-        "tokens_per_second": len(counted) / sum(1 / speed.tokens_per_second for speed in counted),
+        "num_gpus": ranks.num_ranks,
+        "tokens_per_second_per_gpu": len(counted)
+        / sum(1 / speed.tokens_per_second for speed in counted)
+        / ranks.num_ranks,
         "mfu": len(counted) / sum(1 / speed.mfu for speed in counted) if counted[0].mfu else None,
         "memory_gib": found[-1].memory_gib,
         **peaks,
         "planned_gib": trainer.planned_gib,
         "setting": trainer.setting,
         "losses": losses,
-        "grad_norm": grad_norm,
+        "grad_norm": taken.grad_norm,
         "profile": found_profile,
         "set_up_seconds": start - begun,
         "step_seconds": seconds,
@@ -352,7 +381,7 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """One line per variant, with its speed as a multiple of the baseline's."""
+    """One line per variant: tokens/s per GPU, as a multiple of the baseline's, too."""
     rows = {result["variant"]: result for result in results if "failed" not in result}
     for result in results:
         if "failed" in result:
@@ -362,15 +391,17 @@ def print_table(results: list[dict[str, Any]]) -> None:
     first = next(iter(rows.values()))
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     baseline = next((name for name in _BASELINES if name in rows), None)
-    print(f"{first['device']}, {versions}, {first['layers']} layers; ratio: to {baseline or 'nothing'}")
+    gpus = f"{first['num_gpus']} x {first['device']}"
+    print(f"{gpus}, {versions}, {first['layers']} layers; ratio: to {baseline or 'nothing'}")
     print(
-        f"{'variant':<24}{'packs of':>9}{'limit':>7}{'tokens/s':>10}{'ratio':>7}{'MFU':>8}{'peak':>7}{'reserved':>10}"
+        f"{'variant':<24}{'packs of':>9}{'limit':>7}{'per GPU':>10}{'ratio':>7}{'MFU':>8}{'peak':>7}{'reserved':>10}"
         f"{'planned':>9}{'loss first, last':>18}  setting"
     )
     for name, row in rows.items():
-        ratio = row["tokens_per_second"] / rows[baseline]["tokens_per_second"] if baseline else None
+        ratio = row["tokens_per_second_per_gpu"] / rows[baseline]["tokens_per_second_per_gpu"] if baseline else None
         print(
-            f"{name:<24}{row['pack_length']:>9,}{_shown(row['limit_gib'], '7.0f')}{row['tokens_per_second']:>10,.0f}"
+            f"{name:<24}{row['pack_length']:>9,}{_shown(row['limit_gib'], '7.0f')}"
+            f"{row['tokens_per_second_per_gpu']:>10,.0f}"
             f"{_shown(ratio, '7.2f')}{_shown(row['mfu'], '8.1%')}{_shown(row['memory_gib'], '7.1f')}"
             f"{_shown(row.get('reserved_gib'), '10.1f')}{_shown(row['planned_gib'], '9.1f')}"
             f"{row['losses'][0]:>11.3f}{row['losses'][-1]:>7.3f}  {row['setting']}"

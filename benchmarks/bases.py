@@ -44,7 +44,7 @@ from ochat_train.model.base_class import new_model, text_config
 from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.model.build import build_model
 from ochat_train.model.proof.small_config import small_base
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.versions import library_versions
 

@@ -28,7 +28,7 @@ from data_pipeline.prepared.dataset import Manifest  # noqa: E402
 from ochat_train.ablation.arms import arms_of  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.preparation import prepare_recipe  # noqa: E402
-from ochat_train.recipe.sections import Recipe  # noqa: E402
+from ochat_train.recipe.recipe import Recipe  # noqa: E402
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
-"""All GPUs of one host, in parts that take at most ten minutes each: exact gradients, speed, scaling, kills, pauses.
+"""All GPUs of one host, in parts that take at most ten minutes each: exact gradients, speed, LoRA, scaling, kills,
+pauses.
 
     python benchmarks/many_gpus.py exact              # gradients of all GPUs against those of one
     python benchmarks/many_gpus.py speed              # whole 7B steps on all GPUs, the reference among them
+    python benchmarks/many_gpus.py adapters           # LoRA and QLoRA of the whole 7B on 1 and on all GPUs
     python benchmarks/many_gpus.py scaling            # 16 layers on 1, 2 and all GPUs, equal work per GPU
     python benchmarks/many_gpus.py kill               # kill -9 of a rank, resumed on half of the GPUs and back on all
     python benchmarks/many_gpus.py pause              # seconds of a checkpoint
@@ -248,6 +250,45 @@ def step_variant(name: str, num_gpus: int, layers: int, options: Options) -> Var
             return {**figures, "kind": name, "ok": "failed" not in figures}
 
     return Variant(name=f"{name}, {num_gpus} GPU(s), {layers} layers", run=run)
+
+
+@contextmanager
+def adapters(options: Options) -> Iterator[list[Variant]]:
+    """LoRA and QLoRA on the whole model, at the same number of tokens per GPU and step."""
+    cases = [("lora", options.gpus), ("lora", 1), ("qlora-24", options.gpus), ("qlora-24", 1)]
+    yield [adapter_variant(name, count, options) for name, count in cases]
+
+
+def adapter_variant(name: str, num_gpus: int, options: Options) -> Variant:
+    """A variant of benchmarks/adapters.py on some of the GPUs."""
+
+    def run() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "adapters.json"
+            command: list[str | Path] = [sys.executable, ROOT / "benchmarks" / "adapters.py"]
+            command += ["--gpus", str(num_gpus), "--only", name, "--json", path]
+            if options.cpu:
+                command += ["--device", "cpu", "--layers", "2", "--hidden", "256", "--pack-length", "512"]
+                command += ["--packs", "2", "--mean-length", "100", "--steps", "2"]
+            code, output = run_command(command, seconds=options.seconds_left)
+            if code != 0 or not path.is_file():
+                return {**ended(code, output), "ok": False}
+            [figures] = json.loads(path.read_text(encoding="utf-8"))
+            return {**figures, "kind": name, "ok": "failed" not in figures}
+
+    return Variant(name=f"{name}, {num_gpus} GPU(s)", run=run)
+
+
+def print_adapters(results: list[dict[str, Any]]) -> None:
+    """Tokens/s per GPU, and what is left of one GPU's on all."""
+    alone = {row["kind"]: row for row in results if row["ok"] and row["num_gpus"] == 1}
+    for row in results:
+        if not row["ok"]:
+            continue
+        speed, one = row["tokens_per_second_per_gpu"], alone.get(row["kind"])
+        kept = f"{speed / one['tokens_per_second_per_gpu']:7.1%} of one GPU's" if one else ""
+        mfu = f"{row['mfu']:6.1%} MFU" if row["mfu"] else ""
+        print(f"{row['kind']:<10}{row['num_gpus']:>3} GPU(s){speed:>10,.0f} tokens/s per GPU {mfu} {kept}")
 
 
 def print_step_results(results: list[dict[str, Any]]) -> None:
@@ -545,6 +586,7 @@ def print_pauses(results: list[dict[str, Any]]) -> None:
 PARTS: dict[str, tuple[Callable[[Options], Any], Callable[[list[dict[str, Any]]], None]]] = {
     "exact": (exact, print_exact),
     "speed": (speed, print_step_results),
+    "adapters": (adapters, print_adapters),
     "scaling": (scaling, print_step_results),
     "kill": (kill, print_kills),
     "pause": (pause, print_pauses),

@@ -50,7 +50,7 @@ from ochat_train.planning.memory import GIB, MemoryPlan, resolve  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import work_of  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
-from ochat_train.recipe.sections import Recipe  # noqa: E402
+from ochat_train.recipe.recipe import Recipe  # noqa: E402
 from ochat_train.training.batches import run_steps_of_rank  # noqa: E402
 from ochat_train.training.engine import parameter_groups, start_engine  # noqa: E402
 from ochat_train.training.memory_plan import plan_memory  # noqa: E402

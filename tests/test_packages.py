@@ -49,6 +49,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "export": "adapter checkpoint evaluation model recipe report runs system",
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model recipe system",
+    "serving": "",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system "
     "tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",

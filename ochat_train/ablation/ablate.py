@@ -17,7 +17,7 @@ from ochat_train.ablation.trainings import Exam, TrainingJob, run_trainings
 from ochat_train.evaluation.questions import load_questions
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.report.pictures import as_file
 from ochat_train.system.durable import replace_text
 

@@ -10,7 +10,7 @@ from typing import Any
 from data_pipeline.class_names import file_names, short_file_name
 from data_pipeline.errors import UserError
 from data_pipeline.path_keys import written_path
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 REFERENCE = "c-rlft"
 _RUN_CHARACTERS = 64  # of the name of a run

@@ -20,7 +20,7 @@ from data_pipeline.errors import UserError
 from ochat_train.ablation.arms import Arm
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.distributed.launch import free_port, without_launcher
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.durable import replace_text
 from ochat_train.system.exits import STOPPED, StoppedBySignalError
 

@@ -11,7 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import hash_files
 from ochat_train.model.weights.files import downloaded_weight_files
 from ochat_train.model.weights.load import weight_file_name
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 
 
 def base_sha256(settings: ModelSettings, causal_lm: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 from ochat_train.adapter.installed import require_peft
 from ochat_train.adapter.targets import target_modules
 from ochat_train.adapter.token_rows import train_rows
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
 
 ADAPTER = "default"  # PEFT's name for the one adapter of a model
 

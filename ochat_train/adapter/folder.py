@@ -18,7 +18,7 @@ from data_pipeline.json_files import read_json_object
 from ochat_train.adapter.build import ADAPTER, peft_config
 from ochat_train.adapter.installed import require_peft
 from ochat_train.model.weights.files import ADAPTER_CONFIG
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
 from ochat_train.system.pretrained import reason_of
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -10,7 +10,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import did_you_mean
 from ochat_train.model.structure import decoder_layers
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
 
 ALL_LINEAR = "all-linear"
 _PLACE = "adapter.targets"

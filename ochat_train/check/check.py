@@ -25,7 +25,7 @@ from ochat_train.hub.models import ANSWER_SECONDS
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.time import find_gpu
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.library_output import quiet_libraries
 
 

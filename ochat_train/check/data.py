@@ -26,7 +26,7 @@ from ochat_train.check.findings import Finding, Level, from_error, ok, problem, 
 from ochat_train.check.recipe_facts import RecipeFacts, SourceSample
 from ochat_train.evaluation.questions import load_questions
 from ochat_train.planning.memory import GIB
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 _CLASSES = "data.classes"
 _EXAMPLES = 2

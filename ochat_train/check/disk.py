@@ -16,7 +16,7 @@ from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.planning.memory import GIB
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 _PREPARED_BYTES_PER_SOURCE_BYTE = 2  # a token is about four bytes of text and takes eight bytes: id and weight
 _BFLOAT16_BYTES, _FLOAT32_BYTES = 2, 4

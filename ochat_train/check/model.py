@@ -18,7 +18,7 @@ from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.memory import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
 from ochat_train.planning.steps import automatic_rate
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.pretrained import code_named_by
 
 

@@ -44,7 +44,7 @@ from ochat_train.planning.report import memory_choice
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.prompts import Prompts, load_prompts
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 T = TypeVar("T")
 _SAMPLED_ROWS = 5_000

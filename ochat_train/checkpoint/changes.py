@@ -10,7 +10,7 @@ from data_pipeline.section import chosen_values, inner_section, is_section
 from ochat_train.checkpoint.basis import RunBasis, config_entries, flat_values
 from ochat_train.checkpoint.earlier_plan import plan_of
 from ochat_train.checkpoint.state import CheckpointManifest
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 _UNKNOWN_BASIS = RunBasis()
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from data_pipeline.errors import UserError
 from data_pipeline.plan.kinds import FIRST_PLAN, PlanKind
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.messages import print_message
 
 

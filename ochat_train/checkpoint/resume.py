@@ -55,7 +55,7 @@ from ochat_train.checkpoint.state import (
 )
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.optimizer.shards import has_small_states, load_universal
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER
 from ochat_train.runs.lock import LOCK_FILE, RunLock
 from ochat_train.system import durable

@@ -35,7 +35,7 @@ from ochat_train.checkpoint.state import (
 )
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.optimizer.shards import alone, has_small_states, states_of_engine
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
 from ochat_train.system.versions import library_versions

@@ -11,7 +11,7 @@ from ochat_train.system.messages import print_result
 
 def _run(options: argparse.Namespace) -> None:
     from data_pipeline.prompt.template import Template
-    from ochat_train.recipe.sections import Recipe
+    from ochat_train.recipe.recipe import Recipe
 
     document = Template if options.template else Recipe
     print_result(json.dumps(document.model_json_schema(by_alias=True), indent=1))

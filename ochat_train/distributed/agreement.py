@@ -23,7 +23,7 @@ from data_pipeline.errors import Problem, UserError, UserErrors
 from data_pipeline.path_keys import EXPANDED
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks, as_user_error, on_main_rank
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.versions import library_versions
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from ochat_train.evaluation.held_out import HeldOutData, held_out_data
 from ochat_train.evaluation.prompts import SamplePrompt, num_answer_tokens, sample_prompts
 from ochat_train.evaluation.schedule import ValidationSchedule, default_interval
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.pretrained import load_tokenizer
 
 

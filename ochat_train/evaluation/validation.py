@@ -11,7 +11,7 @@ from ochat_train.evaluation.evaluate import evaluate
 from ochat_train.evaluation.inputs import validation_inputs
 from ochat_train.evaluation.results import Sample, Validation, ValidationResult
 from ochat_train.evaluation.samples import Sampler
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 
 class Validator:

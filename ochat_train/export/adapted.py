@@ -25,7 +25,8 @@ from ochat_train.model.base_class import trained_parameters
 from ochat_train.model.build import load_base
 from ochat_train.model.config import load_base_config
 from ochat_train.model.weights.token_rows import ControlTokens
-from ochat_train.recipe.sections import AdapterSettings, ModelSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.runs.folder import RunFolder
 
 _CLOSE = 1e-5  # of the largest logit: how far float32 logits of the same weights, added up otherwise, may be apart

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ochat_train.export.adapted import Differences
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
 
 
 def adapter_text(adapter: AdapterSettings, *, is_merged: bool, has_token_rows: bool) -> str:

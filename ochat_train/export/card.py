@@ -20,7 +20,7 @@ from ochat_train.evaluation.results import Validation
 from ochat_train.export.adapted import Differences
 from ochat_train.export.adapter_text import adapter_text, rounding_text
 from ochat_train.export.provenance import BaseModel
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
 from ochat_train.report.tables import VERDICT_NOTE, evaluation_table, markdown_table, number_text, subset_notes
 from ochat_train.runs.folder import RunFolder
 from ochat_train.runs.metrics import StepMetrics

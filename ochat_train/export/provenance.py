@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import is_hub_id
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.runs.base_origin import BaseOrigin
 
 _TIMEOUT_SECONDS = 10.0  # an export waits no longer for the Hub

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.section import chosen_values
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 _DEEPSPEED_MONITORS = {"tensorboard", "wandb", "comet", "csv_monitor"}  # names of teams, folders
 

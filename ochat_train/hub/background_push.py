@@ -38,7 +38,7 @@ from ochat_train.hub.push_state import (
     next_action,
     state_file,
 )
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import RunFolder, read_run_folder
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 from ochat_train.system.messages import print_message

@@ -11,7 +11,7 @@ from data_pipeline.hub_names import hub_name_problem
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.hub.repository import RemoteRepo, quiet_hub, read_repo
 from ochat_train.hub.retry import NEW_TOKEN, RetryPolicy, retry
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 # Of the first contact: nothing is lost yet, a host without a network should say so soon, and other ranks wait.
 _FIRST_MAX_TRIES = 4

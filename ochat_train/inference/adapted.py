@@ -17,7 +17,7 @@ from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.model.base_class import auto_class
 from ochat_train.model.weights.compare import some_names
 from ochat_train.model.weights.token_rows import add_token_rows
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.pretrained import load_config, load_tokenizer, reason_of
 
 

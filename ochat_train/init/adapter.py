@@ -9,7 +9,8 @@ from data_pipeline.errors import UserError
 from ochat_train.init.ask import Ask, answer
 from ochat_train.init.base import Base
 from ochat_train.init.sizes import Decision
-from ochat_train.recipe.sections import AdapterSettings, Recipe
+from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.sections.adapter import AdapterSettings
 
 NONE = "none"
 CHOICES = (NONE, "lora", "qlora")  # what is taken first comes first

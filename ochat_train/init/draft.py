@@ -18,7 +18,7 @@ from ochat_train.init.adapter import NONE
 from ochat_train.init.base import Base
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.sizes import Decision
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 BETA = 0.4342945  # 1 / ln(10): a reward that is 1 lower weighs a tenth
 _LEARNING_RATE = 1e-5  # near OpenChat's for a 7B model

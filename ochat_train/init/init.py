@@ -28,7 +28,7 @@ from ochat_train.init.recipe_text import recipe_text
 from ochat_train.init.sizes import Decision
 from ochat_train.init.text import draft_text, looks_text, missing_flags, rows_text, unreadable_text
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system import durable
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.formats.table import TEXT_FORMATS
 from data_pipeline.prompt.templates import TEMPLATES
-from ochat_train.recipe.sections import NAME_PATTERN
+from ochat_train.recipe.recipe import NAME_PATTERN
 
 
 @dataclass(frozen=True, kw_only=True)

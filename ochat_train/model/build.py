@@ -23,7 +23,9 @@ from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, UntrainedRows, add_token_rows, set_untrained_rows
-from ochat_train.recipe.sections import AdapterSettings, ModelSettings, Recipe
+from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.sections.adapter import AdapterSettings
+from ochat_train.recipe.sections.model import ModelSettings
 
 
 class BuiltModel(NamedTuple):

@@ -11,7 +11,7 @@ from data_pipeline.errors import UserError
 from ochat_train.model.base_class import is_tied, is_wrapper, new_model, other_parts, text_config
 from ochat_train.model.loss import LogitTransform
 from ochat_train.model.weights.files import refuse_adapter
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.pretrained import config_of_values, load_config, reason_of
 
 # Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families

@@ -17,7 +17,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.base_class import text_config
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 
 _PLACE = "model.router_aux_loss"
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")  # in the config.json of different families

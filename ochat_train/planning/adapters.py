@@ -10,7 +10,7 @@ from ochat_train.adapter.targets import linear_modules, target_modules
 from ochat_train.model.base_class import is_tied, text_config
 from ochat_train.model.config import num_added_rows
 from ochat_train.model.structure import decoder_layers
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
 
 # NF4 with double quantisation (arXiv 2305.14314): 4 bits a weight, an 8-bit constant for each block of 64 weights, and
 # a float32 constant for each 256 of those.

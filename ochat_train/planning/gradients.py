@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipeline.plan.plan import num_micro_batches
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 BUCKET_ELEMENTS = 200_000_000  # gradients that DeepSpeed reduces over GPUs at once
 GROUP_ELEMENTS = 500_000_000  # parameters that the optimizer updates at once

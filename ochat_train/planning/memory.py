@@ -30,7 +30,7 @@ from ochat_train.planning.gradients import (
     gradient_bytes,
     num_backwards,
 )
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 GIB = 2**30
 

@@ -40,7 +40,7 @@ from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, step_seconds
 from ochat_train.planning.waiting import waiting_ratio
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared, prepare_job
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 

@@ -8,7 +8,7 @@ from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.model.config import load_base_config
 from ochat_train.planning.learning_rate import PeakLearningRate, auto_adapter_rate, auto_learning_rate
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 
 def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:

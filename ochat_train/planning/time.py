@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from data_pipeline.errors import UserError
 from ochat_train.planning.memory import MemorySetting, StepCosts
 from ochat_train.planning.work import PEAK_FLOPS, Work
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 # Two sizes were measured, 7.24 billion and 134 million parameters. Below the first bound a model is like the smaller
 # one, below the second it is like neither.

@@ -1,5 +1,5 @@
 """The recipe: one YAML file that says everything about a run.
 
-sections.py declares the keys; load.py reads a file (strict_yaml.py), applies `--set` and reports all problems at once
-(problems.py, secrets.py); preparation.py hands the recipe to the data pipeline.
+recipe.py and sections/ declare the keys; load.py reads a file (strict_yaml.py), applies `--set` and reports all
+problems at once (problems.py, secrets.py); preparation.py hands the recipe to the data pipeline.
 """

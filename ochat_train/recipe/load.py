@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from data_pipeline.errors import Problem, UserError, UserErrors
 from ochat_train.recipe.paths import misplaced_paths, misplaced_problem
 from ochat_train.recipe.problems import describe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.secrets import secret_places, secret_problem
-from ochat_train.recipe.sections import Recipe
 from ochat_train.recipe.strict_yaml import (
     COMMAND_LINE,
     MOST_CHARACTERS,

@@ -8,7 +8,7 @@ from typing import Any
 from data_pipeline.errors import Problem
 from data_pipeline.path_keys import is_path, looks_like_a_path
 from data_pipeline.section import ANY, all_fields
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.strict_yaml import Document, KeyPath
 
 # Text for the model and a regular expression may hold both and mean what they say.

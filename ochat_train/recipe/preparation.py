@@ -13,7 +13,7 @@ from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.prepared.integrity import check_sizes
 from ochat_train.recipe.prompts import load_prompts
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 
 def prepare_job(recipe: Recipe) -> PrepareJob:

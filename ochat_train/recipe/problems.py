@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 from data_pipeline.errors import Problem
 from data_pipeline.section import ANY, Section, all_fields
 from data_pipeline.text_rules import did_you_mean
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.secrets import SECRET_KEY
-from ochat_train.recipe.sections import Recipe
 from ochat_train.recipe.strict_yaml import Document, KeyPath
 
 _LONGEST_VALUE = 60  # characters of a value that a message shows

@@ -13,7 +13,7 @@ from data_pipeline.prompt.templates import TEMPLATES, is_template_file
 from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.prompt.tokenizer_files import CHAT_TEMPLATE_FILE, find_tokenizer_files
 from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.recipe.template_file import load_template
 
 

@@ -26,7 +26,7 @@ from data_pipeline.files import explained_writes
 from data_pipeline.json_files import read_json, read_json_object, read_text, typed
 from data_pipeline.path_keys import KEEP_UNSET
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
 from ochat_train.runs.processor import keep_processor_files
 from ochat_train.system.durable import replace_text

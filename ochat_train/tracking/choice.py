@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from data_pipeline.errors import UserError
-from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.recipe.sections.tracking import TrackingSettings
 from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import Tracker
 from ochat_train.tracking.tensorboard_tracker import TENSORBOARD

@@ -10,7 +10,7 @@ import torch
 
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.versions import library_versions
 from ochat_train.tracking.protocol import RunFacts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.recipe.sections.tracking import TrackingSettings
 from ochat_train.tracking.protocol import Tracker
 
 

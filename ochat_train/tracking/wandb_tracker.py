@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ochat_train.evaluation.results import ValidationResult
-from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.recipe.sections.tracking import TrackingSettings
 from ochat_train.report.tables import learnt_text, matrix_columns, shown_condition
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.durable import replace_text

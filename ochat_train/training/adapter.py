@@ -16,7 +16,7 @@ from ochat_train.distributed.agreement import on_every_rank
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.model.config import model_dtype
 from ochat_train.model.packed import PackedCausalLM
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 
 def put_adapter(

@@ -19,7 +19,7 @@ from ochat_train.distributed.agreement import on_every_rank, require_agreement
 from ochat_train.distributed.background import Background, wait_for_all
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.preparation import check_sources
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.messages import print_message
 
 _FIRST_SECONDS = 1.0  # to find a fault in little or well-known data before anything else is done

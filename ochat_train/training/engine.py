@@ -17,7 +17,7 @@ from ochat_train.model.structure import decoder_layers
 from ochat_train.optimizer.adamw import SmallAdamW
 from ochat_train.optimizer.shards import share_weights
 from ochat_train.planning.gradients import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums, num_backwards
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.training.gradient_sum import GradientSum
 
 

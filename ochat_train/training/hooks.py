@@ -9,7 +9,7 @@ from ochat_train.distributed.agreement import SIGHT_SECONDS
 from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import stop_ranks
 from ochat_train.planning.gradients import GROUP_ELEMENTS
-from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.recipe.sections.tracking import TrackingSettings
 from ochat_train.tracking.choice import chosen_trackers
 from ochat_train.tracking.delivery import CLOSE_SECONDS
 from ochat_train.tracking.protocol import Tracker

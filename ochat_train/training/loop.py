@@ -19,7 +19,7 @@ from ochat_train.distributed.watchdog import Watchdog
 from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.planning.learning_rate import learning_rate_at
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.report.progress_line import ProgressLine
 from ochat_train.report.text import class_sums_text, validation_text
 from ochat_train.runs.metrics import Speed, StepMetrics

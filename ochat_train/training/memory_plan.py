@@ -14,7 +14,7 @@ from ochat_train.model.config import model_without_weights, num_frozen_parameter
 from ochat_train.planning.adapters import adapter_shape
 from ochat_train.planning.memory import MemoryPlan, ModelShape, fastest_plan, free_gpu_bytes, model_shape
 from ochat_train.planning.memory_text import too_little_memory
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 
 
 def plan_memory(recipe: Recipe, causal_lm: Any, ranks: Ranks, *, kernel: str) -> tuple[MemoryPlan, bool]:

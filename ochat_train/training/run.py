@@ -41,7 +41,7 @@ from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import require_run_folder, write_run_folder
 from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError

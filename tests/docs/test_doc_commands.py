@@ -30,7 +30,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import build_parser
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.strict_yaml import parse
 from ochat_train.recipe.template_file import load_template
 from tests.support.doc_pages import PAGES, blocks, first_column, page_name, section

@@ -27,7 +27,8 @@ from ochat_train.cli.main import main
 from ochat_train.planning.learning_rate import auto_adapter_rate
 from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe, TrainSettings
+from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.sections.train import TrainSettings
 from ochat_train.recipe.strict_yaml import parse
 from ochat_train.recipe.template_file import load_template
 from ochat_train.system import exits

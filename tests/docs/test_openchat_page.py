@@ -13,7 +13,7 @@ import yaml
 from data_pipeline.read.openchat_parquet import TEMPLATE_OF_MODEL_TYPE
 from ochat_train.distributed import rendezvous
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from tests.support.processes import ROOT
 
 PAGE = (ROOT / "docs" / "from-openchat.md").read_text(encoding="utf-8")

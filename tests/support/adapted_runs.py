@@ -18,7 +18,7 @@ from ochat_train.checkpoint.state import STATE, CheckpointManifest, Progress, ch
 from ochat_train.model.build import load_base
 from ochat_train.model.config import load_base_config
 from ochat_train.model.weights.token_rows import ControlTokens
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import read_run_folder, write_run_folder
 from tests.support.small_recipe import TINY_MODEL
 

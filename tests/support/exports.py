@@ -12,7 +12,7 @@ from data_pipeline.files import sha256_of_file
 from ochat_train.checkpoint.state import STATE, CheckpointManifest, Progress, checkpoint_dir
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import read_run_folder, write_run_folder
 
 

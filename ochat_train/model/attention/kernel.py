@@ -56,7 +56,7 @@ class AttentionFunction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One kernel. Each is `KERNEL` in the file of its name, and has its place in `KernelName` (`recipe/sections.py`).
+    """One kernel. Each is `KERNEL` in the file of its name, with a place in `KernelName` (`recipe/sections/model.py`).
 
     name: in recipes (`model.attention`) and messages; also of its file.
     compilable: whether torch.compile can trace a decoder layer around it.

@@ -20,7 +20,7 @@ from ochat_train.model.proof.prove import Errors, prove, ways_of
 from ochat_train.model.proof.remembered import key_of, recall, remember
 from ochat_train.model.proof.small_config import small_base
 from ochat_train.model.structure import check_head
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 
 
 @dataclass(frozen=True, kw_only=True)

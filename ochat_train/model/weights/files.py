@@ -11,7 +11,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import hub_name_problem
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -18,7 +18,7 @@ from ochat_train.model.weights.compare import (
     tied_but_different,
 )
 from ochat_train.model.weights.files import downloaded_weight_files, read_headers
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 
 
 def load_weights(

@@ -26,7 +26,7 @@ from ochat_train.evaluation.questions import (
     right_ratios_by_condition,
 )
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
 from tests.support.processes import ochat

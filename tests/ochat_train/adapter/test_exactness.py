@@ -22,7 +22,8 @@ from ochat_train.model.build import compile_obstacle
 from ochat_train.model.layers import _policy, layer_forward, set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
-from ochat_train.recipe.sections import AdapterSettings, ModelSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.training.adapter import ReachedTensors
 from tests.ochat_train.training.test_invariance import dense_attention
 from tests.support.adapters import randomize, reference_gradients

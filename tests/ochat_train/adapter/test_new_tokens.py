@@ -17,7 +17,7 @@ from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.weights.token_rows import ControlTokens
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared, prepare_recipe
-from ochat_train.recipe.sections import AdapterSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
 from tests.support.adapters import write_base
 from tests.support.measured import Measured
 from tests.support.reference import as_float64

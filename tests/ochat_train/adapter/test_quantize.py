@@ -32,7 +32,8 @@ from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
 from ochat_train.model.weights.load import load_weights
-from ochat_train.recipe.sections import AdapterSettings, ModelSettings
+from ochat_train.recipe.sections.adapter import AdapterSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.measured import Measured
 from tests.support.reference import FakeSplit, as_float64, random_conversations, reference_loss, relative_error
 from tests.support.tiny_model import VOCAB, tiny_model

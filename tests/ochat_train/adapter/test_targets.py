@@ -15,7 +15,8 @@ from ochat_train.adapter.targets import target_modules
 from ochat_train.checkpoint.basis import AdapterBasis, RunBasis
 from ochat_train.checkpoint.resume import EarlierRun, decide
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import AdapterSettings, Recipe
+from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.sections.adapter import AdapterSettings
 from tests.ochat_train.checkpoint.test_resume import manifest_of
 from tests.support.small_recipe import RecipeFactory
 from tests.support.tiny_model import tiny_model

@@ -16,7 +16,7 @@ from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import EarlierRun, ResumeDecision, decide, read_earlier_run, set_aside
 from ochat_train.checkpoint.state import CheckpointManifest, Progress
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.lock import RunLock
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 

@@ -22,7 +22,7 @@ from ochat_train.export.verify import logits_of
 from ochat_train.inference.generate import load_generator
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import read_run_folder
 from tests.support.adapted_runs import write_adapted_run, write_base
 from tests.support.small_recipe import RecipeFactory

@@ -24,7 +24,8 @@ from ochat_train.export.provenance import BaseModel, find_base_model
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import ModelSettings, Recipe
+from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
 from ochat_train.runs.folder import BASE_FILE, RunFolder, read_run_folder, write_run_folder
 from ochat_train.system import exits

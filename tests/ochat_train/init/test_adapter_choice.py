@@ -12,7 +12,7 @@ import pytest
 from ochat_train.init.adapter import gpu_memory_gib
 from ochat_train.init.init import init
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from tests.ochat_train.init.test_init import answers, here, options  # noqa: F401  (a fixture)
 from tests.ochat_train.planning.test_memory_plan import MISTRAL_7B
 

@@ -21,7 +21,7 @@ from ochat_train.model.attention.choose import attention_obstacles, choose_atten
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.needs import AttentionNeeds
 from ochat_train.model.attention.sdpa import attention_sdpa
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.measured import Measured
 from tests.support.reference import relative_error
 

@@ -19,7 +19,7 @@ from ochat_train.model.build import compile_obstacle, is_compiled
 from ochat_train.model.experts import ExpertCounter, RouterLoss, router_coefficient, router_loss_of
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.hybrids import hybrid_config
 from tests.support.measured import Measured
 from tests.support.reference import FakeSplit, random_conversations, relative_error

@@ -27,7 +27,8 @@ from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, untrained_tokens
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import ModelSettings, Recipe
+from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.hub import client_of
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 

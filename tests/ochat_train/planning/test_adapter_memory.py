@@ -20,7 +20,8 @@ from ochat_train.planning.report import MemoryChoice, memory_choice
 from ochat_train.planning.time import assumed_speed, find_gpu
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import AdapterSettings, Recipe
+from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.sections.adapter import AdapterSettings
 from tests.ochat_train.planning.test_memory_plan import MISTRAL_7B
 from tests.support.small_recipe import RecipeFactory
 from tests.support.tiny_model import VOCAB, tiny_model

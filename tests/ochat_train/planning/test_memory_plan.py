@@ -23,7 +23,7 @@ from ochat_train.planning.memory import (
 from ochat_train.planning.memory_text import memory_text, out_of_memory, too_little_memory
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.training.meter import Meter
 
 ROOT = Path(__file__).resolve().parents[3]

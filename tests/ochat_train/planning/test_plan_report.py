@@ -22,7 +22,7 @@ from ochat_train.planning.time import Gpu, MeanPack, assumed_speed, find_gpu, st
 from ochat_train.planning.work import Work
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory, write_small_recipe
 
 H100 = find_gpu("h100", memory_gib=None)

@@ -12,7 +12,7 @@ from data_pipeline.section import ANY, Rule, Section, all_fields, chosen_values,
 from ochat_train.checkpoint.changes import decisive_settings
 from ochat_train.export.public_recipe import public_recipe
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from tests.support.small_recipe import RecipeFactory
 
 # What checkpoints and exports have held since before fields declared it. New fields join these lists; none leaves.

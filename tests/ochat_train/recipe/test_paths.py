@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.path_keys import EXPANDED, KEEP_UNSET, expand, is_path, written_path
 from data_pipeline.section import all_fields
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from tests.support.recipe_texts import GOOD, changed, message_of, write
 
 PATH_KEYS = {

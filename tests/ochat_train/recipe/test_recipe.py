@@ -16,7 +16,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.strict_yaml import parse_override
 from tests.support.processes import ROOT
 from tests.support.recipe_texts import GOOD, changed, message_of, problem_of, write

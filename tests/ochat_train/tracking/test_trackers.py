@@ -27,7 +27,7 @@ from data_pipeline.errors import UserError
 from ochat_train import tracking
 from ochat_train.evaluation.results import Validation
 from ochat_train.recipe.load import load_recipe
-from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.recipe.sections.tracking import TrackingSettings
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking import choice
 from ochat_train.tracking.delivery import Trackers
@@ -329,7 +329,7 @@ def test_wandb_tables_hold_samples_and_matrix(tracked: dict[str, Any]) -> None:
 SILENT_SERVER = """
 import os, socket, sys
 from pathlib import Path
-from ochat_train.recipe.sections import TrackingSettings
+from ochat_train.recipe.sections.tracking import TrackingSettings
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.wandb_tracker import WandbTracker
 from tests.support.results import run_facts, step_metrics

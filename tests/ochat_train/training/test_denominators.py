@@ -21,7 +21,7 @@ from ochat_train.model.build import build_model
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared, prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from tests.support.measured import Measured
 from tests.support.processes import train_on_ranks
 from tests.support.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error

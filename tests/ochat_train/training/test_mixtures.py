@@ -14,7 +14,7 @@ from ochat_train.model.build import build_model
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared, prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.lines import EXPERTS_FILE, rows_of
 from ochat_train.runs.metrics import ExpertMeans, StepMetrics
 from ochat_train.tracking.scalars import step_scalars

@@ -20,7 +20,7 @@ from ochat_train.model.batch import PackedBatch
 from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.recipe.sections import Recipe
+from ochat_train.recipe.recipe import Recipe
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.engine import deepspeed_config
 from ochat_train.training.prefetch import StepPrefetcher

@@ -16,7 +16,7 @@ from ochat_train.model.proof import prove as prove_module
 from ochat_train.model.proof import remembered
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.proof.remembered import key_of, recall, remember
-from ochat_train.recipe.sections import ModelSettings
+from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.base_configs import base_config, broken_kernel
 
 CPU = torch.device("cpu")
