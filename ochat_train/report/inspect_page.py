@@ -72,7 +72,14 @@ def _rows(rows: Sequence[ShownRow], *, heaviest: float, with_tokens: bool) -> Se
     pieces = _token_pieces if with_tokens else _run_pieces
     passages = [Passage(heading=_heading(row), pieces=list(pieces(row.tokens, heaviest))) for row in rows]
     how_to_read = _HOW_TO_READ + _HOW_TO_READ_TOKENS if with_tokens else _HOW_TO_READ
-    return Section(heading="Rows", paragraphs=[how_to_read], passages=passages)
+    legend = ("Weight of a token", _weight_legend(heaviest))
+    return Section(heading="Rows", paragraphs=[how_to_read], legend=legend, passages=passages)
+
+
+def _weight_legend(heaviest: float) -> list[Cell]:
+    """What the colours of supervised text mean."""
+    weights = [heaviest * share for share in (0.0, 0.25, 0.5, 1.0)]
+    return [Cell(text=f"{weight:.3g}", shade=_shade(weight, heaviest)) for weight in weights]
 
 
 def _heading(row: ShownRow) -> str:

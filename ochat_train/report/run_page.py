@@ -13,6 +13,7 @@ from ochat_train.report.data_sections import class_section, ledger_section
 from ochat_train.report.matrix_section import matrix_section, verdict_lines
 from ochat_train.report.page import Example, Section, render_page, write_page
 from ochat_train.report.pictures import Picture, Series, line_chart
+from ochat_train.report.run_facts import facts_section
 from ochat_train.report.tables import VERDICT_NOTE, number_text, shown_condition, subset_notes
 from ochat_train.runs.history import RunHistory, read_run_history
 
@@ -22,19 +23,23 @@ CURVES_NOTE = (
 )
 
 
-def write_run_page(run_dir: Path, out: Path) -> None:
-    """Write the page of a run. Raises UserError for a folder that is not a run, a run without steps, a bad `out`."""
+def write_run_page(run_dir: Path, out: Path, *, price: float | None = None) -> None:
+    """Write the page of a run. price: of a GPU-hour, in the user's currency; None: not known.
+
+    Raises UserError for a folder that is not a run, a run without steps, a bad `out`.
+    """
     history = read_run_history(run_dir)
     recipe, last = history.run.recipe, history.steps[-1]
     loss = number_text(last.means.loss, ".4f")
     subtitle = f"{run_dir.name}: step {last.step:,}, epoch {last.epoch}, loss {loss}"
-    page = render_page(recipe.name, subtitle, list(_sections(history)))
+    page = render_page(recipe.name, subtitle, list(_sections(history, price=price)))
     write_page(out, page, option="--out", prepared_dir=Path(recipe.data.prepared_dir))
 
 
-def _sections(history: RunHistory) -> Iterator[Section]:
+def _sections(history: RunHistory, *, price: float | None) -> Iterator[Section]:
     recipe = history.run.recipe.model_dump(mode="json", by_alias=True)
     yield _summary(history)
+    yield facts_section(history, price=price)
     yield Section(
         heading="Loss of each class",
         paragraphs=[CURVES_NOTE],

@@ -20,6 +20,7 @@ VALIDATION_FILE = "validation.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 EXPERTS_FILE = "experts.jsonl"
 ANOMALIES_FILE = "anomalies.jsonl"
+STARTS_FILE = "starts.jsonl"
 _TAIL_BYTES = 1 << 16  # read at once to find the end of the last whole line
 _MOST_NUMBERS = 10  # of unreadable lines, in a notice
 

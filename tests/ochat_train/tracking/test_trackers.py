@@ -138,7 +138,7 @@ def test_losses_are_the_same_to_the_bit_whatever_a_tracker_does(make_recipe: Rec
     assert outputs[0].count("switched off") == 2
 
     def same(run: str) -> list[Any]:
-        rows = [{**row, "tokens_per_second": 0, "data_wait_ratio": 0} for row in metrics(tmp_path / run)]
+        rows = [{**row, "tokens_per_second": 0, "data_wait_ratio": 0, "time": ""} for row in metrics(tmp_path / run)]
         return rows + [(tmp_path / run / name).read_text() for name in ("samples.jsonl",)]
 
     assert len(same("none")) == 5
