@@ -43,7 +43,7 @@ def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, 
         _rows(rows, heaviest=inspection.heaviest_weight, with_tokens=with_tokens),
     ]
     page = render_page("Prepared dataset", visible(subtitle), sections)
-    write_page(out, page, option="--html", prepared_dir=inspection.prepared_dir)
+    write_page(out, page, option="--html", prepared_dirs=[inspection.prepared_dir])
 
 
 def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:

@@ -24,6 +24,7 @@ from ochat_train.report.heat import HEAT_STEPS, row_shades
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MOST_POINTS = 400
 _DECADE = 10
+_STYLES = ("-", "--", ":", "-.")  # of a seventh curve and those after it
 _TRACKER_CHARACTERS = 24
 _INK = "#010203"  # a placeholder for the page's text colour, replaced in the finished SVG
 _DRAWING = threading.Lock()  # matplotlib's settings are the process's, and trackers draw in their own threads
@@ -108,6 +109,7 @@ def _line_chart(series: Sequence[Series], screen: _Screen, *, unit: str, logarit
 def _draw(axes: Any, entry: Series) -> Any:
     """Draw a curve; its line, for the legend."""
     color = COLORS[entry.number % len(COLORS)]
+    style = _STYLES[entry.number // len(COLORS) % len(_STYLES)]
     x, y = np.asarray(entry.x, dtype=float), _numbers(entry.y)
     if entry.points:
         return axes.plot(x, y, "o--", color=color, markersize=5, linewidth=0.8)[0]
@@ -118,7 +120,7 @@ def _draw(axes: Any, entry: Series) -> Any:
     if not np.array_equal(mean, bins.mean):
         axes.plot(bins.x, bins.mean, color=color, linewidth=0.8, alpha=0.35)
     marker = "o" if len(bins.x) == 1 else ""  # a line needs two points
-    return axes.plot(bins.x, mean, color=color, linewidth=1.6, marker=marker)[0]
+    return axes.plot(bins.x, mean, color=color, linewidth=1.6, linestyle=style, marker=marker)[0]
 
 
 def _bar_chart(

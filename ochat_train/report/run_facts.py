@@ -17,7 +17,7 @@ _NOT_RECORDED = "not recorded: an older version started this run"
 def facts_section(history: RunHistory, *, price: float | None) -> Section:
     """`run_facts` as a table."""
     rows = [text_cells(fact) for fact in run_facts(history, price=price).items()]
-    return Section(heading="This run", head=["fact", ""], rows=rows)
+    return Section(heading="This run", rows=rows)
 
 
 def run_facts(history: RunHistory, *, price: float | None) -> dict[str, str]:
@@ -53,7 +53,8 @@ def _hardware_text(hardware: Hardware) -> str:
     ranks = hardware.get("ranks")
     if hardware.get("device") == "cuda":
         return f"{ranks} x {hardware.get('gpu')} ({hardware.get('gpu_memory_gib')} GiB)"
-    return f"{ranks} process(es), no GPU, {hardware.get('cpus_per_host')} CPUs per host"
+    processes = "1 process" if ranks == 1 else f"{ranks} processes"
+    return f"{processes}, no GPU, {hardware.get('cpus_per_host')} CPUs per host"
 
 
 def _versions_text(versions: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ def write_run_page(run_dir: Path, out: Path, *, price: float | None = None) -> N
     loss = number_text(last.means.loss, ".4f")
     subtitle = f"{run_dir.name}: step {last.step:,}, epoch {last.epoch}, loss {loss}"
     page = render_page(recipe.name, subtitle, list(_sections(history, price=price)))
-    write_page(out, page, option="--out", prepared_dir=Path(recipe.data.prepared_dir))
+    write_page(out, page, option="--out", prepared_dirs=[Path(recipe.data.prepared_dir)])
 
 
 def _sections(history: RunHistory, *, price: float | None) -> Iterator[Section]:

@@ -156,6 +156,7 @@ def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
     page = page_of(run_dir)
     assert page.headings == [
         "Was the conditioning learnt?",
+        "This run",
         "Loss of each class",
         "Learning rate",
         "Throughput",
@@ -325,3 +326,28 @@ def test_short_names_for_pictures_are_escaped() -> None:
     ):
         for svg in (picture.wide, picture.narrow):
             assert "script" not in Page(svg).tags
+
+
+def test_a_run_says_when_where_and_for_how_much_it_was_trained(run_dir: Path) -> None:
+    names = [NASTY, "suboptimal"]
+    write_rows(run_dir, "metrics", [step_row(step, names, time=f"2026-11-27T02:0{step}:00+00:00") for step in (1, 2)])
+    hardware = {"ranks": 2, "device": "cuda", "gpu": "H100", "gpu_memory_gib": 79.1}
+    start = {"step": 0, "time": "2026-11-27T00:02:00+00:00", "previous_end": None, "hardware": hardware}
+    start["versions"] = {"torch": "2.13", "ochat-train": "0.1.0"}
+    again = {**start, "step": 1, "time": "2026-11-27T02:00:00+00:00", "previous_end": "2026-11-27T01:00:00+00:00"}
+    write_rows(run_dir, "starts", [start, again])
+    texts = page_of(run_dir).texts
+    for text in (
+        "2026-11-27 00:02 UTC; last logged step 2026-11-27 02:02 UTC",
+        "1:00:00 from start to last logged step (2 starts, lost steps included)",
+        "2 x H100 (79.1 GiB)",
+        "2.0 GPU-hours",
+        "torch 2.13, ochat-train 0.1.0",
+    ):
+        assert text in texts, text
+    write_run_page(run_dir, run_dir / "report.html", price=2.25)
+    assert "2.0 GPU-hours, 4.50 at 2.25 each" in (run_dir / "report.html").read_text()
+
+
+def test_a_run_of_an_older_version_says_what_is_not_recorded(run_dir: Path) -> None:
+    assert page_of(run_dir).texts.count("not recorded: an older version started this run") == 5
