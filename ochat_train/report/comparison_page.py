@@ -117,8 +117,8 @@ def _recipes(runs: Sequence[NamedRun]) -> Section:
 
 
 def differences(recipes: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Keys whose values are not the same in all recipes, with the value in each; `-` where a recipe lacks the key, as$
-    if it was null.
+    """Keys whose values are not the same in all recipes, with the value in each; `-` where a recipe lacks the key,
+    which is the same as null.
 
     recipes: values as text by their full key. `output_dir` is left out: it always differs.
     """
