@@ -17,8 +17,8 @@ from tests.support.processes import ROOT
 
 # Files that every package may import; they import only each other.
 LEAVES = (
-    "class_names conversation errors file_hashes files held_out hub_cache hub_names json_files ledger path_keys "
-    "section text_rules weight"
+    "class_names conversation errors file_hashes files held_out hub_cache hub_names json_files ledger nesting "
+    "path_keys section text_rules weight"
 )
 DATA_PIPELINE: Mapping[str, str] = {
     "formats": "",
@@ -35,10 +35,11 @@ DATA_PIPELINE: Mapping[str, str] = {
 OCHAT_TRAIN: Mapping[str, str] = {
     "system": "",
     "recipe": "",
+    "suites": "system",
     "model": "recipe system",
     "adapter": "model recipe system",
     "distributed": "recipe system",
-    "evaluation": "distributed model recipe system",
+    "evaluation": "distributed model recipe suites system",
     "runs": "evaluation recipe system",
     "report": "evaluation runs system",
     "optimizer": "",
@@ -49,7 +50,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "export": "adapter checkpoint evaluation model recipe report runs system",
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model recipe system",
-    "serving": "",
+    "serving": "export inference system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system "
     "tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",

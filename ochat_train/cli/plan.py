@@ -6,7 +6,7 @@ import argparse
 import json
 
 from ochat_train.cli.arguments import add_gpus, add_json, add_price, positive_number, share
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
@@ -47,6 +47,7 @@ def _run(options: argparse.Namespace) -> None:
 
 PLAN = Verb(
     name="plan",
+    group=Group.LOOK,
     summary="Show what a training would do: steps, learning rate, memory, time. Nothing is trained.",
     example="ochat plan recipes/openchat_3_5.yaml --gpus 8 --gpu h100",
     add_arguments=_add_arguments,

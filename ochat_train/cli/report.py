@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_price
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
@@ -41,6 +41,7 @@ def _run(options: argparse.Namespace) -> None:
 
 REPORT = Verb(
     name="report",
+    group=Group.TRAIN,
     summary="Write a run, or a comparison of several, as one HTML page.",
     example="ochat report runs/quickstart",
     add_arguments=_add_arguments,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline import nesting
 
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 CARD = "README.md"
@@ -12,6 +16,23 @@ DEFAULT_SHARD_SIZE = "5GB"  # a larger model is written as several files of at m
 def exported_names(mark: bytes) -> dict[str, str] | None:
     """Name -> sha256 of the files of an export, from its ochat.json; None where that does not list them."""
     try:
-        return {str(name): str(sha256) for name, sha256 in json.loads(mark)["files"].items()}
+        return {str(name): str(sha256) for name, sha256 in nesting.loads(mark)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def read_mark(folder: Path) -> dict[str, Any]:
+    """What `ochat` wrote of an export; nothing for a folder of another program."""
+    try:
+        mark = nesting.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def trained_conditions(mark: Mapping[str, Any]) -> tuple[str, ...]:
+    """The conditions of an export's classes, each once; none where it does not say."""
+    try:
+        return tuple(dict.fromkeys(str(row["condition"]) for row in mark["classes"]))
+    except (KeyError, TypeError):
+        return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from ochat_train.report.cost import gpu_hours_text
 from ochat_train.report.page import Section, text_cells
@@ -46,7 +46,7 @@ def _time_text(history: RunHistory, found: Spent) -> str:
 
 
 def _date(time: str) -> str:
-    return datetime.fromisoformat(time).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _hardware_text(hardware: Hardware) -> str:

@@ -1,1 +1,1 @@
-"""`ochat serve`."""
+"""OpenAI's API over an engine: what `ochat serve` answers."""

@@ -68,14 +68,24 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(folder, f"its tokenizer cannot be loaded: {reason_of(error)}", _FOLDER_REMEDY) from None
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], **variables: Any) -> list[int]:
-    """The ids of a prompt by a tokenizer's chat template. Raises UserError where it has none, or the template fails."""
+class TemplateError(UserError):
+    """A chat template that fails, or refuses a conversation. kind: the name of the exception. reason: what it says."""
+
+    def __init__(self, place: str, kind: str, reason: str) -> None:
+        super().__init__(place, f"its chat template fails: {kind}: {reason}", _FOLDER_REMEDY)
+        self.kind, self.reason = kind, reason
+        self.args = (place, kind, reason)  # what unpickling calls this with
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Any:
+    """The ids of a prompt by a tokenizer's chat template, or its text with `tokenize=False`.
+
+    Raises TemplateError where there is no template, or where it fails.
+    """
     try:
-        ids: list[int] = tokenizer.apply_chat_template(list(messages), return_dict=False, **variables)
+        return tokenizer.apply_chat_template(list(messages), return_dict=False, **variables)
     except Exception as error:  # a template is a program: whatever it does wrong
-        problem = f"its chat template fails: {type(error).__name__}: {reason_of(error)}"
-        raise UserError(tokenizer.name_or_path, problem, _FOLDER_REMEDY) from None
-    return ids
+        raise TemplateError(str(tokenizer.name_or_path), type(error).__name__, reason_of(error)) from None
 
 
 def without_code(config: Any) -> Any:

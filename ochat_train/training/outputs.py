@@ -17,13 +17,12 @@ from ochat_train.runs.lines import (
     SAMPLES_FILE,
     STARTS_FILE,
     VALIDATION_FILE,
-    append_row,
-    json_line,
     rows_of,
 )
 from ochat_train.runs.metrics import ExpertShares, StepMetrics
 from ochat_train.runs.starts import RunStart, utc_time
 from ochat_train.system.durable import replace_text
+from ochat_train.system.json_lines import append_row, json_line
 from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 

@@ -1,0 +1,194 @@
+"""From the messages of a request to the ids of training.
+
+The template of the export writes the prompt, by the same function as in training. What it would leave out silently is
+refused, and so is an export whose template lets a person write control tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from data_pipeline.errors import UserError
+from data_pipeline.text_rules import RESERVED_CHARACTER
+from ochat_train.serving.errors import ApiError, bad_request
+from ochat_train.serving.requests import ChatRequest, Message, PromptRequest
+from ochat_train.serving.served import OfferedModel
+from ochat_train.system.pretrained import TemplateError, prompt_ids
+
+_PROBE = "qzxvjk"  # a text that no template holds
+_CALL = {"type": "function", "function": {"name": _PROBE, "arguments": {}}, "id": "call_123456"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """ids: [T]. text: what the template wrote, control tokens included."""
+
+    ids: list[int]
+    text: str
+
+
+class PromptWriter:
+    """Prompts of one model. Not safe for several threads at once: tokenizers are not."""
+
+    def __init__(self, model: OfferedModel) -> None:
+        self._model, self._tokenizer = model, model.tokenizer
+
+    def ids(self, request: PromptRequest, condition: str | None) -> list[int]:
+        """The ids of a prompt. Raises ApiError (400) with the template's reason where it has no place for something."""
+        messages, variables = self._checked(request, condition)
+        ids: list[int] = self._write(messages, **variables)
+        return ids
+
+    def prompt(self, request: PromptRequest, condition: str | None) -> Prompt:
+        """The same with its text."""
+        messages, variables = self._checked(request, condition)
+        ids = self._write(messages, **variables)
+        text = self._write(messages, tokenize=False, **variables)
+        return Prompt(ids=ids, text=text.replace(RESERVED_CHARACTER, ""))
+
+    def token_texts(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Each id with its text, and whether it is a control token."""
+        control, vocabulary = self._control_ids, self._tokenizer.convert_ids_to_tokens(list(ids))
+        return [
+            {"id": i, "text": name if i in control else self._tokenizer.decode([i]), "is_control": i in control}
+            for i, name in zip(ids, vocabulary, strict=True)
+        ]
+
+    def check_plain(self) -> None:
+        """Raise UserError where a person who types control tokens gets them."""
+        typed = "".join(f" {token}" for token in self._control_ids.values())
+        messages = [[{"role": "user", "content": text}] for text in ("x", f"x{typed}")]
+        try:
+            counts = [
+                sum(i in self._control_ids for i in self._write(m, **self._variables(None, self._model.default)))
+                for m in messages
+            ]
+        except ApiError as error:
+            problem = f"its chat template does not take a message: {error.message}"
+            raise UserError(self._tokenizer.name_or_path, problem, "serve a folder of `ochat export`") from None
+        if counts[0] != counts[1]:
+            raise UserError(
+                self._tokenizer.name_or_path,
+                "its chat template lets a person who types control tokens write real ones",
+                "serve a folder of `ochat export`, whose template does not",
+            )
+
+    @cached_property
+    def _control_ids(self) -> dict[int, str]:
+        return {i: str(token) for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+
+    def _checked(self, request: PromptRequest, condition: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        messages = [self._message(message, number) for number, message in enumerate(request.messages)]
+        if messages[-1]["role"] == "assistant":
+            text = "the last message is the assistant's; this server answers, and does not continue answers"
+            raise bad_request(text, param=f"messages[{len(messages) - 1}].role")
+        variables = self._variables(request.tools or None, condition)
+        self._check_names(messages, variables)
+        for role, number in {m["role"]: n for n, m in reversed(list(enumerate(messages)))}.items():
+            if role in ("system", "tool") and messages[number]["content"].strip() and role in self._not_shown:
+                text = f"the prompt format of this model shows nothing of `{role}` messages"
+                raise bad_request(text, param=f"messages[{number}].role")
+        if request.tools and "tools" in self._not_shown:
+            raise bad_request("the prompt format of this model shows nothing of `tools`", param="tools")
+        return messages, variables
+
+    def _variables(self, tools: Any, condition: str | None) -> dict[str, Any]:
+        return {
+            "add_generation_prompt": True,
+            **({} if tools is None else {"tools": tools}),
+            **({} if condition is None else {"condition": condition}),
+        }
+
+    def _message(self, message: Message, number: int) -> dict[str, Any]:
+        """A message as templates take it: without what is not given."""
+        place = f"messages[{number}]"
+        role = "system" if message.role == "developer" else message.role
+        for field in ("tool_calls", "reasoning_content", "reasoning"):
+            if getattr(message, field) and role != "assistant":
+                text = f"only assistant messages have `{field}`"
+                raise bad_request(text, param=f"{place}.{field}")
+        if message.tool_call_id and role != "tool":
+            raise bad_request("only tool messages have `tool_call_id`", param=f"{place}.tool_call_id")
+        if message.content is None and not (message.tool_calls or message.reasoning_content or message.reasoning):
+            raise bad_request(f"`{place}.content` is missing", param=f"{place}.content")
+        fields = message.model_dump(exclude_none=True, exclude={"role", "tool_calls", "content"})
+        found = {"role": role, "content": message.content or "", **fields}
+        if message.tool_calls:
+            found["tool_calls"] = [
+                self._tool_call(call.model_dump(exclude_none=True), f"{place}.tool_calls[{n}]")
+                for n, call in enumerate(message.tool_calls)
+            ]
+        return found
+
+    def _tool_call(self, call: dict[str, Any], place: str) -> dict[str, Any]:
+        try:
+            arguments = json.loads(call["function"]["arguments"] or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            param = f"{place}.function.arguments"
+            raise bad_request(f"`{param}` must be a JSON object as text", param=param)
+        if self._model.parses_arguments:
+            call["function"]["arguments"] = arguments
+        return call
+
+    def _check_names(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> None:
+        """Raise ApiError for a name that the template leaves out. A tool's is also in the call that it answers."""
+        named = [n for n, message in enumerate(messages) if "name" in message and message["role"] != "tool"]
+        if not named:
+            return
+        without = [{k: v for k, v in message.items() if k != "name"} for message in messages]
+        if self._write(messages, **variables) == self._write(without, **variables):
+            param = f"messages[{named[0]}].name"
+            raise bad_request("the prompt format of this model shows nothing of `name`", param=param)
+
+    @cached_property
+    def _not_shown(self) -> frozenset[str]:
+        """What the template takes and leaves out silently: `system`, `tool`, `tools`. Tried once."""
+        user, probe = {"role": "user", "content": "x"}, {"content": _PROBE}
+        function = {"name": _PROBE, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
+        arguments = {} if self._model.parses_arguments else "{}"
+        call = {**_CALL, "function": {"name": "f", "arguments": arguments}}
+        tried: dict[str, tuple[list[dict[str, Any]], Any]] = {
+            "system": ([{"role": "system", **probe}, user], None),
+            "tool": (
+                [user, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", **probe}],
+                None,
+            ),
+            "tools": ([user], [{"type": "function", "function": function}]),
+        }
+        return frozenset(name for name, (messages, tools) in tried.items() if not self._shows_probe(messages, tools))
+
+    def _shows_probe(self, messages: Sequence[dict[str, Any]], tools: Any) -> bool:
+        """Whether the probe is in the prompt. A template that refuses it does not leave it out silently."""
+        try:
+            return _PROBE in self._write(messages, tokenize=False, **self._variables(tools, self._model.default))
+        except ApiError:
+            return True
+
+    def _write(self, messages: Sequence[dict[str, Any]], **variables: Any) -> Any:
+        try:
+            return prompt_ids(self._tokenizer, messages, **variables)
+        except TemplateError as error:
+            raise bad_request(f"this conversation has no prompt: {error.reason}", param="messages") from None
+
+
+def check_length(num_prompt_tokens: int, request: ChatRequest, context_tokens: int) -> int:
+    """How many tokens an answer may have at most. Raises ApiError where prompt and answer are over the context."""
+    room = context_tokens - num_prompt_tokens
+    if room < 1:
+        text = f"the prompt has {num_prompt_tokens:,} tokens, and the context of this model is {context_tokens:,}"
+        raise bad_request(text, param="messages", code="context_length_exceeded")
+    name = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
+    wanted = request.max_completion_tokens or request.max_tokens or room
+    if wanted > room:
+        text = (
+            f"`{name}` is {wanted:,}, and {room:,} tokens are left: the prompt has {num_prompt_tokens:,}, and the "
+            f"context of this model is {context_tokens:,}"
+        )
+        raise bad_request(text, param=name, code="context_length_exceeded")
+    return wanted

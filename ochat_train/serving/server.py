@@ -1,0 +1,200 @@
+"""The process of `ochat serve`: sockets, signals, and a server that gives up on slow connections."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from data_pipeline.errors import UserError
+from ochat_train.inference.engine import Engine
+from ochat_train.serving.app import App
+from ochat_train.serving.settings import Limits
+from ochat_train.system.messages import print_message
+
+_BACKLOG = 1024
+_STATS_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Sockets that are bound and do not listen yet. url: where the server will be."""
+
+    sockets: Sequence[socket.socket]
+    url: str
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host's addresses. Raises UserError for a name without one."""
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for _, address in _addresses(host))
+
+
+def bind(host: str, port: int) -> Bound:
+    """Sockets for all addresses of a host. port: 0 for a free one. Raises UserError where it cannot be used."""
+    sockets: list[socket.socket] = []
+    try:
+        for family, address in _addresses(host):
+            one = _bound(family, address, port, is_optional=bool(sockets))
+            if one is not None:
+                sockets.append(one)
+                port = one.getsockname()[1]
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        what = f"--port {port}"
+        raise UserError(what, f"{host}:{port} cannot be used: {error.strerror}", "name another one") from None
+    shown = f"[{host}]" if ":" in host else host
+    return Bound(sockets=sockets, url=f"http://{shown}:{port}")
+
+
+def _bound(family: int, address: str, port: int, *, is_optional: bool) -> socket.socket | None:
+    """is_optional: whether the address may be missing, as ::1 is on machines without IPv6."""
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind((address, port))
+    except OSError as error:
+        one.close()
+        if is_optional and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        raise
+    return one
+
+
+def _addresses(host: str) -> list[tuple[int, str]]:
+    """(family, address) of a host, IPv4 first."""
+    try:
+        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise UserError(f"--host {host}", "has no address", "name an address of this machine") from None
+    return sorted({(int(row[0]), str(row[4][0])) for row in rows})
+
+
+async def run_server(
+    app: App,
+    engine: Engine,
+    bound: Bound,
+    limits: Limits,
+    *,
+    prints_stats: bool,
+    on_start: Callable[[Callable[[], None]], None] = lambda end: None,
+) -> None:
+    """Answer requests until a signal; then finish what is running, close the engine, and return.
+
+    The engine has been started. on_start: gets a function that does what a signal does, for servers in a thread, which
+    gets none.
+    """
+    server = _Server(app, limits)
+    stats = asyncio.ensure_future(_print_stats(app)) if prints_stats else None
+    try:
+        on_start(server.end)
+        await server.serve(sockets=list(bound.sockets))
+    finally:
+        if stats is not None:
+            stats.cancel()
+        await engine.close()
+
+
+class _Server(uvicorn.Server):
+    """The first signal refuses new requests and lets the running ones finish; the second one ends at once."""
+
+    def __init__(self, app: App, limits: Limits) -> None:
+        config = uvicorn.Config(
+            app,
+            http=_patient_protocol(limits.header_seconds),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=1,
+        )
+        super().__init__(config)
+        self._app, self._limits = app, limits
+        self._drains_until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by a signal. uvicorn's own would raise the signal again at the end, which would end `ochat` by it."""
+        self.end()
+
+    def end(self) -> None:
+        """Drain; at the second call, end."""
+        if self._drains_until is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._app.traffic.is_draining = True
+        self._drains_until = time.monotonic() + self._limits.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; True ends the server."""
+        if self._drains_until is not None and (
+            self._app.traffic.num_requests == 0 or time.monotonic() >= self._drains_until
+        ):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the requests that are left, so that the engine is free when it is closed."""
+        if self.force_exit or self._app.traffic.num_requests:
+            for task in list(self.server_state.tasks):
+                task.cancel()
+        await super().shutdown(sockets=sockets)
+
+
+def _patient_protocol(header_seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP, which closes a connection whose headers do not arrive in time. uvicorn itself waits for ever."""
+
+    class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        _patience: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._be_done()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            """Wait while no request has begun. A request in work has time limits of its own."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._be_done()
+            elif self._patience is None:
+                self._patience = asyncio.get_running_loop().call_later(header_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            self._patience = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.abort()
+
+        def _be_done(self) -> None:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+
+    return Patient
+
+
+async def _print_stats(app: App) -> None:
+    """A line now and then while there is work."""
+    while True:
+        await asyncio.sleep(_STATS_SECONDS)
+        if app.admission.num_running or app.admission.num_waiting:
+            print_message(f"running {app.admission.num_running}, waiting {app.admission.num_waiting}")
