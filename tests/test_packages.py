@@ -52,12 +52,13 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "inference": "adapter export model recipe system",
     "serving": "export inference system",
     "respondents": "export inference runs suites system",
+    "chat": "inference system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs suites "
     "system tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
-    "cli": "ablation check export hub inference init planning recipe report respondents suites system training",
+    "cli": "ablation chat check export hub inference init planning recipe report respondents suites system training",
     "__main__": "cli",
 }
 

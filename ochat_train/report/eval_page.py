@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ochat_train.report.page import Cell, Passage, Piece, Section, render_page, text_cells
-from ochat_train.report.pictures import Interval, interval_chart
+from ochat_train.report.page import Cell, Example, Section, render_page, text_cells
+from ochat_train.report.pictures import Interval, Picture, interval_chart
 from ochat_train.report.tables import number_text, shown_condition
 from ochat_train.suites.contamination import RULE
 from ochat_train.suites.intervals import Estimate
@@ -61,11 +61,12 @@ def _scores(results: EvalResults) -> Section:
         )
         for row in whole
     ]
-    svg = _chart(results, {suite.name: [row for row in whole if row.suite == suite.name] for suite in results.suites})
-    return Section(heading="Scores", paragraphs=[_HOW_TO_READ], svg=svg, head=_HEAD, rows=rows)
+    groups = {suite.name: [row for row in whole if row.suite == suite.name] for suite in results.suites}
+    pictures = [_chart(results, groups)]
+    return Section(heading="Scores", paragraphs=[_HOW_TO_READ], pictures=pictures, head=_HEAD, rows=rows)
 
 
-def _chart(results: EvalResults, groups: Mapping[str, Sequence[ScoreRow]]) -> str:
+def _chart(results: EvalResults, groups: Mapping[str, Sequence[ScoreRow]]) -> Picture:
     """Scores of groups under each condition, as shares of the highest score."""
     rows: dict[str, list[Interval | None]] = {}
     for name, group in groups.items():
@@ -165,8 +166,8 @@ def _tasks(suite: SuiteFacts, results: EvalResults) -> Iterator[Section]:
         for task in worst
     ]
     head = ["task", *map(_condition, results.conditions)]
-    svg = _chart(results, {task: scored[task] for task in worst})
-    yield Section(heading=f"Worst tasks: {suite.title}", paragraphs=[text], svg=svg, head=head, rows=rows)
+    pictures = [_chart(results, {task: scored[task] for task in worst})]
+    yield Section(heading=f"Worst tasks: {suite.title}", paragraphs=[text], pictures=pictures, head=head, rows=rows)
 
 
 def _of(rows: Sequence[ScoreRow], condition: str | None) -> Estimate | None:
@@ -181,9 +182,9 @@ def _examples(suite: SuiteFacts, results: EvalResults) -> Iterator[Section]:
             by_id.setdefault(question.id, []).append(question)
     groups = sorted(by_id.values(), key=lambda group: -_spread(group))[:_MOST_EXAMPLES]
     if groups:
-        passages = [_example(group, suite) for group in groups]
+        examples = [_example(group, suite) for group in groups]
         text = "Questions that the conditions answer most differently come first."
-        yield Section(heading=f"Answers: {suite.title}", paragraphs=[text], passages=passages)
+        yield Section(heading=f"Answers: {suite.title}", paragraphs=[text], examples=examples)
 
 
 def _spread(group: Sequence[QuestionResult]) -> float:
@@ -191,22 +192,16 @@ def _spread(group: Sequence[QuestionResult]) -> float:
     return max(values) - min(values) if values else -1.0
 
 
-def _example(group: Sequence[QuestionResult], suite: SuiteFacts) -> Passage:
+def _example(group: Sequence[QuestionResult], suite: SuiteFacts) -> Example:
     first = group[0]
-    named = [("question", " / ".join(first.turns))]
+    parts = [("question", " / ".join(first.turns))]
     if first.right:
-        named.append(("right answer", " or ".join(first.right)))
+        parts.append(("right answer", " or ".join(first.right)))
     for question in group:
         outcome = f"{_condition(question.condition)}: {_outcome(question, suite)}"
-        named.append((outcome, "\n---\n".join(question.texts)))
-    pieces = [_named(name, text, is_first=number == 0) for number, (name, text) in enumerate(named)]
+        parts.append((outcome, "\n---\n".join(question.texts)))
     head = first.id if first.id.startswith(first.task) else f"{first.task}, {first.id}"
-    return Passage(heading=head, pieces=[piece for pair in pieces for piece in pair])
-
-
-def _named(name: str, text: str, *, is_first: bool) -> list[Piece]:
-    before = "" if is_first else "\n\n"
-    return [Piece(text=f"{before}{name}\n", kind="prefix"), Piece(text=_short(text), kind="content")]
+    return Example(heading=head, parts=[(name, _short(text)) for name, text in parts])
 
 
 def _outcome(question: QuestionResult, suite: SuiteFacts) -> str:

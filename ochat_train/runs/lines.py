@@ -19,6 +19,7 @@ SAMPLES_FILE = "samples.jsonl"
 BENCHMARKS_FILE = "benchmarks.jsonl"
 EXPERTS_FILE = "experts.jsonl"
 ANOMALIES_FILE = "anomalies.jsonl"
+STARTS_FILE = "starts.jsonl"
 _MOST_NUMBERS = 10  # of unreadable lines, in a notice
 
 
