@@ -81,7 +81,7 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-code-execution",
         action="store_true",
-        help="suite humaneval: run the code that the model wrote, with limits, in processes of its own",
+        help="suite humaneval: run the code that the model wrote, with limits, in a separate process",
     )
 
 

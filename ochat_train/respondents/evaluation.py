@@ -111,7 +111,7 @@ class _Opened:
 async def _ask(plan: Plan, store: AnswerStore, opened: _Opened, options: EvalOptions, say: Say) -> Failures:
     num_done = plan.num_answered(store)
     if num_done:
-        say(f"{num_done:,} of {len(plan.requests):,} answers are there already")
+        say(f"{num_done:,} of {len(plan.requests):,} answers were kept from an earlier start")
     if num_done == len(plan.requests):
         return {}
     starting = opened.start()
