@@ -51,7 +51,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model recipe system",
     "serving": "export inference system",
-    "respondents": "export inference runs suites system",
+    "respondents": "adapter export inference report runs suites system",
     "chat": "inference system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs suites "
     "system tracking",

@@ -17,6 +17,7 @@ from ochat_train.suites.ask import Patience
 from ochat_train.suites.store import Lines, key_of
 from ochat_train.suites.suite import Message, Unscored
 
+KEY_VARIABLE = "OCHAT_JUDGE_KEY"
 JUDGEMENTS_FILE = "judgements.jsonl"
 LOWEST, HIGHEST = 1.0, 10.0
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")

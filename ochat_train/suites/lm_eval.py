@@ -103,9 +103,9 @@ class HarnessRow:
     is_higher_better: bool | None
 
 
-def task_names(suites: Sequence[str]) -> list[str]:
-    """The tasks of suites like `lm-eval:gsm8k,arc_easy`, each once."""
-    names = [task for suite in suites if suite.startswith(PREFIX) for task in suite.removeprefix(PREFIX).split(",")]
+def task_names(text: str) -> list[str]:
+    """The tasks in a text like `gsm8k,arc_easy`, each once. Raises UserError where there is none."""
+    names = [name.strip().removeprefix(PREFIX) for name in text.split(",")]
     if "" in names:
         raise UserError("--suite", f"{PREFIX} names no task", f"give one or more: {PREFIX}gsm8k,arc_easy")
     return list(dict.fromkeys(names))
