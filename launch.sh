@@ -6,31 +6,66 @@
 #   ./launch.sh RECIPE [--set KEY=VALUE ...] [--resume auto|never|PATH] [--accept-changes] [-- DEEPSPEED LAUNCHER FLAGS ...]
 #                                                           prepare and train a recipe, on all GPUs of this host
 #
-# OCHAT_PYTHON: the python to make .venv with (3.10 to 3.12, but not 3.11.0 to 3.11.3). OCHAT_CPU_RANKS: processes without a GPU (default 2).
+# OCHAT_PYTHON: the python to make .venv with (3.11 from 3.11.4, 3.12 or 3.13). OCHAT_CPU_RANKS: processes without a GPU (default 2).
 set -euo pipefail
 cd "$(dirname "$0")"
 
 say() { printf '\n+ %s\n' "$*" >&2; }
 echo_and_run() { say "$@"; "$@"; }
 
-check_python() { # check_python PYTHON: end with 2 unless this version can be used; 3.11.0 to 3.11.3: see pyproject.toml
-  "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not (3, 10) <= v[:2] <= (3, 12) or (3, 11, 0) <= v <= (3, 11, 3))' || {
-    echo "launch.sh: $("$1" --version) cannot be used; set OCHAT_PYTHON to Python 3.10, 3.11 (from 3.11.4) or 3.12" >&2
+check_python() { # check_python PYTHON REMEDY: end with 2 unless this version can be used; 3.11.0 to 3.11.3: see pyproject.toml
+  "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not ((3, 11, 4) <= v and v[:2] <= (3, 13)))' || {
+    echo "launch.sh: $("$1" --version) cannot be used; $2" >&2
     exit 2
   }
 }
 
+check_venv() { # end with 2 where .venv is of a Python that cannot be used, or of another than OCHAT_PYTHON
+  local minor='import sys; print("Python %d.%d" % sys.version_info[:2])' has asked
+  check_python .venv/bin/python "remove .venv, and set OCHAT_PYTHON to Python 3.11 (from 3.11.4), 3.12 or 3.13"
+  [ -n "${OCHAT_PYTHON-}" ] || return 0
+  has=$(.venv/bin/python -c "$minor") asked=$("$OCHAT_PYTHON" -c "$minor")
+  if [ "$has" != "$asked" ]; then
+    echo "launch.sh: .venv has $has, OCHAT_PYTHON is $asked; remove .venv to make it again, or unset OCHAT_PYTHON" >&2
+    exit 2
+  fi
+}
+
+install() { # install EXTRAS: pip's words are shown, and the last ones are ours
+  local log code=0 package
+  log=$(mktemp)
+  say python -m pip install --constraint constraints.txt --editable ".[$1]"
+  python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$1]" 2>&1 |
+    tee "$log" >&2 || code=$?
+  if [ "$code" -ne 0 ]; then
+    package=$(sed -nE 's/.*(No matching distribution found for|satisfies the requirement|Failed to build|Failed building wheel for|depends on) ([^ ,;()]+).*/\2/p' "$log" | tail -n 1)
+    if grep -q 'No space left on device' "$log"; then
+      echo "launch.sh: the installation failed: the disk is full; it needs about 10 GB in .venv, and room in TMPDIR" >&2
+    elif grep -qE 'NewConnectionError|Temporary failure in name resolution|Connection(Reset|Refused|Timeout)|Read timed out' "$log"; then
+      echo "launch.sh: the installation failed: no package index can be reached; check the network, then start again" >&2
+    else
+      echo "launch.sh: the installation failed${package:+ at $package}; pip says why, above. $(python --version) on $(uname -m)" \
+        "may have no file of it: set OCHAT_PYTHON to another Python (3.11 to 3.13), remove .venv and start again" >&2
+    fi
+    rm -f "$log"
+    exit 2
+  fi
+  rm -f "$log"
+}
+
 set_up() { # set_up EXTRAS: install the project with these extras, unless it was already done with the same files
   local python=${OCHAT_PYTHON:-python3} stamp=".venv/installed-${1//,/-}"
-  if [ ! -x .venv/bin/python ]; then
-    check_python "$python"
+  if [ -x .venv/bin/python ]; then
+    check_venv
+  else
+    check_python "$python" "set OCHAT_PYTHON to Python 3.11 (from 3.11.4), 3.12 or 3.13"
     echo_and_run "$python" -m venv .venv
   fi
   # shellcheck disable=SC1091
   source .venv/bin/activate
   if ! cat pyproject.toml constraints.txt | cmp -s - "$stamp"; then
-    say "installing into .venv, a minute or more"
-    echo_and_run python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$1]"
+    say "installing into .venv, some minutes"
+    install "$1"
     cat pyproject.toml constraints.txt > "$stamp"
   fi
 }

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline import nesting
+
 _THREADS = 8  # more than one disk needs; hashing releases Python's lock
 _BLOCK_BYTES = 1 << 22
 _SETTLED_SECONDS = 2.0  # a file this young may change again within the resolution of its times
@@ -169,7 +171,7 @@ def _recall(group: Path) -> dict[str, _Remembered]:
     """
     path = _memory_file(group)
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        content = nesting.loads(path.read_text(encoding="utf-8")) if path is not None else {}
         if content["sha256"] != _sha256_of(content["files"]):
             return {}
         entries = {

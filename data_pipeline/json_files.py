@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import shown
 
@@ -27,8 +28,8 @@ def read_json(path: Path, *, remedy: str = "") -> Any:
     """The value of a small JSON file. Raises UserError, with `remedy`, for one that cannot be read or is not JSON."""
     text = read_text(path, remedy=remedy)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # not JSON, a number of 5,000 digits, deep nesting
+        return nesting.loads(text)
+    except ValueError as error:  # not JSON, a number of 5,000 digits, deep nesting
         raise UserError(path, f"is damaged, not JSON: {error}", remedy) from None
 
 
@@ -45,11 +46,9 @@ def typed(kind: type[T], value: Any) -> T:
 
     Raises ValueError where a field is missing or of another type.
     """
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return _adapter(kind).validate_json(text, strict=True)  # type: ignore[no-any-return, arg-type]
+    if nesting.is_value_too_deep(value):
+        raise ValueError(nesting.TOO_DEEP)
+    return _adapter(kind).validate_json(json.dumps(value), strict=True)  # type: ignore[no-any-return, arg-type]
 
 
 @functools.cache

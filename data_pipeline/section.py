@@ -78,8 +78,7 @@ class Rule:
 
 def is_section(annotation: Any) -> bool:
     """Whether a field is a section, neither a value nor a list or mapping of sections."""
-    is_class = isinstance(annotation, type) and get_origin(annotation) is None  # Python 3.10 has list[int] as a type
-    return is_class and issubclass(annotation, Section)
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def inner_section(annotation: Any) -> type[Section] | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipeline import nesting
 from data_pipeline.conversation import Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import ROLES, Fields
@@ -295,8 +295,8 @@ def refuse_placeholder(message: Message, key: str) -> None:
 def _from_json(text: str, where: str) -> Any:
     """What a JSON text holds."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return nesting.loads(text)
+    except ValueError:
         raise RowError("wrong_type", f"{where}: expected a list, or one as JSON text, found {shown(text)}") from None
 
 

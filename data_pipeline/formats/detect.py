@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data_pipeline import nesting
 from data_pipeline.formats.fields import ROLES, Fields
 from data_pipeline.formats.table import FORMATS
 
@@ -157,8 +157,8 @@ def _loaded(text: str) -> Any:
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return nesting.loads(text)
+    except ValueError:
         return None
 
 

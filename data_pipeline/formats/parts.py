@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from data_pipeline import nesting
 from data_pipeline.conversation import Message, Role, Span, ToolCall
 from data_pipeline.errors import RowError
 from data_pipeline.formats.values import object_of, text_of, weight_of
@@ -207,8 +208,8 @@ def _json_of(text: str, where: str) -> Any:
         raise ValueError(f"{number} is not a number of JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        return nesting.loads(text, parse_constant=refuse)
+    except ValueError as error:
         raise RowError("invalid_json", f"{where}: not JSON ({error}), found {shown(text)}") from None
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import nesting
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import FileHash
@@ -142,8 +143,8 @@ class Manifest:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            content = nesting.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
             content = None
         return Manifest.from_json(content, where=str(path))
 

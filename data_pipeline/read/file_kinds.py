@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.read.json_documents import is_one_conversation, row_list_keys
 from data_pipeline.read.packed import PACKINGS, packing_of
@@ -26,6 +27,7 @@ _KIND_OF_SUFFIX: dict[str, Kind] = {
 DATA_SUFFIXES = tuple(_KIND_OF_SUFFIX)
 PACKED_SUFFIXES = tuple(suffix for packing in PACKINGS for suffix in packing.suffixes)
 EXPECTED = "expected JSON lines, JSON, CSV, TSV, Parquet or Arrow, also packed with gzip, zstd, bzip2 or xz"
+_DEEP_VALUE = nesting.TOO_DEEP  # for JSON nested too deeply, refused when it is read
 _BINARY: tuple[tuple[bytes, Kind], ...] = (
     (b"PAR1", "parquet"),
     (b"ARROW1\0\0", "arrow_file"),
@@ -159,19 +161,22 @@ def _kind_of_lists(first: str, has_more: bool) -> Kind:
 
 
 def _parsed(text: str) -> Any:
-    """The JSON value of a text, None where it is none."""
+    """The JSON value of a text, None where it is none. _DEEP_VALUE for one that is nested too deeply."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        return nesting.loads(text)
+    except ValueError:
+        is_deep = nesting.is_text_too_deep(text) and nesting.end_of_value(text, 0) is not None
+        return _DEEP_VALUE if is_deep else None
 
 
 def _first_item(text: str) -> Any:
-    """The first item of the JSON list that a text begins with, None where there is none."""
+    """The same for the first item of the JSON list that a text begins with."""
+    text = text[1:].lstrip()
     try:
-        return json.JSONDecoder().raw_decode(text[1:].lstrip())[0]
+        item = json.JSONDecoder().raw_decode(text)[0]
     except (ValueError, RecursionError):
-        return None
+        return _DEEP_VALUE if nesting.is_text_too_deep(text) else None
+    return _DEEP_VALUE if nesting.is_value_too_deep(item) else item
 
 
 def _spreads_over_lines(start: str, first: str, rest: str, is_whole: bool) -> bool:
@@ -180,10 +185,10 @@ def _spreads_over_lines(start: str, first: str, rest: str, is_whole: bool) -> bo
         return True
     if any(line.startswith("{") and _parsed(line) for line in rest.split("\n", 20)[:20]):
         return False
+    if nesting.is_text_too_deep(start):
+        return nesting.end_of_value(start, 0) is not None
     try:
         json.JSONDecoder().raw_decode(start)
-    except RecursionError:
-        return False
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(start.rstrip()) or error.msg.startswith("Unterminated string")
         return is_cut and (bool(rest.strip()) or not is_whole)

@@ -9,9 +9,9 @@ from typing import Any
 
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.detect import Layout, layout_of
+from data_pipeline.nesting import MOST_LEVELS, TOO_DEEP, end_of_value, is_text_too_deep, is_value_too_deep
 from data_pipeline.text_rules import shown
 
-MOST_LEVELS = 100  # of lists and objects inside each other in a row
 _SPACE = " \t\r\n"
 # Keys of a message, and of the list of messages in a row: an object with these is a row and wraps no rows.
 _ROLE_KEYS = frozenset(("role", "from", "speaker", "author"))
@@ -140,9 +140,13 @@ def _decoded(text: str, position: int, file: Path, number: int) -> tuple[Any, in
         except RowError as error:  # readable JSON, but not a row
             row, end = error, json.JSONDecoder().raw_decode(text, position)[1]
     except (ValueError, RecursionError) as error:
-        problem = f"cut off or not JSON in row {number}: {error}"
+        is_too_deep = is_text_too_deep(text, position)
+        if is_too_deep and (found := end_of_value(text, position)) is not None:
+            return _too_deep(), found
+        problem = f"cut off or not JSON in row {number}: {TOO_DEEP if is_too_deep else error}"
         raise UserError(file, problem, f"{number - 1} rows could be read") from None
-    return _not_too_deep(row, text[position:end]), end
+    num_brackets = text.count("[", position, end) + text.count("{", position, end)
+    return _not_too_deep(row, num_brackets), end
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -155,32 +159,25 @@ def parse_line(line: bytes) -> Any:
     """The row of a line of JSON, or the RowError that says why there is none."""
     try:
         text = line.decode("utf-8").removeprefix("\ufeff")  # a mark in front of a row: files were joined
-        return _not_too_deep(_decoder().decode(text), text)
     except UnicodeDecodeError as error:
         return RowError(
             "invalid_utf8", f"byte {error.start} ({line[error.start]:#04x}) is not valid UTF-8; save the file as UTF-8"
         )
+    try:
+        return _not_too_deep(_decoder().decode(text), text.count("[") + text.count("{"))
     except RowError as error:
         return error
-    except RecursionError:
-        return _too_deep()
-    except ValueError as error:
-        return RowError("invalid_json", f"not valid JSON: {error}")
+    except (ValueError, RecursionError) as error:
+        return _too_deep() if is_text_too_deep(text) else RowError("invalid_json", f"not valid JSON: {error}")
 
 
-def _not_too_deep(row: Any, text: str) -> Any:
-    """The row, or a RowError where it is nested so deeply that whatever walks through it could fail. text: its JSON."""
-    if text.count("[") + text.count("{") <= MOST_LEVELS:
-        return row
-    level = [row] if isinstance(row, dict | list) else []
-    for _ in range(MOST_LEVELS):
-        values = (value for part in level for value in (part.values() if isinstance(part, dict) else part))
-        level = [value for value in values if isinstance(value, dict | list)]
-    return _too_deep() if level else row
+def _not_too_deep(row: Any, num_brackets: int) -> Any:
+    """The row, or a RowError where it is nested so deeply that whatever walks through it could fail."""
+    return _too_deep() if num_brackets > MOST_LEVELS and is_value_too_deep(row) else row
 
 
 def _too_deep() -> RowError:
-    return RowError("invalid_json", f"nested more than {MOST_LEVELS} levels deep, which no conversation is")
+    return RowError("invalid_json", f"{TOO_DEEP}, which no conversation is")
 
 
 def _decoder() -> json.JSONDecoder:

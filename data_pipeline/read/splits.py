@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from data_pipeline import nesting
+
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 _WORDS: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -77,8 +79,8 @@ def card_subsets(folder: Path) -> Mapping[str, Sequence[CardFiles]]:
     if not text.startswith("---\n"):
         return {}
     try:
-        header = yaml.safe_load(text[4:].partition("\n---")[0])
-    except (yaml.YAMLError, ValueError, RecursionError):
+        header = nesting.load_yaml(text[4:].partition("\n---")[0])
+    except (yaml.YAMLError, ValueError):
         return {}
     configs = header.get("configs") if isinstance(header, dict) else None
     subsets = {}

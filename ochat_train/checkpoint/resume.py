@@ -29,7 +29,6 @@ or another ZeRO stage, random numbers (dropout is redrawn; steps hold the same c
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.changes import Change, changes_since, listed, other_versions
@@ -125,7 +125,7 @@ def _with_base_config(folder: Path, manifest: CheckpointManifest) -> CheckpointM
     if manifest.base_config or not path.is_file():
         return manifest
     try:
-        return replace(manifest, base_config=json.loads(path.read_text(encoding="utf-8")))
+        return replace(manifest, base_config=nesting.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(path, f"cannot be read ({error})", "restore it, or start over with `--resume never`") from None
 

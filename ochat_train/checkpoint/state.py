@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
 from data_pipeline.json_files import typed
@@ -99,13 +100,13 @@ class CheckpointManifest:
         """The manifest of a checkpoint. Raises UserError where it is missing or has changed since it was written."""
         try:
             content = (folder / MANIFEST).read_bytes()
-            fields = json.loads(content)
+            fields = nesting.loads(content)
             if "sha256" in fields:
                 _check_own_hash(content.decode("utf-8"), fields.pop("sha256"))
             elif (folder / MANIFEST_HASH).read_bytes() != _hash_line(content):
                 raise ValueError(f"it does not match {MANIFEST_HASH}: one of them has changed since it was written")
             return typed(cls, fields)
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = "; ".join(str(error).splitlines()[:3])  # pydantic's have many lines
             raise UserError(folder, f"no readable {MANIFEST} ({reason})", "choose another checkpoint") from None
 

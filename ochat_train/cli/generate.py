@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, positive
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_message, print_result
 
 
@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> None:
 
 GENERATE = Verb(
     name="generate",
+    group=Group.USE,
     summary="Ask an exported model one question.",
     example='ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
     add_arguments=_add_arguments,

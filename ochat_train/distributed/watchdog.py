@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline import nesting
 from data_pipeline.files import explained_writes
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.system import exits
@@ -67,7 +68,7 @@ class Watchdog:
         try:
             # times of the files, all from the disk's own clock
             silent = self._file(self._ranks.rank).stat().st_mtime - self._file(rank).stat().st_mtime
-            beat = json.loads(self._file(rank).read_text(encoding="utf-8"))
+            beat = nesting.loads(self._file(rank).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return f"rank {rank} has not reported anything yet"
         state = f"has ended or is stopped, last seen {silent:.0f} s ago" if silent > _SILENT_SECONDS else "is alive"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 
 _BATCH = 250
@@ -53,7 +53,7 @@ def load_questions(path: Path) -> list[Question]:
 
 def _question(line: str, *, place: str) -> Question:
     try:
-        row = json.loads(line)
+        row = nesting.loads(line)
         fields = {"question": row["question"], "answer": row["answer"], "task": row.get("task", "")}
     except (ValueError, AttributeError, KeyError, TypeError):
         fields = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from data_pipeline import nesting
 
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
 CARD = "README.md"
@@ -12,6 +12,6 @@ DEFAULT_SHARD_SIZE = "5GB"  # a larger model is written as several files of at m
 def exported_names(mark: bytes) -> dict[str, str] | None:
     """Name -> sha256 of the files of an export, from its ochat.json; None where that does not list them."""
     try:
-        return {str(name): str(sha256) for name, sha256 in json.loads(mark)["files"].items()}
+        return {str(name): str(sha256) for name, sha256 in nesting.loads(mark)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

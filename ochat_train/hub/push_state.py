@@ -12,6 +12,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from ochat_train.checkpoint.state import MANIFEST, CheckpointManifest, best_checkpoint, list_checkpoints
 from ochat_train.system.durable import replace_text
@@ -42,7 +43,7 @@ class PushState:
     def load(output_dir: Path) -> PushState | None:
         """The state of a run's push; None if there is none that can be read."""
         try:
-            return PushState(**json.loads(state_file(output_dir).read_text(encoding="utf-8")))
+            return PushState(**nesting.loads(state_file(output_dir).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

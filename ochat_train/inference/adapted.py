@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from ochat_train.adapter.base_hash import base_sha256
@@ -100,7 +100,7 @@ def _was_quantised(folder: Path) -> bool:
 def _mark(folder: Path) -> dict[str, Any]:
     """What `ochat` wrote of an export; nothing for a folder of another program."""
     try:
-        mark = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+        mark = nesting.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return mark if isinstance(mark, dict) else {}

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_pipeline import nesting
 from data_pipeline.json_files import typed
 from ochat_train.system.messages import print_message
 
@@ -78,7 +79,7 @@ def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[
             result = from_json(row)
             typed(type(result), asdict(result))  # type: ignore[call-overload]
             results.append(result)
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             unreadable.append(row["step"])
     if unreadable:
         steps = _first_numbers(unreadable)
@@ -116,8 +117,8 @@ def _first_numbers(numbers: Sequence[int]) -> str:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        row = nesting.loads(line, parse_constant=_refuse_constant)
+    except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

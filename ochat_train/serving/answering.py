@@ -136,7 +136,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((task,), timeout=seconds)
         if task.done():
             return task.result()
-        raise asyncio.TimeoutError
+        raise TimeoutError
     finally:
         await ended((task,))
 

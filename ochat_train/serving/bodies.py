@@ -27,7 +27,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise await _too_large(request, limits)
     try:
         return await asyncio.wait_for(_read(request, limits), limits.body_seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         text = f"the body did not arrive within {limits.body_seconds:g} seconds"
         raise ApiError(408, text, code="timeout", closes=True) from None
 

@@ -107,7 +107,7 @@ class ChatResponse:
             work = together([self._collect(number) for number in range(job.num_answers)])
             try:
                 await within(self._seconds_left(), work)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise self._too_slow() from None
         logprobs = bool(job.request.logprobs)
         document = completion(job.head, self.answers, len(job.prompt_ids), logprobs=logprobs)

@@ -6,12 +6,12 @@ there. The exported template does the same (`wrapper.py`), and the tokenizer tak
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline import nesting
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.base_template.template import ConditionPlace
@@ -117,8 +117,8 @@ def _message(message: Message, number: int, lead: str, plain: Plain) -> dict[str
 
 def _json(text: str, where: str, kind: type, plain: Plain) -> Any:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = nesting.loads(text)
+    except ValueError:
         value = None
     if not isinstance(value, kind):
         name = "a JSON object" if kind is dict else "a JSON list"

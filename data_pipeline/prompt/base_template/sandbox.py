@@ -9,6 +9,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,8 @@ _MOST_TIMES_LONGER = 64  # a prompt than what it is made of
 _MOST_REPEATED = 1 << 20  # of `text * number`
 # Around what a `{% generation %}` block writes. No text may hold them (`marked`).
 BLOCK_OPEN, BLOCK_CLOSE = "\ufdd1", "\ufdd2"
+_MOST_LEVELS = 150  # of a parsed template, in which `a + b + c` has one level for each `+`
+_TOO_DEEP = "it is nested too deeply"
 _CHANGING_NAMES = {"lipsum": "text by chance (`lipsum`)"}
 _CHANGING_FILTERS = {"random": "text by chance (`random`)"}
 
@@ -190,17 +193,32 @@ def compiled(text: str) -> CompiledTemplate:
     """
     if len(text) > MOST_TEMPLATE_CHARACTERS:
         raise TemplateFault(f"it has more than {MOST_TEMPLATE_CHARACTERS:,} characters")
+    # In another thread, with an empty stack: how much nesting fits does not depend on who calls.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_compiled, text).result()
+
+
+def _compiled(text: str) -> CompiledTemplate:
     environment = sandbox()
     try:
         tree = environment.parse(text)
+        if _is_too_deep(tree):
+            raise TemplateFault(_TOO_DEEP)
         _refuse_what_changes(tree)
         template = environment.from_string(text)
     except jinja2.exceptions.TemplateSyntaxError as error:
         raise TemplateFault(f"it is not a Jinja template: line {error.lineno}: {_first_line(error)}") from None
-    except RecursionError:
-        raise TemplateFault("it is nested too deeply") from None
+    except (RecursionError, SyntaxError):  # Jinja writes Python, which takes 20 loops inside each other
+        raise TemplateFault(_TOO_DEEP) from None
     names = {node.name for node in tree.find_all(jinja2.nodes.Name)}
     return CompiledTemplate(template, has_blocks=_has_blocks(tree), names=frozenset(names))
+
+
+def _is_too_deep(tree: jinja2.nodes.Node) -> bool:
+    level: list[jinja2.nodes.Node] = [tree]
+    for _ in range(_MOST_LEVELS):
+        level = [child for node in level for child in node.iter_child_nodes()]
+    return bool(level)
 
 
 def _has_blocks(tree: jinja2.nodes.Template) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline import nesting
 from data_pipeline.file_hashes import cache_folder
 
 _PACKAGE = Path(__file__).parents[1]  # ochat_train/model: what decides how a base is computed
@@ -48,7 +49,7 @@ def recall(key: str) -> dict[str, Any] | None:
     path = _path(key)
     with contextlib.suppress(OSError, ValueError):
         if path is not None and path.stat().st_size <= _MOST_BYTES:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = nesting.loads(path.read_text(encoding="utf-8"))
             if isinstance(record, dict) and record.get("key") == key:
                 return record
     return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file
 from data_pipeline.hub_names import hub_name_problem
@@ -118,10 +118,10 @@ def _present(shards: Sequence[Path], index: Path) -> Sequence[Path]:
 def shards_of(index: Path) -> list[str]:
     """Names of the files in an index. Raises UserError for one that cannot be read."""
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = nesting.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("`weight_map` does not name files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(index, f"is not an index of safetensors files ({_first_line(error)})", _FETCH_AGAIN) from None
     return sorted(set(names))
 
