@@ -185,8 +185,8 @@ def test_tools_are_shown_where_the_template_has_a_place() -> None:
     assert '"description": "d"' in text
     with pytest.raises(ApiError, match="does not read tool calls"):
         read_request({"messages": messages, "tools": [tool]})
+    bad = {**call, "function": {"name": "add", "arguments": "[1]"}}
     with pytest.raises(ApiError, match="JSON object"):
-        bad = {**call, "function": {"name": "add", "arguments": "[1]"}}
         ids_of(model, [*HI, {"role": "assistant", "content": "", "tool_calls": [bad]}, *HI], CONDITIONS[0])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -17,6 +19,8 @@ from starlette.types import Receive
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
 from ochat_train.serving import chat
+from ochat_train.serving.admission import Admission
+from ochat_train.serving.errors import ApiError
 from ochat_train.serving.guard import ROUTES
 from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys
 from ochat_train.serving.request_log import RequestLog
@@ -247,21 +251,37 @@ def test_a_full_queue_is_a_429_and_the_others_get_their_turn() -> None:
 
 
 def test_answers_that_take_too_long_end() -> None:
-    limits = Limits(request_seconds=0.2, max_concurrent=1, drain_seconds=0)
+    limits = Limits(request_seconds=0.6, max_concurrent=2, drain_seconds=0)
     with serving(endless(), limits=limits) as server:
-        assert error_of(ask(server)) == (504, "timeout")
-        *events, last = events_of(ask(server, stream=True))
+        found: dict[bool, httpx.Response] = {}
+        threads = [
+            threading.Thread(target=lambda stream=stream: found.update({stream: ask(server, stream=stream)}))
+            for stream in (False, True)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: server.engine.num_running == 2)
+        assert error_of(ask(server)) in ((503, "timeout"), (504, "timeout"))  # waits, and has little time left then
+        for thread in threads:
+            thread.join()
+        assert error_of(found[False]) == (504, "timeout")
+        *events, last = events_of(found[True])
         assert json.loads(events[1])["choices"][0]["delta"]["content"] == "a"
         assert json.loads(last)["error"]["code"] == "timeout"  # and no `[DONE]`
         assert (server.engine.num_running, server.app.admission.num_running) == (0, 0)
-    with serving(endless(), limits=Limits(request_seconds=0.4, max_concurrent=1, drain_seconds=0)) as server:
-        first = threading.Thread(target=lambda: ask(server))
-        first.start()
-        wait_until(lambda: server.engine.num_running == 1)
-        response = ask(server)  # waits, and its time is over soon after that of the first
-        first.join()
-        assert response.status_code in (503, 504)
-        assert server.app.admission.num_running == 0
+
+
+def test_a_request_waits_in_the_queue_until_its_time_is_over() -> None:
+    async def wait_twice() -> None:
+        admission = Admission(max_concurrent=1, max_queue=1)
+        async with admission.places(1, seconds=1):
+            with pytest.raises(ApiError) as raised:
+                async with admission.places(1, seconds=0.01):
+                    pass
+        assert (raised.value.status, raised.value.code) == (503, "timeout")
+        assert (admission.num_running, admission.num_waiting) == (0, 0)
+
+    asyncio.run(wait_twice())
 
 
 # Who leaves
@@ -409,10 +429,8 @@ def test_what_does_not_finish_is_ended(second: bool) -> None:
 
 
 def _ignoring(work: Callable[[], Any]) -> None:
-    try:
+    with contextlib.suppress(httpx.HTTPError):
         work()
-    except httpx.HTTPError:
-        pass
 
 
 # The log
@@ -427,6 +445,7 @@ def test_the_log_has_a_line_for_each_request_without_texts_and_keys(tmp_path: Pa
         ask(server, stream="no")
         server.client.get(f"/secret-path-{KEY}?key={KEY}")
         text_of_metrics = server.client.get("/metrics").text
+        wait_until(lambda: file.read_text().count("\n") == 5)  # a line is written behind its response
     text = file.read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     assert [(row["route"], row["status"]) for row in rows] == [
@@ -450,6 +469,7 @@ def test_texts_are_logged_only_where_that_is_said(tmp_path: Path) -> None:
     with serving(log=RequestLog(file=file, prints=False, with_texts=True)) as server:
         ask(server)
         ask(server, stream=True)
+        wait_until(lambda: file.read_text().count("\n") == 2)
     for line in file.read_text().splitlines():
         assert json.loads(line)["texts"] == {"messages": HI, "answers": ["Hello there"]}
 
@@ -468,6 +488,7 @@ def test_lines_for_people_have_no_texts(capsys: pytest.CaptureFixture[str]) -> N
     with serving(log=RequestLog(file=None, prints=True)) as server:
         ask(server, condition="GPT3")
         server.client.get("/health")
+        wait_until(lambda: server.app.traffic.num_requests == 0)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert f"POST {CHAT} 200" in lines[0]
