@@ -180,7 +180,7 @@ def test_tools_are_shown_where_the_template_has_a_place() -> None:
     model = offered("qwen2.5")
     request = read_request({"messages": messages, "tools": [tool], "tool_choice": "none"})
     text = PromptWriter(model).prompt(request, CONDITIONS[0]).text
-    assert '{"a":1}' in text  # as the text is: in training, too
+    assert '{"a":1}' in text  # unchanged, as in training
     assert "three" in text
     assert '"description": "d"' in text
     with pytest.raises(ApiError, match="does not read tool calls"):
