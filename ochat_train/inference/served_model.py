@@ -47,7 +47,8 @@ class ServedModel:
         Raises UserError where the chat template refuses the messages.
         """
         variables = {} if condition is None else {"condition": condition}
-        return prompt_ids(self.tokenizer, messages, add_generation_prompt=True, **variables)
+        ids: list[int] = prompt_ids(self.tokenizer, messages, add_generation_prompt=True, **variables)
+        return ids
 
 
 def load_served_model(

@@ -97,7 +97,7 @@ def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(served: ServedMode
 
 @PATHS
 def test_sampling_follows_the_distribution(served: ServedModel, is_continuous: bool) -> None:
-    """300 first tokens against the model's own probabilities, and nothing outside of the nucleus."""
+    """300 first tokens against the model's own probabilities, and nothing outside the nucleus."""
     from ochat_train.inference.load import load_model
 
     model, _ = load_model(served.folder)
