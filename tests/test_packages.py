@@ -58,7 +58,8 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
-    "cli": "ablation chat check export hub inference init planning recipe report respondents suites system training",
+    "cli": "ablation chat check export hub inference init planning recipe report respondents serving suites system "
+    "training",
     "__main__": "cli",
 }
 
