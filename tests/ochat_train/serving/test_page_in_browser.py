@@ -70,10 +70,17 @@ def browser() -> Iterator[Any]:
         yield found
 
 
-@pytest.fixture
-def server() -> Iterator[StandIn]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[StandIn]:
     with served(StandIn()) as stand_in:
         yield stand_in
+
+
+@pytest.fixture
+def server(running: StandIn) -> StandIn:
+    """One server for all tests, because starting and ending one takes longer than most of them."""
+    vars(running).update(vars(StandIn(url=running.url)))
+    return running
 
 
 @pytest.fixture
@@ -97,6 +104,7 @@ def opened(browser: Any, server: StandIn) -> Iterator[Open]:
 
 
 def ask(tab: Any, text: str) -> None:
+    tab.locator(".column").first.wait_for()  # nothing can be sent before
     tab.locator("#input").fill(text)
     tab.locator("#input").press("Enter")
 
