@@ -21,12 +21,12 @@ from ochat_train.cli.main import main
 from ochat_train.evaluation.questions import (
     Question,
     load_questions,
-    result_of,
     right_ratios,
     right_ratios_by_condition,
 )
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.suites.held_out import result_of
 from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
 from tests.support.processes import ochat
@@ -191,6 +191,10 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
         assert set(score["accuracy"]) == {CONDITION, "GPT3"}
         assert set(score["accuracy"][CONDITION]) == {"a", "b", "all"}
     assert len(exams) == 1, "all arms answer the same exam"
+    assert figures["c-rlft"].learnt in ("yes", "weak", "no")
+    assert figures[HARD_FILE].learnt == "-", "an arm that saw one condition had none to learn"
+    own_score = json.loads((out / HARD_FILE / "seed-1" / "score.json").read_text())
+    assert {entry["verdict"] for entry in own_score["learnt"].values()} == {None}
 
     before = (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns
     (out / HARD_FILE / "seed-1" / "score.json").unlink()
