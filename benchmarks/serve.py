@@ -5,8 +5,8 @@
     python benchmarks/serve.py EXPORT --vllm-python PY --shape 7b --max-tokens 256     # random weights
 
 Each server starts by itself, answers a few requests that do not count, and then as many at once as `--at-once` says,
-all of them streams, from `--clients` processes. Every request has its own prompt and asks for greedy answers. Tokens are
-counted from the usage that the server reports. The last column is the throughput as a share of the baseline's.
+all of them streams, from `--clients` processes. Every request has its own prompt and asks for greedy answers. The usage
+that the server reports counts tokens. The last column is the throughput as a share of the baseline's.
 """
 
 from __future__ import annotations
