@@ -101,7 +101,7 @@ def answer(
     """The answer of an exported model to one message: a quick look, which loads the model each time.
 
     condition: to answer under; None for the export's own. system: empty for none. temperature: 0 for greedy. base: of
-    an adapter; None for the one that it names. Raises UserError for a folder that is no export.
+    an adapter; None for the one that it names. Raises UserError for a folder that is not an export.
     """
     from ochat_train.inference.generate import load_generator
 

@@ -13,6 +13,7 @@ from typing import Any
 from data_pipeline.errors import ReportedError, UserError
 from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unusable
 from ochat_train.cli.ablate import ABLATE
+from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.completion import COMPLETION
 from ochat_train.cli.export import EXPORT
@@ -44,6 +45,7 @@ VERBS: tuple[Verb, ...] = (
     EXPORT,
     PUSH,
     GENERATE,
+    CHAT,
     SCHEMA,
     COMPLETION,
 )
