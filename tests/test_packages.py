@@ -57,7 +57,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "system tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
-    "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
+    "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs suites system",
     "cli": "ablation chat check export hub inference init planning recipe report respondents serving suites system "
     "training",
     "api": "checkpoint distributed inference recipe system training",

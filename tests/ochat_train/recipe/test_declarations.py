@@ -104,7 +104,9 @@ def test_the_keys_that_are_published(make_recipe: RecipeFactory) -> None:
     assert sorted(keys_of(published)) == sorted(
         name
         for name in PUBLIC.split()
-        if not name.startswith(("data.classes_from.", "data.part_weights.", "data.sources.*.fields.", "validation.benchmarks.", "adapter"))
+        if not name.startswith(
+            ("data.classes_from.", "data.part_weights.", "data.sources.*.fields.", "validation.benchmarks.", "adapter")
+        )
     )
 
 
