@@ -2,8 +2,8 @@
 
 It shuts itself in before the program starts. Limits of the kernel bound time, memory, open files and the size of
 files. A filter of system calls (seccomp) lets pass what computing needs, and answers everything else with "not
-permitted": there are no other processes, no network, no signals to others, and files can only be read. The filter cannot
-be taken off again.
+permitted": there are no other processes, no network, no signals to others, and files can only be read. The filter
+cannot be taken off again.
 
 What happened is written as lines to standard output, which the program does not have: "confined" once it is shut in,
 then the job's secret if the program ran to its end.

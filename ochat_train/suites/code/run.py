@@ -1,4 +1,4 @@
-"""Runs programs of a model, each in a process of its own that can do nothing but compute (`confined.py`)."""
+"""Runs programs of a model, each in a separate process that can do nothing but compute (`confined.py`)."""
 
 from __future__ import annotations
 
