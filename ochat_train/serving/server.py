@@ -123,7 +123,7 @@ class _Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             access_log=False,
-            log_level="warning",
+            log_level="error",  # of warnings there is one for each byte stream that is not HTTP, which anybody can send
             server_header=False,
             proxy_headers=False,
             backlog=_BACKLOG,
