@@ -1,5 +1,5 @@
-"""LoRA and QLoRA on Mistral-7B shapes: this trainer against PEFT with Liger kernels, in one run on one GPU; ours on
-several, too.
+"""LoRA and QLoRA on Mistral-7B shapes: this trainer against PEFT with Liger kernels, in one run on one GPU; ours also
+on several.
 
     python benchmarks/adapters.py --json adapters.json
     python benchmarks/adapters.py --only lora,peft-liger --layers 8
@@ -381,7 +381,7 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """One line per variant: tokens/s per GPU, as a multiple of the baseline's, too."""
+    """One line per variant: tokens/s per GPU, and that as a multiple of the baseline's."""
     rows = {result["variant"]: result for result in results if "failed" not in result}
     for result in results:
         if "failed" in result:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from ochat_train.cli.main import VERBS, add_arguments
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.main import VERBS
+from ochat_train.cli.parser import add_arguments
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system import exits
 
 _INTRODUCTION = """\
@@ -20,14 +21,20 @@ _INTRODUCTION = """\
 One command, `ochat`, with a verb for each thing to do. `ochat VERB --help` says the same as this page.
 
 - Results go to standard output, messages to standard error. A problem that you can fix is one message; `--debug` adds
-  a traceback.
+  a traceback. `--quiet` leaves out progress, but not warnings and errors. `--log-file FILE` also adds all that is
+  printed to a file, with times.
 - `--json` prints one JSON document or JSON lines, for other programs: see [JSON outputs](json-outputs.md).
 - Exit code {done} is success, {user_error} something you can fix. `ochat train` also ends with {stopped}, {lost} or
   {not_pushed}: see [How a run ends](reliability.md#how-a-run-ends).
 - Relative paths start at the folder in which the command runs.
+- `ochat completion bash` (or `zsh`, `fish`) prints what lets your shell complete verbs, flags and recipe keys.
+
+| to | verbs |
+| --- | --- |
+{groups}
 """
 
-_OF_EVERY_VERB = ("help", "debug")  # the introduction names them
+_OF_EVERY_VERB = ("help", "debug", "quiet", "log_file")  # the introduction names them
 
 _LAUNCHERS = """
 ## Launchers
@@ -56,8 +63,14 @@ def reference() -> str:
         stopped=exits.STOPPED,
         lost=exits.LOST_RANKS,
         not_pushed=exits.NOT_PUSHED,
+        groups="\n".join(map(_group_row, Group)),
     )
     return "".join([introduction, *map(_section, VERBS), _LAUNCHERS])
+
+
+def _group_row(group: Group) -> str:
+    links = ", ".join(f"[`{verb.name}`](#ochat-{verb.name})" for verb in VERBS if verb.group is group)
+    return f"| {group.value} | {links} |"
 
 
 def _section(verb: Verb) -> str:

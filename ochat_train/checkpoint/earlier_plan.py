@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan.kinds import FIRST_PLAN, PlanKind
 from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints
 from ochat_train.recipe.recipe import Recipe
-from ochat_train.system.messages import print_message
+from ochat_train.system.messages import print_notice
 
 
 def plan_of(recipe: Mapping[str, Any]) -> Any:
@@ -35,7 +35,7 @@ def plan_to_take(recipe: Recipe, resume: str) -> PlanKind:
         if plan not in get_args(PlanKind):
             continue
         if plan != recipe.train.plan:
-            print_message(f"train.plan: {plan}, as in {folder.name}")
+            print_notice(f"train.plan: {plan}, as in {folder.name}")
         kind: PlanKind = plan
         return kind
     return recipe.train.plan

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_gpus, add_json, positive
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_message, print_result
 
 
@@ -45,6 +45,7 @@ def _run(options: argparse.Namespace) -> None:
 
 ABLATE = Verb(
     name="ablate",
+    group=Group.TRAIN,
     summary="Train and score the arms of C-RLFT's ablation: do conditioning and weighting help on this data?",
     example="ochat ablate recipes/quickstart.yaml --seeds 3 --out runs/quickstart-ablation",
     add_arguments=_add_arguments,

@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 
-def add_debug(parser: argparse.ArgumentParser) -> None:
-    """`--debug`, which every verb has."""
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every verb: how much is printed, and where."""
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    parser.add_argument("--quiet", action="store_true", help="print results, warnings and errors, but no progress")
+    parser.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="also add everything that is printed to this file, with times"
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import json
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import add_gpus, add_json, positive_number
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
@@ -35,6 +35,7 @@ def _run(options: argparse.Namespace) -> None:
 
 CHECK = Verb(
     name="check",
+    group=Group.LOOK,
     summary="Find what would stop a run before it uses a GPU. Each finding is ok, a warning or a problem.",
     example="ochat check recipes/quickstart.yaml --gpus 8",
     add_arguments=_add_arguments,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ochat_train.cli.arguments import file_size, step
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.export.layout import DEFAULT_SHARD_SIZE
 from ochat_train.system.messages import print_result
 
@@ -55,6 +55,7 @@ def _run(options: argparse.Namespace) -> None:
 
 EXPORT = Verb(
     name="export",
+    group=Group.USE,
     summary="Write a checkpoint as a Hugging Face folder.",
     example="ochat export runs/quickstart --out runs/quickstart/export",
     add_arguments=_add_arguments,

@@ -7,13 +7,21 @@ import json
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, positive
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_message, print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="exported folder: a model, or an adapter")
-    parser.add_argument("--prompt", required=True, help="what the user says")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", help="what the user says")
+    asked.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='many prompts, one a line: a JSON text, or {"prompt": "...", "condition": "...", "system": "..."} of '
+        "which only `prompt` is needed; the model is loaded once, and each answer is printed as a line of JSON",
+    )
     parser.add_argument("--condition", help="condition to answer under; default: the export's own")
     parser.add_argument("--system", default="", help="system text")
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer, in tokens")
@@ -23,26 +31,31 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ochat_train.inference.generate import answer_prompt, unknown_condition_text
+    from ochat_train.inference.generate import load_generator, unknown_condition_text
+    from ochat_train.inference.prompts_file import Prompt, answers_in_order, load_prompts
 
-    if options.condition is not None and (text := unknown_condition_text(options.model, options.condition)) is not None:
-        print_message(f"warning: {text}")
-    answer = answer_prompt(
-        options.model,
-        options.prompt,
-        system=options.system,
-        condition=options.condition,
+    if options.prompts is None:
+        prompts = [Prompt(prompt=options.prompt, condition=options.condition, system=options.system)]
+    else:
+        prompts = load_prompts(options.prompts, condition=options.condition, system=options.system)
+    for condition in dict.fromkeys(prompt.condition for prompt in prompts):
+        if condition is not None and (text := unknown_condition_text(options.model, condition)) is not None:
+            print_message(f"warning: {text}")
+    answers = answers_in_order(
+        load_generator(options.model, base=options.base),
+        prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
-        base=options.base,
     )
-    document = {"condition": options.condition, "prompt": options.prompt, "answer": answer}
-    print_result(json.dumps(document) if options.json else answer)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        document = {"condition": prompt.condition, "prompt": prompt.prompt, "answer": answer}
+        print_result(json.dumps(document) if options.json or options.prompts else answer)
 
 
 GENERATE = Verb(
     name="generate",
-    summary="Ask an exported model one question.",
+    group=Group.USE,
+    summary="Ask an exported model one question, or a file of them.",
     example='ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
     add_arguments=_add_arguments,
     run=_run,

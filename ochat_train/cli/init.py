@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import add_gpus, positive
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
@@ -80,6 +80,7 @@ def _ask(question: str) -> str:
 
 INIT = Verb(
     name="init",
+    group=Group.DATA,
     summary="Look at data files and write a commented recipe for them and a base model. On a terminal, asks for what "
     "is missing.",
     example="ochat init data/gpt4.jsonl data/gpt35.jsonl --base mistralai/Mistral-7B-v0.1 --out recipes/mine.yaml "

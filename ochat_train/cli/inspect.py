@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_marked
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="prepared dataset (`data.prepared_dir` of the recipe)")
-    parser.add_argument("--split", choices=("train", "validation", "conditions"), default="train")
+    parser.add_argument("--split", choices=("train", "validation", "conditions"), default="train", help="part to show")
     parser.add_argument(
         "--rows",
         type=_row_range,
@@ -78,6 +78,7 @@ def _run(options: argparse.Namespace) -> None:
 
 INSPECT = Verb(
     name="inspect",
+    group=Group.LOOK,
     summary="Show prepared rows, the class table and lengths.",
     example="ochat inspect data/quickstart/prepared --split train --rows 0:3 --class expert",
     add_arguments=_add_arguments,

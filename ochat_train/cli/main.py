@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.errors import ReportedError, UserError
 from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unusable
-from ochat_train import __version__
 from ochat_train.cli.ablate import ABLATE
-from ochat_train.cli.arguments import add_debug, add_recipe
 from ochat_train.cli.check import CHECK
+from ochat_train.cli.completion import COMPLETION
 from ochat_train.cli.export import EXPORT
 from ochat_train.cli.generate import GENERATE
 from ochat_train.cli.init import INIT
 from ochat_train.cli.inspect import INSPECT
+from ochat_train.cli.parser import parse
 from ochat_train.cli.plan import PLAN
 from ochat_train.cli.prepare import PREPARE
 from ochat_train.cli.push import PUSH
@@ -27,9 +28,10 @@ from ochat_train.cli.schema import SCHEMA
 from ochat_train.cli.train import TRAIN
 from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
-from ochat_train.system.messages import print_error
+from ochat_train.system.log_file import LogFile
+from ochat_train.system.messages import output_of, print_error
 
-# In the order of `ochat --help`, which is about the order of use.
+# In the order of `ochat --help` inside each group (`Group` in verb.py), which is about the order of use.
 VERBS: tuple[Verb, ...] = (
     INIT,
     PREPARE,
@@ -43,12 +45,23 @@ VERBS: tuple[Verb, ...] = (
     PUSH,
     GENERATE,
     SCHEMA,
+    COMPLETION,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code (system/exits.py). Expected errors go to stderr as one message."""
-    options = build_parser().parse_args(arguments)
+    options = parse(VERBS, arguments)
+    try:
+        log = LogFile(options.log_file, rank=_rank()) if options.log_file else None
+    except UserError as error:
+        return _ended_by(error, options.verb)
+    command = shlex.join(["ochat", *(sys.argv[1:] if arguments is None else arguments)])
+    with contextlib.closing(log) if log else contextlib.nullcontext(), output_of(command, quiet=options.quiet, log=log):
+        return _run_verb(options)
+
+
+def _run_verb(options: argparse.Namespace) -> int:
     try:
         options.run(options)
         if sys.stdout is not None:  # `inspect` closes it when its reader has left
@@ -68,38 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ended_by(error: ReportedError, verb: str) -> int:
     """Print an error, and return its exit code."""
-    if error.each_process_prints or int(os.environ.get("RANK", "0")) == 0:
+    if error.each_process_prints or _rank() == 0:
         with contextlib.suppress(OSError):  # the disk behind stderr may be full; the exit code says it too
             print_error(f"ochat {verb}: {error}")
     return error.exit_code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; each verb has its own parser."""
-    parser = argparse.ArgumentParser(
-        prog="ochat", description="Train chat models on conversations of mixed quality (C-RLFT)."
-    )
-    parser.add_argument("--version", action="version", version=f"ochat-train {__version__}")
-    parsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS:
-        verb_parser = parsers.add_parser(
-            verb.name,
-            help=verb.summary,
-            description=verb.summary,
-            epilog=f"example:\n  {verb.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        verb_parser.set_defaults(run=verb.run)
-        add_arguments(verb_parser, verb)
-    return parser
-
-
-def add_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
-    """All arguments of a verb: those that it shares with others, then its own."""
-    add_debug(parser)
-    if verb.takes_recipe:
-        add_recipe(parser)
-    verb.add_arguments(parser)
+def _rank() -> int:
+    """The rank that a launcher gave this process, 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def run_as_script() -> Any:

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from ochat_train.cli.arguments import add_gpus, add_json, positive_number, share
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
@@ -46,6 +46,7 @@ def _run(options: argparse.Namespace) -> None:
 
 PLAN = Verb(
     name="plan",
+    group=Group.LOOK,
     summary="Show what a training would do: steps, learning rate, memory, time. Nothing is trained.",
     example="ochat plan recipes/openchat_3_5.yaml --gpus 8 --gpu h100",
     add_arguments=_add_arguments,

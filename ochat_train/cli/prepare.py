@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, positive
-from ochat_train.cli.verb import Verb
-from ochat_train.system.messages import print_result
+from ochat_train.cli.verb import Group, Verb
+from ochat_train.system.messages import print_message, print_result, shows_progress
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +22,9 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.recipe.load import load_recipe
     from ochat_train.recipe.preparation import prepare_recipe, prepare_report
     from ochat_train.report.text import prepare_text
-    from ochat_train.system.messages import print_message
 
     recipe = load_recipe(options.recipe, options.overrides)
-    with tqdm(desc="prepare", unit="row", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(desc="prepare", unit="row", disable=not shows_progress()) as bar:
         manifest, reused = prepare_recipe(recipe, num_workers=options.workers, progress=bar.update, say=print_message)
     if options.json:
         print_result(json.dumps(prepare_report(manifest), ensure_ascii=False))
@@ -36,6 +34,7 @@ def _run(options: argparse.Namespace) -> None:
 
 PREPARE = Verb(
     name="prepare",
+    group=Group.DATA,
     summary="Turn raw conversations into a prepared dataset.",
     example="ochat prepare recipes/quickstart.yaml",
     add_arguments=_add_arguments,

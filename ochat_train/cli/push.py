@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.exits import StoppedBySignalError
-from ochat_train.system.messages import print_result
+from ochat_train.system.messages import print_result, shows_progress
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def _run(options: argparse.Namespace) -> None:
             revision=options.revision,
             message=options.message,
             overwrite=options.overwrite,
-            progress=sys.stderr.isatty(),
+            progress=shows_progress(),
         )
     except KeyboardInterrupt:
         raise StoppedBySignalError("stopped by SIGINT; run the same command again to upload what is missing") from None
@@ -53,6 +52,7 @@ def _run(options: argparse.Namespace) -> None:
 
 PUSH = Verb(
     name="push",
+    group=Group.USE,
     summary="Upload an exported folder to the Hugging Face Hub and verify what arrived.",
     example="HF_TOKEN=... ochat push runs/quickstart/export --repo ORG/NAME",
     add_arguments=_add_arguments,

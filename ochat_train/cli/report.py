@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
@@ -24,6 +24,7 @@ def _run(options: argparse.Namespace) -> None:
 
 REPORT = Verb(
     name="report",
+    group=Group.TRAIN,
     summary="Write a run as one HTML page.",
     example="ochat report runs/quickstart",
     add_arguments=_add_arguments,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
@@ -23,6 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 SCHEMA = Verb(
     name="schema",
+    group=Group.SET_UP,
     summary="Print the JSON schema of recipes or template files, for editors.",
     example="ochat schema > recipe.schema.json",
     add_arguments=_add_arguments,

@@ -7,7 +7,7 @@ import os
 import socket
 
 from data_pipeline.errors import UserError
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.exits import found_on_host
 
 
@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> None:
 
 TRAIN = Verb(
     name="train",
+    group=Group.TRAIN,
     summary="Train on a prepared dataset, under `deepspeed`, `torchrun` or alone.",
     example="deepspeed --num_gpus 8 --module ochat_train recipes/openchat_3_5.yaml",
     add_arguments=_add_arguments,

@@ -20,6 +20,7 @@ from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.prompts import SamplePrompt
 from ochat_train.evaluation.results import Answer
 from ochat_train.model.batch import PackedBatch
+from ochat_train.system.answer_text import answer_text
 
 _LENGTH_MULTIPLE = 64
 
@@ -59,7 +60,7 @@ class Sampler:
             model.train(was_training)
         rest = iter(answered)
         return [
-            (prompt.text, [self._as_answer(condition, next(rest)) for condition in prompt.input_ids])
+            (prompt.text, [self._as_answer(condition, ids, next(rest)) for condition, ids in prompt.input_ids.items()])
             for prompt in self._prompts
         ]
 
@@ -95,10 +96,10 @@ class Sampler:
                 new[number].append(token)
         return new
 
-    def _as_answer(self, condition: str, ids: list[int]) -> Answer:
-        finished = self._tokenizer.eos_token_id in ids
-        text = str(self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True))
-        return Answer(condition=condition, text=text.removeprefix(" "), finished=finished)
+    def _as_answer(self, condition: str, prompt: Sequence[int], ids: list[int]) -> Answer:
+        end_id = self._tokenizer.eos_token_id
+        text = answer_text(self._tokenizer, ids, before=prompt[-1], stop_ids={end_id})
+        return Answer(condition=condition, text=text, finished=end_id in ids)
 
 
 def _layout(prompts: Sequence[list[int]], room: int, device: torch.device) -> tuple[PackedBatch, list[int]]:

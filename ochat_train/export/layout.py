@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from data_pipeline import nesting
 
 EXPORT_MARK = "ochat.json"  # `ochat export` writes it into every export
@@ -15,3 +19,20 @@ def exported_names(mark: bytes) -> dict[str, str] | None:
         return {str(name): str(sha256) for name, sha256 in nesting.loads(mark)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def read_mark(folder: Path) -> dict[str, Any]:
+    """What `ochat` wrote of an export; nothing for a folder of another program."""
+    try:
+        mark = nesting.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def trained_conditions(mark: Mapping[str, Any]) -> tuple[str, ...]:
+    """The conditions of an export's classes, each once; none where it does not say."""
+    try:
+        return tuple(dict.fromkeys(str(row["condition"]) for row in mark["classes"]))
+    except (KeyError, TypeError):
+        return ()

@@ -41,7 +41,7 @@ from ochat_train.hub.push_state import (
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import RunFolder, read_run_folder
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
-from ochat_train.system.messages import print_message
+from ochat_train.system.messages import print_message, print_notice
 
 _PARENT_SECONDS = 1.0  # how often the process checks that its run is alive
 
@@ -116,7 +116,7 @@ class BackgroundPush:
             raise self._not_pushed(str(error)) from error
         state = PushState.load(self._output_dir)
         assert state is not None, "it was read just now"
-        print_message(f"pushed: step {state.step} is at {state.url} (commit {state.commit})")
+        print_notice(f"pushed: step {state.step} is at {state.url} (commit {state.commit})")
         if state.note is not None:
             print_message(state.note)
 
@@ -177,7 +177,7 @@ class _Waiting:
         now = time.monotonic()
         if now >= self._next_report:
             self._next_report = now + self._report_seconds
-            print_message(f"{progress()} ({now - self._began:.0f} s)")
+            print_notice(f"{progress()} ({now - self._began:.0f} s)")
         time.sleep(self._poll_seconds)
 
 

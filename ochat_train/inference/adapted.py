@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.folder import base_of, load_adapter, num_rows_needed
 from ochat_train.adapter.quantize import quantise_base
-from ochat_train.export.layout import EXPORT_MARK
+from ochat_train.export.layout import EXPORT_MARK, read_mark
 from ochat_train.model.base_class import auto_class
 from ochat_train.model.weights.compare import some_names
 from ochat_train.model.weights.token_rows import add_token_rows
@@ -37,7 +36,7 @@ def load_with_base(folder: Path, *, base: str | None, device: torch.device) -> t
         raise UserError(folder, f"its base {place} is not there", "name it with `--base`")
     model = _load_base(place, None if base else revision)
     _check_base(folder, model, place, None if base else revision)
-    tokenizer_dir = _tokenizer_dir(folder, place)
+    tokenizer_dir = tokenizer_dir_of(folder, place)
     add_token_rows(model, vocab_size=max(num_rows_needed(folder), len(load_tokenizer(tokenizer_dir))))
     if (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
@@ -72,7 +71,7 @@ def _check_base(folder: Path, model: Any, place: str, revision: str | None) -> N
     """Raise UserError for a base with other weights than those that `ochat` trained the adapter on. An adapter of
     another program does not say which they were.
     """
-    expected = _mark(folder).get("adapter", {}).get("base_sha256")
+    expected = read_mark(folder).get("adapter", {}).get("base_sha256")
     if expected is None:
         return
     where = ModelSettings(path=place, revision=revision, template="chatml", max_length_tokens=1)
@@ -81,7 +80,7 @@ def _check_base(folder: Path, model: Any, place: str, revision: str | None) -> N
         raise UserError(place, problem, "name the right base with `--base`")
 
 
-def _tokenizer_dir(folder: Path, base: str) -> Path:
+def tokenizer_dir_of(folder: Path, base: str) -> Path:
     """The folder with the tokenizer: that of the adapter, or of a base on this machine."""
     for place in (folder, Path(base)):
         if (place / "tokenizer_config.json").is_file():
@@ -92,15 +91,6 @@ def _tokenizer_dir(folder: Path, base: str) -> Path:
 def _was_quantised(folder: Path) -> bool:
     """Whether an export says that its adapter was trained on a quantised base."""
     try:
-        return bool(_mark(folder)["recipe"]["adapter"]["type"] == "qlora")
+        return bool(read_mark(folder)["recipe"]["adapter"]["type"] == "qlora")
     except (KeyError, TypeError):
         return False
-
-
-def _mark(folder: Path) -> dict[str, Any]:
-    """What `ochat` wrote of an export; nothing for a folder of another program."""
-    try:
-        mark = nesting.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return mark if isinstance(mark, dict) else {}

@@ -47,8 +47,9 @@ class TokenLogprob:
 class Piece:
     """A piece of an answer, in order.
 
-    text: may be empty, never half a character. num_tokens: of the answer, that this piece adds. finish: why the answer
-    ended, in its last piece, otherwise None. logprobs: a row for each of the tokens, empty where none were asked for.
+    text: may be empty, never half a character. num_tokens: of the answer, that this piece adds; the end of turn is one.
+    finish: why the answer ended, in its last piece, otherwise None. logprobs: a row for each of the tokens but the end
+    of turn, empty where none were asked for.
     """
 
     text: str

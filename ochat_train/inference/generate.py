@@ -1,8 +1,7 @@
-"""A quick look at an export: one prompt, one condition, greedy or sampled."""
+"""Answers of a model in memory, all at once: `ochat generate`, and the scores of ablations."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
-from ochat_train.adapter.folder import is_adapter
-from ochat_train.export.layout import EXPORT_MARK
-from ochat_train.inference.adapted import load_with_base
-from ochat_train.model.base_class import load_exported
-from ochat_train.system.library_output import quiet_libraries
+from ochat_train.export.layout import read_mark, trained_conditions
+from ochat_train.inference.load import load_model
+from ochat_train.inference.served_model import GENERATION_CONFIG, check_chat_template
+from ochat_train.system.answer_text import answer_text
 from ochat_train.system.pretrained import load_tokenizer, prompt_ids, reason_of
 
 _AGAIN = "export the run again"
@@ -26,53 +24,19 @@ Messages = Sequence[dict[str, str]]
 def load_generator(folder: Path, *, base: str | None = None) -> Generator:
     """An exported model, or an adapter with its base, ready to answer, on a GPU if there is one.
 
-    base: of an adapter, None for the one that it names. Raises UserError for a folder without a model.
+    base: of an adapter, None for the one that it names. Raises UserError for a folder without a model or without a
+    chat template.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    quiet_libraries()
-    if is_adapter(folder):
-        generator = Generator(*load_with_base(folder, base=base, device=device))
-    else:
-        if not (folder / "config.json").is_file():
-            raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
-        if base is not None:
-            raise UserError(f"--base {base}", f"{folder} holds a whole model, and no adapter", "leave it out")
-        generator = Generator(load_exported(folder).to(device), folder)
+    generator = Generator(*load_model(folder, base=base))
+    check_chat_template(generator.tokenizer, folder)
     generator.check_settings(folder)
     return generator
 
 
-def answer_prompt(
-    folder: Path,
-    prompt: str,
-    *,
-    system: str,
-    condition: str | None,
-    max_new_tokens: int,
-    temperature: float,
-    base: str | None = None,
-) -> str:
-    """The answer of an exported model to one message of a user. system: empty for none; condition: None for the
-    export's own; temperature: 0 for greedy; base: as in `load_generator`.
-
-    Raises UserError where the folder is not an export.
-    """
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    [answer] = load_generator(folder, base=base).answers(
-        [messages], condition=condition, max_new_tokens=max_new_tokens, temperature=temperature
-    )
-    return answer
-
-
 def unknown_condition_text(folder: Path, condition: str) -> str | None:
     """A warning for a condition that an export was not trained under; None if it was, or if the export does not say."""
-    try:
-        classes = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
-        trained = list(dict.fromkeys(row["condition"] for row in classes))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if condition in trained:
+    trained = trained_conditions(read_mark(folder))
+    if not trained or condition in trained:
         return None
     return f"no class was trained under the condition {quoted(condition)}; trained: {', '.join(map(quoted, trained))}"
 
@@ -83,6 +47,8 @@ class Generator:
     def __init__(self, model: Any, tokenizer_dir: Path) -> None:
         self.tokenizer: Any = load_tokenizer(tokenizer_dir)
         self._model, self._device = model, model.device
+        named = getattr(model.generation_config, "eos_token_id", None)
+        self._stop_ids = {self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
 
     @torch.inference_mode()
     def answers(
@@ -104,7 +70,10 @@ class Generator:
         output = self._model.generate(
             input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, trust_remote_code=False, **sampling
         )
-        return [self._text(row[width:].tolist()) for row in output]
+        return [
+            answer_text(self.tokenizer, row[width:].tolist(), before=prompt[-1], stop_ids=self._stop_ids)
+            for prompt, row in zip(prompts, output, strict=True)
+        ]
 
     def check_settings(self, folder: Path) -> None:
         """Raise UserError for settings of `generation_config.json` that do not work: one token is generated with
@@ -119,10 +88,4 @@ class Generator:
             raise
         except Exception as error:  # any kind, where a value has another type than expected
             problem = f"its settings do not work: {type(error).__name__}: {reason_of(error)}"
-            raise UserError(folder / "generation_config.json", problem, _AGAIN) from None
-
-    def _text(self, ids: list[int]) -> str:
-        """The text of an answer, up to the end of turn and without the space that begins every message."""
-        end = self.tokenizer.eos_token_id
-        ids = ids[: ids.index(end)] if end in ids else ids
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).removeprefix(" ")
+            raise UserError(folder / GENERATION_CONFIG, problem, _AGAIN) from None

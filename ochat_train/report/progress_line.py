@@ -1,4 +1,4 @@
-"""What a training shows while it runs: one line on a terminal, or a plain line every ten seconds in a log file."""
+"""What a training shows while it runs: one line on a terminal, and a plain line every ten seconds in log files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm.utils import disp_len, disp_trim
 from data_pipeline.text_rules import visible
 from ochat_train.report.tables import number_text
 from ochat_train.runs.metrics import StepMetrics
-from ochat_train.system.messages import print_message
+from ochat_train.system.messages import log_notice, print_notice, shows_progress
 
 SLOW_DATA_RATIO = 0.01  # a step that waits longer for data says so
 _FEWEST_BAR_CHARACTERS = 8
@@ -121,9 +121,10 @@ class ProgressLine:
     ) -> None:
         self._shown, self._num_steps, self._clock = shown, num_steps, clock
         self._terminal = sys.stderr.isatty()
+        self._has_bar = shown and shows_progress()
         self._last_line = -math.inf
         self._time_left = TimeLeft(first_step=first_step, now=clock())
-        self._bar = tqdm(bar_format="{desc}", disable=not (shown and self._terminal))
+        self._bar = tqdm(bar_format="{desc}", disable=not self._has_bar)
 
     def update(self, metrics: StepMetrics) -> None:
         """Show a finished step. A line that cannot be written (a full disk behind a log file) is lost."""
@@ -135,17 +136,18 @@ class ProgressLine:
         now, step = self._clock(), metrics.step
         left = self._time_left.seconds(step, num_steps=self._num_steps, now=now)
         parts = progress_parts(metrics, num_steps=self._num_steps, seconds_left=left)
-        if self._terminal:
+        if self._has_bar:
             width = _stderr_columns() - 1  # a full line would wrap
             self._bar.set_description_str(terminal_line(parts, done_ratio=step / self._num_steps, width=width))
-        elif step == self._num_steps or now - self._last_line >= self.LINE_EVERY_SECONDS:
-            print("  ".join(part.text for part in parts), file=sys.stderr, flush=True)
+        if step == self._num_steps or now - self._last_line >= self.LINE_EVERY_SECONDS:
+            say = log_notice if self._terminal else print_notice
+            say("  ".join(part.text for part in parts))
             self._last_line = now
 
     def print(self, text: str) -> None:
         """Print lines above the progress line."""
         if self._shown:
-            print_message(text)
+            print_notice(text)
 
     def close(self) -> None:
         """Finish the line; it stays on the terminal."""

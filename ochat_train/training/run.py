@@ -45,7 +45,7 @@ from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import require_run_folder, write_run_folder
 from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
-from ochat_train.system.messages import print_message
+from ochat_train.system.messages import print_message, print_notice
 from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
@@ -393,7 +393,7 @@ def _explained_errors(memory: MemoryPlan, watchdog: Watchdog) -> Iterator[None]:
 def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) -> None:
     recipe, plan = training.recipe, training.plan
     origin = f"resumes from {decision.checkpoint}" if decision.checkpoint else "starts from the base model"
-    print_message(
+    print_notice(
         f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
         f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
         f"{training.peak}\n"
@@ -403,9 +403,9 @@ def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) ->
         f"{training.proven.text()}"
     )
     if training.model.mixers is not None:
-        print_message(training.model.mixers.text())
+        print_notice(training.model.mixers.text())
     if training.mean_rows and not decision.checkpoint:
         rows = ", ".join(training.mean_rows)
-        print_message(f"the base did not train the rows of {rows}: they start from the mean row")
+        print_notice(f"the base did not train the rows of {rows}: they start from the mean row")
     if ranks.device.type == "cuda":
-        print_message(memory_text(training.memory))
+        print_notice(memory_text(training.memory))

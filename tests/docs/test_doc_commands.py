@@ -28,7 +28,8 @@ from deepspeed.launcher.runner import parse_args as parse_deepspeed_arguments
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from data_pipeline.errors import UserError
-from ochat_train.cli.main import build_parser
+from ochat_train.cli.main import VERBS
+from ochat_train.cli.parser import command_parser
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.strict_yaml import parse
@@ -171,7 +172,7 @@ def checked(call: Call) -> Checked:
 
 def checked_verb(arguments: list[str], folder: Path) -> Checked:
     """A call of `ochat`, with what is added to it."""
-    options = parsed(build_parser().parse_args, arguments)
+    options = parsed(command_parser(VERBS).parse_args, arguments)
     recipe = load_recipe(folder / options.recipe, options.overrides) if hasattr(options, "overrides") else None
     more = list(ADDED.get(options.verb, []))
     if options.verb == "train" and options.resume == "auto":

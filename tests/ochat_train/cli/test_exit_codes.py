@@ -76,11 +76,13 @@ def test_a_page_that_does_not_fit_is_named_and_leaves_the_old_one(
 ) -> None:
     path, before = tmp_path / "page.html", resource.getrlimit(resource.RLIMIT_FSIZE)
     path.write_text("old")
-    options = argparse.Namespace(run=lambda options: replace_text(path, "new" * 100), debug=False, verb="report")
+    options = argparse.Namespace(
+        run=lambda options: replace_text(path, "new" * 100), debug=False, verb="report", quiet=False, log_file=None
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(argparse.ArgumentParser, "parse_args", lambda parser, arguments: options)
+            patch.setattr("ochat_train.cli.main.parse", lambda verbs, arguments: options)
             assert main(["report"]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import pkgutil
 import re
@@ -11,8 +12,9 @@ import pytest
 
 from data_pipeline.look.raw import SAMPLED_ROWS
 from ochat_train import cli
-from ochat_train.cli.main import VERBS, build_parser, main
-from ochat_train.cli.verb import Verb
+from ochat_train.cli.main import VERBS, main
+from ochat_train.cli.parser import command_parser, verb_parsers
+from ochat_train.cli.verb import Group, Verb
 from tests.support.processes import ROOT
 
 
@@ -35,7 +37,7 @@ def test_every_verb_is_documented_in_the_order_of_help() -> None:
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_the_example_of_a_verb_is_a_command_that_runs_it(verb: Verb) -> None:
     _, _, command = verb.example.partition("--module ochat_train" if verb.name == "train" else f"ochat {verb.name}")
-    options = build_parser().parse_args([verb.name, *shlex.split(command.partition(" > ")[0])])
+    options = command_parser(VERBS).parse_args([verb.name, *shlex.split(command.partition(" > ")[0])])
     assert options.run is verb.run
     assert hasattr(options, "recipe") == hasattr(options, "overrides") == verb.takes_recipe
     assert options.debug is False
@@ -45,3 +47,56 @@ def test_the_help_of_init_names_how_many_rows_it_looks_at(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="0"):
         main(["init", "--help"])
     assert f"rows of a file to look at (default {SAMPLED_ROWS})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_lists_every_verb_with_its_summary_under_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    headings = [shown.index(f"\n{group.value}:\n") for group in Group]
+    assert headings == sorted(headings)
+    for verb in VERBS:
+        place = shown.index(f"\n  {verb.name} ")
+        group = list(Group)[max(n for n, heading in enumerate(headings) if heading < place)]
+        assert group is verb.group
+        assert verb.summary in " ".join(shown[place:].split())
+
+
+def valued_flags() -> list[tuple[str, argparse.Action]]:
+    parsers = verb_parsers(command_parser(VERBS))
+    return [
+        (name, action)
+        for name, parser in parsers.items()
+        for action in parser._actions
+        if action.nargs != 0 and action.help != argparse.SUPPRESS and action.option_strings
+    ]
+
+
+def test_help_names_every_value_and_says_its_default() -> None:
+    for verb, action in valued_flags():
+        where = f"{verb} {action.option_strings[0]}"
+        assert action.help, where
+        assert action.choices or action.metavar, where
+        assert action.metavar != action.dest.upper() or action.metavar in {"RECIPE", "CONDITION", "PROMPT"}, where
+        if action.default not in (None, "", []):
+            assert "default" in action.help, where
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "problem"),
+    [
+        (["report", "run", "b", "c"], "ochat report", "unexpected arguments: b c"),
+        (["plan", "r.yaml", "--gpuss=8"], "ochat plan", "unknown flag: --gpuss=8; did you mean `--gpus`?"),
+        (["prepare"], "ochat prepare", "the following arguments are required: RECIPE"),
+        (["trian", "r.yaml"], "ochat", "`trian` is no verb; did you mean `train`?"),
+        ([], "ochat", "the following arguments are required: VERB"),
+    ],
+)
+def test_a_wrong_command_shows_the_usage_of_the_right_verb(
+    arguments: list[str], usage: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"usage: {usage} [-h]")
+    assert shown.endswith(f"{usage}: error: {problem}; see {usage} --help\n")

@@ -31,7 +31,6 @@ from tests.support.tokenizers import write_small_tokenizer
 # no data (the watchdog's threads print while the process may be broken).
 PRINTERS = {
     "ochat_train/system/messages.py",
-    "ochat_train/report/progress_line.py",
     "ochat_train/distributed/watchdog.py",
     "ochat_train/quickstart/make.py",
     "ochat_train/quickstart/score.py",

@@ -1,0 +1,48 @@
+"""Answers of an engine as their readers want them: without the space that begins every message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from ochat_train.inference.engine import EngineError, Finish, Piece, TokenLogprob
+from ochat_train.system.answer_text import FirstSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeAnswer:
+    """An answer that has ended. num_tokens, finish, logprobs: as those of `Piece`, of the whole answer."""
+
+    text: str
+    num_tokens: int
+    finish: Finish
+    logprobs: tuple[TokenLogprob, ...]
+
+
+async def message_pieces(pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    """The pieces of `Engine.stream`, without the space that begins every message, which belongs to the prompt.
+
+    Closing this iterator early closes the engine's, which ends the computation.
+    """
+    space, rows = FirstSpace(), FirstSpace()
+    async with aclosing(pieces):  # type: ignore[type-var]  # every engine's iterator is an async generator
+        async for piece in pieces:
+            logprobs = tuple(replace(row, text=rows.add(row.text)) for row in piece.logprobs)
+            yield replace(piece, text=space.add(piece.text), logprobs=logprobs)
+
+
+async def whole_answer(pieces: AsyncIterator[Piece]) -> WholeAnswer:
+    """All of an answer, without the space that begins it. Raises EngineError for an answer that never ended."""
+    parts: list[Piece] = []
+    async with aclosing(message_pieces(pieces)) as found:  # type: ignore[type-var]
+        async for piece in found:
+            parts.append(piece)
+    if not parts or (finish := parts[-1].finish) is None:
+        raise EngineError("the answer ended without a reason")
+    return WholeAnswer(
+        text="".join(piece.text for piece in parts),
+        num_tokens=sum(piece.num_tokens for piece in parts),
+        finish=finish,
+        logprobs=tuple(row for piece in parts for row in piece.logprobs),
+    )

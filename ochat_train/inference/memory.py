@@ -1,0 +1,72 @@
+"""How many tokens of keys and values fit into free memory, on a GPU or in RAM."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+from ochat_train.model.base_class import text_config
+
+_GPU_RATIO = 0.8  # of the memory that is free after loading; the rest is for activations and logits
+_RAM_RATIO = 0.25  # other programs need RAM too
+_MOST_RAM = 4 * 2**30
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSize:
+    """num_tokens: of all answers together. num_answers: how many are computed at once at most."""
+
+    num_tokens: int
+    num_answers: int
+
+
+def cache_size(model: Any, *, context_tokens: int, most_answers: int, extra_bytes_per_token: int = 0) -> CacheSize:
+    """Room for keys and values beside a loaded model.
+
+    context_tokens: of one answer with its prompt; there is room for one such at least. most_answers: no more at once.
+    extra_bytes_per_token: what each cached token needs beside its keys and values. Raises UserError where memory does
+    not even hold one answer.
+    """
+    per_token = kv_bytes_per_token(model) + extra_bytes_per_token
+    free = free_bytes(model.device)
+    num_tokens = min(int(free // per_token), context_tokens * most_answers)
+    if num_tokens < context_tokens:
+        needed, where = context_tokens * per_token / _GIB, "GPU memory" if model.device.type == "cuda" else "RAM"
+        problem = f"one answer of {context_tokens} tokens needs {needed:.2f} GiB; {free / _GIB:.2f} GiB may be used"
+        raise UserError(where, problem, "use a smaller `--max-model-len`")
+    return CacheSize(num_tokens=num_tokens, num_answers=max(1, min(most_answers, num_tokens // context_tokens)))
+
+
+def kv_bytes_per_token(model: Any) -> int:
+    """Bytes of keys and values of one token in all layers."""
+    config = text_config(model.config)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Bytes that an engine may take of the memory that is free on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free * _GPU_RATIO
+    return min(_free_ram() * _RAM_RATIO, _MOST_RAM)
+
+
+def _free_ram() -> float:
+    """Free RAM in bytes, by the kernel and by the limit of a container, whichever is less."""
+    free = float(_MOST_RAM / _RAM_RATIO)  # where the kernel does not say, as on other systems than Linux
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        folder = Path("/sys/fs/cgroup")
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(limit - used, 0))
+    return free

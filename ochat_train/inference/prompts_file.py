@@ -1,0 +1,86 @@
+"""A file of prompts, and their answers in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from data_pipeline import nesting
+from data_pipeline.errors import UserError
+from ochat_train.inference.generate import Generator
+
+_BATCH = 32  # answered together
+_FIELDS = ("prompt", "condition", "system")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a user says. condition: None for the export's own. system: empty for none."""
+
+    prompt: str
+    condition: str | None = None
+    system: str = ""
+
+    def messages(self) -> list[dict[str, str]]:
+        """As a conversation."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.prompt}]
+
+
+def load_prompts(path: Path, *, condition: str | None, system: str) -> list[Prompt]:
+    """Read prompts, one on each line: a JSON text, or an object with `prompt` and, if wanted, `condition` and `system`.
+
+    condition, system: where a line does not say. Raises UserError for a file or a line that is not like that.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path}", f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    found = [
+        _prompt(line, f"{path}:{number}", condition=condition, system=system)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not found:
+        raise UserError(f"--prompts {path}", "holds no prompts")
+    return found
+
+
+def answers_in_order(
+    generator: Generator, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float
+) -> Iterator[str]:
+    """One answer for each prompt, some computed together."""
+    for start in range(0, len(prompts), _BATCH):
+        batch = prompts[start : start + _BATCH]
+        places = sorted(range(len(batch)), key=lambda place: str(batch[place].condition))
+        answers = [""] * len(batch)
+        for condition, group in groupby(places, key=lambda place: batch[place].condition):
+            same = list(group)
+            found = generator.answers(
+                [batch[place].messages() for place in same],
+                condition=condition,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+            )
+            for place, answer in zip(same, found, strict=True):
+                answers[place] = answer
+        yield from answers
+
+
+def _prompt(line: str, place: str, *, condition: str | None, system: str) -> Prompt:
+    expected = 'expected a JSON text, or an object like {"prompt": "...", "condition": "..."}'
+    try:
+        row = nesting.loads(line)
+    except ValueError as error:
+        raise UserError(place, f"is not JSON ({error}); {expected}") from None
+    fields = {"prompt": row} if isinstance(row, str) else row
+    if not isinstance(fields, dict) or not fields.get("prompt"):
+        raise UserError(place, f"has no `prompt`; {expected}")
+    if unknown := sorted(fields.keys() - set(_FIELDS)):
+        raise UserError(place, f"unknown field `{unknown[0]}`; known: {', '.join(_FIELDS)}")
+    values = {name: value for name, value in fields.items() if value is not None}
+    if wrong := [name for name, value in values.items() if not isinstance(value, str)]:
+        raise UserError(place, f"`{wrong[0]}` is not a text")
+    return Prompt(**{"condition": condition, "system": system, **values})

@@ -1,0 +1,138 @@
+"""What serving needs to know of an export: names, conditions, prompts, lengths and where answers end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from data_pipeline.json_files import read_json_object
+from ochat_train.adapter.folder import base_of, is_adapter
+from ochat_train.export.layout import read_mark, trained_conditions
+from ochat_train.inference.adapted import tokenizer_dir_of
+from ochat_train.model.base_class import text_config
+from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
+
+GENERATION_CONFIG = "generation_config.json"
+# How configurations name the longest sequence that a model was made for.
+_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+_MOST_TOKENS = 10**7  # a tokenizer without a limit has a huge number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """An export as serving, chat and evaluation see it. The model itself is not loaded.
+
+    folder: of the export: a whole model, or an adapter. name: what clients call it. base: of an adapter, a folder or a
+    model of the Hub, None for a whole model. tokenizer: with the chat template. conditions: those it was trained under,
+    in the order of its classes, each once; empty for a folder that `ochat` did not write. default_condition: what its
+    template takes where none is named. context_tokens: of prompt and answer together. stop_ids: tokens that end an
+    answer, the end of turn first.
+    """
+
+    folder: Path
+    name: str
+    base: str | None
+    tokenizer: Any
+    conditions: tuple[str, ...]
+    default_condition: str | None
+    context_tokens: int
+    stop_ids: tuple[int, ...]
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], *, condition: str | None) -> list[int]:
+        """Ids of the prompt of an answer, the same as in training. condition: None for the export's own.
+
+        Raises UserError where the chat template refuses the messages.
+        """
+        variables = {} if condition is None else {"condition": condition}
+        ids: list[int] = prompt_ids(self.tokenizer, messages, add_generation_prompt=True, **variables)
+        return ids
+
+
+def load_served_model(
+    folder: Path, *, name: str | None = None, base: str | None = None, context_tokens: int | None = None
+) -> ServedModel:
+    """Read what an export says of itself.
+
+    name: None for the recipe's name. base: of an adapter, None for the one that it names. context_tokens: None for as
+    many as the model was made for. Raises UserError for a folder that is not an export or has no chat template.
+    """
+    check_is_export(folder)
+    if is_adapter(folder):
+        named, revision = base_of(folder)
+        place = base or named
+        if place is None:
+            raise UserError(folder, "the adapter does not name its base", "name it with `--base`")
+        tokenizer_dir = tokenizer_dir_of(folder, place)
+        config = load_config(place, revision=None if base else revision, place=place)
+    else:
+        refuse_base_of_model(folder, base)
+        place, tokenizer_dir = None, folder
+        config = load_config(folder, revision=None, place=str(folder))
+    tokenizer = load_tokenizer(tokenizer_dir)
+    check_chat_template(tokenizer, folder)
+    mark = read_mark(folder)
+    return ServedModel(
+        folder=folder,
+        name=name or _name(mark, folder),
+        base=place,
+        tokenizer=tokenizer,
+        conditions=trained_conditions(mark),
+        default_condition=mark.get("inference_condition") if mark else None,
+        context_tokens=_context_tokens(folder, text_config(config), tokenizer, context_tokens),
+        stop_ids=stop_ids_of(folder, tokenizer),
+    )
+
+
+def check_is_export(folder: Path) -> None:
+    """Raise UserError for a folder with neither a model nor an adapter."""
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
+        raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
+
+
+def refuse_base_of_model(folder: Path, base: str | None) -> None:
+    """Raise UserError for a base that is named for a whole model."""
+    if base is not None:
+        raise UserError(f"--base {base}", f"{folder} holds a whole model, and no adapter", "leave it out")
+
+
+def check_chat_template(tokenizer: Any, folder: Path) -> None:
+    """Raise UserError for a tokenizer without one: nothing else says what a prompt looks like."""
+    if not tokenizer.chat_template:
+        problem = "has no chat template, which makes the prompts (chat_template.jinja)"
+        raise UserError(folder, problem, "name a folder of `ochat export`, or add the template of this model")
+
+
+def stop_ids_of(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's end of turn, and those of generation_config.json.
+
+    Raises UserError where there are none: answers would end at their longest length only.
+    """
+    path = folder / GENERATION_CONFIG
+    named = read_json_object(path, remedy="export the run again").get("eos_token_id") if path.is_file() else None
+    ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    found = tuple(dict.fromkeys(token for token in ids if isinstance(token, int)))
+    if not found:
+        raise UserError(folder, "neither its tokenizer nor generation_config.json names a token that ends an answer")
+    return found
+
+
+def _name(mark: Mapping[str, Any], folder: Path) -> str:
+    recipe = mark.get("recipe")
+    name = recipe.get("name") if isinstance(recipe, dict) else None
+    return name if isinstance(name, str) and name else folder.resolve().name
+
+
+def _context_tokens(folder: Path, config: Any, tokenizer: Any, wanted: int | None) -> int:
+    """How many tokens fit, at most what the model was made for."""
+    lengths = [getattr(config, name, None) for name in _LENGTH_NAMES]
+    made_for = next((length for length in lengths if isinstance(length, int) and length > 0), None)
+    if made_for is None and 0 < tokenizer.model_max_length < _MOST_TOKENS:
+        made_for = int(tokenizer.model_max_length)
+    if wanted is None and made_for is None:
+        raise UserError(folder, "does not say how many tokens it was made for", "say it with `--max-model-len`")
+    if wanted is not None and made_for is not None and wanted > made_for:
+        raise UserError(f"--max-model-len {wanted}", f"{folder} was made for {made_for} tokens", f"use {made_for}")
+    return wanted or made_for or 0

@@ -1,0 +1,129 @@
+"""The text of an answer, from token ids: whole, or while they arrive.
+
+A message of every template begins with one space that belongs to the prompt (`Assistant: low`), so an answer's text is
+what follows it. That space is taken off once, here, for `ochat generate`, for the samples of a training, for serving
+and for evaluation alike.
+
+Some tokenizers (those of SentencePiece) drop the first space of whatever they decode, others do not. So ids are decoded
+together with the token before them, the last one of the prompt, and every tokenizer gives the text as it follows the
+prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+_INCOMPLETE = "\ufffd"  # what decoding writes for bytes that are not a whole character (yet)
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int], *, before: int | None, stop_ids: Collection[int]) -> str:
+    """The text of a whole answer, up to the first of `stop_ids` and without the space that begins every message.
+
+    ids: [T] of the answer. before: the last id of its prompt, None where there is none.
+    """
+    decoder = AnswerDecoder(tokenizer, before=before)
+    end = next((position for position, token in enumerate(ids) if token in stop_ids), len(ids))
+    return FirstSpace().add(decoder.add(ids[:end]) + decoder.finish())
+
+
+class AnswerDecoder:
+    """Text of ids that arrive in pieces: never half a character, and no control tokens.
+
+    All pieces together are the text of all ids, whatever their sizes.
+    """
+
+    def __init__(self, tokenizer: Any, *, before: int | None) -> None:
+        self._tokenizer, self._control_ids = tokenizer, control_ids(tokenizer)
+        self._ids = [] if before is None else [before]
+        self._start, self._read = 0, len(self._ids)  # text of _ids[_start:_read] was given, or is the prompt's
+
+    def add(self, ids: Sequence[int]) -> str:
+        """The text that these ids complete.
+
+        One id after the other: some tokenizers decode a whole character differently once broken bytes follow it, and
+        what was given stays.
+        """
+        return "".join(self._add(token) for token in ids if token not in self._control_ids)
+
+    def finish(self) -> str:
+        """The rest, where the last ids were only a part of a character."""
+        return self._advance(*self._texts())
+
+    def _add(self, token: int) -> str:
+        self._ids.append(token)
+        given, text = self._texts()
+        if text.endswith(_INCOMPLETE) or len(text) <= len(given):
+            return ""
+        return self._advance(given, text)
+
+    def _texts(self) -> tuple[str, str]:
+        """The text up to what was given, and with what is new, from the same start."""
+        return self._decode(self._ids[self._start : self._read]), self._decode(self._ids[self._start :])
+
+    def _advance(self, given: str, text: str) -> str:
+        self._start, self._read = self._read, len(self._ids)
+        return text[len(given) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        # "cleaning up" joins a sign to the word before it: not what the model wrote, and it would change given text
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+class FirstSpace:
+    """Takes the space that begins a message off its text, which may arrive in pieces."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def add(self, text: str) -> str:
+        """The text without that space."""
+        if self._begun or not text:
+            return text
+        self._begun = True
+        return text.removeprefix(" ")
+
+
+class StopTexts:
+    """Ends a text before the first of some texts. What might become one of them is held back until it cannot.
+
+    The space that begins a message is passed on without being searched: a stop text is about the message.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held, self._begun, self.stopped = "", False, False
+
+    def add(self, text: str) -> str:
+        """The text that can be given on now. `stopped` tells whether a stop text was found; nothing follows then."""
+        if self.stopped or not text:
+            return ""
+        lead = ""
+        if not self._begun:
+            self._begun = True
+            lead, text = (" ", text[1:]) if text.startswith(" ") else ("", text)
+        text = self._held + text
+        found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
+        if found:
+            self._held, self.stopped = "", True
+            return lead + text[: min(found)]
+        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - held :]
+        return lead + text[: len(text) - held]
+
+    def finish(self) -> str:
+        """What was held back, where the text ends without a stop text."""
+        held, self._held = self._held, ""
+        return held
+
+
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of tokens that are never text: the end of turn, for example."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset({*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)})
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text begin the stop text."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if stop.startswith(text[len(text) - size :])), 0)
