@@ -35,10 +35,11 @@ DATA_PIPELINE: Mapping[str, str] = {
 OCHAT_TRAIN: Mapping[str, str] = {
     "system": "",
     "recipe": "",
+    "suites": "system",
     "model": "recipe system",
     "adapter": "model recipe system",
     "distributed": "recipe system",
-    "evaluation": "distributed model recipe system",
+    "evaluation": "distributed model recipe suites system",
     "runs": "evaluation recipe system",
     "report": "evaluation runs system",
     "optimizer": "",

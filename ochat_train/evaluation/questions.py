@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_pipeline import nesting
 from data_pipeline.errors import UserError
+from ochat_train.suites.held_out import HeldOutQuestion, parse_questions, result_of
 
 _BATCH = 250
 
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question, its only right answer, and the task that it belongs to ("" for none)."""
-
-    question: str
-    answer: str
-    task: str
-
-
+Question = HeldOutQuestion
 RightRatios = Mapping[str, float]  # task -> share of right answers; ALL_TASKS: of all questions
 ALL_TASKS = "all"
 
@@ -44,25 +33,11 @@ def load_questions(path: Path) -> list[Question]:
     Raises UserError for a file or a line that is not like that.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError("validation.questions", f"{path}: cannot be read: {reason}") from None
-    return [_question(line, place=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-
-
-def _question(line: str, *, place: str) -> Question:
-    try:
-        row = nesting.loads(line)
-        fields = {"question": row["question"], "answer": row["answer"], "task": row.get("task", "")}
-    except (ValueError, AttributeError, KeyError, TypeError):
-        fields = {}
-    if not fields or not all(isinstance(value, str) for value in fields.values()) or not fields["question"]:
-        raise UserError(
-            "validation.questions",
-            f"{place}: expected an object with the texts `question` and `answer` (and `task`), found {line[:80]}",
-        )
-    return Question(**fields)
+    return parse_questions(text, place="validation.questions", source=str(path))
 
 
 def right_ratios_by_condition(
@@ -113,11 +88,3 @@ def right_ratios(
                 right[key] += is_right
     names = sorted(task for task in asked if task)
     return {task: right[task] / asked[task] for task in names} | {ALL_TASKS: right[""] / asked[""]}
-
-
-def result_of(answer: str, pattern: str | None) -> str | None:
-    """What of an answer is compared."""
-    if pattern is None:
-        return answer.strip()
-    matches = list(re.finditer(pattern, answer))
-    return (matches[-1].group(1) if matches[-1].re.groups else matches[-1].group()) if matches else None

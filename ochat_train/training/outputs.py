@@ -15,12 +15,11 @@ from ochat_train.runs.lines import (
     METRICS_FILE,
     SAMPLES_FILE,
     VALIDATION_FILE,
-    append_row,
-    json_line,
     rows_of,
 )
 from ochat_train.runs.metrics import ExpertShares, StepMetrics
 from ochat_train.system.durable import replace_text
+from ochat_train.system.json_lines import append_row, json_line
 from ochat_train.tracking.delivery import Trackers
 
 _REMEDY = "make room there, and start again to resume from the newest checkpoint: the lines that are missing come back"

@@ -21,12 +21,12 @@ from ochat_train.cli.main import main
 from ochat_train.evaluation.questions import (
     Question,
     load_questions,
-    result_of,
     right_ratios,
     right_ratios_by_condition,
 )
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.suites.held_out import result_of
 from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
 from tests.support.processes import ochat

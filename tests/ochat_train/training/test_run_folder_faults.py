@@ -17,7 +17,8 @@ from data_pipeline.errors import UserError
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.runs.folder import require_run_folder
-from ochat_train.runs.lines import append_row, rows_of
+from ochat_train.runs.lines import rows_of
+from ochat_train.system.json_lines import append_row
 from tests.support.faults import same_run
 from tests.support.processes import run_jobs
 from tests.support.small_recipe import RecipeFactory

@@ -1,0 +1,301 @@
+"""Asks suites under conditions, scores the answers, and puts the results together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from data_pipeline.errors import UserError
+from ochat_train.suites.ask import TOO_LONG, Failures, Patience, Progress, Request, Respondent, TurnSettings
+from ochat_train.suites.ask import ask_all as ask_requests
+from ochat_train.suites.results import (
+    EvalResults,
+    ModelFacts,
+    PairedRow,
+    QuestionResult,
+    RunSettings,
+    ScoreRow,
+    SuiteFacts,
+)
+from ochat_train.suites.scores import paired_rows, score_rows
+from ochat_train.suites.store import AnswerStore, key_of
+from ochat_train.suites.suite import Answer, Message, Question, Suite, Unscored
+
+Condition = str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Who is asked, as results name it. versions: of this program's libraries; engine_versions: of the engine's."""
+
+    respondent: Respondent
+    model: ModelFacts
+    engine: str
+    engine_versions: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedQuestion:
+    """A question under a condition, and what is asked for it."""
+
+    suite: Suite
+    question: Question
+    condition: Condition
+    prompt_sha256: str
+    request: Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that an evaluation asks, in the order of its results."""
+
+    suites: tuple[Suite, ...]
+    conditions: tuple[Condition, ...]
+    settings: RunSettings
+    asker: Asker
+    questions: tuple[PlannedQuestion, ...]
+
+    @property
+    def requests(self) -> list[Request]:
+        """What is asked."""
+        return [planned.request for planned in self.questions]
+
+    def num_answered(self, store: AnswerStore) -> int:
+        """How many of them are in the store."""
+        return sum(store.get(request.key) is not None for request in self.requests)
+
+
+def plan_evaluation(
+    suites: Sequence[Suite], conditions: Sequence[Condition], asker: Asker, settings: RunSettings
+) -> Plan:
+    """What to ask. Raises UserError for examples (`few_shot`) of a suite that has none, and prompts that cannot be."""
+    questions = [
+        _planned(suite, question, condition, before=before, asker=asker, settings=settings)
+        for suite in suites
+        for condition in conditions
+        for question, before in _with_examples(suite, settings)
+    ]
+    return Plan(
+        suites=tuple(suites),
+        conditions=tuple(conditions),
+        settings=settings,
+        asker=asker,
+        questions=tuple(questions),
+    )
+
+
+async def ask_plan(
+    plan: Plan, store: AnswerStore, *, num_parallel: int, patience: Patience, progress: Progress | None
+) -> Failures:
+    """Ask what the store has no answer to; as `ask.ask_all`."""
+    return await ask_requests(
+        plan.asker.respondent,
+        plan.requests,
+        store,
+        num_parallel=num_parallel,
+        patience=patience,
+        progress=progress,
+    )
+
+
+def results_of(plan: Plan, store: AnswerStore, failures: Failures) -> EvalResults:
+    """Score what the store holds. Everything but what failed is the same however often the asking was cut off."""
+    questions: list[QuestionResult] = []
+    scores: list[ScoreRow] = []
+    paired: list[PairedRow] = []
+    for suite in plan.suites:
+        planned = [item for item in plan.questions if item.suite is suite]
+        found = _question_results(suite, planned, store, failures)
+        questions += found
+        scores += score_rows(found, seed=plan.settings.seed, highest=suite.highest)
+        paired += paired_rows(found, seed=plan.settings.seed, highest=suite.highest)
+    failed_tries: dict[str, int] = {}
+    for question in questions:
+        for reason, count in question.failed_tries.items():
+            failed_tries[reason] = failed_tries.get(reason, 0) + count
+    return EvalResults(
+        created=_created(questions),
+        model=plan.asker.model,
+        engine=plan.asker.engine,
+        engine_versions=dict(plan.asker.engine_versions),
+        versions=dict(plan.asker.versions),
+        settings=plan.settings,
+        conditions=plan.conditions,
+        suites=tuple(_suite_facts(suite, plan) for suite in plan.suites),
+        scores=tuple(scores),
+        paired=tuple(paired),
+        failed_tries=dict(sorted(failed_tries.items())),
+        questions=tuple(questions),
+    )
+
+
+def sampled(suite: Suite, *, limit: int | None, seed: int) -> list[Question]:
+    """At most `limit` questions, in the order of the suite: a random sample, of each task in proportion to its size.
+
+    The same seed, limit and questions give the same sample, whatever else is asked.
+    """
+    if limit is None or limit >= len(suite.questions):
+        return list(suite.questions)
+    by_task: dict[str, list[int]] = {}
+    for index, question in enumerate(suite.questions):
+        by_task.setdefault(question.task, []).append(index)
+    shares = _shares({task: len(rows) for task, rows in by_task.items()}, limit)
+    chosen: list[int] = []
+    for task, indices in by_task.items():
+        chosen += random.Random(f"{seed}/{suite.name}/{task}").sample(indices, shares[task])
+    return [suite.questions[index] for index in sorted(chosen)]
+
+
+def _shares(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
+    """How many of each task: the whole part of its share, and one more for the largest rests (Hamilton's method)."""
+    total = sum(sizes.values())
+    shares = {task: size * limit // total for task, size in sizes.items()}
+    by_rest = sorted(sizes, key=lambda task: (-(sizes[task] * limit % total), task))
+    for task in by_rest[: limit - sum(shares.values())]:
+        shares[task] += 1
+    return shares
+
+
+def _with_examples(suite: Suite, settings: RunSettings) -> list[tuple[Question, tuple[Message, ...]]]:
+    """The questions to ask, each with the examples before it: worked answers of other questions of its task."""
+    asked = sampled(suite, limit=settings.limit, seed=settings.seed)
+    if not settings.few_shot:
+        return [(question, ()) for question in asked]
+    pools: dict[str, list[Question]] = {}
+    for question in suite.questions:
+        if question.worked:
+            pools.setdefault(question.task, []).append(question)
+    for task, pool in pools.items():
+        random.Random(f"{settings.seed}/{suite.name}/{task}/examples").shuffle(pool)
+    return [(question, _examples(suite, question, pools, settings.few_shot)) for question in asked]
+
+
+def _examples(
+    suite: Suite, question: Question, pools: Mapping[str, Sequence[Question]], count: int
+) -> tuple[Message, ...]:
+    others = [other for other in pools.get(question.task, ()) if other.turns != question.turns][:count]
+    if len(others) < count:
+        of_task = f" of the task {question.task}" if question.task else ""
+        problem = f"{count} examples are asked for, and {suite.name} has {len(others)} worked answers{of_task}"
+        raise UserError("--few-shot", problem, "ask for fewer, or leave it out")
+    return tuple(
+        message
+        for other in others
+        for message in (
+            {"role": "user", "content": other.turns[0]},
+            {"role": "assistant", "content": other.worked},
+        )
+    )
+
+
+def _planned(
+    suite: Suite,
+    question: Question,
+    condition: Condition,
+    *,
+    before: tuple[Message, ...],
+    asker: Asker,
+    settings: RunSettings,
+) -> PlannedQuestion:
+    first = [*before, {"role": "user", "content": question.turns[0]}]
+    prompt_sha256 = key_of(asker.respondent.prompt(first, condition).fingerprint)
+    temperature = settings.temperature if question.temperature is None else question.temperature
+    turn = TurnSettings(
+        max_new_tokens=settings.max_new_tokens or suite.max_new_tokens,
+        temperature=temperature,
+        top_p=settings.top_p if temperature else 1.0,
+        seed=settings.seed if temperature else None,  # a greedy answer does not depend on it
+    )
+    about: dict[str, Any] = {"suite": suite.name, "id": question.id, "condition": condition}
+    engine = [asker.engine, dict(asker.engine_versions)]
+    key = key_of(about, suite.version, prompt_sha256, question.turns, vars(turn), asker.model.identity, engine)
+    request = Request(key=key, before=before, turns=question.turns, condition=condition, settings=turn, about=about)
+    return PlannedQuestion(
+        suite=suite, question=question, condition=condition, prompt_sha256=prompt_sha256, request=request
+    )
+
+
+def _question_results(
+    suite: Suite, planned: Sequence[PlannedQuestion], store: AnswerStore, failures: Failures
+) -> list[QuestionResult]:
+    answers = [store.get(item.request.key) for item in planned]
+    answered = [(item.question, answer) for item, answer in zip(planned, answers, strict=True) if answer is not None]
+    scored = iter(suite.score(answered))
+    results = []
+    for item, answer in zip(planned, answers, strict=True):
+        if answer is None:
+            results.append(_without_answer(item, failures))
+            continue
+        results.append(_with_answer(item, answer, next(scored)))
+    return results
+
+
+def _without_answer(item: PlannedQuestion, failures: Failures) -> QuestionResult:
+    failure = failures.get(item.request.key)
+    reason = "not asked" if failure is None else failure.reason
+    return QuestionResult(
+        suite=item.suite.name,
+        id=item.question.id,
+        task=item.question.task,
+        condition=item.condition,
+        status="too_long" if reason == TOO_LONG else "failed",
+        prompt_sha256=item.prompt_sha256,
+        reason=reason,
+        failed_tries={} if failure is None else failure.failed_tries,
+    )
+
+
+def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> QuestionResult:
+    common: dict[str, Any] = {
+        "suite": item.suite.name,
+        "id": item.question.id,
+        "task": item.question.task,
+        "condition": item.condition,
+        "prompt_sha256": item.prompt_sha256,
+        "texts": answer.texts,
+        "num_tokens": answer.num_tokens,
+        "finish": answer.finish,
+        "started": answer.started,
+        "ended": answer.ended,
+        "failed_tries": answer.failed_tries,
+    }
+    if isinstance(scored, Unscored):
+        return QuestionResult(**common, status="failed", reason=scored.reason)
+    return QuestionResult(
+        **common,
+        status="scored",
+        value=scored.value,
+        is_answered=scored.is_answered,
+        found=scored.found,
+        others=scored.others,
+        details=scored.details,
+    )
+
+
+def _suite_facts(suite: Suite, plan: Plan) -> SuiteFacts:
+    num_asked = sum(item.suite is suite for item in plan.questions) // max(1, len(plan.conditions))
+    return SuiteFacts(
+        name=suite.name,
+        title=suite.title,
+        version=suite.version,
+        metric=suite.metric,
+        rule=suite.rule,
+        other_rules=suite.other_rules,
+        max_new_tokens=plan.settings.max_new_tokens or suite.max_new_tokens,
+        highest=suite.highest,
+        num_questions=len(suite.questions),
+        num_asked=num_asked,
+        left_out=suite.left_out,
+        files=suite.files,
+        facts=suite.facts,
+    )
+
+
+def _created(questions: Sequence[QuestionResult]) -> str:
+    """When the last answer was made; a second start that asks nothing gives the same."""
+    last = max((question.ended for question in questions if question.ended is not None), default=0.0)
+    return datetime.fromtimestamp(last, tz=UTC).isoformat(timespec="seconds")

@@ -1,0 +1,218 @@
+"""The results of an evaluation as values, and as the JSON document `results.json`.
+
+What is measured (times) is in `seconds`, `started`, `ended` and what follows from them; everything else is the same for
+the same model, data and settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipeline.errors import UserError
+from data_pipeline.json_files import read_json_object, typed
+from ochat_train.suites.data import DataFile
+from ochat_train.suites.intervals import Estimate
+from ochat_train.suites.suite import Finish
+from ochat_train.system.durable import replace_text
+
+RESULTS_FILE = "results.json"
+FORMAT = 1
+Status = Literal["scored", "failed", "too_long"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What was asked. kind: `export`, or `url` for a server, which does not say what it is.
+
+    sha256: over the files that decide answers, weights_sha256: over the weights alone; None for a URL. base, template:
+    None where they are not known.
+    """
+
+    name: str
+    kind: Literal["export", "url"]
+    url: str | None = None
+    sha256: str | None = None
+    weights_sha256: str | None = None
+    base: str | None = None
+    template: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What decides the answers: a folder may have any name."""
+        return ("export", self.sha256) if self.sha256 else ("url", self.url or "", self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How it was asked. max_new_tokens: None where each suite has its own. limit: questions of a suite, None for all.
+    top_p, seed: of sampling; the seed also draws samples of questions, examples and intervals.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int | None = None
+    few_shot: int = 0
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteFacts:
+    """What was asked of a suite. num_questions: in the data, num_asked: of them, under each condition; see `Suite` for
+    the others.
+    """
+
+    name: str
+    title: str
+    version: int
+    metric: str
+    rule: str
+    other_rules: Mapping[str, str]
+    max_new_tokens: int
+    highest: float
+    num_questions: int
+    num_asked: int
+    left_out: Mapping[str, int]
+    files: tuple[DataFile, ...]
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionResult:
+    """A question under a condition (None: the model's own).
+
+    prompt_sha256: of the ids or messages that were asked. texts: the answer to each turn, none where it failed.
+    value: None unless scored. found, others, details: as in `Scored`. seconds: from question to answer. reason: why it
+    was not scored. failed_tries: reason -> tries without an answer.
+    """
+
+    suite: str
+    id: str
+    task: str
+    condition: str | None
+    status: Status
+    prompt_sha256: str
+    texts: tuple[str, ...] = ()
+    value: float | None = None
+    is_answered: bool = False
+    found: str | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    num_tokens: int | None = None
+    finish: Finish | None = None
+    started: float | None = None
+    ended: float | None = None
+    reason: str | None = None
+    failed_tries: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float | None:
+        """From question to answer, with the time that it waited for others."""
+        return None if self.started is None or self.ended is None else self.ended - self.started
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model said nothing visible."""
+        return bool(self.texts) and not any(text.strip() for text in self.texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """The scores of a suite under a condition, or of one of its tasks.
+
+    task: None for all questions of the suite, each of which counts the same. num_questions = num_scored + num_failed +
+    num_too_long; shares and means are of the scored ones. score: None where nothing was scored. others: rule -> its
+    score. answered: share in which the rule found an answer. empty: share without any text, cut: share that reached the
+    limit of tokens. mean_tokens: of an answer. seconds: in which at least one question was being answered;
+    tokens_per_second: of all answers together. extra: columns of other parts of the program.
+    """
+
+    suite: str
+    task: str | None
+    condition: str | None
+    num_questions: int
+    num_scored: int
+    num_failed: int
+    num_too_long: int
+    score: Estimate | None
+    others: Mapping[str, Estimate]
+    answered: float | None
+    empty: float | None
+    cut: float | None
+    mean_tokens: float | None
+    seconds: float | None
+    tokens_per_second: float | None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRow:
+    """Two conditions on the same questions: second - first.
+
+    num_questions: scored under both. num_first_better, num_second_better: of them; the rest are equal.
+    """
+
+    suite: str
+    first: str | None
+    second: str | None
+    num_questions: int
+    num_first_better: int
+    num_second_better: int
+    difference: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResults:
+    """The document of results.json. created: UTC, when the last answer was made. versions: package -> version, of what
+    asked; engine_versions: of what answered. questions: in the order of suites, conditions, questions.
+    """
+
+    created: str
+    model: ModelFacts
+    engine: str
+    engine_versions: Mapping[str, str]
+    versions: Mapping[str, str]
+    settings: RunSettings
+    conditions: tuple[str | None, ...]
+    suites: tuple[SuiteFacts, ...]
+    scores: tuple[ScoreRow, ...]
+    paired: tuple[PairedRow, ...]
+    failed_tries: Mapping[str, int]
+    questions: tuple[QuestionResult, ...]
+    format: int = FORMAT
+
+    @property
+    def num_failed(self) -> int:
+        """Questions without an answer, or whose answer could not be scored."""
+        return sum(question.status == "failed" for question in self.questions)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document."""
+        document = {"format": self.format, **asdict(self)}
+        for row, question in zip(document["questions"], self.questions, strict=True):
+            row["seconds"] = None if question.seconds is None else round(question.seconds, 3)
+        return document
+
+
+def write_results(folder: Path, results: EvalResults) -> Path:
+    """Write results.json into a folder, and return its path. An OSError names the file."""
+    path = folder / RESULTS_FILE
+    replace_text(path, json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def read_results(path: Path) -> EvalResults:
+    """A results.json, or that of a folder. Raises UserError where it is damaged or of another version."""
+    file = path / RESULTS_FILE if path.is_dir() else path
+    values = read_json_object(file, remedy="run `ochat eval` again, which writes it")
+    if values.get("format") != FORMAT:
+        raise UserError(file, "is no results.json of this version", "run `ochat eval` again, which writes it")
+    try:
+        return typed(EvalResults, values)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(file, f"is damaged: {reason}", "run `ochat eval` again, which writes it") from None

@@ -1,0 +1,128 @@
+"""Results as text for a terminal, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_pipeline.look.text import aligned
+from data_pipeline.text_rules import markdown_text, visible
+from ochat_train.suites.intervals import Estimate
+from ochat_train.suites.results import EvalResults, PairedRow, ScoreRow, SuiteFacts
+
+
+def results_text(results: EvalResults, *, tasks: bool = False) -> str:
+    """All scores. tasks: with a row for each task."""
+    rows = [row for row in results.scores if tasks or row.task is None]
+    parts = [_head(results), _aligned(SCORE_HEAD, [score_cells(row, results) for row in rows])]
+    if results.paired:
+        parts.append(_aligned(PAIRED_HEAD, [paired_cells(row, results) for row in results.paired]))
+    parts += _notes(results)
+    return "\n\n".join(part for part in parts if part)
+
+
+def results_markdown(results: EvalResults) -> str:
+    """The table of scores in Markdown, without tasks."""
+    rows = [row for row in results.scores if row.task is None]
+    cells = [list(map(markdown_text, score_cells(row, results))) for row in rows]
+    lines: list[Sequence[str]] = [SCORE_HEAD, ["---"] * len(SCORE_HEAD), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown_condition(condition: str | None) -> str:
+    """A condition as people see it."""
+    if condition is None:
+        return "(the model's own)"
+    return visible(condition, kept="") or "(none)"
+
+
+def percent(value: float | None) -> str:
+    """A share as people see it, a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def points(estimate: Estimate | None, *, highest: float, signed: bool = False) -> str:
+    """A score with its interval: in percent, or in points where the best is not 1."""
+    if estimate is None:
+        return "-"
+    scale, unit = (100.0, " %") if highest == 1.0 else (1.0, "")
+    sign = "+" if signed else ""
+    mean, low, high = (f"{scale * value:{sign}.1f}" for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean}{unit} [{low}, {high}]"
+
+
+SCORE_HEAD = (
+    *("suite", "condition", "questions", "score [95 %]", "other rules", "answered", "empty", "cut", "tokens"),
+    *("time", "tokens/s", "not scored"),
+)
+
+
+def score_cells(row: ScoreRow, results: EvalResults) -> list[str]:
+    """A row of scores, under SCORE_HEAD."""
+    highest = _facts(results, row.suite).highest
+    others = ", ".join(f"{rule} {points(estimate, highest=highest)}" for rule, estimate in row.others.items())
+    missing = [f"{row.num_failed:,} failed"] * bool(row.num_failed)
+    missing += [f"{row.num_too_long:,} too long"] * bool(row.num_too_long)
+    return [
+        row.suite if row.task is None else f"{row.suite}: {visible(row.task, kept='')}",
+        shown_condition(row.condition),
+        f"{row.num_scored:,}",
+        points(row.score, highest=highest),
+        others or "-",
+        percent(row.answered),
+        percent(row.empty),
+        percent(row.cut),
+        "-" if row.mean_tokens is None else f"{row.mean_tokens:,.1f}",
+        "-" if row.seconds is None else _duration(row.seconds),
+        "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
+        ", ".join(missing) or "-",
+    ]
+
+
+PAIRED_HEAD = ("suite", "difference", "questions", "second - first [95 %]", "first better", "second better")
+
+
+def paired_cells(row: PairedRow, results: EvalResults) -> list[str]:
+    """A row of differences, under PAIRED_HEAD."""
+    return [
+        row.suite,
+        f"{shown_condition(row.second)} - {shown_condition(row.first)}",
+        f"{row.num_questions:,}",
+        points(row.difference, highest=_facts(results, row.suite).highest, signed=True),
+        f"{row.num_first_better:,}",
+        f"{row.num_second_better:,}",
+    ]
+
+
+def _head(results: EvalResults) -> str:
+    settings = results.settings
+    how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}, top-p {settings.top_p:g}"
+    shots = f", {settings.few_shot} examples" if settings.few_shot else ""
+    return visible(f"{results.model.name} ({results.engine}; {how}{shots}; seed {settings.seed})")
+
+
+def _notes(results: EvalResults) -> list[str]:
+    notes = []
+    for facts in results.suites:
+        if facts.num_asked < facts.num_questions:
+            notes.append(
+                f"{facts.name}: a random sample of {facts.num_asked:,} of {facts.num_questions:,} questions, of each "
+                f"task in proportion (seed {results.settings.seed})"
+            )
+        notes += [f"{facts.name}: left out {count:,} rows: {reason}" for reason, count in facts.left_out.items()]
+        notes += [f"{facts.name}: {name}: {text}" for name, text in facts.facts.items()]
+    if results.failed_tries:
+        tries = ", ".join(f"{count:,} x {reason}" for reason, count in results.failed_tries.items())
+        notes.append(f"tries without an answer: {tries}")
+    return [visible("\n".join(notes))] if notes else []
+
+
+def _facts(results: EvalResults, suite: str) -> SuiteFacts:
+    return next(facts for facts in results.suites if facts.name == suite)
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(aligned([[visible(cell, kept="") for cell in line] for line in (head, *rows)]))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
