@@ -52,6 +52,7 @@ from ochat_train.tracking.facts import run_facts
 from ochat_train.training.adapter import ReachedTensors, check_stage, put_adapter
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.data_check import DataCheck, start_data_check
+from ochat_train.training.disk_room import require_room
 from ochat_train.training.engine import start_engine
 from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, outputs, run_steps
@@ -247,6 +248,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     training = _prepared_training(recipe, manifest, ranks)
     data = start.data_check.finish()  # before anything is written or moved
     basis = _basis(training, ranks, rows=data.rows)
+    on_main_rank(ranks, lambda: _require_room(training, ranks, start.resume))
     decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
     training, basis = _with_earlier_rate(training, basis, decision)
     on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
@@ -256,6 +258,17 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
     start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
     _take_steps(training, basis, engine, reached, validator, progress, ranks, start)
+
+
+def _require_room(training: _Training, ranks: Ranks, resume: str) -> None:
+    require_room(
+        training.recipe,
+        training.model.causal_lm,
+        num_steps=training.plan.num_steps,
+        zero_stage=training.memory.zero_stage,
+        num_ranks=ranks.num_ranks,
+        resume=resume,
+    )
 
 
 def _with_earlier_rate(training: _Training, basis: RunBasis, decision: ResumeDecision) -> tuple[_Training, RunBasis]:
