@@ -42,7 +42,7 @@ BY_KEY = ["manifest.json", "ochat.json", "recipe.json", "prepared.json", "base.j
 BY_KEY += ["prepare.json", "plan.json", "check.json", "generate.json"]
 KEYS_ALONE = "check.json"  # its values are sentences
 NOT_COMPARED = ("mfu_basis", "versions.ochat-train", "files.README.md")  # keys of these files
-TIMINGS = ("tokens_per_second", "mfu", "memory_gib", "data_wait_ratio", "seconds")  # keys of .jsonl files
+TIMINGS = ("tokens_per_second", "mfu", "memory_gib", "data_wait_ratio", "seconds", "time")  # keys of .jsonl files
 
 # Conversations with class and weight in the rows, of which long ones are truncated; and the same with other settings.
 GSM8K_RECIPE = """

@@ -6,6 +6,9 @@ import hashlib
 
 from data_pipeline.conversation import Conversation
 
+# Under the other conditions: enough for a narrow confidence interval, and cheap compared to training.
+CONDITION_ROWS_PER_CLASS = 1000
+
 
 def prompt_of(conversation: Conversation) -> tuple[str, str]:
     """System text and first prompt (the id where there is no prompt). Conversations that share both stay together."""

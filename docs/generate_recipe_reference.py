@@ -77,13 +77,18 @@ Numbers reach into lists: `data.sources.0` is the first source.
 
 ## Let an editor check a recipe
 
-[recipe.schema.json](recipe.schema.json) is the JSON schema of a recipe (`ochat schema` prints it). Editors with a YAML
-language server (VS Code with the YAML extension, Neovim, JetBrains) complete and check a recipe that begins with this
-line; the path is relative to the recipe's own folder:
+Editors with a YAML language server (VS Code with the YAML extension, Neovim, JetBrains) complete and check a recipe
+whose first line names the JSON schema. `ochat init` writes this line, and the recipes of this project have it:
 
 ```yaml
-# yaml-language-server: $schema=../docs/recipe.schema.json
+# yaml-language-server: $schema=../ochat_train/recipe/recipe.schema.json
 ```
+
+A path there is relative to the recipe's own folder. `ochat schema --path` prints where your installation has the
+schema, and `ochat init` writes a relative path where recipe and installation are in one project folder, such as a clone
+or a folder with its own `.venv`. On another machine, change the line, or copy the schema
+([recipe.schema.json](recipe.schema.json), which `ochat schema` prints) beside your recipes; nothing but the editor
+reads it. Files of templates have a schema too: `ochat schema --template`.
 
 The schema knows keys, types and limits. Rules over several keys (`tokens_per_step` is a multiple of
 `pack_length_tokens`) are checked by `ochat` alone.
@@ -167,6 +172,8 @@ def _alternative(part: dict[str, Any]) -> str:
         return f"`{part['const']}`"
     if "enum" in part:
         return ", ".join(f"`{value}`" for value in part["enum"])
+    if "description" in part:
+        return str(part["description"])
     if part["type"] == "object":
         return " and ".join(f"`{key}: N`" for key in part["properties"])
     return f"{part['type']} > {part['exclusiveMinimum']}" if "exclusiveMinimum" in part else str(part["type"])

@@ -51,12 +51,13 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model recipe system",
     "serving": "export inference system",
+    "chat": "inference system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system "
     "tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
-    "cli": "ablation check export hub inference init planning recipe report system training",
+    "cli": "ablation chat check export hub inference init planning recipe report serving system training",
     "__main__": "cli",
 }
 

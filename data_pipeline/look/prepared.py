@@ -29,7 +29,8 @@ _HOW_A_SPLIT_IS_FILLED = {
 class Selection:
     """Which rows to look at: those that match everything given, and of them numbers start to stop - 1 (None: all).
 
-    find: a text in the row, which shows control tokens the way they are written.
+    find: a text in the row, which shows control tokens the way they are written. of_every_class: about `stop` rows in
+    all, of every class the same number and at least one; start, class_name, conversation_id and find are not given.
     """
 
     start: int = 0
@@ -37,6 +38,7 @@ class Selection:
     class_name: str | None = None
     conversation_id: str | None = None
     find: str | None = None
+    of_every_class: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,9 @@ class Inspection:
 
     def select(self, selection: Selection) -> list[int]:
         """Numbers of the selected rows. Raises UserError where none matches, or fewer than asked for by number."""
+        if selection.of_every_class:
+            assert selection.stop is not None, "a number of rows to choose"
+            return self._of_every_class(selection.stop)
         rows = self._candidates(selection)
         if selection.find is not None:
             # An empty A:B also looks for row A, to learn whether it exists.
@@ -138,6 +143,12 @@ class Inspection:
 
     def _text(self, number: int) -> str:
         return str(self._tokenizer.decode(self.data[number].input_ids.tolist(), skip_special_tokens=False))
+
+    def _of_every_class(self, about: int) -> list[int]:
+        """The first rows of each class, by number; the data of a class are often one after the other."""
+        rows = [np.flatnonzero(self.data.class_id == class_id) for class_id in np.unique(self.data.class_id)]
+        most = -(-about // len(rows))
+        return sorted(int(row) for of_class in rows for row in of_class[:most])
 
     def _candidates(self, selection: Selection) -> np.ndarray:
         rows = np.arange(len(self.data))

@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from data_pipeline.conversation import Segment, TaggedConversation
 from data_pipeline.errors import RowError
+from data_pipeline.held_out import CONDITION_ROWS_PER_CLASS
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
 from data_pipeline.prompt.prompt_format import RowsOf, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
-CONVERSATIONS_PER_CLASS = 1000  # enough for a narrow confidence interval; keeps the matrix cheap compared to training
 _BATCH = 1000
 
 
@@ -40,7 +40,7 @@ def condition_rows(
     class_ids: Mapping[str, int],
     job: PrepareJob,
     *,
-    most_per_class: int = CONVERSATIONS_PER_CLASS,
+    most_per_class: int = CONDITION_ROWS_PER_CLASS,
 ) -> Iterator[pa.RecordBatch]:
     """Rows of the split `conditions`, for at most `most_per_class` conversations of each class.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -137,11 +137,16 @@ def _results(
         prepared = Manifest.load(options.folder / arm.name / "prepared")
         assert prepared is not None, "prepared by _jobs"
         split = prepared.splits["train"]
+        scores = {job.seed: _read_score(job.score_file) for job in jobs if job.arm.name == arm.name}
+        if len(prepared.conditions) < 2:  # an older score.json has verdicts also of such arms
+            scores = {
+                seed: replace(score, evaluation=score.evaluation.without_verdicts()) for seed, score in scores.items()
+            }
         results[arm.name] = ArmResult(
             title=arm.title,
             conversations=split.conversations,
             epochs=num_steps * recipe.train.tokens_per_step / split.tokens,
-            scores={job.seed: _read_score(job.score_file) for job in jobs if job.arm.name == arm.name},
+            scores=scores,
         )
     return AblationResults(
         recipe=recipe.name,
@@ -161,5 +166,6 @@ def _read_score(path: Path) -> ArmScore:
 def _write(results: AblationResults, folder: Path) -> None:
     replace_text(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
     replace_text(folder / "results.txt", results_text(results) + "\n")
-    replace_text(folder / "results.svg", as_file(results_picture(results)))
+    if (picture := results_picture(results)) is not None:
+        replace_text(folder / "results.svg", as_file(picture))
     replace_text(folder / "results.html", ablation_page(results))

@@ -9,15 +9,17 @@ from data_pipeline.text_rules import quoted
 from ochat_train.ablation.results import AblationResults
 from ochat_train.ablation.results_table import HEAD, Figure, arm_figures, cells
 from ochat_train.evaluation.questions import ALL_TASKS
-from ochat_train.report.matrix_section import matrix_section
+from ochat_train.report.matrix_section import matrix_section, verdict_lines
 from ochat_train.report.page import Section, render_page, text_cells
-from ochat_train.report.pictures import bar_chart
+from ochat_train.report.pictures import Picture, bar_chart
+from ochat_train.report.tables import VERDICT_NOTE
 
 _HOW_TO_READ = (
     "Every arm takes the same steps from the same base with the same seeds; an arm with fewer conversations goes over "
     "them more often. All are asked the same held-out questions under the inference condition and scored on the same "
     "held-out conversations. Mean ± standard deviation over seeds. Condition margin: how much likelier the answers of "
-    "the inference class are under its own condition than under the nearest other one, in nats per token."
+    "the inference class are under its own condition than under the nearest other one, in nats per token. Learnt: "
+    f"{VERDICT_NOTE} A dash: the arm was trained with one condition, so the others are new to it."
 )
 
 
@@ -27,8 +29,8 @@ def ablation_page(results: AblationResults) -> str:
     return render_page(f"Ablation: {results.recipe}", subtitle, list(_sections(results)))
 
 
-def results_picture(results: AblationResults) -> str:
-    """Right answers of all arms as SVG for a page, or where there are no questions the held-out nll."""
+def results_picture(results: AblationResults) -> Picture | None:
+    """Right answers of all arms, or where there are no questions the held-out nll; None where that is not finite."""
     return _accuracy_chart(results) or _nll_chart(results)
 
 
@@ -36,30 +38,30 @@ def _sections(results: AblationResults) -> Iterator[Section]:
     rows = [text_cells(cells(row)) for row in arm_figures(results)]
     yield Section(heading="Arms", paragraphs=[_HOW_TO_READ], head=HEAD, rows=rows)
     if accuracy := _accuracy_chart(results):
-        yield Section(heading="Right answers", svg=accuracy)
+        yield Section(heading="Right answers", pictures=[accuracy])
         yield from _tasks(results)
     if nll := _nll_chart(results):
-        yield Section(heading="Held-out nll", svg=nll)
+        yield Section(heading="Held-out nll", pictures=[nll])
     yield from _matrices(results)
     text = json.dumps(results.to_json(), indent=1, ensure_ascii=False)
     yield Section(heading="All figures", preformatted=text, folded=True)
 
 
-def _accuracy_chart(results: AblationResults) -> str:
+def _accuracy_chart(results: AblationResults) -> Picture | None:
     figures = [(row.title, row.accuracy) for row in arm_figures(results)]
     return _bars(figures, unit=f"share of right answers under {quoted(results.inference_condition)}")
 
 
-def _nll_chart(results: AblationResults) -> str:
+def _nll_chart(results: AblationResults) -> Picture | None:
     figures = [(row.title, row.nll) for row in arm_figures(results)]
     return _bars(figures, unit=f"nats per token of held-out {results.inference_class} answers")
 
 
-def _bars(titled: Sequence[tuple[str, Figure | None]], *, unit: str) -> str:
-    """A bar for each arm that has the figure; an empty text where none has."""
+def _bars(titled: Sequence[tuple[str, Figure | None]], *, unit: str) -> Picture | None:
+    """A bar for each arm that has the figure; None where none has."""
     known = [(title, figure) for title, figure in titled if figure is not None]
     if not known:
-        return ""
+        return None
     titles = [title for title, _ in known]
     return bar_chart(titles, [figure.mean for _, figure in known], [figure.spread for _, figure in known], unit=unit)
 
@@ -84,4 +86,5 @@ def _matrices(results: AblationResults) -> Iterator[Section]:
         seed = min(arm.scores)
         matrix = arm.scores[seed].evaluation.matrix
         own = {name: entry.condition for name, entry in matrix.learnt.items()}
-        yield matrix_section(f"Condition matrix: {arm.title}, seed {seed}", matrix, own_conditions=own)
+        heading = f"Condition matrix: {arm.title}, seed {seed}"
+        yield matrix_section(heading, matrix, own_conditions=own, notes=verdict_lines(matrix))

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from data_pipeline.text_rules import quoted, visible
 from ochat_train.ablation.results import AblationResults
 from ochat_train.evaluation.questions import ALL_TASKS
+from ochat_train.evaluation.verdict import Verdict
 from ochat_train.report.tables import table
 
 
@@ -39,7 +40,8 @@ class ArmFigures:
     """What is compared of an arm. accuracy: under the inference condition, None without questions.
 
     nll: of the held-out answers of the inference class under the inference condition, nats per token. margin: how much
-    likelier they are than under the nearest other condition; None where it was not measured.
+    likelier they are than under the nearest other condition; None where it was not measured. verdicts: whether the
+    condition was learnt, by seed; None for an arm that was trained with one condition.
     """
 
     name: str
@@ -49,6 +51,13 @@ class ArmFigures:
     accuracy: Figure | None
     nll: Figure | None
     margin: Figure | None
+    verdicts: Sequence[Verdict | None]
+
+    @property
+    def learnt(self) -> str:
+        """The verdicts as text: one word where all seeds agree, else one for each; a dash where there is none."""
+        words = [verdict or "-" for verdict in self.verdicts]
+        return ", ".join(words if len(set(words)) > 1 else words[:1]) or "-"
 
 
 def arm_figures(results: AblationResults) -> list[ArmFigures]:
@@ -67,6 +76,7 @@ def arm_figures(results: AblationResults) -> list[ArmFigures]:
                 accuracy=_figure([score.accuracy.get(condition, {}).get(ALL_TASKS) for score in scores]),
                 nll=_figure([score.evaluation.classes[name].nll for score in scores]),
                 margin=_figure([None if learnt is None else learnt.margin for learnt in margins]),
+                verdicts=[None if learnt is None else learnt.verdict for learnt in margins],
             )
         )
     return rows
@@ -78,7 +88,7 @@ def _figure(values: Sequence[float | None]) -> Figure | None:
     return Figure(values=known) if known and len(known) == len(values) else None
 
 
-HEAD = ("arm", "conversations", "epochs", "right answers", "held-out nll", "condition margin")
+HEAD = ("arm", "conversations", "epochs", "right answers", "held-out nll", "condition margin", "learnt")
 
 
 def cells(row: ArmFigures) -> tuple[str, ...]:
@@ -90,6 +100,7 @@ def cells(row: ArmFigures) -> tuple[str, ...]:
         row.accuracy.text(".1%") if row.accuracy else "-",
         row.nll.text(".4f") if row.nll else "-",
         row.margin.text(".4f") if row.margin else "-",
+        row.learnt,
     )
 
 

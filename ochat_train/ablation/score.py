@@ -74,6 +74,8 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None) -> ArmSc
     data = held_out_data(prepared_dir, manifest, pack_length=run.recipe.train.pack_length_tokens)
     model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes))
     found = evaluate(model, data, Ranks(rank=0, num_ranks=1, device=device), seed=0)
+    if len(run.prepared.conditions) < 2:
+        found = found.without_verdicts()
     return ArmScore(step=CheckpointManifest.load(checkpoint).step, evaluation=found, accuracy=accuracy)
 
 

@@ -39,6 +39,16 @@ def add_gpus(parser: argparse.ArgumentParser, *, meaning: str, default: int | No
     parser.add_argument("--gpus", type=positive, default=default, help=meaning)
 
 
+def add_price(parser: argparse.ArgumentParser) -> None:
+    """`--price`, of a GPU-hour."""
+    parser.add_argument(
+        "--price",
+        type=positive_number,
+        metavar="X",
+        help="price of one GPU for one hour, in your currency: also show what the GPU-hours cost",
+    )
+
+
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """For a verb without its own arguments."""
 

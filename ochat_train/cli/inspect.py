@@ -21,7 +21,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         type=_row_range,
         metavar="A:B",
-        help="rows A to B-1 of those that match the options below (default 0:3; 0:20 with --html; 0:0 shows no row)",
+        help="rows A to B-1 of those that match the options below; 0:0 shows no row (default: the first few of "
+        "every class; of those that match: 0:3, or 0:20 with --html)",
     )
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="only rows of this class")
     parser.add_argument("--id", dest="conversation_id", metavar="ID", help="only the conversation with this id")

@@ -13,6 +13,7 @@ from typing import Any
 from data_pipeline.errors import ReportedError, UserError
 from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unusable
 from ochat_train.cli.ablate import ABLATE
+from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.completion import COMPLETION
 from ochat_train.cli.export import EXPORT
@@ -26,6 +27,7 @@ from ochat_train.cli.prepare import PREPARE
 from ochat_train.cli.push import PUSH
 from ochat_train.cli.report import REPORT
 from ochat_train.cli.schema import SCHEMA
+from ochat_train.cli.serve import SERVE
 from ochat_train.cli.train import TRAIN
 from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
@@ -48,6 +50,8 @@ VERBS: tuple[Verb, ...] = (
     EXPORT,
     PUSH,
     GENERATE,
+    SERVE,
+    CHAT,
     SCHEMA,
     COMPLETION,
 )
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code (system/exits.py). Expected errors go to stderr as one message."""
     options = parse(VERBS, arguments)
     try:
-        log = LogFile(options.log_file, rank=_rank()) if options.log_file else None
+        log = LogFile(options.log_file, rank=_rank()) if options.log_file and not options.writes_log else None
     except UserError as error:
         return _ended_by(error, options.verb)
     command = shlex.join(["ochat", *(sys.argv[1:] if arguments is None else arguments)])

@@ -27,6 +27,7 @@ _METAVARS: Mapping[Any, str] = {
     Path: "PATH",
 }
 _NAME_COLUMNS = 14
+PASSED_ON = "vllm_flags"  # where what follows `--` is kept, for verbs that take it
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -59,7 +60,7 @@ def command_parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
             epilog=f"example:\n  {verb.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        verb_parser.set_defaults(run=verb.run)
+        verb_parser.set_defaults(run=verb.run, writes_log=verb.writes_log)
         add_arguments(verb_parser, verb)
     return parser
 
@@ -83,6 +84,10 @@ def parse(verbs: Sequence[Verb], arguments: Sequence[str] | None) -> argparse.Na
         hint = did_you_mean(typed[0], names) or f"verbs: {', '.join(names)}"
         parser.error(f"`{typed[0]}` is no verb; {hint}")
     options, stray = parser.parse_known_args(typed)
+    if stray and "--" in typed and hasattr(options, PASSED_ON):  # argparse reads `FOLDER --option -- FLAGS` wrongly
+        cut = typed.index("--")
+        options, stray = parser.parse_known_args(typed[:cut])
+        setattr(options, PASSED_ON, typed[cut + 1 :])
     if stray:
         verb_parser = verb_parsers(parser)[options.verb]
         verb_parser.error(_stray_text(stray, list(verb_parser._option_string_actions)))

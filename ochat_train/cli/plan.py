@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ochat_train.cli.arguments import add_gpus, add_json, positive_number, share
+from ochat_train.cli.arguments import add_gpus, add_json, add_price, positive_number, share
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
@@ -28,6 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the peak to assume for the time, defined as `mfu` in metrics.jsonl, for example 0.5; default: "
         "measured values",
     )
+    add_price(parser)
     add_json(parser)
 
 
@@ -40,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.planning.time import find_gpu
 
     gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
-    report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu)
+    report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu, price=options.price)
     print_result(json.dumps(report.to_json()) if options.json else plan_text(report))
 
 

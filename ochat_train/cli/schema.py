@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_result
 
 
-def _run(options: argparse.Namespace) -> None:
-    from data_pipeline.prompt.template import Template
-    from ochat_train.recipe.recipe import Recipe
-
-    document = Template if options.template else Recipe
-    print_result(json.dumps(document.model_json_schema(by_alias=True), indent=1))
-
-
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", action="store_true", help="of template files, which `model.template` may name")
+    parser.add_argument(
+        "--path", action="store_true", help="print where this installation has the schema as a file, instead of it"
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ochat_train.recipe.schema import SchemaName, schema_file, schema_text
+
+    name: SchemaName = "template" if options.template else "recipe"
+    print_result(schema_file(name) if options.path else schema_text(name))
 
 
 SCHEMA = Verb(

@@ -27,6 +27,7 @@ class Verb:
     add_arguments: adds the verb's own arguments to its parser; `main` adds those of every verb.
     run: reads the arguments, calls one function of another package and prints its result. Raises ReportedError.
     takes_recipe: whether the verb has the arguments RECIPE and `--set`.
+    writes_log: whether `--log-file` is the verb's own, and not what `main` adds all that is printed to.
     """
 
     name: str
@@ -36,3 +37,4 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
     takes_recipe: bool = False
+    writes_log: bool = False

@@ -6,33 +6,16 @@ Plain arithmetic on the scores of conversations (`evaluate.py` makes them).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ochat_train.system.json_values import fields_from, finite_or_none
+from ochat_train.evaluation.verdict import Learnt, smallest_effect, verdict_of
+from ochat_train.system.json_values import finite_or_none
 
-_RESAMPLES = 1000
-_CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learnt:
-    """Whether a class's own condition makes its answers likelier than any other.
-
-    condition: the class's own. nearest: the other condition under which its answers are likeliest.
-    margin: nll under `nearest` minus nll under the own condition, nats per token; low, high: its 95 % interval, from a
-    bootstrap over conversations; None where they are not finite. learnt: the whole interval is above 0.
-    """
-
-    condition: str
-    nearest: str
-    margin: float | None
-    low: float | None
-    high: float | None
-    learnt: bool
-    conversations: int
+RESAMPLES = 1000
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +35,29 @@ class ConditionMatrix:
         return {
             "conditions": list(self.conditions),
             "matrix": {name: list(row) for name, row in self.nll.items()},
-            "learnt": {name: asdict(entry) for name, entry in self.learnt.items()},
+            "learnt": {name: entry.to_json() for name, entry in self.learnt.items()},
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ConditionMatrix:
-        """From `to_json`, which may also hold other keys. Raises KeyError where one is missing."""
-        learnt = {name: Learnt(**fields_from(Learnt, entry)) for name, entry in values["learnt"].items()}
+        """From `to_json`, which may also hold other keys. Raises KeyError where one is missing.
+
+        `classes` of a line of validation.jsonl is read for lines without a verdict.
+        """
+        tokens = {
+            name: row["supervised_tokens"] / row["conversations"]
+            for name, row in values.get("classes", {}).items()
+            if row["conversations"]
+        }
+        learnt = {
+            name: Learnt.from_json(entry, tokens_per_conversation=tokens.get(name))
+            for name, entry in values["learnt"].items()
+        }
         return cls(conditions=values["conditions"], nll=values["matrix"], learnt=learnt)
+
+    def without_verdicts(self) -> ConditionMatrix:
+        """The matrix of a model that was trained with one condition: the others are new to it, so it learnt none."""
+        return replace(self, learnt={name: replace(entry, verdict=None) for name, entry in self.learnt.items()})
 
 
 def condition_matrix(
@@ -91,16 +89,38 @@ def condition_matrix(
         own = conditions.index(class_conditions[class_id])
         margins, low, high = _margins(sums, tokens, own, rng)
         nearest = int(np.argmin(np.where(np.arange(len(conditions)) == own, np.inf, margins)))
-        learnt[name] = Learnt(
-            condition=conditions[own],
+        learnt[name] = _learnt(
+            margins[nearest],
+            (low, high),
+            own=conditions[own],
             nearest=conditions[nearest],
-            margin=finite_or_none(float(margins[nearest])),
-            low=finite_or_none(low),
-            high=finite_or_none(high),
-            learnt=low > 0.0,
+            tokens_per_conversation=float(tokens.mean()),
             conversations=int(mask.sum()),
         )
     return ConditionMatrix(conditions=conditions, nll=rows, learnt=learnt)
+
+
+def _learnt(
+    margin: float,
+    interval: tuple[float, float],
+    *,
+    own: str,
+    nearest: str,
+    tokens_per_conversation: float,
+    conversations: int,
+) -> Learnt:
+    known, low, high = (finite_or_none(float(value)) for value in (margin, *interval))
+    smallest = smallest_effect(tokens_per_conversation)
+    return Learnt(
+        condition=own,
+        nearest=nearest,
+        margin=known,
+        low=low,
+        high=high,
+        smallest=smallest,
+        verdict=verdict_of(known, low, high, smallest=smallest, conversations=conversations),
+        conversations=conversations,
+    )
 
 
 def _margins(
@@ -114,8 +134,8 @@ def _margins(
     differences = sums - sums[:, [own]]
     margins = differences.sum(axis=0) / tokens.sum()
     count = len(tokens)
-    drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=_RESAMPLES).astype(np.float64)
+    drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES).astype(np.float64)
     resampled = (drawn @ differences) / (drawn @ tokens)[:, None]
     smallest = np.delete(resampled, own, axis=1).min(axis=1)
-    low, high = np.quantile(smallest, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    low, high = np.quantile(smallest, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return margins, float(low), float(high)

@@ -6,7 +6,7 @@ Numbers that are not finite are None, and null in JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ochat_train.evaluation.condition_matrix import ConditionMatrix
@@ -48,6 +48,10 @@ class Evaluation:
         """From `to_json`, which may also hold other keys. Raises KeyError where one is missing."""
         classes = {name: ClassScores(**fields_from(ClassScores, row)) for name, row in values["classes"].items()}
         return cls(loss=values["loss"], classes=classes, matrix=ConditionMatrix.from_json(values))
+
+    def without_verdicts(self) -> Evaluation:
+        """The evaluation of a model that was trained with one condition, and had none to learn."""
+        return replace(self, matrix=self.matrix.without_verdicts())
 
 
 @dataclass(frozen=True, kw_only=True)

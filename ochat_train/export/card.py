@@ -21,7 +21,7 @@ from ochat_train.export.adapted import Differences
 from ochat_train.export.adapter_text import adapter_text, rounding_text
 from ochat_train.export.provenance import BaseModel
 from ochat_train.recipe.sections.adapter import AdapterSettings
-from ochat_train.report.tables import evaluation_table, markdown_table, number_text
+from ochat_train.report.tables import VERDICT_NOTE, evaluation_table, markdown_table, number_text, subset_notes
 from ochat_train.runs.folder import RunFolder
 from ochat_train.runs.metrics import StepMetrics
 
@@ -227,10 +227,12 @@ def _results(facts: CardFacts) -> str:
     loss = number_text(validation.evaluation.loss, ".4f")
     parts.append(
         f"Held-out conversations at step {validation.step:,}: loss {loss}. The columns `under` give the nll of a "
-        "class's answers (nats per token) when prompted under that condition."
+        "class's answers (nats per token) when prompted under that condition. `learnt` says whether they are likelier "
+        f"under the class's own condition: {VERDICT_NOTE}"
     )
     head, rows = evaluation_table(validation.evaluation, shown=json_code)
     parts.append(markdown_table(head, rows))
+    parts += subset_notes(validation.evaluation, shown=json_code)
     return "\n\n".join(parts)
 
 

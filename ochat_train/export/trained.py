@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.json_files import read_json_object
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from ochat_train.checkpoint.basis import config_values
 from ochat_train.checkpoint.changes import config_changes, listed
@@ -17,6 +18,7 @@ from ochat_train.checkpoint.state import STATE, CheckpointManifest, refuse_unsaf
 from ochat_train.export.adapted import AdaptedModel, Differences, Logits, load_adapted, merge
 from ochat_train.model.base_class import base_class, text_config
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder
+from ochat_train.system.answer_text import control_ids
 from ochat_train.system.pretrained import load_config, load_tokenizer
 
 _PREFIX = "causal_lm."  # the trained module is PackedCausalLM; an export holds the causal LM inside it
@@ -98,12 +100,16 @@ def _load_whole(run: RunFolder, checkpoint: Path) -> Any:
 
 
 def set_generation(run: RunFolder, model: Any, config: Any) -> None:
-    """Give a model the control tokens of the run's tokenizer, which generating ends and begins with."""
+    """Give a model what engines need to know: greedy where a request says nothing, the control tokens of the run's
+    tokenizer, which generating begins and ends with, and the tokens that ended the base's own answers.
+    """
     import transformers
 
     tokenizer = load_tokenizer(run.path / TOKENIZER_FOLDER)
     generation = transformers.GenerationConfig.from_model_config(config)
-    generation.eos_token_id = tokenizer.eos_token_id
+    ends = _ends_of_answers(run, tokenizer)
+    generation.do_sample = False
+    generation.eos_token_id = ends if len(ends) > 1 else tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
     model.generation_config = generation
@@ -111,3 +117,16 @@ def set_generation(run: RunFolder, model: Any, config: Any) -> None:
         part.eos_token_id = tokenizer.eos_token_id
         part.bos_token_id = tokenizer.bos_token_id
         part.pad_token_id = tokenizer.pad_token_id
+
+
+def _ends_of_answers(run: RunFolder, tokenizer: Any) -> list[int]:
+    """The end of turn, and what the base's generation_config.json names, as far as it is a control token.
+
+    A base that was trained to end its texts with another token may still do so after an answer. A number that is an
+    ordinary token here (a default of a model's class, for example) must not end one.
+    """
+    path = run.path / MODEL_CONFIG_FOLDER / "generation_config.json"
+    named = read_json_object(path).get("eos_token_id") if path.is_file() else None
+    controls = control_ids(tokenizer)
+    found = [token for token in (named if isinstance(named, list) else [named]) if token in controls]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *found]))

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from data_pipeline.errors import UserError
 from ochat_train.inference.embedded import EmbeddedEngine
 from ochat_train.inference.engine import Engine
+from ochat_train.inference.remote import RemoteEngine
 from ochat_train.inference.served_model import ServedModel
+from ochat_train.inference.vllm import VllmEngine
+from ochat_train.inference.vllm_command import find_vllm, require_vllm
 
 EngineKind = Literal["transformers", "vllm"]
 
@@ -40,6 +45,38 @@ def make_engine(served: ServedModel, options: EngineOptions, *, say: Callable[[s
 
     say: takes the lines for the person who runs it. Raises UserError for options that do not go together.
     """
-    if options.backend is not None or options.kind == "vllm" or options.adapters or options.vllm_flags:
-        raise UserError("--engine", "only `transformers` is there in this version", "leave the other options out")
+    _check_together(options)
+    if options.backend is not None:
+        return RemoteEngine(served, options.backend, model=options.backend_model, say=say)
+    wants_vllm = options.kind == "vllm" or options.vllm_python is not None
+    vllm = require_vllm(options.vllm_python) if wants_vllm else None
+    if vllm is None and options.kind is None and torch.cuda.is_available():
+        vllm = find_vllm(None)
+        if vllm is None:
+            say("vLLM is not in this environment, so `transformers` computes the answers; vLLM answers many times as")
+            say("many requests (`--vllm-python`)")
+    if vllm is not None:
+        return VllmEngine(served, vllm, adapters=options.adapters, flags=options.vllm_flags, say=say)
+    _refuse_what_needs_vllm(options)
     return EmbeddedEngine(served, say=say, most_answers=options.most_answers)
+
+
+def _check_together(options: EngineOptions) -> None:
+    if options.backend is not None:
+        for option, value in (
+            ("--engine", options.kind), ("--vllm-python", options.vllm_python), ("--adapter", options.adapters),
+            ("--max-answers", options.most_answers), ("flags of vLLM", options.vllm_flags),
+        ):  # fmt: skip
+            if value:
+                raise UserError(option, "is for an engine that is started here, and `--backend` names one that runs")
+    elif options.backend_model is not None:
+        raise UserError("--backend-model", "names a model of another server", "name that with `--backend`")
+    if options.kind == "transformers" and options.vllm_python is not None:
+        raise UserError("--vllm-python", "does not go together with `--engine transformers`")
+
+
+def _refuse_what_needs_vllm(options: EngineOptions) -> None:
+    for option, value in (("--adapter", options.adapters), ("flags of vLLM", options.vllm_flags)):
+        if value:
+            remedy = "choose it with `--engine vllm`"
+            raise UserError(option, "vLLM is needed, and `transformers` would compute the answers", remedy)

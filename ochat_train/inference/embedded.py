@@ -25,7 +25,7 @@ from ochat_train.inference.together import TogetherBatcher
 from ochat_train.system.pretrained import reason_of
 
 _WATCH_SECONDS = 0.25
-_LONGEST_WAIT_SECONDS = 60.0
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 60.0  # before it is started again
 _MOST_WAITING = 2048  # requests in the engine at once; a server refuses more long before
 _MOST_ANSWERS = {"cpu": 16, "cuda": 64}  # computed at once, where memory allows it
 _MOST_ANSWERS_TOGETHER = 16  # of `generate`: all of them wait for the longest
@@ -198,7 +198,7 @@ class EmbeddedEngine:
 
     async def _keep_running(self) -> None:
         """Start again what has failed, after 1, 2, 4 .. 60 seconds."""
-        wait = 1.0
+        wait = _FIRST_WAIT_SECONDS
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             batcher = self._batcher

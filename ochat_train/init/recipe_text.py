@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
@@ -14,6 +15,7 @@ from data_pipeline.text_rules import visible
 from ochat_train.init.adapter import NONE, RANK
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.draft import BETA, Draft
+from ochat_train.recipe.schema import schema_line
 
 _COMMENT_COLUMN = 44
 _LINE_LENGTH = 128
@@ -26,6 +28,7 @@ def recipe_text(draft: Draft, *, out: str) -> str:
 
 
 def _head(draft: Draft, out: str) -> Iterator[str]:
+    yield _one_line(schema_line(Path(out)))
     base, out = _one_line(draft.base.name), _one_line(out)
     yield f"# {draft.name}: {base} on conversations of {len(draft.sources)} file(s). Written by `ochat init` after a"
     yield "# look at the data; every value may be changed. All keys: docs/recipe.md"

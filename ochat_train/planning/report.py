@@ -45,11 +45,13 @@ from ochat_train.recipe.recipe import Recipe
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 
 
-def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = None) -> PlanReport:
+def plan_report(
+    recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = None, price: float | None = None
+) -> PlanReport:
     """The plan of a recipe, from its prepared dataset (if there is one) and the base's configuration alone.
 
-    mfu: share of the GPUs' peak to estimate the time with; None: what was measured. Raises UserError where the prepared
-    dataset was made from another recipe.
+    mfu: share of the GPUs' peak to estimate the time with; None: what was measured. price: of a GPU-hour, in the user's
+    currency. Raises UserError where the prepared dataset was made from another recipe.
     """
     if recipe.model.float8 and gpu.name == "A100":
         raise UserError(
@@ -77,7 +79,7 @@ def plan_report(recipe: Recipe, *, num_gpus: int, gpu: Gpu, mfu: float | None = 
     packs_per_gpu = num_micro_batches(train.bins_per_step, num_gpus)
     time = None
     if data and chosen.fits and speed.mfu is not None:
-        time = _time(data, work, gpu=gpu, num_gpus=num_gpus, packs_per_gpu=packs_per_gpu, mfu=speed.mfu)
+        time = _time(data, work, gpu=gpu, num_gpus=num_gpus, packs_per_gpu=packs_per_gpu, mfu=speed.mfu, price=price)
     return PlanReport(
         gpu=gpu.name,
         num_gpus=num_gpus,
@@ -217,7 +219,9 @@ def _run(recipe: Recipe, manifest: Manifest, data: _TrainingData, work: Work, *,
     )
 
 
-def _time(data: _TrainingData, work: Work, *, gpu: Gpu, num_gpus: int, packs_per_gpu: int, mfu: float) -> PlannedTime:
+def _time(
+    data: _TrainingData, work: Work, *, gpu: Gpu, num_gpus: int, packs_per_gpu: int, mfu: float, price: float | None
+) -> PlannedTime:
     seconds = step_seconds(work, data.mean_pack, packs_per_gpu=packs_per_gpu, gpu=gpu, mfu=mfu)
     hours = seconds * data.plan.num_steps / 3600
     return PlannedTime(
@@ -225,6 +229,8 @@ def _time(data: _TrainingData, work: Work, *, gpu: Gpu, num_gpus: int, packs_per
         tokens_per_second=float(data.num_tokens / np.mean(data.plan.steps_per_epoch)) / seconds,
         hours=hours,
         gpu_hours=hours * num_gpus,
+        price_per_gpu_hour=price,
+        cost=None if price is None else hours * num_gpus * price,
     )
 
 

@@ -34,12 +34,16 @@ class PlannedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTime:
-    """An estimate. tokens_per_second: of all GPUs, padding not counted."""
+    """An estimate. tokens_per_second: of all GPUs, padding not counted. price_per_gpu_hour: as the user gave it, None
+    where they did not; cost: in the same currency.
+    """
 
     seconds_per_step: float
     tokens_per_second: float
     hours: float
     gpu_hours: float
+    price_per_gpu_hour: float | None
+    cost: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from data_pipeline.look.text import class_table
 from ochat_train.optimizer.size import STATE_SIZES
 from ochat_train.planning.results import PlannedRun, PlanReport
+from ochat_train.report.cost import gpu_hours_text, hours_text
 from ochat_train.report.tables import table
 
 _NOT_PREPARED = "Nothing is prepared yet: steps, learning rate and time are known after `ochat prepare RECIPE`."
@@ -71,7 +72,7 @@ def _time_rows(report: PlanReport, run: PlannedRun) -> dict[str, str]:
         more += f", about {run.validation_time_ratio:.1%} more"
     return {
         "time (estimate)": f"{_duration(time.hours)} on {report.num_gpus} {report.gpu}, "
-        f"{_hours(time.gpu_hours)} GPU-hours; {time.seconds_per_step:.3g} s a step, "
+        f"{gpu_hours_text(time.gpu_hours, price=time.price_per_gpu_hour)}; {time.seconds_per_step:.3g} s a step, "
         f"{time.tokens_per_second:,.0f} tokens/s",
         "  if the GPUs reach": f"{report.mfu_assumed:.1%} of {report.peak_tflops:,.0f} TFLOP/s: {report.mfu_basis}",
         "  not in it": more,
@@ -109,11 +110,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
-
-
 def _duration(hours: float) -> str:
     if hours >= 1:
-        return f"{_hours(hours)} hours"
+        return f"{hours_text(hours)} hours"
     return f"{hours * 60:.0f} min" if hours * 60 >= 1 else "less than a minute"

@@ -11,7 +11,7 @@ from data_pipeline.look.text import report
 from data_pipeline.prepared.dataset import Split
 from data_pipeline.text_rules import visible
 
-_ROWS, _ROWS_OF_PAGE = slice(0, 3), slice(0, 20)
+_ROWS, _ROWS_OF_PAGE = slice(0, 3), slice(0, 20)  # if not given: of every class, so about as many
 
 
 def inspect(
@@ -29,14 +29,19 @@ def inspect(
 ) -> Iterator[str]:
     """The lines to print: a report, one JSON document a row (json_lines), or the name of the page written to `html`.
 
-    rows: which of the rows that match class_name, conversation_id and find; None for the first few. The lines hold no
-    control characters of the data.
+    rows: which of the rows that match class_name, conversation_id and find; None for the first few, of every class
+    where nothing else is given. The lines hold no control characters of the data.
 
     Raises UserError where there is no prepared dataset, no row matches, or the page cannot be written.
     """
     shown = rows or (_ROWS if html is None else _ROWS_OF_PAGE)
     selection = Selection(
-        start=shown.start, stop=shown.stop, class_name=class_name, conversation_id=conversation_id, find=find
+        start=shown.start,
+        stop=shown.stop,
+        class_name=class_name,
+        conversation_id=conversation_id,
+        find=find,
+        of_every_class=rows is None and class_name is None and conversation_id is None and find is None,
     )
     inspection = Inspection(prepared_dir, split)
     if json_lines:

@@ -19,8 +19,8 @@ from ochat_train.report.tables import shown_condition
 _LIGHTEST_SHADE = 0.06
 _HOW_TO_READ = (
     "Boxed: control tokens. Italic: role prefixes with the condition, written by the template. Underlined: supervised "
-    "text, darker where its weight is larger; the small number before it is the weight of each of its tokens. Plain: "
-    "not supervised. Control characters are written as \\u001b."
+    "text, with more colour where its weight is larger; the small number before it is the weight of each of its "
+    "tokens. Plain: not supervised. Control characters are written as \\u001b."
 )
 _HOW_TO_READ_TOKENS = (
     " Every token has a box, with its id below. A character of several tokens is shown in the last of them, and ⋯ in "
@@ -43,7 +43,7 @@ def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, 
         _rows(rows, heaviest=inspection.heaviest_weight, with_tokens=with_tokens),
     ]
     page = render_page("Prepared dataset", visible(subtitle), sections)
-    write_page(out, page, option="--html", prepared_dir=inspection.prepared_dir)
+    write_page(out, page, option="--html", prepared_dirs=[inspection.prepared_dir])
 
 
 def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
@@ -52,7 +52,7 @@ def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:
     names = [f"{low:,} to {high:,}" for low, high in bins]
     text = f"Mean {everything.mean():,.0f}, median {np.median(everything):,.0f}, longest {everything.max():,} tokens."
     chart = bar_chart(names, count_in(everything, bins), [None] * len(bins), unit="rows of this many tokens")
-    yield Section(heading="Lengths", paragraphs=[text], svg=chart)
+    yield Section(heading="Lengths", paragraphs=[text], pictures=[chart])
     if not 1 < len(class_lengths) <= MOST_COLUMNS:
         return
     columns = [_shares(lengths, bins) for lengths in class_lengths.values()]
@@ -72,7 +72,14 @@ def _rows(rows: Sequence[ShownRow], *, heaviest: float, with_tokens: bool) -> Se
     pieces = _token_pieces if with_tokens else _run_pieces
     passages = [Passage(heading=_heading(row), pieces=list(pieces(row.tokens, heaviest))) for row in rows]
     how_to_read = _HOW_TO_READ + _HOW_TO_READ_TOKENS if with_tokens else _HOW_TO_READ
-    return Section(heading="Rows", paragraphs=[how_to_read], passages=passages)
+    legend = ("Weight of a token", _weight_legend(heaviest))
+    return Section(heading="Rows", paragraphs=[how_to_read], legend=legend, passages=passages)
+
+
+def _weight_legend(heaviest: float) -> list[Cell]:
+    """What the colours of supervised text mean."""
+    weights = [heaviest * share for share in (0.0, 0.25, 0.5, 1.0)]
+    return [Cell(text=f"{weight:.3g}", shade=_shade(weight, heaviest)) for weight in weights]
 
 
 def _heading(row: ShownRow) -> str:

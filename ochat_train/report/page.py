@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import visible
+from ochat_train.report.pictures import Picture
 from ochat_train.system.durable import replace_text
 
 
@@ -46,18 +47,31 @@ class Passage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of a page, in this order: text, picture, table, passages, preformatted text.
+class Example:
+    """A text and what was made of it. parts: (name, text), one under the other; a long text scrolls in a window."""
 
-    svg: made by pictures.py, the only markup that is not escaped. folded: preformatted text is shown on a click.
+    heading: str
+    parts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page, in this order: text, pictures, legend, table, examples, passages, columns, preformatted text.
+
+    pictures: made by pictures.py, the only markup that is not escaped. legend: its meaning, and a cell for each colour
+    of the table or of passages. columns: tables side by side, each with its heading. folded: preformatted text is shown
+    on a click.
     """
 
     heading: str
     paragraphs: Sequence[str] = ()
-    svg: str = ""
+    pictures: Sequence[Picture] = ()
+    legend: tuple[str, Sequence[Cell]] | None = None
     head: Sequence[str] = ()
     rows: Sequence[Sequence[Cell]] = field(default_factory=tuple)
+    examples: Sequence[Example] = ()
     passages: Sequence[Passage] = ()
+    columns: Sequence[Section] = ()
     preformatted: str = ""
     folded: bool = False
 
@@ -83,8 +97,8 @@ def _shown(value: object) -> object:
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def write_page(out: Path, page: str, *, option: str, prepared_dir: Path) -> None:
-    """Write a page. Raises UserError where it cannot be written, or would be inside the prepared dataset.
+def write_page(out: Path, page: str, *, option: str, prepared_dirs: Sequence[Path]) -> None:
+    """Write a page. Raises UserError where it cannot be written, or would be inside a prepared dataset.
 
     option: what the command line calls `out`. `ochat prepare` does not replace a prepared dataset that holds other
     files.
@@ -92,7 +106,7 @@ def write_page(out: Path, page: str, *, option: str, prepared_dir: Path) -> None
     try:
         if out.is_dir() or not out.parent.is_dir():
             raise UserError(f"{option} {out}", "is a folder, or its parent folder does not exist", "name a file")
-        if out.parent.resolve().is_relative_to(prepared_dir.resolve()):
+        if any(out.parent.resolve().is_relative_to(prepared_dir.resolve()) for prepared_dir in prepared_dirs):
             raise UserError(
                 f"{option} {out}",
                 "is inside the prepared dataset, which may hold no other file",

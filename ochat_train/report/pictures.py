@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,80 +17,161 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.text_rules import visible
+from ochat_train.report.curves import binned, smoothed
+from ochat_train.report.heat import HEAT_STEPS, row_shades
 
 # Okabe and Ito's palette, distinct for any colour vision; without black and yellow, which dark and light pages hide.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MOST_POINTS = 400
-_MOST_LABEL_CHARACTERS = 24
+_DECADE = 10
+_STYLES = ("-", "--", ":", "-.")  # of a seventh curve and those after it
+_TRACKER_CHARACTERS = 24
 _INK = "#010203"  # a placeholder for the page's text colour, replaced in the finished SVG
-_SHARPEST_SHADE = 0.55
 _DRAWING = threading.Lock()  # matplotlib's settings are the process's, and trackers draw in their own threads
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One chart as two SVG texts, for wide screens and for phones: a page shows the one that fits."""
+
+    wide: str
+    narrow: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Screen:
+    """What a drawing is for. width: inches. label_characters: of a name, longer ones are shortened."""
+
+    name: str
+    width: float
+    label_characters: int
+
+    @property
+    def is_wide(self) -> bool:
+        return self.name == "wide"
+
+
+_WIDE = _Screen(name="wide", width=9.6, label_characters=48)
+_NARROW = _Screen(name="narrow", width=4.1, label_characters=30)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Series:
-    """A curve. y: None where a value is missing. number: of its colour. points: dots instead of a line."""
+    """A curve. y: None where a value is missing. number: of its colour. points: dots instead of a line. is_noisy: drawn
+    as a moving mean, with the curve itself faint behind it.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float | None]
     number: int = 0
     points: bool = False
+    is_noisy: bool = True
 
 
-def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> str:
+def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> Picture:
     """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
-    with _figure(9.6, 2.9) as (figure, axes):
-        lines = []
-        for entry in series:
-            color = COLORS[entry.number % len(COLORS)]
-            if entry.points:
-                lines += axes.plot(entry.x, _numbers(entry.y), "o--", color=color, markersize=5, linewidth=0.8)
-                continue
-            bins = binned(np.asarray(entry.x, dtype=float), _numbers(entry.y), most_points=_MOST_POINTS)
-            if len(entry.x) > _MOST_POINTS:
-                axes.fill_between(bins.x, bins.low, bins.high, color=color, alpha=0.2, linewidth=0)
-            lines += axes.plot(bins.x, bins.mean, color=color, linewidth=1.5)
+    return _on_screens(lambda screen: _line_chart(series, screen, unit=unit, logarithmic=logarithmic))
+
+
+def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[float | None], *, unit: str) -> Picture:
+    """A bar for each label, with its value, and its spread where there is one."""
+    return _on_screens(lambda screen: _bar_chart(labels, means, spreads, screen, unit=unit))
+
+
+def _on_screens(draw: Callable[[_Screen], str]) -> Picture:
+    return Picture(wide=draw(_WIDE), narrow=draw(_NARROW))
+
+
+def _line_chart(series: Sequence[Series], screen: _Screen, *, unit: str, logarithmic: bool) -> str:
+    has_legend = len(series) > 1
+    below = 0.2 * len(series) if has_legend and not screen.is_wide else 0.0
+    with _figure(screen, 2.9 + below) as (figure, axes):
+        lines = [_draw(axes, entry) for entry in series]
         axes.set_xlabel("step")
         axes.set_ylabel(_label(unit))
         if logarithmic:
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter("")
+            low, high = axes.get_ylim()
+            if high / low > _DECADE:  # else there may be no other number on the axis
+                axes.yaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-        if len(series) > 1:
+        if has_legend:
             # inside it would cover curves
-            legend = figure.legend(lines, ["-"] * len(lines), frameon=False, fontsize=8, loc="outside right upper")
+            place = "outside right upper" if screen.is_wide else "outside lower left"
+            legend = figure.legend(lines, ["-"] * len(lines), frameon=False, fontsize=8, loc=place)
             for text, entry in zip(legend.get_texts(), series, strict=True):
-                text.set_text(_label(entry.label))  # matplotlib leaves out labels that begin with `_`
+                # matplotlib leaves out labels that begin with `_`
+                text.set_text(_short(entry.label, screen.label_characters))
         return _svg(figure)
 
 
-def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[float | None], *, unit: str) -> str:
-    """A bar for each label, with its spread where there is one."""
-    with _figure(9.6, 0.6 + 0.36 * len(labels)) as (figure, axes):
+def _draw(axes: Any, entry: Series) -> Any:
+    """Draw a curve; its line, for the legend."""
+    color = COLORS[entry.number % len(COLORS)]
+    style = _STYLES[entry.number // len(COLORS) % len(_STYLES)]
+    x, y = np.asarray(entry.x, dtype=float), _numbers(entry.y)
+    if entry.points:
+        return axes.plot(x, y, "o--", color=color, markersize=5, linewidth=0.8)[0]
+    bins = binned(x, y, most_points=_MOST_POINTS)
+    if len(entry.x) > _MOST_POINTS:
+        axes.fill_between(bins.x, bins.low, bins.high, color=color, alpha=0.2, linewidth=0)
+    mean = smoothed(bins.mean) if entry.is_noisy else bins.mean
+    if not np.array_equal(mean, bins.mean):
+        axes.plot(bins.x, bins.mean, color=color, linewidth=0.8, alpha=0.35)
+    marker = "o" if len(bins.x) == 1 else ""  # a line needs two points
+    return axes.plot(bins.x, mean, color=color, linewidth=1.6, linestyle=style, marker=marker)[0]
+
+
+def _bar_chart(
+    labels: Sequence[str], means: Sequence[float], spreads: Sequence[float | None], screen: _Screen, *, unit: str
+) -> str:
+    names = [_wrapped(label, screen) for label in labels]
+    lines = sum(name.count("\n") + 1 for name in names)
+    with _figure(screen, 0.6 + 0.36 * len(labels) + 0.1 * (lines - len(labels))) as (figure, axes):
         places = np.arange(len(labels))[::-1]
-        axes.barh(places, means, xerr=[spread or 0.0 for spread in spreads], color=COLORS[0], ecolor=_INK, height=0.6)
-        axes.set_yticks(places, [_label(label) for label in labels])
-        axes.set_xlabel(_label(unit))
+        known = [spread or 0.0 for spread in spreads]
+        axes.barh(places, means, xerr=known, color=COLORS[0], ecolor=_INK, height=0.6)
+        for place, mean, spread in zip(places, means, known, strict=True):
+            axes.annotate(_value(mean), (mean + spread, place), (4, 0), textcoords="offset points", va="center")
+        axes.margins(x=0.12 if screen.is_wide else 0.25)
+        axes.set_xlim(left=min(0.0, *means))
+        axes.set_yticks(places, names)
+        axes.set_xlabel(_label(unit) if screen.is_wide else textwrap.fill(_label(unit), 50))
         return _svg(figure)
+
+
+def _value(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
+
+
+def _wrapped(label: str, screen: _Screen) -> str:
+    text = _short(label, screen.label_characters)
+    return text if screen.is_wide else textwrap.fill(text, 17)
 
 
 def heat_map(
     rows: Mapping[str, Sequence[float | None]], conditions: Sequence[str], own_conditions: Mapping[str, str]
 ) -> np.ndarray:
-    """A condition matrix as uint8[height, width, 3]: each row shaded from its lowest value, each class's own outlined.
+    """A condition matrix as uint8[height, width, 3], with the colours of `heat.py`; each class's own is outlined.
 
     rows: values of each class, one for each of `conditions`. own_conditions: of each class.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.patches import Rectangle
 
-    with _figure(2.4 + 1.6 * len(conditions), 1.0 + 0.5 * len(rows)) as (figure, axes):
+    screen = _Screen(name="tracker", width=2.4 + 1.6 * max(2, len(conditions)), label_characters=_TRACKER_CHARACTERS)
+    with _figure(screen, 1.3 + 0.5 * len(rows)) as (figure, axes):
         axes.grid(False)
         axes.imshow([row_shades(values) for values in rows.values()], cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-        axes.set_xticks(range(len(conditions)), [_short(condition or "no condition") for condition in conditions])
-        axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
-        axes.set_xlabel("nats per token of each class's answers, under each condition")
+        most = screen.label_characters
+        axes.set_xticks(range(len(conditions)), [_short(condition or "no condition", most) for condition in conditions])
+        axes.set_yticks(range(len(rows)), [_short(name, most) for name in rows])
+        edges = ", ".join(f"{step.least:g}" for step in HEAT_STEPS[1:])
+        axes.set_xlabel(
+            f"nats per token of each class's answers, under each condition\ncolours from {edges} above "
+            "the lowest of the row"
+        )
         for y, (name, values) in enumerate(rows.items()):
             for x, (value, condition) in enumerate(zip(values, conditions, strict=True)):
                 axes.text(x, y, "-" if value is None else f"{value:.4f}", ha="center", va="center")
@@ -105,45 +187,37 @@ def heat_map(
         return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def row_shades(values: Sequence[float | None]) -> list[float]:
-    """Shades of one row, from its lowest to its highest value: rows differ in level, and only columns are compared."""
-    known = [value for value in values if value is not None]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    span = high - low or 1.0
-    return [0.0 if value is None else _SHARPEST_SHADE * (value - low) / span for value in values]
-
-
 def _label(text: str) -> str:
     """A text from data in a picture: in one line, and nothing of it hidden."""
     return visible(text, kept="")
 
 
-def _short(text: str) -> str:
+def _short(text: str, most_characters: int) -> str:
     text = _label(text)
-    return text if len(text) <= _MOST_LABEL_CHARACTERS else text[: _MOST_LABEL_CHARACTERS - 3] + "..."
+    return text if len(text) <= most_characters else text[: most_characters - 3] + "..."
 
 
-def as_file(svg: str) -> str:
+def as_file(picture: Picture) -> str:
     """A picture of a page as the text of an SVG file."""
-    return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return picture.wide.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+def _figure(screen: _Screen, height: float) -> Iterator[tuple[Any, Any]]:
     import matplotlib
     from matplotlib.figure import Figure
 
     colors = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": "ochat-train",
+        "svg.hashsalt": f"ochat-train {screen.name}",  # ids of both drawings are on one page
         "font.family": "sans-serif",
         "font.size": 9,
         "text.parse_math": False,
         **colors,
     }
     with _DRAWING, matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(screen.width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -161,34 +235,10 @@ def _svg(figure: Any) -> str:
     # HTML needs no namespaces, and the page names no address
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     return text.replace("xlink:href", "href").replace(_INK, "currentColor")
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bins:
-    """A long curve in few points: float64[n] each. x: where a bin starts."""
-
-    x: np.ndarray
-    low: np.ndarray
-    mean: np.ndarray
-    high: np.ndarray
-
-
-def binned(x: np.ndarray, y: np.ndarray, *, most_points: int) -> Bins:
-    """A curve as at most `most_points` bins of consecutive points; NaN in y is skipped."""
-    known = ~np.isnan(y)
-    x, y = x[known], y[known]
-    if not len(x):
-        return Bins(x=x, low=y, mean=y, high=y)
-    starts = np.unique(np.linspace(0, len(x), min(most_points, len(x)), endpoint=False).astype(int))
-    sizes = np.diff([*starts, len(x)])
-    return Bins(
-        x=x[starts],
-        low=np.minimum.reduceat(y, starts),
-        mean=np.add.reduceat(y, starts) / sizes,
-        high=np.maximum.reduceat(y, starts),
-    )

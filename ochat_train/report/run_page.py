@@ -10,29 +10,43 @@ import yaml
 from data_pipeline.prepared.dataset import ClassRow
 from ochat_train.evaluation.results import Validation
 from ochat_train.report.data_sections import class_section, ledger_section
-from ochat_train.report.matrix_section import matrix_section
-from ochat_train.report.page import Section, render_page, text_cells, write_page
-from ochat_train.report.pictures import Series, line_chart
-from ochat_train.report.tables import learnt_text, number_text, shown_condition
+from ochat_train.report.matrix_section import matrix_section, verdict_lines
+from ochat_train.report.page import Example, Section, render_page, write_page
+from ochat_train.report.pictures import Picture, Series, line_chart
+from ochat_train.report.run_facts import facts_section
+from ochat_train.report.tables import VERDICT_NOTE, number_text, shown_condition, subset_notes
 from ochat_train.runs.history import RunHistory, read_run_history
 
+CURVES_NOTE = (
+    "Bold: a moving mean; faint behind it: every logged step (in long runs from the lowest to the highest of "
+    "neighbouring steps). Dots: held-out conversations."
+)
 
-def write_run_page(run_dir: Path, out: Path) -> None:
-    """Write the page of a run. Raises UserError for a folder that is not a run, a run without steps, a bad `out`."""
+
+def write_run_page(run_dir: Path, out: Path, *, price: float | None = None) -> None:
+    """Write the page of a run. price: of a GPU-hour, in the user's currency; None: not known.
+
+    Raises UserError for a folder that is not a run, a run without steps, a bad `out`.
+    """
     history = read_run_history(run_dir)
     recipe, last = history.run.recipe, history.steps[-1]
     loss = number_text(last.means.loss, ".4f")
     subtitle = f"{run_dir.name}: step {last.step:,}, epoch {last.epoch}, loss {loss}"
-    page = render_page(recipe.name, subtitle, list(_sections(history)))
-    write_page(out, page, option="--out", prepared_dir=Path(recipe.data.prepared_dir))
+    page = render_page(recipe.name, subtitle, list(_sections(history, price=price)))
+    write_page(out, page, option="--out", prepared_dirs=[Path(recipe.data.prepared_dir)])
 
 
-def _sections(history: RunHistory) -> Iterator[Section]:
+def _sections(history: RunHistory, *, price: float | None) -> Iterator[Section]:
     recipe = history.run.recipe.model_dump(mode="json", by_alias=True)
     yield _summary(history)
-    yield Section(heading="Loss of each class", svg=line_chart(_losses(history), unit="nats per token"))
+    yield facts_section(history, price=price)
+    yield Section(
+        heading="Loss of each class",
+        paragraphs=[CURVES_NOTE],
+        pictures=[line_chart(_losses(history), unit="nats per token")],
+    )
     learning_rates = [row.learning_rate for row in history.steps]
-    yield Section(heading="Learning rate", svg=_curve(history, learning_rates, "learning rate"))
+    yield Section(heading="Learning rate", pictures=[_curve(history, learning_rates, "learning rate", is_noisy=False)])
     yield from _throughput(history)
     yield _gradients(history)
     if history.validations:
@@ -51,8 +65,10 @@ def _summary(history: RunHistory) -> Section:
         text = "Nothing was held out (data.validation_ratio) or validated yet, so this is not known."
         return Section(heading=heading, paragraphs=[text])
     last = history.validations[-1]
-    lines = [f"{name}: {learnt_text(entry)}." for name, entry in last.evaluation.matrix.learnt.items()]
-    lines = lines or ["There is one condition only, so there is nothing to tell apart."]
+    lines = verdict_lines(last.evaluation.matrix)
+    lines.append(VERDICT_NOTE[0].upper() + VERDICT_NOTE[1:])
+    if len(last.evaluation.matrix.conditions) < 2:
+        lines = ["- (There is one condition only, so there is none to learn.)"]
     loss = number_text(last.evaluation.loss, ".4f")
     lines.append(f"Held-out loss after step {last.step}: {loss} nats per token (weighted).")
     return Section(heading=heading, paragraphs=lines)
@@ -77,17 +93,25 @@ def _steps(history: RunHistory) -> list[int]:
     return [row.step for row in history.steps]
 
 
-def _curve(history: RunHistory, values: Sequence[float | None], unit: str, *, logarithmic: bool = False) -> str:
-    return line_chart([Series(label=unit, x=_steps(history), y=values)], unit=unit, logarithmic=logarithmic)
+def _curve(
+    history: RunHistory,
+    values: Sequence[float | None],
+    unit: str,
+    *,
+    logarithmic: bool = False,
+    is_noisy: bool = True,
+) -> Picture:
+    curve = Series(label=unit, x=_steps(history), y=values, is_noisy=is_noisy)
+    return line_chart([curve], unit=unit, logarithmic=logarithmic)
 
 
 def _throughput(history: RunHistory) -> Iterator[Section]:
     speeds = [row.speed for row in history.steps]
     tokens_per_second = [speed.tokens_per_second for speed in speeds]
-    yield Section(heading="Throughput", svg=_curve(history, tokens_per_second, "tokens per second"))
+    yield Section(heading="Throughput", pictures=[_curve(history, tokens_per_second, "tokens per second")])
     mfu = [speed.mfu for speed in speeds]
     if any(value is not None for value in mfu):
-        yield Section(heading="Model FLOPs utilization", svg=_curve(history, mfu, "share of the GPUs' peak"))
+        yield Section(heading="Model FLOPs utilization", pictures=[_curve(history, mfu, "share of the GPUs' peak")])
 
 
 def _gradients(history: RunHistory) -> Section:
@@ -95,15 +119,16 @@ def _gradients(history: RunHistory) -> Section:
     text = "Every step was finite."
     if left_out:
         text = f"{left_out} step(s) were left out because loss or gradient was not finite."
-    svg = _curve(history, [row.grad_norm for row in history.steps], "2-norm", logarithmic=True)
-    return Section(heading="Gradient norm", paragraphs=[text], svg=svg)
+    picture = _curve(history, [row.grad_norm for row in history.steps], "2-norm", logarithmic=True)
+    return Section(heading="Gradient norm", paragraphs=[text], pictures=[picture])
 
 
 def _matrix(validation: Validation, history: RunHistory) -> Iterator[Section]:
     if validation.evaluation.matrix.nll:
         own = {row.name: row.condition for row in history.run.prepared.classes}
         heading = f"Condition matrix, step {validation.step}"
-        yield matrix_section(heading, validation.evaluation.matrix, own_conditions=own)
+        notes = subset_notes(validation.evaluation)
+        yield matrix_section(heading, validation.evaluation.matrix, own_conditions=own, notes=notes)
 
 
 def _classes(history: RunHistory) -> Section:
@@ -119,12 +144,13 @@ def _classes(history: RunHistory) -> Section:
 
 
 def _samples(history: RunHistory) -> Section:
+    """The last answers to each prompt, one under the other: long ones would not fit side by side."""
     last_step = history.samples[-1].step
-    samples = [sample for sample in history.samples if sample.step == last_step]
-    conditions = list(dict.fromkeys(answer.condition for sample in samples for answer in sample.answers))
-    rows = []
-    for sample in samples:
-        texts = {answer.condition: answer.text + ("" if answer.finished else " ...") for answer in sample.answers}
-        rows.append(text_cells([sample.prompt, *(texts.get(condition, "") for condition in conditions)]))
-    head = ["prompt", *map(shown_condition, conditions)]
-    return Section(heading=f"Samples, step {last_step}", head=head, rows=rows)
+    examples = []
+    for number, sample in enumerate((sample for sample in history.samples if sample.step == last_step), start=1):
+        answers = [
+            (f"under {shown_condition(answer.condition)}", answer.text + ("" if answer.finished else " ..."))
+            for answer in sample.answers
+        ]
+        examples.append(Example(heading=f"Prompt {number}", parts=[("prompt", sample.prompt), *answers]))
+    return Section(heading=f"Samples, step {last_step}", examples=examples)

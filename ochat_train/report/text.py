@@ -8,7 +8,7 @@ from data_pipeline.look.text import class_table, ledger_text
 from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.text_rules import quoted, visible
 from ochat_train.evaluation.results import ValidationResult
-from ochat_train.report.tables import evaluation_table, number_text, shown_condition, table
+from ochat_train.report.tables import evaluation_table, number_text, shown_condition, subset_notes, table
 from ochat_train.runs.metrics import EpochMeans
 
 _ANSWER_CHARACTERS = 100
@@ -53,6 +53,7 @@ def validation_text(result: ValidationResult) -> str:
         head, rows = evaluation_table(validation.evaluation)
         loss = number_text(validation.evaluation.loss, ".4f")
         parts.append(f"\nvalidation after step {validation.step}: loss {loss}\n{table(head, rows)}")
+        parts += [visible(note, kept="") for note in subset_notes(validation.evaluation)]
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample.prompt)}")
         for answer in sample.answers:

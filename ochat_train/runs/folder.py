@@ -6,6 +6,7 @@ OUTPUT_DIR/
     base.json            where the base model came from: a folder, or a model of the Hub
     tokenizer/           the tokenizer folder of the prepared dataset
     model_config/        the model's config.json and generation_config.json, with all token rows
+    starts.jsonl         when, with what and on which hardware the run was started (runs/starts.py)
     metrics.jsonl, validation.jsonl, samples.jsonl, anomalies.jsonl, checkpoints/    written while training
     hub/                 what is pushed to the Hub (hub/background_push.py)
     .lock                held by the process that trains here (runs/lock.py)

@@ -18,6 +18,7 @@ VALIDATION_FILE = "validation.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 EXPERTS_FILE = "experts.jsonl"
 ANOMALIES_FILE = "anomalies.jsonl"
+STARTS_FILE = "starts.jsonl"
 _MOST_NUMBERS = 10  # of unreadable lines, in a notice
 
 

@@ -91,7 +91,8 @@ class ExpertMeans:
 class StepMetrics:
     """A logged step. step: from 1. epoch: from 0. grad_norm: before clipping, None where it is not finite.
 
-    nonfinite_steps: steps so far that updated nothing. experts: None for models without experts.
+    nonfinite_steps: steps so far that updated nothing. experts: None for models without experts. time: when it was
+    logged (`starts.utc_time`), None in lines of older versions.
     """
 
     step: int
@@ -102,6 +103,7 @@ class StepMetrics:
     nonfinite_steps: int
     speed: Speed
     experts: ExpertMeans | None = None
+    time: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A line of metrics.jsonl."""
@@ -114,6 +116,7 @@ class StepMetrics:
             "nonfinite_steps": self.nonfinite_steps,
             **asdict(self.speed),
             **({} if self.experts is None else {"experts": asdict(self.experts)}),
+            **({} if self.time is None else {"time": self.time}),
         }
 
     @classmethod
@@ -128,6 +131,7 @@ class StepMetrics:
             nonfinite_steps=values["nonfinite_steps"],
             speed=Speed(**fields_from(Speed, values)),
             experts=ExpertMeans(**fields_from(ExpertMeans, values["experts"])) if "experts" in values else None,
+            time=values.get("time"),
         )
 
 

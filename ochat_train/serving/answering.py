@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from starlette.types import Receive
 
+from ochat_train.inference.answers import message_pieces
 from ochat_train.inference.engine import (
     AnswerSettings,
     Engine,
@@ -57,13 +58,9 @@ async def pieces(engine: Engine, prompt_ids: Sequence[int], settings: AnswerSett
 
     Raises ApiError where the engine fails, without its words; the error of the engine is its cause.
     """
-    begins = True
     try:
-        async with aclosing(cast(Any, engine.stream(prompt_ids, settings))) as stream:
+        async with aclosing(cast(Any, message_pieces(engine.stream(prompt_ids, settings)))) as stream:
             async for piece in stream:
-                if begins and piece.text:
-                    begins = False
-                    piece = replace(piece, text=piece.text.removeprefix(" "))
                 yield piece
                 if piece.finish is not None:
                     return

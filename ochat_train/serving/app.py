@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -94,9 +95,14 @@ class _Api:
         for writer in self._writers.values():
             writer.check_plain()
         self._created = int(time.time())
-        self._fingerprint = _fingerprint(engine, table)
         self._thread = ThreadPoolExecutor(1, "prompts")  # one: a tokenizer serves one thread at a time
         self.with_texts = False
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Changes with what can change the answers of one seed: engine, versions and models. Known once it runs."""
+        facts = [self._engine.name, dict(self._engine.versions), list(self._table.names)]
+        return f"fp_{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -229,9 +235,3 @@ def _named(route: str, endpoint: Callable[[Request], Any]) -> Callable[[Request]
         return await endpoint(request)
 
     return named
-
-
-def _fingerprint(engine: Engine, table: ModelTable) -> str:
-    """Changes with what can change the answers of one seed: engine, versions and models."""
-    facts = [engine.name, dict(engine.versions), list(table.names)]
-    return f"fp_{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"

@@ -14,6 +14,8 @@ from ochat_train.serving.settings import Limits
 
 _MAX_DEPTH = 64  # of lists and objects inside each other; a schema of `response_format` may have many
 
+_LINGER_SECONDS = 0.5
+
 
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The body. Raises ApiError: 415 for another content type than JSON, 413 for more than `max_body_bytes` (also where
@@ -48,7 +50,7 @@ async def _too_large(request: Request, limits: Limits) -> ApiError:
             pass
 
     with suppress(asyncio.TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: the stream was read before
-        await asyncio.wait_for(discard(), 1.0)
+        await asyncio.wait_for(discard(), _LINGER_SECONDS)
     text = f"the body has more than {limits.max_body_bytes:,} bytes, the most that this server takes"
     return ApiError(413, text, code="body_too_large", closes=True)
 

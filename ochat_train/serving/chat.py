@@ -124,30 +124,33 @@ class ChatResponse:
     async def _stream(self, send: Send) -> None:
         """Send events. The response begins with the first piece, so that what fails before it has its own status."""
         inbox = _Inbox(len(self.answers))
-        async with self._places():
-            tasks = [asyncio.ensure_future(self._feed(inbox, number)) for number in range(self.job.num_answers)]
-            timer = asyncio.get_running_loop().call_later(self._seconds_left(), inbox.fail, self._too_slow())
-            try:
-                first = await inbox.take()
-                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-                await self._send_events(send, inbox, first)
-            finally:
-                timer.cancel()
-                await ended(tasks)
-
-    async def _feed(self, inbox: _Inbox, number: int) -> None:
-        """Put the pieces of one answer into the inbox, and then that it ended."""
+        producer = asyncio.ensure_future(self._produce(inbox))
+        timer = asyncio.get_running_loop().call_later(self._seconds_left(), inbox.fail, self._too_slow())
         try:
-            async with aclosing(self._pieces(number)) as stream:
-                async for piece in stream:
-                    self.answers[number].add(piece, keeps_text=self.job.keeps_texts)
-                    inbox.put(number, piece)
+            first = await inbox.take()
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await self._send_events(send, inbox, first)
+        finally:
+            timer.cancel()
+            await ended([producer])
+
+    async def _produce(self, inbox: _Inbox) -> None:
+        """Fill the inbox. A client that reads slowly holds no place: it waits for its own inbox."""
+        try:
+            async with self._places():
+                await together([self._feed(inbox, number) for number in range(self.job.num_answers)])
         except ApiError as error:
             inbox.fail(error)
         except Exception as error:  # a bug of an engine must not leave the client waiting
             failed = engine_failed()
             failed.__cause__ = error
             inbox.fail(failed)
+
+    async def _feed(self, inbox: _Inbox, number: int) -> None:
+        async with aclosing(self._pieces(number)) as stream:
+            async for piece in stream:
+                self.answers[number].add(piece, keeps_text=self.job.keeps_texts)
+                inbox.put(number, piece)
 
     async def _send_events(self, send: Send, inbox: _Inbox, taken: dict[int, list[Piece]]) -> None:
         events, logprobs = self._events(), bool(self.job.request.logprobs)

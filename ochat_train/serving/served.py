@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.prompt.base_template.template import BASE
 from data_pipeline.text_rules import quoted
-from ochat_train.export.layout import EXPORT_MARK
+from ochat_train.export.layout import read_mark
+from ochat_train.inference.served_model import ServedModel
 from ochat_train.serving.errors import ApiError, bad_request
-from ochat_train.system.pretrained import load_tokenizer
 
 AT = "@"  # between a model and a condition in a name
 _MOST_SHOWN = 20  # conditions in one message
@@ -36,39 +35,25 @@ class OfferedModel:
     parses_arguments: bool = False
 
 
-def offered_model(folder: Path, *, name: str | None = None, adapter: str | None = None) -> OfferedModel:
-    """The facts of an export. name: None for the name of its recipe. Raises UserError where it has no tokenizer."""
-    mark = _mark(folder)
+def offered_model(served: ServedModel, *, adapter: str | None = None) -> OfferedModel:
+    """An export as it is offered. "" is also a condition where conditions were left out of some rows in training."""
+    mark = read_mark(served.folder)
+    conditions = (*served.conditions, *([""] if _has_dropout(mark) else []))
     return OfferedModel(
-        name=name or str(mark.get("recipe", {}).get("name") or folder.resolve().name),
+        name=served.name,
         adapter=adapter,
-        tokenizer=load_tokenizer(folder),
-        conditions=trained_conditions(mark),
-        default=mark.get("inference_condition"),
-        parses_arguments=mark.get("template") == "base",
+        tokenizer=served.tokenizer,
+        conditions=tuple(dict.fromkeys(conditions)),
+        default=served.default_condition,
+        parses_arguments=mark.get("template") == BASE,
     )
 
 
-def trained_conditions(mark: dict[str, Any]) -> tuple[str, ...]:
-    """The conditions of an export's ochat.json, each once. "" is one where a class has none, or where conditions were
-    left out of some rows in training.
-    """
-    found = [str(row["condition"]) for row in mark.get("classes", ())]
-    if mark.get("recipe", {}).get("data", {}).get("condition_dropout"):
-        found.append("")
-    return tuple(dict.fromkeys(found))
-
-
-def _mark(folder: Path) -> dict[str, Any]:
-    path = folder / EXPORT_MARK
-    if not path.is_file():
-        return {}
+def _has_dropout(mark: Mapping[str, Any]) -> bool:
     try:
-        mark = json.loads(path.read_text(encoding="utf-8"))
-        trained_conditions(mark)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(path, "is damaged", "export the run again") from None
-    return mark  # type: ignore[no-any-return]
+        return bool(mark["recipe"]["data"]["condition_dropout"])
+    except (KeyError, TypeError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,8 @@ def bind(host: str, port: int) -> Bound:
 
 def _bound(family: int, address: str, port: int, *, is_optional: bool) -> socket.socket | None:
     """is_optional: whether the address may be missing, as ::1 is on machines without IPv6."""
-    one = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio switches Nagle's algorithm off; otherwise each response takes 40 ms longer.
+    one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -80,6 +80,19 @@ def print_marked(line: str) -> None:
     print(_encodable(line, sys.stdout))
 
 
+def print_piece(text: str) -> None:
+    """Print a piece of an answer that is still being written to stdout, at once."""
+    sys.stdout.write(_encodable(visible(text), sys.stdout))
+    sys.stdout.flush()
+
+
+def end_pieces(text: str, *, ends_line: bool) -> None:
+    """End what `print_piece` has printed. text: all of it, for the log. ends_line: whether the line is not over yet."""
+    _add_to_log(visible(text))
+    if ends_line:
+        print_piece("\n")
+
+
 def print_error(text: object) -> None:
     """Print the error that ends a command to stderr."""
     _add_to_log(visible(str(text)))

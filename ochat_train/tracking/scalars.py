@@ -16,6 +16,8 @@ from ochat_train.evaluation.results import Validation
 from ochat_train.report.tables import shown_condition
 from ochat_train.runs.metrics import StepMetrics
 
+_VERDICTS: Mapping[str | None, float] = {"yes": 1.0, "weak": 0.5, "no": 0.0}
+
 
 def step_scalars(metrics: StepMetrics) -> dict[str, float]:
     """All numbers of a line of metrics.jsonl but `step`, which is the x axis."""
@@ -25,12 +27,16 @@ def step_scalars(metrics: StepMetrics) -> dict[str, float]:
 
 
 def validation_scalars(validation: Validation) -> dict[str, float]:
-    """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 if the condition was learnt, else 0."""
+    """All numbers of a line of validation.jsonl but `step`; `learnt` is 1 for the verdict yes, 0.5 for weak, 0 for no,
+    and has no point where the model had no condition to learn.
+    """
     evaluation = validation.evaluation
     conditions = _condition_curves(evaluation.matrix.conditions)
     matrix = {name: dict(zip(conditions, row, strict=True)) for name, row in evaluation.matrix.nll.items()}
     shown = {key: value for key, value in validation.to_json().items() if key not in ("step", "conditions")}
     shown["matrix"] = matrix
+    learnt = evaluation.matrix.learnt.items()
+    shown["learnt"] = {name: {**entry.to_json(), "learnt": _VERDICTS.get(entry.verdict)} for name, entry in learnt}
     curves = curve_names([*evaluation.classes, *evaluation.matrix.nll, *evaluation.matrix.learnt])
     by_class = {key: _by_curve(shown[key], curves) for key in ("classes", "matrix", "learnt")}
     return dict(_flatten({"validation": {**shown, **by_class}}))

@@ -23,9 +23,11 @@ from ochat_train.recipe.recipe import Recipe
 from ochat_train.report.progress_line import ProgressLine
 from ochat_train.report.text import class_sums_text, validation_text
 from ochat_train.runs.metrics import Speed, StepMetrics
+from ochat_train.runs.starts import utc_time
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.json_values import finite_or_none
 from ochat_train.tracking.delivery import Trackers
+from ochat_train.tracking.protocol import RunFacts
 from ochat_train.training.adapter import ReachedTensors
 from ochat_train.training.anomalies import progressed, record_anomaly
 from ochat_train.training.meter import Meter
@@ -108,13 +110,14 @@ def outputs(
     first_step: int,
     num_steps: int,
     check_folder: Callable[[], None] = lambda: None,
+    facts: RunFacts | None = None,
 ) -> Iterator[tuple[MetricsWriter | None, ProgressLine]]:
     """The writer of the run folder's files (rank 0) and the progress line, which is closed whatever ends the steps, so
-    before a message about it. check_folder: as in `MetricsWriter`.
+    before a message about it. check_folder, facts: as in `MetricsWriter`.
     """
     writer = None
     if ranks.is_main:
-        writer = MetricsWriter(output_dir, trackers, first_step=first_step, check_folder=check_folder)
+        writer = MetricsWriter(output_dir, trackers, first_step=first_step, check_folder=check_folder, facts=facts)
     line = ProgressLine(first_step=first_step, num_steps=num_steps, shown=ranks.is_main)
     with contextlib.closing(line):
         yield writer, line
@@ -213,6 +216,7 @@ def log_step(run: Run, progress: Progress, done: DoneStep) -> None:
         nonfinite_steps=progress.nonfinite_steps,
         speed=done.speed,
         experts=expert_means(done.sums.experts, num_tokens=done.sums.num_tokens),
+        time=utc_time(),
     )
     run.writer.write(metrics)
     run.line.update(metrics)

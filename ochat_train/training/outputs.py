@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from ochat_train.runs.lines import (
     EXPERTS_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
+    STARTS_FILE,
     VALIDATION_FILE,
     rows_of,
 )
 from ochat_train.runs.metrics import ExpertShares, StepMetrics
+from ochat_train.runs.starts import RunStart, utc_time
 from ochat_train.system.durable import replace_text
 from ochat_train.system.json_lines import append_row, json_line
 from ochat_train.tracking.delivery import Trackers
+from ochat_train.tracking.protocol import RunFacts
 
 _REMEDY = "make room there, and start again to resume from the newest checkpoint: the lines that are missing come back"
 
@@ -34,7 +38,7 @@ class MetricsWriter:
     wait for it. `loop.run_steps` ends the run with it on all ranks together, before the next checkpoint, so that the
     run resumes from one whose lines are all there.
 
-    check_folder: raises UserError where the folder is no longer the run's.
+    check_folder: raises UserError where the folder is no longer the run's. facts: what starts.jsonl says of this start.
     """
 
     def __init__(
@@ -44,9 +48,19 @@ class MetricsWriter:
         *,
         first_step: int,
         check_folder: Callable[[], None] = lambda: None,
+        facts: RunFacts | None = None,
     ) -> None:
         self._folder, self._trackers, self._check_folder = output_dir, trackers, check_folder
         self.failure: UserError | None = None
+        if facts is not None:  # before the rows that an earlier start has lost are removed
+            start = RunStart(
+                step=first_step,
+                time=utc_time(),
+                previous_end=_last_time(output_dir),
+                hardware=facts.hardware,
+                versions=facts.versions,
+            )
+            self._append(STARTS_FILE, start.to_json())
         for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE, EXPERTS_FILE):
             if name == EXPERTS_FILE and not (output_dir / name).exists():
                 continue  # only mixtures of experts have it
@@ -97,6 +111,15 @@ class MetricsWriter:
             self.failure = cannot_write(path, error, _REMEDY)
         except UserError as error:
             self.failure = error
+
+
+def _last_time(output_dir: Path) -> str | None:
+    """When an earlier start logged its last step; None where there is none, or it cannot be read."""
+    try:
+        row = json.loads((output_dir / METRICS_FILE).read_bytes().rsplit(b"\n", 2)[-2])
+        return row["time"] if isinstance(row["time"], str) else None
+    except (OSError, ValueError, RecursionError, IndexError, KeyError, TypeError):
+        return None
 
 
 def _keep_until(path: Path, step: int) -> None:

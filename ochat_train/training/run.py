@@ -295,11 +295,9 @@ def _take_steps(
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(contextlib.closing(_watchdog(recipe, ranks, start.stop_request)))
         steps = stack.enter_context(contextlib.closing(_steps(training, ranks, first_step=progress.step)))
-        trackers = Trackers(
-            hooks.trackers(recipe.tracking) if ranks.is_main else [],
-            run_facts(recipe, training.manifest, ranks, first_step=progress.step),
-            report=print_message,
-        )
+        facts = run_facts(recipe, training.manifest, ranks, first_step=progress.step)
+        chosen = hooks.trackers(recipe.tracking) if ranks.is_main else []
+        trackers = Trackers(chosen, facts, report=print_message)
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(training.memory, watchdog))
         output_dir = Path(recipe.output_dir)
@@ -310,6 +308,7 @@ def _take_steps(
             first_step=progress.step,
             num_steps=num_steps,
             check_folder=start.run_lock.require_held,
+            facts=facts,
         )
         with opened as (writer, line):
             run = Run(

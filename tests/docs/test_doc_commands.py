@@ -48,6 +48,7 @@ ONLY_CHECKED = {
     r"ochat push": "writes to the Hub",
     r"python -m tests\.support\.hub_stand_in": "does not end",
     r"ochat ablate": "trains six models",
+    r"ochat chat": "loads an engine, or needs a server, and waits for a person",
     r"(ochat|deepspeed) .*--resume runs/": "names a checkpoint of a long run",
     r"python benchmarks/": "measures for minutes, some on GPUs",
     r"(ruff|mypy|python -m pytest)\b": "the tests would run themselves",

@@ -28,6 +28,7 @@ from ochat_train.planning.learning_rate import auto_adapter_rate
 from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.recipe.schema import schema_file
 from ochat_train.recipe.sections.train import TrainSettings
 from ochat_train.recipe.strict_yaml import parse
 from ochat_train.recipe.template_file import load_template
@@ -57,8 +58,13 @@ def test_the_recipe_reference_is_up_to_date(capsys: pytest.CaptureFixture[str]) 
 
 def test_the_schema_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
-    remedy = "run `ochat schema > docs/recipe.schema.json`"
-    assert capsys.readouterr().out == (DOCS / "recipe.schema.json").read_text(encoding="utf-8"), remedy
+    remedy = "run `ochat schema > docs/recipe.schema.json; cp docs/recipe.schema.json ochat_train/recipe`"
+    printed = capsys.readouterr().out
+    assert printed == (DOCS / "recipe.schema.json").read_text(encoding="utf-8"), remedy
+    assert printed == schema_file("recipe").read_text(encoding="utf-8"), remedy
+    assert main(["schema", "--template"]) == 0
+    remedy = "run `ochat schema --template > ochat_train/recipe/template.schema.json`"
+    assert capsys.readouterr().out == schema_file("template").read_text(encoding="utf-8"), remedy
 
 
 def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, list[str]]]:

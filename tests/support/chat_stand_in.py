@@ -34,14 +34,15 @@ def say_condition(body: Mapping[str, Any]) -> Sequence[str]:
 
 @dataclass(kw_only=True)
 class StandIn:
-    """A running server. script: writes answers. pause_s: between pieces. keys: empty for none. refused: a status and
-    a text for every question, None to answer. bodies: what was asked. num_running: answers under way.
+    """A running server. script: writes answers. keys: empty for none. refused: a status and a text for every question,
+    None to answer. gate: answers wait for it before their last piece. breaks_off: answers end without their end.
+    page, headers: instead of ours. bodies: what was asked. num_running: answers under way.
     """
 
     script: Script = say_condition
-    pause_s: float = 0.0
     keys: tuple[str, ...] = ()
     refused: tuple[int, str] | None = None
+    gate: threading.Event | None = None
     breaks_off: bool = False
     page: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -76,7 +77,9 @@ class StandIn:
         body = await request.json()
         text = "".join(f"{message['role']}: {message['content']}\n" for message in body["messages"])
         condition = body["model"].partition("@")[2]
-        document = {"condition": condition, "text": text, "ids": list(range(len(text))), "num_tokens": len(text)}
+        tokens = [{"id": at, "text": c if at else "<s>", "is_control": at == 0} for at, c in enumerate(text)]
+        ids = list(range(len(text)))
+        document = {"condition": condition, "text": text, "ids": ids, "tokens": tokens, "num_tokens": len(text)}
         return self._problem(request) or JSONResponse(document)
 
     async def _completions(self, request: Request) -> Response:
@@ -96,9 +99,10 @@ class StandIn:
         pieces = self.script(body)
         self.num_running += 1
         try:
-            for piece in pieces:
+            for number, piece in enumerate(pieces, 1):
+                while number == len(pieces) and self.gate is not None and not self.gate.is_set():
+                    await asyncio.sleep(0.005)
                 yield _event({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
-                await asyncio.sleep(self.pause_s)
             if self.breaks_off:
                 return
             yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -124,7 +128,7 @@ def served(stand_in: StandIn) -> Iterator[StandIn]:
         thread.join(timeout=10)
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Wait for a condition; an AssertionError after this time."""
     end = time.monotonic() + seconds
     while not condition():

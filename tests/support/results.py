@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.ledger import Tally
 from ochat_train.runs.metrics import ClassMeans, Means, Speed, StepMetrics
+from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 
 
@@ -43,6 +44,7 @@ def step_metrics(
     classes: Mapping[str, ClassMeans] | Sequence[str] = (),
     epoch: int = 0,
     speed: Mapping[str, Any] | None = None,
+    time: str | None = None,
     **figures: Any,
 ) -> StepMetrics:
     """A logged step. classes: names are enough. speed: what differs from a CPU's. figures: of all classes together."""
@@ -57,6 +59,7 @@ def step_metrics(
         grad_norm=1.0,
         nonfinite_steps=0,
         speed=Speed(**{**cpu, **(speed or {})}),
+        time=time,
     )
 
 
@@ -72,3 +75,8 @@ def run_facts(output_dir: Path) -> RunFacts:
         hardware={},
         versions={},
     )
+
+
+def no_trackers(output_dir: Path) -> Trackers:
+    """For a run that nothing watches."""
+    return Trackers([], run_facts(output_dir), report=print)

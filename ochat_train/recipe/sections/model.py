@@ -34,6 +34,17 @@ Checkpointing = Annotated[
     ),
     Rule("expected `auto`, `none`, `matmuls`, `full`, or `layers: N` with N above 0"),
 ]
+TemplateName = Annotated[
+    PathText,
+    WithJsonSchema(  # editors offer the names, and accept files
+        {
+            "anyOf": [
+                {"enum": [*TEMPLATES, BASE]},
+                {"type": "string", "pattern": r"\.(jinja|yaml|yml)$", "description": "file (`.jinja`, `.yaml`)"},
+            ]
+        }
+    ),
+]
 
 
 class ModelSettings(Section):
@@ -60,9 +71,9 @@ class ModelSettings(Section):
         decides_steps=True,
         is_public=True,
     )
-    template: PathText = setting(
-        description=f"prompt format: {', '.join(TEMPLATES)}; or `base`, the Jinja chat template of the tokenizer; or a "
-        "`.jinja` file; or a `.yaml` file of your own (docs/own-template.md)",
+    template: TemplateName = setting(
+        description="prompt format: a built-in template; `base`, the Jinja chat template of the tokenizer; a `.jinja` "
+        "file; or a `.yaml` file of your own (docs/own-template.md)",
         decides_steps=True,
         is_public=True,
     )

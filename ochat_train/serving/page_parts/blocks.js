@@ -88,11 +88,14 @@ function itemNodes(lines, depth) {
 
 function table(lines) {
   const aligned = cells(lines[1]).map(rule => rule.endsWith(":") ? (rule.startsWith(":") ? "center" : "right") : "");
-  const row = (line, tag) => make("tr", {}, ...aligned.map((side, at) => {
-    const cell = make(tag, {}, ...inline(cells(line)[at] ?? ""));
-    cell.style.textAlign = side;
-    return cell;
-  }));
+  const row = (line, tag) => {
+    const texts = cells(line);
+    return make("tr", {}, ...aligned.map((side, at) => {
+      const cell = make(tag, {}, ...inline(texts[at] ?? ""));
+      cell.style.textAlign = side;
+      return cell;
+    }));
+  };
   const body = make("tbody", {}, ...lines.slice(2).map(line => row(line, "td")));
   return make("div", {className: "wide", tabIndex: 0}, make("table", {}, make("thead", {}, row(lines[0], "th")), body));
 }

@@ -118,7 +118,7 @@ class Column {
   finish(turn, {began, first, last = performance.now(), tokens, counted, finish}) {
     const total = counted ?? tokens, seconds = (last - first) / 1000, facts = [];
     if (first !== undefined) facts.push(`${counted === undefined ? "about " : ""}${total} token${total === 1 ? "" : "s"}`);
-    if (total > 1 && seconds > 0) facts.push(`${rate((total - 1) / seconds)} tokens/s`);
+    if (total >= 10 && seconds > 0) facts.push(`${rate((total - 1) / seconds)} tokens/s`);
     if (first !== undefined) facts.push(`${((first - began) / 1000).toFixed(2)} s to the first`);
     if (finish === "length") facts.push("cut off: no more tokens allowed");
     if (turn.state === "stopped") facts.push("stopped");

@@ -114,6 +114,9 @@ async function useKey() {
   $("input").focus();
 }
 
+/** The id of a token with its text as a hint; control tokens are marked. */
+const tokenNode = ({id, text, is_control}) => make(is_control ? "b" : "span", {title: shown(text)}, id.toString());
+
 /** Show text and ids of the prompt of an answer, which the server makes from the request that was sent. */
 async function showPrompt(turn) {
   const {model, messages} = turn.sent;
@@ -121,7 +124,7 @@ async function showPrompt(turn) {
     const prompt = await (await request("v1/render", {body: {model, messages}})).json();
     $("prompt-facts").textContent = `${prompt.num_tokens} tokens, ${prompt.condition ? `condition ${shown(prompt.condition)}` : "no condition"}`;
     $("prompt-text").textContent = shown(prompt.text);
-    $("prompt-ids").textContent = prompt.ids.join(" ");
+    $("prompt-ids").replaceChildren(...prompt.tokens.flatMap(token => [tokenNode(token), " "]).slice(0, -1));
     $("copy-prompt").onclick = () => copyText(prompt.text, $("copy-prompt"));
     $("copy-ids").onclick = () => copyText(JSON.stringify(prompt.ids), $("copy-ids"));
   } catch (error) {

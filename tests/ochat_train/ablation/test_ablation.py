@@ -191,6 +191,10 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
         assert set(score["accuracy"]) == {CONDITION, "GPT3"}
         assert set(score["accuracy"][CONDITION]) == {"a", "b", "all"}
     assert len(exams) == 1, "all arms answer the same exam"
+    assert figures["c-rlft"].learnt in ("yes", "weak", "no")
+    assert figures[HARD_FILE].learnt == "-", "an arm that saw one condition had none to learn"
+    own_score = json.loads((out / HARD_FILE / "seed-1" / "score.json").read_text())
+    assert {entry["verdict"] for entry in own_score["learnt"].values()} == {None}
 
     before = (out / "c-rlft" / "seed-1" / "score.json").stat().st_mtime_ns
     (out / HARD_FILE / "seed-1" / "score.json").unlink()

@@ -111,7 +111,7 @@ def test_every_end_has_its_code_and_is_printed_once_for_what_all_ranks_find(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def write_run_page(run_dir: Path, out: Path) -> None:
+    def write_run_page(run_dir: Path, out: Path, *, price: float | None = None) -> None:
         raise error
 
     monkeypatch.setattr("ochat_train.report.run_page.write_run_page", write_run_page)
@@ -158,7 +158,7 @@ def test_a_file_that_may_not_be_used_is_named(
 ) -> None:
     """By any verb, wherever it meets the file; other errors of the system are defects of ours."""
 
-    def write_run_page(run_dir: Path, out: Path) -> None:
+    def write_run_page(run_dir: Path, out: Path, *, price: float | None = None) -> None:
         raise OSError(number, os.strerror(number), "secret.json")
 
     monkeypatch.setattr("ochat_train.report.run_page.write_run_page", write_run_page)

@@ -85,7 +85,7 @@ def test_help_names_every_value_and_says_its_default() -> None:
 @pytest.mark.parametrize(
     ("arguments", "usage", "problem"),
     [
-        (["report", "run", "b", "c"], "ochat report", "unexpected arguments: b c"),
+        (["inspect", "run", "b", "c"], "ochat inspect", "unexpected arguments: b c"),
         (["plan", "r.yaml", "--gpuss=8"], "ochat plan", "unknown flag: --gpuss=8; did you mean `--gpus`?"),
         (["prepare"], "ochat prepare", "the following arguments are required: RECIPE"),
         (["trian", "r.yaml"], "ochat", "`trian` is no verb; did you mean `train`?"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ochat_train.evaluation.condition_matrix import ConditionMatrix, condition_matrix
+from ochat_train.evaluation.verdict import smallest_effect, verdict_of
 
 CONDITIONS = ["GPT4 Correct", "GPT3", ""]
 
@@ -50,12 +51,12 @@ def test_one_condition_gives_no_matrix() -> None:
 
 @pytest.mark.parametrize(("true_margin", "least", "most"), [(0.0, 0.0, 0.12), (0.2, 0.88, 1.0)])
 def test_intervals_hold_the_true_margin_as_often_as_they_say(true_margin: float, least: float, most: float) -> None:
-    """200 sets of 150 conversations with noise: a class without a margin is called learnt in about 2.5 % of them (at
-    most 12 %), one with a margin of three standard errors nearly always; and 95 % intervals hold the truth in 88 to 100
-    %.
+    """200 sets of 150 conversations with noise: a class without a margin has an interval above 0 in about 2.5 % of them
+    (at most 12 %), one with a margin of three standard errors nearly always; and 95 % intervals hold the truth in 88 to
+    100 %.
     """
     rng = np.random.default_rng(0)
-    learnt = held = 0
+    above = held = 0
     for number in range(200):
         tokens = rng.integers(5, 50, 150)
         own = rng.normal(2.0, 0.5, 150) * tokens
@@ -63,9 +64,9 @@ def test_intervals_hold_the_true_margin_as_often_as_they_say(true_margin: float,
         found = matrix_of(
             np.stack((own, other), axis=1), tokens, np.zeros(150, dtype=int), conditions=CONDITIONS[:2], seed=number
         ).learnt["expert"]
-        learnt += found.learnt
+        above += found.low > 0
         held += found.low <= true_margin <= found.high
-    assert least <= learnt / 200 <= most
+    assert least <= above / 200 <= most
     assert held / 200 >= 0.88
 
 
@@ -81,3 +82,38 @@ def test_control_drawing_tokens_apart_from_their_conversations_would_be_too_sure
     standard_error = 0.5 / np.sqrt(100)
     assert found.high - found.low == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
     assert found.high - found.low > 5 * (2 * 1.96 * standard_error / np.sqrt(40))
+
+
+@pytest.mark.parametrize(
+    ("margin", "low", "high", "tokens", "conversations", "verdict"),
+    [
+        (0.7156, 0.5033, 0.9759, 4.5, 26, "yes"),  # the quickstart
+        (0.0003, 0.0001, 0.0006, 90, 200, "no"),  # 60 steps of GSM8K, while the model answers 2000000...
+        (0.0003, 0.0001, 0.0006, 5000, 200, "no"),  # however long the answers are
+        (0.0048, 0.0048, 0.0048, 90, 1, "no"),
+        (0.7, 0.7, 0.7, 90, 1, "weak"),  # one conversation says little
+        (0.7, 0.5, 0.9, 90, 9, "weak"),
+        (0.7, 0.5, 0.9, 90, 10, "yes"),
+        (0.008, 0.003, 0.013, 90, 200, "weak"),  # not 0, but it may be too small
+        (0.008, 0.006, 0.010, 90, 200, "yes"),
+        (0.008, 0.006, 0.010, 6, 200, "no"),  # 0.06 nats an answer of six tokens: it stays the same answer
+        (0.7, -0.1, 1.4, 90, 12, "no"),
+        (-0.7, -0.9, -0.5, 90, 200, "no"),
+        (None, None, None, 90, 200, "no"),
+    ],
+)
+def test_verdicts(
+    margin: float | None, low: float | None, high: float | None, tokens: float, conversations: int, verdict: str
+) -> None:
+    smallest = smallest_effect(tokens)
+    assert verdict_of(margin, low, high, smallest=smallest, conversations=conversations) == verdict
+
+
+def test_the_smallest_effect_is_that_of_the_class_s_own_answers() -> None:
+    nll = np.array([[0.0, 0.5], [0.0, 0.5]] * 10)
+    tokens = np.array([4, 6] * 10)
+    found = matrix_of(nll, tokens, np.zeros(20, dtype=int), conditions=CONDITIONS[:2])
+    assert found.learnt["expert"].smallest == pytest.approx(0.1 / 5)
+    assert found.learnt["expert"].verdict == "yes"
+    assert found.without_verdicts().learnt["expert"].verdict is None
+    assert found.without_verdicts().nll == found.nll

@@ -11,13 +11,13 @@ import pytest
 from ochat_train.ablation.results import AblationResults, ArmScore
 from ochat_train.evaluation.condition_matrix import condition_matrix
 from ochat_train.evaluation.results import Evaluation, Sample, Validation, ValidationResult
+from ochat_train.evaluation.verdict import Learnt
 from ochat_train.report.tables import learnt_text
 from ochat_train.report.text import validation_text
 from ochat_train.runs.lines import results_of
 from ochat_train.runs.metrics import StepMetrics
 from tests.support.processes import ROOT
 
-# as commit 9e0d356 wrote them
 METRICS = (
     '{"step": 6, "epoch": 0, "loss": 5.25, "accuracy": 0.342, "tokens": 7858, "supervised_tokens": 810, '
     '"effective_tokens": 210.5, "weight": 207.9, "classes": {"expert": {"loss": 5.3, "accuracy": 0.33, "tokens": 1700, '
@@ -31,8 +31,9 @@ EVALUATION = (
     '"supervised_tokens": 100}, "unseen": {"loss": null, "nll": null, "accuracy": null, "conversations": 0, '
     '"supervised_tokens": 0}}, "conditions": ["GPT4 Correct", "GPT3"], "matrix": {"expert": [5.31, 5.33]}, '
     '"learnt": {"expert": {"condition": "GPT4 Correct", "nearest": "GPT3", "margin": 0.02, "low": -0.01, "high": 0.05, '
-    '"learnt": false, "conversations": 20}}'
+    '"learnt": false, "conversations": 20, "smallest": 0.02, "verdict": "no"}}'
 )
+OLD_EVALUATION = EVALUATION.replace(', "smallest": 0.02, "verdict": "no"', "")  # before margins had a smallest effect
 VALIDATION = f'{{"step": 3, {EVALUATION}, "seconds": 1.25}}'
 SAMPLE = (
     '{"step": 3, "prompt": "Is 4 even?", "answers": [{"condition": "GPT4 Correct", "text": "even", "finished": true}, '
@@ -74,12 +75,55 @@ def test_figures_are_those_of_the_line() -> None:
     assert results.arms["sft"].scores[1].accuracy["GPT3"]["all"] == 0.25
 
 
-def test_published_scores_are_read_and_written_back() -> None:
+def test_published_scores_are_read_and_written_back_with_verdicts() -> None:
+    """They were written when every margin above 0 was `learnt`; the verdict is added, and nothing else changes."""
     paths = sorted((ROOT / "recipes" / "ablation" / "results").rglob("score.json"))
     assert len(paths) == 30
     for path in paths:
         document = json.loads(path.read_text(encoding="utf-8"))
-        assert ArmScore.from_json(document).to_json() == document
+        written = ArmScore.from_json(document).to_json()
+        for name, entry in written["learnt"].items():
+            assert entry["learnt"] == (entry.pop("verdict") == "yes")
+            counts = document["classes"][name]
+            assert entry.pop("smallest") == max(0.005, 0.1 * counts["conversations"] / counts["supervised_tokens"])
+            document["learnt"][name]["learnt"] = entry["learnt"]
+        assert written == document
+
+
+def published(arm: str) -> list[Learnt]:
+    """The margins of an arm of the published ablation, all seeds and classes."""
+    paths = (ROOT / "recipes" / "ablation" / "results" / arm).glob("seed-*/score.json")
+    scores = [ArmScore.from_json(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return [entry for score in scores for entry in score.evaluation.matrix.learnt.values()]
+
+
+def test_the_smallest_effect_lies_between_models_that_learnt_and_models_that_did_not() -> None:
+    """3,000 experts: with conditions the model's answers differ (69 % and 16 % right); the other arms never saw the
+    second condition. The control: an interval above 0 alone would say that one of these had learnt it.
+    """
+    for arm in ("c-rlft", "condition-only"):
+        assert [entry.verdict for entry in published(f"3000-experts/{arm}")] == ["yes"] * 6
+    strangers = [
+        entry
+        for arm in (
+            "3000-experts/sft",
+            "3000-experts/weights-only",
+            "3000-experts/expert-only",
+            "3000-experts/suboptimal-only",
+            "600-experts/weights-only",
+            "600-experts/expert-only",
+        )
+        for entry in published(arm)
+    ]
+    assert len(strangers) == 36
+    assert not [entry for entry in strangers if entry.verdict == "yes"]
+    assert [entry for entry in strangers if entry.low is not None and entry.low > 0]
+
+
+def test_a_line_without_a_verdict_gets_one() -> None:
+    assert OLD_EVALUATION != EVALUATION
+    found = Evaluation.from_json(json.loads(f"{{{OLD_EVALUATION}}}")).matrix.learnt["expert"]
+    assert (found.verdict, found.smallest) == ("no", 0.1 / 5)  # 100 tokens in 20 conversations
 
 
 def test_lines_of_another_version_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,5 +150,5 @@ def test_a_model_that_computes_nan_is_validated_and_shown() -> None:
     validation = Validation(step=1, evaluation=evaluation, seconds=0.5)
     text = json.dumps(validation.to_json(), allow_nan=False)
     assert Validation.from_json(json.loads(text)) == validation
-    assert learnt_text(matrix.learnt["expert"]) == "no: - [-, -] nats/token over B"
+    assert learnt_text(matrix.learnt["expert"]) == "no: - [-, -] nats/token over B (only 2 held-out conversations)"
     assert "loss -" in validation_text(ValidationResult(validation=validation, samples=[]))

@@ -16,8 +16,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ochat_train.cli.main import main
-from ochat_train.evaluation.condition_matrix import ConditionMatrix, Learnt
+from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.evaluation.results import ClassScores, Evaluation, Validation
+from ochat_train.evaluation.verdict import Learnt
 from ochat_train.export.card import CardFacts, json_code, last_until, model_card, python_literal
 from ochat_train.export.provenance import BaseModel, find_base_model
 from ochat_train.export.public_recipe import public_recipe
@@ -38,9 +39,16 @@ NASTY = (
 )
 CLASSES = {NASTY: {"condition": "GPT4 Correct", "weight": 1.0}, "suboptimal": {"condition": NASTY, "weight": 0.1}}
 KNOWN = BaseModel(name="org/base", hub_id="org/base", license="apache-2.0")
-SCORES = ClassScores(loss=1.2, nll=1.2111, accuracy=0.6123, conversations=9, supervised_tokens=90)
+SCORES = ClassScores(loss=1.2, nll=1.2111, accuracy=0.6123, conversations=29, supervised_tokens=290)
 LEARNT = Learnt(
-    condition="GPT4 Correct", nearest=NASTY, margin=0.1111, low=0.0999, high=0.1222, learnt=True, conversations=9
+    condition="GPT4 Correct",
+    nearest=NASTY,
+    margin=0.1111,
+    low=0.0999,
+    high=0.1222,
+    smallest=0.01,
+    verdict="yes",
+    conversations=19,
 )
 VALIDATION = Validation(
     step=30,
@@ -193,6 +201,7 @@ def test_figures(run: RunFolder) -> None:
         ["1.2111", "61.2%", "1.4567", "-"],
     ]
     assert tables["Results"][1][5].startswith("yes: 0.1111 [0.0999, 0.1222] nats/token over ")
+    assert "its nll is of 29 held-out conversations, its row of the matrix of 19 of them" in card_of(run)
     assert tables["Results"][2][5] == "not measured"
     data = dict(tables["Training data"][1:])
     ledger = run.prepared.ledger

@@ -298,6 +298,14 @@ def test_command(prepared: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
     assert set(report) >= CONTRACT | {"hours", "gpu_hours", "mfu_assumed", "mfu_basis", "settings"}
     assert report["gpu_memory_gib"] == 139.0
     assert json.dumps(PlanReport.from_json(report).to_json()) == json.dumps(report)
+    assert (report["price_per_gpu_hour"], report["cost"]) == (None, None)
+    priced = [*command, "--mfu", "0.001", "--price", "2.5"]
+    assert main([*priced, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["price_per_gpu_hour"] == 2.5
+    assert report["cost"] == pytest.approx(2.5 * report["gpu_hours"])
+    assert main(priced) == 0
+    assert f"GPU-hours, {report['cost']:,.2f} at 2.5 each" in capsys.readouterr().out
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "not known: no speed was measured with so small a model" in text

@@ -130,6 +130,27 @@ def test_page_holds_everything_and_data_stay_text(prepared_dir: Path) -> None:
     assert all(region["tabindex"] == "0" and region["aria-labelledby"] for region in page.regions)
 
 
+def test_every_class_is_shown_if_no_rows_are_chosen(
+    tmp_path: Path, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of a class come one after the other, so the first rows are all of the first one: the control."""
+    recipe = load_recipe(make_recipe(data__validation_ratio=0.0))
+    prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    prepared_dir, names = Path(recipe.data.prepared_dir), list(recipe.data.classes or {})
+
+    def shown(*options: str) -> list[int]:
+        rows = [heading for heading in page_of(prepared_dir, *options).headings if heading.startswith("Row ")]
+        return [sum(f": {name}, under " in heading for heading in rows) for name in names]
+
+    assert shown() == [10, 10]
+    assert shown("--rows", "0:20") == [20, 0]
+    assert shown("--class", names[1]) == [0, 20]
+    capsys.readouterr()
+    assert main(["inspect", str(prepared_dir)]) == 0
+    text = capsys.readouterr().out
+    assert [text.count(f"  class {name}  condition") for name in names] == [2, 2]
+
+
 def test_page_of_tokens_has_a_box_for_each(prepared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = page_of(prepared_dir, "--class", "suboptimal", "--rows", "0:1", "--tokens")
     capsys.readouterr()

@@ -9,13 +9,14 @@ import os
 import re
 import struct
 import termios
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ochat_train.ablation.results import AblationResults, ArmResult
 from ochat_train.ablation.results_table import results_text
-from ochat_train.evaluation.condition_matrix import ConditionMatrix, Learnt
+from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.evaluation.results import (
     Answer,
     ClassScores,
@@ -24,6 +25,7 @@ from ochat_train.evaluation.results import (
     Validation,
     ValidationResult,
 )
+from ochat_train.evaluation.verdict import Learnt
 from ochat_train.report.progress_line import (
     Part,
     ProgressLine,
@@ -220,8 +222,18 @@ def test_an_error_comes_after_the_line_and_the_last_table_holds_what_was_done(ma
 def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = EpochMeans(epoch=0, steps=None, means=means({NASTY: class_means()}))
     scores = ClassScores(loss=1.0, nll=1.0, accuracy=0.5, conversations=1, supervised_tokens=5)
-    learnt = Learnt(condition=NASTY, nearest=NASTY, margin=0.5, low=0.25, high=0.75, learnt=True, conversations=1)
-    matrix = ConditionMatrix(conditions=[NASTY], nll={NASTY: [1.0]}, learnt={NASTY: learnt})
+    learnt = Learnt(
+        condition=NASTY,
+        nearest=NASTY,
+        margin=0.5,
+        low=0.25,
+        high=0.75,
+        smallest=0.02,
+        verdict="weak",
+        conversations=1,
+    )
+    scores = replace(scores, conversations=2)  # so that a note says why matrix and nll differ
+    matrix = ConditionMatrix(conditions=[NASTY, "B"], nll={NASTY: [1.0, 2.0]}, learnt={NASTY: learnt})
     evaluation = Evaluation(loss=1.0, classes={NASTY: scores}, matrix=matrix)
     answer = Answer(condition=NASTY, text=NASTY, finished=True)
     result = ValidationResult(
@@ -229,7 +241,7 @@ def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pyt
         samples=[Sample(step=1, prompt=f"{NASTY}\nmore", answers=[answer])],
     )
     line = [part.text for part in progress_parts(step_of(classes={NASTY: class_means()}), num_steps=1, seconds_left=0)]
-    texts = {class_sums_text(epoch): 1, validation_text(result): 6, "\n".join(line): 1}
+    texts = {class_sums_text(epoch): 1, validation_text(result): 7, "\n".join(line): 1}
     monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=False))
     print_message(f"{NASTY}\n\tstays")
     texts[screen.getvalue()] = 1

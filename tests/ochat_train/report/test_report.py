@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from ochat_train.ablation.results_page import ablation_page
 from ochat_train.cli.main import main
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
-from ochat_train.report.pictures import Series, binned, line_chart
+from ochat_train.report.curves import binned, smoothed
+from ochat_train.report.heat import HEAT_STEPS, row_shades
+from ochat_train.report.pictures import Series, bar_chart, line_chart
 from ochat_train.report.run_page import write_run_page
 from tests.support.small_recipe import RecipeFactory
 
@@ -112,7 +115,7 @@ VALIDATION: dict[str, Any] = {
     "step": 30,
     "loss": 1.5,
     "classes": {
-        name: {"loss": 1.2, "nll": 1.2, "accuracy": 0.61, "conversations": 9, "supervised_tokens": 90}
+        name: {"loss": 1.2, "nll": 1.2, "accuracy": 0.61, "conversations": 29, "supervised_tokens": 290}
         for name in (NASTY, "suboptimal")
     },
     "conditions": ["GPT4 Correct", NASTY],
@@ -125,7 +128,7 @@ VALIDATION: dict[str, Any] = {
             "low": 0.0999,
             "high": 0.1222,
             "learnt": True,
-            "conversations": 9,
+            "conversations": 29,
         }
     },
     "seconds": 1.0,
@@ -153,6 +156,7 @@ def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
     page = page_of(run_dir)
     assert page.headings == [
         "Was the conditioning learnt?",
+        "This run",
         "Loss of each class",
         "Learning rate",
         "Throughput",
@@ -218,7 +222,7 @@ def test_curve_of_bins_keeps_the_mean() -> None:
         [2, 7],
         [3, 9],
     )
-    assert line_chart([Series(label="empty", x=[1], y=[None])], unit="x").startswith("<svg")
+    assert line_chart([Series(label="empty", x=[1], y=[None])], unit="x").wide.startswith("<svg")
 
 
 def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,12 +248,12 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_page_of_an_ablation() -> None:
     def score(accuracy: float) -> dict[str, Any]:
         learnt = {"condition": "A", "nearest": "", "margin": 0.5, "low": 0.25, "high": 0.75, "learnt": True}
-        classes = {"nll": 1.25, "loss": 1.0, "accuracy": 0.5, "conversations": 3, "supervised_tokens": 30}
+        classes = {"nll": 1.25, "loss": 1.0, "accuracy": 0.5, "conversations": 13, "supervised_tokens": 130}
         return {
             "step": 7,
             "loss": 1.0,
             "classes": {NASTY: classes},
-            "learnt": {NASTY: {**learnt, "conversations": 3}},
+            "learnt": {NASTY: {**learnt, "conversations": 13}},
             "conditions": ["A", ""],
             "matrix": {NASTY: [1.25, 1.75]},
             "accuracy": {"A": {"sums": accuracy, "words": 0.0, "all": accuracy / 2}},
@@ -272,7 +276,7 @@ def test_page_of_an_ablation() -> None:
     assert "script" not in page.tags
     matrices = [f"Condition matrix: {name} {SHOWN}, seed 0" for name in ("c-rlft", "sft")]
     assert page.headings == ["Arms", "Right answers", "Right answers by task", "Held-out nll", *matrices, "All figures"]
-    assert page.texts.count("yes: 0.5000 [0.2500, 0.7500] nats/token over no condition") == 2
+    assert page.texts.count(f"{SHOWN}: yes: 0.5000 [0.2500, 0.7500] nats/token over no condition.") == 2
     for text in ("31.2% ± 8.8%", "62.5% ± 17.7%", "12.5% ± 0.0%", "1.2500 ± 0.0000", "0.5000 ± 0.0000"):
         assert text in page.texts
 
@@ -280,5 +284,70 @@ def test_page_of_an_ablation() -> None:
 def test_a_legend_shows_every_name() -> None:
     """matplotlib leaves out labels that begin with an underscore, unless they are set otherwise."""
     series = [Series(label=label, x=[1, 2], y=[1.0, 2.0]) for label in ("_x", "plain", "_")]
-    texts = Page(line_chart(series, unit="nats")).texts
+    texts = Page(line_chart(series, unit="nats").wide).texts
     assert [text.strip() for text in texts if text.strip() in ("_x", "plain", "_")] == ["_x", "plain", "_"]
+
+
+def test_every_matrix_has_the_same_colours() -> None:
+    """A difference that does not count has no colour, however the rest of its row looks: 0.0016 nats used to be full
+    blue.
+    """
+    assert row_shades([0.7531, 0.7547, 0.7540, None]) == [0.0, 0.0, 0.0, 0.0]
+    small, large = row_shades([1.0, 1.006, 1.05, 1.3, 2.0]), row_shades([0.0, 0.006, 9.0])
+    assert small == [step.shade for step in HEAT_STEPS]
+    assert large == [small[0], small[1], small[4]]
+    assert small == sorted(set(small))
+
+
+def test_a_page_shows_each_picture_once_on_wide_screens_and_once_on_phones(run_dir: Path) -> None:
+    page_of(run_dir)
+    text = (run_dir / "report.html").read_text()
+    assert text.count('class="on-wide"') == text.count('class="on-narrow"') == text.count("<svg") / 2 == 4
+    ids = re.findall(r' id="([^"]+)"', text)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    assert used <= set(ids)
+    widths = {float(width) for width in re.findall(r'viewBox="0 0 ([\d.]+) ', text)}
+    assert len(widths) == 2, widths
+
+
+def test_a_moving_mean_stays_where_it_was() -> None:
+    assert smoothed(np.arange(100.0)).tolist() == pytest.approx(np.arange(100.0).tolist())
+    noisy = np.where(np.arange(400) % 2, 1.0, 3.0)
+    found = smoothed(noisy)
+    assert (found[0], found[-1]) == (noisy[0], noisy[-1])
+    assert found[20:-20] == pytest.approx(2.0, abs=0.1)
+    assert smoothed(noisy[:30]).tolist() == noisy[:30].tolist(), "a short curve is drawn as it is"
+
+
+def test_short_names_for_pictures_are_escaped() -> None:
+    for picture in (
+        line_chart([Series(label=NASTY * 9, x=[1, 2], y=[1.0, 2.0]), Series(label="b", x=[1], y=[1.0])], unit=NASTY),
+        bar_chart([NASTY * 9, "b"], [0.5, 1234.0], [0.1, None], unit=NASTY),
+    ):
+        for svg in (picture.wide, picture.narrow):
+            assert "script" not in Page(svg).tags
+
+
+def test_a_run_says_when_where_and_for_how_much_it_was_trained(run_dir: Path) -> None:
+    names = [NASTY, "suboptimal"]
+    write_rows(run_dir, "metrics", [step_row(step, names, time=f"2026-11-27T02:0{step}:00+00:00") for step in (1, 2)])
+    hardware = {"ranks": 2, "device": "cuda", "gpu": "H100", "gpu_memory_gib": 79.1}
+    start = {"step": 0, "time": "2026-11-27T00:02:00+00:00", "previous_end": None, "hardware": hardware}
+    start["versions"] = {"torch": "2.13", "ochat-train": "0.1.0"}
+    again = {**start, "step": 1, "time": "2026-11-27T02:00:00+00:00", "previous_end": "2026-11-27T01:00:00+00:00"}
+    write_rows(run_dir, "starts", [start, again])
+    texts = page_of(run_dir).texts
+    for text in (
+        "2026-11-27 00:02 UTC; last logged step 2026-11-27 02:02 UTC",
+        "1:00:00 from start to last logged step (2 starts, lost steps included)",
+        "2 x H100 (79.1 GiB)",
+        "2.0 GPU-hours",
+        "torch 2.13, ochat-train 0.1.0",
+    ):
+        assert text in texts, text
+    write_run_page(run_dir, run_dir / "report.html", price=2.25)
+    assert "2.0 GPU-hours, 4.50 at 2.25 each" in (run_dir / "report.html").read_text()
+
+
+def test_a_run_of_an_older_version_says_what_is_not_recorded(run_dir: Path) -> None:
+    assert page_of(run_dir).texts.count("not recorded: an older version started this run") == 5

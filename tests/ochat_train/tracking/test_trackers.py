@@ -138,7 +138,7 @@ def test_losses_are_the_same_to_the_bit_whatever_a_tracker_does(make_recipe: Rec
     assert outputs[0].count("switched off") == 2
 
     def same(run: str) -> list[Any]:
-        rows = [{**row, "tokens_per_second": 0, "data_wait_ratio": 0} for row in metrics(tmp_path / run)]
+        rows = [{**row, "tokens_per_second": 0, "data_wait_ratio": 0, "time": ""} for row in metrics(tmp_path / run)]
         return rows + [(tmp_path / run / name).read_text() for name in ("samples.jsonl",)]
 
     assert len(same("none")) == 5
@@ -202,15 +202,19 @@ def test_names_and_numbers_of_scalars() -> None:
     assert (scalars["train/loss"], scalars["classes/a b/tokens"]) == (1.5, 7.0)
     scores = {"loss": None, "nll": 2.0, "accuracy": None, "conversations": 2, "supervised_tokens": 9}
     learnt = {"condition": "", "nearest": "B", "margin": 0.5, "low": None, "high": None, "learnt": True}
+    verdict = {"smallest": 0.25, "verdict": "yes"}
     line = {
         "step": 3,
         "loss": 1.5,
         "classes": {"a": scores},
         "conditions": ["", "B"],
         "matrix": {"a": [2.0, None]},
-        "learnt": {"a": {**learnt, "conversations": 2}},
+        "learnt": {"a": {**learnt, "conversations": 2, **verdict}},
         "seconds": 0.25,
     }
+    for word, number in {"weak": 0.5, "no": 0.0, None: None}.items():
+        row = {**line, "learnt": {"a": {**learnt, "conversations": 2, "smallest": 0.25, "verdict": word}}}
+        assert validation_scalars(Validation.from_json(row)).get("validation/learnt/a/learnt") == number
     assert validation_scalars(Validation.from_json(line)) == {
         "validation/loss": 1.5,
         "validation/classes/a/nll": 2.0,
@@ -220,6 +224,7 @@ def test_names_and_numbers_of_scalars() -> None:
         "validation/learnt/a/margin": 0.5,
         "validation/learnt/a/conversations": 2.0,
         "validation/learnt/a/learnt": 1.0,
+        "validation/learnt/a/smallest": 0.25,
         "validation/seconds": 0.25,
     }
 

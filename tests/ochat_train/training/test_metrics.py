@@ -12,16 +12,10 @@ import torch
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.report.text import class_sums_text
 from ochat_train.runs.lines import rows_of
-from ochat_train.tracking.delivery import Trackers
 from ochat_train.training.loop import outputs
 from ochat_train.training.metrics import EpochSums
 from ochat_train.training.outputs import MetricsWriter
-from tests.support.results import run_facts, step_metrics
-
-
-def no_trackers(folder: Path) -> Trackers:
-    return Trackers([], run_facts(folder), report=print)
-
+from tests.support.results import no_trackers, step_metrics
 
 # ---- the table of an epoch ----
 

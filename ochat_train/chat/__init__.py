@@ -1,0 +1,1 @@
+"""`ochat chat`: conversations in a terminal."""

@@ -1,0 +1,328 @@
+"""A client of `/v1/completions`: prompts as token ids, answers as a stream of token ids, or of text.
+
+vLLM and SGLang send back the ids of an answer (`return_token_ids`), and its text is then made here as everywhere. Other
+servers (llama.cpp) send text only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline import nesting
+from data_pipeline.errors import UserError
+from ochat_train.inference.engine import (
+    AnswerSettings,
+    EngineBusy,
+    EngineError,
+    EngineUnavailable,
+    Finish,
+    Piece,
+    TokenLogprob,
+)
+from ochat_train.inference.pieces import IdLogprob, PieceMaker
+from ochat_train.system.answer_text import StopTexts
+from ochat_train.system.pretrained import reason_of
+
+if TYPE_CHECKING:
+    import httpx
+
+_CONNECT_SECONDS = 10.0
+_READ_SECONDS = 600.0  # between two pieces of an answer; the first may wait for others
+_RETRY_SECONDS = (0.2, 1.0)  # before the first byte of an answer, and never after it
+_MOST_CHARACTERS = 300  # of an error of the server, in ours
+_FINISH: Mapping[str, Finish] = {"stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length"}
+# What servers other than vLLM and SGLang may not know.
+_WITH_IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+_ID_LEAD = "token_id:"  # how such servers write a token where log-probabilities are asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where a server is. url: without `/v1`. socket: path of its Unix socket, None for TCP. key: None for none."""
+
+    url: str
+    key: str | None = None
+    socket: str | None = None
+
+
+class CompletionsClient:
+    """Asks one server. stop_ids: tokens that end every answer. Made inside an event loop."""
+
+    def __init__(self, server: Server, tokenizer: Any, *, stop_ids: Sequence[int]) -> None:
+        import httpx
+
+        self._server, self._tokenizer, self._stop_ids = server, tokenizer, tuple(stop_ids)
+        is_local = server.socket is not None or "//127.0.0.1" in server.url
+        self._http = httpx.AsyncClient(
+            base_url=server.url,
+            transport=httpx.AsyncHTTPTransport(
+                uds=server.socket, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)
+            )
+            if is_local
+            else None,
+            timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            headers={"Authorization": f"Bearer {server.key}"} if server.key else {},
+            trust_env=not is_local,  # a proxy of the environment is never asked for this machine
+        )
+        self.sends_ids = True  # until `count_prompt` finds out that the server does not
+
+    async def close(self) -> None:
+        """End all connections, and so all answers."""
+        await self._http.aclose()
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Status and parsed JSON (None where it is none) of a route. Raises EngineUnavailable without a connection."""
+        import httpx
+
+        try:
+            response = await self._http.get(path, timeout=_CONNECT_SECONDS)
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(f"{self._server.url}: {type(error).__name__}: {reason_of(error)}") from None
+        try:
+            return response.status_code, nesting.loads(response.text)
+        except ValueError:
+            return response.status_code, None
+
+    async def count_prompt(self, prompt: str | Sequence[int], *, model: str) -> int:
+        """How many tokens the server counts in a prompt, by its answer of one token.
+
+        Also finds out whether it sends ids. Raises EngineError for a server that refuses.
+        """
+        plain = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "stream": False}
+        if isinstance(prompt, str):
+            plain["add_special_tokens"] = False
+        response = await self._post({**plain, **_WITH_IDS})
+        if response.status_code in (400, 422):  # it is strict about fields that it does not know
+            plain.pop("add_special_tokens", None)
+            response = await self._post(plain)
+        if response.status_code != 200:
+            raise _error_of(response.status_code, response.text)
+        try:
+            body = nesting.loads(response.text)
+            self.sends_ids = isinstance(body["choices"][0].get("token_ids"), list)
+            return int(body["usage"]["prompt_tokens"])
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise EngineError("its answer is not that of an OpenAI-compatible server") from None
+
+    async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
+        import httpx
+
+        try:
+            return await self._http.post("/v1/completions", json=body)
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(f"{type(error).__name__}: {reason_of(error)}") from None
+
+    async def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings, *, model: str) -> AsyncIterator[Piece]:
+        """The pieces of one answer. Closing this iterator closes the connection, and the server ends the answer."""
+        maker: _IdPieces | _TextPieces
+        if self.sends_ids:
+            maker = _IdPieces(PieceMaker(self._tokenizer, prompt_ids, settings, stop_ids=frozenset(self._stop_ids)))
+        else:
+            maker = _TextPieces(settings)
+        async with self._events(self._body(prompt_ids, settings, model)) as events:
+            async for event in events:
+                choice = _choice_of(event)
+                if choice is None:
+                    continue
+                yield (piece := maker.piece(choice, event))
+                if piece.finish is not None:
+                    return
+        raise EngineUnavailable("the server ended the answer early")
+
+    def _body(self, prompt_ids: Sequence[int], settings: AnswerSettings, model: str) -> dict[str, Any]:
+        """All of what decides the answer is said, so that no default of the server does."""
+        body: dict[str, Any] = {
+            "model": model,
+            "prompt": list(prompt_ids),
+            "max_tokens": settings.max_new_tokens,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "stop_token_ids": list(self._stop_ids),
+            "skip_special_tokens": True,
+        }
+        if self.sends_ids:
+            body |= _WITH_IDS
+        if settings.seed is not None:
+            body["seed"] = settings.seed
+        if settings.num_logprobs is not None:
+            body["logprobs"] = settings.num_logprobs
+        if settings.response_format is not None:
+            body["response_format"] = dict(settings.response_format)
+        return body
+
+    @asynccontextmanager
+    async def _events(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Any]]:
+        """The parsed events of a streamed answer; asked again only before the first byte."""
+        import httpx
+
+        for wait in (*_RETRY_SECONDS, None):
+            try:
+                request = self._http.build_request("POST", "/v1/completions", json=body)
+                response = await self._http.send(request, stream=True)
+                break
+            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
+                if wait is None:
+                    raise EngineUnavailable(f"no connection: {type(error).__name__}: {reason_of(error)}") from None
+                await asyncio.sleep(wait)
+            except httpx.HTTPError as error:
+                raise EngineUnavailable(f"{type(error).__name__}: {reason_of(error)}") from None
+        try:
+            if response.status_code != 200:
+                text = (await response.aread()).decode("utf-8", errors="replace")
+                raise _error_of(response.status_code, text)
+            yield _parsed(response)
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(f"the connection broke: {type(error).__name__}: {reason_of(error)}") from None
+        finally:
+            await response.aclose()
+
+
+class _IdPieces:
+    """Pieces from the ids of an answer."""
+
+    def __init__(self, maker: PieceMaker) -> None:
+        self._maker = maker
+
+    def piece(self, choice: Mapping[str, Any], event: Mapping[str, Any]) -> Piece:
+        """The piece of one event."""
+        piece = self._maker.add(choice.get("token_ids") or (), _id_rows(choice.get("logprobs")))
+        finish = _finish_of(choice)
+        if finish is None or piece.finish is not None:
+            return piece
+        last = self._maker.end(finish)
+        return Piece(
+            text=piece.text + last.text, num_tokens=piece.num_tokens, finish=last.finish, logprobs=piece.logprobs
+        )
+
+
+class _TextPieces:
+    """Pieces from the text of an answer, as the server decodes it. How many tokens it has is what the server counts,
+    or one for each event where it does not say.
+    """
+
+    def __init__(self, settings: AnswerSettings) -> None:
+        self._stop_texts, self._num_tokens = StopTexts(settings.stop), 0
+
+    def piece(self, choice: Mapping[str, Any], event: Mapping[str, Any]) -> Piece:
+        """The piece of one event."""
+        text = self._stop_texts.add(str(choice.get("text") or ""))
+        finish: Finish | None = "stop" if self._stop_texts.stopped else _finish_of(choice)
+        if finish is not None:
+            text += self._stop_texts.finish()
+        before, usage = self._num_tokens, event.get("usage")
+        counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        self._num_tokens = max(before, counted) if isinstance(counted, int) else before + bool(choice.get("text"))
+        return Piece(
+            text=text, num_tokens=self._num_tokens - before, finish=finish, logprobs=_text_rows(choice.get("logprobs"))
+        )
+
+
+def require_http() -> None:
+    """Raise UserError unless the package that asks servers is installed."""
+    try:
+        import httpx  # noqa: F401 (only whether it is there)
+    except ImportError:
+        problem = "needs the package httpx"
+        raise UserError(
+            "this engine", problem, "pip install httpx, or install ochat-train with the extra `serve`"
+        ) from None
+
+
+async def _parsed(response: httpx.Response) -> AsyncIterator[Any]:
+    """The JSON of each server-sent event, up to [DONE]."""
+    async for line in response.aiter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        try:
+            yield nesting.loads(data)
+        except ValueError:
+            raise EngineError("an event of the server is not JSON") from None
+
+
+def _choice_of(event: Any) -> Mapping[str, Any] | None:
+    """The choice in an event, None for one without (a count at the end). Raises EngineError for an error event."""
+    if not isinstance(event, dict):
+        raise EngineError("an event of the server is no object")
+    if event.get("error"):
+        raise EngineError(f"the server failed: {_shortened(str(event['error']))}")
+    choices = event.get("choices")
+    if not choices:
+        return None
+    choice = choices[0]
+    if not isinstance(choice, dict):
+        raise EngineError("an answer of the server is no object")
+    return choice
+
+
+def _finish_of(choice: Mapping[str, Any]) -> Finish | None:
+    reason = choice.get("finish_reason")
+    if reason is None:
+        return None
+    if reason not in _FINISH:
+        raise EngineError(f"the server ended the answer: {_shortened(str(reason))}")
+    return _FINISH[reason]
+
+
+def _id_rows(logprobs: Any) -> list[IdLogprob]:
+    """Log-probabilities where tokens are written as `token_id:7`; none where there are none."""
+    if not isinstance(logprobs, dict):
+        return []
+    places = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs.get("top_logprobs") or (), strict=False)
+    return [
+        IdLogprob(
+            token=_id_of(token),
+            logprob=float(logprob or 0.0),
+            alternatives=sorted(
+                ((_id_of(other), float(value)) for other, value in (top or {}).items()), key=lambda pair: -pair[1]
+            ),
+        )
+        for token, logprob, top in places
+    ]
+
+
+def _text_rows(logprobs: Any) -> tuple[TokenLogprob, ...]:
+    if not isinstance(logprobs, dict) or not isinstance(logprobs.get("tokens"), list):
+        return ()
+    places = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs.get("top_logprobs") or (), strict=False)
+    return tuple(
+        TokenLogprob(text=str(token), logprob=float(logprob or 0.0), alternatives=dict(top or {}))
+        for token, logprob, top in places
+    )
+
+
+def _id_of(token: str) -> int:
+    try:
+        return int(str(token).removeprefix(_ID_LEAD))
+    except ValueError:
+        raise EngineError("log-probabilities of the server have no token ids") from None
+
+
+def _error_of(status: int, text: str) -> EngineError:
+    """What an answer without a 200 means."""
+    said = f"{status}: {_shortened(text)}"
+    if status == 429:
+        return EngineBusy(said)
+    if status in (401, 403):
+        return EngineError(f"the server refuses the key ({said})")
+    return EngineUnavailable(said) if status >= 500 else EngineError(said)
+
+
+def _shortened(text: str) -> str:
+    """The message of an error in one line; the whole text where it is not OpenAI's JSON."""
+    try:
+        found = nesting.loads(text)
+        text = str(found["error"]["message"]) if isinstance(found, dict) else text
+    except (ValueError, KeyError, TypeError):
+        pass
+    text = " ".join(text.split())
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."

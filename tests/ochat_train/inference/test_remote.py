@@ -1,0 +1,233 @@
+"""The engine behind an address: it must have the same model, and its faults are ours to tell apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from data_pipeline.errors import UserError
+from ochat_train.inference import completions, remote
+from ochat_train.inference.answers import whole_answer
+from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
+from ochat_train.inference.remote import KEY_VARIABLE, RemoteEngine
+from ochat_train.inference.served_model import ServedModel, load_served_model
+from tests.support.tiny_export import write_tiny_export
+from tests.support.tokenizers import write_small_tokenizer
+from tests.support.vllm_stand_in import make_app, parsed
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path) -> ServedModel:
+    folder = tmp_path_factory.mktemp("export")
+    return load_served_model(write_tiny_export(folder, small_tokenizer_dir))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completions, "_RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(remote, "_WATCH_SECONDS", 0.05)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+
+@contextmanager
+def server(folder: Path, *flags: str) -> Iterator[str]:
+    """The address of a stand-in in a thread of this process."""
+    app = make_app(parsed(["--model", str(folder), "--served-model-name", "theirs", *flags]))
+    listening = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        running.should_exit = running.force_exit = True
+        thread.join(10)
+
+
+@asynccontextmanager
+async def started(served: ServedModel, url: str, **options: Any) -> AsyncIterator[RemoteEngine]:
+    engine = RemoteEngine(served, url, model=options.get("model"), say=options.get("say", lambda line: None))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def run(task: Callable[[], Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(task(), 30))
+
+
+def facts(url: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{url}/facts", trust_env=False).json())
+
+
+@pytest.mark.parametrize("flags", [(), ("--without-ids",)], ids=["ids", "text"])
+def test_answers_of_servers_with_and_without_ids_are_the_same(served: ServedModel, flags: tuple[str, ...]) -> None:
+    """Text, lengths, stop texts; the answers have bytes that are parts of characters."""
+
+    async def task(url: str) -> None:
+        async with started(served, f"{url}/v1/") as engine:
+            assert engine._client is not None
+            assert engine._client.sends_ids == (not flags)
+            ids = served.prompt_ids([{"role": "user", "content": "x"}], condition="GPT3")
+            answer = await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=30, num_logprobs=2)))
+            assert answer.num_tokens == len(answer.logprobs) == 30
+            assert answer.finish == "length"
+            body = facts(url)["bodies"][-1]
+            assert body["prompt"] == ids
+            assert {name: body[name] for name in ("temperature", "top_p", "max_tokens")} == {
+                "temperature": 0.0,
+                "top_p": 1.0,
+                "max_tokens": 30,
+            }
+            texts.append(answer.text)
+            stop = answer.text[5:7]
+            stopped = await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=30, stop=(stop,))))
+            assert (stopped.text, stopped.finish) == (answer.text[: answer.text.index(stop)], "stop")
+            seeded = AnswerSettings(max_new_tokens=1, temperature=0.5, seed=3, response_format={"type": "json_object"})
+            await whole_answer(engine.stream(ids, seeded))
+            body = facts(url)["bodies"][-1]
+            assert (body["seed"], body["response_format"]) == (3, {"type": "json_object"})
+
+    texts: list[str] = []
+    for one in ((), flags):
+        with server(served.folder, *one) as url:
+            run(lambda url=url: task(url)) if one == flags else run(lambda url=url: answer_only(served, url, texts))
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+    assert texts[0]
+
+
+async def answer_only(served: ServedModel, url: str, texts: list[str]) -> None:
+    async with started(served, url) as engine:
+        ids = served.prompt_ids([{"role": "user", "content": "x"}], condition="GPT3")
+        texts.append((await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=30)))).text)
+
+
+def test_another_model_is_refused(served: ServedModel, tmp_path: Path) -> None:
+    """By its tokenizer; the control is the same tokenizer, above."""
+    from ochat_train.quickstart.make import write_tokenizer
+
+    write_tokenizer(tmp_path / "tokenizer", ["quick brown fox " * 3, "lazy dogs over " * 3] * 20, vocab_size=330)
+    other = write_tiny_export(tmp_path / "other", tmp_path / "tokenizer")
+    same = write_tiny_export(tmp_path / "same", write_small_tokenizer(tmp_path / "again"))
+
+    async def task(url: str) -> None:
+        async with started(served, url):
+            pass
+
+    with server(other) as url, pytest.raises(UserError, match="another tokenizer"):
+        run(lambda: task(url))
+    with server(same) as url:
+        run(lambda: task(url))
+    with server(served.folder, "--with-bos") as url, pytest.raises(UserError, match="take ids as they are"):
+        run(lambda: task(url))
+
+
+def test_the_model_is_chosen_by_its_name(served: ServedModel) -> None:
+    async def task(url: str, model: str | None) -> None:
+        async with started(served, url, model=model) as engine:
+            await whole_answer(engine.stream([5], AnswerSettings(max_new_tokens=1)))
+            assert engine.context_tokens == 100, "the server takes less than the model"
+
+    flags = ("--lora-modules", "one=x", "--max-model-len", "100")
+    with server(served.folder, *flags) as url:
+        with pytest.raises(UserError, match="2 models: 'theirs', 'one'"):
+            run(lambda: task(url, None))
+        with pytest.raises(UserError, match="is not there"):
+            run(lambda: task(url, "two"))
+        run(lambda: task(url, "one"))
+        assert facts(url)["bodies"][-1]["model"] == "one"
+
+
+def test_the_key_is_read_from_the_environment(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def task(url: str) -> None:
+        async with started(served, url) as engine:
+            assert engine.is_ready()
+
+    monkeypatch.setenv("VLLM_API_KEY", "sk-right")
+    with server(served.folder) as url:
+        for key in (None, "sk-wrong"):
+            if key:
+                monkeypatch.setenv(KEY_VARIABLE, key)
+            with pytest.raises(UserError, match=KEY_VARIABLE) as caught:
+                run(lambda: task(url))
+            assert "sk-" not in str(caught.value)
+        monkeypatch.setenv(KEY_VARIABLE, "sk-right")
+        run(lambda: task(url))
+
+
+def test_no_server_and_no_such_server_are_refused(served: ServedModel) -> None:
+    async def task(url: str) -> None:
+        async with started(served, url):
+            pass
+
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(UserError, match="is an OpenAI-compatible server running there"):
+        run(lambda: task(f"http://127.0.0.1:{port}"))
+    with server(served.folder) as url, pytest.raises(UserError, match="404"):
+        run(lambda: task(f"{url}/elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "words", "num_asked"),
+    [
+        (("--break-after", "3"), EngineUnavailable, "connection broke|ended the answer early", 1),
+        (("--break-after", "0"), EngineUnavailable, "early|broke", 1),
+        (("--refuse-with", "429"), EngineBusy, "not now", 1),
+        (("--refuse-with", "503"), EngineUnavailable, "not now", 1),
+        (("--refuse-with", "400"), EngineError, "not now", 1),
+    ],
+)
+def test_faults_are_told_apart_and_nothing_is_asked_twice(
+    flags: tuple[str, ...], kind: type[EngineError], words: str, num_asked: int, served: ServedModel
+) -> None:
+    """The server has begun to answer, or has refused: only a connection that could not be made is tried again."""
+
+    async def task(url: str) -> None:
+        async with started(served, url) as engine:
+            before = facts(url)["asked"]
+            with pytest.raises(kind, match=words) as caught:
+                await whole_answer(engine.stream([5, 6], AnswerSettings(max_new_tokens=9)))
+            assert type(caught.value) is kind
+            assert "{" not in str(caught.value), "nothing of its JSON"
+            assert facts(url)["asked"] - before == num_asked
+
+    with server(served.folder, *flags) as url:
+        run(lambda: task(url))
+
+
+def test_a_server_that_goes_and_comes_back_is_noticed(served: ServedModel) -> None:
+    said: list[str] = []
+
+    async def task() -> None:
+        with server(served.folder) as url:
+            engine = RemoteEngine(served, url, model=None, say=said.append)
+            await engine.start()
+        for _ in range(200):
+            if not engine.is_ready():
+                break
+            await asyncio.sleep(0.02)
+        assert not engine.is_ready()
+        with pytest.raises(EngineUnavailable):
+            await whole_answer(engine.stream([5], AnswerSettings(max_new_tokens=1)))
+        await engine.close()
+        await engine.close()
+
+    run(task)
+    assert any("does not answer" in line for line in said)
