@@ -57,7 +57,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
-    "cli": "ablation chat check export hub inference init planning recipe report serving system training",
+    "cli": "ablation chat check distributed export hub inference init planning recipe report serving system training",
     "__main__": "cli",
 }
 

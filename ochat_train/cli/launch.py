@@ -16,7 +16,7 @@ class _EndedError(ReportedError):
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the command ended with exit code {exit_code}")
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # that of the command, so not one of the class
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
