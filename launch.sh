@@ -15,7 +15,7 @@ caller=$PWD
 cd "$(dirname "$0")"
 
 say() { printf '\n+ %s\n' "$*" >&2; }
-echo_and_run() { say "$@"; "$@"; }
+echo_and_run() { printf '\n+' >&2; printf ' %q' "$@" >&2; printf '\n' >&2; "$@"; }
 
 check_python() { # check_python PYTHON REMEDY: end with 2 unless this version can be used; 3.11.0 to 3.11.3: see pyproject.toml
   "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not ((3, 11, 4) <= v and v[:2] <= (3, 13)))' || {

@@ -60,10 +60,10 @@ def run_needs(
     num_steps: int | None,
     keeps_earlier: bool = True,
 ) -> Iterator[DiskNeed]:
-    """The checkpoints of a run, less those that are there already, and an export.
+    """The checkpoints of a run, less those that exist already, and an export.
 
     num_trained: parameters that the optimizer changes. num_steps: of the run, None if not known yet.
-    keeps_earlier: whether checkpoints in the folder are the run's own, which it goes on with or replaces.
+    keeps_earlier: whether checkpoints in the folder are the run's own, which it continues or replaces.
     """
     size = checkpoint_bytes(
         num_trained,

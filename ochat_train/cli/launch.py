@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from data_pipeline.errors import ReportedError
 from ochat_train.cli.arguments import positive_number, whole_number
 from ochat_train.cli.verb import Group, Verb
+from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.messages import print_error
 
 
-class _EndedError(ReportedError):
-    """The command has said itself why it ended."""
+class _EndedError(StoppedBySignalError):
+    """The command has ended, and has said itself why. exit_code: its own, of any kind."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the command ended with exit code {exit_code}")
-        self.exit_code = exit_code  # type: ignore[misc]  # that of the command, so not one of the class
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

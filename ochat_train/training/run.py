@@ -58,6 +58,7 @@ from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, outputs, run_steps
 from ochat_train.training.memory_plan import plan_memory
 from ochat_train.training.meter import Meter
+from ochat_train.training.next_steps import next_text
 from ochat_train.training.prefetch import StepPrefetcher
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
@@ -95,6 +96,8 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         )
         _train(recipe, manifest, ranks, start)
         on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
+        if ranks.is_main:
+            print_message(next_text(Path(recipe.output_dir)))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -255,6 +258,8 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     engine, reached, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         _print_start(training, ranks, decision)
+        if progress.step == training.plan.num_steps:
+            print_message(f"this run is finished: all {progress.step:,} steps are done, and none is left to train")
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
     start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
     _take_steps(training, basis, engine, reached, validator, progress, ranks, start)

@@ -60,7 +60,7 @@ def test_a_signal_in_a_validation_leaves_it_out(undisturbed: Path, tmp_path: Pat
     outputs, codes = finish(ranks)
     assert codes == [exits.STOPPED] * 2, outputs
     assert "the validation after step 4 is left out" in outputs[0]
-    assert not (tmp_path / "run" / "samples.jsonl").exists()
+    assert (tmp_path / "run" / "samples.jsonl").read_text() == ""
     stopped_and_resumed(recipe, tmp_path / "run", undisturbed, 4)
 
 
