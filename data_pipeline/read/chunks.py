@@ -41,15 +41,11 @@ class TextChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetChunk:
-    """One row group of a Parquet file; its first row is row `first_row` (1-based) of the file.
-
-    columns: those to read; None for all.
-    """
+    """One row group of a Parquet file; its first row is row `first_row` (1-based) of the file."""
 
     path: str
     row_group: int
     first_row: int
-    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from data_pipeline.read.chunks import ArrowChunk, ParquetChunk
 
 _ROWS_AT_ONCE = 1024
 _CANNOT_READ = (OSError, ValueError, EOFError)  # pyarrow's own errors are among them
-Needed = Collection[str] | None  # names of columns; None: all
 
 
 def batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -65,22 +64,19 @@ def _check_names(file: Path | str, names: list[str]) -> None:
         raise UserError(file, f"two columns are called `{twice}`", "give each its own name")
 
 
-def parquet_chunks(file: Path, needed: Needed) -> Iterator[ParquetChunk]:
+def parquet_chunks(file: Path) -> Iterator[ParquetChunk]:
     """A chunk for each row group."""
     opened = open_parquet(file)
-    columns = None if needed is None else tuple(name for name in opened.schema_arrow.names if name in needed)
     first_row = 1
     for group in range(opened.metadata.num_row_groups):
-        yield ParquetChunk(path=str(file), row_group=group, first_row=first_row, columns=columns)
+        yield ParquetChunk(path=str(file), row_group=group, first_row=first_row)
         first_row += opened.metadata.row_group(group).num_rows
 
 
 def parquet_rows(chunk: ParquetChunk) -> Iterator[tuple[str, Any]]:
     """The rows of a row group, few at a time."""
     number = chunk.first_row
-    batches = open_parquet(chunk.path).iter_batches(
-        _ROWS_AT_ONCE, row_groups=[chunk.row_group], columns=None if chunk.columns is None else list(chunk.columns)
-    )
+    batches = open_parquet(chunk.path).iter_batches(_ROWS_AT_ONCE, row_groups=[chunk.row_group])
     while True:
         try:
             batch = next(batches, None)
@@ -102,14 +98,12 @@ def count_parquet_rows(chunk: ParquetChunk) -> int:
 # ---- Arrow ----
 
 
-def arrow_chunks(file: Path, needed: Needed, num_rows: int, *, is_stream: bool) -> Iterator[ArrowChunk]:
+def arrow_chunks(file: Path, num_rows: int, *, is_stream: bool) -> Iterator[ArrowChunk]:
     """Chunks of at most `num_rows` rows of an Arrow file, in either of its two layouts."""
     first_row = 1
     try:
         with pa.memory_map(str(file)) as source:
             for batch in _batches(source, is_stream=is_stream, file=file):
-                if needed is not None:
-                    batch = batch.select([name for name in batch.schema.names if name in needed])
                 for start in range(0, batch.num_rows, num_rows):
                     part = batch.slice(start, num_rows)
                     yield ArrowChunk(path=str(file), first_row=first_row, batch=part)

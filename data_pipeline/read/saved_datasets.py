@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,9 @@ def _from_disk(source: SourceSettings, *, where: str) -> Any:
     return loaded[source.split]
 
 
-def dataset_rows(source: SourceSettings, needed: Collection[str] | None, *, where: str) -> Iterator[tuple[str, Any]]:
+def dataset_rows(source: SourceSettings, *, where: str) -> Iterator[tuple[str, Any]]:
     """All rows with their places. A value that Python cannot hold is a RowError in its place."""
     dataset = load_dataset(source, where=where)
-    if needed is not None:
-        dataset = dataset.select_columns([name for name in dataset.column_names if name in needed])
     for start in range(0, len(dataset), _ROWS_AT_ONCE):
         end = min(start + _ROWS_AT_ONCE, len(dataset))
         for number, row in enumerate(_block(dataset, start, end), start + 1):

@@ -16,7 +16,6 @@ from data_pipeline.errors import Problem, UserError
 from data_pipeline.file_hashes import hash_files
 from data_pipeline.read import columns
 from data_pipeline.read.chunks import ArrowChunk, Chunk, ChunkSizes, LinesChunk, ParquetChunk, RowsChunk, TextChunk
-from data_pipeline.read.columns import Needed
 from data_pipeline.read.file_kinds import FileForm, file_form
 from data_pipeline.read.found_files import FoundFiles, find_files, same_files
 from data_pipeline.read.json_documents import document_rows, parse_line
@@ -98,25 +97,23 @@ def _form(file: Path, *, where: str) -> FileForm:
         raise UserError(where, f"{error.place}: {error.problem}", error.remedy) from None
 
 
-def chunks(
-    source: SourceSettings, *, where: str, sizes: ChunkSizes | None = None, needed: Needed = None
-) -> Iterator[Chunk]:
-    """Cut a source into chunks, in order. needed: columns of Parquet and Arrow files and datasets; None for all."""
+def chunks(source: SourceSettings, *, where: str, sizes: ChunkSizes | None = None) -> Iterator[Chunk]:
+    """Cut a source into chunks, in order. All columns are read: one that no format knows has to be named."""
     sizes = sizes or ChunkSizes()
     if is_dataset(source):
-        yield from _batched(dataset_rows(source, needed, where=where), sizes.num_rows)
+        yield from _batched(dataset_rows(source, where=where), sizes.num_rows)
         return
     found = find_files(source, where=where)
     for file in found.files:
-        yield from _file_chunks(file, sizes, needed, split=found.split_inside)
+        yield from _file_chunks(file, sizes, split=found.split_inside)
 
 
-def _file_chunks(file: Path, sizes: ChunkSizes, needed: Needed, *, split: str | None) -> Iterator[Chunk]:
+def _file_chunks(file: Path, sizes: ChunkSizes, *, split: str | None) -> Iterator[Chunk]:
     form = file_form(file)
     if form.kind == "parquet":
-        yield from columns.parquet_chunks(file, needed)
+        yield from columns.parquet_chunks(file)
     elif form.kind in ("arrow_file", "arrow_stream"):
-        yield from columns.arrow_chunks(file, needed, sizes.num_rows, is_stream=form.kind == "arrow_stream")
+        yield from columns.arrow_chunks(file, sizes.num_rows, is_stream=form.kind == "arrow_stream")
     elif form.kind != "empty":
         yield from _text_chunks(file, form, sizes, split=split)
 

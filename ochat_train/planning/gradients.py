@@ -5,8 +5,13 @@ from __future__ import annotations
 from data_pipeline.plan.plan import num_micro_batches
 from ochat_train.recipe.recipe import Recipe
 
-BUCKET_ELEMENTS = 200_000_000  # gradients that DeepSpeed reduces over GPUs at once
 GROUP_ELEMENTS = 500_000_000  # parameters that the optimizer updates at once
+_BUCKET_ELEMENTS = 200_000_000
+
+
+def bucket_elements(num_trained: int) -> int:
+    """Gradients that DeepSpeed reduces over GPUs at once, in buffers of this size: an adapter's are few."""
+    return min(_BUCKET_ELEMENTS, num_trained)
 
 
 def num_backwards(recipe: Recipe, *, num_gpus: int, packs_per_micro_batch: int) -> int:

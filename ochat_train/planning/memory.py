@@ -24,8 +24,8 @@ from ochat_train.optimizer.size import STATE_SIZES
 from ochat_train.planning.adapters import NF4_BYTES, AdapterShape
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import (
-    BUCKET_ELEMENTS,
     GROUP_ELEMENTS,
+    bucket_elements,
     dtype_of_sums,
     gradient_bytes,
     num_backwards,
@@ -226,9 +226,7 @@ def memory_parts(recipe: Recipe, shape: ModelShape, setting: MemorySetting, *, n
         name: num_gpus if stage >= least else 1 for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))
     }
     num = shape.num_trained
-    # stage 1 joins gradients as they are; the later stages hold whole buckets, however few gradients there are
-    bucket = min(BUCKET_ELEMENTS, num) if stage == 1 else BUCKET_ELEMENTS
-    buckets = 2 * width * bucket if num_gpus > 1 and stage else 0
+    buckets = 2 * width * bucket_elements(num) if num_gpus > 1 and stage else 0
     gathered = 2 * (shape.num_parameters - shape.num_frozen) / shape.num_layers * 2 * width if stage == 3 else 0
     states = STATE_SIZES[recipe.optimizer.states].per_parameter(bfloat16=not wide)
     optimizer = 0.0 if settings.offload_optimizer else num * states / shard["optimizer"]

@@ -16,17 +16,24 @@ from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
 from ochat_train.optimizer.adamw import SmallAdamW
 from ochat_train.optimizer.shards import share_weights
-from ochat_train.planning.gradients import BUCKET_ELEMENTS, GROUP_ELEMENTS, dtype_of_sums, num_backwards
+from ochat_train.planning.gradients import GROUP_ELEMENTS, bucket_elements, dtype_of_sums, num_backwards
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.training.gradient_sum import GradientSum
 
 
 def deepspeed_config(
-    recipe: Recipe, *, num_ranks: int, device: torch.device, layer_elements: int, load_universal: bool = False
+    recipe: Recipe,
+    *,
+    num_ranks: int,
+    device: torch.device,
+    layer_elements: int,
+    num_trained: int,
+    load_universal: bool = False,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe; the recipe's raw `deepspeed.config` is merged over it last.
 
-    layer_elements: parameters of the largest decoder layer. load_universal: the engine will load a universal checkpoint
+    layer_elements: parameters of the largest decoder layer. num_trained: parameters that have gradients, of an adapter
+    a few. load_universal: the engine will load a universal checkpoint
     (reshard.py).
     """
     settings = recipe.deepspeed
@@ -34,7 +41,9 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": _num_backwards(recipe, num_ranks),
         "gradient_clipping": recipe.optimizer.grad_clip,
-        "zero_optimization": _zero_section(recipe, num_ranks=num_ranks, device=device, layer_elements=layer_elements),
+        "zero_optimization": _zero_section(
+            recipe, num_ranks=num_ranks, device=device, layer_elements=layer_elements, num_trained=num_trained
+        ),
         "steps_per_print": 2**31,  # metrics.py reports
         "checkpoint": {"load_universal": load_universal},
     }
@@ -48,7 +57,9 @@ def deepspeed_config(
     return _merged(config, settings.config)
 
 
-def _zero_section(recipe: Recipe, *, num_ranks: int, device: torch.device, layer_elements: int) -> dict[str, Any]:
+def _zero_section(
+    recipe: Recipe, *, num_ranks: int, device: torch.device, layer_elements: int, num_trained: int
+) -> dict[str, Any]:
     settings = recipe.deepspeed
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.stage in (1, 2):
@@ -59,7 +70,7 @@ def _zero_section(recipe: Recipe, *, num_ranks: int, device: torch.device, layer
             "overlap_comm": device.type == "cuda" and not (in_place and num_ranks == 1),
             "contiguous_gradients": not in_place,
             "reduce_scatter": not in_place,
-            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "reduce_bucket_size": bucket_elements(num_trained),
         }
     if settings.stage == 3:
         # The next layer is gathered while one computes; by default only a part of it would be, and the rest waited for.
@@ -125,6 +136,7 @@ def start_engine(
         num_ranks=ranks.num_ranks,
         device=ranks.device,
         layer_elements=layer_elements,
+        num_trained=sum(parameter.numel() for parameter in trained_parameters(model)),
         load_universal=load_universal,
     )
     optimizer = _optimizer(model, recipe, ranks, group_elements=group_elements)

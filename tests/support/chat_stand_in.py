@@ -102,6 +102,7 @@ class StandIn:
             for number, piece in enumerate(pieces, 1):
                 while number == len(pieces) and self.gate is not None and not self.gate.is_set():
                     await asyncio.sleep(0.005)
+                await asyncio.sleep(0)  # so that a client that leaves is noticed
                 yield _event({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
             if self.breaks_off:
                 return

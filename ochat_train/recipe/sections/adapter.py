@@ -39,6 +39,7 @@ class AdapterSettings(Section):
     rank: PositiveInt = setting(16, description="rows of A and columns of B", decides_steps=True, is_public=True)
     alpha: Positive | None = setting(
         None,
+        le=10_000.0,
         description="scale = alpha / rank; with `rslora` alpha / sqrt(rank); default: 32, with which the best "
         "learning rate hardly depends on the rank, and 16 with `rslora`",
         decides_steps=True,

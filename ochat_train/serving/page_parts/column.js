@@ -1,6 +1,7 @@
 // One conversation beside others.
 
 let models = [];  // ids of /v1/models
+let defaults = new Map();  // id -> condition, where the server says it
 const columns = [];
 
 /** The model and the condition of an id: NAME@CONDITION if the server also lists NAME. */
@@ -11,7 +12,8 @@ function partsOf(id) {
 
 function labelOf(id) {
   const {name, condition} = partsOf(id), several = models.filter(id => partsOf(id).condition === null).length > 1;
-  const label = condition === null ? "default condition" : condition || "no condition";
+  const named = condition ?? defaults.get(id) ?? "default condition";
+  const label = `${named || "no condition"}${condition === null && defaults.get(id) ? " (default)" : ""}`;
   return several ? `${name}: ${label}` : label;
 }
 
@@ -82,7 +84,7 @@ class Column {
   }
 
   async answer(turn) {
-    const {system, ...values} = settings(), began = performance.now();
+    const {system, ...values} = settings(), began = performance.now(), earlier = turn.answer && {...turn};
     Object.assign(turn, {answer: "", state: "running", problem: "", facts: "", abort: new AbortController(), model: this.model, label: this.label});
     turn.sent = {model: this.model, messages: this.messagesUpTo(turn, system), ...values};
     this.isFollowing = true;
@@ -98,6 +100,10 @@ class Column {
       turn.state = error.name === "AbortError" ? "stopped" : "failed";
       turn.problem = error.name === "AbortError" ? "" : error.message;
       turn.needsKey = error.status === 401;
+      if (turn.answer === "" && earlier) {  // there is no other answer: the one of before stays
+        Object.assign(turn, {answer: earlier.answer, label: earlier.label, sent: earlier.sent});
+        Object.assign(measured, {kept: earlier.facts});
+      }
     }
     this.finish(turn, measured);
   }
@@ -115,7 +121,7 @@ class Column {
     if (event.usage) measured.counted = event.usage.completion_tokens;
   }
 
-  finish(turn, {began, first, last = performance.now(), tokens, counted, finish}) {
+  finish(turn, {began, first, last = performance.now(), tokens, counted, finish, kept}) {
     const total = counted ?? tokens, seconds = (last - first) / 1000, facts = [];
     if (first !== undefined) facts.push(`${counted === undefined ? "about " : ""}${total} token${total === 1 ? "" : "s"}`);
     if (total >= 10 && seconds > 0) facts.push(`${rate((total - 1) / seconds)} tokens/s`);
@@ -123,7 +129,7 @@ class Column {
     if (finish === "length") facts.push("cut off: no more tokens allowed");
     if (turn.state === "stopped") facts.push("stopped");
     if (turn.state === "done" && turn.answer === "") facts.push("empty answer");
-    turn.facts = facts.join(" · ");
+    turn.facts = kept ?? facts.join(" · ");
     delete turn.abort;
     this.draw(turn);
     showBusy();

@@ -67,8 +67,11 @@ function settings() {
 
 const SETTINGS = ["system", "temperature", "max-tokens", "seed"];
 
+let isLeaving = false;  // answers that end because the page is left do not count as failed
+
 /** Keep conversations and settings in this tab, so that loading the page again does not lose them. */
 function save() {
+  if (isLeaving) return;
   const turnFields = ({user, answer, state, problem, facts, model, label, sent}) => ({user, answer, state, problem, facts, model, label, sent});
   keptChat.write(JSON.stringify({
     settings: Object.fromEntries(SETTINGS.map(name => [name, $(name).value])),
@@ -166,7 +169,9 @@ function fitInput() {
 /** Read the models and make the columns: those of before, or one for each of the first two conditions. */
 async function load() {
   try {
-    models = (await (await request("v1/models")).json()).data.map(model => model.id);
+    const rows = (await (await request("v1/models")).json()).data;
+    models = rows.map(row => row.id);
+    defaults = new Map(rows.map(row => [row.id, row.condition]));
     if (models.length === 0) throw new ServerError("The server has no model.");
   } catch (error) {
     const again = make("button", {type: "button", textContent: "Try again", onclick: load});
@@ -210,6 +215,7 @@ $("input").onkeydown = event => {
   send();
 };
 addEventListener("keydown", event => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) stopAll(); });
-addEventListener("pagehide", save);
+addEventListener("pagehide", () => { save(); isLeaving = true; });
+addEventListener("pageshow", () => { isLeaving = false; });
 showTheme();
 load();

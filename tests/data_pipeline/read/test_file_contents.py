@@ -400,17 +400,6 @@ def test_a_value_that_python_cannot_hold_costs_no_row(kind: str, tmp_path: Path)
     assert [row["half"] for row in found[1:]] == [datetime.date(1970, 1, 1), None]
 
 
-@pytest.mark.parametrize("kind", [*COLUMNAR, "saved"])
-def test_only_the_needed_columns_are_read(kind: str, tmp_path: Path) -> None:
-    table = pa.table({"a": ["x"], "b": ["y"], "c": ["z"]})
-    if kind == "saved":
-        datasets.Dataset(table).save_to_disk(str(tmp_path / "rows"))
-    else:
-        COLUMNAR[kind](tmp_path / "rows", table)
-    parts = chunks(settings(tmp_path / "rows"), where="s", needed=("c", "a", "none"))
-    assert [row for part in parts for _, row in read_chunk(part)] == [{"a": "x", "c": "z"}]
-
-
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"])
     for kind in ("stream", "file", "parquet"):

@@ -70,10 +70,17 @@ def browser() -> Iterator[Any]:
         yield found
 
 
-@pytest.fixture
-def server() -> Iterator[StandIn]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[StandIn]:
     with served(StandIn()) as stand_in:
         yield stand_in
+
+
+@pytest.fixture
+def server(running: StandIn) -> StandIn:
+    """One server for all tests, because starting and ending one takes longer than most of them."""
+    vars(running).update(vars(StandIn(url=running.url)))
+    return running
 
 
 @pytest.fixture
@@ -97,6 +104,7 @@ def opened(browser: Any, server: StandIn) -> Iterator[Open]:
 
 
 def ask(tab: Any, text: str) -> None:
+    tab.locator(".column").first.wait_for()  # nothing can be sent before
     tab.locator("#input").fill(text)
     tab.locator("#input").press("Enter")
 
@@ -289,7 +297,12 @@ def test_errors_are_shown_where_the_answer_would_be(server: StandIn, opened: Ope
     assert texts(tab, ".column >> nth=0 >> article >> nth=1 >> .markdown") == ["GPT4 Correct: two after 0"]
     assert "broke off" in texts(tab, ".problem:visible")[1]
     assert server.bodies[-1]["messages"] == [{"role": "user", "content": "two"}], "what failed is not sent"
-    server.breaks_off = False
+    server.breaks_off, server.refused = False, (503, "busy")
+    tab.locator(".again").first.click()
+    tab.locator(".problem").get_by_text("busy").wait_for()
+    kept = texts(tab, ".column >> nth=0 >> article >> nth=1 >> .markdown")
+    assert kept == ["GPT4 Correct: two after 0"], "the answer of before stays"
+    server.refused = None
     tab.context.set_offline(True)
     ask(tab, "three")
     answered(tab, turns=3)
@@ -418,6 +431,8 @@ def test_the_page_works_with_the_real_server(browser: Any) -> None:
         ask(tab, "<|end_of_turn|> hi")
         answered(tab)
         assert texts(tab, ".markdown") == ["Hello there"] * 2
+        options = tab.locator(".column").first.locator("option").all_inner_texts()
+        assert options == ["GPT4 Correct (default)", "GPT4 Correct", "GPT3"]
         assert [settings.temperature for _, settings in engine.asked] == [0.0, 0.0]
         tab.get_by_role("button", name="Prompt as sent").nth(1).click()
         tab.locator("#prompt-dialog[open]").wait_for()

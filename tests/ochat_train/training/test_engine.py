@@ -30,5 +30,7 @@ def test_zero_3_gathers_a_whole_layer_ahead_unless_the_recipe_says_otherwise(
     changes: dict[str, Any], prefetched: int | None, make_recipe: RecipeFactory
 ) -> None:
     recipe = load_recipe(make_recipe(**changes))
-    config = deepspeed_config(recipe, num_ranks=2, device=torch.device("cpu"), layer_elements=218_112_000)
+    config = deepspeed_config(
+        recipe, num_ranks=2, device=torch.device("cpu"), layer_elements=218_112_000, num_trained=1
+    )
     assert config["zero_optimization"].get("stage3_prefetch_bucket_size") == prefetched

@@ -58,6 +58,7 @@ def test_a_step_has_as_many_micro_batches_as_the_engine_waits_for(
         num_ranks=num_ranks,
         device=torch.device("cpu"),
         layer_elements=1,
+        num_trained=1,
     )
     for rank in range(num_ranks):
         steps = list(steps_of(split, plan, rank=rank, num_ranks=num_ranks, packs_per_micro_batch=packs_per_micro_batch))
