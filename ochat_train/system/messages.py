@@ -100,7 +100,7 @@ def reader_may_leave() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # so that Python does not complain when it ends
+        sys.stdout = None  # so that Python does not complain when it ends
 
 
 def print_error(text: object) -> None:
