@@ -16,6 +16,7 @@ from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.completion import COMPLETION
+from ochat_train.cli.doctor import DOCTOR
 from ochat_train.cli.export import EXPORT
 from ochat_train.cli.generate import GENERATE
 from ochat_train.cli.init import INIT
@@ -48,6 +49,7 @@ VERBS: tuple[Verb, ...] = (
     GENERATE,
     SERVE,
     CHAT,
+    DOCTOR,
     SCHEMA,
     COMPLETION,
 )
