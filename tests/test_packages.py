@@ -52,12 +52,14 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "inference": "adapter export model recipe system",
     "serving": "export inference system",
     "chat": "inference system",
+    "respondents": "export inference runs suites system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs system "
     "tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
-    "cli": "ablation chat check export hub inference init planning recipe report serving system training",
+    "cli": "ablation chat check export hub inference init planning recipe report respondents serving suites system "
+    "training",
     "api": "checkpoint distributed inference recipe system training",
     "__init__": "api export",
     "__main__": "cli",

@@ -17,6 +17,7 @@ from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.completion import COMPLETION
 from ochat_train.cli.doctor import DOCTOR
+from ochat_train.cli.eval import EVAL
 from ochat_train.cli.export import EXPORT
 from ochat_train.cli.generate import GENERATE
 from ochat_train.cli.init import INIT
@@ -49,6 +50,7 @@ VERBS: tuple[Verb, ...] = (
     GENERATE,
     SERVE,
     CHAT,
+    EVAL,
     DOCTOR,
     SCHEMA,
     COMPLETION,

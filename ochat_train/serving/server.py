@@ -126,6 +126,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._limits = app, limits
         self._drains_until: float | None = None
+        self._has_said_so = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal. uvicorn's own would raise the signal again at the end, which would end `ochat` by it."""
@@ -141,9 +142,12 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; True ends the server."""
-        if self._drains_until is not None and (
-            self._app.traffic.num_requests == 0 or time.monotonic() >= self._drains_until
-        ):
+        num_left = self._app.traffic.num_requests
+        if self._drains_until is not None and num_left and not self._has_said_so:
+            self._has_said_so = True
+            seconds = self._limits.drain_seconds
+            print_message(f"ending: {num_left} requests have {seconds:g} s to finish; another signal ends them")
+        if self._drains_until is not None and (num_left == 0 or time.monotonic() >= self._drains_until):
             self.should_exit = True
         return await super().on_tick(counter)
 

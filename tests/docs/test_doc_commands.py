@@ -46,6 +46,7 @@ ONLY_CHECKED = {
     "own",
     r"ochat init data/gpt4": "needs a base from the Hub and conversations of the reader's own",
     r"ochat push": "writes to the Hub",
+    r"ochat eval .*(eval_data|gsm8k|HumanEval)": "needs the data of a benchmark",
     r"python -m tests\.support\.hub_stand_in": "does not end",
     r"ochat ablate": "trains six models",
     r"ochat chat": "loads an engine, or needs a server, and waits for a person",
