@@ -51,15 +51,15 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "hub": "adapter checkpoint distributed export model recipe runs system",
     "inference": "adapter export model recipe system",
     "serving": "export inference system",
-    "respondents": "adapter export inference report runs suites system",
     "chat": "inference system",
+    "respondents": "adapter export inference report runs suites system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs suites "
     "system tracking",
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs suites system",
-    "cli": "ablation chat check export hub inference init planning recipe report respondents serving suites system "
-    "training",
+    "cli": "ablation chat check distributed export hub inference init planning recipe report respondents serving "
+    "suites system training",
     "api": "checkpoint distributed inference recipe system training",
     "__init__": "api export",
     "__main__": "cli",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,11 +38,12 @@ class PackedAnswerer:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        beat: Callable[[], None] = lambda: None,
+        between: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[int]]:
         """The new tokens of each prompt, with the end of turn where it was reached; all ranks call it and get the same.
 
-        beat: called after every block of a pack, for a watchdog.
+        between: called on all ranks together after every pack of a block, with the tokens that answers have, and may
+        have. What it raises ends the answers.
         """
         new: list[list[int]] = [[] for _ in prompts]
         was_training = model.training
@@ -55,15 +57,16 @@ class PackedAnswerer:
                     if not waiting:
                         break
                     room = min(_BLOCK, max_new_tokens - start)
+                    progress = partial(between, start, max_new_tokens)
                     texts = [[*prompts[number], *new[number]] for number in waiting]
-                    for number, ids in zip(waiting, self._block(model, ranks, texts, room, beat), strict=True):
+                    for number, ids in zip(waiting, self._block(model, ranks, texts, room, progress), strict=True):
                         new[number] += ids
         finally:
             model.train(was_training)
         return new
 
     def _block(
-        self, model: Any, ranks: Ranks, texts: Sequence[Sequence[int]], room: int, beat: Callable[[], None]
+        self, model: Any, ranks: Ranks, texts: Sequence[Sequence[int]], room: int, progress: Callable[[], None]
     ) -> list[list[int]]:
         """At most `room` more tokens of each text."""
         found = torch.zeros(len(texts), room, dtype=torch.int64, device=ranks.device)  # id + 1; 0: no token
@@ -73,7 +76,7 @@ class PackedAnswerer:
             mine = packs[number] if number < len(packs) else []
             for text, ids in zip(mine, self._decode(model, ranks, [texts[text] for text in mine], room), strict=True):
                 found[text, : len(ids)] = torch.tensor(ids, device=ranks.device) + 1
-            beat()
+            progress()
         if ranks.num_ranks > 1:
             torch.distributed.all_reduce(found)
         return [[token - 1 for token in row if token] for row in found.tolist()]

@@ -22,6 +22,8 @@ from ochat_train.suites.intervals import mean_estimate
 from ochat_train.suites.suite import Question, Scored
 from ochat_train.system.pretrained import load_tokenizer, prompt_ids
 
+Between = Callable[[str, int, int], None]  # (what is done, how much of it, of how much)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkQuestions:
@@ -95,11 +97,14 @@ class Benchmarks:
         """Whether to ask after step `step` (from 1)."""
         return step % self._every_steps == 0 or step == self._num_steps
 
-    def run(self, engine: Any, ranks: Ranks, step: int, *, beat: Callable[[], None]) -> BenchmarkScores:
-        """Ask and score; all ranks call it and get the same. beat: called while it works, for a watchdog."""
+    def run(self, engine: Any, ranks: Ranks, step: int, *, between: Between) -> BenchmarkScores:
+        """Ask and score; all ranks call it and get the same.
+
+        between: called on all ranks together while it works; what it raises ends the asking.
+        """
         start = time.monotonic()
         scores = [
-            self._score(engine, ranks, benchmark, condition, beat)
+            self._score(engine, ranks, benchmark, condition, between)
             for benchmark in self.asked
             for condition in benchmark.conditions
         ]
@@ -113,11 +118,14 @@ class Benchmarks:
         )
 
     def _score(
-        self, engine: Any, ranks: Ranks, benchmark: Benchmark, condition: str, beat: Callable[[], None]
+        self, engine: Any, ranks: Ranks, benchmark: Benchmark, condition: str, between: Between
     ) -> BenchmarkScore:
         tokenizer = self._questions.tokenizer
         prompts = [self._questions.prompt(question, condition) for question in benchmark.questions]
-        answers = self._answerer.answers(engine, ranks, prompts, max_new_tokens=benchmark.max_new_tokens, beat=beat)
+        what = f"{benchmark.suite.name}, tokens of answers"
+        answers = self._answerer.answers(
+            engine, ranks, prompts, max_new_tokens=benchmark.max_new_tokens, between=partial(between, what)
+        )
         cut = [tokenizer.eos_token_id not in ids for ids in answers]
         whole = [ids if is_cut else ids[:-1] for ids, is_cut in zip(answers, cut, strict=True)]
         texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).removeprefix(" ") for ids in whole]
