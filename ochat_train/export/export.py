@@ -97,7 +97,7 @@ def export_checkpoint(
     merged gives the logits that it gave unmerged, before its weights are rounded.
 
     max_shard_size: larger models are written as several files, as `5GB`. adapter: write the adapter alone. base: where
-    the base of a run with an adapter is now, None for where the run had it. finish: what else is done to the folder
+    the base of a run with an adapter is now, None for where the run had it. finish: done to the folder
     before it gets its name. Raises UserError for a damaged checkpoint, for an `out` that may not be replaced, and where
     a comparison fails.
     """

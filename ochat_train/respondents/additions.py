@@ -1,4 +1,4 @@
-"""What `ochat eval` adds to the results of its own suites: questions in the training data, tasks of another harness."""
+"""What `ochat eval` adds to the results of suites: questions in the training data, tasks of another harness."""
 
 from __future__ import annotations
 

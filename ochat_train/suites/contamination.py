@@ -165,7 +165,7 @@ class _Chunk:
 
 
 class _TrainingTexts:
-    """The training split as text, message by message: what stands between two control tokens, without the role."""
+    """The training split as text, message by message: what is between two control tokens, without the role."""
 
     def __init__(self, prepared_dir: Path, manifest: Manifest) -> None:
         folder = prepared_dir / TOKENIZER_FOLDER

@@ -1,6 +1,6 @@
 """A bridge to lm-evaluation-harness: its tasks, and the user's own YAML, asked under a condition.
 
-The harness runs in a process of its own, by a Python that the user names, because its pins may differ from ours. The
+The harness runs in a separate process, by a Python that the user names, because its pins may differ from ours. The
 condition reaches the prompt in one of two ways:
 
 - an export is loaded by the harness (`hf`), and the condition is a variable of its chat template; tasks that compare
@@ -261,7 +261,7 @@ _REMEDIES = (
     (
         ("OfflineModeIsEnabled", "ConnectionError", "Couldn't reach", "MaxRetryError", "LocalEntryNotFoundError"),
         "the data of a task could not be fetched: run it once where the Hub can be reached, so that it is cached, or "
-        "give a YAML of your own that reads local files (--lm-eval-include)",
+        "give your own YAML that reads local files (--lm-eval-include)",
     ),
     (
         ("Loglikelihood is not supported", "loglikelihood", "NotImplementedError"),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _BASE = np.uint64(0x9E3779B97F4A7C17)  # odd, and one less is twice an odd number: no power of two survives in 1 - B
-_SEPARATOR = "\0"  # a word of its own between texts: no run of words with it is ever looked for
+_SEPARATOR = "\0"  # a separate word between texts: no run of words with it is ever looked for
 _NUM_CHARACTERS = 0x110000
 _NO_SPACES = ((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x32000))
 _BETWEEN, _INSIDE, _ALONE = range(3)

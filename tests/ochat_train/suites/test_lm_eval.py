@@ -54,7 +54,7 @@ ROW = HarnessRow(
     is_higher_better=True,
 )
 
-# What stands in for the harness: answers the probe, writes down its arguments, and writes a document.
+# A stand-in for the harness: answers the probe, writes down its arguments, and writes a document.
 STAND_IN = """#!{python} -IS
 import json, os, pathlib, sys
 if sys.argv[1] == "-c":

@@ -108,7 +108,7 @@ def answered(suite: Suite) -> list[tuple[Question, Answer]]:
     [
         ("Good.\n[[8]]", 8.0),
         ("[[8]] because it is good.", 8.0),
-        ("It says [[10]] of itself, which is no reason.\n\nRating: [[ 3.5 ]]", 3.5),
+        ("It gives itself [[10]], without a reason.\n\nRating: [[ 3.5 ]]", 3.5),
         ("Between [[4]] and [[5]]: [[4.5]].", 4.5),
         ("8 of 10", None),
         ("Rating: [8]", None),
