@@ -58,8 +58,8 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "check": "adapter checkpoint evaluation hub model planning recipe system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs system",
-    "cli": "ablation chat check export hub inference init planning recipe report respondents serving suites system "
-    "training",
+    "cli": "ablation chat check distributed export hub inference init planning recipe report respondents serving "
+    "suites system training",
     "api": "checkpoint distributed inference recipe system training",
     "__init__": "api export",
     "__main__": "cli",

@@ -10,7 +10,7 @@ import yaml
 from data_pipeline.prepared.dataset import ClassRow
 from ochat_train.evaluation.results import Validation
 from ochat_train.report.data_sections import class_section, ledger_section
-from ochat_train.report.matrix_section import matrix_section, verdict_lines
+from ochat_train.report.matrix_section import matrix_section, verdict_headline, verdict_lines
 from ochat_train.report.page import Example, Section, render_page, require_place, write_page
 from ochat_train.report.pictures import Picture, Series, line_chart
 from ochat_train.report.run_facts import facts_section
@@ -66,7 +66,7 @@ def _summary(history: RunHistory) -> Section:
         text = "Nothing was held out (data.validation_ratio) or validated yet, so this is not known."
         return Section(heading=heading, paragraphs=[text])
     last = history.validations[-1]
-    lines = verdict_lines(last.evaluation.matrix)
+    lines = [verdict_headline(last.evaluation.matrix), *verdict_lines(last.evaluation.matrix)]
     lines.append(VERDICT_NOTE[0].upper() + VERDICT_NOTE[1:])
     if len(last.evaluation.matrix.conditions) < 2:
         lines = ["- (There is one condition only, so there is none to learn.)"]

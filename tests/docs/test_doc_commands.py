@@ -18,7 +18,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,8 @@ class Reader:
 def checked(call: Call) -> Checked:
     """What to run for a call. Raises ValueError or UserError for arguments that are not right."""
     name, arguments = call.words[0], call.words[1:]
+    if name == "ochat" and arguments[:1] == ["launch"]:
+        return checked(replace(call, words=parsed(command_parser(VERBS).parse_args, arguments).command))
     if name == "ochat":
         return checked_verb(arguments, call.folder)
     if name in ("deepspeed", "torchrun"):

@@ -194,6 +194,7 @@ def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
         f"{SHOWN} says {SHOWN} ...",
     ):
         assert text in page.texts
+    assert "Yes for 1 of 1 classes." in page.texts
     assert f"{SHOWN}: yes: 0.1111 [0.0999, 0.1222] nats/token over {SHOWN}." in page.texts
     assert "old" not in page.texts
     assert page.attributes.count(("class", "outlined")) == 2
