@@ -188,7 +188,7 @@ class VllmEngine:
             if not ended and client is not None and time.monotonic() - checked > _HEALTH_SECONDS:
                 checked = time.monotonic()
                 failed = 0 if await _is_healthy(client) else failed + 1
-                self._is_ready = failed == 0
+                self._is_ready = failed < _MOST_FAILED_CHECKS  # a busy server may answer late
                 wait = _FIRST_WAIT_SECONDS if failed == 0 else wait
             if not ended and client is not None and failed < _MOST_FAILED_CHECKS:
                 continue
