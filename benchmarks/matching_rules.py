@@ -72,7 +72,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """One rule of ours, and what else judges the same answers. others: name -> verdicts."""
+    """One rule of ours, and others that judge the same answers. others: name -> verdicts."""
 
     rule: str
     cases: Sequence[Case]

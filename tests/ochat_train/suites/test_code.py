@@ -53,7 +53,7 @@ def test_a_program_that_computes_runs_to_its_end() -> None:
 FORBIDDEN = {
     "be wrong": "assert 1 == 2",
     "end early with success": "import sys; sys.exit(0)",
-    "end early without a word": "import os; os._exit(0)",
+    "end early in silence": "import os; os._exit(0)",
     "fork": "import os\nfor _ in range(100): os.fork()",
     "start a program": "import subprocess; subprocess.run(['true'], check=True)",
     "start a thread": "import threading; t = threading.Thread(target=int); t.start(); t.join()",
