@@ -16,6 +16,7 @@ from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.completion import COMPLETION
+from ochat_train.cli.doctor import DOCTOR
 from ochat_train.cli.eval import EVAL
 from ochat_train.cli.export import EXPORT
 from ochat_train.cli.generate import GENERATE
@@ -54,6 +55,7 @@ VERBS: tuple[Verb, ...] = (
     SERVE,
     CHAT,
     EVAL,
+    DOCTOR,
     SCHEMA,
     COMPLETION,
 )

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import Engine
 from ochat_train.serving.app import App
+from ochat_train.serving.errors import bad_request, to_json
 from ochat_train.serving.settings import Limits
 from ochat_train.system.messages import print_message
 
@@ -31,6 +32,11 @@ class Bound:
 
     sockets: Sequence[socket.socket]
     url: str
+
+    def close(self) -> None:
+        """Give the addresses back. Does nothing where the server has ended and closed them."""
+        for one in self.sockets:
+            one.close()
 
 
 def is_loopback(host: str) -> bool:
@@ -117,7 +123,7 @@ class _Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             access_log=False,
-            log_level="warning",
+            log_level="error",  # of warnings there is one for each byte stream that is not HTTP, which anybody can send
             server_header=False,
             proxy_headers=False,
             backlog=_BACKLOG,
@@ -176,6 +182,14 @@ def _patient_protocol(header_seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._be_done()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            """What is not HTTP gets OpenAI's shape, as all other errors."""
+            error = bad_request(msg.removesuffix("."), param=None, code="invalid_http")
+            body = to_json(error.body())
+            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            self.transport.close()
 
         def _watch(self) -> None:
             """Wait while no request has begun. A request in work has time limits of its own."""

@@ -108,7 +108,11 @@ def test_runs_of_one_name_have_their_paths(run_dir: Path, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("curves")
 def test_what_is_not_a_run_is_refused(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "ablation").mkdir()  # it has a recipe, without `output_dir`
+    recipe = json.loads((run_dir / "recipe.json").read_text())
+    (tmp_path / "ablation" / "recipe.json").write_text(json.dumps({**recipe, "output_dir": None}))
     for runs, said in (
+        ([run_dir, tmp_path / "ablation"], "the runs of an ablation are in its folders ARM/seed-N"),
         ([run_dir, tmp_path / "empty"], "not a run folder"),
         ([run_dir, tmp_path / "run" / ".." / "run"], "is named twice"),
     ):
