@@ -41,7 +41,7 @@ def meet(*, seconds: float = MEETING_SECONDS) -> object:
             f"rank {rank} ({socket.gethostname()})",
             f"cannot reach rank 0 at {rank_0} ({str(error).splitlines()[0][:200]})",
             "check that rank 0 was started, that its name is known on every host, and that the port is open; if "
-            f"another run uses it, start with `--master_port {free_port()}`, or with `ochat launch`, which takes a free one",
+            f"another run uses it, start with `--master_port {free_port()}`, or with `ochat launch`, which finds one",
         ) from error
     try:
         missing = missing_ranks(store, num_ranks, seconds=seconds, poll_seconds=poll_seconds)
