@@ -84,6 +84,8 @@ async def _evaluate(options: EvalOptions, suites: list[Suite], say: Say) -> Eval
         folder = options.out or Path("eval") / _folder_name(opened.asker.model)
         lock = FolderLock(folder)
         try:
+            num_questions = sum(min(options.settings.limit or 10**9, len(suite.questions)) for suite in suites)
+            say(f"{num_questions:,} questions under {len(opened.conditions)} condition(s): making their prompts")
             plan = plan_evaluation(suites, opened.conditions, opened.asker, options.settings)
             store = AnswerStore(folder)
             failures = await _ask(plan, store, opened, options, say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,8 +38,9 @@ class ExportRespondent:
 
     def prompt(self, messages: Sequence[Message], condition: str | None) -> Prompt:
         """The ids of training, and how many tokens the context leaves after them."""
-        ids = self._served.prompt_ids(messages, condition=condition)
-        return Prompt(fingerprint=json.dumps(ids), room=self._engine.context_tokens - len(ids), content=ids)
+        ids = array("I", self._served.prompt_ids(messages, condition=condition))  # many are kept at once
+        fingerprint = hashlib.sha256(ids.tobytes()).hexdigest()
+        return Prompt(fingerprint=fingerprint, room=self._engine.context_tokens - len(ids), content=ids)
 
     async def answer(self, prompt: Prompt, settings: TurnSettings) -> TurnAnswer:
         """One answer. Raises NoAnswer where the engine fails at it."""
@@ -49,7 +51,7 @@ class ExportRespondent:
             seed=settings.seed,
         )
         try:
-            answer = await whole_answer(self._engine.stream(prompt.content, wanted))
+            answer = await whole_answer(self._engine.stream(list(prompt.content), wanted))
         except EngineBusy as error:
             raise self._no_answer("the engine is busy", error) from None
         except EngineUnavailable as error:

@@ -14,6 +14,7 @@ import pytest
 
 from data_pipeline.class_names import file_names
 from data_pipeline.errors import UserError
+from ochat_train.ablation import trainings
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.ablation.results import AblationResults
 from ochat_train.ablation.results_table import Figure, arm_figures
@@ -321,3 +322,9 @@ def test_mean_and_spread() -> None:
     figure = Figure(values=[0.5, 0.7])
     assert (figure.mean, figure.text(".1%")) == (pytest.approx(0.6), "60.0% ± 14.1%")
     assert Figure(values=[0.5]).text(".2f") == "0.50"
+
+
+def test_the_time_that_is_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings.time, "monotonic", lambda: 1000.0 + 120.0)
+    assert trainings._left_text(1000.0, 2, 6) == "; 4 left, about 4:00"
+    assert trainings._left_text(1000.0, 6, 6) == ""
