@@ -100,7 +100,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         _train(recipe, manifest, ranks, start)
         on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
         if ranks.is_main:
-            print_message(next_text(Path(recipe.output_dir)))
+            print_notice(next_text(Path(recipe.output_dir)))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
