@@ -86,11 +86,12 @@ def _require_same_weights(folder: Path, sha256: str, results: EvalResults) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A figure: what the metadata and the table have in common. arguments: how it was measured."""
+    """A figure for the metadata. filter: of answers, empty for none. arguments: how it was measured."""
 
     dataset: str
     title: str
     metric: str
+    filter: str
     condition: str | None
     value: float
     arguments: dict[str, Any]
@@ -108,7 +109,7 @@ def _entries(results: EvalResults) -> Iterator[Any]:
             dataset_name=entry.title,
             metric_type=entry.metric,
             metric_value=round(entry.value, 6),
-            metric_name=f"{entry.metric}, {shown}",
+            metric_name=", ".join(filter(None, (entry.metric, entry.filter, shown))),
             metric_args={"condition": entry.condition, **entry.arguments},
         )
 
@@ -130,6 +131,7 @@ def _scores(results: EvalResults) -> Iterator[_Entry]:
             dataset=row.suite,
             title=facts.title,
             metric=facts.metric,
+            filter="",
             condition=row.condition,
             value=row.score.mean,
             arguments=arguments,
@@ -141,7 +143,8 @@ def _harness_entry(row: HarnessRow) -> _Entry:
     return _Entry(
         dataset=row.task,
         title=f"{row.task} (lm-evaluation-harness)",
-        metric=f"{row.metric}, {row.filter}",
+        metric=row.metric,
+        filter=row.filter,
         condition=row.condition,
         value=row.value,
         arguments={key: value for key, value in arguments.items() if value is not None},

@@ -88,6 +88,8 @@ def test_the_hub_reads_the_figures_with_their_conditions(export_dir: Path) -> No
         "accuracy",
         "The arithmetic suite",
     )
+    tiny = found["tiny", CONDITIONS[1]]
+    assert (tiny.metric_type, tiny.metric_name) == ("exact_match", 'exact_match, strict, condition "GPT3"')
     assert first.metric_args["questions_seen_in_training"] == 2
     assert first.metric_args["questions"] == 12
     assert data.model_name == "small"
