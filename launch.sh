@@ -3,15 +3,19 @@
 #
 #   ./launch.sh                                             quickstart: raw data to exported model, 2 CPU ranks or all GPUs
 #   ./launch.sh test                                        lint, types and tests
-#   ./launch.sh RECIPE [--set KEY=VALUE ...] [--resume auto|never|PATH] [--accept-changes] [-- DEEPSPEED LAUNCHER FLAGS ...]
-#                                                           prepare and train a recipe, on all GPUs of this host
+#   ./launch.sh RECIPE [--set KEY=VALUE ...] [--resume auto|never|PATH] [--accept-changes] [--retries N]
+#               [-- DEEPSPEED LAUNCHER FLAGS ...]           prepare and train a recipe, on all GPUs of this host; start it
+#                                                           again after a crash, at most N times
+#
+# From another folder, a recipe is looked for there first; its paths are relative to the folder that it is started in.
 #
 # OCHAT_PYTHON: the python to make .venv with (3.11 from 3.11.4, 3.12 or 3.13). OCHAT_CPU_RANKS: processes without a GPU (default 2).
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "$0")"
 
 say() { printf '\n+ %s\n' "$*" >&2; }
-echo_and_run() { say "$@"; "$@"; }
+echo_and_run() { printf '\n+' >&2; printf ' %q' "$@" >&2; printf '\n' >&2; "$@"; }
 
 check_python() { # check_python PYTHON REMEDY: end with 2 unless this version can be used; 3.11.0 to 3.11.3: see pyproject.toml
   "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not ((3, 11, 4) <= v and v[:2] <= (3, 13)))' || {
@@ -71,11 +75,12 @@ set_up() { # set_up EXTRAS: install the project with these extras, unless it was
 }
 
 train() { # train RECIPE [recipe flags] [-- launcher flags]
-  local recipe_flags=() prepare_flags=() launcher_flags=()
+  local recipe_flags=() prepare_flags=() launcher_flags=() retries=0
   while [ $# -gt 0 ]; do
     case $1 in
       --) shift; launcher_flags=("$@"); break ;;
       --resume) recipe_flags+=("$1" "${2:?--resume needs auto, never or a path}"); shift 2 ;;
+      --retries) retries=${2:?--retries needs a number}; shift 2 ;;
       --accept-changes) recipe_flags+=("$1"); shift ;;
       --set) prepare_flags+=("$1" "${2:?--set needs KEY=VALUE}"); shift 2 ;;
       *) prepare_flags+=("$1"); shift ;;
@@ -85,7 +90,7 @@ train() { # train RECIPE [recipe flags] [-- launcher flags]
     launcher_flags+=(--num_gpus "${OCHAT_CPU_RANKS:-2}")
   fi
   echo_and_run ochat prepare "${prepare_flags[@]}"
-  echo_and_run deepspeed --log_level warning ${launcher_flags[@]+"${launcher_flags[@]}"} --module ochat_train \
+  echo_and_run ochat launch --retries "$retries" -- deepspeed --log_level warning ${launcher_flags[@]+"${launcher_flags[@]}"} --module ochat_train \
     "${prepare_flags[@]}" ${recipe_flags[@]+"${recipe_flags[@]}"}
 }
 
@@ -97,7 +102,7 @@ if [ "$gpus" -eq 0 ]; then
 fi
 
 case ${1-} in
-  -h | --help) sed -n '2,9p' "$0" ;;
+  -h | --help) sed -n '2,12p' "$0" ;;
   test)
     shift
     set_up "$extras,docs,test"
@@ -117,6 +122,11 @@ case ${1-} in
     ;;
   *)
     set_up "$extras"
+    if [ -e "$caller/$1" ] || [ ! -e "$1" ]; then
+      cd "$caller"
+    elif [ "$caller" != "$PWD" ]; then
+      say "$1 is not in $caller, but in $PWD: it is started there"
+    fi
     train "$@"
     ;;
 esac

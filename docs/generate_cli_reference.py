@@ -25,7 +25,7 @@ One command, `ochat`, with a verb for each thing to do. `ochat VERB --help` says
   printed to a file, with times.
 - `--json` prints one JSON document or JSON lines, for other programs: see [JSON outputs](json-outputs.md).
 - Exit code {done} is success, {user_error} something you can fix. `ochat train` also ends with {stopped}, {lost} or
-  {not_pushed}: see [How a run ends](reliability.md#how-a-run-ends).
+  {not_pushed}, and `ochat eval` with {unanswered}: see [How a run ends](reliability.md#how-a-run-ends).
 - Relative paths start at the folder in which the command runs.
 - `ochat completion bash` (or `zsh`, `fish`) prints what lets your shell complete verbs, flags and recipe keys.
 
@@ -63,6 +63,7 @@ def reference() -> str:
         stopped=exits.STOPPED,
         lost=exits.LOST_RANKS,
         not_pushed=exits.NOT_PUSHED,
+        unanswered=exits.UNANSWERED,
         groups="\n".join(map(_group_row, Group)),
     )
     return "".join([introduction, *map(_section, VERBS), _LAUNCHERS])

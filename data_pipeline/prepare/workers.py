@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -45,6 +46,10 @@ def over_chunks(make_work: Callable[[], Callable[[T], R]], chunks: Iterable[T], 
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except KeyboardInterrupt:  # the processes ignore Ctrl-C, and may be in the middle of long chunks
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         except BrokenProcessPool:
             raise UserError(
                 "ochat prepare", "a worker process was killed, most likely because memory ran out", "use `--workers 1`"
@@ -55,6 +60,7 @@ def over_chunks(make_work: Callable[[], Callable[[T], R]], chunks: Iterable[T], 
 
 def _start(make_work: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _work = make_work()
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
+from data_pipeline.read.chunks import ArrowChunk, ParquetChunk, RowsChunk
 from data_pipeline.read.openchat_parquet import BatchChunk, tokenized_chunks
-from data_pipeline.read.sources import Chunk, chunks, count_rows, read_chunk
+from data_pipeline.read.sources import Chunk, chunks, count_rows, read_chunk, rows_at
 from data_pipeline.settings import SourceSettings
 
 C = TypeVar("C", Chunk, BatchChunk)
+_SEED = 0
+_DECODED_TIMES = 4  # rows of Parquet and Arrow that are decoded for each row that is taken
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Generic[C]):
-    """The first `most_per_chunk` rows (None: all) of some chunks. num_rows: of the whole source."""
+    """Chunks that hold some rows of a source. num_rows: of the whole source."""
 
     chunks: Sequence[C]
-    most_per_chunk: int | None
     num_rows: int
 
 
@@ -33,7 +36,12 @@ def sample_source(
 
 
 def spread_sample(parts: Iterable[Chunk], *, most_rows: int, num_chunks: int = 32) -> Sample[Chunk]:
-    """About `most_rows` rows, from `num_chunks` to twice as many chunks that are spread evenly over a source."""
+    """About `most_rows` rows, in order: from `num_chunks` to twice as many chunks that are spread evenly over a source,
+    rows taken at random, always the same ones.
+
+    Files are often periodic (a question, then its answer by another model), so that every second row is no sample. Of a
+    row group of Parquet or Arrow, rows come from its beginning, because all rows before them are decoded as well.
+    """
     kept: list[Chunk] = []
     stride, num_rows = 1, 0
     for number, chunk in enumerate(parts):
@@ -42,12 +50,25 @@ def spread_sample(parts: Iterable[Chunk], *, most_rows: int, num_chunks: int = 3
             kept.append(chunk)
         if len(kept) == 2 * num_chunks:
             kept, stride = kept[::2], 2 * stride
-    return Sample(chunks=kept, most_per_chunk=-(-most_rows // max(1, len(kept))), num_rows=num_rows)
+    most_per_chunk = -(-most_rows // max(1, len(kept)))
+    random = np.random.default_rng(_SEED)
+    return Sample(chunks=[_picked(chunk, most_per_chunk, random) for chunk in kept], num_rows=num_rows)
+
+
+def _picked(chunk: Chunk, most_rows: int, random: np.random.Generator) -> Chunk:
+    """A chunk with at most so many of its rows."""
+    num_rows = count_rows(chunk)
+    if num_rows <= most_rows:
+        return chunk
+    if isinstance(chunk, ParquetChunk | ArrowChunk):
+        num_rows = min(num_rows, _DECODED_TIMES * most_rows)
+    positions = np.sort(random.choice(num_rows, size=most_rows, replace=False))
+    return RowsChunk(rows=list(rows_at(chunk, positions.tolist())))
 
 
 def sampled_rows(sample: Sample[Chunk]) -> list[tuple[str, Any]]:
     """The sampled rows, each with its place."""
-    return [row for chunk in sample.chunks for row in islice(read_chunk(chunk), sample.most_per_chunk)]
+    return [row for chunk in sample.chunks for row in read_chunk(chunk)]
 
 
 def first_sample(parts: Iterable[BatchChunk], *, most_conversations: int) -> Sample[BatchChunk]:
@@ -59,4 +80,4 @@ def first_sample(parts: Iterable[BatchChunk], *, most_conversations: int) -> Sam
             kept.append(chunk)
             num_conversations += chunk.num_conversations
         num_rows += chunk.batch.num_rows
-    return Sample(chunks=kept, most_per_chunk=None, num_rows=num_rows)
+    return Sample(chunks=kept, num_rows=num_rows)

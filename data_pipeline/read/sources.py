@@ -33,6 +33,7 @@ __all__ = [
     "fingerprint",
     "is_dataset",
     "read_chunk",
+    "rows_at",
     "source_files",
 ]
 
@@ -165,9 +166,33 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
     elif isinstance(chunk, ArrowChunk):
         yield from columns.arrow_rows(chunk)
     else:
-        for number, line in enumerate(_block(chunk).split(b"\n"), chunk.first_line):
-            if line.strip():
-                yield f"{chunk.path}:{number}", parse_line(line)
+        for place, line in _undecoded(chunk):
+            yield place, parse_line(line)
+
+
+def rows_at(chunk: Chunk, positions: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    """The rows at these positions of a chunk (from 0, rising), as `read_chunk` yields them. Other lines of a file are
+    not decoded.
+    """
+    wanted = iter(positions)
+    position = next(wanted, None)
+    for number, item in enumerate(_undecoded(chunk)):
+        if position is None:
+            return
+        if number == position:
+            place, row = item
+            yield place, parse_line(row) if isinstance(row, bytes) else row
+            position = next(wanted, None)
+
+
+def _undecoded(chunk: Chunk) -> Iterator[tuple[str, Any]]:
+    """As `read_chunk`, with lines as bytes."""
+    if not isinstance(chunk, LinesChunk | TextChunk):
+        yield from read_chunk(chunk)
+        return
+    for number, line in enumerate(_block(chunk).split(b"\n"), chunk.first_line):
+        if line.strip():
+            yield f"{chunk.path}:{number}", line
 
 
 def _block(chunk: LinesChunk | TextChunk) -> bytes:

@@ -27,6 +27,7 @@ class LoopThread:
 
     def __exit__(self, *_: object) -> None:
         self.run(self._loop.shutdown_asyncgens())
+        self.run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

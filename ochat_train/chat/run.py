@@ -72,10 +72,6 @@ def _make_chat(
 def _answering(answerer: Answerer, loop: LoopThread) -> Iterator[tuple[Answerer, ModelFacts]]:
     """An answerer that is ready, until the end of the block."""
     try:
-        try:
-            facts = loop.run(answerer.start())
-        except KeyboardInterrupt:
-            raise UserError("stopped", "the model was not loaded yet") from None
-        yield answerer, facts
+        yield answerer, loop.run(answerer.start())
     finally:
         loop.run(answerer.close())

@@ -125,13 +125,17 @@ def check_lengths(facts: RecipeFacts) -> Iterator[Finding]:
     """How many conversations are longer than the recipe allows, of the rows looked at."""
     for _, sample in facts.samples():
         if isinstance(sample, SourceSample) and len(sample.kept) and len(lengths := facts.token_lengths(sample)):
-            yield _length_finding(lengths, facts.recipe, path=sample.source.path)
+            yield _length_finding(
+                lengths, facts.recipe, path=sample.source.path, is_all=len(lengths) == sample.num_rows
+            )
 
 
-def _length_finding(lengths: np.ndarray, recipe: Recipe, *, path: str) -> Finding:
+def _length_finding(lengths: np.ndarray, recipe: Recipe, *, path: str, is_all: bool) -> Finding:
+    """is_all: whether every conversation of the source was tokenized."""
     limit, overlong = recipe.model.max_length_tokens, recipe.data.overlong
     num_longer = int(np.count_nonzero(lengths > limit))
-    seen = f"the longest of {len(lengths):,} conversations looked at has {int(lengths.max()):,} tokens"
+    which = f"all {len(lengths):,} conversations" if is_all else f"{len(lengths):,} conversations, taken at random,"
+    seen = f"the longest of {which} has {int(lengths.max()):,} tokens"
     if not num_longer:
         return ok("lengths", path, f"{seen}, all fit into model.max_length_tokens {limit:,}")
     text = f"{seen}, {num_longer:,} ({num_longer / len(lengths):.1%}) are longer than model.max_length_tokens {limit:,}"

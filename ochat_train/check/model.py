@@ -81,8 +81,13 @@ def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
     if has_adapter:
         yield ok("learning rate", place, f"auto, {most.value:.3g}: {most.rule}")
         return
-    text = f"auto, at most {most.value:.3g}: lower if not every token is learned from"
-    yield ok("learning rate", place, f"{text}; {most.rule} * sqrt(supervised tokens per step / 4e6)")
+    least = automatic_rate(facts.config, supervised_tokens_per_step=1)
+    if least.value == most.value:
+        yield ok("learning rate", place, f"auto, {most}")
+        return
+    text = f"auto, {least.value:.3g} to {most.value:.3g}: higher with more tokens that are learned from"
+    formula = f"{most.rule} * sqrt(supervised tokens per step / 4e6){most.usual_text}"
+    yield ok("learning rate", place, f"{text}; {formula}")
 
 
 def check_memory(facts: RecipeFacts) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +47,8 @@ from ochat_train.recipe.recipe import Recipe
 
 T = TypeVar("T")
 _SAMPLED_ROWS = 5_000
+ALL_ROWS_BYTES = 20_000_000  # a source of at most so many is looked at whole, which takes seconds
+_ALL_ROWS = 1 << 62
 _ANY_REWARD = 1e6  # any number will do: it decides weights, and a check only asks whether a row can be used
 
 
@@ -220,11 +221,14 @@ class RecipeFacts:
                 source = resolved_source(source, data=self.recipe.data, where=f"data.sources.{number}")
             read = self._reader(source)
             sample = sample_source(
-                source, template=self.recipe.model.template, where=f"data.sources.{number}", most_rows=_SAMPLED_ROWS
+                source,
+                template=self.recipe.model.template,
+                where=f"data.sources.{number}",
+                most_rows=self._most_rows(number),
             )
         except UserError as error:
             return error
-        for item in with_unique_ids(i for chunk in sample.chunks for i in islice(read(chunk), sample.most_per_chunk)):
+        for item in with_unique_ids(item for chunk in sample.chunks for item in read(chunk)):
             tally.num_read += 1
             if isinstance(item, BadRow):
                 tally.drop(item.reason, item.place, item.message, bad=True)
@@ -239,6 +243,14 @@ class RecipeFacts:
         return SourceSample(
             source=source, num_rows=num_rows, ledger=tally, classes=classes, kept=kept, unread=tuple(unread.values())
         )
+
+    def _most_rows(self, number: int) -> int:
+        """How many rows of a source are looked at: all of a small one, some of a large one."""
+        source = self.recipe.data.sources[number]
+        if is_dataset(source):
+            return _SAMPLED_ROWS
+        num_bytes = sum(file.stat().st_size for file in source_files(source, where=f"data.sources.{number}"))
+        return _SAMPLED_ROWS if num_bytes > ALL_ROWS_BYTES else _ALL_ROWS
 
     def _reader(self, source: SourceSettings) -> Callable[[AnyChunk], Iterator[TaggedConversation | BadRow]]:
         """Reads chunks of a source. Raises UserError where its rows hold tokens and there is no tokenizer."""

@@ -14,9 +14,13 @@ from ochat_train.check.findings import Finding
 
 def check_report(path: Path, findings: Sequence[Finding]) -> dict[str, Any]:
     """The document of `ochat check --json`."""
+    return {"recipe": str(path), **findings_report(findings)}
+
+
+def findings_report(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The document of `ochat doctor --json`."""
     count = Counter(finding.level for finding in findings)
     return {
-        "recipe": str(path),
         "problems": count["problem"],
         "warnings": count["warning"],
         "findings": [

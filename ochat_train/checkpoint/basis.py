@@ -65,6 +65,7 @@ class RunBasis:
     base_weights: which files the base's weights were loaded from (`base_weights`).
     versions: of libraries, by name; also the attention kernel and the GPU.
     adapter: of a run that trains one (`AdapterBasis`), None of one that trains all weights.
+    learning_rate_rule: which version of the rules of `learning_rate: auto` the run was begun with.
     """
 
     rows: str = ""
@@ -72,6 +73,7 @@ class RunBasis:
     base_weights: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     adapter: AdapterBasis | None = None
+    learning_rate_rule: int = 1
 
 
 def config_values(config: Any) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class ResumeDecision:
     run_moves_to: Path | None = None  # new name of the whole earlier run
     checkpoint_moves: tuple[tuple[Path, Path], ...] = ()  # (from, to) of single checkpoints
     messages: tuple[str, ...] = ()  # lines for the user
+    learning_rate_rule: int | None = None  # of the run that is resumed, None of one that begins
 
 
 def read_earlier_run(output_dir: Path, resume: str) -> EarlierRun:
@@ -174,7 +175,11 @@ def decide(
     moves = _later_checkpoints(earlier, step=manifest.step)
     messages += [f"{old.name} is later than this checkpoint; it is moved to {new}" for old, new in moves]
     return ResumeDecision(
-        checkpoint=folder, reshard=bool(layout), checkpoint_moves=tuple(moves), messages=tuple(messages)
+        checkpoint=folder,
+        reshard=bool(layout),
+        checkpoint_moves=tuple(moves),
+        messages=tuple(messages),
+        learning_rate_rule=manifest.learning_rate_rule,
     )
 
 

@@ -68,8 +68,8 @@ class CheckpointManifest:
     """What a checkpoint holds. recipe: all its values. files: path -> (size in bytes, sha256).
 
     validation_loss: at this step; None without a validation, or if its loss was not finite.
-    data_rows, base_config, base_weights, versions, adapter: as in `RunBasis`; checkpoints of earlier versions lack all
-    but the versions.
+    data_rows, base_config, base_weights, versions, adapter, learning_rate_rule: as in `RunBasis`; checkpoints of
+    earlier versions lack all but the versions.
     """
 
     progress: Progress
@@ -83,6 +83,7 @@ class CheckpointManifest:
     base_config: dict[str, Any] = field(default_factory=dict, repr=False)
     base_weights: str = ""
     adapter: AdapterBasis | None = None
+    learning_rate_rule: int = 1
 
     @property
     def step(self) -> int:

@@ -137,6 +137,7 @@ def save_checkpoint(
             base_config=dict(basis.config),
             base_weights=basis.base_weights,
             adapter=basis.adapter,
+            learning_rate_rule=basis.learning_rate_rule,
             files={name: tuple(record) for name, record in sorted(records.items())},
         )
         _publish(temporary, final, manifest)

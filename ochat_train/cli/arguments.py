@@ -61,6 +61,14 @@ def positive(text: str) -> int:
     return value
 
 
+def whole_number(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
 def positive_number(text: str) -> float:
     """A number above 0."""
     value = float(text)

@@ -11,7 +11,8 @@ from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import positive
 from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options, served_model
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_message
+from ochat_train.system.exits import StoppedBySignalError
+from ochat_train.system.messages import print_notice, reader_may_leave
 
 if TYPE_CHECKING:
     from ochat_train.chat.answerer import Answerer
@@ -39,6 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser, with_flags=False)
 
 
+@reader_may_leave()
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.chat.run import ChatOptions, run_chat
 
@@ -51,12 +53,15 @@ def _run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
     )
-    run_chat(lambda: _answerer(options), chosen)
+    try:
+        run_chat(lambda: _answerer(options), chosen)
+    except KeyboardInterrupt:  # while the model is loaded, or in a pipe
+        raise StoppedBySignalError("stopped") from None
 
 
 def _answerer(options: argparse.Namespace) -> Answerer:
     if (options.model is None) == (options.url is None):
-        raise UserError("ochat chat", "needs an exported folder or `--url`, one of the two")
+        raise UserError("EXPORT", "name an exported folder, or a server with `--url`: one of the two")
     if options.url is not None:
         from ochat_train.chat.by_url import ServerAnswerer
 
@@ -69,7 +74,7 @@ def _answerer(options: argparse.Namespace) -> Answerer:
     from ochat_train.inference.choose import make_engine
 
     served = served_model(options.model, options)
-    return EngineAnswerer(served, make_engine(served, engine_options(options), say=print_message))
+    return EngineAnswerer(served, make_engine(served, engine_options(options), say=print_notice))
 
 
 def _compared(text: str) -> list[str]:

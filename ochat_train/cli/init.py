@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
     values = {name: value for name, value in vars(options).items() if name in Options.__dataclass_fields__}
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     out = init(Options(**values), ask=_ask if is_terminal else None, say=print_result)
-    print_result(f"\nwritten: {out}\nnext: ochat check {out}")
+    print_result(f"\nwritten: {out}\nnext: ochat check {shlex.quote(str(out))}")
 
 
 def _ask(question: str) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_marked
+from ochat_train.system.messages import print_marked, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,17 +46,7 @@ def _row_range(text: str) -> slice:
     return slice(int(start or 0), int(end) if end else None)
 
 
-@contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """`ochat inspect ... | head` is not a failure."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        sys.stdout = None  # so that Python does not complain when it ends
-
-
-@_reader_may_leave()
+@reader_may_leave()
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.report.inspect import inspect, wants_color
 

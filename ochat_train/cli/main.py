@@ -16,10 +16,13 @@ from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
 from ochat_train.cli.completion import COMPLETION
+from ochat_train.cli.doctor import DOCTOR
+from ochat_train.cli.eval import EVAL
 from ochat_train.cli.export import EXPORT
 from ochat_train.cli.generate import GENERATE
 from ochat_train.cli.init import INIT
 from ochat_train.cli.inspect import INSPECT
+from ochat_train.cli.launch import LAUNCH
 from ochat_train.cli.parser import parse
 from ochat_train.cli.plan import PLAN
 from ochat_train.cli.prepare import PREPARE
@@ -30,8 +33,10 @@ from ochat_train.cli.serve import SERVE
 from ochat_train.cli.train import TRAIN
 from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
+from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.log_file import LogFile
 from ochat_train.system.messages import output_of, print_error
+from ochat_train.system.stop_signals import ending_at_once, stopping_on_signals
 
 # In the order of `ochat --help` inside each group (`Group` in verb.py), which is about the order of use.
 VERBS: tuple[Verb, ...] = (
@@ -41,6 +46,7 @@ VERBS: tuple[Verb, ...] = (
     PLAN,
     CHECK,
     TRAIN,
+    LAUNCH,
     ABLATE,
     REPORT,
     EXPORT,
@@ -48,9 +54,13 @@ VERBS: tuple[Verb, ...] = (
     GENERATE,
     SERVE,
     CHAT,
+    EVAL,
+    DOCTOR,
     SCHEMA,
     COMPLETION,
 )
+
+_OWN_SIGNALS = ("train", "launch", "serve", "chat")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_verb(options: argparse.Namespace) -> int:
+    """Run the verb; a signal asks it to stop, unless it listens to signals itself."""
+    if options.verb in _OWN_SIGNALS:
+        with ending_at_once() if options.verb == "train" else contextlib.nullcontext():
+            return _run_reporting(options)
+    with stopping_on_signals(options.verb) as stop:
+        code = None
+        with contextlib.suppress(KeyboardInterrupt):
+            code = _run_reporting(options)
+        if code is not None and (stop.signal_name is None or code == exits.STOPPED):
+            return code
+        # also where something else broke on the way: a process of a pool, a pipe
+        return _ended_by(
+            StoppedBySignalError(f"stopped by {stop.signal_name or 'SIGINT'}; start it again"), options.verb
+        )
+
+
+def _run_reporting(options: argparse.Namespace) -> int:
     try:
         options.run(options)
         if sys.stdout is not None:  # `inspect` closes it when its reader has left

@@ -12,12 +12,20 @@ from typing import Any, NoReturn
 
 from data_pipeline.text_rules import did_you_mean
 from ochat_train import __version__
-from ochat_train.cli.arguments import add_common, add_recipe, positive, positive_number, share
+from ochat_train.cli.arguments import add_common, add_recipe, positive, positive_number, share, whole_number
 from ochat_train.cli.verb import Group, Verb
 
 _DESCRIPTION = "Train chat models on conversations of mixed quality (C-RLFT)."
 # What the value of an argument is called in help where the verb gives it no name of its own.
-_METAVARS: Mapping[Any, str] = {positive: "N", int: "N", positive_number: "X", float: "X", share: "X", Path: "PATH"}
+_METAVARS: Mapping[Any, str] = {
+    positive: "N",
+    whole_number: "N",
+    int: "N",
+    positive_number: "X",
+    float: "X",
+    share: "X",
+    Path: "PATH",
+}
 _NAME_COLUMNS = 14
 PASSED_ON = "vllm_flags"  # where what follows `--` is kept, for verbs that take it
 

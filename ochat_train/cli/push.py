@@ -9,7 +9,7 @@ from pathlib import Path
 from ochat_train.cli.arguments import add_json
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.exits import StoppedBySignalError
-from ochat_train.system.messages import print_result, shows_progress
+from ochat_train.system.messages import print_message, print_result, shows_progress
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,9 @@ def _run(options: argparse.Namespace) -> None:
         )
     except KeyboardInterrupt:
         raise StoppedBySignalError("stopped by SIGINT; run the same command again to upload what is missing") from None
+    if options.public and pushed.private:
+        text = f"warning: {pushed.repo} was there before and is private; it stays private, whatever --public says"
+        print_message(f"{text}. Change that in its settings on the Hub")
     if options.json:
         print_result(json.dumps(pushed.as_json()))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from pathlib import Path
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.verb import Group, Verb
@@ -35,6 +36,9 @@ def _run(options: argparse.Namespace) -> None:
         recipe = load_recipe(options.recipe, options.overrides)  # before torch: a wrong recipe costs a second
     except UserError as error:
         raise found_on_host(error, os.environ, host=socket.gethostname()) from None
+    if options.resume not in ("auto", "never") and not Path(options.resume).is_dir():
+        remedy = "give `auto`, `never` or the folder of a checkpoint (OUTPUT_DIR/checkpoints/step-...)"
+        raise UserError(f"--resume {options.resume}", "no such folder", remedy)
     from ochat_train.training.run import train
 
     train(recipe, resume=options.resume, accept_changes=options.accept_changes)

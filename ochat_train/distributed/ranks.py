@@ -85,6 +85,15 @@ def on_main_rank(ranks: Ranks, work: Callable[[], T]) -> T:
     return result
 
 
+def on_any_rank(ranks: Ranks, value: bool) -> bool:
+    """Whether it is so on at least one rank. All ranks call it."""
+    if ranks.num_ranks == 1:
+        return value
+    flag = torch.tensor([value], dtype=torch.int32, device=ranks.device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def as_user_error(error: UserError | OSError) -> UserError:
     """An error as it is sent to other ranks and raised there."""
     if isinstance(error, UserError):

@@ -5,6 +5,7 @@ A second signal ends the process at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+_WHAT_COMES = "the step is finished and a checkpoint is written; a second signal ends the run without it"
 _RELAY_SECONDS = 2.0  # on Ctrl-C a rank gets SIGINT from the terminal and SIGTERM from its launcher: one request
 
 
@@ -44,12 +46,18 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._first = self._first or (number, now)
-        self.reason = self.reason or signal.Signals(number).name
+        self._ask(signal.Signals(number).name)
 
     def notice_ended_launcher(self) -> None:
         """Ask to stop if the launcher has ended: SIGTERM ends the `deepspeed` command without telling its ranks."""
         if self.reason is None and _launchers() != self._launchers:
-            self.reason = "the end of the launcher"
+            self._ask("the end of the launcher")
+
+    def _ask(self, reason: str) -> None:
+        if self.reason is None and os.environ.get("RANK", "0") == "0":
+            with contextlib.suppress(OSError):  # not by print, which may be what was interrupted
+                os.write(2, f"\nochat train: stopping ({reason}): {_WHAT_COMES}\n".encode())
+        self.reason = self.reason or reason
 
 
 def _launchers() -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,30 +17,68 @@ from ochat_train.evaluation.results import ClassScores, Evaluation
 from ochat_train.model.batch import pack_batch
 from ochat_train.system.json_values import finite_or_none
 
+# Called with what is done, how much of it, and of how many. It may raise, on all ranks alike.
+Between = Callable[[str, int, int], None]
+_PACKS_BETWEEN = 4  # of each rank: what `between` does has to wait for the GPU
 NLL, WEIGHTED_NLL, CORRECT, WEIGHTED_CORRECT = range(4)
 
 
-def evaluate(model: Any, data: HeldOutData, ranks: Ranks, *, seed: int) -> Evaluation:
+def nothing_between(what: str, done: int, total: int) -> None:
+    """For evaluations that nobody watches."""
+
+
+def evaluate(
+    model: Any, data: HeldOutData, ranks: Ranks, *, seed: int, between: Between = nothing_between
+) -> Evaluation:
     """Score the held-out splits. model: the DeepSpeed engine or a PackedCausalLM; all ranks call it.
+
+    between: called on all ranks between packs.
 
     Dropout is off meanwhile. No random number is drawn, and no state of the training changes.
     """
     was_training = model.training
     model.eval()
     try:
-        own = _row_sums(model, data.validation, data.validation_packs, data, ranks)
-        others = _row_sums(model, data.others, data.others_packs, data, ranks)
+        num_packs = len(data.validation_packs) + len(data.others_packs)
+        own = _row_sums(
+            model,
+            data.validation,
+            data.validation_packs,
+            data,
+            ranks,
+            between=lambda done: between("validating", done, num_packs),
+        )
+        others = _row_sums(
+            model,
+            data.others,
+            data.others_packs,
+            data,
+            ranks,
+            between=lambda done: between("validating", len(data.validation_packs) + done, num_packs),
+        )
     finally:
         model.train(was_training)
     return summarize(own, others, data, seed=seed)
 
 
 @torch.no_grad()
-def _row_sums(model: Any, split: PreparedSplit, packs: Packs, data: HeldOutData, ranks: Ranks) -> np.ndarray:
-    """float64[rows, 4] on every rank: sums over each row's supervised tokens (NLL, ...)."""
+def _row_sums(
+    model: Any,
+    split: PreparedSplit,
+    packs: Packs,
+    data: HeldOutData,
+    ranks: Ranks,
+    *,
+    between: Callable[[int], None],
+) -> np.ndarray:
+    """float64[rows, 4] on every rank: sums over each row's supervised tokens (NLL, ...). between: called with the packs
+    that are done.
+    """
     sums = torch.zeros(len(split), 4, dtype=torch.float64, device=ranks.device)
     for number in range(ranks.rank, -(-len(packs) // ranks.num_ranks) * ranks.num_ranks, ranks.num_ranks):
         # all ranks run the same number of packs, because under ZeRO-3 they gather weights together
+        if (number // ranks.num_ranks) % _PACKS_BETWEEN == 0:
+            between(number - ranks.rank)
         in_use = number < len(packs)
         rows = packs.rows[packs.offsets[number] : packs.offsets[number + 1]] if in_use else packs.rows[:0]
         batch = pack_batch(split, rows, data.shape)

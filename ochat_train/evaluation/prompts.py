@@ -77,14 +77,22 @@ def _spoken(tokenizer: Any, text: str, conditions: Sequence[str]) -> SamplePromp
 
 
 def _held_out_prompts(tokenizer: Any, data: HeldOutData, *, longest: int) -> Iterator[SamplePrompt]:
-    """Prompts of held-out conversations, at most `longest` tokens under every condition, in the order of the split."""
+    """Prompts of held-out conversations, at most `longest` tokens under every condition, in the order of the split.
+
+    No text twice: several classes often answer the same questions.
+    """
+    seen: set[str] = set()
     candidates = np.unique(data.others.validation_row) if len(data.others) else np.arange(len(data.validation))
     for row in candidates:
         ids = _prompt_ids(data, int(row))
         if max(map(len, ids.values())) <= longest:
             own = next(iter(ids))
+            text = _plain_text(tokenizer, ids[own], own)
+            if text in seen:
+                continue
+            seen.add(text)
             ordered = {condition: ids[condition] for condition in data.manifest.conditions if condition in ids}
-            yield SamplePrompt(text=_plain_text(tokenizer, ids[own], own), input_ids=ordered)
+            yield SamplePrompt(text=text, input_ids=ordered)
 
 
 def _prompt_ids(data: HeldOutData, row: int) -> dict[str, list[int]]:

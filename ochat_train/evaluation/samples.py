@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.evaluation.evaluate import Between, nothing_between
 from ochat_train.evaluation.prompts import SamplePrompt
 from ochat_train.evaluation.results import Answer
 from ochat_train.model.batch import PackedBatch
 from ochat_train.system.answer_text import answer_text
 
 _LENGTH_MULTIPLE = 64
+_TOKENS_BETWEEN = 8
 
 
 class Sampler:
@@ -44,8 +46,13 @@ class Sampler:
         self._tokenizer, self._prompts = tokenizer, prompts
         self._max_new_tokens, self._pack_length, self._compiled = max_new_tokens, pack_length, compiled
 
-    def answers(self, model: Any, ranks: Ranks) -> list[tuple[str, list[Answer]]]:
-        """The text of each prompt, and its answers in the order of the conditions. All ranks call it."""
+    def answers(
+        self, model: Any, ranks: Ranks, *, between: Between = nothing_between
+    ) -> list[tuple[str, list[Answer]]]:
+        """The text of each prompt, and its answers in the order of the conditions. All ranks call it.
+
+        between: called on all ranks between tokens.
+        """
         asked = [ids for prompt in self._prompts for ids in prompt.input_ids.values()]
         was_training = model.training
         model.eval()
@@ -55,7 +62,7 @@ class Sampler:
         try:
             with torch.no_grad(), eager:
                 for part in self._packs(asked):
-                    answered += self._answer(model, part, ranks)
+                    answered += self._answer(model, part, ranks, between)
         finally:
             model.train(was_training)
         rest = iter(answered)
@@ -77,12 +84,14 @@ class Sampler:
         if part:
             yield part
 
-    def _answer(self, model: Any, prompts: Sequence[list[int]], ranks: Ranks) -> list[list[int]]:
+    def _answer(self, model: Any, prompts: Sequence[list[int]], ranks: Ranks, between: Between) -> list[list[int]]:
         """New tokens of each prompt, with the end of turn where it was reached."""
         batch, starts = _layout(prompts, self._max_new_tokens, ranks.device)
         end_id = self._tokenizer.eos_token_id
         new: list[list[int]] = [[] for _ in prompts]
-        for _ in range(self._max_new_tokens):
+        for number_of_token in range(self._max_new_tokens):
+            if number_of_token % _TOKENS_BETWEEN == 0:
+                between("answering prompts", number_of_token, self._max_new_tokens)
             unfinished = [number for number, ids in enumerate(new) if end_id not in ids]
             if not unfinished:
                 break

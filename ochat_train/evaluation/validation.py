@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.evaluation.evaluate import evaluate
+from ochat_train.evaluation.evaluate import Between, evaluate, nothing_between
 from ochat_train.evaluation.inputs import validation_inputs
 from ochat_train.evaluation.results import Sample, Validation, ValidationResult
 from ochat_train.evaluation.samples import Sampler
@@ -36,11 +36,15 @@ class Validator:
         """Whether to validate after step `step` (from 1); saves: whether a checkpoint follows."""
         return self.schedule.is_due(step, saves=saves)
 
-    def run(self, engine: Any, ranks: Ranks, step: int) -> ValidationResult:
-        """Validate; all ranks call it and get the same."""
+    def run(self, engine: Any, ranks: Ranks, step: int, *, between: Between = nothing_between) -> ValidationResult:
+        """Validate; all ranks call it and get the same. between: called on all ranks between its parts."""
         start = time.monotonic()
-        found = None if self._held_out is None else evaluate(engine, self._held_out, ranks, seed=self._seed)
-        answers = self._sampler.answers(engine, ranks)
+        found = (
+            None
+            if self._held_out is None
+            else evaluate(engine, self._held_out, ranks, seed=self._seed, between=between)
+        )
+        answers = self._sampler.answers(engine, ranks, between=between)
         seconds = round(time.monotonic() - start, 3)
         return ValidationResult(
             validation=None if found is None else Validation(step=step, evaluation=found, seconds=seconds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,26 +40,27 @@ from ochat_train.system.versions import library_versions
 
 
 def export(
-    run_dir: Path,
-    out: Path,
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
-    step: int | Literal["best"] | None,
-    max_shard_size: str,
+    step: int | Literal["best"] | None = None,
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
     adapter: bool = False,
     base: str | None = None,
 ) -> Path:
     """Export the checkpoint that a user names: the newest (None), that of `step`, or the `best` validated one.
 
-    overwrite: whether an earlier export in `out` is replaced; without it a folder that holds anything is a UserError.
-    Otherwise as `export_checkpoint`.
+    run: folder of the run. overwrite: whether an earlier export in `out` is replaced; without it a folder that holds
+    anything is a UserError. Otherwise as `export_checkpoint`. Returns `out`.
     """
+    run_dir, out = Path(run), Path(out)
     _check_out(out, overwrite=overwrite)
-    run = read_run_folder(run_dir)
-    _check_adapter_options(run, adapter=adapter, base=base)
-    checkpoint = find_checkpoint(run, step)
+    folder = read_run_folder(run_dir)
+    _check_adapter_options(folder, adapter=adapter, base=base)
+    checkpoint = find_checkpoint(folder, step)
     return export_checkpoint(
-        run, checkpoint, out, max_shard_size=max_shard_size, overwrite=overwrite, adapter=adapter, base=base
+        folder, checkpoint, out, max_shard_size=max_shard_size, overwrite=overwrite, adapter=adapter, base=base
     )
 
 

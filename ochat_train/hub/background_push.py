@@ -14,6 +14,7 @@ ends.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import threading
@@ -161,7 +162,7 @@ class BackgroundPush:
 
     def _remedy(self) -> str:
         folder = export_folder(self._output_dir)
-        by_hand = f", or: ochat push {folder} --repo {self._repo}" if folder.is_dir() else ""
+        by_hand = f", or: ochat push {shlex.quote(str(folder))} --repo {self._repo}" if folder.is_dir() else ""
         return f"start the run again{by_hand}"
 
 

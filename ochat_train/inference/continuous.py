@@ -38,9 +38,9 @@ def why_not(model: Any) -> str | None:
     if is_wrapper(base.config):
         return "the model has more parts than a language model"
     config = text_config(base.config)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"}:
-        return f"its layers are not all full attention: {', '.join(sorted(kinds))}"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        return f"not all of its layers have full attention: {', '.join(sorted(kinds))}"
     if getattr(config, "sliding_window", None) is not None:
         return "its attention has a sliding window"
     if getattr(config, "attn_logit_softcapping", None) is not None:

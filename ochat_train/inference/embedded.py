@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import platform
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -198,12 +199,14 @@ class EmbeddedEngine:
 
     async def _keep_running(self) -> None:
         """Start again what has failed, after 1, 2, 4 .. 60 seconds."""
-        wait = _FIRST_WAIT_SECONDS
+        wait, began = _FIRST_WAIT_SECONDS, time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             batcher = self._batcher
             if batcher is None or (reason := batcher.failure()) is None:
                 continue
+            if time.monotonic() - began > _LONGEST_WAIT_SECONDS:  # another failure, and not the same again
+                wait = _FIRST_WAIT_SECONDS
             self._fail_all("the engine failed")
             self._say(f"the engine failed: {reason}; starting it again in {wait:g} s")
             await asyncio.sleep(wait)
@@ -218,7 +221,7 @@ class EmbeddedEngine:
             except Exception as error:  # any kind; the next round waits longer
                 self._say(f"the engine did not start: {type(error).__name__}: {reason_of(error)}")
                 continue
-            self._batcher = again
+            self._batcher, began = again, time.monotonic()
 
     def _fail_all(self, reason: str) -> None:
         for request in list(self._requests):

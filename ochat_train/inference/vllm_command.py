@@ -34,7 +34,8 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes (v
 # What is decided here, and what the answers must not depend on.
 _OURS = (
     "--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--generation-config",
-    "--enable-lora", "--lora-modules", "--max-lora-rank", "--middleware", "--tokenizer", "--root-path",
+    "--max-model-len", "--enable-lora", "--lora-modules", "--max-lora-rank", "--middleware", "--tokenizer",
+    "--root-path",
 )  # fmt: skip
 _HOW_TO = (
     "make an environment for it (python3 -m venv vllm-env && vllm-env/bin/pip install vllm) and name it with "
@@ -109,15 +110,14 @@ def command_of(
     """
     for flag in flags:
         if flag.split("=")[0] in _OURS:
-            raise UserError(flag, "is set by this command", "leave it out")
+            raise UserError(flag, "is set by this command, and not by flags of vLLM", "leave it out after `--`")
     loras = dict(adapters)
     model = str(served.folder.resolve())
     if is_adapter(served.folder):  # the base answers to no name of ours
         loras, model = {served.name: served.folder, **loras}, str(served.base)
     command = [vllm.path, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--served-model-name", base_name(served), *listen]
-    if not any(flag.split("=")[0] == "--max-model-len" for flag in flags):
-        command += ["--max-model-len", str(served.context_tokens)]
+    command += ["--max-model-len", str(served.context_tokens)]
     # answers depend on what a request says, and on nothing that a file says
     command += ["--generation-config", "vllm"]
     if loras:

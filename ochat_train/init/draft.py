@@ -18,6 +18,7 @@ from ochat_train.init.adapter import NONE
 from ochat_train.init.base import Base
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.sizes import Decision
+from ochat_train.planning.learning_rate import auto_learning_rate
 from ochat_train.recipe.recipe import Recipe
 
 BETA = 0.4342945  # 1 / ln(10): a reward that is 1 lower weighs a tenth
@@ -141,7 +142,7 @@ def make_draft(
         epochs=sizes.choose_epochs(num_rows) if epochs is None else Decision(value=epochs, reason="from --epochs"),
         validation_ratio=sizes.choose_validation_ratio(_num_prompts(sources)),
         adapter=Decision(value=NONE, reason="all weights are trained"),
-        learning_rate=_learning_rate(base),
+        learning_rate=_learning_rate(base, tokens_per_step=step.value),
         save_every=sizes.choose_save_every(total_tokens=total_tokens, tokens_per_step=step.value),
     )
 
@@ -180,22 +181,43 @@ def _total_tokens(lengths: Lengths, looks: Sequence[SourceLook], *, max_length: 
     return int(sum(mean * look.num_rows for mean, look in zip(means, looks, strict=True)))
 
 
-def _learning_rate(base: Base) -> Decision[str]:
+def _learning_rate(base: Base, *, tokens_per_step: int) -> Decision[str]:
+    """`optimizer.learning_rate`, with the number that `auto` gives at most."""
     family = base.family
-    if family is not None and family.learning_rate_divisor is not None:
-        if family.learning_rate_of is None:
-            return Decision(value="auto", reason="OpenChat's rule for this family of models")
-        reason = (
-            f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
-        )
-        return Decision(value="auto", reason=reason)
-    if base.model_type is not None and base.hidden_size is None:
+    if (
+        base.model_type is not None
+        and base.hidden_size is None
+        and (family is None or not family.learning_rate_divisor)
+    ):
         reason = "a low value to start from: the base's configuration names no width, which `auto` needs"
         return Decision(value=f"{_LEARNING_RATE:.1e}", reason=reason)
-    title = family.title if family else "this base"
-    return Decision(
-        value="auto", reason=f"by the base's width: OpenChat has no rule for {title}, so compare other rates"
+    if family is not None and family.learning_rate_divisor is not None:
+        reason = "OpenChat's rule for this family of models"
+        if family.learning_rate_of is not None:
+            reason = (
+                f"OpenChat's rule for {family.learning_rate_of}: it has none for {family.title}, so compare other rates"
+            )
+    else:
+        title = family.title if family else "this base"
+        reason = f"by the base's width: OpenChat has no rule for {title}, so compare other rates"
+    return Decision(value="auto", reason=f"{reason}{_rate_text(base, tokens_per_step)}")
+
+
+def _rate_text(base: Base, tokens_per_step: int) -> str:
+    """The number that `auto` gives, and what is usual; empty where the base's configuration is not on this machine."""
+    if base.model_type is None:
+        return ""
+    least, most = (
+        auto_learning_rate(
+            model_type=base.model_type,
+            vocab_size=base.vocab_size,
+            hidden_size=base.hidden_size,
+            supervised_tokens_per_step=tokens,
+        )
+        for tokens in (1, tokens_per_step)
     )
+    value = f"{most.value:.3g}" if least.value == most.value else f"{least.value:.3g} to {most.value:.3g}"
+    return f"; here {value}{most.usual_text}"
 
 
 def _num_prompts(sources: Sequence[ClassedSource]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,14 +31,15 @@ def recipe_text(draft: Draft, *, out: str) -> str:
 def _head(draft: Draft, out: str) -> Iterator[str]:
     yield _one_line(schema_line(Path(out)))
     base, out = _one_line(draft.base.name), _one_line(out)
+    quoted = shlex.quote(out)
     yield f"# {draft.name}: {base} on conversations of {len(draft.sources)} file(s). Written by `ochat init` after a"
     yield "# look at the data; every value may be changed. All keys: docs/recipe.md"
     yield "#"
     for command, meaning in (
-        (f"ochat check {out} --gpus {draft.gpus}", "find what would stop a run; trains nothing"),
-        (f"ochat prepare {out}", "turn the files into a prepared dataset"),
-        (f"ochat plan {out} --gpus {draft.gpus}", "steps, learning rate, memory"),
-        (f"./launch.sh {out}", "prepare if needed, then train on all GPUs"),
+        (f"ochat check {quoted} --gpus {draft.gpus}", "find what would stop a run; trains nothing"),
+        (f"ochat prepare {quoted}", "turn the files into a prepared dataset"),
+        (f"ochat plan {quoted} --gpus {draft.gpus}", "steps, learning rate, memory"),
+        (f"./launch.sh {quoted}", "prepare if needed, then train on all GPUs"),
     ):
         yield f"#   {command:<60}  {meaning}"
 

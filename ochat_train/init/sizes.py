@@ -53,7 +53,8 @@ def choose_max_length(by_source: Sequence[np.ndarray], *, max_positions: int | N
     fits = f"{num_longer:,} of {len(lengths):,} exceed this" if num_longer else "all fit"
     limit = "; the base supports no more" if value == max_positions else ""
     measured = "tokens" if exact else "tokens by an estimate"
-    longest = f"the longest sampled conversation has {int(lengths.max()):,} {measured}"
+    how = "tokenized" if exact else "sampled"
+    longest = f"the longest of {len(lengths):,} {how} conversations has {int(lengths.max()):,} {measured}"
     return Decision(value=value, reason=f"{longest}, {fits}{limit}")
 
 

@@ -25,7 +25,7 @@ _EXAMPLES = 2  # of rows that cannot be read, by reason
 
 def looks_text(looks: Sequence[SourceLook], lengths: Lengths, base: Base | None) -> str:
     """A table of the files, their fields, and the rows that cannot be read."""
-    head = ("file", "format", "rows", "looked at", "unreadable", "system/user/assistant", "tokens mean/longest")
+    head = ("file", "format", "rows", "looked at", "unreadable", "system/user/assistant", "tokens mean/longest (of)")
     about = "" if lengths.exact else "~"
     rows = [
         (
@@ -35,7 +35,7 @@ def looks_text(looks: Sequence[SourceLook], lengths: Lengths, base: Base | None)
             f"{look.num_sampled:,}",
             f"{look.num_bad:,}",
             "/".join(f"{look.roles[role]:,}" for role in ("system", "user", "assistant")),
-            f"{about}{tokens.mean():,.0f}/{about}{tokens.max():,}",
+            f"{about}{tokens.mean():,.0f}/{about}{tokens.max():,} ({len(tokens):,})",
         )
         for look, tokens in zip(looks, lengths.by_source, strict=True)
     ]

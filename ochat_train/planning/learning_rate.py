@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
 from ochat_train.model.families import family_of
+from ochat_train.planning.published_rates import PUBLISHED_RATES
 
 BASE_LEARNING_RATE = 3e-4  # of Llama-2, at so many supervised tokens a step
 BASE_TOKENS_PER_STEP = 4e6
@@ -14,21 +15,41 @@ BASE_TOKENS_PER_STEP = 4e6
 WIDTH_RULE_LEARNING_RATE = 5e-5
 WIDTH_RULE_HIDDEN_SIZE = 4096
 ADAPTER_LEARNING_RATE = 2e-4  # at that width
+# Supervised tokens a step, fewest and most, of the published runs that the rules were compared with
+# (published_rates.py). Outside, a step counts as the nearest of the two: 560 tokens would give a twentieth of any rate
+# that somebody has used.
+FEWEST_TOKENS, MOST_TOKENS = 32_000, 8_388_608
+_LIKE_WIDTH = 1.5  # published rates of bases up to so many times wider or narrower are named beside the value
+FIRST_RULE, BOUNDED_RULE = 1, 2  # how checkpoints name the rule that a run was begun with: without bounds, and with
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeakLearningRate:
-    """The highest learning rate of a run. rule: what gave the value, for people; None where the recipe names it."""
+    """The highest learning rate of a run. rule: what gave the value, for people; None where the recipe names it.
+
+    usual: the lowest and highest published rate of bases of like width, None where there is none.
+    """
 
     value: float
     rule: str | None = None
+    usual: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}" + (f" ({self.rule})" if self.rule else "")
+        return f"{self.value:.4g}" + (f" ({self.rule}{self.usual_text})" if self.rule else "")
+
+    @property
+    def usual_text(self) -> str:
+        """What is usual for the base, as the end of a sentence; empty where nothing is known."""
+        return f"; published at like width: {self.usual[0]:.4g} to {self.usual[1]:.4g}" if self.usual else ""
 
 
 def auto_learning_rate(
-    *, model_type: str, vocab_size: int | None, hidden_size: int | None, supervised_tokens_per_step: float
+    *,
+    model_type: str,
+    vocab_size: int | None,
+    hidden_size: int | None,
+    supervised_tokens_per_step: float,
+    rule: int = BOUNDED_RULE,
 ) -> PeakLearningRate:
     """Peak learning rate for `auto`: `base * sqrt(supervised tokens per step / 4e6)`.
 
@@ -37,22 +58,40 @@ def auto_learning_rate(
     a layer's output changes with learning rate * width; keeping that constant is the rule of muP (arXiv 2203.03466)
     for hidden matrices. docs/bases.md compares it with published rates and says where it does not hold.
 
-    model_type, vocab_size, hidden_size are those of the base's `config.json` (of its text part).
-    Raises UserError where the rule needs the width and the config has none.
+    The tokens are taken as FEWEST_TOKENS where they are fewer, as MOST_TOKENS where they are more.
+
+    model_type, vocab_size, hidden_size are those of the base's `config.json` (of its text part). rule:
+    FIRST_RULE has no such bounds, for runs that were begun before there were any. Raises UserError where the rule needs
+    the width and the config has none.
     """
     family = family_of(model_type, vocab_size)
-    scale = math.sqrt(supervised_tokens_per_step / BASE_TOKENS_PER_STEP)
+    tokens, bound = supervised_tokens_per_step, ""
+    if rule != FIRST_RULE and not FEWEST_TOKENS <= tokens <= MOST_TOKENS:
+        nearest = min(max(tokens, FEWEST_TOKENS), MOST_TOKENS)
+        bound = f"; {tokens:,.0f} supervised tokens a step count as {nearest:,}, where the rule ends"
+        tokens = nearest
+    scale, usual = math.sqrt(tokens / BASE_TOKENS_PER_STEP), usual_rates(hidden_size)
     if family is not None and family.learning_rate_divisor is not None:
         whose = family.learning_rate_of or family.title
-        rule = f"OpenChat's rule for {whose}: 3e-4 / {family.learning_rate_divisor:g}"
+        text = f"OpenChat's rule for {whose}: 3e-4 / {family.learning_rate_divisor:g}"
         if family.learning_rate_of:
-            rule += f", taken for {family.title}"
-        return PeakLearningRate(value=BASE_LEARNING_RATE / family.learning_rate_divisor * scale, rule=rule)
+            text += f", taken for {family.title}"
+        value = BASE_LEARNING_RATE / family.learning_rate_divisor * scale
+        return PeakLearningRate(value=value, rule=text + bound, usual=usual)
     width = _width(hidden_size, model_type)
     base = WIDTH_RULE_LEARNING_RATE * WIDTH_RULE_HIDDEN_SIZE / width
     whose = f"{family.title}" if family else f"`{model_type}`"
-    rule = f"rule by width for {whose}: 5e-5 * 4096 / {width}"
-    return PeakLearningRate(value=base * scale, rule=rule)
+    text = f"rule by width for {whose}: 5e-5 * 4096 / {width}"
+    return PeakLearningRate(value=base * scale, rule=text + bound, usual=usual)
+
+
+def usual_rates(hidden_size: int | None) -> tuple[float, float] | None:
+    """The lowest and the highest published rate of bases of like width; None where there is none."""
+    if not isinstance(hidden_size, int) or hidden_size < 1:
+        return None
+    near = (1 / _LIKE_WIDTH, _LIKE_WIDTH)
+    rates = [row.rate for row in PUBLISHED_RATES if near[0] <= row.hidden_size / hidden_size <= near[1]]
+    return (min(rates), max(rates)) if rates else None
 
 
 def auto_adapter_rate(*, model_type: str, hidden_size: int | None) -> PeakLearningRate:

@@ -45,7 +45,9 @@ def _remedies(plan: MemoryPlan) -> list[str]:
         remedies.append("optimizer.states: 8bit")
     if plan.states == "float32":
         remedies.append("deepspeed.offload_optimizer: true")
-    return [*remedies, "train.gradient_dtype: bfloat16", shorter, "an adapter (adapter.type: lora)"]
+    if plan.sum_dtype != "bfloat16":
+        remedies.append("train.gradient_dtype: bfloat16")
+    return [*remedies, shorter, "an adapter (adapter.type: lora)"]
 
 
 def out_of_memory(plan: MemoryPlan, error: BaseException) -> OneRankError:

@@ -7,7 +7,7 @@ from typing import Any
 from data_pipeline.plan.plan import TrainingPlan
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.model.config import load_base_config
-from ochat_train.planning.learning_rate import PeakLearningRate, auto_adapter_rate, auto_learning_rate
+from ochat_train.planning.learning_rate import BOUNDED_RULE, PeakLearningRate, auto_adapter_rate, auto_learning_rate
 from ochat_train.recipe.recipe import Recipe
 
 
@@ -24,18 +24,23 @@ def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:
     )
 
 
-def peak_learning_rate(recipe: Recipe, manifest: Manifest) -> PeakLearningRate:
-    """The recipe's learning rate, or for `auto` what the rule of adapters or that of the base's family gives."""
+def peak_learning_rate(recipe: Recipe, manifest: Manifest, *, rule: int = BOUNDED_RULE) -> PeakLearningRate:
+    """The recipe's learning rate, or for `auto` what the rule of adapters or that of the base's family gives.
+
+    rule: as for `auto_learning_rate`.
+    """
     if isinstance(recipe.optimizer.learning_rate, float):
         return PeakLearningRate(value=recipe.optimizer.learning_rate)
     counts = manifest.splits["train"]
     supervised_ratio = counts.supervised_tokens / counts.tokens
     config = load_base_config(recipe.model, manifest.vocab_size)
     tokens = recipe.train.tokens_per_step * supervised_ratio
-    return automatic_rate(config, supervised_tokens_per_step=tokens, with_adapter=recipe.adapter is not None)
+    return automatic_rate(config, supervised_tokens_per_step=tokens, with_adapter=recipe.adapter is not None, rule=rule)
 
 
-def automatic_rate(config: Any, *, supervised_tokens_per_step: float, with_adapter: bool = False) -> PeakLearningRate:
+def automatic_rate(
+    config: Any, *, supervised_tokens_per_step: float, with_adapter: bool = False, rule: int = BOUNDED_RULE
+) -> PeakLearningRate:
     """What `auto` gives for a base. config: of `transformers`; the width is that of the part that reads text.
 
     with_adapter: whether an adapter is trained, whose rule does not depend on the step's tokens.
@@ -49,4 +54,5 @@ def automatic_rate(config: Any, *, supervised_tokens_per_step: float, with_adapt
         vocab_size=getattr(text, "vocab_size", None),
         hidden_size=hidden_size,
         supervised_tokens_per_step=supervised_tokens_per_step,
+        rule=rule,
     )

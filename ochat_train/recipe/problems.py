@@ -42,7 +42,8 @@ def describe(problem: Any, document: Document, *, root: type[Section] = Recipe) 
     place = document.place(location)
     if kind == "extra_forbidden":
         keys = [key for key, _ in _fields_beside(location, root)]
-        hint = did_you_mean(str(location[-1]), keys) or f"known keys: {', '.join(keys)}"
+        elsewhere = _keys_named(str(location[-1]), root)
+        hint = did_you_mean(str(location[-1]), keys) or elsewhere or f"known keys: {', '.join(keys)}"
         return Problem(place=place, problem="unknown key", remedy=hint)
     if kind == "missing":
         description = dict(_fields_beside(location, root))[location[-1]].description
@@ -54,6 +55,12 @@ def describe(problem: Any, document: Document, *, root: type[Section] = Recipe) 
     if len(shown) > _LONGEST_VALUE:
         shown = f"{shown[: _LONGEST_VALUE - 3]}..."
     return Problem(place=place, problem=f"{shown}: {message[0].lower()}{message[1:]}")
+
+
+def _keys_named(name: str, root: type[Section]) -> str:
+    """A hint for a key that other sections have: `epochs` for `train.epochs`. Empty where none has it."""
+    paths = [".".join(map(str, path)) for path, _ in all_fields(root) if path[-1] == name and ANY not in path]
+    return f"did you mean {' or '.join(f'`{path}`' for path in paths)}?" if paths else ""
 
 
 def _fields_beside(location: KeyPath, root: type[Section]) -> Iterator[tuple[str, FieldInfo]]:

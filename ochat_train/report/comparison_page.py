@@ -13,7 +13,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from ochat_train.evaluation.results import Validation
 from ochat_train.report.matrix_section import heat_legend, matrix_section
-from ochat_train.report.page import Section, render_page, text_cells, write_page
+from ochat_train.report.page import Section, render_page, require_place, text_cells, write_page
 from ochat_train.report.pictures import Series, line_chart
 from ochat_train.report.run_facts import run_facts
 from ochat_train.report.tables import VERDICT_NOTE, number_text, verdict_text
@@ -52,9 +52,10 @@ def write_comparison(run_dirs: Sequence[Path], out: Path, *, price: float | None
         NamedRun(label=label, history=read_run_history(run_dir))
         for label, run_dir in zip(_labels(run_dirs), run_dirs, strict=True)
     ]
-    page = render_page(f"{len(runs)} runs", ", ".join(run.label for run in runs), list(_sections(runs, price=price)))
     prepared_dirs = [Path(run.history.run.recipe.data.prepared_dir) for run in runs]
-    write_page(out, page, option="--out", prepared_dirs=prepared_dirs)
+    require_place(out, option="--out", prepared_dirs=prepared_dirs)
+    page = render_page(f"{len(runs)} runs", ", ".join(run.label for run in runs), list(_sections(runs, price=price)))
+    write_page(out, page, option="--out")
 
 
 def _labels(run_dirs: Sequence[Path]) -> list[str]:
@@ -84,7 +85,7 @@ def _numbers(runs: Sequence[NamedRun], *, price: float | None) -> Section:
         for columns in (numbers, facts)
         for name in dict.fromkeys(name for column in columns for name in column)
     ]
-    head = ["", *(run.label for run in runs)]
+    head = ["figure", *(run.label for run in runs)]
     return Section(heading="Final numbers", paragraphs=_held_out_notes(runs), head=head, rows=rows)
 
 

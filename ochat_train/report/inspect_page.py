@@ -12,7 +12,7 @@ from data_pipeline.look.text import MOST_COLUMNS, count_in, length_bins
 from data_pipeline.look.tokens import ShownToken, runs
 from data_pipeline.text_rules import visible
 from ochat_train.report.data_sections import HEAVIEST_SHADE, class_section, ledger_section
-from ochat_train.report.page import Cell, Passage, Piece, Section, render_page, write_page
+from ochat_train.report.page import Cell, Passage, Piece, Section, render_page, require_place, write_page
 from ochat_train.report.pictures import bar_chart
 from ochat_train.report.tables import shown_condition
 
@@ -30,6 +30,7 @@ _HOW_TO_READ_TOKENS = (
 
 def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, *, with_tokens: bool) -> None:
     """Write the page. Raises UserError where the selection matches no row, or the page cannot be written."""
+    require_place(out, option="--html", prepared_dirs=[inspection.prepared_dir])
     rows = [inspection.row(number) for number in inspection.select(selection)]
     manifest = inspection.manifest
     subtitle = (
@@ -43,7 +44,7 @@ def write_inspect_page(inspection: Inspection, selection: Selection, out: Path, 
         _rows(rows, heaviest=inspection.heaviest_weight, with_tokens=with_tokens),
     ]
     page = render_page("Prepared dataset", visible(subtitle), sections)
-    write_page(out, page, option="--html", prepared_dirs=[inspection.prepared_dir])
+    write_page(out, page, option="--html")
 
 
 def _lengths(class_lengths: Mapping[str, np.ndarray]) -> Iterator[Section]:

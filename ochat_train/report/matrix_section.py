@@ -36,6 +36,15 @@ def matrix_section(
     )
 
 
+def verdict_headline(matrix: ConditionMatrix) -> str:
+    """Of how many classes the condition was learnt: a condition that makes all answers likelier gives one class a yes,
+    and the others a no.
+    """
+    verdicts = [entry.verdict for entry in matrix.learnt.values()]
+    weak = f", weak for {verdicts.count('weak')}" if "weak" in verdicts else ""
+    return f"Yes for {verdicts.count('yes')} of {len(verdicts)} classes{weak}."
+
+
 def verdict_lines(matrix: ConditionMatrix) -> list[str]:
     """A sentence for each class of a matrix: was its condition learnt?"""
     return [f"{name}: {learnt_text(matrix.learnt.get(name))}." for name in matrix.nll]

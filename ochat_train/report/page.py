@@ -13,6 +13,9 @@ from data_pipeline.text_rules import visible
 from ochat_train.report.pictures import Picture
 from ochat_train.system.durable import replace_text
 
+_MOST_PHONE_COLUMNS = 5  # of a table
+_MOST_PHONE_CHARACTERS = 60  # of a cell
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -75,6 +78,12 @@ class Section:
     preformatted: str = ""
     folded: bool = False
 
+    @property
+    def has_big_table(self) -> bool:
+        """Whether the table is too wide for a phone, which shows its rows one under the other then."""
+        longest = max((len(cell.text) for row in self.rows for cell in row), default=0)
+        return len(self.head) > _MOST_PHONE_COLUMNS or longest > _MOST_PHONE_CHARACTERS
+
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The page as text."""
@@ -97,8 +106,8 @@ def _shown(value: object) -> object:
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def write_page(out: Path, page: str, *, option: str, prepared_dirs: Sequence[Path]) -> None:
-    """Write a page. Raises UserError where it cannot be written, or would be inside a prepared dataset.
+def require_place(out: Path, *, option: str, prepared_dirs: Sequence[Path]) -> None:
+    """Raise UserError where a page could not be written, or would be inside a prepared dataset: before it is made.
 
     option: what the command line calls `out`. `ochat prepare` does not replace a prepared dataset that holds other
     files.
@@ -112,9 +121,20 @@ def write_page(out: Path, page: str, *, option: str, prepared_dirs: Sequence[Pat
                 "is inside the prepared dataset, which may hold no other file",
                 "name a file elsewhere",
             )
+    except OSError as error:
+        raise _cannot_write(out, error, option) from None
+
+
+def write_page(out: Path, page: str, *, option: str) -> None:
+    """Write a page into a place that `require_place` allows. Raises UserError where it cannot be written."""
+    try:
         replace_text(out, page)
     except OSError as error:
-        raise UserError(f"{option} {out}", f"cannot be written: {error.strerror}") from None
+        raise _cannot_write(out, error, option) from None
+
+
+def _cannot_write(out: Path, error: OSError, option: str) -> UserError:
+    return UserError(f"{option} {out}", f"cannot be written: {error.strerror}")
 
 
 def text_cells(values: Sequence[str]) -> list[Cell]:

@@ -52,7 +52,7 @@ class _Screen:
 
 
 _WIDE = _Screen(name="wide", width=9.6, label_characters=48)
-_NARROW = _Screen(name="narrow", width=4.1, label_characters=30)
+_NARROW = _Screen(name="narrow", width=4.1, label_characters=44)
 
 
 @dataclass(frozen=True, kw_only=True)

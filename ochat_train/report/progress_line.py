@@ -123,6 +123,7 @@ class ProgressLine:
         self._terminal = sys.stderr.isatty()
         self._has_bar = shown and shows_progress()
         self._last_line = -math.inf
+        self._text = ""  # of the last step
         self._time_left = TimeLeft(first_step=first_step, now=clock())
         self._bar = tqdm(bar_format="{desc}", disable=not self._has_bar)
 
@@ -132,12 +133,20 @@ class ProgressLine:
             with contextlib.suppress(OSError):
                 self._show(metrics)
 
+    def doing(self, what: str) -> None:
+        """Show what happens between two steps, in front of what the line already says; on a terminal only."""
+        if self._has_bar:
+            with contextlib.suppress(OSError):
+                text = f"{what}  {self._text}" if self._text else what
+                self._bar.set_description_str(disp_trim(text, _stderr_columns() - 1))
+
     def _show(self, metrics: StepMetrics) -> None:
         now, step = self._clock(), metrics.step
         left = self._time_left.seconds(step, num_steps=self._num_steps, now=now)
         parts = progress_parts(metrics, num_steps=self._num_steps, seconds_left=left)
         if self._has_bar:
             width = _stderr_columns() - 1  # a full line would wrap
+            self._text = fitted(parts, width=width)
             self._bar.set_description_str(terminal_line(parts, done_ratio=step / self._num_steps, width=width))
         if step == self._num_steps or now - self._last_line >= self.LINE_EVERY_SECONDS:
             say = log_notice if self._terminal else print_notice

@@ -10,8 +10,8 @@ import yaml
 from data_pipeline.prepared.dataset import ClassRow
 from ochat_train.evaluation.results import Validation
 from ochat_train.report.data_sections import class_section, ledger_section
-from ochat_train.report.matrix_section import matrix_section, verdict_lines
-from ochat_train.report.page import Example, Section, render_page, write_page
+from ochat_train.report.matrix_section import matrix_section, verdict_headline, verdict_lines
+from ochat_train.report.page import Example, Section, render_page, require_place, write_page
 from ochat_train.report.pictures import Picture, Series, line_chart
 from ochat_train.report.run_facts import facts_section
 from ochat_train.report.tables import VERDICT_NOTE, number_text, shown_condition, subset_notes
@@ -30,10 +30,11 @@ def write_run_page(run_dir: Path, out: Path, *, price: float | None = None) -> N
     """
     history = read_run_history(run_dir)
     recipe, last = history.run.recipe, history.steps[-1]
+    require_place(out, option="--out", prepared_dirs=[Path(recipe.data.prepared_dir)])
     loss = number_text(last.means.loss, ".4f")
     subtitle = f"{run_dir.name}: step {last.step:,}, epoch {last.epoch}, loss {loss}"
     page = render_page(recipe.name, subtitle, list(_sections(history, price=price)))
-    write_page(out, page, option="--out", prepared_dirs=[Path(recipe.data.prepared_dir)])
+    write_page(out, page, option="--out")
 
 
 def _sections(history: RunHistory, *, price: float | None) -> Iterator[Section]:
@@ -65,7 +66,7 @@ def _summary(history: RunHistory) -> Section:
         text = "Nothing was held out (data.validation_ratio) or validated yet, so this is not known."
         return Section(heading=heading, paragraphs=[text])
     last = history.validations[-1]
-    lines = verdict_lines(last.evaluation.matrix)
+    lines = [verdict_headline(last.evaluation.matrix), *verdict_lines(last.evaluation.matrix)]
     lines.append(VERDICT_NOTE[0].upper() + VERDICT_NOTE[1:])
     if len(last.evaluation.matrix.conditions) < 2:
         lines = ["- (There is one condition only, so there is none to learn.)"]

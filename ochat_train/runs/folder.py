@@ -82,6 +82,12 @@ def read_run_folder(path: Path) -> RunFolder:
     """Read a run folder. Raises UserError if the folder is not one."""
     if not (path / RECIPE_FILE).is_file():
         raise UserError(path, f"not a run folder ({RECIPE_FILE} is missing)", "name the recipe's `output_dir`")
+    if not any((path / name).exists() for name in (PREPARED_FILE, TOKENIZER_FOLDER, MODEL_CONFIG_FOLDER)):
+        raise UserError(
+            path,
+            f"not a run folder ({PREPARED_FILE} is missing)",
+            "name the recipe's `output_dir`; the runs of an ablation are in its folders ARM/seed-N",
+        )
     base = path / BASE_FILE
     return RunFolder(
         path=path,

@@ -16,7 +16,7 @@ from ochat_train.inference.served_model import ServedModel, load_served_model
 from ochat_train.serving.app import App, make_app
 from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys, readable_by_others
 from ochat_train.serving.request_log import RequestLog
-from ochat_train.serving.served import offered_model
+from ochat_train.serving.served import OfferedModel, offered_model
 from ochat_train.serving.server import Bound, bind, is_loopback, run_server
 from ochat_train.serving.settings import Limits, ServeSettings
 from ochat_train.system.messages import print_message
@@ -50,23 +50,31 @@ def serve(served: ServedModel, engine_options: EngineOptions, options: ServeOpti
     check_exposure(options, keys)
     if options.log_texts and options.log_file is None:
         raise UserError("--log-texts", "needs a file to write to", "add --log-file FILE")
-    bound = bind(options.host, options.port)
-    engine = make_engine(served, engine_options, say=print_message)
-    log = RequestLog(file=options.log_file, prints=options.log_requests, with_texts=options.log_texts)
-    settings = ServeSettings(
+    with closing(bind(options.host, options.port)) as bound:
+        engine = make_engine(served, engine_options, say=print_message)
+        models = [offered_model(served), *_offered_adapters(served, engine_options)]
+        log = RequestLog(file=options.log_file, prints=options.log_requests, with_texts=options.log_texts)
+        with closing(log):
+            app = make_app(engine, models, _settings(options, keys), log=log)
+            asyncio.run(_run(app, engine, bound, options, has_keys=bool(keys)))
+
+
+def _offered_adapters(served: ServedModel, options: EngineOptions) -> list[OfferedModel]:
+    found = []
+    for name, folder in options.adapters.items():
+        adapter = load_served_model(folder, name=name, base=str(served.folder), context_tokens=served.context_tokens)
+        found.append(offered_model(adapter, adapter=name))
+    return found
+
+
+def _settings(options: ServeOptions, keys: Keys) -> ServeSettings:
+    return ServeSettings(
         limits=options.limits,
         keys=keys,
         any_condition=options.any_condition,
         allowed_hosts=allowed_hosts(options, keys),
         allowed_origins=frozenset(options.allow_origins),
     )
-    models = [offered_model(served)]
-    for name, folder in engine_options.adapters.items():
-        adapter = load_served_model(folder, name=name, base=str(served.folder), context_tokens=served.context_tokens)
-        models.append(offered_model(adapter, adapter=name))
-    app = make_app(engine, models, settings, log=log)
-    with closing(log):
-        asyncio.run(_run(app, engine, bound, options, has_keys=bool(keys)))
 
 
 async def _run(app: App, engine: Engine, bound: Bound, options: ServeOptions, *, has_keys: bool) -> None:

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import Engine
 from ochat_train.serving.app import App
+from ochat_train.serving.errors import bad_request, to_json
 from ochat_train.serving.settings import Limits
 from ochat_train.system.messages import print_message
 
@@ -31,6 +32,11 @@ class Bound:
 
     sockets: Sequence[socket.socket]
     url: str
+
+    def close(self) -> None:
+        """Give the addresses back. Does nothing where the server has ended and closed them."""
+        for one in self.sockets:
+            one.close()
 
 
 def is_loopback(host: str) -> bool:
@@ -117,7 +123,7 @@ class _Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             access_log=False,
-            log_level="warning",
+            log_level="error",  # of warnings there is one for each byte stream that is not HTTP, which anybody can send
             server_header=False,
             proxy_headers=False,
             backlog=_BACKLOG,
@@ -126,6 +132,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._limits = app, limits
         self._drains_until: float | None = None
+        self._has_said_so = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal. uvicorn's own would raise the signal again at the end, which would end `ochat` by it."""
@@ -141,9 +148,12 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; True ends the server."""
-        if self._drains_until is not None and (
-            self._app.traffic.num_requests == 0 or time.monotonic() >= self._drains_until
-        ):
+        num_left = self._app.traffic.num_requests
+        if self._drains_until is not None and num_left and not self._has_said_so:
+            self._has_said_so = True
+            seconds = self._limits.drain_seconds
+            print_message(f"ending: {num_left} requests have {seconds:g} s to finish; another signal ends them")
+        if self._drains_until is not None and (num_left == 0 or time.monotonic() >= self._drains_until):
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -172,6 +182,14 @@ def _patient_protocol(header_seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._be_done()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            """What is not HTTP gets OpenAI's shape, as all other errors."""
+            error = bad_request(msg.removesuffix("."), param=None, code="invalid_http")
+            body = to_json(error.body())
+            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            self.transport.close()
 
         def _watch(self) -> None:
             """Wait while no request has begun. A request in work has time limits of its own."""

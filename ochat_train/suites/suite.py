@@ -19,8 +19,8 @@ class Question:
     id: unique in its suite, the same for the same data. task: "" for none. turns: what the user says, one text for most
     suites; each later turn is asked after the answer to the one before. right: the right answers, as the suite compares
     them. options: letters that may be chosen, none for a free answer. worked: a right answer written out, as an example
-    for other questions; "" where there is none. temperature: None for that of the run. details: what else the suite's
-    scoring needs.
+    for other questions; "" where there is none. temperature: None for that of the run. details: other things that the
+    suite's scoring needs.
     """
 
     id: str
@@ -66,7 +66,7 @@ class Scored:
 
     value: 1 for right and 0 for wrong, or points. is_answered: whether the rule found an answer in the text.
     found: what was compared, None for nothing. others: what other rules say of the same answer, by their names.
-    details: what else is worth keeping, such as a judge's words.
+    details: worth keeping too, such as a judge's words.
     """
 
     value: float
@@ -93,8 +93,8 @@ class Suite:
 
     version: raised whenever questions or scores of the same data change. rule, other_rules: how an answer becomes a
     score, for people. metric: `accuracy`, `pass@1` or `points`. max_new_tokens: of an answer, unless the user says.
-    left_out: reason -> rows of the data that are no questions. facts: what else a result has to state, such as whether
-    code ran apart from the network. highest: the best possible value of an answer.
+    left_out: reason -> rows of the data that are no questions. facts: things that a result has to state, such as
+    whether code ran apart from the network. highest: the best possible value of an answer.
     """
 
     name: str

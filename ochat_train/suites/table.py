@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import did_you_mean
-from ochat_train.suites import gsm8k, held_out, math, openchat
+from ochat_train.suites import gsm8k, held_out, humaneval, math, openchat
 from ochat_train.suites.data import SuiteData
 from ochat_train.suites.suite import Suite, SuiteKind, SuiteOptions
 
-SUITES: tuple[SuiteKind, ...] = (*openchat.SUITES, gsm8k.SUITE, math.SUITE, held_out.SUITE)
+SUITES: tuple[SuiteKind, ...] = (*openchat.SUITES, gsm8k.SUITE, math.SUITE, humaneval.SUITE, held_out.SUITE)
 # Names that stand for several suites: all of them that the data holds.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "openchat": (*(kind.name for kind in openchat.SUITES), gsm8k.NAME, math.NAME),
@@ -72,3 +73,10 @@ def _places(data: Sequence[str]) -> list[tuple[str | None, SuiteData]]:
         else:
             places.append((None, SuiteData(Path(text))))
     return places
+
+
+def suites_text() -> str:
+    """All suites and groups, a line each."""
+    rows = [[kind.name, kind.summary] for kind in SUITES]
+    rows += [[name, f"those of these that the data holds: {', '.join(members)}"] for name, members in GROUPS.items()]
+    return "\n".join(aligned(rows))

@@ -12,6 +12,7 @@ USER_ERROR = UserError.exit_code  # 2: something the user can fix, such as recip
 STOPPED = 75  # stopped by a signal, nothing is lost: start again to continue (EX_TEMPFAIL of sysexits.h)
 LOST_RANKS = 76  # another rank died or hangs: start again to continue from the newest checkpoint
 NOT_PUSHED = 77  # trained to the end, but the model is not on the Hub: start again, or use `ochat push`
+UNANSWERED = 78  # `ochat eval` has results, but more questions without an answer than were allowed
 
 
 class StoppedBySignalError(ReportedError):
@@ -31,6 +32,12 @@ class NotPushedError(ReportedError):
     """The training is complete and on disk, but its model is not on the Hub. Raised on rank 0."""
 
     exit_code = NOT_PUSHED
+
+
+class UnansweredError(ReportedError):
+    """Results are there, and some questions have no answer after all tries."""
+
+    exit_code = UNANSWERED
 
 
 class OneRankError(UserError):

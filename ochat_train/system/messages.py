@@ -93,6 +93,16 @@ def end_pieces(text: str, *, ends_line: bool) -> None:
         print_piece("\n")
 
 
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Printing to a program that reads no further (`ochat inspect ... | head`) ends the block and is not a failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None  # so that Python does not complain when it ends
+
+
 def print_error(text: object) -> None:
     """Print the error that ends a command to stderr."""
     _add_to_log(visible(str(text)))

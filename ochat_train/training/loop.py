@@ -13,7 +13,7 @@ from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.state import Progress
 from ochat_train.checkpoint.writer import save_checkpoint
 from ochat_train.distributed.engine import Engine
-from ochat_train.distributed.ranks import Ranks, on_main_rank
+from ochat_train.distributed.ranks import Ranks, on_any_rank, on_main_rank
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import Watchdog
 from ochat_train.evaluation.validation import Validator
@@ -142,13 +142,15 @@ def run_steps(run: Run, progress: Progress) -> None:
         progress = note_step(run, progress, done)
         log_step(run, progress, done)
         require_finite_steps(run, progress)
-        validation_loss = None if done.sums.stop else validate(run, progress)  # a stopped run has no time for it
-        if run.saves_after(progress.step) or done.sums.stop:
+        # a stopped run has no time to validate
+        validation_loss, stop = (None, True) if done.sums.stop else validate(run, progress)
+        if run.saves_after(progress.step) or stop:
             shares = expert_table.take()
             if run.writer is not None and shares is not None:
                 run.writer.write_experts(shares)
-            save(run, progress, validation_loss=validation_loss, stop=done.sums.stop)
-        if done.sums.stop and progress.step < run.num_steps:
+            save(run, progress, validation_loss=validation_loss, stop=stop)
+            stop = on_any_rank(run.ranks, stop or run.must_stop)  # asked while it was written
+        if stop and progress.step < run.num_steps:
             raise StoppedBySignalError(_stopped_text(run, progress))
     run.require_outputs()
     if (summary := epoch_sums.metrics(run.class_names)) is not None:
@@ -231,21 +233,40 @@ def require_finite_steps(run: Run, progress: Progress) -> None:
         )
 
 
-def validate(run: Run, progress: Progress) -> float | None:
-    """Validate if it is due after this step. Returns the loss of the validation that was made, if it is finite."""
+class _StoppedBetweenError(Exception):
+    """A rank was asked to stop in the middle of a validation. Raised on all ranks."""
+
+
+def validate(run: Run, progress: Progress) -> tuple[float | None, bool]:
+    """Validate if it is due after this step.
+
+    Returns the loss of the validation that was made, if it is finite; and whether the run was asked to stop meanwhile,
+    which leaves the validation out.
+    """
     if not run.validator.is_due(progress.step, saves=run.saves_after(progress.step)):
-        return None
+        return None, False
+
+    def between(what: str, done: int, total: int) -> None:
+        run.line.doing(f"{what} {done}/{total}")
+        if on_any_rank(run.ranks, run.must_stop):
+            raise _StoppedBetweenError
+
     run.watchdog.progress(progress.step, "validating")
-    result = run.validator.run(run.engine, run.ranks, progress.step)
+    try:
+        result = run.validator.run(run.engine, run.ranks, progress.step, between=between)
+    except _StoppedBetweenError:
+        run.line.print(f"the validation after step {progress.step} is left out: the run was asked to stop")
+        return None, True
     if run.writer is not None:
         run.writer.write_validation(result)
         run.line.print(validation_text(result))
-    return result.loss
+    return result.loss, False
 
 
 def save(run: Run, progress: Progress, *, validation_loss: float | None, stop: bool) -> None:
     """Write a checkpoint, and let it be pushed unless the run is about to stop."""
     run.watchdog.progress(progress.step, "writing a checkpoint")
+    run.line.doing("writing a checkpoint")
     run.require_outputs()  # a checkpoint is written only when all lines before it are
     save_checkpoint(
         run.engine,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.weights.token_rows import ControlTokens
-from ochat_train.planning.learning_rate import PeakLearningRate
+from ochat_train.planning.learning_rate import BOUNDED_RULE, PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text, out_of_memory
 from ochat_train.planning.steps import peak_learning_rate, training_plan
@@ -52,11 +52,13 @@ from ochat_train.tracking.facts import run_facts
 from ochat_train.training.adapter import ReachedTensors, check_stage, put_adapter
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.data_check import DataCheck, start_data_check
+from ochat_train.training.disk_room import require_room
 from ochat_train.training.engine import start_engine
 from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, outputs, run_steps
 from ochat_train.training.memory_plan import plan_memory
 from ochat_train.training.meter import Meter
+from ochat_train.training.next_steps import next_text
 from ochat_train.training.prefetch import StepPrefetcher
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
@@ -94,6 +96,8 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         )
         _train(recipe, manifest, ranks, start)
         on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
+        if ranks.is_main:
+            print_message(next_text(Path(recipe.output_dir)))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -212,6 +216,7 @@ def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
     config = training.model.causal_lm.config
     module = KERNELS[training.kernel].module
     return RunBasis(
+        learning_rate_rule=BOUNDED_RULE,
         rows=rows,
         config=config_values(config),
         base_weights=base_weights(training.recipe.model.path, config),
@@ -246,14 +251,38 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     training = _prepared_training(recipe, manifest, ranks)
     data = start.data_check.finish()  # before anything is written or moved
     basis = _basis(training, ranks, rows=data.rows)
+    on_main_rank(ranks, lambda: _require_room(training, ranks, start.resume))
     decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
+    training, basis = _with_earlier_rate(training, basis, decision)
     on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
     engine, reached, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         _print_start(training, ranks, decision)
+        if progress.step == training.plan.num_steps:
+            print_message(f"this run is finished: all {progress.step:,} steps are done, and none is left to train")
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
     start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
     _take_steps(training, basis, engine, reached, validator, progress, ranks, start)
+
+
+def _require_room(training: _Training, ranks: Ranks, resume: str) -> None:
+    require_room(
+        training.recipe,
+        training.model.causal_lm,
+        num_steps=training.plan.num_steps,
+        zero_stage=training.memory.zero_stage,
+        num_ranks=ranks.num_ranks,
+        resume=resume,
+    )
+
+
+def _with_earlier_rate(training: _Training, basis: RunBasis, decision: ResumeDecision) -> tuple[_Training, RunBasis]:
+    """With the rule of `learning_rate: auto` that the run was begun with: its rate does not jump when it is resumed."""
+    rule = decision.learning_rate_rule
+    if rule is None or rule == basis.learning_rate_rule:
+        return training, basis
+    peak = peak_learning_rate(training.recipe, training.manifest, rule=rule)
+    return replace(training, peak=peak), replace(basis, learning_rate_rule=rule)
 
 
 def _take_steps(

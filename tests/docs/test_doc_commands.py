@@ -18,7 +18,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ ONLY_CHECKED = {
     "own",
     r"ochat init data/gpt4": "needs a base from the Hub and conversations of the reader's own",
     r"ochat push": "writes to the Hub",
+    r"ochat eval .*(eval_data|gsm8k|HumanEval)": "needs the data of a benchmark",
     r"python -m tests\.support\.hub_stand_in": "does not end",
     r"ochat ablate": "trains six models",
     r"ochat chat": "loads an engine, or needs a server, and waits for a person",
@@ -147,6 +148,8 @@ class Reader:
 def checked(call: Call) -> Checked:
     """What to run for a call. Raises ValueError or UserError for arguments that are not right."""
     name, arguments = call.words[0], call.words[1:]
+    if name == "ochat" and arguments[:1] == ["launch"]:
+        return checked(replace(call, words=parsed(command_parser(VERBS).parse_args, arguments).command))
     if name == "ochat":
         return checked_verb(arguments, call.folder)
     if name in ("deepspeed", "torchrun"):

@@ -34,11 +34,12 @@ def say_condition(body: Mapping[str, Any]) -> Sequence[str]:
 
 @dataclass(kw_only=True)
 class StandIn:
-    """A running server. script: writes answers. keys: empty for none. refused: a status and a text for every question,
-    None to answer. gate: answers wait for it before their last piece. breaks_off: answers end without their end.
-    page, headers: instead of ours. bodies: what was asked. num_running: answers under way.
+    """A running server. models: ids of its models. script: writes answers. keys: empty for none. refused: a status and
+    a text for every question, None to answer. gate: answers wait for it before their last piece. breaks_off: answers
+    end without their end. page, headers: instead of ours. bodies: what was asked. num_running: answers under way.
     """
 
+    models: Sequence[str] = MODELS
     script: Script = say_condition
     keys: tuple[str, ...] = ()
     refused: tuple[int, str] | None = None
@@ -70,7 +71,7 @@ class StandIn:
         return Response(self.page or page(), status, headers=dict(self.headers or page_headers()))
 
     async def _models(self, request: Request) -> Response:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "ochat"} for name in MODELS]
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "ochat"} for name in self.models]
         return self._problem(request) or JSONResponse({"object": "list", "data": data})
 
     async def _render(self, request: Request) -> Response:

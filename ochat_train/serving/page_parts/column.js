@@ -77,8 +77,9 @@ class Column {
 
   ask(user) {
     if (this.turns.length === 0) this.list.replaceChildren();
-    const turn = {user};
+    const turn = {user}, previous = this.turns.at(-1);
     this.turns.push(turn);
+    if (previous) this.draw(previous);  // it is no longer the last one
     this.list.append(this.turnNode(turn));
     return this.answer(turn);
   }
@@ -148,11 +149,10 @@ class Column {
     const isLast = turn === this.turns.at(-1), node = turn.node.lastChild;
     const body = make("div", {className: turn.state === "running" ? "markdown waiting" : "markdown"});
     node.replaceChildren(make("div", {className: "who"}, shown(turn.label ?? "")), body);
-    turn.markdown = new GrowingMarkdown(body, () => { body.classList.remove("waiting"); this.follow(); });
+    turn.markdown = new GrowingMarkdown(body, () => this.follow());
     if (turn.answer) { turn.markdown.text = turn.answer; turn.markdown.draw(); }
     if (turn.problem) node.append(this.problemNode(turn, isLast));
     if (turn.state !== "running" && turn.state) node.append(this.footNode(turn, isLast));
-    for (const earlier of this.turns.slice(-2, -1)) earlier.node?.querySelectorAll(".again").forEach(button => button.remove());
     this.follow();
   }
 
@@ -166,7 +166,8 @@ class Column {
 
   footNode(turn, isLast) {
     const small = (text, action, more = "") => make("button", {type: "button", className: `small ${more}`, textContent: text, onclick: event => action(event.target)});
-    const foot = make("div", {className: "foot"}, make("span", {className: "facts"}, turn.facts ?? ""));
+    const foot = make("div", {className: "foot"});
+    if (turn.facts) foot.append(make("span", {className: "facts"}, turn.facts));
     if (turn.answer) foot.append(small("Copy", button => copyText(turn.answer, button)));
     if (turn.sent) foot.append(small("Prompt as sent", () => showPrompt(turn)));
     if (isLast) foot.append(small(turn.problem ? "Try again" : "Regenerate", () => { this.answer(turn); $("input").focus(); }, "again"));

@@ -17,9 +17,11 @@ import pyarrow.parquet as parquet
 import pytest
 
 from data_pipeline import formats
+from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import UserError
 from data_pipeline.formats.row_format import RowFormat
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
+from data_pipeline.look import raw
 from data_pipeline.look.raw import look_at, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read import sources
@@ -241,3 +243,45 @@ def test_a_small_file_is_read_whole(tmp_path: Path) -> None:
     settings = SourceSettings(path=str(path), format="messages")
     sample = spread_sample(sources.chunks(settings, where="here"), most_rows=20_000)
     assert len(sampled_rows(sample)) == sample.num_rows == 300
+
+
+def test_a_sample_of_a_periodic_file_is_random(tmp_path: Path, small_tokenizer_dir: Path) -> None:
+    """Rows at even strides would all be of one kind."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"number": {number}}}\n' for number in range(30_000)), encoding="utf-8")
+    settings = SourceSettings(path=str(path), format="openchat")
+    parts = list(sources.chunks(settings, where="here", sizes=ChunkSizes(lines_bytes=10_000)))
+    rows = sampled_rows(spread_sample(parts, most_rows=2_000))
+    odd = sum(row["number"] % 2 for _, row in rows)
+    assert 0.4 < odd / len(rows) < 0.6
+    assert len(set(np.diff([row["number"] for _, row in rows]).tolist())) > 5
+    assert rows == sampled_rows(spread_sample(parts, most_rows=2_000))  # always the same
+
+
+def test_lengths_are_of_all_or_of_some_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    conversations = [
+        Conversation(id=str(n), place=str(n), messages=(Message(role="user", content="x" * 10),)) for n in range(5_000)
+    ]
+    assert list(raw._to_tokenize(conversations)) == list(range(5_000))
+    monkeypatch.setattr(raw, "_TOKENIZED_CHARACTERS", 49_999)
+    taken = raw._to_tokenize(conversations)
+    assert len(taken) == len(set(taken)) == 2_000
+    assert list(taken) == sorted(taken)
+    assert 0.4 < sum(number % 2 for number in taken) / 2_000 < 0.6
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_rows_at_positions_are_those_of_the_chunk(name: str, tmp_path: Path) -> None:
+    path, numbers = tmp_path / name, range(50)
+    if name.endswith("parquet"):
+        parquet.write_table(pa.table({"number": list(numbers)}), path)
+    elif name.endswith("csv"):
+        path.write_text("number\n" + "".join(f"{number}\n" for number in numbers))
+    elif name.endswith("jsonl"):
+        path.write_text("\n".join(f'{{"number": {number}}}\n' for number in numbers))
+    else:
+        path.write_text(json.dumps([{"number": number} for number in numbers]))
+    [chunk] = sources.chunks(SourceSettings(path=str(path), format="openchat"), where="here")
+    rows = list(sources.read_chunk(chunk))
+    for positions in ([0], [3, 4, 49], [], list(numbers)):
+        assert list(sources.rows_at(chunk, positions)) == [rows[position] for position in positions]

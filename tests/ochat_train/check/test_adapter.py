@@ -110,7 +110,7 @@ def test_rate_and_disk_are_those_of_the_adapter(path: Path) -> None:
     rate, disk = findings_of(path, areas="learning rate,disk")
     assert rate.problem == "auto, 0.0256: rule for adapters by width: 2e-4 * 4096 / 32"
     whole = findings_of(path, "adapter=null", areas="learning rate,disk")
-    assert "at most" in whole[0].problem
+    assert "where the rule ends" in whole[0].problem
 
     def checkpoint_mib(finding: Finding) -> float:
         return float(finding.problem.partition("checkpoint(s) ")[2].partition(" MiB")[0])

@@ -19,10 +19,10 @@ import transformers
 
 from data_pipeline.errors import Problem, UserError, UserErrors
 from ochat_train.check.check import AREAS, Area, check
-from ochat_train.check.disk import num_checkpoints
 from ochat_train.check.findings import Finding, from_error, ok, problem, run_checks, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.versions import check_versions
+from ochat_train.checkpoint.room import num_checkpoints
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
@@ -387,10 +387,18 @@ def test_bases_of_other_kinds(config: dict[str, Any], name: str, make_recipe: Re
 
 def test_it_is_said_which_rule_gives_the_learning_rate(make_recipe: RecipeFactory) -> None:
     path = make_recipe(optimizer={})
-    assert "OpenChat's rule for Mistral: 3e-4 / 6 * sqrt(" in only(findings_of(path), "learning rate", "ok").finding
+    assert only(findings_of(path), "learning rate", "ok").problem == (
+        "auto, 4.472e-06 (OpenChat's rule for Mistral: 3e-4 / 6; 1,024 supervised tokens a step count as 32,000, where "
+        "the rule ends)"
+    )
+    path = make_recipe(optimizer={}, train__tokens_per_step=64_000)
+    assert only(findings_of(path), "learning rate", "ok").problem == (
+        "auto, 4.47e-06 to 6.32e-06: higher with more tokens that are learned from; OpenChat's rule for Mistral: "
+        "3e-4 / 6 * sqrt(supervised tokens per step / 4e6)"
+    )
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
-    width = f"rule by width for Qwen2, Qwen2.5 and Qwen3: 5e-5 * 4096 / {TINY_MODEL['hidden_size']} * sqrt("
+    width = f"rule by width for Qwen2, Qwen2.5 and Qwen3: 5e-5 * 4096 / {TINY_MODEL['hidden_size']}; 1,024"
     assert width in only(findings_of(path), "learning rate", "ok").finding
 
 

@@ -287,7 +287,7 @@ def test_a_first_run_starts_from_the_base_model(recipe: Recipe) -> None:
 
 def test_a_run_resumes_from_the_checkpoint_that_is_intact(recipe: Recipe) -> None:
     found = decision(earlier_run(2, 4, intact=manifest_of(recipe)), recipe)
-    assert found == ResumeDecision(checkpoint=RUN / "checkpoints" / "step-00000004")
+    assert found == ResumeDecision(checkpoint=RUN / "checkpoints" / "step-00000004", learning_rate_rule=1)
 
 
 def test_later_checkpoints_are_moved_to_free_names(recipe: Recipe) -> None:

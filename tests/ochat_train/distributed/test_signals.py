@@ -48,6 +48,32 @@ def test_sigterm_to_one_rank_stops_all_at_the_same_step(
     stopped_and_resumed(recipe, tmp_path / "run", undisturbed, int(said.split()[0]))
 
 
+def test_a_signal_in_a_validation_leaves_it_out(undisturbed: Path, tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    """Its answers would take half a minute. The signal goes to the rank that does not print; both stop."""
+    recipe = prepared(
+        make_recipe, tmp_path / "run", validation={"every_steps": 4, "prompts": ["why"], "sample_tokens": 90}
+    )
+    ranks = start_ranks("tests.support.slow_answers_ochat", str(recipe), num_ranks=2)
+    beat = tmp_path / "run" / ".ranks" / "00001.json"
+    wait_for(lambda: beat.exists() and "validating" in beat.read_text(), seconds=90)
+    ranks[1].terminate()
+    outputs, codes = finish(ranks)
+    assert codes == [exits.STOPPED] * 2, outputs
+    assert "the validation after step 4 is left out" in outputs[0]
+    assert (tmp_path / "run" / "samples.jsonl").read_text() == ""
+    stopped_and_resumed(recipe, tmp_path / "run", undisturbed, 4)
+
+
+def test_stopping_is_said_at_once_by_rank_0_alone(tmp_path: Path, make_recipe: RecipeFactory) -> None:
+    recipe = prepared(make_recipe, tmp_path / "run")
+    ranks = start_slow_run(recipe)
+    wait_for(lambda: num_steps(tmp_path / "run") >= 2, seconds=60)
+    for rank in ranks:
+        rank.send_signal(signal.SIGINT)
+    outputs, _ = finish(ranks)
+    assert [output.count("ochat train: stopping (SIGINT): ") for output in outputs] == [1, 0]
+
+
 def test_a_second_signal_quits_at_once(tmp_path: Path, make_recipe: RecipeFactory) -> None:
     """The first one comes while the rank sleeps in a step; the second ends it there, without a checkpoint."""
     recipe = prepared(make_recipe, tmp_path / "run", checkpoint__save_every_steps=100)

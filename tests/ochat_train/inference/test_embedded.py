@@ -30,6 +30,12 @@ def served(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path) 
     return load_served_model(write_tiny_export(folder, small_tokenizer_dir, stop_ids=tuple(range(40, 60))))
 
 
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path) -> ServedModel:
+    """Its answers hardly ever end before their longest length."""
+    return load_served_model(write_tiny_export(tmp_path_factory.mktemp("endless"), small_tokenizer_dir))
+
+
 @asynccontextmanager
 async def started(served: ServedModel, **options: Any) -> AsyncIterator[EmbeddedEngine]:
     engine = EmbeddedEngine(served, say=options.pop("say", lambda line: None), **options)
@@ -76,10 +82,10 @@ def test_greedy_answers_are_those_of_generate(served: ServedModel, is_continuous
 
 
 @PATHS
-def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(served: ServedModel, is_continuous: bool) -> None:
+def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(endless: ServedModel, is_continuous: bool) -> None:
     async def task() -> None:
-        async with started(served, continuous=is_continuous) as engine:
-            ids = prompt(served, "Tell me.")
+        async with started(endless, continuous=is_continuous) as engine:
+            ids = prompt(endless, "Tell me.")
 
             async def sampled(seed: int | None, temperature: float = 1.5) -> str:
                 settings = AnswerSettings(max_new_tokens=16, temperature=temperature, top_p=0.95, seed=seed)
@@ -89,7 +95,7 @@ def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(served: ServedMode
             beside = await asyncio.gather(*(sampled(7 + number % 2) for number in range(8)), sampled(None, 0.0))
             assert beside[:8] == alone * 4
             assert alone[0] != alone[1], "the control: seeds matter"
-            assert len({await sampled(None) for _ in range(3)}) == 3, "without a seed no answer is like another"
+            assert len({await sampled(None) for _ in range(3)}) > 1, "without a seed answers differ"
             assert await sampled(1, 1e-6) == await sampled(2, 0.0), "hardly any temperature is greedy"
 
     run(task)
@@ -242,7 +248,7 @@ def test_an_engine_that_dies_says_so_and_starts_again(
         ({"sliding_window": 8}, "sliding window"),
         (
             {"model_type": "gemma2", "sliding_window": 8, "attn_logit_softcapping": 20.0, "query_pre_attn_scalar": 8},
-            "full attention",
+            "layers have full attention: sliding_attention",
         ),
     ],
 )

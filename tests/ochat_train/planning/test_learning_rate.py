@@ -11,10 +11,14 @@ import transformers
 
 from data_pipeline.errors import UserError
 from ochat_train.planning.learning_rate import (
+    FEWEST_TOKENS,
+    FIRST_RULE,
+    MOST_TOKENS,
     PeakLearningRate,
     auto_adapter_rate,
     auto_learning_rate,
     learning_rate_at,
+    usual_rates,
 )
 from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES, PUBLISHED_RATES
 from ochat_train.planning.steps import automatic_rate
@@ -119,7 +123,7 @@ def test_it_says_which_rule_gave_the_value() -> None:
         rate = auto_learning_rate(
             model_type=model_type, vocab_size=vocab_size, hidden_size=hidden_size, supervised_tokens_per_step=4e6
         )
-        return str(rate)
+        return PeakLearningRate(value=rate.value, rule=rate.rule).__str__()
 
     assert rule("mistral", 32_000, 4096) == "5e-05 (OpenChat's rule for Mistral: 3e-4 / 6)"
     assert rule("llama", 49_152, 576).startswith("0.0003 (OpenChat's rule for Llama-2: 3e-4 / 1, taken for other bases")
@@ -163,7 +167,7 @@ def test_tokens_of_a_step_decide_the_rate_of_all_weights_alone(with_adapter: boo
     config = transformers.AutoConfig.for_model("mistral")
     few, many = (
         automatic_rate(config, supervised_tokens_per_step=tokens, with_adapter=with_adapter).value
-        for tokens in (1e4, 4e4)
+        for tokens in (4e4, 16e4)
     )
     assert many / few == pytest.approx(1.0 if with_adapter else 2.0)
 
@@ -235,3 +239,39 @@ def test_it_is_a_function_of_the_step_alone() -> None:
     assert list(reversed(schedule(50))) == [
         learning_rate_at(step, peak=2e-5, num_steps=50, warmup_ratio=0.1, min_lr_ratio=0.1) for step in range(50, 0, -1)
     ]
+
+
+# ---- where the rule ends ----
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen3"])
+def test_few_and_very_many_tokens_count_as_where_the_rule_ends(model_type: str) -> None:
+    fewest = min(row.tokens_per_step for row in PUBLISHED_RATES)
+    most = max(row.tokens_per_step for row in PUBLISHED_RATES)
+    assert (fewest, most) == (FEWEST_TOKENS, MOST_TOKENS)  # as documented: the runs that it was compared with
+    assert auto(model_type, 32_000, 560) == auto(model_type, 32_000, 32_000)
+    assert auto(model_type, 32_000, 32_001) > auto(model_type, 32_000, 32_000)
+    assert auto(model_type, 32_000, 5e7) == auto(model_type, 32_000, 8_388_608) > auto(model_type, 32_000, 8e6)
+    assert auto(model_type, 32_000, 560) == pytest.approx(5e-5 * math.sqrt(32_000 / 4e6), rel=EXACT)
+
+
+@pytest.mark.parametrize("tokens", [560, 31_999, 1e8])
+def test_the_first_rule_has_no_ends(tokens: float) -> None:
+    """Runs that were begun with it are resumed with it."""
+    rate = auto_learning_rate(
+        model_type="mistral", vocab_size=32_000, hidden_size=4096, supervised_tokens_per_step=tokens, rule=FIRST_RULE
+    )
+    assert rate.value == pytest.approx(5e-5 * math.sqrt(tokens / 4e6), rel=EXACT)
+    assert rate.rule == "OpenChat's rule for Mistral: 3e-4 / 6"
+
+
+def test_it_says_that_the_rule_ends_and_what_is_usual() -> None:
+    small = auto_learning_rate(
+        model_type="mistral", vocab_size=32_000, hidden_size=4096, supervised_tokens_per_step=560.4
+    )
+    assert str(small) == (
+        "4.472e-06 (OpenChat's rule for Mistral: 3e-4 / 6; 560 supervised tokens a step count as 32,000, where the "
+        "rule ends; published at like width: 4e-06 to 8e-05)"
+    )
+    assert usual_rates(4096) == (4e-6, 8e-5)  # 4,096, 5,120 and 6,144 in published_rates.py
+    assert usual_rates(16) is usual_rates(None) is None

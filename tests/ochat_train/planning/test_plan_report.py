@@ -360,3 +360,13 @@ def test_before_the_data_are_prepared(make_recipe: RecipeFactory, capsys: pytest
         "gpu_hours",
     }
     assert all(before[key] is None for key in after if before[key] != after[key] and key not in ("prepared", "classes"))
+
+
+def test_a_plan_that_does_not_fit_is_no_success(make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_recipe()
+    prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    for memory, code in (("79", 0), ("0.6", 2)):
+        assert main(["plan", str(path), "--gpu-memory", memory]) == code
+        output = capsys.readouterr()
+        assert "settings considered" in output.out  # the report is printed in both cases
+        assert ("no setting of this recipe fits" in output.err) == (code == 2)

@@ -192,3 +192,16 @@ def test_prepare_never_removes_a_run(
     assert main(["prepare", str(recipe), *elsewhere]) == 2
     assert "was not made by this command" in capsys.readouterr().err
     assert (run_dir / "metrics.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("epochs=3", "did you mean `train.epochs`?"),
+        ("learning_rate=1e-5", "did you mean `optimizer.learning_rate`?"),
+        ("model.epochs=3", "did you mean `train.epochs`?"),
+        ("model.nothing_like_it=3", "known keys: path"),
+    ],
+)
+def test_a_key_of_another_section_is_named(override: str, hint: str, tmp_path: Path) -> None:
+    assert hint in problem_of(write(tmp_path, GOOD), override)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 
 from ochat_train.cli.main import main
 from ochat_train.report.comparison_page import differences
-from tests.ochat_train.report.test_report import NASTY, SHOWN, VALIDATION, Page, run_dir, step_row, write_rows
+from ochat_train.report.pictures import Series
+from tests.ochat_train.report.test_report import NASTY, SHOWN, VALIDATION, Page, curves, run_dir, step_row, write_rows
 
-__all__ = ["run_dir"]
+__all__ = ["curves", "run_dir"]
 
 
 def page_of(*runs: Path, options: tuple[str, ...] = ()) -> Page:
@@ -51,7 +53,7 @@ def second(run_dir: Path) -> Path:
     return folder
 
 
-def test_two_runs_on_one_page(run_dir: Path, second: Path) -> None:
+def test_two_runs_on_one_page(run_dir: Path, second: Path, curves: list[Sequence[Series]]) -> None:
     write_rows(run_dir, "validation", [VALIDATION])
     page = page_of(run_dir, second, options=("--price", "3"))
     assert page.headings == [
@@ -82,6 +84,10 @@ def test_two_runs_on_one_page(run_dir: Path, second: Path) -> None:
         assert text in page.texts, text
     assert "optimizer.weight_decay" not in page.texts, "only keys that differ"
     assert "output_dir" not in page.texts
+    loss, suboptimal, held_out, *_ = curves
+    for chart in (loss, suboptimal):
+        assert [(curve.label, len(curve.x), curve.number) for curve in chart] == [("run", 30, 0), ("second", 50, 1)]
+    assert [(list(curve.x), list(curve.y)) for curve in held_out] == [([30], [1.5]), ([50], [1.25])]
 
 
 def test_only_values_that_differ_are_listed() -> None:
@@ -89,6 +95,7 @@ def test_only_values_that_differ_are_listed() -> None:
     assert differences(recipes) == {"b": ["2", "3"], "c": ["-", "4"]}
 
 
+@pytest.mark.usefixtures("curves")
 def test_runs_of_one_name_have_their_paths(run_dir: Path, tmp_path: Path) -> None:
     again = tmp_path / "again" / "run"
     shutil.copytree(run_dir, again)
@@ -98,9 +105,14 @@ def test_runs_of_one_name_have_their_paths(run_dir: Path, tmp_path: Path) -> Non
     assert "All were trained and scored on the same prepared dataset." in page.texts
 
 
+@pytest.mark.usefixtures("curves")
 def test_what_is_not_a_run_is_refused(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "ablation").mkdir()  # it has a recipe, without `output_dir`
+    recipe = json.loads((run_dir / "recipe.json").read_text())
+    (tmp_path / "ablation" / "recipe.json").write_text(json.dumps({**recipe, "output_dir": None}))
     for runs, said in (
+        ([run_dir, tmp_path / "ablation"], "the runs of an ablation are in its folders ARM/seed-N"),
         ([run_dir, tmp_path / "empty"], "not a run folder"),
         ([run_dir, tmp_path / "run" / ".." / "run"], "is named twice"),
     ):
@@ -112,3 +124,9 @@ def test_what_is_not_a_run_is_refused(run_dir: Path, tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out.strip() == str(run_dir / "comparison.html")
     assert main(["report", str(run_dir), str(tmp_path / "second"), "--out", str(tmp_path / "prepared" / "x.html")]) == 2
     assert "is inside the prepared dataset" in capsys.readouterr().err
+
+
+def test_the_curves_of_runs_are_drawn(run_dir: Path, second: Path) -> None:
+    page = page_of(run_dir, second)
+    assert page.attributes.count(("class", "on-narrow")) == 6
+    assert [text.strip() for text in page.texts].count("second") >= 2 * 6, "in every legend"

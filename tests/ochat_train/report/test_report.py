@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.report.curves import binned, smoothed
 from ochat_train.report.heat import HEAT_STEPS, row_shades
-from ochat_train.report.pictures import Series, bar_chart, line_chart
+from ochat_train.report.page import Section, text_cells
+from ochat_train.report.pictures import Picture, Series, bar_chart, line_chart
 from ochat_train.report.run_page import write_run_page
 from tests.support.small_recipe import RecipeFactory
 
@@ -135,6 +138,20 @@ VALIDATION: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Series]]:
+    """Pictures are not drawn, which takes most of the time of a page; their curves are collected."""
+    drawn: list[Sequence[Series]] = []
+
+    def line_chart(series: Sequence[Series], **_: Any) -> Picture:
+        drawn.append(series)
+        return Picture(wide="<svg></svg>", narrow="<svg></svg>")
+
+    for module in ("run_page", "comparison_page"):
+        monkeypatch.setattr(f"ochat_train.report.{module}.line_chart", line_chart)
+    return drawn
+
+
 def page_of(run_dir: Path) -> Page:
     write_run_page(run_dir, run_dir / "report.html")
     text = (run_dir / "report.html").read_text()
@@ -177,11 +194,13 @@ def test_everything_of_a_run_is_in_its_page(run_dir: Path) -> None:
         f"{SHOWN} says {SHOWN} ...",
     ):
         assert text in page.texts
+    assert "Yes for 1 of 1 classes." in page.texts
     assert f"{SHOWN}: yes: 0.1111 [0.0999, 0.1222] nats/token over {SHOWN}." in page.texts
     assert "old" not in page.texts
     assert page.attributes.count(("class", "outlined")) == 2
 
 
+@pytest.mark.usefixtures("curves")
 def test_weights_from_rows_are_shown_as_in_other_tables(run_dir: Path) -> None:
     manifest = json.loads((run_dir / "prepared.json").read_text())
     manifest["classes"][1] |= {"weight": None, "smallest_weight": 0.125, "largest_weight": 0.5}
@@ -190,6 +209,7 @@ def test_weights_from_rows_are_shown_as_in_other_tables(run_dir: Path) -> None:
     assert "0.125 to 0.5" in page_of(run_dir).texts
 
 
+@pytest.mark.usefixtures("curves")
 def test_run_without_validation_says_so(run_dir: Path) -> None:
     page = page_of(run_dir)
     assert "Nothing was held out (data.validation_ratio) or validated yet, so this is not known." in page.texts
@@ -328,6 +348,7 @@ def test_short_names_for_pictures_are_escaped() -> None:
             assert "script" not in Page(svg).tags
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_run_says_when_where_and_for_how_much_it_was_trained(run_dir: Path) -> None:
     names = [NASTY, "suboptimal"]
     write_rows(run_dir, "metrics", [step_row(step, names, time=f"2026-11-27T02:0{step}:00+00:00") for step in (1, 2)])
@@ -349,5 +370,17 @@ def test_a_run_says_when_where_and_for_how_much_it_was_trained(run_dir: Path) ->
     assert "2.0 GPU-hours, 4.50 at 2.25 each" in (run_dir / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_run_of_an_older_version_says_what_is_not_recorded(run_dir: Path) -> None:
     assert page_of(run_dir).texts.count("not recorded: an older version started this run") == 5
+
+
+@pytest.mark.usefixtures("curves")
+def test_tables_that_are_too_wide_for_a_phone_name_the_column_of_each_cell(run_dir: Path) -> None:
+    """There they are shown row by row, so that nothing is beyond the edge; small ones stay tables."""
+    names = [value for name, value in page_of(run_dir).attributes if name == "data-head"]
+    assert names.count("weight share") == 2, "the class table has two rows"
+    small = Section(heading="x", head=["a", "b"], rows=[text_cells(["1", "2"])])
+    assert not small.has_big_table
+    assert replace(small, rows=[text_cells(["1", "2" * 61])]).has_big_table
+    assert replace(small, head=["a"] * 6).has_big_table

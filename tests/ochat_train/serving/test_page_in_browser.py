@@ -195,6 +195,21 @@ def test_columns_stream_at_once_and_have_their_own_history(server: StandIn, open
     assert texts(tab, ".empty") == ["Answers appear here."] * 2
 
 
+def test_models_and_conditions_are_named(server: StandIn, opened: Open) -> None:
+    server.models = ("one", "one@A", "one@", "two@home", "two@home@<b>B</b>", "three")
+    tab = opened()
+    tab.locator(".column").nth(1).wait_for()
+    assert texts(tab, ".column >> nth=0 >> option") == [
+        "one: default condition",
+        "one: A",
+        "one: no condition",
+        "two@home: default condition",
+        "two@home: <b>B</b>",
+        "three: default condition",
+    ]
+    assert [tab.locator(".column select").nth(number).input_value() for number in (0, 1)] == ["one@A", "one@"]
+
+
 def test_settings_are_sent_and_the_prompt_is_shown(server: StandIn, opened: Open) -> None:
     tab = opened()
     tab.locator("#show-settings").click()
@@ -295,7 +310,9 @@ def test_errors_are_shown_where_the_answer_would_be(server: StandIn, opened: Ope
     ask(tab, "two")
     answered(tab, turns=2)
     assert texts(tab, ".column >> nth=0 >> article >> nth=1 >> .markdown") == ["GPT4 Correct: two after 0"]
-    assert "broke off" in texts(tab, ".problem:visible")[1]
+    left_out, broken = texts(tab, ".column >> nth=0 >> .problem")
+    assert left_out.endswith("\nThis message is not part of the conversation.")
+    assert "broke off" in broken
     assert server.bodies[-1]["messages"] == [{"role": "user", "content": "two"}], "what failed is not sent"
     server.breaks_off, server.refused = False, (503, "busy")
     tab.locator(".again").first.click()

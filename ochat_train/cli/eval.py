@@ -1,0 +1,181 @@
+"""`ochat eval`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.errors import UserError
+from ochat_train.cli.arguments import add_json, positive, share
+from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options
+from ochat_train.cli.verb import Group, Verb
+from ochat_train.system.exits import UnansweredError
+from ochat_train.system.messages import print_message, print_result
+
+if TYPE_CHECKING:
+    from ochat_train.respondents.evaluation import EvalOptions
+    from ochat_train.suites.compare import Comparison
+    from ochat_train.suites.results import EvalResults
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="EXPORT|RUN|URL",
+        help="exported folder, a run with an export, or the address of a chat server",
+    )
+    parser.add_argument(
+        "--suite", required=True, metavar="A,B", help="suites to ask, with commas between; `help` lists them"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[SUITE=]PATH",
+        help="file, folder or tar archive with questions, for all suites or for one; may be repeated",
+    )
+    parser.add_argument(
+        "--condition",
+        default="all",
+        metavar="all|default|A,B",
+        help="conditions or classes to answer under (default all of the export); `default` is the export's own",
+    )
+    parser.add_argument("--any-condition", action="store_true", help="allow conditions that were not trained")
+    _add_asking(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder of answers and results; default: eval/NAME-HASH"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="RESULTS|EXPORT|URL",
+        help="compare with other results on the same questions, or with another model, which is asked as well",
+    )
+    parser.add_argument("--tasks", action="store_true", help="print a row for each task")
+    parser.add_argument(
+        "--allow-failed", type=int, default=0, metavar="N", help="exit code 0 with up to N questions without an answer"
+    )
+    add_json(parser, printed="the results as one JSON document, without the single questions")
+    add_engine_arguments(parser)
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("asking")
+    group.add_argument(
+        "--limit", type=positive, metavar="N", help="at most N questions of each suite: a random sample of each task"
+    )
+    group.add_argument("--few-shot", type=int, default=0, metavar="K", help="worked examples before each question")
+    group.add_argument("--seed", type=int, default=0, help="of samples, examples and intervals (default 0)")
+    group.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="longest answer; default: chosen by the suite"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    group.add_argument("--top-p", type=share, default=1.0, help="of sampling (default 1)")
+    group.add_argument("--parallel", type=positive, default=64, metavar="N", help="questions at once (default 64)")
+    group.add_argument("--tries", type=positive, default=6, metavar="N", help="of a question without an answer")
+    group.add_argument(
+        "--answer-pattern", metavar="REGEX", help="suite held-out: compare the last match, as validation.answer_pattern"
+    )
+    group.add_argument("--model", metavar="NAME", help="a server's name of the model; default: the only one it has")
+    group.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="suite humaneval: run the code that the model wrote, with limits, in a separate process",
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ochat_train.suites.table import suites_text
+
+    if options.suite == "help":
+        print_result(suites_text())
+        return
+    from ochat_train.respondents.evaluation import evaluate
+    from ochat_train.suites.text import results_text
+
+    evaluated = evaluate(_eval_options(options, options.target, options.out), say=print_message)
+    results = evaluated.results
+    comparison = None if options.against is None else _comparison(options, results, evaluated.folder)
+    if options.json:
+        document = {**results.to_json(), "folder": str(evaluated.folder)}
+        del document["questions"]
+        if comparison is not None:
+            document["comparison"] = comparison.to_json()
+        print_result(json.dumps(document))
+    else:
+        print_result(results_text(results, tasks=options.tasks))
+        if comparison is not None:
+            from ochat_train.suites.compare import comparison_text
+
+            print_result("\n" + comparison_text(comparison, {suite.name: suite.highest for suite in results.suites}))
+        print_result(f"\n{evaluated.folder / 'results.json'}")
+    if results.num_failed > options.allow_failed:
+        raise UnansweredError(
+            f"{results.num_failed:,} questions have no answer and are not in the scores; start the same command again "
+            "to ask them again, or allow them with --allow-failed"
+        )
+
+
+def _eval_options(options: argparse.Namespace, target: str, out: Path | None) -> EvalOptions:
+    from ochat_train.respondents.evaluation import EvalOptions
+    from ochat_train.suites.ask import Patience
+    from ochat_train.suites.results import RunSettings
+    from ochat_train.suites.suite import SuiteOptions
+
+    if options.temperature < 0 or options.few_shot < 0:
+        raise UserError("--temperature" if options.temperature < 0 else "--few-shot", "is below 0", "use 0 or more")
+    if options.adapter:
+        raise UserError("--adapter", "is for serving", "evaluate the folder of the adapter itself")
+    return EvalOptions(
+        target=target,
+        suites=tuple(name for name in options.suite.split(",") if name),
+        data=tuple(options.data),
+        condition=options.condition,
+        any_condition=options.any_condition,
+        settings=RunSettings(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            max_new_tokens=options.max_new_tokens,
+            few_shot=options.few_shot,
+            limit=options.limit,
+        ),
+        suite_options=SuiteOptions(
+            allow_code_execution=options.allow_code_execution, answer_pattern=options.answer_pattern
+        ),
+        engine=engine_options(options),
+        base=options.base,
+        context_tokens=options.max_model_len,
+        model=options.model,
+        out=out,
+        num_parallel=options.parallel,
+        patience=Patience(num_tries=options.tries),
+    )
+
+
+def _comparison(options: argparse.Namespace, results: EvalResults, folder: Path) -> Comparison:
+    """With results that are there, or with those of another model, which is asked now."""
+    from ochat_train.respondents.evaluation import evaluate
+    from ochat_train.suites.compare import COMPARISON_FILE, compare
+    from ochat_train.suites.results import RESULTS_FILE, read_results
+    from ochat_train.system.durable import replace_text
+
+    other = Path(options.against)
+    if other.is_file() or (other / RESULTS_FILE).is_file():
+        found = read_results(other)
+    else:
+        found = evaluate(_eval_options(options, options.against, folder / "against"), say=print_message).results
+    comparison = compare(found, results)
+    replace_text(folder / COMPARISON_FILE, json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
+    return comparison
+
+
+EVAL = Verb(
+    name="eval",
+    group=Group.USE,
+    summary="Ask an export, or a chat server, the questions of benchmarks under its conditions, and score the answers.",
+    example="ochat eval runs/quickstart/export --suite held-out --data data/quickstart/held_out.jsonl",
+    add_arguments=_add_arguments,
+    run=_run,
+)

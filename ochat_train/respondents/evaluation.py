@@ -1,0 +1,227 @@
+"""`ochat eval`: opens who is asked, asks what is not answered yet, and writes the results."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from ochat_train import __version__
+from ochat_train.inference.choose import EngineOptions, make_engine
+from ochat_train.inference.engine import Engine
+from ochat_train.inference.served_model import ServedModel, load_served_model
+from ochat_train.respondents import export, url
+from ochat_train.respondents.progress import AskingProgress
+from ochat_train.runs.folder import RECIPE_FILE
+from ochat_train.suites.ask import Failures, Patience
+from ochat_train.suites.evaluate import Asker, Plan, ask_plan, plan_evaluation, results_of
+from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings, write_results
+from ochat_train.suites.store import AnswerStore, FolderLock
+from ochat_train.suites.suite import Suite, SuiteOptions
+from ochat_train.suites.table import make_suites
+from ochat_train.system.exits import StoppedBySignalError
+
+Say = Callable[[str], None]
+_EXPORT_FOLDER = "export"  # below a run, where docs and recipes put it
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What `ochat eval` was asked for.
+
+    target: a folder or an address. suites, data, condition: as typed. model: a server's name of the model, None for the
+    only one. base, context_tokens: as in `load_served_model`. out: None for a folder called after the model.
+    """
+
+    target: str
+    suites: tuple[str, ...]
+    data: tuple[str, ...]
+    condition: str = "all"
+    any_condition: bool = False
+    settings: RunSettings = field(default_factory=RunSettings)
+    suite_options: SuiteOptions = field(default_factory=SuiteOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    base: str | None = None
+    context_tokens: int | None = None
+    model: str | None = None
+    out: Path | None = None
+    num_parallel: int = 64
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What came out, and the folder of results.json."""
+
+    results: EvalResults
+    folder: Path
+
+
+def is_url(target: str) -> bool:
+    """Whether a target is an address, and no folder."""
+    return target.startswith(("http://", "https://"))
+
+
+def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
+    """Ask, score and write results.json.
+
+    say: takes lines for the person who waits. Raises UserError, and StoppedBySignalError after Ctrl-C or SIGTERM:
+    finished answers are kept.
+    """
+    suites = make_suites(options.suites, options.data, options.suite_options)
+    return asyncio.run(_evaluate(options, suites, say))
+
+
+async def _evaluate(options: EvalOptions, suites: list[Suite], say: Say) -> Evaluated:
+    opening = _open_url(options) if is_url(options.target) else _open_export(options, say)
+    async with opening as opened:
+        folder = options.out or Path("eval") / _folder_name(opened.asker.model)
+        lock = FolderLock(folder)
+        try:
+            plan = plan_evaluation(suites, opened.conditions, opened.asker, options.settings)
+            store = AnswerStore(folder)
+            failures = await _ask(plan, store, opened, options, say)
+            results = await asyncio.to_thread(results_of, plan, store, failures)
+            write_results(folder, results)
+        finally:
+            lock.close()
+    return Evaluated(results=results, folder=folder)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what asks and scores; the engine names its own."""
+    return {"ochat-train": __version__, "python": platform.python_version()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """start: loads the model; called only where something is left to ask."""
+
+    asker: Asker
+    conditions: tuple[str | None, ...]
+    start: Callable[[], object]
+
+
+async def _ask(plan: Plan, store: AnswerStore, opened: _Opened, options: EvalOptions, say: Say) -> Failures:
+    num_done = plan.num_answered(store)
+    if num_done:
+        say(f"{num_done:,} of {len(plan.requests):,} answers were kept from an earlier start")
+    if num_done == len(plan.requests):
+        return {}
+    starting = opened.start()
+    if asyncio.iscoroutine(starting):
+        await starting
+    progress = AskingProgress(len(plan.requests), num_done)
+    asking = asyncio.ensure_future(
+        ask_plan(plan, store, num_parallel=options.num_parallel, patience=options.patience, progress=progress)
+    )
+    stopped = _cancel_on_signals(asking)
+    try:
+        return await asking
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+        kept = f"{plan.num_answered(store):,} of {len(plan.requests):,} answers are kept"
+        raise StoppedBySignalError(f"stopped; {kept}; start the same command again to continue") from None
+    finally:
+        progress.close()
+        _end_of_signals()
+
+
+def _cancel_on_signals(task: asyncio.Future[Failures]) -> list[int]:
+    """Cancel a task at Ctrl-C and SIGTERM. Returns a list that the signal is put into."""
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stop, number)
+        except (RuntimeError, ValueError, NotImplementedError):  # not in the main thread
+            return received
+    return received
+
+
+def _end_of_signals() -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _open_export(options: EvalOptions, say: Say) -> AsyncIterator[_Opened]:
+    served = load_served_model(
+        export_folder(Path(options.target)), base=options.base, context_tokens=options.context_tokens
+    )
+    conditions = export.chosen_conditions(served, options.condition, any_condition=options.any_condition)
+    engine = make_engine(served, options.engine, say=say)
+    export.refuse_unsupported(engine, temperature=options.settings.temperature)
+    try:
+        yield _Opened(
+            asker=_export_asker(served, engine, say),
+            conditions=conditions,
+            start=engine.start,
+        )
+    finally:
+        await engine.close()
+
+
+def _export_asker(served: ServedModel, engine: Engine, say: Say) -> Asker:
+    return Asker(
+        respondent=export.ExportRespondent(served, engine, say=say),
+        model=export.model_facts(served),
+        engine=engine.name,
+        engine_versions=engine.versions,
+        versions=_versions(),
+    )
+
+
+@asynccontextmanager
+async def _open_url(options: EvalOptions) -> AsyncIterator[_Opened]:
+    respondent = await url.open_url(
+        options.target,
+        model=options.model,
+        num_parallel=options.num_parallel,
+        timeout_seconds=options.patience.timeout_seconds,
+    )
+    facts = respondent.facts
+    try:
+        yield _Opened(
+            asker=Asker(
+                respondent=respondent,
+                model=ModelFacts(name=facts.model, kind="url", url=facts.url),
+                engine="ochat serve" if facts.is_ours else "server",
+                engine_versions={},
+                versions=_versions(),
+            ),
+            conditions=url.url_conditions(facts, options.condition),
+            start=lambda: None,
+        )
+    finally:
+        await respondent.close()
+
+
+def export_folder(target: Path) -> Path:
+    """The export that a target names: the folder itself, or `export` of a run. Raises UserError where there is none."""
+    if not (target / RECIPE_FILE).is_file() or (target / "config.json").is_file():
+        return target
+    folder = target / _EXPORT_FOLDER
+    if not folder.is_dir():
+        command = f"ochat export {target} --out {folder}"
+        raise UserError(target, "is a run, and an export of it is needed", f"make one with `{command}`")
+    return folder
+
+
+def _folder_name(model: ModelFacts) -> str:
+    """A name for the folder of results: the model's, and the beginning of its hash."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.name).strip(".-") or "model"
+    return f"{name}-{model.sha256[:8]}" if model.sha256 else name

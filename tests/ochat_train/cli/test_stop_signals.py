@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM of verbs that are not a training: real processes, ended in order, without tracebacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ochat_train.system import exits
+from tests.support.faults import wait_for
+from tests.support.processes import ROOT, process_environment
+
+# A verb that works for a minute: with processes of a pool, as `ochat prepare`, or alone, as `ochat export`.
+WORKER = """
+import sys, time
+from pathlib import Path
+from data_pipeline.prepare.workers import over_chunks
+from ochat_train.cli import main as cli
+from ochat_train.cli.prepare import PREPARE
+from dataclasses import replace
+
+folder = Path(sys.argv[1])
+
+def work(chunk):
+    (folder / f"started-{chunk}").touch()
+    time.sleep(60)
+
+def make_work():
+    return work
+
+def run(options):
+    try:
+        for _ in over_chunks(make_work, range(4), int(sys.argv[2])):
+            pass
+    finally:
+        (folder / "put away").touch()
+
+if __name__ == "__main__":
+    cli.VERBS = (replace(PREPARE, run=run),)
+    sys.exit(cli.main(["prepare", "recipe.yaml"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "num_workers"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+def test_a_signal_ends_a_verb_in_order(number: int, num_workers: int, tmp_path: Path) -> None:
+    """To the whole group, as a terminal or a scheduler sends it."""
+    (tmp_path / "work.py").write_text(WORKER)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "work.py"), str(tmp_path), str(num_workers)],
+        cwd=ROOT,
+        env=process_environment({}),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(list(tmp_path.glob("started-*"))) == num_workers, seconds=60)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=30)  # the pipe closes when no process of the pool is left
+    name = signal.Signals(number).name
+    assert process.returncode == exits.STOPPED, errors
+    assert errors.splitlines() == ["", "ochat prepare: stopping", f"ochat prepare: stopped by {name}; start it again"]
+    assert (tmp_path / "put away").exists()

@@ -1,0 +1,154 @@
+"""`ochat launch`: everything is waited for, a crash is retried and resumes, Ctrl-C and errors of the user are not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ochat_train.distributed import supervisor
+from ochat_train.distributed.launch import free_port
+from ochat_train.distributed.supervisor import exit_code
+from ochat_train.system import exits
+from tests.support.disturbed_runs import prepared
+from tests.support.faults import num_steps, same_run, start_slow_run, wait_for
+from tests.support.processes import ROOT, finish, process_environment
+from tests.support.small_recipe import RecipeFactory
+
+LAUNCH = [sys.executable, "-m", "tests.support.ochat_command", "launch", "--pause", "0.1"]
+
+
+def launch(retries: int, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*LAUNCH, "--retries", str(retries), "--", *command],
+        cwd=ROOT,
+        env=process_environment({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def counting(file: Path, then: str) -> list[str]:
+    """A command that leaves a line in a file each time, and goes on in bash."""
+    return ["bash", "-c", f"echo >> {file}; {then}"]
+
+
+ENDS = {
+    "done": ("exit 0", 0, 1),
+    "error of the user": ("exit 2", 2, 1),
+    "not pushed": ("exit 77", 77, 1),
+    "bug": ("exit 1", 1, 3),
+    "killed rank": ("exit 247", 247, 3),
+    "killed launcher": ("kill -9 $$", 137, 3),
+    "lost ranks": ("exit 76", 76, 3),
+    # DeepSpeed's command ends with 0 where its launcher was killed, while the ranks go on
+    "ranks outlive the launcher": ("(sleep 0.3; exit 76) & exit 0", 76, 3),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_is_started_again(name: str, tmp_path: Path) -> None:
+    script, code, num_starts = ENDS[name]
+    process = launch(2, *counting(tmp_path / "starts", script))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert len((tmp_path / "starts").read_text().splitlines()) == num_starts
+    assert errors.count("starting again") == num_starts - 1
+    if name == "killed rank":
+        assert "(a process was killed by SIGKILL)" in errors
+
+
+RANK = """
+import signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    open(sys.argv[1], "a").write("saved\\n")
+    sys.exit(75)
+signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
+open(sys.argv[2], "w").close()
+time.sleep(60)
+"""
+LAUNCHER = """
+import subprocess, sys
+subprocess.Popen([sys.executable, *sys.argv[1:]]).wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_passed_on_once_and_never_retried(number: int, tmp_path: Path) -> None:
+    """The launcher dies of it, as DeepSpeed's does; its rank ends later, and is waited for."""
+    saved, ready = tmp_path / "saved", tmp_path / "ready"
+    (tmp_path / "rank.py").write_text(RANK)
+    process = launch(5, sys.executable, "-c", LAUNCHER, str(tmp_path / "rank.py"), str(saved), str(ready))
+    wait_for(ready.exists, seconds=60)
+    ready.unlink()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == exits.STOPPED, errors
+    assert "stopping" in errors
+    assert saved.read_text().splitlines() == ["saved"]
+    assert not ready.exists()  # nothing was started again
+
+
+def test_a_killed_rank_is_started_again_and_the_run_ends_like_an_undisturbed_one(
+    undisturbed: Path, tmp_path: Path, make_recipe: RecipeFactory
+) -> None:
+    """The command asks this test for ranks, which are forked here, and ends with the exit code of DeepSpeed."""
+    recipe, asked, answer = prepared(make_recipe, tmp_path / "run"), tmp_path / "asked", tmp_path / "answer"
+    os.mkfifo(asked)
+    os.mkfifo(answer)
+    process = launch(1, "bash", "-c", f"echo > {asked}; read code < {answer}; exit $code")
+    for attempt in (1, 2):
+        asked.read_text()
+        ranks = start_slow_run(recipe)
+        if attempt == 1:
+            wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=90)
+            os.kill(ranks[1].pid, signal.SIGKILL)
+        codes = finish(ranks)[1]
+        assert codes == ([exits.LOST_RANKS, -signal.SIGKILL] if attempt == 1 else [0, 0])
+        answer.write_text(f"{codes[1] & 255}\n")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert errors.count("exit code 247 (a process was killed by SIGKILL); starting again") == 1
+    assert same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "ranks", "code"),
+    [
+        (0, [], 0),
+        (0, [0, 0], 0),
+        (0, [0, 75], 75),
+        (1, [75, 76], 75),
+        (1, [], 1),
+        (1, [-9, 76], 76),
+        (2, [75], 2),
+        (247, [76], 247),
+        (-2, [75], 75),
+        (-9, [], 137),
+        (0, [-9], 137),
+    ],
+)
+def test_the_exit_code_of_all(launcher: int, ranks: list[int], code: int) -> None:
+    assert exit_code(launcher, ranks) == code
+
+
+def test_a_second_run_on_one_host_takes_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["deepspeed", "--num_gpus", "2", "--module", "ochat_train", "a.yaml"]
+    with socket.create_server(("", 0)) as taken:
+        monkeypatch.setattr(supervisor, "DEEPSPEED_PORT", taken.getsockname()[1])
+        changed = supervisor._with_free_port(command)
+        assert changed[:2] == ["deepspeed", "--master_port"]
+        assert int(changed[2]) not in (0, taken.getsockname()[1])
+        assert changed[3:] == command[1:]
+        for same in ([*command[:1], "--master_port=1", *command[1:]], ["deepspeed", "--hostfile", "x"], ["torchrun"]):
+            assert supervisor._with_free_port(same) == same
+    monkeypatch.setattr(supervisor, "DEEPSPEED_PORT", free_port())
+    assert supervisor._with_free_port(command) == command  # the control

@@ -1,0 +1,190 @@
+"""`ochat serve` from its options to its end by a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from packaging.requirements import Requirement
+
+from data_pipeline.errors import UserError
+from ochat_train.cli.engine_arguments import engine_options
+from ochat_train.cli.main import VERBS, main
+from ochat_train.cli.parser import parse
+from ochat_train.inference.choose import EngineOptions
+from ochat_train.inference.served_model import ServedModel
+from ochat_train.serving import installed, serve
+from ochat_train.serving.keys import Keys
+from ochat_train.serving.serve import ServeOptions
+from ochat_train.serving.settings import Limits
+from tests.support.chat_stand_in import wait_until
+from tests.support.processes import ROOT
+from tests.support.scripted_engine import CONDITIONS, ScriptedEngine, tokenizer_of
+
+HI = [{"role": "user", "content": "Hi"}]
+KEYS = Keys(["sk-1"])
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> ServedModel:
+    return ServedModel(
+        folder=tmp_path,
+        name="small",
+        base=None,
+        tokenizer=tokenizer_of(),
+        conditions=CONDITIONS,
+        default_condition=CONDITIONS[0],
+        context_tokens=256,
+        stop_ids=(1,),
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_after_what_is_running(
+    number: signal.Signals, served: ServedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, port = ScriptedEngine(pause_s=0.05), free_port()
+    monkeypatch.setattr(serve, "make_engine", lambda *arguments, say: engine)
+    found: list[httpx.Response] = []
+    url = f"http://localhost:{port}"
+
+    def ask() -> None:
+        wait_until(lambda: _answers(f"{url}/health"))
+        thread = threading.Thread(target=lambda: found.append(httpx.post(f"{url}/v1/chat/completions", json=body)))
+        thread.start()
+        wait_until(lambda: engine.num_running == 1)
+        os.kill(os.getpid(), number)
+        thread.join()
+
+    body = {"messages": HI}
+    asking = threading.Thread(target=ask)
+    before = signal.getsignal(number)
+    asking.start()
+    serve.serve(served, EngineOptions(), ServeOptions(port=port, limits=Limits(drain_seconds=10)))
+    asking.join()
+    assert found[0].json()["choices"][0]["message"]["content"] == "Hello there"
+    assert engine.is_closed
+    assert signal.getsignal(number) is before
+    assert f"serving at {url} (without a key)" in capsys.readouterr().err
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_an_engine_that_does_not_start_leaves_nothing(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, port = ScriptedEngine(), free_port()
+
+    async def fail() -> None:
+        raise UserError("vllm", "is not there")
+
+    monkeypatch.setattr(engine, "start", fail)
+    monkeypatch.setattr(serve, "make_engine", lambda *arguments, say: engine)
+    with pytest.raises(UserError, match="is not there"):
+        serve.serve(served, EngineOptions(), ServeOptions(port=port))
+    assert engine.is_closed
+    with socket.socket() as one:  # the port is free again
+        one.bind(("127.0.0.1", port))
+
+
+def test_other_machines_need_keys() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        with pytest.raises(UserError, match="without a key"):
+            serve.check_exposure(ServeOptions(host=host), Keys())
+        serve.check_exposure(ServeOptions(host=host), KEYS)
+        serve.check_exposure(ServeOptions(host=host, allow_no_keys=True), Keys())
+    for host in ("localhost", "127.0.0.1", "::1"):
+        serve.check_exposure(ServeOptions(host=host), Keys())
+
+
+def test_hosts_are_checked_unless_there_are_keys() -> None:
+    local = {"localhost", "127.0.0.1", "[::1]"}
+    assert serve.allowed_hosts(ServeOptions(), Keys()) == local
+    assert serve.allowed_hosts(ServeOptions(allow_hosts=["Chat.example"]), Keys()) == {*local, "chat.example"}
+    assert serve.allowed_hosts(ServeOptions(), KEYS) is None
+    assert serve.allowed_hosts(ServeOptions(host="0.0.0.0", allow_no_keys=True), Keys()) is None
+    assert serve.allowed_hosts(ServeOptions(allow_no_keys=True), Keys()) == local
+
+
+def test_what_others_may_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys"
+    file.write_text("sk-file-1\n")
+    for mode, is_said in ((0o600, False), (0o640, True), (0o604, True)):
+        file.chmod(mode)
+        assert len(serve.keys_of(ServeOptions(api_keys_file=file), {})) == 1
+        assert ("can read" in capsys.readouterr().err) == is_said
+    assert len(serve.keys_of(ServeOptions(api_keys=["sk-1", "sk-2"]), {})) == 2
+    text = capsys.readouterr().err
+    assert "list of processes" in text
+    assert "sk-" not in text
+
+
+def test_texts_are_only_logged_to_a_file(served: ServedModel) -> None:
+    with pytest.raises(UserError, match="--log-file"):
+        serve.serve(served, EngineOptions(), ServeOptions(log_texts=True))
+
+
+def test_the_cards_options_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The card's flags, and those of vLLM after `--` wherever they are."""
+    seen: list[Any] = []
+    monkeypatch.setattr(serve, "serve", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("ochat_train.cli.serve.served_model", lambda *arguments, name: name)
+    log = tmp_path / "openchat.log"
+    keys = ["--api-keys", "sk-KEY1", "sk-KEY2", "--disable-log-requests", "--disable-log-stats"]
+    command = ["serve", "export", *keys, "--log-file", str(log), "--tensor-parallel-size", "2", "--engine", "vllm"]
+    assert main([*command, "--", "--quantization", "fp8"]) == 0
+    [(name, engine, options)] = seen
+    assert name is None
+    assert engine == EngineOptions(kind="vllm", vllm_flags=("--tensor-parallel-size", "2", "--quantization", "fp8"))
+    assert options == ServeOptions(api_keys=("sk-KEY1", "sk-KEY2"), log_file=log, log_requests=False, log_stats=False)
+    assert not log.exists()  # `ochat` writes its command line into other logs, and here that would hold the keys
+
+
+def test_flags_of_vllm_follow_two_dashes() -> None:
+    for command in (["--", "--x", "2"], ["--engine", "vllm", "--", "--x", "2"], ["--port", "1", "--", "--x", "2"]):
+        assert engine_options(parse(VERBS, ["serve", "export", *command])).vllm_flags == ("--x", "2")
+    assert engine_options(parse(VERBS, ["serve", "export", "--engine", "vllm"])).vllm_flags == ()
+    with pytest.raises(SystemExit):
+        parse(VERBS, ["serve", "export", "--x", "2"])
+    with pytest.raises(SystemExit):
+        parse(VERBS, ["generate", "export", "--prompt", "x", "--", "--x"])
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found_line = re.search(r"^serve = (\[.*?\])", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found_line is not None
+    extra = [Requirement(text) for text in json.loads(found_line[1])]
+    assert {need.name: str(need.specifier) for need in extra} == installed.NEEDED
+    installed.require_serving()
+    found: Callable[[str], str | None] = {"starlette": "1.0", "uvicorn": "0.1", "httpx": "0.28"}.get
+    monkeypatch.setattr(installed, "installed_version", found)
+    with pytest.raises(UserError, match=r"uvicorn>=0.34, prometheus-client>=0.21"):
+        installed.require_serving()
+
+
+def test_what_is_not_http_gets_an_error_of_the_same_shape() -> None:
+    from tests.support.scripted_engine import serving
+
+    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        head, _, body = client.recv(10_000).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert json.loads(body)["error"]["code"] == "invalid_http"
