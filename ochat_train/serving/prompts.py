@@ -20,7 +20,7 @@ from ochat_train.serving.served import OfferedModel
 from ochat_train.system.pretrained import TemplateError, prompt_ids
 
 _PROBE = "qzxvjk"  # a text that no template holds
-_CALL = {"type": "function", "function": {"name": _PROBE, "arguments": {}}, "id": "call_123456"}
+_PROBES = {"system", "tool", "tools", "tool_calls", "reasoning"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,23 @@ class PromptWriter:
             raise bad_request(text, param=f"messages[{len(messages) - 1}].role")
         variables = self._variables(request.tools or None, condition)
         self._check_names(messages, variables)
-        for role, number in {m["role"]: n for n, m in reversed(list(enumerate(messages)))}.items():
-            if role in ("system", "tool") and messages[number]["content"].strip() and role in self._not_shown:
-                text = f"the prompt format of this model shows nothing of `{role}` messages"
-                raise bad_request(text, param=f"messages[{number}].role")
+        self._check_shown(request, messages)
+        return messages, variables
+
+    def _check_shown(self, request: PromptRequest, messages: Sequence[dict[str, Any]]) -> None:
+        """Raise ApiError for a part of the conversation that the template leaves out silently."""
+        for number, message in enumerate(messages):
+            place = f"messages[{number}]"
+            parts = {
+                message["role"]: (f"{place}.role", message["content"].strip()),
+                "tool_calls": (f"{place}.tool_calls", message.get("tool_calls")),
+                "reasoning": (f"{place}.reasoning_content", message.get("reasoning_content", "").strip()),
+            }
+            for name, (param, is_there) in parts.items():
+                if is_there and name in _PROBES and name in self._not_shown:
+                    raise bad_request(f"the prompt format of this model shows nothing of `{name}`", param=param)
         if request.tools and "tools" in self._not_shown:
             raise bad_request("the prompt format of this model shows nothing of `tools`", param="tools")
-        return messages, variables
 
     def _variables(self, tools: Any, condition: str | None) -> dict[str, Any]:
         return {
@@ -115,14 +125,24 @@ class PromptWriter:
             raise bad_request("only tool messages have `tool_call_id`", param=f"{place}.tool_call_id")
         if message.content is None and not (message.tool_calls or message.reasoning_content or message.reasoning):
             raise bad_request(f"`{place}.content` is missing", param=f"{place}.content")
-        fields = message.model_dump(exclude_none=True, exclude={"role", "tool_calls", "content"})
+        fields = message.model_dump(exclude_none=True, include={"name", "tool_call_id"})
         found = {"role": role, "content": message.content or "", **fields}
+        if reasoning := self._reasoning(message, place):
+            found["reasoning_content"] = reasoning
         if message.tool_calls:
             found["tool_calls"] = [
                 self._tool_call(call.model_dump(exclude_none=True), f"{place}.tool_calls[{n}]")
                 for n, call in enumerate(message.tool_calls)
             ]
         return found
+
+    def _reasoning(self, message: Message, place: str) -> str:
+        """The reasoning, under whichever of its two names."""
+        names = {text for text in (message.reasoning_content, message.reasoning) if text}
+        if len(names) > 1:
+            text = "`reasoning_content` and `reasoning` are two names of one field, and differ"
+            raise bad_request(text, param=f"{place}.reasoning")
+        return names.pop() if names else ""
 
     def _tool_call(self, call: dict[str, Any], place: str) -> dict[str, Any]:
         try:
@@ -148,19 +168,23 @@ class PromptWriter:
 
     @cached_property
     def _not_shown(self) -> frozenset[str]:
-        """What the template takes and leaves out silently: `system`, `tool`, `tools`. Tried once."""
-        user, probe = {"role": "user", "content": "x"}, {"content": _PROBE}
+        """Which of `_PROBES` the template takes and leaves out silently. Tried once."""
+        user, arguments = {"role": "user", "content": "x"}, {} if self._model.parses_arguments else "{}"
+
+        def calls(name: str) -> dict[str, Any]:
+            call = {"type": "function", "id": "call12345", "function": {"name": name, "arguments": arguments}}
+            return {"role": "assistant", "content": "", "tool_calls": [call]}
+
         function = {"name": _PROBE, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
-        arguments = {} if self._model.parses_arguments else "{}"
-        call = {**_CALL, "function": {"name": "f", "arguments": arguments}}
         tried: dict[str, tuple[list[dict[str, Any]], Any]] = {
-            "system": ([{"role": "system", **probe}, user], None),
-            "tool": (
-                [user, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", **probe}],
-                None,
-            ),
+            "system": ([{"role": "system", "content": _PROBE}, user], None),
+            "tool": ([user, calls("f"), {"role": "tool", "content": _PROBE, "tool_call_id": "call12345"}], None),
             "tools": ([user], [{"type": "function", "function": function}]),
+            "tool_calls": ([user, calls(_PROBE)], None),
+            # last, because some formats show the reasoning of earlier answers no more, as in training
+            "reasoning": ([user, {"role": "assistant", "content": "y", "reasoning_content": _PROBE}], None),
         }
+        assert tried.keys() == _PROBES
         return frozenset(name for name, (messages, tools) in tried.items() if not self._shows_probe(messages, tools))
 
     def _shows_probe(self, messages: Sequence[dict[str, Any]], tools: Any) -> bool:

@@ -5,6 +5,7 @@ Nothing is ignored silently. A field that would change the answer, and cannot, i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -196,6 +197,8 @@ def _check_pairs(request: ChatRequest) -> None:
         raise bad_request(text, param="tools", code="unsupported_parameter")
     if not request.tools and request.tool_choice not in (None, "none", "auto"):
         raise bad_request("`tool_choice` needs `tools`", param="tool_choice")
+    if request.tools and (problem := text_problem(json.dumps(request.tools, ensure_ascii=False))) is not None:
+        raise bad_request(f"`tools`: {problem}", param="tools")
     if request.model is not None and (problem := text_problem(request.model)) is not None:
         raise bad_request(f"`model`: {problem}", param="model")
 

@@ -117,7 +117,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
         {"type": "json_object", "json_schema": {}},
     ),
     "chat_template_kwargs": ({"enable_thinking": False}, {"condition": 1}, []),
-    "tools": ([{"type": "function"}], "x", [1]),
+    "tools": ([{"type": "function"}], "x", [1], [{"a\ufdd0": 1}]),
     "tool_choice": ("required", {"type": "function"}),
     "frequency_penalty": (0.5, "x", True),
     "presence_penalty": (-1,),

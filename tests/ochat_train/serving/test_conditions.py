@@ -190,19 +190,38 @@ def test_tools_are_shown_where_the_template_has_a_place() -> None:
         ids_of(model, [*HI, {"role": "assistant", "content": "", "tool_calls": [bad]}, *HI], CONDITIONS[0])
 
 
-@pytest.mark.parametrize("lost", ["system", "tool"])
-def test_a_template_that_leaves_out_messages_silently_is_caught(lost: str) -> None:
+LOST = {
+    "system": ({"role": "system", "content": "Be brief."}, "{% if m.role == 'system' %}{{ m.content }}{% endif %}"),
+    "tool": ({"role": "tool", "content": "Be brief."}, "{% if m.role == 'tool' %}{{ m.content }}{% endif %}"),
+    "tool_calls": (
+        {"role": "assistant", "tool_calls": [{"function": {"name": "Be brief."}}]},
+        "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}",
+    ),
+    "reasoning": ({"role": "assistant", "content": "x", "reasoning": "Be brief."}, "{{ m.reasoning_content }}"),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_template_that_leaves_out_something_silently_is_caught(lost: str) -> None:
     import copy
 
     tokenizer = copy.deepcopy(tokenizer_of("chatml"))
-    messages = [{"role": lost, "content": "Be brief."}, *HI]
-    write = "{% for m in messages %}{% if m.role in roles %}[{{ m.role }}] {{ m.content }}\n{% endif %}{% endfor %}"
-    tokenizer.chat_template = "{% set roles = ['user', 'system', 'tool', 'assistant'] %}" + write
-    model = offered(tokenizer=tokenizer)
-    assert "Be brief." in PromptWriter(model).prompt(read_request({"messages": messages}), None).text
-    tokenizer.chat_template = "{% set roles = ['user', 'assistant'] %}" + write
+    message, shown = LOST[lost]
+    begin = "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}[{{ m.role }}] {{ m.content }}{% endif %}"
+    tokenizer.chat_template = begin + shown + "{% endfor %}"
+    request = read_request({"messages": [message, *HI]})
+    assert "Be brief." in PromptWriter(offered(tokenizer=tokenizer)).prompt(request, None).text
+    tokenizer.chat_template = begin + "{% endfor %}"
     with pytest.raises(ApiError, match=f"shows nothing of `{lost}`"):
-        ids_of(model, messages)
+        PromptWriter(offered(tokenizer=tokenizer)).ids(request, None)
+
+
+def test_two_names_of_the_reasoning_must_agree() -> None:
+    answer = {"role": "assistant", "content": "x", "reasoning": "a", "reasoning_content": "b"}
+    with pytest.raises(ApiError, match="two names"):
+        ids_of(offered("qwen3"), [*HI, answer, *HI], CONDITIONS[0])
+    answer["reasoning"] = "b"
+    ids_of(offered("qwen3"), [*HI, answer, *HI], CONDITIONS[0])
 
 
 def test_render_shows_what_is_sent() -> None:
