@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a limit on the size of files
 # permissions, a disk that is mounted read-only, a link that leads to itself, a name that no disk can hold
 _UNUSABLE = (
@@ -95,6 +97,14 @@ def is_out_of_room(error: OSError) -> bool:
 def is_unusable(error: OSError) -> bool:
     """Whether a file could not be used for a reason that the user can change: its permissions, its place, its name."""
     return error.errno in _UNUSABLE
+
+
+def os_error_of(error: BaseException) -> OSError | None:
+    """The OSError behind an exception of a library that is written in Rust, such as safetensors, which says so in its
+    text alone: `No space left on device (os error 28)`. None for other exceptions.
+    """
+    found = _OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def cannot_use(path: Path | str, error: OSError) -> UserError:

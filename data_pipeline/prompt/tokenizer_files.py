@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.hub_cache import is_known_to_be_absent
+from data_pipeline.hub_cache import is_known_to_be_absent, offline_without_network
 from data_pipeline.hub_names import is_hub_id
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -24,7 +24,8 @@ def find_tokenizer_files(name: str, *, revision: str | None = None, more: Sequen
     elif not is_hub_id(name):
         raise UserError("model", f"{name}: no such folder, and not a Hub id (ORG/NAME)")
     else:
-        found = _download(name, revision, wanted)
+        with offline_without_network():
+            found = _download(name, revision, wanted)
     if "tokenizer.json" not in found:
         raise UserError(
             "model",

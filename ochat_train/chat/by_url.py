@@ -16,7 +16,16 @@ from ochat_train.inference.engine import Piece
 _OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_BETWEEN_PIECES = 600.0  # a server may let a question wait for its turn
+_UNAUTHORIZED = 401
 _MOST_CHARACTERS = 1000  # of what a server says about an error
+
+
+class _Refused(ChatError):
+    """The server does not do what was asked."""
+
+    def __init__(self, text: str, *, status: int) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class ServerAnswerer:
@@ -40,6 +49,9 @@ class ServerAnswerer:
         try:
             rows = await self._json("GET", "models", None)
             names = [str(row["id"]) for row in rows["data"]]
+        except _Refused as error:
+            remedy = "put a key into the variable OCHAT_API_KEY" if error.status == _UNAUTHORIZED else ""
+            raise UserError(self._url, str(error), remedy) from None
         except ChatError as error:
             raise UserError(self._url, str(error), "is `ochat serve` running there?") from None
         except (KeyError, TypeError):
@@ -100,7 +112,8 @@ class ServerAnswerer:
         try:
             async with self._client.stream(method, f"v1/{path}", json=body) as response:
                 if response.is_error:
-                    raise ChatError(_refusal(response.status_code, response.headers, await response.aread()))
+                    status = response.status_code
+                    raise _Refused(_refusal(status, response.headers, await response.aread()), status=status)
                 yield response
         except httpx.TransportError as error:
             text = str(error) or type(error).__name__

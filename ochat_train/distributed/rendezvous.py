@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.distributed.launch import free_port
 from ochat_train.system.exits import OneRankError
 
 MEETING_SECONDS = 600.0  # hosts may start minutes apart, and read their libraries from a slow disk
@@ -39,7 +40,8 @@ def meet(*, seconds: float = MEETING_SECONDS) -> object:
         raise _error(
             f"rank {rank} ({socket.gethostname()})",
             f"cannot reach rank 0 at {rank_0} ({str(error).splitlines()[0][:200]})",
-            "check that rank 0 was started, that its name is known on every host, and that the port is open",
+            "check that rank 0 was started, that its name is known on every host, and that the port is open; if "
+            f"another run uses it, start with `--master_port {free_port()}`, or with `ochat launch`, which finds one",
         ) from error
     try:
         missing = missing_ranks(store, num_ranks, seconds=seconds, poll_seconds=poll_seconds)

@@ -30,6 +30,7 @@ from ochat_train.system.pretrained import reason_of
 if TYPE_CHECKING:
     import httpx
 
+_LARGEST_SEED = 2**63
 _CONNECT_SECONDS = 10.0
 _READ_SECONDS = 600.0  # between two pieces of an answer; the first may wait for others
 _RETRY_SECONDS = (0.2, 1.0)  # before the first byte of an answer, and never after it
@@ -121,7 +122,9 @@ class CompletionsClient:
         """The pieces of one answer. Closing this iterator closes the connection, and the server ends the answer."""
         maker: _IdPieces | _TextPieces
         if self.sends_ids:
-            maker = _IdPieces(PieceMaker(self._tokenizer, prompt_ids, settings, stop_ids=frozenset(self._stop_ids)))
+            stop_ids = frozenset(self._stop_ids)
+            pieces = PieceMaker(self._tokenizer, prompt_ids, settings, stop_ids=stop_ids)
+            maker = _IdPieces(pieces, num_alternatives=settings.num_logprobs or 0)
         else:
             maker = _TextPieces(settings)
         async with self._events(self._body(prompt_ids, settings, model)) as events:
@@ -150,7 +153,7 @@ class CompletionsClient:
         if self.sends_ids:
             body |= _WITH_IDS
         if settings.seed is not None:
-            body["seed"] = settings.seed
+            body["seed"] = settings.seed % _LARGEST_SEED  # servers take 64 bits with a sign
         if settings.num_logprobs is not None:
             body["logprobs"] = settings.num_logprobs
         if settings.response_format is not None:
@@ -185,14 +188,14 @@ class CompletionsClient:
 
 
 class _IdPieces:
-    """Pieces from the ids of an answer."""
+    """Pieces from the ids of an answer. num_alternatives: of each token; vLLM sends one more."""
 
-    def __init__(self, maker: PieceMaker) -> None:
-        self._maker = maker
+    def __init__(self, maker: PieceMaker, *, num_alternatives: int) -> None:
+        self._maker, self._num_alternatives = maker, num_alternatives
 
     def piece(self, choice: Mapping[str, Any], event: Mapping[str, Any]) -> Piece:
         """The piece of one event."""
-        piece = self._maker.add(choice.get("token_ids") or (), _id_rows(choice.get("logprobs")))
+        piece = self._maker.add(choice.get("token_ids") or (), _id_rows(choice.get("logprobs"), self._num_alternatives))
         finish = _finish_of(choice)
         if finish is None or piece.finish is not None:
             return piece
@@ -273,7 +276,7 @@ def _finish_of(choice: Mapping[str, Any]) -> Finish | None:
     return _FINISH[reason]
 
 
-def _id_rows(logprobs: Any) -> list[IdLogprob]:
+def _id_rows(logprobs: Any, num_alternatives: int) -> list[IdLogprob]:
     """Log-probabilities where tokens are written as `token_id:7`; none where there are none."""
     if not isinstance(logprobs, dict):
         return []
@@ -284,7 +287,7 @@ def _id_rows(logprobs: Any) -> list[IdLogprob]:
             logprob=float(logprob or 0.0),
             alternatives=sorted(
                 ((_id_of(other), float(value)) for other, value in (top or {}).items()), key=lambda pair: -pair[1]
-            ),
+            )[:num_alternatives],
         )
         for token, logprob, top in places
     ]

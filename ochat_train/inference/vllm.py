@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ _WATCH_SECONDS = 0.5
 _HEALTH_SECONDS = 5.0
 _MOST_FAILED_CHECKS = 3
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 60.0  # before it is started again
+_LONGEST_SOCKET_PATH = 100  # in bytes; Linux has room for 107, other systems for less
 _LAST_LINES = 25  # of its log, where it does not start
 
 
@@ -130,17 +133,16 @@ class VllmEngine:
     async def _launch(self) -> None:
         """Start the process and wait until it answers. Raises EngineError."""
         assert self._folder is not None
-        key, socket = secrets.token_urlsafe(32), self._folder / "socket"
-        socket.unlink(missing_ok=True)
+        server, listen = _address(self._folder)
         variables = {
             "VLLM_NO_USAGE_STATS": "1",
             **environment(self._vllm.path),
-            "VLLM_API_KEY": key,  # in the environment, since everybody sees a command line
+            "VLLM_API_KEY": str(server.key),  # in the environment, since everybody sees a command line
             "VLLM_USE_RUST_FRONTEND": "0",  # it takes other flags
         }
         with self._log.open("ab") as log:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", keeper.__file__, *self._command(["--uds", str(socket)])],
+                [sys.executable, "-I", keeper.__file__, *self._command(listen)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -148,11 +150,7 @@ class VllmEngine:
                 cwd=self._folder,  # so that no file of this folder is imported as a module
                 start_new_session=True,  # Ctrl-C is for us, and we end it
             )
-        client = CompletionsClient(
-            Server(url="http://vllm", key=key, socket=str(socket)),
-            self._served.tokenizer,
-            stop_ids=self._served.stop_ids,
-        )
+        client = CompletionsClient(server, self._served.tokenizer, stop_ids=self._served.stop_ids)
         try:
             await self._wait_until_ready(client, self._keeper)
             ids = list(range(min(8, self.context_tokens - 1)))
@@ -190,7 +188,7 @@ class VllmEngine:
             if not ended and client is not None and time.monotonic() - checked > _HEALTH_SECONDS:
                 checked = time.monotonic()
                 failed = 0 if await _is_healthy(client) else failed + 1
-                self._is_ready = failed == 0
+                self._is_ready = failed < _MOST_FAILED_CHECKS  # a busy server may answer late
                 wait = _FIRST_WAIT_SECONDS if failed == 0 else wait
             if not ended and client is not None and failed < _MOST_FAILED_CHECKS:
                 continue
@@ -232,6 +230,20 @@ class VllmEngine:
         except OSError:
             return ""
         return "\n".join(lines[-_LAST_LINES:])
+
+
+def _address(folder: Path) -> tuple[Server, list[str]]:
+    """Where it listens, with a new key, and the flags that say so: a Unix socket in `folder`, or a port of this machine
+    where the path is too long for one.
+    """
+    key, path = secrets.token_urlsafe(32), folder / "socket"
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+        path.unlink(missing_ok=True)
+        return Server(url="http://vllm", key=key, socket=str(path)), ["--uds", str(path)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return Server(url=f"http://127.0.0.1:{port}", key=key), ["--host", "127.0.0.1", "--port", str(port)]
 
 
 async def _is_healthy(client: CompletionsClient) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import is_out_of_room
 from data_pipeline.prepare.fingerprints import input_fingerprints, sources_fingerprint
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
@@ -37,7 +38,12 @@ def prepare_recipe(
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Manifest, bool]:
     """Prepare the dataset of a recipe; returns its manifest and whether it already existed. say: as in `prepare`."""
-    return prepare(prepare_job(recipe), num_workers=num_workers, progress=progress, say=say)
+    try:
+        return prepare(prepare_job(recipe), num_workers=num_workers, progress=progress, say=say)
+    except OSError as error:
+        if is_out_of_room(error) and error.filename is None:  # Arrow's does not say where
+            error.filename = recipe.data.prepared_dir
+        raise
 
 
 def check_prepared(recipe: Recipe, *, with_sources: bool = True) -> Manifest:

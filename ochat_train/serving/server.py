@@ -149,7 +149,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; True ends the server."""
         num_left = self._app.traffic.num_requests
-        if self._drains_until is not None and num_left and not self._has_said_so:
+        if self._drains_until is not None and num_left and not (self._has_said_so or self.should_exit):
             self._has_said_so = True
             seconds = self._limits.drain_seconds
             print_message(f"ending: {num_left} requests have {seconds:g} s to finish; another signal ends them")

@@ -102,10 +102,16 @@ def is_same(one: str, other: str) -> bool:
     return values[0] is not None and values[0] == values[1]
 
 
-def _scored(question: Question, answer: str) -> Scored:
+def find_answer(answer: str) -> str | None:
+    """The last boxed formula, otherwise the line after the last `answer is`; None or "" where there is neither."""
     found = boxed(answer)
     if found is None and (phrases := list(_PHRASE.finditer(answer))):
         found = answer[phrases[-1].end() :].strip().split("\n")[0].strip()
+    return found
+
+
+def _scored(question: Question, answer: str) -> Scored:
+    found = find_answer(answer)
     if not found:
         return Scored(value=0.0, is_answered=False)
     return Scored(value=float(is_same(found, question.right[0])), is_answered=True, found=found)

@@ -8,11 +8,13 @@ the code. A test reads the whole source for calls that do not say it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.hub_cache import offline_without_network
 from data_pipeline.json_files import read_json_object
 
 AUTO_MAP = "auto_map"
@@ -32,9 +34,10 @@ def load_config(source: str | Path, *, revision: str | None, place: str) -> Any:
     import transformers
 
     try:
-        values, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
-        _refuse_own_code(values, source=source, place=place)
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        with contextlib.nullcontext() if Path(source).exists() else offline_without_network():
+            values, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
+            _refuse_own_code(values, source=source, place=place)
+            config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         return without_code(config)
     except UserError:
         raise

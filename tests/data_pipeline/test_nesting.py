@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from data_pipeline.read.json_documents import document_rows, parse_line
 from data_pipeline.read.splits import card_subsets
 
 NUM_CALLS = 600  # of 1,000 that Python allows
+
+
+@pytest.fixture(autouse=True)
+def usual_limit() -> Iterator[None]:
+    """Hypothesis raises the limit of the process that it runs in."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
 
 
 def outcome(read: Callable[[], Any]) -> str:

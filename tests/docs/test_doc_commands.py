@@ -45,6 +45,8 @@ ONLY_CHECKED = {
     r"ochat (prepare|plan|check) recipes/(openchat|smollm2)": "needs a tokenizer from the Hub and data of the reader's "
     "own",
     r"ochat init data/gpt4": "needs a base from the Hub and conversations of the reader's own",
+    r"ochat serve": "does not end",
+    r"ochat inspect data/prepared/mine": "a dataset of a recipe that `ochat init` writes",
     r"ochat push": "writes to the Hub",
     r"ochat eval .*(eval_data|gsm8k|HumanEval)": "needs the data of a benchmark",
     r"python -m tests\.support\.hub_stand_in": "does not end",

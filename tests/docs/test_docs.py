@@ -117,6 +117,19 @@ def test_the_page_on_adapters_says_what_the_memory_plan_says() -> None:
     assert generator["page_with"]("another table") != page, "the control"
 
 
+def test_the_first_real_run_says_what_is_planned() -> None:
+    """Its numbers are those of docs/adapters.md, which the memory plan makes."""
+    rows = section((DOCS / "adapters.md").read_text(encoding="utf-8"), "7B (Mistral-7B), 7.24 billion parameters")
+    ways = {"QLoRA": "{type: qlora}", "LoRA": "{type: lora}", "all weights, 8-bit states": "`optimizer.states: 8bit`"}
+    columns = {"24 GB": 1, "48 GB": 2, "80 GB": 3}
+    page = (DOCS / "first-real-run.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| (\d+ GB) \| (.+?) \| (.+?) \|", page, flags=re.MULTILINE)
+    assert [memory for memory, *_ in said] == ["24 GB", "48 GB", "80 GB", "80 GB"]
+    for memory, way, planned in said:
+        [row] = [line for line in rows.splitlines() if ways[way.partition(", which")[0]] in line]
+        assert row.split("|")[columns[memory] + 1].strip() == planned, f"{memory}, {way}"
+
+
 def test_recipes_of_adapters_say_what_is_planned() -> None:
     page = (DOCS / "adapters.md").read_text(encoding="utf-8")
     rows = section(page, "7B (Mistral-7B), 7.24 billion parameters")

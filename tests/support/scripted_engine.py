@@ -39,8 +39,10 @@ def say_hello(prompt_ids: Sequence[int], settings: AnswerSettings) -> Sequence[s
 
 @dataclass(kw_only=True)
 class ScriptedEngine:
-    """Streams what `script` says, a token a piece. pause_s: before each piece. fails_after: pieces before `failure` is
-    raised. asked: prompts and settings. num_running: streams that are open; num_closed: those that have ended early.
+    """Streams what `script` says, a token a piece.
+
+    pause_s: before each piece. is_held: answers wait until it is false. fails_after: pieces before `failure` is raised.
+    asked: prompts and settings. num_running: streams that are open; num_closed: those that have ended early.
     """
 
     script: Script = say_hello
@@ -50,6 +52,7 @@ class ScriptedEngine:
     fails_after: int = 0
     unsupported: Mapping[str, str] = field(default_factory=dict)
     ready: bool = True
+    is_held: bool = False
     asked: list[tuple[list[int], AnswerSettings]] = field(default_factory=list)
     num_running: int = 0
     most_running: int = 0
@@ -73,6 +76,8 @@ class ScriptedEngine:
         self.most_running = max(self.most_running, self.num_running)
         ended = False
         try:
+            while self.is_held:
+                await asyncio.sleep(0.005)
             texts = self.script(prompt_ids, settings)
             for number, text in enumerate([*texts, ""]):
                 await asyncio.sleep(self.pause_s)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
-from data_pipeline.hub_cache import cached_file
+from data_pipeline.hub_cache import cached_file, offline_without_network
 from data_pipeline.hub_names import hub_name_problem
 from ochat_train.recipe.sections.model import ModelSettings
 
@@ -78,16 +78,17 @@ def downloaded_weight_files(settings: ModelSettings, *, named: str | None = None
 
     name = str(settings.path)
     try:
-        if named is None:
-            try:
-                return [Path(hf_hub_download(name, SINGLE_FILE, revision=settings.revision))]
-            except EntryNotFoundError:
-                named = INDEX
-        first = Path(hf_hub_download(name, named, revision=settings.revision))
-        if not named.endswith(".json"):
-            return [first]
-        shards = shards_of(first)
-        folder = Path(snapshot_download(name, revision=settings.revision, allow_patterns=shards))
+        with offline_without_network():
+            if named is None:
+                try:
+                    return [Path(hf_hub_download(name, SINGLE_FILE, revision=settings.revision))]
+                except EntryNotFoundError:
+                    named = INDEX
+            first = Path(hf_hub_download(name, named, revision=settings.revision))
+            if not named.endswith(".json"):
+                return [first]
+            shards = shards_of(first)
+            folder = Path(snapshot_download(name, revision=settings.revision, allow_patterns=shards))
     except UserError:
         raise
     except Exception as error:  # whatever the HTTP library raises, a gated repository, a full disk

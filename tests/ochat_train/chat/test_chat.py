@@ -209,7 +209,7 @@ def test_what_a_server_refuses_is_said(server: StandIn, monkeypatch: pytest.Monk
         return str(error.value)
 
     server.keys = ("sk-a",)
-    assert "wrong key" in problem(key="sk-b")
+    assert "wrong key; put a key into the variable OCHAT_API_KEY" in problem(key="sk-b")
     assert "a key is needed" in problem(key="")
     assert "the server does not have it; it has 'small'" in problem(model="large")
     assert "cannot be reached" in problem(url="http://127.0.0.1:9")

@@ -183,3 +183,28 @@ def test_a_prepared_folder_that_cannot_be_written_is_named(
     recipe = make_recipe(data__prepared_dir=str(tmp_path / "file" / "prepared"))
     assert main(["prepare", str(recipe), "--workers", "1"]) == 2
     assert "prepared" in capsys.readouterr().err
+
+
+def test_a_full_disk_behind_a_library_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors and tokenizers raise their own exceptions. The control: one that names no error of the system."""
+    import ochat_train.export.export as exporting
+
+    def fails(text: str) -> None:
+        def export(*arguments: object, **more: object) -> None:
+            raise ValueError(text)
+
+        monkeypatch.setattr(exporting, "export", export)
+
+    out = tmp_path / "out"
+    fails("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert main(["export", "run", "--out", str(out)]) == exits.USER_ERROR
+    assert capsys.readouterr().err.startswith(f"ochat export: {out}: cannot be written: No space left on device")
+    fails("I/O error: Read-only file system (os error 30)")
+    assert main(["export", "run", "--out", str(out)]) == exits.USER_ERROR
+    assert f"{out}: cannot be used: Read-only file system" in capsys.readouterr().err
+    for text in ("something else", "Connection refused (os error 111)"):
+        fails(text)
+        with pytest.raises(ValueError, match=text[:10]):
+            main(["export", "run", "--out", str(out)])

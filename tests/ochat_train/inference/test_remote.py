@@ -94,11 +94,16 @@ def test_answers_of_servers_with_and_without_ids_are_the_same(served: ServedMode
                 "top_p": 1.0,
                 "max_tokens": 30,
             }
+            bare = await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=3, num_logprobs=0)))
+            if not flags:
+                assert {len(row.alternatives) for row in bare.logprobs} == {0}, "as many as asked for"
             texts.append(answer.text)
             stop = answer.text[5:7]
             stopped = await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=30, stop=(stop,))))
             assert (stopped.text, stopped.finish) == (answer.text[: answer.text.index(stop)], "stop")
-            seeded = AnswerSettings(max_new_tokens=1, temperature=0.5, seed=3, response_format={"type": "json_object"})
+            seeded = AnswerSettings(
+                max_new_tokens=1, temperature=0.5, seed=2**64 + 3, response_format={"type": "json_object"}
+            )
             await whole_answer(engine.stream(ids, seeded))
             body = facts(url)["bodies"][-1]
             assert (body["seed"], body["response_format"]) == (3, {"type": "json_object"})

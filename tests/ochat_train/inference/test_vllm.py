@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -208,8 +209,16 @@ def test_a_server_that_dies_is_started_again(served: ServedModel, python: str) -
     [(("--no-such-flag",), "unrecognized arguments: --no-such-flag"), (("--fail-with", "no GPU"), "no GPU")],
 )
 def test_a_server_that_does_not_start_is_explained(
-    served: ServedModel, python: str, flags: tuple[str, ...], words: str
+    served: ServedModel,
+    python: str,
+    flags: tuple[str, ...],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Its log stays, in a folder that the message names."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     async def task() -> None:
         async with started(served, python, *flags):
             pass
@@ -217,6 +226,23 @@ def test_a_server_that_does_not_start_is_explained(
     with pytest.raises(UserError, match="exit code") as caught:
         run(task)
     assert words in str(caught.value)
+    [log] = tmp_path.glob("ochat-vllm-*/vllm.log")
+    assert str(log) in str(caught.value)
+
+
+def test_a_path_too_long_for_a_socket_means_a_port(
+    served: ServedModel, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ("long" * 25)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 25)))
+
+    async def task() -> None:
+        async with started(served, python) as engine:
+            assert "--port" in (await facts(engine))["arguments"]
+            answer = await whole_answer(engine.stream([5], AnswerSettings(max_new_tokens=2)))
+            assert answer.num_tokens == 2
+
+    run(task)
 
 
 def test_the_command_ends_with_the_process_that_started_it() -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_pipeline.conversation import Message
 from data_pipeline.errors import UserError
+from data_pipeline.prompt.chat_folder import write_tokenizer_folder
 from ochat_train.serving.app import make_app
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.prompts import PromptWriter
 from ochat_train.serving.requests import read_request
 from ochat_train.serving.served import ModelTable, OfferedModel
+from ochat_train.system.pretrained import TemplateError, load_tokenizer, prompt_ids
+from tests.support import jinja_templates
 from tests.support.scripted_engine import CONDITIONS, ScriptedEngine, offered, serving, tokenizer_of
 
 TEMPLATES = ("openchat_3.5", "openchat_3.2", "chatml", "llama-3.1", "qwen2.5", "gemma-3", "mistral-v3", "phi-4")
@@ -237,3 +243,38 @@ def test_render_shows_what_is_sent() -> None:
         assert "".join(row["text"] for row in found["tokens"]) == found["text"]
         reply = server.client.post("/v1/render", json={**body, "conditions": "x"})
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "conditions")
+
+
+@pytest.mark.parametrize("name", jinja_templates.ALL)
+def test_a_bases_own_template_gets_what_it_got_in_training(name: str, tmp_path: Path) -> None:
+    """Tool calls come as text from clients, and were objects in training; texts that spell control tokens are plain."""
+    condition_in = "assistant" if name == "merged" else "system"  # that one has no place for a system text
+    template, spec = jinja_templates.load(tmp_path / name, jinja_templates.ALL[name], condition_in=condition_in)
+    write_tokenizer_folder(tmp_path / "out", spec, template, inference_condition="Good", max_length_tokens=999)
+    tokenizer = load_tokenizer(tmp_path / "out")
+    writer = PromptWriter(offered(tokenizer=tokenizer, parses_arguments=True))
+    writer.check_plain()
+    look = jinja_templates.answer("", "Look.", look={"at": '<|end|> "é"'})
+    result = Message(role="tool", content="42 <eos>", name="look")
+    conversations = [
+        jinja_templates.tagged("Hello <|end|>", "Hi", "And?", "Bye"),
+        jinja_templates.tagged("Hello", "Hi", system="Be brief."),
+        jinja_templates.tagged("Hello", look, result, jinja_templates.answer("It is 42", "Say.")),
+    ]
+    compared = 0
+    for item in conversations:
+        messages = jinja_templates.as_messages(item.conversation)[:-1]
+        sent = json.loads(json.dumps(messages))
+        for message in sent:
+            message.pop("thinking", None)
+            for call in message.get("tool_calls", []):
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+        try:
+            expected = prompt_ids(tokenizer, messages, add_generation_prompt=True, condition="Good <|end|>")
+            found = writer.ids(read_request({"messages": sent}), "Good <|end|>")
+        except (TemplateError, ApiError):  # no place for tools, or for a system text
+            assert {"tool", "system"} & {message["role"] for message in messages}
+            continue
+        compared += 1
+        assert found == expected
+    assert compared

@@ -232,7 +232,7 @@ def test_too_many_messages_or_choices_are_refused() -> None:
 
 def test_a_full_queue_is_a_429_and_the_others_get_their_turn() -> None:
     limits = Limits(max_concurrent=2, max_queue=2, drain_seconds=0)
-    engine = ScriptedEngine(pause_s=0.1)
+    engine = ScriptedEngine(is_held=True)
     with serving(engine, limits=limits) as server:
         found: list[httpx.Response] = []
         threads = [threading.Thread(target=lambda: found.append(ask(server))) for _ in range(4)]
@@ -243,6 +243,7 @@ def test_a_full_queue_is_a_429_and_the_others_get_their_turn() -> None:
             response = ask(server, stream=stream)
             assert error_of(response) == (429, "queue_full")
             assert int(response.headers["retry-after"]) > 0
+        engine.is_held = False
         for thread in threads:
             thread.join()
         assert [response.status_code for response in found] == [200] * 4
@@ -251,7 +252,7 @@ def test_a_full_queue_is_a_429_and_the_others_get_their_turn() -> None:
 
 
 def test_answers_that_take_too_long_end() -> None:
-    limits = Limits(request_seconds=0.6, max_concurrent=2, drain_seconds=0)
+    limits = Limits(request_seconds=1.0, max_concurrent=2, drain_seconds=0)
     with serving(endless(), limits=limits) as server:
         found: dict[bool, httpx.Response] = {}
         threads = [
@@ -396,7 +397,7 @@ def test_an_engine_that_is_not_there_is_a_503() -> None:
 
 def test_the_first_signal_lets_answers_finish_and_refuses_new_ones() -> None:
     limits = Limits(drain_seconds=20)
-    engine = ScriptedEngine(pause_s=0.1)
+    engine = ScriptedEngine(is_held=True)
     with serving(engine, limits=limits) as server:
         found: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: found.append(ask(server, stream=True)))
@@ -405,6 +406,7 @@ def test_the_first_signal_lets_answers_finish_and_refuses_new_ones() -> None:
         server.end()
         assert error_of(ask(server)) == (503, "draining")
         assert server.client.get("/health").status_code == 503
+        engine.is_held = False
         thread.join()
         assert events_of(found[0])[-1] == "[DONE]"
         server.thread.join(timeout=20)
