@@ -21,6 +21,7 @@ from ochat_train.ablation.arms import Arm
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.distributed.launch import free_port, without_launcher
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.report.progress_line import duration_text
 from ochat_train.system.durable import replace_text
 from ochat_train.system.exits import STOPPED, StoppedBySignalError
 
@@ -50,10 +51,14 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """What every arm is scored on: held-out conversations of a prepared dataset, and questions if there are any."""
+    """What every arm is scored on: held-out conversations of a prepared dataset, and questions if there are any.
+
+    recipe_file: recipe.json of the ablation, for `validation.benchmarks`; None without any.
+    """
 
     prepared_dir: Path
     questions: Path | None
+    recipe_file: Path | None = None
 
 
 def run_trainings(
@@ -78,13 +83,16 @@ def run_trainings(
     num_finished = len(jobs) - len(missing)
     say(f"{len(jobs)} trainings of {jobs[0].recipe.train.max_steps:,} steps, {num_finished} finished already")
 
+    began, ended = time.monotonic(), list[TrainingJob]()
+
     def work(job: TrainingJob) -> str | None:
         place = places.get()
         try:
             start = time.monotonic()
             problem = _train_and_score(job, exam, place=place, gpus=gpus, keep_checkpoints=keep_checkpoints)
             said = problem or f"done in {time.monotonic() - start:.0f} s"
-            say(f"{job.arm.name}, seed {job.seed}: {said}")
+            ended.append(job)
+            say(f"{job.arm.name}, seed {job.seed}: {said}{_left_text(began, len(ended), len(missing))}")
             return problem
         finally:
             places.put(place)
@@ -94,6 +102,12 @@ def run_trainings(
             return sum(problem is not None for problem in pool.map(work, missing))
         except KeyboardInterrupt:
             raise StoppedBySignalError(_STOPPED) from None
+
+
+def _left_text(began: float, num_ended: int, num_jobs: int) -> str:
+    """How long the others take at the pace so far; the first one that ends gives the first estimate."""
+    seconds = (time.monotonic() - began) / num_ended * (num_jobs - num_ended)
+    return f"; {num_jobs - num_ended} left, about {duration_text(seconds)}" if num_ended < num_jobs else ""
 
 
 def _train_and_score(job: TrainingJob, exam: Exam, *, place: int, gpus: int, keep_checkpoints: bool) -> str | None:
@@ -136,6 +150,8 @@ def _score_command(job: TrainingJob, exam: Exam) -> list[str]:
     arguments = [job.run_dir, exam.prepared_dir, job.score_file]
     if exam.questions is not None:
         arguments.append(exam.questions)
+    if exam.recipe_file is not None:
+        arguments += [Path("--benchmarks"), exam.recipe_file]
     return [sys.executable, "-m", "ochat_train.ablation.score", *map(str, arguments)]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import hash_files
-from ochat_train.export.layout import read_mark
+from ochat_train.export.layout import read_mark, weights_sha256
 from ochat_train.inference.answers import whole_answer
 from ochat_train.inference.engine import AnswerSettings, Engine, EngineBusy, EngineError, EngineUnavailable
 from ochat_train.inference.served_model import ServedModel
@@ -37,8 +38,9 @@ class ExportRespondent:
 
     def prompt(self, messages: Sequence[Message], condition: str | None) -> Prompt:
         """The ids of training, and how many tokens the context leaves after them."""
-        ids = self._served.prompt_ids(messages, condition=condition)
-        return Prompt(fingerprint=json.dumps(ids), room=self._engine.context_tokens - len(ids), content=ids)
+        ids = array("I", self._served.prompt_ids(messages, condition=condition))  # many are kept at once
+        fingerprint = hashlib.sha256(ids.tobytes()).hexdigest()
+        return Prompt(fingerprint=fingerprint, room=self._engine.context_tokens - len(ids), content=ids)
 
     async def answer(self, prompt: Prompt, settings: TurnSettings) -> TurnAnswer:
         """One answer. Raises NoAnswer where the engine fails at it."""
@@ -49,7 +51,7 @@ class ExportRespondent:
             seed=settings.seed,
         )
         try:
-            answer = await whole_answer(self._engine.stream(prompt.content, wanted))
+            answer = await whole_answer(self._engine.stream(list(prompt.content), wanted))
         except EngineBusy as error:
             raise self._no_answer("the engine is busy", error) from None
         except EngineUnavailable as error:
@@ -75,9 +77,9 @@ def refuse_unsupported(engine: Engine, *, temperature: float) -> None:
 def model_facts(served: ServedModel) -> ModelFacts:
     """What a result says of an export. Its files are read, and hashes of unchanged ones are remembered."""
     mark = read_mark(served.folder)
-    weights = _sha256_of(served.folder, _WEIGHTS)
+    weights = weights_sha256(_sha256_by_name(served.folder, _WEIGHTS))
     base = mark.get("adapter", {}).get("base_sha256") if isinstance(mark.get("adapter"), dict) else None
-    parts = [weights, _sha256_of(served.folder, _DECIDING), base or served.base]
+    parts = [weights, list(_sha256_by_name(served.folder, _DECIDING).items()), base or served.base]
     template = mark.get("template")
     return ModelFacts(
         name=served.name,
@@ -89,14 +91,14 @@ def model_facts(served: ServedModel) -> ModelFacts:
     )
 
 
-def _sha256_of(folder: Path, patterns: Sequence[str]) -> str:
-    """sha256 over names and contents of the files with these names."""
+def _sha256_by_name(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """Name -> sha256 of the files with these names, sorted."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     try:
         hashed = hash_files(files, group=folder).files if files else {}
     except OSError as error:
         raise UserError(folder, f"cannot be read: {error}") from None
-    return hashlib.sha256(json.dumps([[file.name, hashed[file].sha256] for file in files]).encode()).hexdigest()
+    return {file.name: hashed[file].sha256 for file in files}
 
 
 def chosen_conditions(served: ServedModel, text: str, *, any_condition: bool) -> tuple[str | None, ...]:

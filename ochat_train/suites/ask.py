@@ -83,7 +83,8 @@ class Respondent(Protocol):
 class Request:
     """What is asked once, in all its turns.
 
-    key: of the store. before: messages ahead of the first turn. about: what the store's line says beside the answer.
+    key: of the store. before: messages ahead of the first turn. first: the prompt of the first turn, if it is made
+    already. about: what the store's line says beside the answer.
     """
 
     key: str
@@ -91,6 +92,7 @@ class Request:
     turns: tuple[str, ...]
     condition: str | None
     settings: TurnSettings
+    first: Prompt | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -222,7 +224,8 @@ class _Asking:
 
     async def _turn(self, messages: Sequence[Message], request: Request, failed_tries: Counter[str]) -> TurnAnswer:
         """The answer to the last message. failed_tries: counted up."""
-        prompt = self._respondent.prompt(messages, request.condition)
+        is_first = len(messages) == len(request.before) + 1
+        prompt = request.first if is_first and request.first else self._respondent.prompt(messages, request.condition)
         settings = _fitted(request.settings, prompt)
         for num_tries in range(1, self._patience.num_tries + 1):
             try:

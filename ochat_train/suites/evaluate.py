@@ -202,7 +202,8 @@ def _planned(
     settings: RunSettings,
 ) -> PlannedQuestion:
     first = [*before, {"role": "user", "content": question.turns[0]}]
-    prompt_sha256 = key_of(asker.respondent.prompt(first, condition).fingerprint)
+    prompt = asker.respondent.prompt(first, condition)
+    prompt_sha256 = key_of(prompt.fingerprint)
     temperature = settings.temperature if question.temperature is None else question.temperature
     turn = TurnSettings(
         max_new_tokens=settings.max_new_tokens or suite.max_new_tokens,
@@ -213,7 +214,15 @@ def _planned(
     about: dict[str, Any] = {"suite": suite.name, "id": question.id, "condition": condition}
     engine = [asker.engine, dict(asker.engine_versions)]
     key = key_of(about, suite.version, prompt_sha256, question.turns, vars(turn), asker.model.identity, engine)
-    request = Request(key=key, before=before, turns=question.turns, condition=condition, settings=turn, about=about)
+    request = Request(
+        key=key,
+        before=before,
+        turns=question.turns,
+        condition=condition,
+        settings=turn,
+        first=prompt,
+        about=about,
+    )
     return PlannedQuestion(
         suite=suite, question=question, condition=condition, prompt_sha256=prompt_sha256, request=request
     )
@@ -244,6 +253,8 @@ def _without_answer(item: PlannedQuestion, failures: Failures) -> QuestionResult
         condition=item.condition,
         status="too_long" if reason == TOO_LONG else "failed",
         prompt_sha256=item.prompt_sha256,
+        turns=item.question.turns,
+        right=item.question.right,
         reason=reason,
         failed_tries={} if failure is None else failure.failed_tries,
     )
@@ -256,6 +267,8 @@ def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> Question
         "task": item.question.task,
         "condition": item.condition,
         "prompt_sha256": item.prompt_sha256,
+        "turns": item.question.turns,
+        "right": item.question.right,
         "texts": answer.texts,
         "num_tokens": answer.num_tokens,
         "finish": answer.finish,

@@ -14,6 +14,7 @@ import pytest
 
 from data_pipeline.class_names import file_names
 from data_pipeline.errors import UserError
+from ochat_train.ablation import trainings
 from ochat_train.ablation.arms import arm_recipe, arms_of
 from ochat_train.ablation.results import AblationResults
 from ochat_train.ablation.results_table import Figure, arm_figures
@@ -164,6 +165,7 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
         validation__answer_tokens=3,
         validation__answer_pattern="[0-9]+",
         validation__sample_tokens=0,
+        validation__benchmarks=[{"suite": "held-out", "data": str(file), "answer_tokens": 3}],
     )
     out = tmp_path / "ablation"
     command = ["ablate", str(recipe), "--out", str(out), "--arms", f"c-rlft,{HARD_FILE}", "--parallel", "2", "--json"]
@@ -190,6 +192,8 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
         exams.add(tuple(entry["supervised_tokens"] for entry in score["classes"].values()))
         assert set(score["accuracy"]) == {CONDITION, "GPT3"}
         assert set(score["accuracy"][CONDITION]) == {"a", "b", "all"}
+        assert score["benchmarks"] == {"held-out": {name: shares["all"] for name, shares in score["accuracy"].items()}}
+        assert not (run / "benchmarks.jsonl").exists(), "asked once, of the trained arm"
     assert len(exams) == 1, "all arms answer the same exam"
     assert figures["c-rlft"].learnt in ("yes", "weak", "no")
     assert figures[HARD_FILE].learnt == "-", "an arm that saw one condition had none to learn"
@@ -321,3 +325,9 @@ def test_mean_and_spread() -> None:
     figure = Figure(values=[0.5, 0.7])
     assert (figure.mean, figure.text(".1%")) == (pytest.approx(0.6), "60.0% ± 14.1%")
     assert Figure(values=[0.5]).text(".2f") == "0.50"
+
+
+def test_the_time_that_is_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings.time, "monotonic", lambda: 1000.0 + 120.0)
+    assert trainings._left_text(1000.0, 2, 6) == "; 4 left, about 4:00"
+    assert trainings._left_text(1000.0, 6, 6) == ""
