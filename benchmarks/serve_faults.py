@@ -3,7 +3,7 @@
     python benchmarks/serve_faults.py EXPORT                          # about 5 minutes on two cores
     python benchmarks/serve_faults.py EXPORT --only keys --only drain
 
-Each part starts a server process of its own, on an export with a short context such as the quickstart's. Engines that
+Each part starts its own server process, on an export with a short context such as the quickstart's. Engines that
 are killed are the stand-in for vLLM of the tests. Prints one table; exit code 1 where a promise is broken. Linux only.
 """
 
