@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,10 @@ from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.report.pictures import as_file
+from ochat_train.suites.benchmarks import load_benchmarks
 from ochat_train.system.durable import replace_text
+
+_RECIPE_FILE = "recipe.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +55,19 @@ def ablate(recipe: Recipe, options: Options, *, say: Callable[[str], None]) -> A
     questions = Path(recipe.validation.questions) if recipe.validation.questions else None
     if questions:
         load_questions(questions)  # a wrong line costs a second now, not a training
+    if recipe.validation.benchmarks and recipe.data.classes:
+        load_benchmarks(recipe.validation, conditions=[spec.condition for spec in recipe.data.classes.values()])
     _claim(options.folder, recipe)
     manifest, _ = prepare_recipe(recipe, num_workers=None, progress=lambda rows: None)
     arms = _chosen_arms(recipe, manifest, only=options.only)
     jobs = list(_jobs(recipe, manifest, arms, options))
     num_failed = run_trainings(
         jobs,
-        Exam(prepared_dir=Path(recipe.data.prepared_dir), questions=questions),
+        Exam(
+            prepared_dir=Path(recipe.data.prepared_dir),
+            questions=questions,
+            recipe_file=options.folder / _RECIPE_FILE if recipe.validation.benchmarks else None,
+        ),
         gpus=options.gpus,
         parallel=options.parallel,
         keep_checkpoints=options.keep_checkpoints,
@@ -78,9 +88,12 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     """Keep two recipes out of one folder: finished arms of another recipe would be taken for this one's."""
     folder.mkdir(parents=True, exist_ok=True)
     values = recipe.model_dump(mode="json", by_alias=True, exclude={"output_dir"})
-    path, text = folder / "recipe.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    path, text = folder / _RECIPE_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(ValueError):  # keys that are newer than the ablation get their default values
+            whole = Recipe.model_validate({**before, "output_dir": recipe.output_dir})
+            before = whole.model_dump(mode="json", by_alias=True, exclude={"output_dir"})
         changed = [section for section in values if before.get(section) != values[section]]
         if changed:
             raise UserError(

@@ -91,6 +91,7 @@ def arm_recipe(
     values["seed"] = seed
     values["train"] |= {"max_steps": max_steps, "epochs": epochs, "push_to_hub": None}
     values["optimizer"]["learning_rate"] = learning_rate
+    values["validation"]["benchmarks"] = []  # asked once, of the trained arm (`score.py`)
     values["model"].pop("inference_condition", None)  # an arm may not have it
     return Recipe.model_validate(values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ochat_train.evaluation.questions import RightRatios
@@ -16,21 +16,32 @@ class ArmScore:
     """One trained arm on the held-out conversations and questions.
 
     step: of the checkpoint that was scored. accuracy: condition -> share of right answers by task; empty without
-    questions.
+    questions. benchmarks: suite -> condition -> its score; empty without `validation.benchmarks`.
     """
 
     step: int
     evaluation: Evaluation
     accuracy: Mapping[str, RightRatios]
+    benchmarks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The document of score.json."""
-        return {"step": self.step, **self.evaluation.to_json(), "accuracy": self.accuracy}
+        return {
+            "step": self.step,
+            **self.evaluation.to_json(),
+            "accuracy": self.accuracy,
+            "benchmarks": self.benchmarks,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ArmScore:
         """From `to_json`. Raises KeyError where a key is missing."""
-        return cls(step=values["step"], evaluation=Evaluation.from_json(values), accuracy=values["accuracy"])
+        return cls(
+            step=values["step"],
+            evaluation=Evaluation.from_json(values),
+            accuracy=values["accuracy"],
+            benchmarks=values.get("benchmarks", {}),  # scores of an older version have none
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

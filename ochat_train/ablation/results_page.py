@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from data_pipeline.text_rules import quoted
 from ochat_train.ablation.results import AblationResults
-from ochat_train.ablation.results_table import HEAD, Figure, arm_figures, cells
+from ochat_train.ablation.results_table import Figure, arm_figures, cells, head_of
 from ochat_train.evaluation.questions import ALL_TASKS
 from ochat_train.report.matrix_section import matrix_section, verdict_lines
 from ochat_train.report.page import Section, render_page, text_cells
@@ -35,8 +35,10 @@ def results_picture(results: AblationResults) -> Picture | None:
 
 
 def _sections(results: AblationResults) -> Iterator[Section]:
-    rows = [text_cells(cells(row)) for row in arm_figures(results)]
-    yield Section(heading="Arms", paragraphs=[_HOW_TO_READ], head=HEAD, rows=rows)
+    figures = arm_figures(results)
+    head = head_of(figures)
+    rows = [text_cells(cells(row, head)) for row in figures]
+    yield Section(heading="Arms", paragraphs=[_HOW_TO_READ], head=head, rows=rows)
     if accuracy := _accuracy_chart(results):
         yield Section(heading="Right answers", pictures=[accuracy])
         yield from _tasks(results)

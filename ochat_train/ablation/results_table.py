@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
 from data_pipeline.text_rules import quoted, visible
-from ochat_train.ablation.results import AblationResults
+from ochat_train.ablation.results import AblationResults, ArmScore
 from ochat_train.evaluation.questions import ALL_TASKS
 from ochat_train.evaluation.verdict import Verdict
 from ochat_train.report.tables import table
@@ -41,7 +41,8 @@ class ArmFigures:
 
     nll: of the held-out answers of the inference class under the inference condition, nats per token. margin: how much
     likelier they are than under the nearest other condition; None where it was not measured. verdicts: whether the
-    condition was learnt, by seed; None for an arm that was trained with one condition.
+    condition was learnt, by seed; None for an arm that was trained with one condition. benchmarks: suite -> its score
+    under the inference condition.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ArmFigures:
     nll: Figure | None
     margin: Figure | None
     verdicts: Sequence[Verdict | None]
+    benchmarks: Mapping[str, Figure]
 
     @property
     def learnt(self) -> str:
@@ -77,9 +79,19 @@ def arm_figures(results: AblationResults) -> list[ArmFigures]:
                 nll=_figure([score.evaluation.classes[name].nll for score in scores]),
                 margin=_figure([None if learnt is None else learnt.margin for learnt in margins]),
                 verdicts=[None if learnt is None else learnt.verdict for learnt in margins],
+                benchmarks=_benchmarks(scores, condition),
             )
         )
     return rows
+
+
+def _benchmarks(scores: Sequence[ArmScore], condition: str) -> dict[str, Figure]:
+    found = {}
+    for suite in dict.fromkeys(name for score in scores for name in score.benchmarks):
+        figure = _figure([score.benchmarks.get(suite, {}).get(condition) for score in scores])
+        if figure is not None:
+            found[suite] = figure
+    return found
 
 
 def _figure(values: Sequence[float | None]) -> Figure | None:
@@ -91,8 +103,14 @@ def _figure(values: Sequence[float | None]) -> Figure | None:
 HEAD = ("arm", "conversations", "epochs", "right answers", "held-out nll", "condition margin", "learnt")
 
 
-def cells(row: ArmFigures) -> tuple[str, ...]:
-    """A row of the table, under HEAD."""
+def head_of(rows: Sequence[ArmFigures]) -> tuple[str, ...]:
+    """The head of the table: HEAD, and a column for each benchmark."""
+    return (*HEAD, *dict.fromkeys(suite for row in rows for suite in row.benchmarks))
+
+
+def cells(row: ArmFigures, head: Sequence[str] = HEAD) -> tuple[str, ...]:
+    """A row of the table, under `head_of`."""
+    benchmarks = [row.benchmarks[suite].text(".3f") if suite in row.benchmarks else "-" for suite in head[len(HEAD) :]]
     return (
         row.title,
         f"{row.conversations:,}",
@@ -101,6 +119,7 @@ def cells(row: ArmFigures) -> tuple[str, ...]:
         row.nll.text(".4f") if row.nll else "-",
         row.margin.text(".4f") if row.margin else "-",
         row.learnt,
+        *benchmarks,
     )
 
 
@@ -111,4 +130,6 @@ def results_text(results: AblationResults) -> str:
         f"{quoted(results.inference_condition)}, nll and margin of held-out {results.inference_class} answers in nats "
         "per token"
     )
-    return visible(head) + "\n" + table(HEAD, [cells(row) for row in arm_figures(results)])
+    rows = arm_figures(results)
+    columns = head_of(rows)
+    return visible(head) + "\n" + table(columns, [cells(row, columns) for row in rows])

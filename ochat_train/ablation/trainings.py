@@ -51,10 +51,14 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """What every arm is scored on: held-out conversations of a prepared dataset, and questions if there are any."""
+    """What every arm is scored on: held-out conversations of a prepared dataset, and questions if there are any.
+
+    recipe_file: recipe.json of the ablation, for `validation.benchmarks`; None without any.
+    """
 
     prepared_dir: Path
     questions: Path | None
+    recipe_file: Path | None = None
 
 
 def run_trainings(
@@ -146,6 +150,8 @@ def _score_command(job: TrainingJob, exam: Exam) -> list[str]:
     arguments = [job.run_dir, exam.prepared_dir, job.score_file]
     if exam.questions is not None:
         arguments.append(exam.questions)
+    if exam.recipe_file is not None:
+        arguments += [Path("--benchmarks"), exam.recipe_file]
     return [sys.executable, "-m", "ochat_train.ablation.score", *map(str, arguments)]
 
 

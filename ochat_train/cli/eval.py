@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ from ochat_train.system.messages import print_message, print_result
 if TYPE_CHECKING:
     from ochat_train.respondents.evaluation import EvalOptions
     from ochat_train.suites.compare import Comparison
+    from ochat_train.suites.judge import Judge
+    from ochat_train.suites.lm_eval import HarnessOptions
     from ochat_train.suites.results import EvalResults
 
 
@@ -27,7 +31,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exported folder, a run with an export, or the address of a chat server",
     )
     parser.add_argument(
-        "--suite", required=True, metavar="A,B", help="suites to ask, with commas between; `help` lists them"
+        "--suite",
+        required=True,
+        metavar="A,B",
+        help="suites to ask, with commas between; `help` lists them; lm-eval:TASK,... at the end names tasks of "
+        "lm-evaluation-harness",
     )
     parser.add_argument(
         "--data",
@@ -44,6 +52,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--any-condition", action="store_true", help="allow conditions that were not trained")
     _add_asking(parser)
+    _add_judge(parser)
+    _add_harness(parser)
+    parser.add_argument(
+        "--prepared",
+        type=Path,
+        metavar="FOLDER",
+        help="prepared dataset of the training: which questions appear in it; default: that of the run, if it is there",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="folder of answers and results; default: eval/NAME-HASH"
     )
@@ -85,6 +101,19 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("judge", "of the suite mt-bench; its key comes from OCHAT_JUDGE_KEY")
+    group.add_argument("--judge", metavar="URL", help="suite mt-bench: chat server that rates the answers")
+    group.add_argument("--judge-model", metavar="NAME", help="the judge's name of the model that rates")
+    group.add_argument("--judge-parallel", type=positive, default=8, metavar="N", help="ratings at once (default 8)")
+
+
+def _add_harness(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("lm-evaluation-harness", "for --suite lm-eval:TASK")
+    group.add_argument("--lm-eval-python", metavar="PYTHON", help="a Python that has it; default: the one of `ochat`")
+    group.add_argument("--lm-eval-include", type=Path, metavar="FOLDER", help="folder with your own tasks' YAML files")
+
+
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.suites.table import suites_text
 
@@ -118,8 +147,11 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _eval_options(options: argparse.Namespace, target: str, out: Path | None) -> EvalOptions:
+    from ochat_train.respondents.additions import Additions
     from ochat_train.respondents.evaluation import EvalOptions
+    from ochat_train.respondents.url import KEY_VARIABLE
     from ochat_train.suites.ask import Patience
+    from ochat_train.suites.lm_eval import PREFIX, task_names
     from ochat_train.suites.results import RunSettings
     from ochat_train.suites.suite import SuiteOptions
 
@@ -127,9 +159,10 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
         raise UserError("--temperature" if options.temperature < 0 else "--few-shot", "is below 0", "use 0 or more")
     if options.adapter:
         raise UserError("--adapter", "is for serving", "evaluate the folder of the adapter itself")
+    names, prefix, tasks = options.suite.partition(PREFIX)
     return EvalOptions(
         target=target,
-        suites=tuple(name for name in options.suite.split(",") if name),
+        suites=tuple(name for name in names.split(",") if name),
         data=tuple(options.data),
         condition=options.condition,
         any_condition=options.any_condition,
@@ -142,7 +175,9 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
             limit=options.limit,
         ),
         suite_options=SuiteOptions(
-            allow_code_execution=options.allow_code_execution, answer_pattern=options.answer_pattern
+            allow_code_execution=options.allow_code_execution,
+            answer_pattern=options.answer_pattern,
+            judge=_judge(options),
         ),
         engine=engine_options(options),
         base=options.base,
@@ -150,6 +185,45 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
         model=options.model,
         out=out,
         num_parallel=options.parallel,
+        patience=Patience(num_tries=options.tries),
+        additions=Additions(
+            prepared=options.prepared,
+            tasks=tuple(task_names(tasks)) if prefix else (),
+            harness=_harness(options),
+            key=os.environ.get(KEY_VARIABLE),
+        ),
+    )
+
+
+def _harness(options: argparse.Namespace) -> HarnessOptions:
+    from ochat_train.suites.lm_eval import HarnessOptions
+
+    return HarnessOptions(
+        python=options.lm_eval_python or sys.executable,
+        include=options.lm_eval_include,
+        few_shot=options.few_shot or None,
+        max_new_tokens=options.max_new_tokens,
+        limit=options.limit,
+        num_parallel=options.parallel,
+        seed=options.seed,
+    )
+
+
+def _judge(options: argparse.Namespace) -> Judge | None:
+    from ochat_train.suites.ask import Patience
+    from ochat_train.suites.judge import KEY_VARIABLE, Judge
+
+    if options.judge is None and options.judge_model is None:
+        return None
+    if options.judge is None or options.judge_model is None:
+        missing = "--judge" if options.judge is None else "--judge-model"
+        raise UserError(missing, "is missing", "give both: --judge URL --judge-model NAME")
+    return Judge(
+        url=options.judge,
+        model=options.judge_model,
+        folder=Path("eval"),  # until the folder of results is known
+        key=os.environ.get(KEY_VARIABLE),
+        num_parallel=options.judge_parallel,
         patience=Patience(num_tries=options.tries),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from ochat_train.cli.arguments import file_size, step
@@ -36,11 +37,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help=f"split the weights into files of at most this size (default {DEFAULT_SHARD_SIZE})",
     )
+    add_results_option(parser)
+
+
+def add_results_option(parser: argparse.ArgumentParser) -> None:
+    """`--results`, which push has too."""
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="results.json of `ochat eval` of this model, for its model card"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ochat_train.export.export import export
+    from ochat_train.export.benchmarks_card import add_results
+    from ochat_train.export.export import export, no_finish
+    from ochat_train.suites.results import read_results
 
+    finish = no_finish
+    if options.results is not None:
+        finish = partial(add_results, results=read_results(options.results))
     out = export(
         options.run_dir,
         options.out,
@@ -49,6 +63,7 @@ def _run(options: argparse.Namespace) -> None:
         max_shard_size=options.max_shard_size,
         adapter=options.adapter,
         base=options.base,
+        finish=finish,
     )
     print_result(f"exported and verified: {out}")
 

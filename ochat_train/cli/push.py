@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json
+from ochat_train.cli.export import add_results_option
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.messages import print_message, print_result, shows_progress
@@ -26,12 +27,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace a model card that was edited on the Hub, and all files of a repository that `ochat push` did not "
         "create",
     )
+    add_results_option(parser)
     add_json(parser)
 
 
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.hub.push import push
 
+    if options.results is not None:
+        from ochat_train.export.benchmarks_card import add_results
+        from ochat_train.suites.results import read_results
+
+        add_results(options.dir, read_results(options.results))
     try:
         pushed = push(
             options.dir,

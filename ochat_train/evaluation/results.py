@@ -101,11 +101,56 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkScore:
+    """The score of a benchmark under a condition. score: mean over questions, low, high: its 95 % interval.
+
+    answered: share in which the benchmark's rule found an answer. cut: share of answers that reached the limit of
+    tokens. questions: that were asked.
+    """
+
+    suite: str
+    condition: str
+    score: float
+    low: float
+    high: float
+    answered: float
+    cut: float
+    questions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkScores:
+    """Benchmarks after step `step` of a run. seconds: that they took.
+
+    benchmark_time_ratio: time of all benchmarks relative to that of the run, both since its last start.
+    """
+
+    step: int
+    scores: Sequence[BenchmarkScore]
+    seconds: float
+    benchmark_time_ratio: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of benchmarks.jsonl."""
+        return {**vars(self), "scores": [asdict(score) for score in self.scores]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BenchmarkScores:
+        """From a line of benchmarks.jsonl. Raises KeyError where a key is missing."""
+        scores = [BenchmarkScore(**fields_from(BenchmarkScore, score)) for score in values["scores"]]
+        return cls(**fields_from(cls, {**values, "scores": scores}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationResult:
-    """What a validation gives. validation: None where nothing is held out. samples: one for each prompt."""
+    """What a validation gives. validation: None where nothing is held out. samples: one for each prompt.
+
+    benchmarks: None where none was due.
+    """
 
     validation: Validation | None
     samples: Sequence[Sample]
+    benchmarks: BenchmarkScores | None = None
 
     @property
     def loss(self) -> float | None:

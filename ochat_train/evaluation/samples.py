@@ -86,7 +86,7 @@ class Sampler:
 
     def _answer(self, model: Any, prompts: Sequence[list[int]], ranks: Ranks, between: Between) -> list[list[int]]:
         """New tokens of each prompt, with the end of turn where it was reached."""
-        batch, starts = _layout(prompts, self._max_new_tokens, ranks.device)
+        batch, starts = pack_with_room(prompts, self._max_new_tokens, ranks.device)
         end_id = self._tokenizer.eos_token_id
         new: list[list[int]] = [[] for _ in prompts]
         for number_of_token in range(self._max_new_tokens):
@@ -111,7 +111,7 @@ class Sampler:
         return Answer(condition=condition, text=text, finished=end_id in ids)
 
 
-def _layout(prompts: Sequence[list[int]], room: int, device: torch.device) -> tuple[PackedBatch, list[int]]:
+def pack_with_room(prompts: Sequence[list[int]], room: int, device: torch.device) -> tuple[PackedBatch, list[int]]:
     """A pack of prompts, each with room for its answer (and one token more, which is written and never read)."""
     lengths = [len(ids) + room for ids in prompts]
     starts = [0, *accumulate(lengths)]

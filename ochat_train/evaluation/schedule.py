@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _VALIDATIONS = 10  # a run, by default
 _LARGEST_TIME_RATIO = 0.04  # of the training time, by default
+MOST_BENCHMARK_TIME_RATIO = 0.05  # of the training time, by default
 _COST_RATIO = 3  # a forward and backward pass takes as long as three forward passes
 
 
@@ -53,3 +54,13 @@ def default_interval(*, held_out_tokens: int, sample_tokens: int, tokens_per_ste
     """
     affordable = (held_out_tokens + sample_tokens) / (_COST_RATIO * _LARGEST_TIME_RATIO * tokens_per_step)
     return max(1, math.ceil(max(num_steps / _VALIDATIONS, affordable)))
+
+
+def affordable_answers(*, tokens_of_one: float, tokens_per_step: int, every_steps: int, num_benchmarks: int) -> int:
+    """Questions of a benchmark that take its part of 5 % of the training time on one GPU, at least one.
+
+    tokens_of_one: that the forward passes of one question read, at most, under all its conditions. num_benchmarks: that
+    share the time. Several ranks share the questions, so they take less of it.
+    """
+    affordable = MOST_BENCHMARK_TIME_RATIO * _COST_RATIO * tokens_per_step * every_steps / num_benchmarks
+    return max(1, int(affordable / tokens_of_one))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,12 @@ from ochat_train.runs.processor import processor_files
 from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.versions import library_versions
 
+Finish = Callable[[Path], None]
+
+
+def no_finish(folder: Path) -> None:
+    """Nothing more is done to a folder."""
+
 
 def export(
     run: str | os.PathLike[str],
@@ -48,6 +55,7 @@ def export(
     overwrite: bool = False,
     adapter: bool = False,
     base: str | None = None,
+    finish: Finish = no_finish,
 ) -> Path:
     """Export the checkpoint that a user names: the newest (None), that of `step`, or the `best` validated one.
 
@@ -60,7 +68,14 @@ def export(
     _check_adapter_options(folder, adapter=adapter, base=base)
     checkpoint = find_checkpoint(folder, step)
     return export_checkpoint(
-        folder, checkpoint, out, max_shard_size=max_shard_size, overwrite=overwrite, adapter=adapter, base=base
+        folder,
+        checkpoint,
+        out,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        adapter=adapter,
+        base=base,
+        finish=finish,
     )
 
 
@@ -73,6 +88,7 @@ def export_checkpoint(
     overwrite: bool = False,
     adapter: bool = False,
     base: str | None = None,
+    finish: Finish = no_finish,
 ) -> Path:
     """Write the model of a checkpoint of a run as a Hugging Face folder, or its adapter as a folder of PEFT.
 
@@ -81,8 +97,9 @@ def export_checkpoint(
     merged gives the logits that it gave unmerged, before its weights are rounded.
 
     max_shard_size: larger models are written as several files, as `5GB`. adapter: write the adapter alone. base: where
-    the base of a run with an adapter is now, None for where the run had it. Raises UserError for a damaged checkpoint,
-    for an `out` that may not be replaced, and where a comparison fails.
+    the base of a run with an adapter is now, None for where the run had it. finish: done to the folder
+    before it gets its name. Raises UserError for a damaged checkpoint, for an `out` that may not be replaced, and where
+    a comparison fails.
     """
     quiet_libraries()
     replaceable = _check_out(out, overwrite=overwrite)
@@ -96,6 +113,7 @@ def export_checkpoint(
             found = _write_model(run, checkpoint, folder, base=base, max_shard_size=max_shard_size)
         named = run if base is None else replace(run, base_origin=origin_of(base))
         _write_card_and_mark(named, CheckpointManifest.load(checkpoint), folder, is_merged=not adapter, found=found)
+        finish(folder)
         _set_modes(folder)
     return out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ def exported_names(mark: bytes) -> dict[str, str] | None:
         return {str(name): str(sha256) for name, sha256 in nesting.loads(mark)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def weights_sha256(files: Mapping[str, str]) -> str:
+    """sha256 over the names and sha256 of the files with weights, from `exported_names`: which model a result is of."""
+    weights = sorted([name, sha256] for name, sha256 in files.items() if name.endswith((".safetensors", ".bin")))
+    return hashlib.sha256(json.dumps(weights).encode()).hexdigest()
 
 
 def read_mark(folder: Path) -> dict[str, Any]:

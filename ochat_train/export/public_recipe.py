@@ -31,6 +31,9 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     deepspeed["config"] = without_paths(raw)
     if validation["questions"] is not None:
         validation["questions"] = _last_name(validation["questions"])
+    for benchmark in validation["benchmarks"]:
+        if benchmark["data"] is not None:
+            benchmark["data"] = _last_name(benchmark["data"])
     return values
 
 

@@ -69,6 +69,15 @@ class Series:
     is_noisy: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> Picture:
     """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
     return _on_screens(lambda screen: _line_chart(series, screen, unit=unit, logarithmic=logarithmic))
@@ -77,6 +86,14 @@ def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False
 def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[float | None], *, unit: str) -> Picture:
     """A bar for each label, with its value, and its spread where there is one."""
     return _on_screens(lambda screen: _bar_chart(labels, means, spreads, screen, unit=unit))
+
+
+def interval_chart(rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], *, unit: str) -> Picture:
+    """Shares with their intervals: a group of lines for each row, in it a line and colour for each of `names`.
+
+    rows: a value from 0 to 1 for each name, None where it is missing.
+    """
+    return _on_screens(lambda screen: _interval_chart(rows, names, screen, unit=unit))
 
 
 def _on_screens(draw: Callable[[_Screen], str]) -> Picture:
@@ -138,6 +155,34 @@ def _bar_chart(
         axes.set_xlim(left=min(0.0, *means))
         axes.set_yticks(places, names)
         axes.set_xlabel(_label(unit) if screen.is_wide else textwrap.fill(_label(unit), 50))
+        return _svg(figure)
+
+
+def _interval_chart(
+    rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], screen: _Screen, *, unit: str
+) -> str:
+    height = 0.24 * len(names) + 0.14
+    below = 0.0 if screen.is_wide else 0.2 * len(names)
+    with _figure(screen, 0.9 + below + height * len(rows)) as (figure, axes):
+        lines = []
+        for number, _ in enumerate(names):
+            color = COLORS[number % len(COLORS)]
+            known = [(group, values[number]) for group, values in enumerate(rows.values())]
+            places = [-(group * height + number * 0.24) for group, value in known if value is not None]
+            found = [value for _, value in known if value is not None]
+            means = [value.mean for value in found]
+            reach = [[value.mean - value.low for value in found], [value.high - value.mean for value in found]]
+            lines.append(axes.errorbar(means, places, xerr=reach, fmt="o", color=color, markersize=5, capsize=3))
+        middles = [-(group * height + 0.12 * (len(names) - 1)) for group in range(len(rows))]
+        axes.set_yticks(middles, [_wrapped(label, screen) for label in rows])
+        axes.grid(False, axis="y")
+        axes.set_xlabel(_label(unit))
+        axes.set_ylim(-(height * len(rows)) + 0.02, 0.26)
+        axes.set_xlim(-0.02, 1.02)
+        place = "outside right upper" if screen.is_wide else "outside lower left"
+        legend = figure.legend(lines, ["-"] * len(lines), frameon=False, fontsize=8, loc=place)
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(_short(name, screen.label_characters))
         return _svg(figure)
 
 

@@ -11,10 +11,11 @@ from data_pipeline.prepared.dataset import ClassRow
 from ochat_train.evaluation.results import Validation
 from ochat_train.report.data_sections import class_section, ledger_section
 from ochat_train.report.matrix_section import matrix_section, verdict_headline, verdict_lines
-from ochat_train.report.page import Example, Section, render_page, require_place, write_page
+from ochat_train.report.page import Example, Section, render_page, require_place, text_cells, write_page
 from ochat_train.report.pictures import Picture, Series, line_chart
 from ochat_train.report.run_facts import facts_section
 from ochat_train.report.tables import VERDICT_NOTE, number_text, shown_condition, subset_notes
+from ochat_train.report.text import BENCHMARK_HEAD, benchmark_rows
 from ochat_train.runs.history import RunHistory, read_run_history
 
 CURVES_NOTE = (
@@ -52,6 +53,8 @@ def _sections(history: RunHistory, *, price: float | None) -> Iterator[Section]:
     yield _gradients(history)
     if history.validations:
         yield from _matrix(history.validations[-1], history)
+    if history.benchmarks:
+        yield _benchmarks(history)
     yield _classes(history)
     if history.samples:
         yield _samples(history)
@@ -130,6 +133,27 @@ def _matrix(validation: Validation, history: RunHistory) -> Iterator[Section]:
         heading = f"Condition matrix, step {validation.step}"
         notes = subset_notes(validation.evaluation)
         yield matrix_section(heading, validation.evaluation.matrix, own_conditions=own, notes=notes)
+
+
+def _benchmarks(history: RunHistory) -> Section:
+    """Scores over the steps, a curve for each benchmark and condition, and the last ones as a table."""
+    last = history.benchmarks[-1]
+    series = []
+    for number, wanted in enumerate((score.suite, score.condition) for score in last.scores):
+        found = [
+            (row.step, score.score)
+            for row in history.benchmarks
+            for score in row.scores
+            if (score.suite, score.condition) == wanted
+        ]
+        steps, scores = [step for step, _ in found], [score for _, score in found]
+        label = f"{wanted[0]}, {shown_condition(wanted[1])}"
+        series.append(Series(label=label, x=steps, y=scores, number=number, points=True))
+    rows = [text_cells(row) for row in benchmark_rows(last)]
+    share = f"{last.benchmark_time_ratio:.1%} of the run's time was spent on benchmarks."
+    pictures = [line_chart(series, unit="share of right answers")]
+    heading = f"Benchmarks, step {last.step}"
+    return Section(heading=heading, paragraphs=[share], pictures=pictures, head=BENCHMARK_HEAD, rows=rows)
 
 
 def _classes(history: RunHistory) -> Section:

@@ -7,7 +7,8 @@ from pathlib import Path
 from data_pipeline.look.text import class_table, ledger_text
 from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.text_rules import quoted, visible
-from ochat_train.evaluation.results import ValidationResult
+from ochat_train.evaluation.results import BenchmarkScores, ValidationResult
+from ochat_train.evaluation.schedule import MOST_BENCHMARK_TIME_RATIO
 from ochat_train.report.tables import evaluation_table, number_text, shown_condition, subset_notes, table
 from ochat_train.runs.metrics import EpochMeans
 
@@ -59,7 +60,38 @@ def validation_text(result: ValidationResult) -> str:
         for answer in sample.answers:
             more = "" if answer.finished else " ..."
             parts.append(f"  {_one_line(shown_condition(answer.condition))}: {_one_line(answer.text)}{more}")
+    if result.benchmarks is not None:
+        parts.append(benchmarks_text(result.benchmarks))
     return "\n".join(parts)
+
+
+BENCHMARK_HEAD = ("benchmark", "condition", "score", "95 % interval", "answered", "cut off", "questions")
+
+
+def benchmark_rows(benchmarks: BenchmarkScores) -> list[tuple[str, ...]]:
+    """A row under BENCHMARK_HEAD for each benchmark and condition."""
+    return [
+        (
+            score.suite,
+            shown_condition(score.condition),
+            f"{score.score:.1%}",
+            f"{score.low:.1%} to {score.high:.1%}",
+            f"{score.answered:.1%}",
+            f"{score.cut:.1%}",
+            f"{score.questions:,}",
+        )
+        for score in benchmarks.scores
+    ]
+
+
+def benchmarks_text(benchmarks: BenchmarkScores) -> str:
+    """The benchmarks of a step as a table, and what share of the time they take."""
+    share = f"{benchmarks.benchmark_time_ratio:.1%} of the time so far"
+    if benchmarks.benchmark_time_ratio > MOST_BENCHMARK_TIME_RATIO:
+        share += (
+            f", more than {MOST_BENCHMARK_TIME_RATIO:.0%}: lower `limit` or `answer_tokens` of validation.benchmarks"
+        )
+    return f"\nbenchmarks after step {benchmarks.step} ({share})\n{table(BENCHMARK_HEAD, benchmark_rows(benchmarks))}"
 
 
 def _one_line(text: str) -> str:

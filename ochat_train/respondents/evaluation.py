@@ -8,7 +8,7 @@ import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -16,7 +16,9 @@ from ochat_train import __version__
 from ochat_train.inference.choose import EngineOptions, make_engine
 from ochat_train.inference.engine import Engine
 from ochat_train.inference.served_model import ServedModel, load_served_model
+from ochat_train.report.eval_page import eval_page
 from ochat_train.respondents import export, url
+from ochat_train.respondents.additions import OUR_SERVER, Additions, with_additions
 from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience
@@ -25,9 +27,11 @@ from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings, wri
 from ochat_train.suites.store import AnswerStore, FolderLock
 from ochat_train.suites.suite import Suite, SuiteOptions
 from ochat_train.suites.table import make_suites
+from ochat_train.system.durable import replace_text
 from ochat_train.system.exits import StoppedBySignalError
 
 Say = Callable[[str], None]
+PAGE_FILE = "results.html"
 _EXPORT_FOLDER = "export"  # below a run, where docs and recipes put it
 
 
@@ -37,6 +41,7 @@ class EvalOptions:
 
     target: a folder or an address. suites, data, condition: as typed. model: a server's name of the model, None for the
     only one. base, context_tokens: as in `load_served_model`. out: None for a folder called after the model.
+    additions: to the results of the suites.
     """
 
     target: str
@@ -53,6 +58,7 @@ class EvalOptions:
     out: Path | None = None
     num_parallel: int = 64
     patience: Patience = field(default_factory=Patience)
+    additions: Additions = field(default_factory=Additions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +75,24 @@ def is_url(target: str) -> bool:
 
 
 def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
-    """Ask, score and write results.json.
+    """Ask, score and write results.json and results.html.
 
     say: takes lines for the person who waits. Raises UserError, and StoppedBySignalError after Ctrl-C or SIGTERM:
     finished answers are kept.
     """
     suites = make_suites(options.suites, options.data, options.suite_options)
-    return asyncio.run(_evaluate(options, suites, say))
+    evaluated = asyncio.run(_evaluate(options, suites, say))
+    results = with_additions(
+        evaluated.results,
+        suites,
+        options.additions,
+        export=None if is_url(options.target) else export_folder(Path(options.target)),
+        folder=evaluated.folder,
+        say=say,
+    )
+    write_results(evaluated.folder, results)
+    replace_text(evaluated.folder / PAGE_FILE, eval_page(results))
+    return replace(evaluated, results=results)
 
 
 async def _evaluate(options: EvalOptions, suites: list[Suite], say: Say) -> Evaluated:
@@ -84,16 +101,24 @@ async def _evaluate(options: EvalOptions, suites: list[Suite], say: Say) -> Eval
         folder = options.out or Path("eval") / _folder_name(opened.asker.model)
         lock = FolderLock(folder)
         try:
+            suites = _with_judge_in(folder, options) or suites
             num_questions = sum(min(options.settings.limit or 10**9, len(suite.questions)) for suite in suites)
             say(f"{num_questions:,} questions under {len(opened.conditions)} condition(s): making their prompts")
             plan = plan_evaluation(suites, opened.conditions, opened.asker, options.settings)
             store = AnswerStore(folder)
             failures = await _ask(plan, store, opened, options, say)
             results = await asyncio.to_thread(results_of, plan, store, failures)
-            write_results(folder, results)
         finally:
             lock.close()
     return Evaluated(results=results, folder=folder)
+
+
+def _with_judge_in(folder: Path, options: EvalOptions) -> list[Suite]:
+    """The suites with a judge that keeps its judgements in a folder; none without a judge."""
+    if options.suite_options.judge is None:
+        return []
+    judge = replace(options.suite_options.judge, folder=folder)
+    return make_suites(options.suites, options.data, replace(options.suite_options, judge=judge))
 
 
 def _versions() -> dict[str, str]:
@@ -201,7 +226,7 @@ async def _open_url(options: EvalOptions) -> AsyncIterator[_Opened]:
             asker=Asker(
                 respondent=respondent,
                 model=ModelFacts(name=facts.model, kind="url", url=facts.url),
-                engine="ochat serve" if facts.is_ours else "server",
+                engine=OUR_SERVER if facts.is_ours else "server",
                 engine_versions={},
                 versions=_versions(),
             ),

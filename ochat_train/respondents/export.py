@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import hash_files
-from ochat_train.export.layout import read_mark
+from ochat_train.export.layout import read_mark, weights_sha256
 from ochat_train.inference.answers import whole_answer
 from ochat_train.inference.engine import AnswerSettings, Engine, EngineBusy, EngineError, EngineUnavailable
 from ochat_train.inference.served_model import ServedModel
@@ -77,9 +77,9 @@ def refuse_unsupported(engine: Engine, *, temperature: float) -> None:
 def model_facts(served: ServedModel) -> ModelFacts:
     """What a result says of an export. Its files are read, and hashes of unchanged ones are remembered."""
     mark = read_mark(served.folder)
-    weights = _sha256_of(served.folder, _WEIGHTS)
+    weights = weights_sha256(_sha256_by_name(served.folder, _WEIGHTS))
     base = mark.get("adapter", {}).get("base_sha256") if isinstance(mark.get("adapter"), dict) else None
-    parts = [weights, _sha256_of(served.folder, _DECIDING), base or served.base]
+    parts = [weights, list(_sha256_by_name(served.folder, _DECIDING).items()), base or served.base]
     template = mark.get("template")
     return ModelFacts(
         name=served.name,
@@ -91,14 +91,14 @@ def model_facts(served: ServedModel) -> ModelFacts:
     )
 
 
-def _sha256_of(folder: Path, patterns: Sequence[str]) -> str:
-    """sha256 over names and contents of the files with these names."""
+def _sha256_by_name(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """Name -> sha256 of the files with these names, sorted."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     try:
         hashed = hash_files(files, group=folder).files if files else {}
     except OSError as error:
         raise UserError(folder, f"cannot be read: {error}") from None
-    return hashlib.sha256(json.dumps([[file.name, hashed[file].sha256] for file in files]).encode()).hexdigest()
+    return {file.name: hashed[file].sha256 for file in files}
 
 
 def chosen_conditions(served: ServedModel, text: str, *, any_condition: bool) -> tuple[str | None, ...]:

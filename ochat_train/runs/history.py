@@ -7,23 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from ochat_train.evaluation.results import Sample, Validation
+from ochat_train.evaluation.results import BenchmarkScores, Sample, Validation
 from ochat_train.runs.folder import RunFolder, read_run_folder
-from ochat_train.runs.lines import METRICS_FILE, SAMPLES_FILE, STARTS_FILE, VALIDATION_FILE, results_of
+from ochat_train.runs.lines import (
+    BENCHMARKS_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    STARTS_FILE,
+    VALIDATION_FILE,
+    results_of,
+)
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.runs.starts import RunStart
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory:
-    """A run so far. steps, validations, samples, starts: the rows of metrics.jsonl, validation.jsonl, samples.jsonl and
-    starts.jsonl; no starts for a run of an older version.
+    """A run so far. steps, validations, samples, benchmarks, starts: the rows of metrics.jsonl, validation.jsonl,
+    samples.jsonl, benchmarks.jsonl and starts.jsonl; no starts for a run of an older version.
     """
 
     run: RunFolder
     steps: Sequence[StepMetrics]
     validations: Sequence[Validation]
     samples: Sequence[Sample]
+    benchmarks: Sequence[BenchmarkScores]
     starts: Sequence[RunStart]
 
 
@@ -38,5 +46,6 @@ def read_run_history(run_dir: Path) -> RunHistory:
         steps=steps,
         validations=results_of(run_dir / VALIDATION_FILE, Validation.from_json),
         samples=results_of(run_dir / SAMPLES_FILE, Sample.from_json),
+        benchmarks=results_of(run_dir / BENCHMARKS_FILE, BenchmarkScores.from_json),
         starts=results_of(run_dir / STARTS_FILE, RunStart.from_json),
     )

@@ -16,6 +16,7 @@ T = TypeVar("T")
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+BENCHMARKS_FILE = "benchmarks.jsonl"
 EXPERTS_FILE = "experts.jsonl"
 ANOMALIES_FILE = "anomalies.jsonl"
 STARTS_FILE = "starts.jsonl"

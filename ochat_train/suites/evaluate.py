@@ -253,6 +253,8 @@ def _without_answer(item: PlannedQuestion, failures: Failures) -> QuestionResult
         condition=item.condition,
         status="too_long" if reason == TOO_LONG else "failed",
         prompt_sha256=item.prompt_sha256,
+        turns=item.question.turns,
+        right=item.question.right,
         reason=reason,
         failed_tries={} if failure is None else failure.failed_tries,
     )
@@ -265,6 +267,8 @@ def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> Question
         "task": item.question.task,
         "condition": item.condition,
         "prompt_sha256": item.prompt_sha256,
+        "turns": item.question.turns,
+        "right": item.question.right,
         "texts": answer.texts,
         "num_tokens": answer.num_tokens,
         "finish": answer.finish,

@@ -16,6 +16,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object, typed
 from ochat_train.suites.data import DataFile
 from ochat_train.suites.intervals import Estimate
+from ochat_train.suites.lm_eval import HarnessRow
 from ochat_train.suites.suite import Finish
 from ochat_train.system.durable import replace_text
 
@@ -85,7 +86,8 @@ class SuiteFacts:
 class QuestionResult:
     """A question under a condition (None: the model's own).
 
-    prompt_sha256: of the ids or messages that were asked. texts: the answer to each turn, none where it failed.
+    prompt_sha256: of the ids or messages that were asked. turns, right: as in `Question`. texts: the answer to each
+    turn, none where it failed.
     value: None unless scored. found, others, details: as in `Scored`. seconds: from question to answer. reason: why it
     was not scored. failed_tries: reason -> tries without an answer.
     """
@@ -96,6 +98,8 @@ class QuestionResult:
     condition: str | None
     status: Status
     prompt_sha256: str
+    turns: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     value: float | None = None
     is_answered: bool = False
@@ -166,6 +170,27 @@ class PairedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContaminationRow:
+    """How many questions of a suite are in the training data, and the scores under a condition with and without them.
+
+    num_questions: of the whole suite; num_seen, num_unchecked: of them (see `contamination`). score_seen, score_unseen:
+    of the asked ones that are there, and of all others; None where there is none. seen: id of a question -> id of the
+    first conversation that has it. fingerprint, num_conversations: of the prepared dataset.
+    """
+
+    suite: str
+    condition: str | None
+    num_questions: int
+    num_seen: int
+    num_unchecked: int
+    score_seen: Estimate | None
+    score_unseen: Estimate | None
+    seen: Mapping[str, str]
+    fingerprint: str
+    num_conversations: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalResults:
     """The document of results.json. created: UTC, when the last answer was made. versions: package -> version, of what
     asked; engine_versions: of what answered. questions: in the order of suites, conditions, questions.
@@ -183,6 +208,9 @@ class EvalResults:
     paired: tuple[PairedRow, ...]
     failed_tries: Mapping[str, int]
     questions: tuple[QuestionResult, ...]
+    contamination: tuple[ContaminationRow, ...] = ()
+    harness: tuple[HarnessRow, ...] = ()
+    harness_versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     @property

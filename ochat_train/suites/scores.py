@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from pathlib import Path
 
+from ochat_train.suites.contamination import contamination
 from ochat_train.suites.intervals import Estimate, mean_estimate, paired_estimate
-from ochat_train.suites.results import PairedRow, QuestionResult, ScoreRow
+from ochat_train.suites.results import ContaminationRow, PairedRow, QuestionResult, ScoreRow
+from ochat_train.suites.suite import Suite
 
 
 def score_rows(questions: Sequence[QuestionResult], *, seed: int, highest: float = 1.0) -> list[ScoreRow]:
@@ -103,3 +106,37 @@ def _estimate(values: Sequence[float | None], *, seed: int, highest: float) -> E
 def _share(marks: Iterable[bool]) -> float | None:
     values = list(marks)
     return sum(values) / len(values) if values else None
+
+
+def contamination_rows(
+    suites: Sequence[Suite], questions: Sequence[QuestionResult], prepared_dir: Path, *, seed: int
+) -> list[ContaminationRow]:
+    """How much of each suite is in a prepared dataset, and what that does to the scores under each condition.
+
+    Raises UserError for a folder without a dataset.
+    """
+    texts = {suite.name: ["\n".join(question.turns) for question in suite.questions] for suite in suites}
+    rows = []
+    for name, found in contamination(texts, prepared_dir).items():
+        suite = next(suite for suite in suites if suite.name == name)
+        seen = {suite.questions[number].id: place for number, place in found.seen.items()}
+        asked = [question for question in questions if question.suite == name]
+        for condition in _conditions(asked):
+            under = [question for question in asked if question.condition == condition]
+            parts = [[q.value for q in under if (q.id in seen) is wanted] for wanted in (True, False)]
+            scores = [_estimate(values, seed=seed, highest=suite.highest) for values in parts]
+            rows.append(
+                ContaminationRow(
+                    suite=name,
+                    condition=condition,
+                    num_questions=found.num_questions,
+                    num_seen=len(seen),
+                    num_unchecked=len(found.unchecked),
+                    score_seen=scores[0],
+                    score_unseen=scores[1],
+                    seen=seen,
+                    fingerprint=found.fingerprint,
+                    num_conversations=found.num_conversations,
+                )
+            )
+    return rows

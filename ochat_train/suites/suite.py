@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ochat_train.suites.data import DataFile, SuiteData
+
+if TYPE_CHECKING:
+    from ochat_train.suites.judge import Judge
 
 Finish = Literal["stop", "length"]
 Message = Mapping[str, str]
@@ -117,12 +120,14 @@ class SuiteOptions:
     """What the user gives to a suite.
 
     data: None where no data was named. allow_code_execution: whether code that the model wrote may run.
-    answer_pattern: as `validation.answer_pattern` of a recipe, None for whole answers.
+    answer_pattern: as `validation.answer_pattern` of a recipe, None for whole answers. judge: of suites whose answers
+    are judged.
     """
 
     data: SuiteData | None = None
     allow_code_execution: bool = False
     answer_pattern: str | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

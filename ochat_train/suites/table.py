@@ -9,11 +9,18 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import did_you_mean
-from ochat_train.suites import gsm8k, held_out, humaneval, math, openchat
+from ochat_train.suites import gsm8k, held_out, humaneval, math, mt_bench, openchat
 from ochat_train.suites.data import SuiteData
 from ochat_train.suites.suite import Suite, SuiteKind, SuiteOptions
 
-SUITES: tuple[SuiteKind, ...] = (*openchat.SUITES, gsm8k.SUITE, math.SUITE, humaneval.SUITE, held_out.SUITE)
+SUITES: tuple[SuiteKind, ...] = (
+    *openchat.SUITES,
+    gsm8k.SUITE,
+    math.SUITE,
+    humaneval.SUITE,
+    held_out.SUITE,
+    mt_bench.SUITE,
+)
 # Names that stand for several suites: all of them that the data holds.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "openchat": (*(kind.name for kind in openchat.SUITES), gsm8k.NAME, math.NAME),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import markdown_text, visible
 from ochat_train.suites.intervals import Estimate
-from ochat_train.suites.results import EvalResults, PairedRow, ScoreRow, SuiteFacts
+from ochat_train.suites.lm_eval import HarnessRow
+from ochat_train.suites.results import ContaminationRow, EvalResults, PairedRow, ScoreRow, SuiteFacts
 
 
 def results_text(results: EvalResults, *, tasks: bool = False) -> str:
@@ -16,6 +17,10 @@ def results_text(results: EvalResults, *, tasks: bool = False) -> str:
     parts = [_head(results), _aligned(SCORE_HEAD, [score_cells(row, results) for row in rows])]
     if results.paired:
         parts.append(_aligned(PAIRED_HEAD, [paired_cells(row, results) for row in results.paired]))
+    if results.contamination:
+        parts.append(_aligned(SEEN_HEAD, [seen_cells(row, results) for row in results.contamination]))
+    if results.harness:
+        parts.append(_aligned(HARNESS_HEAD, [harness_cells(row) for row in results.harness]))
     parts += _notes(results)
     return "\n\n".join(part for part in parts if part)
 
@@ -90,6 +95,37 @@ def paired_cells(row: PairedRow, results: EvalResults) -> list[str]:
         points(row.difference, highest=_facts(results, row.suite).highest, signed=True),
         f"{row.num_first_better:,}",
         f"{row.num_second_better:,}",
+    ]
+
+
+SEEN_HEAD = ("suite", "condition", "seen in training", "score of these", "score without them [95 %]")
+
+
+def seen_cells(row: ContaminationRow, results: EvalResults) -> list[str]:
+    """A row of questions in the training data, under SEEN_HEAD."""
+    highest = _facts(results, row.suite).highest
+    return [
+        row.suite,
+        shown_condition(row.condition),
+        f"{row.num_seen:,} of {row.num_questions:,} questions",
+        points(row.score_seen, highest=highest),
+        points(row.score_unseen, highest=highest),
+    ]
+
+
+HARNESS_HEAD = ("lm-eval task", "condition", "metric", "value ± standard error", "questions")
+
+
+def harness_cells(row: HarnessRow) -> list[str]:
+    """A figure of lm-evaluation-harness, under HARNESS_HEAD."""
+    error = "" if row.standard_error is None else f" ± {row.standard_error:.4f}"
+    questions = "-" if row.num_questions is None else f"{row.num_questions:,}"
+    return [
+        row.task,
+        shown_condition(row.condition),
+        f"{row.metric}, {row.filter}",
+        f"{row.value:.4f}{error}",
+        questions,
     ]
 
 

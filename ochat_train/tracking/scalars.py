@@ -1,8 +1,8 @@
 """Names under which trackers show the numbers of metrics.jsonl and validation.jsonl.
 
 Trackers make a section of the part before the first slash: `train/loss`, `classes/expert/loss`, `validation/loss`,
-`validation/classes/expert/nll`, `validation/matrix/expert/GPT3`, `validation/learnt/expert/margin`. A null has no
-point.
+`validation/classes/expert/nll`, `validation/matrix/expert/GPT3`, `validation/learnt/expert/margin`,
+`benchmarks/gsm8k/GPT3/score`. A null has no point.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.class_names import curve_names
-from ochat_train.evaluation.results import Validation
+from ochat_train.evaluation.results import BenchmarkScores, Validation
 from ochat_train.report.tables import shown_condition
 from ochat_train.runs.metrics import StepMetrics
 
@@ -40,6 +40,18 @@ def validation_scalars(validation: Validation) -> dict[str, float]:
     curves = curve_names([*evaluation.classes, *evaluation.matrix.nll, *evaluation.matrix.learnt])
     by_class = {key: _by_curve(shown[key], curves) for key in ("classes", "matrix", "learnt")}
     return dict(_flatten({"validation": {**shown, **by_class}}))
+
+
+def benchmark_scalars(benchmarks: BenchmarkScores) -> dict[str, float]:
+    """All numbers of a line of benchmarks.jsonl but `step`, by suite and condition."""
+    conditions = list(dict.fromkeys(score.condition for score in benchmarks.scores))
+    curves = dict(zip(conditions, _condition_curves(conditions), strict=True))
+    suites: dict[str, Any] = {}
+    for score in benchmarks.scores:
+        numbers = {key: value for key, value in vars(score).items() if key not in ("suite", "condition")}
+        suites.setdefault(score.suite, {})[curves[score.condition]] = numbers
+    whole = {"seconds": benchmarks.seconds, "benchmark_time_ratio": benchmarks.benchmark_time_ratio}
+    return dict(_flatten({"benchmarks": {**suites, **whole}}))
 
 
 def _by_curve(classes: Mapping[str, Any], curves: Mapping[str, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ochat_train.report.tables import learnt_text, markdown_table, matrix_column
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
-from ochat_train.tracking.scalars import step_scalars, validation_scalars
+from ochat_train.tracking.scalars import benchmark_scalars, step_scalars, validation_scalars
 
 FOLDER = "tensorboard"
 # Charts with a curve for each class, under CUSTOM SCALARS; the names of curves are regular expressions.
@@ -81,6 +81,8 @@ class TensorBoardTracker:
                 self._add_matrix(validation.evaluation.matrix, validation.step)
         for number, sample in enumerate(result.samples, start=1):
             self._writer.add_text(f"samples/{number}", _sample(sample), sample.step)
+        if (benchmarks := result.benchmarks) is not None:
+            self._add(benchmark_scalars(benchmarks), benchmarks.step)
         self._writer.flush()
 
     def close(self, *, done: bool) -> None:

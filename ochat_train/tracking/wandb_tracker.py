@@ -19,7 +19,7 @@ from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.durable import replace_text
 from ochat_train.tracking.kind import TrackerKind
 from ochat_train.tracking.protocol import RunFacts
-from ochat_train.tracking.scalars import step_scalars, validation_scalars
+from ochat_train.tracking.scalars import benchmark_scalars, step_scalars, validation_scalars
 
 RUN_FILE = "wandb.json"  # which run it is, and up to which step it certainly has everything
 _FINISH_SECONDS = 60.0  # wandb's service gives up uploading this long after the end; delivery.py waits for half of it
@@ -120,6 +120,9 @@ class WandbTracker:
                 for answer in sample.answers
             ]
             shown["samples"] = wandb.Table(columns=columns, data=rows)
+        if (benchmarks := result.benchmarks) is not None:
+            steps.append(benchmarks.step)
+            shown |= benchmark_scalars(benchmarks)
         if steps:
             self._log(shown, steps[0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -16,6 +16,7 @@ from ochat_train.distributed.engine import Engine
 from ochat_train.distributed.ranks import Ranks, on_any_rank, on_main_rank
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import Watchdog
+from ochat_train.evaluation.results import ValidationResult
 from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.planning.learning_rate import learning_rate_at
@@ -30,6 +31,7 @@ from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.protocol import RunFacts
 from ochat_train.training.adapter import ReachedTensors
 from ochat_train.training.anomalies import progressed, record_anomaly
+from ochat_train.training.benchmarks import Benchmarks
 from ochat_train.training.meter import Meter
 from ochat_train.training.metrics import EpochSums, ExpertTable, expert_means, means_of
 from ochat_train.training.outputs import MetricsWriter
@@ -44,6 +46,7 @@ class Run:
     num_steps: of the whole run. steps_per_epoch: by epoch. peak: the highest learning rate.
     writer: None on ranks that write no metrics. push: of rank 0, if the recipe pushes.
     before_step: as in `Hooks`. reached: what the first step of an adapter has to reach, None without one.
+    benchmarks: None without any.
     """
 
     recipe: Recipe
@@ -65,6 +68,7 @@ class Run:
     stop_request: StopRequest
     before_step: Callable[[Engine, Step], Step]
     reached: ReachedTensors | None = None
+    benchmarks: Benchmarks | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -243,7 +247,9 @@ def validate(run: Run, progress: Progress) -> tuple[float | None, bool]:
     Returns the loss of the validation that was made, if it is finite; and whether the run was asked to stop meanwhile,
     which leaves the validation out.
     """
-    if not run.validator.is_due(progress.step, saves=run.saves_after(progress.step)):
+    is_due = run.validator.is_due(progress.step, saves=run.saves_after(progress.step))
+    has_benchmarks = run.benchmarks is not None and run.benchmarks.is_due(progress.step)
+    if not (is_due or has_benchmarks):
         return None, False
 
     def between(what: str, done: int, total: int) -> None:
@@ -251,9 +257,18 @@ def validate(run: Run, progress: Progress) -> tuple[float | None, bool]:
         if on_any_rank(run.ranks, run.must_stop):
             raise _StoppedBetweenError
 
+    def benchmark_answers(what: str, done: int, total: int) -> None:
+        run.watchdog.progress(progress.step, "answering benchmarks")
+        between(what, done, total)
+
     run.watchdog.progress(progress.step, "validating")
     try:
-        result = run.validator.run(run.engine, run.ranks, progress.step, between=between)
+        result = ValidationResult(validation=None, samples=[])
+        if is_due:
+            result = run.validator.run(run.engine, run.ranks, progress.step, between=between)
+        if run.benchmarks is not None and has_benchmarks:
+            found = run.benchmarks.run(run.engine, run.ranks, progress.step, between=benchmark_answers)
+            result = replace(result, benchmarks=found)
     except _StoppedBetweenError:
         run.line.print(f"the validation after step {progress.step} is left out: the run was asked to stop")
         return None, True

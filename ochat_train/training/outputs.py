@@ -12,6 +12,7 @@ from data_pipeline.files import cannot_write
 from ochat_train.evaluation.results import ValidationResult
 from ochat_train.runs.lines import (
     ANOMALIES_FILE,
+    BENCHMARKS_FILE,
     EXPERTS_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
@@ -61,9 +62,9 @@ class MetricsWriter:
                 versions=facts.versions,
             )
             self._append(STARTS_FILE, start.to_json())
-        for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE, EXPERTS_FILE):
-            if name == EXPERTS_FILE and not (output_dir / name).exists():
-                continue  # only mixtures of experts have it
+        for name in (METRICS_FILE, VALIDATION_FILE, SAMPLES_FILE, EXPERTS_FILE, BENCHMARKS_FILE):
+            if name in (EXPERTS_FILE, BENCHMARKS_FILE) and not (output_dir / name).exists():
+                continue  # only mixtures of experts, and recipes with benchmarks, have it
             self._try(output_dir / name, lambda path: _keep_until(path, first_step))
 
     @property
@@ -77,11 +78,13 @@ class MetricsWriter:
         self._trackers.log_step(metrics)
 
     def write_validation(self, result: ValidationResult) -> None:
-        """Write a validation and its samples to all places."""
+        """Write a validation, its samples and benchmarks to all places."""
         if result.validation is not None:
             self._append(VALIDATION_FILE, result.validation.to_json())
         for sample in result.samples:
             self._append(SAMPLES_FILE, sample.to_json())
+        if result.benchmarks is not None:
+            self._append(BENCHMARKS_FILE, result.benchmarks.to_json())
         self._trackers.log_validation(result)
 
     def write_experts(self, shares: ExpertShares) -> None:

@@ -51,6 +51,7 @@ from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.adapter import ReachedTensors, check_stage, put_adapter
 from ochat_train.training.batches import run_steps_of_rank
+from ochat_train.training.benchmarks import BenchmarkQuestions, Benchmarks, agreed_benchmarks
 from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.disk_room import require_room
 from ochat_train.training.engine import start_engine
@@ -78,6 +79,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
     push, stop_request, run_lock = None, StopRequest(), RunLock(Path(recipe.output_dir))
     try:
         manifest = _agreed_manifest(recipe, ranks)
+        benchmarks = agreed_benchmarks(recipe, manifest, ranks)  # a wrong file costs a second now, not a training
         data_check = start_data_check(recipe, manifest, ranks)
         on_main_rank(ranks, lambda: _check_and_lock(recipe, hooks, run_lock))
         require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
@@ -93,11 +95,12 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
             stop_request=stop_request,
             run_lock=run_lock,
             hooks=hooks,
+            benchmarks=benchmarks,
         )
         _train(recipe, manifest, ranks, start)
         on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
         if ranks.is_main:
-            print_message(next_text(Path(recipe.output_dir)))
+            print_notice(next_text(Path(recipe.output_dir)))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -119,6 +122,7 @@ class _Start:
     stop_request: StopRequest
     run_lock: RunLock
     hooks: Hooks
+    benchmarks: BenchmarkQuestions | None
 
 
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
@@ -336,10 +340,20 @@ def _take_steps(
                 stop_request=start.stop_request,
                 before_step=hooks.before_step,
                 reached=reached,
+                benchmarks=_benchmarks(training, validator, start.benchmarks),
             )
             run_steps(run, progress)
         watchdog.progress(num_steps, "closing trackers")
         trackers.close(done=True, most_seconds=min(hooks.close_seconds, recipe.train.hang_timeout_seconds / 2))
+
+
+def _benchmarks(training: _Training, validator: Validator, questions: BenchmarkQuestions | None) -> Benchmarks | None:
+    """The benchmarks of a run, asked when it validates; None without any."""
+    if questions is None:
+        return None
+    return Benchmarks(
+        training.recipe, questions, every_steps=validator.schedule.every_steps, num_steps=training.plan.num_steps
+    )
 
 
 def _loaded_engine(

@@ -12,6 +12,40 @@ from data_pipeline.section import Section, setting
 from ochat_train.recipe.sections.values import PositiveInt
 
 
+class BenchmarkSettings(Section):
+    """A benchmark that the model answers during training."""
+
+    suite: str = setting(
+        min_length=1,
+        description="name of a suite of `ochat eval` whose answers need no judge and no code to run",
+        decides_steps=False,
+        is_public=True,
+    )
+    data: PathText | None = setting(
+        None,
+        description="file, folder or tar archive with the suite's questions",
+        decides_steps=False,
+        is_public=True,
+    )
+    conditions: list[str] | None = setting(
+        None,
+        min_length=1,
+        description="conditions to ask under; default: those of all classes",
+        decides_steps=False,
+        is_public=True,
+    )
+    limit: PositiveInt | None = setting(
+        None,
+        description="questions to ask, a random sample that stays the same over the run; default: as many as take 5 % "
+        "of the time on one GPU, for all benchmarks together",
+        decides_steps=False,
+        is_public=True,
+    )
+    answer_tokens: PositiveInt | None = setting(
+        None, description="longest answer, in tokens; default: the suite's own", decides_steps=False, is_public=True
+    )
+
+
 class ValidationSettings(Section):
     """Validation on held-out conversations (`data.validation_ratio`) during training."""
 
@@ -47,6 +81,12 @@ class ValidationSettings(Section):
         min_length=1,
         description="regular expression that finds the part of an answer to compare: its last match, or the first "
         "group of that match; default: the whole answer",
+        decides_steps=False,
+        is_public=True,
+    )
+    benchmarks: list[BenchmarkSettings] = setting(
+        default_factory=list,
+        description="benchmarks that the model answers at every validation, and that `ochat ablate` scores its arms on",
         decides_steps=False,
         is_public=True,
     )

@@ -165,6 +165,7 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
         validation__answer_tokens=3,
         validation__answer_pattern="[0-9]+",
         validation__sample_tokens=0,
+        validation__benchmarks=[{"suite": "held-out", "data": str(file), "answer_tokens": 3}],
     )
     out = tmp_path / "ablation"
     command = ["ablate", str(recipe), "--out", str(out), "--arms", f"c-rlft,{HARD_FILE}", "--parallel", "2", "--json"]
@@ -191,6 +192,8 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
         exams.add(tuple(entry["supervised_tokens"] for entry in score["classes"].values()))
         assert set(score["accuracy"]) == {CONDITION, "GPT3"}
         assert set(score["accuracy"][CONDITION]) == {"a", "b", "all"}
+        assert score["benchmarks"] == {"held-out": {name: shares["all"] for name, shares in score["accuracy"].items()}}
+        assert not (run / "benchmarks.jsonl").exists(), "asked once, of the trained arm"
     assert len(exams) == 1, "all arms answer the same exam"
     assert figures["c-rlft"].learnt in ("yes", "weak", "no")
     assert figures[HARD_FILE].learnt == "-", "an arm that saw one condition had none to learn"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from tests.support.tiny_export import write_tiny_export
 
 QUESTIONS = tuple(f"Question {number}: " + "how are you? " * (number % 4) for number in range(12))
 PATHS = pytest.mark.parametrize("is_continuous", [True, False], ids=["continuous", "together"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect() -> Iterator[None]:
+    """Each engine that ends collects garbage several times, which takes long where all libraries are looked through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

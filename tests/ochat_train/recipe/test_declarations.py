@@ -52,6 +52,8 @@ PUBLIC = """
     train.push_to_hub train.hub_private optimizer.learning_rate optimizer.warmup_ratio optimizer.min_lr_ratio
     optimizer.weight_decay optimizer.betas optimizer.eps optimizer.grad_clip optimizer.states deepspeed.zero_stage
     deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config validation.every_steps validation.prompts
+    validation.benchmarks validation.benchmarks.*.answer_tokens validation.benchmarks.*.conditions
+    validation.benchmarks.*.data validation.benchmarks.*.limit validation.benchmarks.*.suite
     validation.sample_tokens validation.questions validation.answer_pattern validation.answer_tokens
     checkpoint.save_every_steps checkpoint.keep_last adapter adapter.type adapter.rank adapter.alpha adapter.dropout
     adapter.targets adapter.rslora adapter.dora adapter.init
@@ -102,7 +104,9 @@ def test_the_keys_that_are_published(make_recipe: RecipeFactory) -> None:
     assert sorted(keys_of(published)) == sorted(
         name
         for name in PUBLIC.split()
-        if not name.startswith(("data.classes_from.", "data.part_weights.", "data.sources.*.fields.", "adapter"))
+        if not name.startswith(
+            ("data.classes_from.", "data.part_weights.", "data.sources.*.fields.", "validation.benchmarks.", "adapter")
+        )
     )
 
 

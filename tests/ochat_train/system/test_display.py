@@ -178,9 +178,10 @@ def test_pages_and_pictures_take_text_from_anywhere() -> None:
     assert problems_of_page(render_page(PLANTED, PLANTED, [section])) == []
     series = [Series(label=f"{name}{PLANTED}", x=[1, 2], y=[1.0, 2.0]) for name in ("_", "b")]
     for picture in (line_chart(series, unit=PLANTED), bar_chart([PLANTED], [1.0], [None], unit=PLANTED)):
-        assert problems_of_page(picture) == []
-        assert END in picture
-    assert ">_" in line_chart(series, unit="u"), "matplotlib hides names that begin with an underscore"
+        for drawing in (picture.wide, picture.narrow):
+            assert problems_of_page(drawing) == []
+            assert END in drawing
+    assert ">_" in line_chart(series, unit="u").wide, "matplotlib hides names that begin with an underscore"
     assert problems_of_markdown(f"a {markdown_text(PLANTED)} b") == []
     for check in (problems_of_text, problems_of_page, problems_of_markdown):
         assert check(PLANTED), "the control"
