@@ -18,6 +18,7 @@ import platform
 import resource
 import struct
 import sys
+from typing import Any
 
 # Numbers of the calls that are allowed, by the machine: asm/unistd_64.h of x86, asm-generic/unistd.h of arm64.
 _X86 = (
@@ -127,7 +128,7 @@ def answer_calls(job: dict, calls: int, results: int) -> None:
     try:
         limit(job["cpu_seconds"], job["memory_bytes"])
         confine()
-        module = {"__name__": "answer"}
+        module: dict = {"__name__": "answer"}
         exec(compile(job["code"], "<answer>", "exec"), module)
         send(results, None)
         while True:
@@ -148,7 +149,7 @@ def run_test(job: dict, calls: int, results: int, child: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     limit(job["cpu_seconds"], job["memory_bytes"])
 
-    def candidate(*arguments: object) -> object:
+    def candidate(*arguments: Any) -> Any:
         send(calls, plain(list(arguments)))
         answer = receive(results)
         if "error" in answer:
@@ -174,7 +175,7 @@ def run_test(job: dict, calls: int, results: int, child: int) -> None:
         os._exit(0)
 
 
-def send(descriptor: int, value: object) -> None:
+def send(descriptor: int, value: Any) -> None:
     """Write a value that `plain` gave, its length before it."""
     data = json.dumps(value).encode("ascii")
     data = struct.pack("<Q", len(data)) + data
@@ -182,7 +183,7 @@ def send(descriptor: int, value: object) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def receive(descriptor: int) -> object:
+def receive(descriptor: int) -> Any:
     """Read a value. Raises EOFError where the other process has ended."""
     (length,) = struct.unpack("<Q", read(descriptor, 8))
     return json.loads(read(descriptor, length), object_hook=restored)
@@ -199,7 +200,7 @@ def read(descriptor: int, length: int) -> bytes:
     return bytes(data)
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """A value of built-in types for JSON; those that JSON has not as {type: content}. Raises TypeError for others."""
     if value is None or isinstance(value, (bool, str)):
         return value if value is None or isinstance(value, bool) else str.__str__(value)
@@ -211,7 +212,8 @@ def plain(value: object) -> object:
         return [plain(item) for item in list.__iter__(value)]
     if isinstance(value, dict):
         return {"dict": [[plain(key), plain(item)] for key, item in dict.items(value)]}
-    for kind in (tuple, set, frozenset):
+    kinds: tuple = (tuple, set, frozenset)
+    for kind in kinds:
         if isinstance(value, kind):
             return {kind.__name__: [plain(item) for item in kind.__iter__(value)]}
     if isinstance(value, complex):
@@ -221,14 +223,14 @@ def plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is no plain value")
 
 
-def restored(pairs: dict) -> object:
+def restored(pairs: dict) -> Any:
     """What `plain` wrote as an object; the answer to a call stays one."""
     ((kind, content),) = pairs.items()
     if kind in ("value", "error"):
         return pairs
     if kind == "complex":
         return complex(*content)
-    makers = {"dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset, "bytes": bytes.fromhex}
+    makers: dict = {"dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset, "bytes": bytes.fromhex}
     return makers[kind](content)
 
 
