@@ -25,7 +25,7 @@ _NOT_AFTER = r"(?i:(?:is|are|was)\s+(?:also\s+)?(?:not|incorrect|wrong|false)\b|
 _IS_RIGHT = r"\s+(?i:is\s+(?:the\s+|a\s+)?(?:most\s+)?(?:correct|right|best)\b)"
 _NEXT_QUESTION = re.compile(r"\n\s*(?:Q|Question)\s*:", re.IGNORECASE)
 _LABEL = re.compile(r"(?:\s*(?:A|[Aa]nswer)\s*:(?=\s|$))+")
-# `The answer is A dog`: an article, unless a word follows that goes on after a letter.
+# `The answer is A dog`: an article, unless a word follows that may come after a letter.
 _ARTICLE = r"(?![Aa]\s+(?!because\b|as\b|since\b|for\b|is\b|and\b|or\b|due\b|based\b|with\b)[a-z])"
 
 
@@ -93,7 +93,7 @@ def _with_next(found: str, rest: str, one: str) -> str:
 
 
 def _leading(text: str, one: str) -> str | None:
-    """The letter that the answer begins with, unless it goes on with other options, a line each."""
+    """The letter that the answer begins with, unless other options follow, a line each."""
     start = rf"[\s*_`\"$]*(?:\\boxed\{{)?(?:\(({one})\)|\[({one})\]|({one})(?=[).:\]*_`\",}}]|\s*$))"
     match = re.match(start, text)
     if match is None or _is_denied(text, match.end()):

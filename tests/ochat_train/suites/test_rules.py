@@ -86,7 +86,7 @@ def scores(suite: Suite, *texts: str) -> list[Scored]:
         ("stated", "A: B", "B", True),
         ("stated", "C: Sam", "C", True),
         ("stated", "A: The answer is (C)", "C", True),
-        ("stated", "The answer is (C).\n\nQ: And this?\nA: The answer is (D).", "C", True),  # a question of its own
+        ("stated", "The answer is (C).\n\nQ: And this?\nA: The answer is (D).", "C", True),  # the next one is its own
         ("stated", "The adjective order that Option (A) has is [3. age]", None, False),
         ("stated", "The answer is (C). The third option (B) is not logical", "C", True),
         ("stated", "Option B is correct", "B", True),
