@@ -48,6 +48,8 @@ def serve(served: ServedModel, engine_options: EngineOptions, options: ServeOpti
     """Serve an export until a signal. Raises UserError, before the model is loaded, for options that do not fit."""
     keys = keys_of(options, os.environ)
     check_exposure(options, keys)
+    # prompts come one by one, and handing one to several threads takes ten times as long as its encoding
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if options.log_texts and options.log_file is None:
         raise UserError("--log-texts", "needs a file to write to", "add --log-file FILE")
     with closing(bind(options.host, options.port)) as bound:
