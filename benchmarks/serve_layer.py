@@ -37,11 +37,13 @@ _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nt
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run. cpu_seconds: of the process that is asked. first_seconds: of each request until its first token."""
+    """One run. cpu_seconds: of the process that is asked, in user and system. first_seconds: of each request until its
+    first token.
+    """
 
     tokens: int
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: tuple[float, float]
     first_seconds: list[float]
 
 
@@ -66,12 +68,15 @@ def main() -> None:
         quiet = ("--disable-log-requests", "--disable-log-stats", "--port")
         with running((*ours, *quiet)) as (our_port, our_pid):
             layer = asyncio.run(measure(our_port, our_pid, options, chat=True))
-    print(f"{'process':<18}{'tokens':>8}{'tokens/s':>10}{'CPU us/token':>14}{'first, ms':>11}{'last first, ms':>16}")
+    print(
+        f"{'process':<18}{'tokens':>8}{'tokens/s':>10}{'CPU us/token':>14}{'of it system':>14}{'first, ms':>11}{'last first, ms':>16}"
+    )
     for name, found in (("stand-in alone", plain), ("ochat serve", layer)):
         first = 1000 * statistics.median(found.first_seconds)
         print(
             f"{name:<18}{found.tokens:>8,}{found.tokens / found.seconds:>10,.0f}"
-            f"{1e6 * found.cpu_seconds / found.tokens:>14.1f}{first:>11.0f}{1000 * max(found.first_seconds):>16.0f}"
+            f"{1e6 * sum(found.cpu_seconds) / found.tokens:>14.1f}{1e6 * found.cpu_seconds[1] / found.tokens:>14.1f}"
+            f"{first:>11.0f}{1000 * max(found.first_seconds):>16.0f}"
         )
 
 
@@ -119,13 +124,15 @@ async def measure(port: int, pid: int, options: argparse.Namespace, *, chat: boo
             tokens += counted
             firsts.append(first)
     seconds = time.monotonic() - begun
-    return Measured(tokens=tokens, seconds=seconds, cpu_seconds=cpu_seconds(pid) - cpu, first_seconds=firsts)
+    used = [after - before for before, after in zip(cpu, cpu_seconds(pid), strict=True)]
+    return Measured(tokens=tokens, seconds=seconds, cpu_seconds=(used[0], used[1]), first_seconds=firsts)
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> tuple[float, float]:
     """CPU time of all threads of a process so far, in user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ticks = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / ticks, int(fields[12]) / ticks
 
 
 class _Asking(asyncio.Protocol):
@@ -230,7 +237,9 @@ class _StandIn:
 
 def _reply(transport: Any, value: Any) -> None:
     data = json.dumps(value).encode()
-    transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
+    transport.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(data) + data
+    )
 
 
 class _Connection(asyncio.Protocol):

@@ -218,8 +218,9 @@ class _Api:
         return body, chosen
 
     async def _in_thread(self, work: Callable[[], T], request: Request) -> T:
-        """Long prompts and bodies must not hold up the streams of others. The way to a thread and back takes longer than
-        the work on a short one, which is done here unless the thread is at work: tokenizers serve one thread at a time.
+        """Long prompts and bodies must not hold up the streams of others. The way to a thread and back takes longer
+        than the work on a short one, which is done here unless the thread is at work: a tokenizer serves one thread at
+        a time.
         """
         if request.scope[_BODY_BYTES] <= _SHORT_BODY_BYTES and self._tokenizers.acquire(blocking=False):
             try:
