@@ -69,7 +69,8 @@ def main() -> None:
         with running((*ours, *quiet)) as (our_port, our_pid):
             layer = asyncio.run(measure(our_port, our_pid, options, chat=True))
     print(
-        f"{'process':<18}{'tokens':>8}{'tokens/s':>10}{'CPU us/token':>14}{'of it system':>14}{'first, ms':>11}{'last first, ms':>16}"
+        f"{'process':<18}{'tokens':>8}{'tokens/s':>10}{'CPU us/token':>14}{'of it system':>14}{'first, ms':>11}"
+        f"{'last first, ms':>16}"
     )
     for name, found in (("stand-in alone", plain), ("ochat serve", layer)):
         first = 1000 * statistics.median(found.first_seconds)
