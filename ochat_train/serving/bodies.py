@@ -13,7 +13,7 @@ from ochat_train.serving.errors import ApiError, bad_request
 from ochat_train.serving.settings import Limits
 
 _MAX_DEPTH = 64  # of lists and objects inside each other; a schema of `response_format` may have many
-_MOST_DIGITS = 100  # of a whole number; Python itself reads 4,300 and speaks of its settings then
+_MOST_DIGITS = 4000  # of a whole number; Python itself reads 4,300 and speaks of its settings then
 
 _LINGER_SECONDS = 0.5
 
