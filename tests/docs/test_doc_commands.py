@@ -19,6 +19,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import VERBS
 from ochat_train.cli.parser import command_parser
+from ochat_train.cli.parser import parse as parse_words
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.strict_yaml import parse
 from ochat_train.recipe.template_file import load_template
+from ochat_train.serving.errors import ApiError
+from ochat_train.serving.requests import read_request
 from tests.support.doc_pages import PAGES, blocks, first_column, page_name, section
 from tests.support.doc_shell import Answer, Call, shell
 from tests.support.processes import PYTHONPATH, ROOT, finish
@@ -52,6 +56,7 @@ ONLY_CHECKED = {
     r"ochat export .*--results": "needs the results of an evaluation of this run",
     r"python -m tests\.support\.hub_stand_in": "does not end",
     r"ochat ablate": "trains six models",
+    r"curl\b": "needs a server; what it sends is read as `ochat serve` reads it",
     r"ochat chat": "loads an engine, or needs a server, and waits for a person",
     r"(ochat|deepspeed) .*--resume runs/": "names a checkpoint of a long run",
     r"python benchmarks/": "measures for minutes, some on GPUs",
@@ -91,6 +96,7 @@ PROGRAMS = sorted(
         "nvidia-smi",
         "ruff",
         "mypy",
+        "curl",
         "pip",
         "hf",
         "git",
@@ -160,6 +166,10 @@ def checked(call: Call) -> Checked:
         if module != "ochat_train":
             raise ValueError(f"{module} is not started by ochat")
         return checked_verb(["train", *arguments], call.folder)
+    if name == "curl":
+        if "-d" in arguments:
+            read_body(arguments[arguments.index("-d") + 1])
+        return Checked(job={})
     if name == "python" and arguments[:1] == ["-m"]:
         return Checked(job={"module": arguments[1], "words": arguments[2:]})
     if name == "python":
@@ -177,9 +187,17 @@ def checked(call: Call) -> Checked:
     return Checked(job={})
 
 
+def read_body(text: str) -> None:
+    """Raises ValueError for what `ochat serve` would refuse."""
+    try:
+        read_request(json.loads(text))
+    except ApiError as error:
+        raise ValueError(str(error)) from None
+
+
 def checked_verb(arguments: list[str], folder: Path) -> Checked:
     """A call of `ochat`, with what is added to it."""
-    options = parsed(command_parser(VERBS).parse_args, arguments)
+    options = parsed(partial(parse_words, VERBS), arguments)
     recipe = load_recipe(folder / options.recipe, options.overrides) if hasattr(options, "overrides") else None
     more = list(ADDED.get(options.verb, []))
     if options.verb == "train" and options.resume == "auto":
@@ -309,8 +327,12 @@ def test_the_list_of_commands_that_are_not_run_holds_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (
+            """curl http://localhost:18888/v1/x -d '{"messages": [{"role": "user"}], "conditon": "GPT3"}'""",
+            "`conditon`",
+        ),
         ("ochat prepare recipes/quickstart.yaml --worker", "expected one argument"),
-        ("ochat trian recipes/quickstart.yaml", "invalid choice"),
+        ("ochat trian recipes/quickstart.yaml", "did you mean `train`"),
         ("ochat plan recipes/nowhere.yaml", "cannot be read"),
         ("ochat plan recipes/quickstart.yaml --set train.epoch=1", "unknown key"),
         ("deepspeed --num_gpu 8 --module ochat_train recipes/openchat_3_5.yaml --set train.tokens=1", "unknown key"),
