@@ -34,6 +34,9 @@ _LARGEST_SEED = 2**63
 _RETRY_SECONDS = (0.2, 1.0)  # before the first byte of an answer, and never after it
 _MOST_CHARACTERS = 300  # of an error of the server, in ours
 _FINISH: Mapping[str, Finish] = {"stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length"}
+# What no request asks for, and some servers do unless told otherwise: llama.cpp by itself, vLLM and SGLang where the
+# model's generation_config.json says so. -1: all tokens may be chosen (0 is refused by SGLang).
+_NOTHING_ELSE: Mapping[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 # What servers other than vLLM and SGLang may not know.
 _WITH_IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 _ID_LEAD = "token_id:"  # how such servers write a token where log-probabilities are asked for
@@ -135,6 +138,7 @@ class CompletionsClient:
             "max_tokens": settings.max_new_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
+            **_NOTHING_ELSE,
             "stream": True,
             "stop_token_ids": list(self._stop_ids),
             "skip_special_tokens": True,

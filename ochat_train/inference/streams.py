@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from ochat_train.system.pretrained import reason_of
 from ochat_train.system.requirements import installed_version
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import aiohttp
     import httpx
 
+_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 600.0  # between two pieces of an answer; the first may wait for others
 
@@ -32,7 +34,7 @@ class Server:
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine; a proxy of the environment is never asked for it."""
-        return self.socket is not None or "//127.0.0.1" in self.url
+        return self.socket is not None or urlsplit(self.url).hostname in _OF_THIS_MACHINE
 
     @property
     def headers(self) -> dict[str, str]:
