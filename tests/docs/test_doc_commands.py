@@ -34,6 +34,9 @@ from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.strict_yaml import parse
 from ochat_train.recipe.template_file import load_template
+from ochat_train.serving.bodies import parse_object
+from ochat_train.serving.errors import ApiError
+from ochat_train.serving.requests import read_request
 from tests.support.doc_pages import PAGES, blocks, first_column, page_name, section
 from tests.support.doc_shell import Answer, Call, shell
 from tests.support.processes import PYTHONPATH, ROOT, finish
@@ -46,6 +49,7 @@ ONLY_CHECKED = {
     "own",
     r"ochat init data/gpt4": "needs a base from the Hub and conversations of the reader's own",
     r"ochat serve": "does not end",
+    r"curl": "needs a server",
     r"ochat inspect data/prepared/mine": "a dataset of a recipe that `ochat init` writes",
     r"ochat push": "writes to the Hub",
     r"ochat eval .*(eval_data|gsm8k|HumanEval|mt-bench)": "needs the data of a benchmark",
@@ -103,6 +107,7 @@ PROGRAMS = sorted(
         "sbatch",
         "scp",
         "rsync",
+        "curl",
     }
 )
 
@@ -128,14 +133,15 @@ class Reader:
 
     def handle(self, call: Call) -> Answer:
         """Check a command, and run it unless it is in ONLY_CHECKED."""
-        text = shlex.join(call.words)
-        if text.startswith("nvidia-smi"):
+        if call.words[0] == "nvidia-smi":
             return 1, "", ""  # no GPU
+        text = shlex.join(call.words)
         try:
+            call = unwrapped(call)
             command = checked(call)
         except (UserError, ValueError) as error:
             return 2, "", f"{text}: {error}"
-        if any(re.match(pattern, text) for pattern in ONLY_CHECKED):
+        if any(re.match(pattern, shlex.join(call.words)) for pattern in ONLY_CHECKED):
             return 0, "", ""
         if command.recipe is None:
             return run_in_process(command.job, call)
@@ -148,11 +154,16 @@ class Reader:
         return run_in_process(command.job, call)
 
 
+def unwrapped(call: Call) -> Call:
+    """What `ochat launch` starts, so that it is treated as if it were on the page itself. Raises ValueError."""
+    if call.words[:2] != ["ochat", "launch"]:
+        return call
+    return replace(call, words=parsed(command_parser(VERBS).parse_args, call.words[1:]).command)
+
+
 def checked(call: Call) -> Checked:
     """What to run for a call. Raises ValueError or UserError for arguments that are not right."""
     name, arguments = call.words[0], call.words[1:]
-    if name == "ochat" and arguments[:1] == ["launch"]:
-        return checked(replace(call, words=parsed(command_parser(VERBS).parse_args, arguments).command))
     if name == "ochat":
         return checked_verb(arguments, call.folder)
     if name in ("deepspeed", "torchrun"):
@@ -160,6 +171,9 @@ def checked(call: Call) -> Checked:
         if module != "ochat_train":
             raise ValueError(f"{module} is not started by ochat")
         return checked_verb(["train", *arguments], call.folder)
+    if name == "curl":
+        check_request(arguments)
+        return Checked(job={})
     if name == "python" and arguments[:1] == ["-m"]:
         return Checked(job={"module": arguments[1], "words": arguments[2:]})
     if name == "python":
@@ -175,6 +189,21 @@ def checked(call: Call) -> Checked:
             raise ValueError(f"{script} has no {' '.join(missing)}")
         return Checked(job={"script": str(script), "words": arguments[1:]})
     return Checked(job={})
+
+
+def check_request(arguments: list[str]) -> None:
+    """A request to `ochat serve` as an example shows it: route and fields. Raises ValueError."""
+    parser = argparse.ArgumentParser(prog="curl", allow_abbrev=False)
+    parser.add_argument("url")
+    parser.add_argument("-H", action="append", required=True)
+    parser.add_argument("-d", required=True)
+    options = parsed(parser.parse_args, arguments)
+    if not re.fullmatch(r"http://localhost:18888/v1/(chat/completions|render)", options.url):
+        raise ValueError(f"{options.url} is no route of `ochat serve`")
+    try:
+        read_request(parse_object(options.d.encode()))
+    except ApiError as error:
+        raise ValueError(error.message) from None
 
 
 def checked_verb(arguments: list[str], folder: Path) -> Checked:
@@ -322,6 +351,9 @@ def test_the_list_of_commands_that_are_not_run_holds_nothing_else() -> None:
         ("python benchmarks/step.py --no-such-flag", "has no --no-such-flag"),
         ("ochat inspect data/nowhere", "data/nowhere"),
         ("unknown-program", "command not found"),
+        ("ochat launch -- deepspeed --module ochat_train recipes/quickstart.yaml --set train.epoch=1", "unknown key"),
+        ("curl http://localhost:18888/v1/render -H x -d '{\"mesages\": []}'", "mesages"),
+        ("curl http://localhost:18888/v1/complete -H x -d '{}'", "is no route"),
     ],
 )
 def test_a_wrong_command_is_found(line: str, message: str, bash: Bash, project: Path) -> None:

@@ -100,3 +100,14 @@ def test_a_wrong_command_shows_the_usage_of_the_right_verb(
     shown = capsys.readouterr().err
     assert shown.startswith(f"usage: {usage} [-h]")
     assert shown.endswith(f"{usage}: error: {problem}; see {usage} --help\n")
+
+
+@pytest.mark.parametrize("word", ["yes", "true", "latest", "runs/none"])
+def test_a_resume_that_is_no_checkpoint_is_refused_before_anything_is_loaded(
+    word: str, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(make_recipe()), "--resume", word]) == 2
+    assert capsys.readouterr().err == (
+        f"ochat train: --resume {word}: no such folder; give `auto`, `never` or the folder of a checkpoint "
+        "(OUTPUT_DIR/checkpoints/step-...)\n"
+    )
