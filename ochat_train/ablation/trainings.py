@@ -93,7 +93,9 @@ def run_trainings(
             problem = _train_and_score(job, exam, place=place, gpus=gpus, keep_checkpoints=keep_checkpoints)
             said = problem or f"done in {time.monotonic() - start:.0f} s"
             ended.append(job)
-            (warn if problem else say)(f"{job.arm.name}, seed {job.seed}: {said}{_left_text(began, len(ended), len(missing))}")
+            (warn if problem else say)(
+                f"{job.arm.name}, seed {job.seed}: {said}{_left_text(began, len(ended), len(missing))}"
+            )
             return problem
         finally:
             places.put(place)

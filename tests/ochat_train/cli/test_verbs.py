@@ -16,6 +16,7 @@ from ochat_train.cli.main import VERBS, main
 from ochat_train.cli.parser import command_parser, verb_parsers
 from ochat_train.cli.verb import Group, Verb
 from tests.support.processes import ROOT
+from tests.support.small_recipe import RecipeFactory
 
 
 def test_every_record_is_in_the_table() -> None:

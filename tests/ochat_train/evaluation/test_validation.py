@@ -235,7 +235,7 @@ def test_held_out_prompts_stop_before_the_answer(train: Any) -> None:
 
 def test_a_question_of_both_classes_is_one_prompt(make_recipe: RecipeFactory) -> None:
     """Both classes answered the same questions: two prompts, though four conversations are held out."""
-    path = make_recipe(data__validation_ratio=0.3)
+    path = make_recipe(data__validation_ratio=0.35)
     for name in ("expert", "suboptimal"):
         rows = [
             {"messages": [{"role": "user", "content": f"Why {number}?"}, {"role": "assistant", "content": name}]}
