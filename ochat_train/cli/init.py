@@ -19,9 +19,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", metavar="HUB_ID|FOLDER", help="base model")
     parser.add_argument("--out", type=Path, metavar="RECIPE", help="recipe to write")
-    parser.add_argument(
-        "--name", metavar="NAME", help="name of the run; default: the recipe's file name without suffix"
-    )
+    parser.add_argument("--name", help="name of the run; default: the recipe's file name without suffix")
     parser.add_argument(
         "--template", metavar="NAME|FILE", help="prompt format, for example openchat_3.5; default: chosen by the base"
     )

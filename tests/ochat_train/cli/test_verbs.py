@@ -78,7 +78,9 @@ def test_help_names_every_value_and_says_its_default() -> None:
         where = f"{verb} {action.option_strings[0]}"
         assert action.help, where
         assert action.choices or action.metavar, where
-        assert action.metavar != action.dest.upper() or action.metavar in {"RECIPE", "CONDITION", "PROMPT"}, where
+        assert action.metavar != action.dest.upper() or action.metavar in {"RECIPE", "CONDITION", "PROMPT", "URL"}, (
+            where
+        )
         if action.default not in (None, "", []):
             assert "default" in action.help, where
 
