@@ -152,6 +152,8 @@ def measure(server: Server, levels: Sequence[int], arguments: argparse.Namespace
             answered = ask_all(server, url, at_once=level, number=level * arguments.per_place, arguments=arguments)
             seconds = time.monotonic() - begun
             good = [one for one in answered if one.status == 200]
+            if not good:
+                raise SystemExit(f"{server.name}: none of {len(answered)} requests was answered, {level} at once")
             tokens = sum(one.tokens for one in good)
             results.append(
                 {
@@ -256,11 +258,14 @@ def _messages(number: int) -> list[dict[str, str]]:
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Answered:
     begun, first, last = time.monotonic(), 0.0, b""
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        async for chunk in response.aiter_raw():
-            if not first and b'"content":"' in chunk.replace(b'"content": "', b'"content":"'):
-                first = time.monotonic() - begun
-            last = (last + chunk)[-4000:]
+    try:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            async for chunk in response.aiter_raw():
+                if not first and b'"content":"' in chunk.replace(b'"content": "', b'"content":"'):
+                    first = time.monotonic() - begun
+                last = (last + chunk)[-4000:]
+    except httpx.HTTPError:  # a server that breaks a stream off has failed at this request
+        return Answered(first_seconds=0.0, seconds=time.monotonic() - begun, tokens=0, status=0)
     seconds = time.monotonic() - begun
     tokens = 0
     for line in reversed(last.split(b"\n")):

@@ -55,7 +55,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "respondents": "adapter export inference report runs suites system",
     "training": "adapter checkpoint distributed evaluation hub model optimizer planning recipe report runs suites "
     "system tracking",
-    "check": "adapter checkpoint evaluation hub model planning recipe system",
+    "check": "adapter checkpoint evaluation hub model planning recipe suites system",
     "quickstart": "evaluation export inference system",
     "ablation": "checkpoint distributed evaluation export inference model planning recipe report runs suites system",
     "cli": "ablation chat check distributed export hub inference init planning recipe report respondents serving "

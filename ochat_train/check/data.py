@@ -27,6 +27,7 @@ from ochat_train.check.recipe_facts import RecipeFacts, SourceSample
 from ochat_train.evaluation.questions import load_questions
 from ochat_train.planning.memory import GIB
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.suites.benchmarks import load_benchmarks
 
 _CLASSES = "data.classes"
 _EXAMPLES = 2
@@ -50,6 +51,7 @@ def check_sources(facts: RecipeFacts) -> Iterator[Finding]:
     yield from _check_ignored(facts)
     if (questions := facts.recipe.validation.questions) is not None:
         yield from _check_questions(Path(questions))
+    yield from _check_benchmarks(facts.recipe)
 
 
 def _check_ignored(facts: RecipeFacts) -> Iterator[Finding]:
@@ -69,6 +71,18 @@ def _check_questions(path: Path) -> Iterator[Finding]:
         yield ok("sources", path, f"{len(load_questions(path)):,} questions")
     except UserError as error:
         yield from from_error("sources", error, level="warning", remedy="only `ochat ablate` needs it")
+
+
+def _check_benchmarks(recipe: Recipe) -> Iterator[Finding]:
+    """Whether the questions of `validation.benchmarks` can be read and asked. A run needs them all."""
+    conditions = [spec.condition for spec in class_specs(recipe.data).values()]
+    try:
+        for found in load_benchmarks(recipe.validation, conditions=conditions):
+            asked = min(found.limit or len(found.questions), len(found.questions))
+            text = f"{found.suite.name}: {asked:,} of {len(found.questions):,} questions"
+            yield ok("sources", found.place, f"{text}, under {', '.join(map(quoted, found.conditions))}")
+    except UserError as error:
+        yield from from_error("sources", error)
 
 
 def _source_finding(facts: RecipeFacts, sample: SourceSample) -> Finding:

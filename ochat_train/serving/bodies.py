@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from ochat_train.serving.errors import ApiError, bad_request
 from ochat_train.serving.settings import Limits
 
 _MAX_DEPTH = 64  # of lists and objects inside each other; a schema of `response_format` may have many
-
-_LINGER_SECONDS = 0.5
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -24,7 +21,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     _check_content_type(request)
     length = request.headers.get("content-length")
     if length is not None and int(length) > limits.max_body_bytes:  # h11 has checked that it is a number
-        raise await _too_large(request, limits)
+        raise _too_large(limits)
     try:
         return await asyncio.wait_for(_read(request, limits), limits.body_seconds)
     except TimeoutError:
@@ -37,20 +34,12 @@ async def _read(request: Request, limits: Limits) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > limits.max_body_bytes:
-            raise await _too_large(request, limits)
+            raise _too_large(limits)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-async def _too_large(request: Request, limits: Limits) -> ApiError:
-    """The error. A short rest of the body is read first: a client that is still sending does not read a response."""
-
-    async def discard() -> None:
-        async for _ in request.stream():
-            pass
-
-    with suppress(asyncio.TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: the stream was read before
-        await asyncio.wait_for(discard(), _LINGER_SECONDS)
+def _too_large(limits: Limits) -> ApiError:
     text = f"the body has more than {limits.max_body_bytes:,} bytes, the most that this server takes"
     return ApiError(413, text, code="body_too_large", closes=True)
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 import traceback
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +34,7 @@ STARTED = "ochat.started"  # in the scope: when the request came, of `time.perf_
 LEFT_STATUS = 499  # in log and metrics only, as nginx calls it: the client left before its response began
 ROUTES = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/render")
 _MOST_CHARACTERS = 100
+_LINGER_SECONDS = 0.5
 _HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -92,6 +94,8 @@ class Guard:
             record.error = error.code
             if response.has_begun:  # no route does this: they send errors of their own after the first byte
                 raise
+            if error.closes:
+                await _discard_body(scope, receive)
             await self._error_response(error, scope)(scope, receive, response)
         except asyncio.CancelledError:
             if self._traffic.is_draining and not response.has_begun:
@@ -180,6 +184,22 @@ class _Response:
                 headers["vary"] = "Origin"
             message["headers"] = headers.raw
         await self._send(message)
+
+
+async def _discard_body(scope: Scope, receive: Receive) -> None:
+    """Read what is left of a body, for a moment. A client that is still sending when the connection closes gets a reset
+    instead of the response.
+    """
+    if "expect" in Headers(scope=scope):  # it sends nothing before it is asked to, which reading would do
+        return
+
+    async def discard() -> None:
+        message = await receive()
+        while message["type"] == "http.request" and message.get("more_body"):
+            message = await receive()
+
+    with suppress(TimeoutError):
+        await asyncio.wait_for(discard(), _LINGER_SECONDS)
 
 
 async def _preflight(scope: Scope, receive: Receive, response: _Response) -> None:

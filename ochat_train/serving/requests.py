@@ -224,6 +224,8 @@ def _problem_text(problem: Any, known: list[str]) -> str:
         return f"`{place}` is missing"
     if problem["type"] == "value_error":
         return f"`{place}`: {problem['ctx']['error']}"
+    if problem["type"] in ("model_type", "dict_type"):  # pydantic would name the class
+        return f"`{place}`: input should be an object"
     return f"`{place}`: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 

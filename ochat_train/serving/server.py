@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
+import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -102,6 +104,8 @@ async def run_server(
     The engine has been started. on_start: gets a function that does what a signal does, for servers in a thread, which
     gets none.
     """
+    _allow_many_connections()
+    asyncio.get_running_loop().set_exception_handler(Complaints())
     server = _Server(app, limits)
     stats = asyncio.ensure_future(_print_stats(app)) if prints_stats else None
     try:
@@ -209,6 +213,34 @@ def _patient_protocol(header_seconds: float) -> type[asyncio.Protocol]:
                 self._patience = None
 
     return Patient
+
+
+def _allow_many_connections() -> None:
+    """As many open files as this process may have: each connection is one, and the usual limit is 1,024."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):  # "unlimited" is refused by some systems
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Complaints:
+    """What asyncio says about itself. Where no file is left for a connection, it says so a thousand times a second."""
+
+    def __init__(self) -> None:
+        self._said: float | None = None
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception handler of a loop: one line in ten seconds for those, and asyncio's own for the others."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.ENOBUFS,
+            errno.ENOMEM,
+        ):
+            loop.default_exception_handler(context)
+        elif self._said is None or time.monotonic() - self._said >= _STATS_SECONDS:
+            self._said = time.monotonic()
+            print_message(f"warning: a connection was not accepted: {error.strerror}; raise the limit (ulimit -n)")
 
 
 async def _print_stats(app: App) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train.suites.code.run import CONFINEMENT, CodeLimits, Outcome, run_all
+from ochat_train.suites.code.run import CONFINEMENT, CodeLimits, Outcome, Program, run_all
 from ochat_train.suites.data import DataFile, Row, SuiteData, text_of
 from ochat_train.suites.suite import Answer, Answered, Question, Scored, Suite, SuiteKind, SuiteOptions
 
@@ -140,27 +140,29 @@ def _is_only_docstring(function: ast.FunctionDef) -> bool:
     return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
 
 
-def _programs(question: Question, code: str) -> Iterator[tuple[str, str]]:
-    """The programs that decide about an answer: rule -> code with tests after it."""
+def _programs(question: Question, code: str) -> Iterator[tuple[str, Program]]:
+    """The programs that decide about an answer: rule -> code and a test of it."""
     details = question.details
     entry_point = details["entry_point"]
     if details["test"]:
-        yield "", f"{code}\n\n{details['test']}\n\ncheck({entry_point})\n"
+        # Tests use helpers of the prompt, which the answer may have changed.
+        before = _before_function(details["prompt"], entry_point)
+        test = f"{before}\n{details['test']}\n\ncheck(_candidate)\n"
     else:
-        yield "", _comparison(code, details, details["base_input"])
+        test = _comparison(details, details["base_input"])
+    yield "", Program(code=code, entry_point=entry_point, test=test)
     if details["plus_input"]:
-        yield PLUS, _comparison(code, details, details["plus_input"])
+        yield PLUS, Program(code=code, entry_point=entry_point, test=_comparison(details, details["plus_input"]))
 
 
-def _comparison(code: str, details: Any, inputs: Any) -> str:
-    """A program that runs the answer and the reference on inputs, each with names of its own."""
+def _comparison(details: Any, inputs: Any) -> str:
+    """A test that compares an answer with the reference on inputs."""
     entry_point = details["entry_point"]
     reference = details["prompt"] + details["canonical_solution"]
     lines = [
-        "_answer, _solution = {'__name__': 'answer'}, {'__name__': 'solution'}",
-        f"exec({code!r}, _answer)",
+        "_solution = {'__name__': 'solution'}",
         f"exec({reference!r}, _solution)",
-        f"_candidate, _reference = _answer[{entry_point!r}], _solution[{entry_point!r}]",
+        f"_reference = _solution[{entry_point!r}]",
         _COMPARE.format(
             inputs=repr(json.dumps(inputs)), entry_point=repr(entry_point), atol=float(details["atol"] or 0)
         ),

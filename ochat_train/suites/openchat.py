@@ -14,13 +14,11 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import shown
 from ochat_train.suites.data import DataFile, Row, text_of
 from ochat_train.suites.rules import RULES, RuleText
+from ochat_train.suites.stated import comparable
 from ochat_train.suites.suite import Question, Scored, Suite, SuiteKind, SuiteOptions, each
 
 STRICT = "strict"
-_STRICT_TEXT = {
-    "choice": RULES["stated"].text,
-    "text": "what follows the last `answer is `; without the phrase there is no answer",
-}
+_STRICT_RULES = (RULES["stated"], RULES["stated text"])  # for questions with options, and without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +71,11 @@ def _make(benchmark: Benchmark, options: SuiteOptions) -> Suite:
         task = PurePosixPath(name).name.removesuffix(".jsonl").removesuffix(".zero-shot")
         questions += [_question(row, task, benchmark) for row in rows]
     rules = [RULES[benchmark.choice].text] + ([RULES[benchmark.text].text] if benchmark.text else [])
-    strict = list(_STRICT_TEXT.values())[: len(rules)]
+    strict = [rule.text for rule in _STRICT_RULES[: len(rules)]]
     return Suite(
         name=benchmark.name,
         title=benchmark.title,
-        version=1,
+        version=2,
         metric="accuracy",
         rule=_joined(rules),
         other_rules={STRICT: _joined(strict)},
@@ -120,16 +118,17 @@ def _scored(benchmark: Benchmark, question: Question, answer: str) -> Scored:
     rule = _rule(benchmark, question)
     found = rule.find(answer, letters)
     if question.options:
-        strict = RULES["stated"].find(answer, letters)
-        is_strictly_right = strict.text in {right.strip("()") for right in question.right}
+        strict = _STRICT_RULES[0].find(answer, letters).text
+        is_strictly_right = strict in {right.strip("()") for right in question.right}
     else:
-        strict = found
-        is_strictly_right = strict.is_answer and strict.text in question.right
+        strict = _STRICT_RULES[1].find(answer, letters).text
+        is_strictly_right = strict in set(map(comparable, question.right))
     return Scored(
         value=float(found.text in question.right),
         is_answered=found.is_answer,
         found=found.text if found.is_answer else None,
         others={STRICT: float(is_strictly_right)},
+        details={"found by strict": strict},
     )
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ochat_train.suites.stated import stated_letter, stated_text
+
 _AGIEVAL_LETTERS = "ABCDEF"
 _MMLU_LETTERS = "ABCD"
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -73,39 +75,15 @@ def last_digits(answer: str, letters: Sequence[str]) -> Found:
 
 
 def stated_choice(answer: str, letters: Sequence[str]) -> Found:
-    """Our own rule: a letter of the options that the answer states, not one that happens to be in a word.
-
-    In this order: the letter after the last `answer is`, `answer:`, `option` or `choice`; a letter that the whole
-    answer is, or that it begins with (`B.`, `(B) because`); the only letter in brackets or in bold type. Where several
-    different ones are in brackets, there is no answer.
-    """
-    one = f"[{''.join(map(re.escape, letters))}]"
-    for found in (_named(answer, one), _leading(answer, one), _bracketed(answer, one)):
-        if found is not None:
-            return Found(text=found, is_answer=True)
-    return NOTHING
+    """Our own rule: a letter of the options that the answer states, see `stated`."""
+    letter = stated_letter(answer, letters)
+    return NOTHING if letter is None else Found(text=letter, is_answer=True)
 
 
-def _named(answer: str, one: str) -> str | None:
-    """The letter after the last of the words that name an answer, with marks around it."""
-    pattern = rf"(?i:answer(?:\s+is|\s*:|\s+choice\s+is)|option|choice)\s*:?[\s*`\"'\[\\]*\(?({one})(?![A-Za-z0-9'])"
-    letters = re.findall(pattern, answer)
-    return letters[-1] if letters else None
-
-
-def _leading(answer: str, one: str) -> str | None:
-    """The letter that the answer begins with: alone, or with a bracket, a full stop, a colon or bold marks after it."""
-    match = re.match(rf"[\s*`\"]*(?:\(({one})\)|\[({one})\]|({one})(?=[).:\]*`\",]|\s*$))", answer)
-    if match is None:
-        return None
-    return next(group for group in match.groups() if group)
-
-
-def _bracketed(answer: str, one: str) -> str | None:
-    """The letter that is in brackets or in bold type, if it is only one."""
-    letters = {group for match in re.finditer(rf"\(({one})\)|\*\*({one})\*\*", answer) for group in match.groups()}
-    letters.discard(None)
-    return letters.pop() if len(letters) == 1 else None
+def stated_words(answer: str, letters: Sequence[str]) -> Found:
+    """Our own rule for questions without options: the text that the answer states, see `stated`."""
+    text = stated_text(answer)
+    return NOTHING if text is None else Found(text=text, is_answer=True)
 
 
 def _after_last(answer: str, phrase: str) -> str | None:
@@ -143,6 +121,11 @@ RULES: Mapping[str, RuleText] = {
     ),
     "last digits": RuleText(find=last_digits, text="the last digits, compared as text, thousands cut apart"),
     "stated": RuleText(
-        find=stated_choice, text="a letter that the answer states, begins with or has as the only one in brackets"
+        find=stated_choice,
+        text="a letter that the answer states, begins with or has as the only one in brackets; `A:` is a label there",
+    ),
+    "stated text": RuleText(
+        find=stated_words,
+        text="the rest of the line after the last `answer is`, without case, marks and full stop; otherwise no answer",
     ),
 }

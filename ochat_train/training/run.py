@@ -6,17 +6,15 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from data_pipeline.plan.plan import TrainingPlan
-from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
-from ochat_train.checkpoint.basis import AdapterBasis, RunBasis, base_weights, config_values, software_versions
+from data_pipeline.prepared.dataset import Manifest
+from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
@@ -29,17 +27,8 @@ from ochat_train.evaluation.validation import Validator
 from ochat_train.hub.background_push import BackgroundPush
 from ochat_train.hub.retry import RetryPolicy
 from ochat_train.hub.rights import check_recipe_rights
-from ochat_train.model.attention.kernels import KERNELS
-from ochat_train.model.build import build_model, set_up_layers
-from ochat_train.model.config import load_base_config
-from ochat_train.model.packed import PackedCausalLM
-from ochat_train.model.proof.base import ProvenBase, prove_base
-from ochat_train.model.weights.token_rows import ControlTokens
-from ochat_train.planning.learning_rate import BOUNDED_RULE, PeakLearningRate
-from ochat_train.planning.memory import MemoryPlan, resolve
-from ochat_train.planning.memory_text import memory_text, out_of_memory
-from ochat_train.planning.steps import peak_learning_rate, training_plan
-from ochat_train.planning.work import Work, work_of
+from ochat_train.planning.memory import MemoryPlan
+from ochat_train.planning.memory_text import out_of_memory
 from ochat_train.recipe.preparation import check_prepared
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import require_run_folder, write_run_folder
@@ -49,7 +38,7 @@ from ochat_train.system.messages import print_message, print_notice
 from ochat_train.system.requirements import check_requirements
 from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
 from ochat_train.tracking.facts import run_facts
-from ochat_train.training.adapter import ReachedTensors, check_stage, put_adapter
+from ochat_train.training.adapter import ReachedTensors
 from ochat_train.training.batches import run_steps_of_rank
 from ochat_train.training.benchmarks import BenchmarkQuestions, Benchmarks, agreed_benchmarks
 from ochat_train.training.data_check import DataCheck, start_data_check
@@ -57,10 +46,10 @@ from ochat_train.training.disk_room import require_room
 from ochat_train.training.engine import start_engine
 from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, outputs, run_steps
-from ochat_train.training.memory_plan import plan_memory
 from ochat_train.training.meter import Meter
 from ochat_train.training.next_steps import next_text
 from ochat_train.training.prefetch import StepPrefetcher
+from ochat_train.training.prepared_training import Training, basis_of, prepared_training, print_start, with_earlier_rate
 
 _PREFETCHED = 8  # micro-batches made ahead of the GPU
 _WATCHDOG_FIRST_SECONDS = 60.0  # the watchdog speaks before the collective gives up: it knows which rank is missing
@@ -139,96 +128,6 @@ def _check_and_lock(recipe: Recipe, hooks: Hooks, run_lock: RunLock) -> None:
     run_lock.acquire()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Training:
-    """A model that is ready to be given to the engine, with the steps that it is to take.
-
-    recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
-    kernel: of attention. mean_rows: control tokens that the base had not trained, which start from the mean row.
-    """
-
-    recipe: Recipe
-    manifest: Manifest
-    split: PreparedSplit
-    plan: TrainingPlan
-    peak: PeakLearningRate
-    model: PackedCausalLM
-    kernel: str
-    proven: ProvenBase
-    work: Work
-    memory: MemoryPlan
-    mean_rows: Sequence[str]
-    adapter: AdapterBasis | None
-
-
-def _prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> _Training:
-    """Plan the steps, build the model on every rank and decide how it fits into memory."""
-    split = on_every_rank(ranks, lambda: open_split(Path(recipe.data.prepared_dir), "train", manifest))
-    plan = training_plan(recipe, split)
-    peak = peak_learning_rate(recipe, manifest)
-    proven = _proven_base(recipe, manifest, ranks)
-    control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
-    model, kernel, mean_rows, new_token_ids = on_every_rank(
-        ranks,
-        lambda: build_model(
-            recipe.model,
-            manifest,
-            device=ranks.device,
-            seed=recipe.seed,
-            control=control,
-            for_qlora=recipe.adapter is not None and recipe.adapter.type == "qlora",
-        ),
-    )
-    require_agreement(ranks, {"attention kernel": kernel})
-    adapter = put_adapter(recipe, model, new_token_ids, ranks)
-    work = work_of(model.causal_lm)
-    memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
-    recipe = resolve(recipe, memory, compiled=compiled)
-    check_stage(recipe)
-    set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
-    return _Training(
-        recipe=recipe,
-        manifest=manifest,
-        split=split,
-        plan=plan,
-        peak=peak,
-        model=model,
-        kernel=kernel,
-        proven=proven,
-        work=work,
-        memory=memory,
-        mean_rows=mean_rows,
-        adapter=adapter,
-    )
-
-
-def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase:
-    """The proof of the base, which every rank has or none.
-
-    One rank of each host makes it first: the others find it in their user's cache, or make it where there is none.
-    """
-
-    def proof() -> ProvenBase:
-        return prove_base(load_base_config(recipe.model, manifest.vocab_size), recipe.model, device=ranks.device)
-
-    on_every_rank(ranks, lambda: proof() if os.environ.get("LOCAL_RANK", "0") == "0" else None)
-    return on_every_rank(ranks, proof)
-
-
-def _basis(training: _Training, ranks: Ranks, *, rows: str) -> RunBasis:
-    """What the run computes with, for its checkpoints. rows: digest of the rows of the prepared data."""
-    config = training.model.causal_lm.config
-    module = KERNELS[training.kernel].module
-    return RunBasis(
-        learning_rate_rule=BOUNDED_RULE,
-        rows=rows,
-        config=config_values(config),
-        base_weights=base_weights(training.recipe.model.path, config),
-        versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
-        adapter=training.adapter,
-    )
-
-
 def _resume_decision(
     recipe: Recipe, manifest: Manifest, basis: RunBasis, ranks: Ranks, start: _Start
 ) -> ResumeDecision:
@@ -252,16 +151,16 @@ def _resume_decision(
 
 def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> None:
     """Set up the model, load its state, take the steps that are left."""
-    training = _prepared_training(recipe, manifest, ranks)
+    training = prepared_training(recipe, manifest, ranks)
     data = start.data_check.finish()  # before anything is written or moved
-    basis = _basis(training, ranks, rows=data.rows)
+    basis = basis_of(training, ranks, rows=data.rows)
     on_main_rank(ranks, lambda: _require_room(training, ranks, start.resume))
     decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
-    training, basis = _with_earlier_rate(training, basis, decision)
+    training, basis = with_earlier_rate(training, basis, decision)
     on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
     engine, reached, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
-        _print_start(training, ranks, decision)
+        print_start(training, ranks, decision)
         if progress.step == training.plan.num_steps:
             print_message(f"this run is finished: all {progress.step:,} steps are done, and none is left to train")
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
@@ -269,7 +168,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     _take_steps(training, basis, engine, reached, validator, progress, ranks, start)
 
 
-def _require_room(training: _Training, ranks: Ranks, resume: str) -> None:
+def _require_room(training: Training, ranks: Ranks, resume: str) -> None:
     require_room(
         training.recipe,
         training.model.causal_lm,
@@ -280,17 +179,8 @@ def _require_room(training: _Training, ranks: Ranks, resume: str) -> None:
     )
 
 
-def _with_earlier_rate(training: _Training, basis: RunBasis, decision: ResumeDecision) -> tuple[_Training, RunBasis]:
-    """With the rule of `learning_rate: auto` that the run was begun with: its rate does not jump when it is resumed."""
-    rule = decision.learning_rate_rule
-    if rule is None or rule == basis.learning_rate_rule:
-        return training, basis
-    peak = peak_learning_rate(training.recipe, training.manifest, rule=rule)
-    return replace(training, peak=peak), replace(basis, learning_rate_rule=rule)
-
-
 def _take_steps(
-    training: _Training,
+    training: Training,
     basis: RunBasis,
     engine: Engine,
     reached: ReachedTensors | None,
@@ -347,7 +237,7 @@ def _take_steps(
         trackers.close(done=True, most_seconds=min(hooks.close_seconds, recipe.train.hang_timeout_seconds / 2))
 
 
-def _benchmarks(training: _Training, validator: Validator, questions: BenchmarkQuestions | None) -> Benchmarks | None:
+def _benchmarks(training: Training, validator: Validator, questions: BenchmarkQuestions | None) -> Benchmarks | None:
     """The benchmarks of a run, asked when it validates; None without any."""
     if questions is None:
         return None
@@ -357,7 +247,7 @@ def _benchmarks(training: _Training, validator: Validator, questions: BenchmarkQ
 
 
 def _loaded_engine(
-    training: _Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
+    training: Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
 ) -> tuple[Engine, ReachedTensors | None, Progress]:
     """The engine with the state of the checkpoint, or with the base's weights; what an adapter's first step has to
     reach; and how far the run is.
@@ -369,7 +259,7 @@ def _loaded_engine(
     return engine, reached, resume_state(decision, engine, ranks, seed=recipe.seed)
 
 
-def _write_run_folder(training: _Training, run_lock: RunLock) -> None:
+def _write_run_folder(training: Training, run_lock: RunLock) -> None:
     """What rank 0 writes before the first step, into the folder that it has locked."""
     run_lock.require_held()
     write_run_folder(Path(training.recipe.output_dir), training.recipe, training.model.causal_lm)
@@ -389,7 +279,7 @@ def _watchdog(recipe: Recipe, ranks: Ranks, stop_request: StopRequest) -> Watchd
     )
 
 
-def _steps(training: _Training, ranks: Ranks, *, first_step: int) -> StepPrefetcher:
+def _steps(training: Training, ranks: Ranks, *, first_step: int) -> StepPrefetcher:
     recipe = training.recipe
     steps = run_steps_of_rank(
         training.split,
@@ -419,24 +309,3 @@ def _explained_errors(memory: MemoryPlan, watchdog: Watchdog) -> Iterator[None]:
         raise LostRanksError(
             f"lost contact with another rank: {watchdog.describe()}; {REMEDY} ({str(error).splitlines()[0][:200]})"
         ) from error
-
-
-def _print_start(training: _Training, ranks: Ranks, decision: ResumeDecision) -> None:
-    recipe, plan = training.recipe, training.plan
-    origin = f"resumes from {decision.checkpoint}" if decision.checkpoint else "starts from the base model"
-    print_notice(
-        f"{recipe.name}: {len(training.split):,} conversations, {plan.num_steps:,} steps of "
-        f"{recipe.train.tokens_per_step:,} tokens, packs {plan.packing_efficiency:.2%} full, peak learning rate "
-        f"{training.peak}\n"
-        f"{ranks.num_ranks} rank(s) on {ranks.device.type}, ZeRO-{recipe.deepspeed.zero_stage}, attention: "
-        f"{training.kernel}{', compiled layers' if recipe.model.compile else ''}"
-        f"{', float8' if recipe.model.float8 else ''}; {origin}\n"
-        f"{training.proven.text()}"
-    )
-    if training.model.mixers is not None:
-        print_notice(training.model.mixers.text())
-    if training.mean_rows and not decision.checkpoint:
-        rows = ", ".join(training.mean_rows)
-        print_notice(f"the base did not train the rows of {rows}: they start from the mean row")
-    if ranks.device.type == "cuda":
-        print_notice(memory_text(training.memory))

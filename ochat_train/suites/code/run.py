@@ -23,7 +23,6 @@ _CHILD = Path(__file__).with_name("confined.py")
 _MOST_AT_ONCE = 8
 _MOST_OUTPUT = 4096  # bytes: a few lines
 _POLL_SECONDS = 0.01
-_TRIAL = "import collections, math, typing\nassert sum(map(int, '123')) == 6\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,25 @@ class CodeLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a model wrote, and its test. code: a module that defines the function `entry_point`. test: a program that
+    knows this function by its name and as `_candidate`, and fails by an exception; without one, the code has to run to
+    its end. Arguments and results are plain values.
+    """
+
+    code: str
+    entry_point: str = "_none"
+    test: str = ""
+
+
+_TRIAL = Program(
+    code="import collections, math, typing\ndef total(digits): return sum(map(int, digits))",
+    entry_point="total",
+    test="assert total('123') == 6",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a program. why: `passed`, or what it ended with."""
 
@@ -50,8 +68,8 @@ class Outcome:
     why: str
 
 
-def run_all(programs: Sequence[str], limits: CodeLimits | None = None) -> list[Outcome]:
-    """The outcomes of programs, several at once. A program passes if it runs to its end without an exception.
+def run_all(programs: Sequence[Program], limits: CodeLimits | None = None) -> list[Outcome]:
+    """The outcomes of programs, several at once. A program passes if its test runs to its end without an exception.
 
     Raises UserError where this system cannot confine a program; then none is run.
     """
@@ -72,12 +90,12 @@ def check_confinement(limits: CodeLimits) -> None:
         )
 
 
-def run_program(program: str, limits: CodeLimits) -> Outcome:
+def run_program(program: Program, limits: CodeLimits) -> Outcome:
     """Run one program, which may do whatever it wants."""
     secret = secrets.token_hex(16)
     job = {
-        "program": program,
-        "secret": secret,
+        "code": program.code,
+        "entry_point": program.entry_point,
         "cpu_seconds": limits.cpu_seconds,
         "memory_bytes": limits.memory_bytes,
     }
@@ -88,16 +106,24 @@ def run_program(program: str, limits: CodeLimits) -> Outcome:
         job_file.write_text(json.dumps(job), encoding="utf-8")
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(_CHILD), str(job_file)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=empty,
             env={},
             start_new_session=True,
         )
+        _hand_in(process, {"program": program.test, "secret": secret})
         is_in_time = _wait(process, limits.wall_seconds)
         lines = _end(process)
     return _outcome(lines, secret, is_in_time=is_in_time, code=process.returncode)
+
+
+def _hand_in(process: subprocess.Popen[bytes], test: dict[str, str]) -> None:
+    """Give the test to the process that runs it; the one that runs the model's code never has it."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as stream:
+        stream.write(json.dumps(test).encode("ascii"))
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -136,6 +162,6 @@ def _outcome(lines: Sequence[str], secret: str, *, is_in_time: bool, code: int) 
         return Outcome(has_passed=False, why="out of time")
     if secret in lines[1:]:
         return Outcome(has_passed=True, why="passed")
-    if code == -signal.SIGXCPU or code == -signal.SIGKILL:
+    if lines[1:] == ["out of CPU time"] or code in (-signal.SIGXCPU, -signal.SIGKILL):
         return Outcome(has_passed=False, why="out of CPU time")
     return Outcome(has_passed=False, why="failed")

@@ -227,6 +227,24 @@ def test_a_finding_says_what_happens_to_long_conversations(
     assert [(finding.level, text in finding.finding) for finding in area(findings, "lengths")] == [(level, True)] * 2
 
 
+def test_benchmarks_are_read(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    file = path.parent / "held_out.jsonl"
+    write_jsonl(file, [{"question": f"{number}+1?", "answer": str(number + 1)} for number in range(3)])
+
+    def sources(**values: object) -> list[str]:
+        entry = json.dumps([{"suite": "held-out", "data": str(file), **values}])
+        findings = area(findings_of(path, f"validation.benchmarks={entry}"), "sources")
+        return [f"{f.level}: {f.finding}" for f in findings if f.place.startswith("validation.benchmarks")]
+
+    [found] = sources(limit=2)
+    assert found.startswith("ok: validation.benchmarks.0: held-out: 2 of 3 questions, under ")
+    for wrong, said in ({"suite": "held-uot"}, "held-uot"), ({"conditions": ["GPT5"]}, "GPT5"), ({"data": "no"}, "no"):
+        [found] = sources(**wrong)
+        assert found.startswith("problem: validation.benchmarks.0")
+        assert said in found
+
+
 def test_questions_are_for_the_ablation_alone(make_recipe: RecipeFactory) -> None:
     path = make_recipe()
     questions = path.parent / "questions.jsonl"

@@ -266,3 +266,10 @@ def test_routes_that_do_not_exist_have_the_same_shape(app: App) -> None:
                 error_of(response)
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("field", ["stream_options", "chat_template_kwargs", "response_format"])
+def test_messages_name_no_class_of_the_server(field: str) -> None:
+    with pytest.raises(ApiError) as found:
+        read_request({"messages": HI, "stream": True, field: ["x"]})
+    assert str(found.value) == f"`{field}`: input should be an object"

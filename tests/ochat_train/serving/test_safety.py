@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -18,13 +19,13 @@ from starlette.types import Receive
 
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
-from ochat_train.serving import chat
+from ochat_train.serving import chat, guard
 from ochat_train.serving.admission import Admission
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.guard import ROUTES
 from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys
 from ochat_train.serving.request_log import RequestLog
-from ochat_train.serving.server import bind, is_loopback
+from ochat_train.serving.server import Complaints, bind, is_loopback
 from ochat_train.serving.settings import Limits
 from tests.support.chat_stand_in import wait_until
 from tests.support.scripted_engine import Running, ScriptedEngine, serving
@@ -99,8 +100,8 @@ def test_keys_are_checked_before_the_body_is_read() -> None:
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as client,
     ):
         client.sendall(_head("POST", CHAT, {"content-type": "application/json", "content-length": "1000"}))
-        assert client.recv(10_000).startswith(b"HTTP/1.1 401")
-        assert client.recv(10_000) == b""  # and the connection ends
+        answer = b"".join(iter(lambda: client.recv(10_000), b""))  # until the connection ends
+        assert answer.startswith(b"HTTP/1.1 401")
 
 
 def test_keys_are_read_from_all_places(tmp_path: Path) -> None:
@@ -200,6 +201,54 @@ def test_long_bodies_are_refused_with_and_without_a_length() -> None:
             client.sendall(_head("POST", CHAT, {**headers, "content-length": str(10**12)}))
             assert client.recv(10_000).startswith(b"HTTP/1.1 413")
         assert len(server.engine.asked) == 1
+
+
+REFUSED_EARLY = [
+    ("401", {"authorization": "Bearer x"}),
+    ("415", {"authorization": "Bearer sk-1", "content-type": "text/plain"}),
+    ("413", {"authorization": "Bearer sk-1", "content-type": "application/json", "content-length": str(3 * 2**20)}),
+]
+
+
+def _send_in_parts(port: int, headers: dict[str, str]) -> bytes:
+    """A client that sends its whole body before it reads anything."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(_head("POST", CHAT, {"content-length": "300000", **headers}))
+        for _ in range(int(headers.get("content-length", "300000")) // 100_000):
+            client.sendall(b"x" * 100_000)
+            time.sleep(0.01)
+        client.sendall(b"x" * (int(headers.get("content-length", "0")) % 100_000))
+        return b"".join(iter(lambda: client.recv(10_000), b""))
+
+
+@pytest.mark.parametrize(("status", "headers"), REFUSED_EARLY)
+def test_a_client_that_is_still_sending_reads_the_refusal(status: str, headers: dict[str, str]) -> None:
+    with serving(keys=Keys(["sk-1"])) as server:
+        answer = _send_in_parts(server.port, headers)
+    assert answer.startswith(f"HTTP/1.1 {status}".encode())
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
+def test_without_reading_on_that_client_gets_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def do_nothing(*arguments: Any) -> None:
+        return None
+
+    monkeypatch.setattr(guard, "_discard_body", do_nothing)
+    with serving(keys=Keys(["sk-1"])) as server, pytest.raises(ConnectionError):
+        _send_in_parts(server.port, REFUSED_EARLY[0][1])
+
+
+def test_connections_that_find_no_file_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """asyncio itself prints a traceback for each, many thousands in ten seconds."""
+    loop, complain = asyncio.new_event_loop(), Complaints()
+    other: list[Any] = []
+    loop.default_exception_handler = other.append  # type: ignore[method-assign]
+    for _ in range(1000):
+        complain(loop, {"message": "x", "exception": OSError(errno.EMFILE, "Too many open files")})
+    complain(loop, {"message": "x", "exception": ValueError("a bug")})
+    loop.close()
+    assert capsys.readouterr().err.count("Too many open files") == 1
+    assert [str(context["exception"]) for context in other] == ["a bug"]
 
 
 def test_slow_headers_and_bodies_end() -> None:

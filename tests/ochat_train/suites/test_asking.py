@@ -89,18 +89,23 @@ def test_a_second_start_asks_nothing_and_gives_the_same_file(tmp_path: Path) -> 
         {"settings": {"temperature": 0.5}},
         {"settings": {"max_new_tokens": 3}},
         {"settings": {"few_shot": 1}},
-        {"suite": {"version": 2}},
         {"sha256": "2" * 64},
     ],
 )
-def test_another_model_suite_or_setting_is_asked_again(change: dict[str, Any], tmp_path: Path) -> None:
+def test_another_model_or_setting_is_asked_again(change: dict[str, Any], tmp_path: Path) -> None:
     run(plan_of(Speaker(say)), tmp_path)
     speaker = Speaker(say)
-    suite = counting_suite(**change.get("suite", {}))
     who = asker(speaker, sha256=change.get("sha256", "0" * 64))
-    plan = plan_evaluation([suite], CONDITIONS, who, RunSettings(**change.get("settings", {})))
+    plan = plan_evaluation([counting_suite()], CONDITIONS, who, RunSettings(**change.get("settings", {})))
     run(plan, tmp_path)
     assert sum(speaker.asked.values()) == 24
+
+
+def test_another_rule_scores_the_same_answers(tmp_path: Path) -> None:
+    run(plan_of(Speaker(say)), tmp_path)
+    speaker = Speaker(say)
+    run(plan_evaluation([counting_suite(version=2)], CONDITIONS, asker(speaker), RunSettings()), tmp_path)
+    assert not speaker.asked
 
 
 def test_a_greedy_answer_does_not_depend_on_the_seed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from ochat_train.suites.code import run as running
-from ochat_train.suites.code.run import CodeLimits, Outcome, check_confinement, run_all, run_program
+from ochat_train.suites.code.run import CodeLimits, Outcome, Program, check_confinement, run_all, run_program
 from ochat_train.suites.humaneval import code_in
 from ochat_train.suites.suite import Answer, Question, Scored, SuiteOptions
 from ochat_train.suites.table import make_suites
@@ -33,6 +33,11 @@ def problem_suite(folder: Path, **changes: Any) -> Any:
     return suite
 
 
+def ended(code: str, limits: CodeLimits = LIMITS) -> Outcome:
+    """The outcome of code without a test: whether it ran to its end."""
+    return run_program(Program(code=code), limits)
+
+
 def scored(suite: Any, text: str) -> Scored:
     [found] = suite.score(
         [(suite.questions[0], Answer(texts=(text,), num_tokens=1, finish="stop", started=0, ended=1))]
@@ -46,7 +51,7 @@ def test_a_program_that_computes_runs_to_its_end() -> None:
         "import collections, datetime, functools, hashlib, heapq, itertools, json, math, random, re, string, typing"
     )
     check_confinement(LIMITS)
-    assert run_program(f"{modules}\nassert len(hashlib.md5(b'x').hexdigest()) == 32", LIMITS).has_passed
+    assert ended(f"{modules}\nassert len(hashlib.md5(b'x').hexdigest()) == 32").has_passed
 
 
 # What a program may not do -> code that raises nothing where it can be done after all.
@@ -91,7 +96,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_program_can_do_nothing_but_compute(place: Any) -> None:
     file, port = place
-    outcomes = run_all([filled(code, file, port) for code in FORBIDDEN.values()], LIMITS)
+    outcomes = run_all([Program(code=filled(code, file, port)) for code in FORBIDDEN.values()], LIMITS)
     assert {what: outcome.why for what, outcome in zip(FORBIDDEN, outcomes, strict=True) if outcome.has_passed} == {}
     assert file.read_text() == "content"
     assert sorted(each.name for each in file.parent.iterdir()) == ["precious"]
@@ -108,7 +113,6 @@ def test_control_an_unconfined_process_can(what: str, place: Any) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "while True: print('x' * 10_000)",
         "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'x' * 100)\n    except OSError: pass\n1 / 0",
         "kept = []\nwhile True: kept.append(bytearray(16 << 20))",
         "def deeper(): return deeper()\ndeeper()",
@@ -116,12 +120,104 @@ def test_control_an_unconfined_process_can(what: str, place: Any) -> None:
     ],
 )
 def test_what_does_not_end_well_fails_and_nothing_more(code: str) -> None:
-    assert not run_program(code, LIMITS).has_passed
+    assert not ended(code).has_passed
+
+
+# A test in the process of the code that it tests is passed by each of these; `right` is what a test should see.
+FORGERIES = {
+    "a value that equals all": """
+class Equal:
+    __eq__ = __lt__ = __le__ = lambda self, other: True
+    __hash__ = None
+    __sub__ = __abs__ = lambda self, *other: self
+def f(x): return Equal()
+""",
+    "a list that equals all": """
+class Equal(list):
+    __eq__ = lambda self, other: True
+    __hash__ = None
+def f(x): return Equal()
+""",
+    "no more check": """
+import sys
+def f(x):
+    frame = sys._getframe()
+    while frame is not None:
+        frame.f_globals['check'] = lambda candidate: None
+        frame.f_globals['expected'] = 0
+        frame = frame.f_back
+    return 0
+""",
+    "the expected value, from the test": """
+import gc, sys
+def f(x):
+    frame = sys._getframe()
+    while frame is not None:
+        if 'expected' in frame.f_globals: return frame.f_globals['expected']
+        frame = frame.f_back
+    return [o for o in gc.get_objects() if type(o) is dict and 'expected' in o][0]['expected']
+""",
+}
+FORGED_TEST = "expected = 4096\ndef check(candidate):\n    assert candidate(64) == expected\ncheck(_candidate)"
+# What the process of the code could say itself -> it may not count.
+SAID = {
+    "the secret, from a frame": """
+import os, sys
+frame = sys._getframe()
+while frame is not None:
+    for value in list(frame.f_locals.values()):
+        if isinstance(value, dict) and 'secret' in value:
+            for descriptor in range(20):
+                try: os.write(descriptor, value['secret'].encode() + b'\\n')
+                except OSError: pass
+    frame = frame.f_back
+os._exit(0)
+""",
+}
+
+
+@pytest.mark.parametrize("code", [*FORGERIES.values(), *SAID.values()], ids=[*FORGERIES, *SAID])
+def test_code_cannot_decide_about_itself(code: str) -> None:
+    assert not run_program(Program(code=code, entry_point="f", test=FORGED_TEST), LIMITS).has_passed
+
+
+@pytest.mark.parametrize("code", FORGERIES.values(), ids=FORGERIES)
+def test_control_it_could_in_the_process_of_the_test(code: str) -> None:
+    assert ended(f"{code}\n{FORGED_TEST.replace('_candidate', 'f')}").has_passed
+
+
+def test_plain_values_reach_the_function_and_the_test_as_they_are() -> None:
+    test = r"""
+import collections
+for value in (None, True, -5, 10**5000, 1.5, float("inf"), "\ud800 x", [1, (2, "a")], (1,), {1, 2}, frozenset({1}),
+              {(1, 2): [3], "a": None}, 2 + 3j, b"\0", {}, [], {"value": 1}, {"dict": []}):
+    found = f(value)
+    assert found == value and type(found) is type(value), value
+assert f(collections.Counter("aab")) == {"a": 2, "b": 1}
+try:
+    f(object())
+except TypeError:
+    passed = True
+assert passed
+"""
+    assert run_program(Program(code="def f(x):\n    return x", entry_point="f", test=test), LIMITS).has_passed
+
+
+def test_an_exception_of_the_function_is_one_of_the_test() -> None:
+    code = "def f(x):\n    raise ValueError"
+    tests = ("f(1)", "try:\n    f(1)\nexcept Exception:\n    pass\nelse:\n    raise AssertionError")
+    passed = [run_program(Program(code=code, entry_point="f", test=test), LIMITS).has_passed for test in tests]
+    assert passed == [False, True]
+
+
+def test_code_without_end_is_out_of_cpu_time() -> None:
+    program = Program(code="def f(x):\n    while True: print('x' * 10_000)", entry_point="f", test="f(1)")
+    assert run_program(program, LIMITS) == Outcome(has_passed=False, why="out of CPU time")
 
 
 def test_a_program_that_waits_is_killed() -> None:
     limits = CodeLimits(cpu_seconds=1, wall_seconds=0.5)
-    assert run_program("import time; time.sleep(60)", limits) == Outcome(has_passed=False, why="out of time")
+    assert ended("import time; time.sleep(60)", limits) == Outcome(has_passed=False, why="out of time")
 
 
 def test_nothing_runs_where_a_program_cannot_be_confined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,7 +225,7 @@ def test_nothing_runs_where_a_program_cannot_be_confined(monkeypatch: pytest.Mon
     child.write_text(running._CHILD.read_text().replace('"x86_64"', '"other"').replace('"aarch64"', '"another"'))
     monkeypatch.setattr(running, "_CHILD", child)
     with pytest.raises(UserError, match="code cannot be kept apart on this system: not confined"):
-        run_all(["x = 1"], LIMITS)
+        run_all([Program(code="x = 1")], LIMITS)
 
 
 def test_humaneval_needs_leave_to_run_code() -> None:
