@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> None:
         ServeOptions(
             host=options.host,
             port=options.port,
-            limits=Limits(**{name: getattr(options, name) for name, _, _ in _LIMITS.values()}),
+            limits=Limits(**{name: getattr(options, name) for name, *_ in _LIMITS.values()}),
             api_keys=tuple(options.api_keys),
             api_keys_file=options.api_keys_file,
             allow_no_keys=options.allow_no_keys,
