@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.measured import MEASURED, Measured
 from tests.support.small_recipe import RecipeFactory, write_small_recipe
-from tests.support.tokenizers import write_small_tokenizer
+from tests.support.tokenizers import changed_tokenizer, smaller_vocabulary, write_small_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
@@ -51,6 +51,12 @@ def mistral_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **tokens}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, mistral_tokenizer_dir: Path) -> Path:
+    """The Mistral tokenizer with few pieces, for what does not depend on the number of pieces."""
+    return changed_tokenizer(tmp_path_factory.mktemp("llama") / "tokenizer", mistral_tokenizer_dir, smaller_vocabulary)
 
 
 @pytest.fixture

@@ -25,13 +25,9 @@ class ArmScore:
     benchmarks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The document of score.json."""
-        return {
-            "step": self.step,
-            **self.evaluation.to_json(),
-            "accuracy": self.accuracy,
-            "benchmarks": self.benchmarks,
-        }
+        """The document of score.json. It has `benchmarks` only if there are any, so older scores stay the same."""
+        benchmarks = {"benchmarks": self.benchmarks} if self.benchmarks else {}
+        return {"step": self.step, **self.evaluation.to_json(), "accuracy": self.accuracy, **benchmarks}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ArmScore:
@@ -40,7 +36,7 @@ class ArmScore:
             step=values["step"],
             evaluation=Evaluation.from_json(values),
             accuracy=values["accuracy"],
-            benchmarks=values.get("benchmarks", {}),  # scores of an older version have none
+            benchmarks=values.get("benchmarks", {}),
         )
 
 

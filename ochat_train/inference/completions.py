@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
@@ -30,12 +31,16 @@ from ochat_train.system.pretrained import reason_of
 if TYPE_CHECKING:
     import httpx
 
+_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _LARGEST_SEED = 2**63
 _CONNECT_SECONDS = 10.0
 _READ_SECONDS = 600.0  # between two pieces of an answer; the first may wait for others
 _RETRY_SECONDS = (0.2, 1.0)  # before the first byte of an answer, and never after it
 _MOST_CHARACTERS = 300  # of an error of the server, in ours
 _FINISH: Mapping[str, Finish] = {"stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length"}
+# What no request asks for, and some servers do unless told otherwise: llama.cpp by itself, vLLM and SGLang where the
+# model's generation_config.json says so. -1: all tokens may be chosen (0 is refused by SGLang).
+_NOTHING_ELSE: Mapping[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 # What servers other than vLLM and SGLang may not know.
 _WITH_IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 _ID_LEAD = "token_id:"  # how such servers write a token where log-probabilities are asked for
@@ -57,7 +62,7 @@ class CompletionsClient:
         import httpx
 
         self._server, self._tokenizer, self._stop_ids = server, tokenizer, tuple(stop_ids)
-        is_local = server.socket is not None or "//127.0.0.1" in server.url
+        is_local = server.socket is not None or urlsplit(server.url).hostname in _OF_THIS_MACHINE
         self._http = httpx.AsyncClient(
             base_url=server.url,
             transport=httpx.AsyncHTTPTransport(
@@ -145,6 +150,7 @@ class CompletionsClient:
             "max_tokens": settings.max_new_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
+            **_NOTHING_ELSE,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stop_token_ids": list(self._stop_ids),

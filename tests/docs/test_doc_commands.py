@@ -45,7 +45,8 @@ from tests.support.rank_processes import start_rank
 
 # Commands (regular expressions, from their beginning) that are checked but not run, and why.
 ONLY_CHECKED = {
-    r"(deepspeed|torchrun) .*recipes/(openchat|smollm2)": "loads a base model from the Hub and trains 7B parameters",
+    r"(ochat launch .*-- )?(deepspeed|torchrun) .*recipes/(openchat|smollm2)": "loads a base model from the Hub and "
+    "trains 7B parameters",
     r"ochat (prepare|plan|check) recipes/(openchat|smollm2)": "needs a tokenizer from the Hub and data of the reader's "
     "own",
     r"ochat init data/gpt4": "needs a base from the Hub and conversations of the reader's own",

@@ -43,8 +43,10 @@ def loaded(folder: Path, template: str) -> tuple[TokenizerSpec, TokenReader, Tem
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(contents=st.lists(texts, min_size=1, max_size=4), condition=st.sampled_from(["", "GPT4 Correct", "é <i>"]))
-@pytest.mark.parametrize("template", sorted(SHOWN))
-@pytest.mark.parametrize("kind_of_tokenizer", ["small", "mistral"])
+@pytest.mark.parametrize(
+    ("kind_of_tokenizer", "template"),
+    [*((kind, template) for kind in ("small", "llama") for template in sorted(SHOWN)), ("mistral", "openchat_3.5")],
+)
 def test_kinds_and_texts_are_those_of_the_rendered_segments(
     request: pytest.FixtureRequest, kind_of_tokenizer: str, template: str, contents: list[str], condition: str
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from ochat_train.checkpoint.state import list_checkpoints, verify
 from ochat_train.distributed.launch import free_port
+from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.system import exits
 from tests.support.disturbed_runs import prepared
 from tests.support.faults import num_steps, same_run, start_slow_run, wait_for
@@ -64,14 +65,19 @@ def test_a_signal_in_a_validation_leaves_it_out(undisturbed: Path, tmp_path: Pat
     stopped_and_resumed(recipe, tmp_path / "run", undisturbed, 4)
 
 
-def test_stopping_is_said_at_once_by_rank_0_alone(tmp_path: Path, make_recipe: RecipeFactory) -> None:
-    recipe = prepared(make_recipe, tmp_path / "run")
-    ranks = start_slow_run(recipe)
-    wait_for(lambda: num_steps(tmp_path / "run") >= 2, seconds=60)
-    for rank in ranks:
-        rank.send_signal(signal.SIGINT)
-    outputs, _ = finish(ranks)
-    assert [output.count("ochat train: stopping (SIGINT): ") for output in outputs] == [1, 0]
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_stopping_is_said_at_once_by_rank_0_alone(
+    rank: str, times: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    request = StopRequest()
+    request.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err.count("ochat train: stopping (SIGINT): ") == times
+    finally:
+        request.close()
+    assert request.reason == "SIGINT"
 
 
 def test_a_second_signal_quits_at_once(tmp_path: Path, make_recipe: RecipeFactory) -> None:
@@ -92,7 +98,9 @@ def test_a_second_signal_quits_at_once(tmp_path: Path, make_recipe: RecipeFactor
 
 @pytest.mark.parametrize("whom", ["deepspeed", "everyone"])
 def test_signals_to_the_launcher(whom: str, tmp_path: Path, make_recipe: RecipeFactory) -> None:
-    """SIGTERM to the `deepspeed` command, which dies of it; or Ctrl-C, which reaches the whole foreground group."""
+    """SIGTERM to the `deepspeed` command, which dies of it; or Ctrl-C, which reaches the whole foreground group: one
+    rank of the two says at once that they stop.
+    """
     recipe = prepared(make_recipe, tmp_path / "run", checkpoint__save_every_steps=100, train__max_steps=28)
     launcher = subprocess.Popen(
         [
@@ -128,6 +136,9 @@ def test_signals_to_the_launcher(whom: str, tmp_path: Path, make_recipe: RecipeF
     [newest] = list_checkpoints(tmp_path / "run")
     text = (tmp_path / "errors.txt").read_text()
     assert f"stopped by {'SIGINT' if whom == 'everyone' else 'the end of the launcher'} after step" in text
+    if whom == "everyone":
+        assert text.count("ochat train: stopping (SIGINT): ") == 1
+        assert text.index("stopping (SIGINT)") < text.index("stopped by SIGINT")
     assert verify(newest) is None
     assert newest.name < "step-00000028"
     assert newest.name == f"step-{len(metrics(tmp_path / 'run')):08d}"

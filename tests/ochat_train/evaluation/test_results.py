@@ -40,10 +40,11 @@ SAMPLE = (
     '{"condition": "GPT3", "text": "", "finished": false}]}'
 )
 SCORE = f'{{"step": 3, {EVALUATION}, "accuracy": {{"GPT3": {{"sums": 0.5, "all": 0.25}}}}}}'
+BENCHMARK_SCORE = f'{SCORE[:-1]}, "benchmarks": {{"held-out": {{"GPT3": 0.25}}}}}}'
 RESULTS = (
     '{"recipe": "small", "steps": 3, "seeds": 2, "reference": "c-rlft", "inference_class": "expert", '
     '"inference_condition": "GPT4 Correct", "arms": {"sft": {"title": "plain SFT", "conversations": 60, "epochs": 1.5, '
-    f'"scores": {{"0": {SCORE}, "1": {SCORE}}}}}}}}}'
+    f'"scores": {{"0": {SCORE}, "1": {BENCHMARK_SCORE}}}}}}}}}'
 )
 
 
@@ -54,6 +55,7 @@ RESULTS = (
         (Validation, VALIDATION),
         (Sample, SAMPLE),
         (ArmScore, SCORE),
+        (ArmScore, BENCHMARK_SCORE),
         (AblationResults, RESULTS),
     ],
 )

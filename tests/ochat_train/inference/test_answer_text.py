@@ -16,7 +16,7 @@ TEXTS = (" low", "  two spaces", " Grüße, 日本語 👩‍👩‍👧 ½", "\
 TOKENIZERS = ("small_tokenizer_dir", "mistral_tokenizer_dir")
 
 
-@pytest.fixture(params=TOKENIZERS)
+@pytest.fixture(params=TOKENIZERS, scope="module")
 def tokenizer(request: pytest.FixtureRequest) -> transformers.PreTrainedTokenizerBase:
     """A byte-level one, and SentencePiece's of Mistral, which drops the first space of what it decodes."""
     return transformers.AutoTokenizer.from_pretrained(request.getfixturevalue(request.param))

@@ -89,10 +89,12 @@ def test_answers_of_servers_with_and_without_ids_are_the_same(served: ServedMode
             assert answer.finish == "length"
             body = facts(url)["bodies"][-1]
             assert body["prompt"] == ids
-            assert {name: body[name] for name in ("temperature", "top_p", "max_tokens")} == {
+            names = ("temperature", "top_p", "max_tokens", "top_k", "min_p", "repetition_penalty")
+            assert {name: body[name] for name in names} == {
                 "temperature": 0.0,
                 "top_p": 1.0,
                 "max_tokens": 30,
+                **{"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},  # llama.cpp has other defaults
             }
             bare = await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=3, num_logprobs=0)))
             if not flags:
@@ -121,6 +123,27 @@ async def answer_only(served: ServedModel, url: str, texts: list[str]) -> None:
     async with started(served, url) as engine:
         ids = served.prompt_ids([{"role": "user", "content": "x"}], condition="GPT3")
         texts.append((await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=30)))).text)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under all of its names: the proxy would also get the key. The control is a name of another machine."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def is_asked(host: str) -> bool:
+        client = completions.CompletionsClient(
+            completions.Server(url=f"http://{host}:8000"), served.tokenizer, stop_ids=(1,)
+        )
+        transport = client._http._transport_for_url(httpx.URL(f"http://{host}:8000/v1/models"))
+        await client.close()
+        return transport is not client._http._transport
+
+    hosts = ("localhost", "LOCALHOST", "127.0.0.1", "[::1]", "example.com", "127.0.0.1.example.com")
+    assert [run(lambda host=host: is_asked(host)) for host in hosts] == [False, False, False, False, True, True]
 
 
 def test_another_model_is_refused(served: ServedModel, tmp_path: Path) -> None:

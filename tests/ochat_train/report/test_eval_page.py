@@ -5,12 +5,29 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from ochat_train.report.eval_page import eval_page
+from ochat_train.report.pictures import Picture, interval_chart
 from ochat_train.suites.results import EvalResults
 from tests.support.eval_results import CONDITIONS, NASTY, eval_results
+
+DRAWN: dict[str, Picture] = {}
+
+
+@pytest.fixture(autouse=True)
+def _equal_pictures_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a page."""
+
+    def drawn(*arguments: Any, **named: Any) -> Picture:
+        key = repr((arguments, named))
+        if key not in DRAWN:
+            DRAWN[key] = interval_chart(*arguments, **named)
+        return DRAWN[key]
+
+    monkeypatch.setattr("ochat_train.report.eval_page.interval_chart", drawn)
 
 
 class Reader(HTMLParser):
