@@ -26,7 +26,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", default="", help="system text")
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer, in tokens")
     parser.add_argument("--temperature", type=number_from_zero, default=0.0, help="0 (the default) is greedy")
-    parser.add_argument("--base", help="base of an adapter, a folder or ORG/NAME; default: the one that it names")
+    parser.add_argument("--base", metavar="HUB_ID|FOLDER", help="base of an adapter; default: the one that it names")
     add_json(parser)
 
 
