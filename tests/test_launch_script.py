@@ -53,7 +53,7 @@ def launch(folder: Path, *, python: Path | None = None) -> subprocess.CompletedP
 
 def make_venv(folder: Path, version: str, *, pip_says: str = "") -> None:
     make_python(folder / ".venv" / "bin" / "python", version, pip_says=pip_says)
-    (folder / ".venv" / "bin" / "activate").write_text(f"PATH={folder}/.venv/bin:$PATH\n")
+    (folder / ".venv" / "bin" / "activate").write_text(f"PATH='{folder}/.venv/bin':$PATH\n")
 
 
 @pytest.mark.parametrize("version", ["3.9.20", "3.10.9", "3.11.0", "3.11.3", "3.11.4", "3.12.9", "3.13.0", "3.14.0"])
@@ -119,3 +119,45 @@ def test_the_last_words_of_a_failed_installation_are_not_those_of_pip(name: str,
     assert last.startswith("launch.sh: the installation failed")
     assert expected in last
     assert not list((tmp_path / ".venv").glob("installed-*"))
+
+
+def make_installed(folder: Path) -> Path:
+    """A project in which everything is installed, with an `ochat` that says where it runs. Returns its launch.sh."""
+    make_venv(folder, "3.12.1")
+    for name in ("launch.sh", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    stamp = "".join((ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt"))
+    (folder / ".venv" / "installed-cpu-adapters-serve-tracking").write_text(stamp)
+    command = folder / ".venv" / "bin" / "ochat"
+    command.write_text('#!/bin/sh\necho "$PWD: ochat $*"\n')
+    command.chmod(0o755)
+    return folder / "launch.sh"
+
+
+def test_a_recipe_is_looked_for_where_launch_sh_is_started_and_then_beside_it(tmp_path: Path) -> None:
+    project, elsewhere = tmp_path / "the project", tmp_path / "else where"
+    project.mkdir()
+    elsewhere.mkdir()
+    script = make_installed(project)
+    (project / "both.yaml").touch()
+    (project / "project.yaml").touch()
+    (elsewhere / "both.yaml").touch()
+    for name, folder, says in (
+        ("both.yaml", elsewhere, False),
+        ("project.yaml", project, True),
+        ("nowhere.yaml", elsewhere, False),  # `ochat prepare` says that there is none
+    ):
+        done = subprocess.run(
+            [script, name, "--set", "train.epochs=2", "--resume", "never", "--retries", "3", "--", "--num_gpus", "4"],
+            env={"PATH": "/usr/bin:/bin"},
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines() == [
+            f"{folder}: ochat prepare {name} --set train.epochs=2",
+            f"{folder}: ochat launch --retries 3 -- deepspeed --log_level warning --num_gpus 4 --module ochat_train "
+            f"{name} --set train.epochs=2 --resume never",
+        ]
+        assert (f"{name} is not in {elsewhere}, but in {project}: it is started there" in done.stderr) == says

@@ -41,8 +41,12 @@ class Options:
     keep_checkpoints: bool
 
 
-def ablate(recipe: Recipe, options: Options, *, say: Callable[[str], None]) -> AblationResults:
+def ablate(
+    recipe: Recipe, options: Options, *, say: Callable[[str], None], warn: Callable[[str], None]
+) -> AblationResults:
     """Run what is missing, and write and return the results.
+
+    say: for progress. warn: for what went wrong with a training.
 
     Raises UserError for a recipe that cannot be ablated, for a folder with another recipe's ablation, and if a training
     or scoring fails (the others are finished first, and kept); StoppedBySignalError after Ctrl-C, or SIGTERM to a
@@ -72,6 +76,7 @@ def ablate(recipe: Recipe, options: Options, *, say: Callable[[str], None]) -> A
         parallel=options.parallel,
         keep_checkpoints=options.keep_checkpoints,
         say=say,
+        warn=warn,
     )
     if num_failed:
         raise UserError(

@@ -69,11 +69,12 @@ def run_trainings(
     parallel: int,
     keep_checkpoints: bool,
     say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> int:
     """Train and score the jobs that are not finished; returns how many of them failed, after all others have ended.
 
-    gpus: of one training (processes, without a GPU). parallel: trainings at the same time. Raises StoppedBySignalError
-    after Ctrl-C, or SIGTERM to a training.
+    gpus: of one training (processes, without a GPU). parallel: trainings at the same time. say: for progress. warn: for
+    what went wrong. Raises StoppedBySignalError after Ctrl-C, or SIGTERM to a training.
     """
     places: SimpleQueue[int] = SimpleQueue()
     for place in range(parallel):
@@ -92,7 +93,9 @@ def run_trainings(
             problem = _train_and_score(job, exam, place=place, gpus=gpus, keep_checkpoints=keep_checkpoints)
             said = problem or f"done in {time.monotonic() - start:.0f} s"
             ended.append(job)
-            say(f"{job.arm.name}, seed {job.seed}: {said}{_left_text(began, len(ended), len(missing))}")
+            (warn if problem else say)(
+                f"{job.arm.name}, seed {job.seed}: {said}{_left_text(began, len(ended), len(missing))}"
+            )
             return problem
         finally:
             places.put(place)

@@ -23,7 +23,7 @@ class EngineAnswerer:
         """Load the model. Raises UserError where that cannot work."""
         await self._engine.start()
         served = self._served
-        return ModelFacts(name=served.name, conditions=served.conditions, default=served.default_condition)
+        return ModelFacts(name=served.name, conditions=served.answerable_conditions, default=served.default_condition)
 
     async def close(self) -> None:
         """Free the model."""

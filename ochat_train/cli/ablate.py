@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ochat_train.cli.arguments import add_gpus, add_json, positive
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_message, print_result
+from ochat_train.system.messages import print_message, print_notice, print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> None:
         only=[name for name in options.arms.split(",") if name],
         keep_checkpoints=options.keep_checkpoints,
     )
-    results = ablate(recipe, choices, say=print_message)
+    results = ablate(recipe, choices, say=print_notice, warn=print_message)
     text = f"{results_text(results)}\n{options.out / 'results.html'}"
     print_result(json.dumps(results.to_json()) if options.json else text)
 

@@ -25,6 +25,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", type=Path, metavar="EXPORT", help="exported folder: a model, or an adapter")
     parser.add_argument(
         "--url",
+        metavar="URL",
         help="chat with a running server instead (`ochat serve`, for example http://localhost:18888); its key is read "
         "from OCHAT_API_KEY",
     )
@@ -34,7 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     conditions.add_argument("--compare", metavar="C1,C2", help="answer every message under several conditions")
     parser.add_argument("--any-condition", action="store_true", help="allow conditions that were not trained")
     parser.add_argument("--system", default="", help="system message")
-    parser.add_argument("--temperature", type=_temperature, default=0.0, help="0 (the default) is greedy")
+    parser.add_argument("--temperature", type=_temperature, metavar="X", default=0.0, help="0 (the default) is greedy")
     parser.add_argument("--max-new-tokens", type=positive, help="longest answer, in tokens; default: as many as fit")
     parser.add_argument("--seed", type=int, help="seed of answers at a temperature above 0; default: a random one")
     add_engine_arguments(parser, with_flags=False)

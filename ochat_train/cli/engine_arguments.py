@@ -44,7 +44,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, with_flags: bool = 
         metavar="NAME=FOLDER",
         help="serve a LoRA adapter of this model as well, as a model called NAME (vLLM); may be repeated",
     )
-    group.add_argument("--base", help="base of an adapter, a folder or ORG/NAME; default: the one that it names")
+    group.add_argument("--base", metavar="HUB_ID|FOLDER", help="base of an adapter; default: the one that it names")
     group.add_argument(
         "--max-model-len",
         type=positive,

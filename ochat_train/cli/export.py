@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a run with an adapter, write the adapter alone, as PEFT loads it; default: merged into its base",
     )
     parser.add_argument(
-        "--base", help="base of a run with an adapter, a folder or ORG/NAME; default: where the run had it"
+        "--base", metavar="HUB_ID|FOLDER", help="base of a run with an adapter; default: where the run had it"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ochat_train.cli.arguments import add_json, positive
+from ochat_train.cli.arguments import add_json, number_from_zero, positive
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_message, print_result
 
@@ -25,15 +25,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--condition", help="condition to answer under; default: the export's own")
     parser.add_argument("--system", default="", help="system text")
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer, in tokens")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
-    parser.add_argument("--base", help="base of an adapter, a folder or ORG/NAME; default: the one that it names")
+    parser.add_argument("--temperature", type=number_from_zero, default=0.0, help="0 (the default) is greedy")
+    parser.add_argument("--base", metavar="HUB_ID|FOLDER", help="base of an adapter; default: the one that it names")
     add_json(parser)
 
 
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.inference.generate import load_generator, unknown_condition_text
-    from ochat_train.inference.prompts_file import Prompt, answers_in_order, load_prompts
+    from ochat_train.inference.prompts_file import Prompt, answers_in_order, check_texts, load_prompts
 
+    check_texts("ochat generate", {name: getattr(options, name) for name in ("prompt", "condition", "system")})
     if options.prompts is None:
         prompts = [Prompt(prompt=options.prompt, condition=options.condition, system=options.system)]
     else:

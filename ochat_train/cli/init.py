@@ -20,7 +20,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="HUB_ID|FOLDER", help="base model")
     parser.add_argument("--out", type=Path, metavar="RECIPE", help="recipe to write")
     parser.add_argument("--name", help="name of the run; default: the recipe's file name without suffix")
-    parser.add_argument("--template", help="prompt format, for example openchat_3.5; default: chosen by the base")
+    parser.add_argument(
+        "--template", metavar="NAME|FILE", help="prompt format, for example openchat_3.5; default: chosen by the base"
+    )
     _add_classes(parser)
     parser.add_argument(
         "--format", action="append", default=[], metavar="FILE=FORMAT", help="format of a file; default: detected"

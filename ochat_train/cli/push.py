@@ -19,7 +19,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repo", required=True, metavar="ORG/NAME", help="model repository; created, private, if it does not exist"
     )
     parser.add_argument("--public", action="store_true", help="create a public repository, or push to one")
-    parser.add_argument("--revision", help="branch to push to, created if it does not exist; default: main")
+    parser.add_argument(
+        "--revision", metavar="BRANCH", help="branch to push to, created if it does not exist; default: main"
+    )
     parser.add_argument("--message", help="message of the commit")
     parser.add_argument(
         "--overwrite",

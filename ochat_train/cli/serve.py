@@ -9,13 +9,13 @@ from ochat_train.cli.arguments import positive, positive_number
 from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options, served_model
 from ochat_train.cli.verb import Group, Verb
 
-_LIMITS = {  # option -> field of `Limits`, type, help
-    "--max-concurrent": ("max_concurrent", positive, "answers that the engine gets at once; more wait"),
-    "--max-queue": ("max_queue", positive, "requests that wait; more get a 429"),
-    "--max-body": ("max_body_bytes", positive, "longest body of a request, in bytes"),
-    "--max-messages": ("max_messages", positive, "messages of one conversation"),
-    "--request-timeout": ("request_seconds", positive_number, "seconds for one request, with its time in the queue"),
-    "--drain-seconds": ("drain_seconds", positive_number, "seconds that running answers get after SIGTERM"),
+_LIMITS = {  # option -> field of `Limits`, type, name of its value, help
+    "--max-concurrent": ("max_concurrent", positive, "N", "answers that the engine gets at once; more wait"),
+    "--max-queue": ("max_queue", positive, "N", "requests that wait; more get a 429"),
+    "--max-body": ("max_body_bytes", positive, "BYTES", "longest body of a request"),
+    "--max-messages": ("max_messages", positive, "N", "messages of one conversation"),
+    "--request-timeout": ("request_seconds", positive_number, "SECONDS", "for one request, with its time in the queue"),
+    "--drain-seconds": ("drain_seconds", positive_number, "SECONDS", "what running answers get after SIGTERM"),
 }
 
 
@@ -23,7 +23,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from ochat_train.serving.settings import Limits
 
     parser.add_argument("export", type=Path, help="exported folder: a model, or an adapter")
-    parser.add_argument("--host", default="localhost", help="address to listen at; others than this machine need keys")
+    parser.add_argument(
+        "--host", metavar="NAME", default="localhost", help="address to listen at; others than this machine need keys"
+    )
     parser.add_argument("--port", type=_port, default=18888, metavar="N", help="0 for a free one")
     parser.add_argument(
         "--served-model-name", metavar="NAME", help="what clients call the model; default: the name of its recipe"
@@ -48,8 +50,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-origin", action="append", default=[], metavar="URL", help="a web page of another server that may ask"
     )
     limits = parser.add_argument_group("limits")
-    for flag, (name, kind, meaning) in _LIMITS.items():
-        limits.add_argument(flag, dest=name, type=kind, default=getattr(Limits(), name), help=meaning)
+    for flag, (name, kind, value, meaning) in _LIMITS.items():
+        limits.add_argument(flag, dest=name, type=kind, metavar=value, default=getattr(Limits(), name), help=meaning)
     _add_log_arguments(parser)
 
 
@@ -82,7 +84,7 @@ def _run(options: argparse.Namespace) -> None:
         ServeOptions(
             host=options.host,
             port=options.port,
-            limits=Limits(**{name: getattr(options, name) for name, _, _ in _LIMITS.values()}),
+            limits=Limits(**{name: getattr(options, name) for name, *_ in _LIMITS.values()}),
             api_keys=tuple(options.api_keys),
             api_keys_file=options.api_keys_file,
             allow_no_keys=options.allow_no_keys,

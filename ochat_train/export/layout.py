@@ -44,3 +44,12 @@ def trained_conditions(mark: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(row["condition"]) for row in mark["classes"]))
     except (KeyError, TypeError):
         return ()
+
+
+def answerable_conditions(mark: Mapping[str, Any]) -> tuple[str, ...]:
+    """The trained conditions, and "" where the condition was left out of some rows in training."""
+    try:
+        has_dropout = bool(mark["recipe"]["data"]["condition_dropout"])
+    except (KeyError, TypeError):
+        has_dropout = False
+    return tuple(dict.fromkeys((*trained_conditions(mark), *([""] if has_dropout else []))))

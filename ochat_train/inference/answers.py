@@ -28,8 +28,9 @@ async def message_pieces(pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
     space, rows = FirstSpace(), FirstSpace()
     async with aclosing(pieces):  # type: ignore[type-var]  # every engine's iterator is an async generator
         async for piece in pieces:
-            logprobs = tuple(replace(row, text=rows.add(row.text)) for row in piece.logprobs)
-            yield replace(piece, text=space.add(piece.text), logprobs=logprobs)
+            logprobs = piece.logprobs and tuple(replace(row, text=rows.add(row.text)) for row in piece.logprobs)
+            text = space.add(piece.text)
+            yield Piece(text=text, num_tokens=piece.num_tokens, finish=piece.finish, logprobs=logprobs)
 
 
 async def whole_answer(pieces: AsyncIterator[Piece]) -> WholeAnswer:

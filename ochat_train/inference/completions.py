@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline import nesting
@@ -24,6 +23,7 @@ from ochat_train.inference.engine import (
     TokenLogprob,
 )
 from ochat_train.inference.pieces import IdLogprob, PieceMaker
+from ochat_train.inference.streams import CONNECT_SECONDS, READ_SECONDS, BrokenStream, Server, make_streams
 from ochat_train.system.answer_text import StopTexts
 from ochat_train.system.pretrained import reason_of
 
@@ -31,23 +31,15 @@ if TYPE_CHECKING:
     import httpx
 
 _LARGEST_SEED = 2**63
-_CONNECT_SECONDS = 10.0
-_READ_SECONDS = 600.0  # between two pieces of an answer; the first may wait for others
 _RETRY_SECONDS = (0.2, 1.0)  # before the first byte of an answer, and never after it
 _MOST_CHARACTERS = 300  # of an error of the server, in ours
 _FINISH: Mapping[str, Finish] = {"stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length"}
+# What no request asks for, and some servers do unless told otherwise: llama.cpp by itself, vLLM and SGLang where the
+# model's generation_config.json says so. -1: all tokens may be chosen (0 is refused by SGLang).
+_NOTHING_ELSE: Mapping[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 # What servers other than vLLM and SGLang may not know.
 _WITH_IDS: Mapping[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 _ID_LEAD = "token_id:"  # how such servers write a token where log-probabilities are asked for
-
-
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """Where a server is. url: without `/v1`. socket: path of its Unix socket, None for TCP. key: None for none."""
-
-    url: str
-    key: str | None = None
-    socket: str | None = None
 
 
 class CompletionsClient:
@@ -57,23 +49,24 @@ class CompletionsClient:
         import httpx
 
         self._server, self._tokenizer, self._stop_ids = server, tokenizer, tuple(stop_ids)
-        is_local = server.socket is not None or "//127.0.0.1" in server.url
         self._http = httpx.AsyncClient(
             base_url=server.url,
             transport=httpx.AsyncHTTPTransport(
                 uds=server.socket, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)
             )
-            if is_local
+            if server.is_local
             else None,
-            timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            headers={"Authorization": f"Bearer {server.key}"} if server.key else {},
-            trust_env=not is_local,  # a proxy of the environment is never asked for this machine
+            headers=server.headers,
+            trust_env=not server.is_local,
         )
+        self._streams = make_streams(server, self._http)
         self.sends_ids = True  # until `count_prompt` finds out that the server does not
 
     async def close(self) -> None:
         """End all connections, and so all answers."""
+        await self._streams.close()
         await self._http.aclose()
 
     async def get(self, path: str) -> tuple[int, Any]:
@@ -81,7 +74,7 @@ class CompletionsClient:
         import httpx
 
         try:
-            response = await self._http.get(path, timeout=_CONNECT_SECONDS)
+            response = await self._http.get(path, timeout=CONNECT_SECONDS)
         except httpx.HTTPError as error:
             raise EngineUnavailable(f"{self._server.url}: {type(error).__name__}: {reason_of(error)}") from None
         try:
@@ -145,13 +138,15 @@ class CompletionsClient:
             "max_tokens": settings.max_new_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
+            **_NOTHING_ELSE,
             "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stop_token_ids": list(self._stop_ids),
             "skip_special_tokens": True,
         }
         if self.sends_ids:
             body |= _WITH_IDS
+        else:
+            body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         if settings.seed is not None:
             body["seed"] = settings.seed % _LARGEST_SEED  # servers take 64 bits with a sign
         if settings.num_logprobs is not None:
@@ -163,28 +158,23 @@ class CompletionsClient:
     @asynccontextmanager
     async def _events(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Any]]:
         """The parsed events of a streamed answer; asked again only before the first byte."""
-        import httpx
-
         for wait in (*_RETRY_SECONDS, None):
             try:
-                request = self._http.build_request("POST", "/v1/completions", json=body)
-                response = await self._http.send(request, stream=True)
+                response = await self._streams.post("/v1/completions", body)
                 break
-            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
-                if wait is None:
-                    raise EngineUnavailable(f"no connection: {type(error).__name__}: {reason_of(error)}") from None
+            except BrokenStream as error:
+                if wait is None or not error.is_connection:
+                    raise EngineUnavailable(f"no connection: {error}") from None
                 await asyncio.sleep(wait)
-            except httpx.HTTPError as error:
-                raise EngineUnavailable(f"{type(error).__name__}: {reason_of(error)}") from None
         try:
-            if response.status_code != 200:
-                text = (await response.aread()).decode("utf-8", errors="replace")
-                raise _error_of(response.status_code, text)
-            yield _parsed(response)
-        except httpx.HTTPError as error:
-            raise EngineUnavailable(f"the connection broke: {type(error).__name__}: {reason_of(error)}") from None
+            if response.status != 200:
+                data = b"".join([chunk async for chunk in response.chunks()])
+                raise _error_of(response.status, data.decode("utf-8", errors="replace"))
+            yield _parsed(response.chunks())
+        except BrokenStream as error:
+            raise EngineUnavailable(f"the connection broke: {error}") from None
         finally:
-            await response.aclose()
+            await response.close()
 
 
 class _IdPieces:
@@ -238,18 +228,21 @@ def require_http() -> None:
         ) from None
 
 
-async def _parsed(response: httpx.Response) -> AsyncIterator[Any]:
+async def _parsed(chunks: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     """The JSON of each server-sent event, up to [DONE]."""
-    async for line in response.aiter_lines():
-        if not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            return
-        try:
-            yield nesting.loads(data)
-        except ValueError:
-            raise EngineError("an event of the server is not JSON") from None
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[len(b"data:") :].strip()
+            if data == b"[DONE]":
+                return
+            try:
+                yield nesting.loads(data)
+            except ValueError:
+                raise EngineError("an event of the server is not JSON") from None
 
 
 def _choice_of(event: Any) -> Mapping[str, Any] | None:

@@ -17,6 +17,7 @@ from data_pipeline.errors import UserError
 from ochat_train.inference import agreement, continuous
 from ochat_train.inference.choose_token import TokenChooser
 from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable, Piece
+from ochat_train.inference.generate import forget_settings
 from ochat_train.inference.load import load_model
 from ochat_train.inference.memory import cache_size
 from ochat_train.inference.pieces import PieceMaker
@@ -84,7 +85,7 @@ class EmbeddedEngine:
         """Load the model and begin. Raises UserError for a folder that cannot be loaded, or too little memory."""
         base = self._served.base
         self._model, _ = await asyncio.to_thread(load_model, self._served.folder, base=base)
-        _forget_settings(self._model)
+        forget_settings(self._model)
         if self._model.device.type == "cpu":
             self._num_threads_before = torch.get_num_threads()
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
@@ -226,13 +227,3 @@ class EmbeddedEngine:
     def _fail_all(self, reason: str) -> None:
         for request in list(self._requests):
             request.events.put_nowait(EngineUnavailable(reason))
-
-
-def _forget_settings(model: Any) -> None:
-    """Nothing of generation_config.json enters an answer but what the settings of a request say. A repetition penalty
-    of a base, for example, would change greedy answers, and only those of this engine.
-    """
-    from transformers import GenerationConfig
-
-    for part in (model, model.get_base_model() if hasattr(model, "get_base_model") else model):
-        part.generation_config = GenerationConfig()

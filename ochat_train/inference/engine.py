@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Finish = Literal["stop", "length"]
+# Below this all but the likeliest token have a chance of 0 or nearly 0, and dividing by it gives infinities: greedy.
+SMALLEST_TEMPERATURE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)

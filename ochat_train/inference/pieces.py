@@ -67,7 +67,9 @@ class PieceMaker:
             if self._stop_texts.stopped:
                 finish = "stop"
             text += self._stop_texts.finish()
-        return Piece(text=text, num_tokens=num_tokens, finish=finish, logprobs=tuple(map(self._row, rows)))
+        return Piece(
+            text=text, num_tokens=num_tokens, finish=finish, logprobs=tuple(map(self._row, rows)) if rows else ()
+        )
 
     def _row(self, row: IdLogprob) -> TokenLogprob:
         alternatives: dict[str, float] = {}

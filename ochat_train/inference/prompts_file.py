@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import text_problem
 from ochat_train.inference.generate import Generator
 
 _BATCH = 32  # answered together
@@ -48,6 +49,13 @@ def load_prompts(path: Path, *, condition: str | None, system: str) -> list[Prom
     return found
 
 
+def check_texts(place: str, texts: Mapping[str, str | None]) -> None:
+    """Raise UserError for a text that could not have been in training, and would be changed silently."""
+    for name, text in texts.items():
+        if text is not None and (problem := text_problem(text)) is not None:
+            raise UserError(place, f"`{name}` {problem}")
+
+
 def answers_in_order(
     generator: Generator, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float
 ) -> Iterator[str]:
@@ -83,4 +91,5 @@ def _prompt(line: str, place: str, *, condition: str | None, system: str) -> Pro
     values = {name: value for name, value in fields.items() if value is not None}
     if wrong := [name for name, value in values.items() if not isinstance(value, str)]:
         raise UserError(place, f"`{wrong[0]}` is not a text")
+    check_texts(place, values)
     return Prompt(**{"condition": condition, "system": system, **values})

@@ -12,9 +12,10 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
-from ochat_train.inference.completions import CompletionsClient, Server, require_http
+from ochat_train.inference.completions import CompletionsClient, require_http
 from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece
 from ochat_train.inference.served_model import ServedModel
+from ochat_train.inference.streams import Server
 
 KEY_VARIABLE = "OCHAT_BACKEND_KEY"
 _WATCH_SECONDS = 5.0

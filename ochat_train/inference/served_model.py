@@ -10,7 +10,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
 from ochat_train.adapter.folder import base_of, is_adapter
-from ochat_train.export.layout import read_mark, trained_conditions
+from ochat_train.export.layout import answerable_conditions, read_mark, trained_conditions
 from ochat_train.inference.adapted import tokenizer_dir_of
 from ochat_train.model.base_class import text_config
 from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
@@ -40,6 +40,11 @@ class ServedModel:
     default_condition: str | None
     context_tokens: int
     stop_ids: tuple[int, ...]
+
+    @property
+    def answerable_conditions(self) -> tuple[str, ...]:
+        """`conditions`, and "" where the condition was left out of some rows in training."""
+        return answerable_conditions(read_mark(self.folder))
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], *, condition: str | None) -> list[int]:
         """Ids of the prompt of an answer, the same as in training. condition: None for the export's own.
@@ -81,7 +86,7 @@ def load_served_model(
         tokenizer=tokenizer,
         conditions=trained_conditions(mark),
         default_condition=mark.get("inference_condition") if mark else None,
-        context_tokens=_context_tokens(folder, text_config(config), tokenizer, context_tokens),
+        context_tokens=_context_tokens(folder, config, tokenizer, context_tokens),
         stop_ids=stop_ids_of(folder, tokenizer),
     )
 
@@ -125,12 +130,18 @@ def _name(mark: Mapping[str, Any], folder: Path) -> str:
     return name if isinstance(name, str) and name else folder.resolve().name
 
 
-def _context_tokens(folder: Path, config: Any, tokenizer: Any, wanted: int | None) -> int:
-    """How many tokens fit, at most what the model was made for."""
-    lengths = [getattr(config, name, None) for name in _LENGTH_NAMES]
+def tokens_made_for(config: Any, tokenizer: Any) -> int | None:
+    """How many tokens of prompt and answer a model was made for; None where neither it nor its tokenizer says."""
+    lengths = [getattr(text_config(config), name, None) for name in _LENGTH_NAMES]
     made_for = next((length for length in lengths if isinstance(length, int) and length > 0), None)
     if made_for is None and 0 < tokenizer.model_max_length < _MOST_TOKENS:
         made_for = int(tokenizer.model_max_length)
+    return made_for
+
+
+def _context_tokens(folder: Path, config: Any, tokenizer: Any, wanted: int | None) -> int:
+    """How many tokens fit, at most what the model was made for."""
+    made_for = tokens_made_for(config, tokenizer)
     if wanted is None and made_for is None:
         raise UserError(folder, "does not say how many tokens it was made for", "say it with `--max-model-len`")
     if wanted is not None and made_for is not None and wanted > made_for:

@@ -23,9 +23,10 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference import keeper
-from ochat_train.inference.completions import CompletionsClient, Server, require_http
+from ochat_train.inference.completions import CompletionsClient, require_http
 from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece
 from ochat_train.inference.served_model import ServedModel
+from ochat_train.inference.streams import Server
 from ochat_train.inference.vllm_command import VllmPython, base_name, command_of, environment
 
 _START_SECONDS = 1800.0  # large models load from slow disks, and kernels are compiled

@@ -97,7 +97,8 @@ class MemorySetting:
     """What decides memory and speed of a run.
 
     checkpointing: one of `none`, `matmuls`, `full` per layer. sum_dtype: `gradients.dtype_of_sums`. states:
-    `optimizer.states`. adapter: `adapter.type`, None where all weights are trained.
+    `optimizer.states`. adapter: `adapter.type`, None where all weights are trained. offloaded:
+    `deepspeed.offload_optimizer`. checkpointing_is_set: by the recipe, not by the memory.
     """
 
     zero_stage: int
@@ -106,6 +107,8 @@ class MemorySetting:
     sum_dtype: str
     states: str = "float32"
     adapter: str | None = None
+    offloaded: bool = False
+    checkpointing_is_set: bool = False
 
     @property
     def checkpointing_text(self) -> str:
@@ -297,6 +300,8 @@ def possible_plans(
             sum_dtype=dtype_of_sums(recipe, stage, adds_up=_adds_up(recipe, num_gpus, packs)),
             states=recipe.optimizer.states,
             adapter=None if recipe.adapter is None else recipe.adapter.type,
+            offloaded=recipe.deepspeed.offload_optimizer,
+            checkpointing_is_set=recipe.model.activation_checkpointing != "auto",
         )
         parts = memory_parts(recipe, shape, setting, num_gpus=num_gpus)
         plans.append(MemoryPlan(**vars(setting), parts=parts, fits=not is_gpu or parts.total <= budget))

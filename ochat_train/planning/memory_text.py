@@ -24,13 +24,25 @@ def memory_text(plan: MemoryPlan) -> str:
 
 def too_little_memory(plan: MemoryPlan, *, num_gpus: int) -> UserError:
     """The error for a recipe whose smallest setting, `plan`, does not fit."""
-    remedies = _remedies(plan)
+    remedies = [*_of_the_setting(plan, num_gpus=num_gpus), *_remedies(plan)]
     return UserError(
         "GPU memory",
         f"the least that this recipe needs on {num_gpus} GPU(s) is {plan.total / GIB:.1f} GiB each "
         f"({parts_text(plan.parts)}), more than is free",
         f"use {', '.join(remedies[:-1])} or {remedies[-1]}",
     )
+
+
+def _of_the_setting(plan: MemoryPlan, *, num_gpus: int) -> list[str]:
+    """Decisions of the recipe that keep the smallest setting from being smaller."""
+    found = []
+    if plan.packs_per_micro_batch > 1:
+        found.append("train.packs_per_micro_batch: 1")
+    if plan.checkpointing_is_set and set(plan.checkpointing) != {"full"}:
+        found.append("model.activation_checkpointing: full")
+    if plan.zero_stage < 3 and num_gpus > 1 and plan.adapter != "qlora":
+        found.append("deepspeed.zero_stage: 3")
+    return found
 
 
 def _remedies(plan: MemoryPlan) -> list[str]:
@@ -41,9 +53,9 @@ def _remedies(plan: MemoryPlan) -> list[str]:
     if plan.adapter is not None:
         return ["more GPUs", "adapter.type: qlora", shorter]
     remedies = ["more GPUs"]
-    if plan.states != "8bit":
+    if plan.states != "8bit" and not plan.offloaded:  # no states are on the GPU then, and the two exclude each other
         remedies.append("optimizer.states: 8bit")
-    if plan.states == "float32":
+    if plan.states == "float32" and not plan.offloaded:
         remedies.append("deepspeed.offload_optimizer: true")
     if plan.sum_dtype != "bfloat16":
         remedies.append("train.gradient_dtype: bfloat16")
@@ -73,4 +85,5 @@ def _safer(plan: MemoryPlan) -> str:
         return f"deepspeed.zero_stage: {plan.zero_stage + 1}"
     if plan.adapter is not None:
         return "adapter.type: qlora, or more GPUs"
-    return "deepspeed.offload_optimizer: true, or more GPUs" if plan.states == "float32" else "more GPUs"
+    can_offload = plan.states == "float32" and not plan.offloaded
+    return "deepspeed.offload_optimizer: true, or more GPUs" if can_offload else "more GPUs"

@@ -49,12 +49,13 @@ def _values_text(report: PlanReport) -> str:
 
 def _run_rows(run: PlannedRun) -> dict[str, str]:
     per_epoch = ", ".join(map(str, run.steps_per_epoch))
+    is_worse = run.balanced_waiting_ratio < run.waiting_ratio  # than with the balanced plan, which may be the recipe's
     return {
         "conversations per epoch": f"{run.conversations_per_epoch:,} of {run.tokens_per_epoch:,} tokens",
         "steps": f"{run.num_steps:,} ({per_epoch} per epoch)",
         "packing efficiency": f"{run.packing_efficiency:.2%}",
-        "waiting for the slowest GPU": f"{run.waiting_ratio:.1%} of a step, {run.balanced_waiting_ratio:.1%} with "
-        "train.plan: balanced",
+        "waiting for the slowest GPU": f"{run.waiting_ratio:.1%} of a step"
+        + (f", {run.balanced_waiting_ratio:.1%} with train.plan: balanced" if is_worse else ""),
         "learning rate": f"{run.learning_rate:.5g}"
         + (f" ({run.learning_rate_rule})" if run.learning_rate_rule else ""),
     }

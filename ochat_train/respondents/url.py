@@ -60,6 +60,7 @@ class UrlRespondent:
 
     def __init__(self, client: Any, facts: ServerFacts) -> None:
         self._client, self.facts = client, facts
+        self._answered_as: dict[str, str] = {}  # name of a model -> what the server's replies call it
 
     async def close(self) -> None:
         """Close the connections."""
@@ -87,7 +88,18 @@ class UrlRespondent:
                 raise
             del body["max_tokens"]  # then it is what the context leaves, which is less: all of it did not fit
             document = await self._post(body)
-        return self._answer_in(document)
+        answer = self._answer_in(document)
+        self._require_same_model(body["model"], document.get("model"))
+        return answer
+
+    def _require_same_model(self, asked: str, name: Any) -> None:
+        """Refuse answers of two models as those of one. A server may call a model otherwise than it was asked for."""
+        if not isinstance(name, str):
+            return
+        before = self._answered_as.setdefault(asked, name)
+        if name != before:
+            problem = f"answers as {name[:80]!r}, and did as {before[:80]!r} before"
+            raise UserError(self.facts.url, problem, "ask one model: another --out for each")
 
     async def _post(self, body: Mapping[str, Any]) -> Any:
         http = http_library()
@@ -108,7 +120,9 @@ class UrlRespondent:
             tokens = (document.get("usage") or {}).get("completion_tokens")
         except (LookupError, TypeError, AttributeError):
             raise NoAnswer("the server's reply is not that of OpenAI's API", is_temporary=True) from None
-        if not isinstance(text, str) or finish not in ("stop", "length"):
+        if not isinstance(text, str):
+            raise NoAnswer("the server's reply is not that of OpenAI's API", is_temporary=True)
+        if finish not in ("stop", "length"):
             raise NoAnswer(f"the answer ended with {str(finish)[:40]!r}", is_temporary=False)
         if not text.strip() and not self.facts.is_ours:  # ours says nothing only where the model says nothing
             raise NoAnswer("the answer was empty", is_temporary=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ from ochat_train.serving.served import Chosen, ModelTable, OfferedModel
 from ochat_train.serving.settings import ServeSettings
 
 T = TypeVar("T")
+_BODY_BYTES = "ochat.body_bytes"  # in the scope: how long the body was
+_SHORT_BODY_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class _Api:
         for writer in self._writers.values():
             writer.check_plain()
         self._created = int(time.time())
-        self._thread = ThreadPoolExecutor(1, "prompts")  # one: a tokenizer serves one thread at a time
+        self._thread, self._tokenizers = ThreadPoolExecutor(1, "prompts"), threading.Lock()
         self.with_texts = False
 
     @cached_property
@@ -162,7 +165,7 @@ class _Api:
             raise bad_request(text, param="n")
         refuse_unsupported(body, self._engine.unsupported)
         writer = self._writers[chosen.model.name]
-        ids = await self._in_thread(lambda: writer.ids(body, chosen.condition))
+        ids = await self._in_thread(lambda: writer.ids(body, chosen.condition), request)
         num_answer_tokens = check_length(len(ids), body, self._engine.context_tokens)
         record.prompt_tokens, record.stream = len(ids), bool(body.stream)
         if self.with_texts:
@@ -184,7 +187,7 @@ class _Api:
     async def _render(self, request: Request) -> Response:
         body, chosen = await self._read(request)
         writer = self._writers[chosen.model.name]
-        prompt = await self._in_thread(lambda: writer.prompt(body, chosen.condition))
+        prompt = await self._in_thread(lambda: writer.prompt(body, chosen.condition), request)
         return json_response(
             {
                 "object": "prompt",
@@ -192,7 +195,7 @@ class _Api:
                 "condition": chosen.condition,
                 "text": prompt.text,
                 "ids": prompt.ids,
-                "tokens": await self._in_thread(lambda: writer.token_texts(prompt.ids)),
+                "tokens": await self._in_thread(lambda: writer.token_texts(prompt.ids), request),
                 "num_tokens": len(prompt.ids),
                 "context_tokens": self._engine.context_tokens,
             }
@@ -200,7 +203,8 @@ class _Api:
 
     async def _read(self, request: Request) -> tuple[ChatRequest, Chosen]:
         data = await read_body(request, self._limits)
-        body = await self._in_thread(lambda: read_request(parse_object(data)))
+        request.scope[_BODY_BYTES] = len(data)
+        body = await self._in_thread(lambda: read_request(parse_object(data)), request)
         if len(body.messages) > self._limits.max_messages:
             text = (
                 f"the conversation has {len(body.messages):,} messages; at most {self._limits.max_messages:,} are taken"
@@ -213,9 +217,22 @@ class _Api:
         record.model, record.condition = chosen.model.name, chosen.condition
         return body, chosen
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Long prompts and bodies must not hold up the streams of others."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _in_thread(self, work: Callable[[], T], request: Request) -> T:
+        """Long prompts and bodies must not hold up the streams of others. The way to a thread and back takes longer
+        than the work on a short one, which is done here unless the thread is at work: a tokenizer serves one thread at
+        a time.
+        """
+        if request.scope[_BODY_BYTES] <= _SHORT_BODY_BYTES and self._tokenizers.acquire(blocking=False):
+            try:
+                return work()
+            finally:
+                self._tokenizers.release()
+
+        def locked() -> T:
+            with self._tokenizers:
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, locked)
 
     def _head(self, record: RequestRecord, body: ChatRequest, chosen: Chosen) -> Head:
         return Head(

@@ -12,6 +12,7 @@ from ochat_train.serving.errors import ApiError, bad_request
 from ochat_train.serving.settings import Limits
 
 _MAX_DEPTH = 64  # of lists and objects inside each other; a schema of `response_format` may have many
+_MOST_DIGITS = 4000  # of a whole number; Python itself reads 4,300 and speaks of its settings then
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -61,7 +62,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
+        value = json.loads(text, parse_constant=_no_constant, parse_int=_int, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8: byte {error.start}", param=None, code="invalid_json") from None
     except RecursionError:
@@ -76,6 +77,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _int(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number has more than {_MOST_DIGITS} digits")
+    return int(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

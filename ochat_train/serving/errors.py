@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -72,8 +73,7 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 def to_json(value: Any) -> bytes:
     """Compact JSON in UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
-        return text.encode()
-    except UnicodeEncodeError:
+        return _ENCODER.encode(value).encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which UTF-8 cannot hold
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

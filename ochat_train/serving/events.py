@@ -12,6 +12,7 @@ from ochat_train.serving.answering import Answer
 from ochat_train.serving.errors import to_json
 
 DONE = b"data: [DONE]\n\n"
+_MARK = "\N{OBJECT REPLACEMENT CHARACTER}text"
 _LOWEST = -9999.0  # what OpenAI writes for a probability of 0, which JSON cannot hold as a logarithm
 
 
@@ -69,6 +70,7 @@ class Events:
     def __init__(self, head: Head, *, logprobs: bool, with_usage: bool) -> None:
         self._head, self._logprobs = head.values("chat.completion.chunk"), logprobs
         self._usage = {"usage": None} if with_usage else {}
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def first(self, index: int) -> bytes:
         """The event that begins a choice."""
@@ -77,11 +79,20 @@ class Events:
     def of(self, index: int, piece: Piece) -> bytes:
         """The events of a piece: its text, and then why the answer ended."""
         events = b""
-        if piece.text or piece.logprobs:
-            events += self._event(index, {"content": piece.text}, None, piece.logprobs)
+        if piece.text and not piece.logprobs:
+            before, after = self._frames.get(index) or self._frame(index)
+            events = before + to_json(piece.text) + after
+        elif piece.logprobs:
+            events = self._event(index, {"content": piece.text}, None, piece.logprobs)
         if piece.finish is not None:
             events += self._event(index, {}, piece.finish, ())
         return events
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        """What is before and after the text in an event without log-probabilities: only the text differs."""
+        mark = b'"%s"' % _MARK.encode()
+        before, _, after = self._event(index, {"content": _MARK}, None, ()).rpartition(mark)
+        return self._frames.setdefault(index, (before, after))
 
     def usage(self, values: dict[str, int]) -> bytes:
         """The last event, without a choice."""

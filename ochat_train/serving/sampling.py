@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ochat_train.inference.engine import AnswerSettings
+from ochat_train.inference.engine import SMALLEST_TEMPERATURE, AnswerSettings
 from ochat_train.serving.errors import bad_request
 from ochat_train.serving.requests import ChatRequest
 
 DEFAULT_TEMPERATURE = DEFAULT_TOP_P = 1.0  # OpenAI's
-# Below this all but the likeliest token have a chance of 0 or nearly 0, and dividing by it gives infinities.
-SMALLEST_TEMPERATURE = 0.001
 # Field of the API -> field of `AnswerSettings`.
 _FIELDS = {
     "temperature": "temperature",

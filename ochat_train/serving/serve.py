@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,8 @@ def serve(served: ServedModel, engine_options: EngineOptions, options: ServeOpti
     """Serve an export until a signal. Raises UserError, before the model is loaded, for options that do not fit."""
     keys = keys_of(options, os.environ)
     check_exposure(options, keys)
+    # prompts come one by one, and handing one to several threads takes ten times as long as its encoding
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if options.log_texts and options.log_file is None:
         raise UserError("--log-texts", "needs a file to write to", "add --log-file FILE")
     with closing(bind(options.host, options.port)) as bound:
@@ -56,7 +58,18 @@ def serve(served: ServedModel, engine_options: EngineOptions, options: ServeOpti
         log = RequestLog(file=options.log_file, prints=options.log_requests, with_texts=options.log_texts)
         with closing(log):
             app = make_app(engine, models, _settings(options, keys), log=log)
-            asyncio.run(_run(app, engine, bound, options, has_keys=bool(keys)))
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(_run(app, engine, bound, options, has_keys=bool(keys)))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed: the same as asyncio's own loop, in compiled code."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return make
 
 
 def _offered_adapters(served: ServedModel, options: EngineOptions) -> list[OfferedModel]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,22 +38,14 @@ class OfferedModel:
 def offered_model(served: ServedModel, *, adapter: str | None = None) -> OfferedModel:
     """An export as it is offered. "" is also a condition where conditions were left out of some rows in training."""
     mark = read_mark(served.folder)
-    conditions = (*served.conditions, *([""] if _has_dropout(mark) else []))
     return OfferedModel(
         name=served.name,
         adapter=adapter,
         tokenizer=served.tokenizer,
-        conditions=tuple(dict.fromkeys(conditions)),
+        conditions=served.answerable_conditions,
         default=served.default_condition,
         parses_arguments=mark.get("template") == BASE,
     )
-
-
-def _has_dropout(mark: Mapping[str, Any]) -> bool:
-    try:
-        return bool(mark["recipe"]["data"]["condition_dropout"])
-    except (KeyError, TypeError):
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)

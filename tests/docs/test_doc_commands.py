@@ -45,7 +45,8 @@ from tests.support.rank_processes import start_rank
 
 # Commands (regular expressions, from their beginning) that are checked but not run, and why.
 ONLY_CHECKED = {
-    r"(deepspeed|torchrun) .*recipes/(openchat|smollm2)": "loads a base model from the Hub and trains 7B parameters",
+    r"(ochat launch .*-- )?(deepspeed|torchrun) .*recipes/(openchat|smollm2)": "loads a base model from the Hub and "
+    "trains 7B parameters",
     r"ochat (prepare|plan|check) recipes/(openchat|smollm2)": "needs a tokenizer from the Hub and data of the reader's "
     "own",
     r"ochat init data/gpt4": "needs a base from the Hub and conversations of the reader's own",
@@ -134,14 +135,15 @@ class Reader:
 
     def handle(self, call: Call) -> Answer:
         """Check a command, and run it unless it is in ONLY_CHECKED."""
-        text = shlex.join(call.words)
-        if text.startswith("nvidia-smi"):
+        if call.words[0] == "nvidia-smi":
             return 1, "", ""  # no GPU
+        text = shlex.join(call.words)
         try:
+            call = unwrapped(call)
             command = checked(call)
         except (UserError, ValueError) as error:
             return 2, "", f"{text}: {error}"
-        if any(re.match(pattern, text) for pattern in ONLY_CHECKED):
+        if any(re.match(pattern, shlex.join(call.words)) for pattern in ONLY_CHECKED):
             return 0, "", ""
         if command.recipe is None:
             return run_in_process(command.job, call)
@@ -154,11 +156,16 @@ class Reader:
         return run_in_process(command.job, call)
 
 
+def unwrapped(call: Call) -> Call:
+    """What `ochat launch` starts, so that it is treated as if it were on the page itself. Raises ValueError."""
+    if call.words[:2] != ["ochat", "launch"]:
+        return call
+    return replace(call, words=parsed(command_parser(VERBS).parse_args, call.words[1:]).command)
+
+
 def checked(call: Call) -> Checked:
     """What to run for a call. Raises ValueError or UserError for arguments that are not right."""
     name, arguments = call.words[0], call.words[1:]
-    if name == "ochat" and arguments[:1] == ["launch"]:
-        return checked(replace(call, words=parsed(command_parser(VERBS).parse_args, arguments).command))
     if name == "ochat":
         return checked_verb(arguments, call.folder)
     if name in ("deepspeed", "torchrun"):
@@ -344,6 +351,7 @@ def test_the_list_of_commands_that_are_not_run_holds_nothing_else() -> None:
         ("python benchmarks/step.py --no-such-flag", "has no --no-such-flag"),
         ("ochat inspect data/nowhere", "data/nowhere"),
         ("unknown-program", "command not found"),
+        ("ochat launch -- deepspeed --module ochat_train recipes/quickstart.yaml --set train.epoch=1", "unknown key"),
     ],
 )
 def test_a_wrong_command_is_found(line: str, message: str, bash: Bash, project: Path) -> None:

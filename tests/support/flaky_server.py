@@ -13,7 +13,7 @@ from typing import Any
 Reply = tuple[int, Mapping[str, str], bytes]
 
 
-def said(text: str | None, *, finish: str | None = "stop", tokens: int | None = 1) -> Reply:
+def said(text: object, *, finish: str | None = "stop", tokens: int | None = 1) -> Reply:
     """A chat completion."""
     usage = None if tokens is None else {"completion_tokens": tokens}
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}

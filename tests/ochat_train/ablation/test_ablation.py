@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from data_pipeline.class_names import file_names
 from data_pipeline.errors import UserError
@@ -28,6 +29,7 @@ from ochat_train.evaluation.questions import (
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.suites.held_out import result_of
+from ochat_train.system.messages import print_message, print_notice
 from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
 from tests.support.processes import ochat
@@ -331,3 +333,40 @@ def test_the_time_that_is_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainings.time, "monotonic", lambda: 1000.0 + 120.0)
     assert trainings._left_text(1000.0, 2, 6) == "; 4 left, about 4:00"
     assert trainings._left_text(1000.0, 6, 6) == ""
+
+
+def test_progress_is_a_notice_and_what_went_wrong_is_not(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, tmp_path: Path
+) -> None:
+    """So `--quiet` leaves out the first and prints the second."""
+    given: dict[str, object] = {}
+
+    def run_nothing(recipe: Recipe, options: object, **functions: object) -> None:
+        given.update(functions)
+        raise UserError("the ablation", "is not run here")
+
+    monkeypatch.setattr("ochat_train.ablation.ablate.ablate", run_nothing)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
+    assert main(["ablate", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert given == {"say": print_notice, "warn": print_message}
+
+    train = recipe.train.model_copy(update={"max_steps": 3})
+    jobs = [
+        trainings.TrainingJob(
+            arm=arm,
+            seed=0,
+            recipe=recipe.model_copy(update={"train": train, "output_dir": str(tmp_path / arm.name)}),
+        )
+        for arm in list(arms_of(recipe, inference_condition=CONDITION))[:2]
+    ]
+    fails = jobs[1].arm.name
+    monkeypatch.setattr(
+        trainings, "_train_and_score", lambda job, exam, **options: "went wrong" if job.arm.name == fails else None
+    )
+    said: list[str] = []
+    warned: list[str] = []
+    exam = trainings.Exam(prepared_dir=tmp_path, questions=None)
+    options = {"gpus": 1, "parallel": 1, "keep_checkpoints": False}
+    assert trainings.run_trainings(jobs, exam, **options, say=said.append, warn=warned.append) == 1
+    assert ["done in" in line for line in said] == [False, True]
+    assert [fails in line and "went wrong" in line for line in warned] == [True]

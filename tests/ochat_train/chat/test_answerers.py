@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from ochat_train.chat.in_process import EngineAnswerer
 from ochat_train.chat.run import ChatOptions, run_chat
 from ochat_train.cli.main import main
 from ochat_train.inference.engine import EngineUnavailable
+from ochat_train.inference.generate import unknown_condition_text
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.system import exits
 from tests.support.chat_stand_in import StandIn, served
@@ -37,6 +41,18 @@ def answerer(engine: ScriptedEngine) -> EngineAnswerer:
 def chat(engine: ScriptedEngine, text: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     run_chat(lambda: answerer(engine), ChatOptions(**options))
+
+
+def test_the_empty_condition_is_known_where_it_was_trained(tmp_path: Path) -> None:
+    """As in `ochat serve`. The control is an export that always had its condition."""
+    found = []
+    for ratio in (0.3, 0.0):
+        mark = {"classes": [{"condition": "A"}], "recipe": {"data": {"condition_dropout": ratio}}}
+        (tmp_path / "ochat.json").write_text(json.dumps(mark))
+        one = answerer(ScriptedEngine())
+        one._served = replace(one._served, folder=tmp_path, conditions=("A",))
+        found.append((asyncio.run(one.start()).conditions, unknown_condition_text(tmp_path, "") is None))
+    assert found == [(("A", ""), True), (("A",), False)]
 
 
 def test_an_engine_gets_the_ids_of_training(

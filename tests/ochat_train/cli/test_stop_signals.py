@@ -9,10 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from data_pipeline.prepared.dataset import Manifest
+from ochat_train.export.export import export
 from ochat_train.system import exits
+from tests.support.exports import prepared_recipe, random_model, write_run
 from tests.support.faults import wait_for
 from tests.support.processes import ROOT, process_environment
+from tests.support.rank_processes import start_rank
+from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 
 # A verb that works for a minute: with processes of a pool, as `ochat prepare`, or alone, as `ochat export`.
 WORKER = """
@@ -64,3 +70,31 @@ def test_a_signal_ends_a_verb_in_order(number: int, num_workers: int, tmp_path: 
     assert process.returncode == exits.STOPPED, errors
     assert errors.splitlines() == ["", "ochat prepare: stopping", f"ochat prepare: stopped by {name}; start it again"]
     assert (tmp_path / "put away").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_stopped_leaves_the_earlier_one(
+    number: int, tmp_path: Path, make_recipe: RecipeFactory
+) -> None:
+    recipe = prepared_recipe(make_recipe())
+    manifest = Manifest.load(Path(recipe.data.prepared_dir))
+    assert manifest is not None
+    run, out = tmp_path / "run", tmp_path / "exports" / "mine"
+    write_run(run, recipe, random_model(recipe, manifest.vocab_size, **TINY_MODEL))
+    export(run, out)
+    earlier = contents(out)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [str(run), "--out", str(out), "--overwrite"]
+    process = start_rank("tests.support.slow_export", arguments, environment, fork=not torch.cuda.is_available())
+    wait_for(lambda: len(list(out.parent.iterdir())) == 2, seconds=60)  # the new one, which has another name still
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == exits.STOPPED, said
+    assert "ochat export: stopping\n" in said
+    assert f"ochat export: stopped by {signal.Signals(number).name}; start it again" in said
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]
+    assert contents(out) == earlier

@@ -16,6 +16,7 @@ from ochat_train.cli.main import VERBS, main
 from ochat_train.cli.parser import command_parser, verb_parsers
 from ochat_train.cli.verb import Group, Verb
 from tests.support.processes import ROOT
+from tests.support.small_recipe import RecipeFactory
 
 
 def test_every_record_is_in_the_table() -> None:
@@ -77,7 +78,9 @@ def test_help_names_every_value_and_says_its_default() -> None:
         where = f"{verb} {action.option_strings[0]}"
         assert action.help, where
         assert action.choices or action.metavar, where
-        assert action.metavar != action.dest.upper() or action.metavar in {"RECIPE", "CONDITION", "PROMPT"}, where
+        assert action.metavar != action.dest.upper() or action.metavar in {"RECIPE", "CONDITION", "PROMPT", "URL"}, (
+            where
+        )
         if action.default not in (None, "", []):
             assert "default" in action.help, where
 
@@ -100,3 +103,14 @@ def test_a_wrong_command_shows_the_usage_of_the_right_verb(
     shown = capsys.readouterr().err
     assert shown.startswith(f"usage: {usage} [-h]")
     assert shown.endswith(f"{usage}: error: {problem}; see {usage} --help\n")
+
+
+@pytest.mark.parametrize("word", ["yes", "true", "latest", "runs/none"])
+def test_a_resume_that_is_no_checkpoint_is_refused_before_anything_is_loaded(
+    word: str, make_recipe: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(make_recipe()), "--resume", word]) == 2
+    assert capsys.readouterr().err == (
+        f"ochat train: --resume {word}: no such folder; give `auto`, `never` or the folder of a checkpoint "
+        "(OUTPUT_DIR/checkpoints/step-...)\n"
+    )

@@ -16,6 +16,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.checkpoint.state import CheckpointManifest, best_checkpoint, list_checkpoints
+from ochat_train.evaluation.inputs import validation_inputs
 from ochat_train.evaluation.results import Sample, Validation
 from ochat_train.export.export import export, export_checkpoint
 from ochat_train.export.trained import load_trained_weights
@@ -23,6 +24,7 @@ from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.runs.folder import read_run_folder
 from tests.support.processes import ochat, train_on_ranks
+from tests.support.rows import write_jsonl
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 
 Lines = list[dict[str, Any]]
@@ -229,6 +231,23 @@ def test_held_out_prompts_stop_before_the_answer(train: Any) -> None:
     for sample in samples:
         assert re.fullmatch(r"User: Question [0-9.]+: how are you\?\nAssistant:", sample["prompt"])
         assert [answer["condition"] for answer in sample["answers"]] == ["GPT4 Correct", "GPT3"]
+
+
+def test_a_question_of_both_classes_is_one_prompt(make_recipe: RecipeFactory) -> None:
+    """Both classes answered the same questions: two prompts, though four conversations are held out."""
+    path = make_recipe(data__validation_ratio=0.35)
+    for name in ("expert", "suboptimal"):
+        rows = [
+            {"messages": [{"role": "user", "content": f"Why {number}?"}, {"role": "assistant", "content": name}]}
+            for number in range(6)
+        ]
+        write_jsonl(path.parent / f"{name}.jsonl", rows)
+    recipe = load_recipe(path)
+    manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    assert manifest.splits["validation"].conversations == 4
+    texts = [prompt.text for prompt in validation_inputs(recipe, manifest).prompts]
+    assert len(texts) == 2
+    assert len(set(texts)) == 2
 
 
 def test_prompt_that_does_not_fit_is_an_error(make_recipe: RecipeFactory) -> None:

@@ -10,7 +10,7 @@ import transformers
 
 from ochat_train.inference.engine import AnswerSettings
 from ochat_train.inference.pieces import IdLogprob, PieceMaker
-from ochat_train.system.answer_text import AnswerDecoder, FirstSpace, StopTexts, answer_text
+from ochat_train.system.answer_text import AnswerDecoder, FirstSpace, StopTexts, _decoding, answer_text
 
 TEXTS = (" low", "  two spaces", " Grüße, 日本語 👩‍👩‍👧 ½", "\n\n x", " it ' s a .  b", "", " ")
 TOKENIZERS = ("small_tokenizer_dir", "mistral_tokenizer_dir")
@@ -28,6 +28,25 @@ def ids_after(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> tup
     whole = tokenizer.encode("Assistant:" + text, add_special_tokens=False)
     assert whole[: len(before)] == before
     return before[-1], whole[len(before) :]
+
+
+def test_ids_are_decoded_as_the_tokenizer_does(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """By its compiled part where its class is the usual one, by itself where a class decodes in another way."""
+
+    class Shouting(type(tokenizer)):  # type: ignore[misc]
+        def _decode(self, *args: object, **options: object) -> str:
+            return str(super()._decode(*args, **options)).upper()
+
+    generator = random.Random(1)
+    for _ in range(200):
+        ids = [generator.randrange(len(tokenizer)) for _ in range(generator.randrange(6))]
+        expected = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert _decoding(tokenizer)(ids) == expected
+    ids = tokenizer.encode("low it", add_special_tokens=False)
+    plain = _decoding(tokenizer)(ids)
+    own = transformers.AutoTokenizer.from_pretrained(tokenizer.name_or_path)  # other tests have the first one too
+    own.__class__ = Shouting
+    assert _decoding(own)(ids) == plain.upper() != plain
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -17,7 +17,8 @@ from ochat_train.inference import agreement, continuous, embedded
 from ochat_train.inference.answers import whole_answer
 from ochat_train.inference.embedded import EmbeddedEngine
 from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable
-from ochat_train.inference.generate import load_generator
+from ochat_train.inference.generate import Generator, load_generator
+from ochat_train.inference.load import load_model
 from ochat_train.inference.served_model import ServedModel, load_served_model
 from tests.support.tiny_export import write_tiny_export
 
@@ -373,7 +374,7 @@ def test_settings_of_a_base_change_no_answer(served: ServedModel, tmp_path: Path
 
     expected = run(lambda: texts(served, True))
     assert run(lambda: texts(penalised, True)) == run(lambda: texts(penalised, False)) == expected
-    penalty = load_generator(folder).answers(
+    penalty = Generator(*load_model(folder)).answers(
         [[{"role": "user", "content": text}] for text in QUESTIONS],
         condition=None,
         max_new_tokens=20,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
 from ochat_train.inference import load
+from ochat_train.inference.generate import Generator, load_generator
 from ochat_train.inference.prompts_file import load_prompts
+from ochat_train.system.pretrained import prompt_ids
 from tests.support.tiny_export import write_tiny_export
 
 
@@ -88,3 +92,59 @@ def test_a_folder_without_a_chat_template_is_explained(
     said = capsys.readouterr().err
     assert "has no chat template" in said
     assert "Traceback" not in said
+
+
+def test_an_answer_ends_with_the_context(folder: Path, tmp_path: Path) -> None:
+    """A prompt without room is refused; one with little room gets a short answer, the same beside others as alone."""
+    generator = load_generator(folder)
+    conversations = [[{"role": "user", "content": "a b" * size}] for size in (1, 20)]
+    lengths = [len(prompt_ids(generator.tokenizer, one, add_generation_prompt=True)) for one in conversations]
+    alone = [generator.answers([one], condition=None, max_new_tokens=12, temperature=0.0)[0] for one in conversations]
+    shortest = generator.answers(conversations[1:], condition=None, max_new_tokens=2, temperature=0.0)[0]
+    generator._context_tokens = lengths[1] + 2
+    found = generator.answers(conversations, condition=None, max_new_tokens=12, temperature=0.0)
+    assert found == [alone[0], shortest]
+    assert shortest != alone[1], "the control: the context cuts it"
+    generator._context_tokens = lengths[1]
+    with pytest.raises(UserError, match=f"has {lengths[1]} tokens"):
+        generator.answers(conversations, condition=None, max_new_tokens=1, temperature=0.0)
+    assert (
+        load_generator(folder)._context_tokens
+        == json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    )
+
+
+def test_settings_of_the_folder_change_no_answer(folder: Path, tmp_path: Path) -> None:
+    """A base's repetition penalty stays out, as it does in `ochat serve`. The control is the penalty itself."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    path = other / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**settings, "repetition_penalty": 50.0, "no_repeat_ngram_size": 1}))
+    conversation = [{"role": "user", "content": "hello hello hello"}]
+
+    def answer(model: Any) -> list[str]:
+        return model.answers([conversation], condition=None, max_new_tokens=12, temperature=0.0)
+
+    assert answer(load_generator(other)) == answer(load_generator(folder))
+    assert answer(Generator(*load.load_model(other))) != answer(load_generator(folder))
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a\ufdd0b"}, {"prompt": "a", "system": "\ufdd0"}, {"prompt": "a", "condition": "\ufdd0"}]
+)
+def test_text_that_training_refuses_is_refused(folder: Path, tmp_path: Path, row: dict[str, str]) -> None:
+    """The tokenizer would drop it silently."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(UserError, match="U\\+FDD0"):
+        load_prompts(path, condition=None, system="")
+    path.write_text(json.dumps({name: text.replace("\ufdd0", "x") for name, text in row.items()}))
+    assert load_prompts(path, condition=None, system=""), "the control"
+    arguments = [text for name, value in row.items() for text in (f"--{name}", value)]
+    assert main(["generate", str(folder), *arguments]) == 2
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_a_temperature_that_is_none_is_refused(folder: Path, value: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", str(folder), "--prompt", "x", f"--temperature={value}"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import uvicorn
 
 from data_pipeline.errors import UserError
-from ochat_train.inference import completions, remote
+from ochat_train.inference import completions, remote, streams
 from ochat_train.inference.answers import whole_answer
 from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
 from ochat_train.inference.remote import KEY_VARIABLE, RemoteEngine
@@ -25,6 +26,8 @@ from ochat_train.inference.served_model import ServedModel, load_served_model
 from tests.support.tiny_export import write_tiny_export
 from tests.support.tokenizers import write_small_tokenizer
 from tests.support.vllm_stand_in import make_app, parsed
+
+LONG = AnswerSettings(max_new_tokens=200)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completions, "_RETRY_SECONDS", (0.01, 0.02))
     monkeypatch.setattr(remote, "_WATCH_SECONDS", 0.05)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+
+@pytest.fixture(params=["httpx", "aiohttp"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The package that streams come through."""
+    if request.param == "aiohttp":
+        pytest.importorskip("aiohttp")
+    monkeypatch.setattr(streams, "installed_version", {request.param: "1"}.get)
+    return str(request.param)
 
 
 @contextmanager
@@ -76,23 +88,28 @@ def facts(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("flags", [(), ("--without-ids",)], ids=["ids", "text"])
-def test_answers_of_servers_with_and_without_ids_are_the_same(served: ServedModel, flags: tuple[str, ...]) -> None:
+def test_answers_of_servers_with_and_without_ids_are_the_same(
+    served: ServedModel, flags: tuple[str, ...], by: str
+) -> None:
     """Text, lengths, stop texts; the answers have bytes that are parts of characters."""
 
     async def task(url: str) -> None:
         async with started(served, f"{url}/v1/") as engine:
             assert engine._client is not None
             assert engine._client.sends_ids == (not flags)
+            assert by in type(engine._client._streams).__name__.lower()
             ids = served.prompt_ids([{"role": "user", "content": "x"}], condition="GPT3")
             answer = await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=30, num_logprobs=2)))
             assert answer.num_tokens == len(answer.logprobs) == 30
             assert answer.finish == "length"
             body = facts(url)["bodies"][-1]
             assert body["prompt"] == ids
-            assert {name: body[name] for name in ("temperature", "top_p", "max_tokens")} == {
+            names = ("temperature", "top_p", "max_tokens", "top_k", "min_p", "repetition_penalty")
+            assert {name: body[name] for name in names} == {
                 "temperature": 0.0,
                 "top_p": 1.0,
                 "max_tokens": 30,
+                **{"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},  # llama.cpp has other defaults
             }
             bare = await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=3, num_logprobs=0)))
             if not flags:
@@ -121,6 +138,27 @@ async def answer_only(served: ServedModel, url: str, texts: list[str]) -> None:
     async with started(served, url) as engine:
         ids = served.prompt_ids([{"role": "user", "content": "x"}], condition="GPT3")
         texts.append((await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=30)))).text)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under all of its names: the proxy would also get the key. The control is a name of another machine."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def is_asked(host: str) -> bool:
+        client = completions.CompletionsClient(
+            completions.Server(url=f"http://{host}:8000"), served.tokenizer, stop_ids=(1,)
+        )
+        transport = client._http._transport_for_url(httpx.URL(f"http://{host}:8000/v1/models"))
+        await client.close()
+        return transport is not client._http._transport
+
+    hosts = ("localhost", "LOCALHOST", "127.0.0.1", "[::1]", "example.com", "127.0.0.1.example.com")
+    assert [run(lambda host=host: is_asked(host)) for host in hosts] == [False, False, False, False, True, True]
 
 
 def test_another_model_is_refused(served: ServedModel, tmp_path: Path) -> None:
@@ -200,7 +238,7 @@ def test_no_server_and_no_such_server_are_refused(served: ServedModel) -> None:
     ],
 )
 def test_faults_are_told_apart_and_nothing_is_asked_twice(
-    flags: tuple[str, ...], kind: type[EngineError], words: str, num_asked: int, served: ServedModel
+    flags: tuple[str, ...], kind: type[EngineError], words: str, num_asked: int, served: ServedModel, by: str
 ) -> None:
     """The server has begun to answer, or has refused: only a connection that could not be made is tried again."""
 
@@ -215,6 +253,39 @@ def test_faults_are_told_apart_and_nothing_is_asked_twice(
 
     with server(served.folder, *flags) as url:
         run(lambda: task(url))
+
+
+def test_an_answer_that_nobody_reads_ends_at_the_server(served: ServedModel, by: str) -> None:
+    async def task(url: str) -> None:
+        async with started(served, url) as engine, aclosing(engine.stream([5], LONG)) as pieces:  # type: ignore[type-var]
+            await anext(pieces)
+            assert (await asyncio.to_thread(facts, url))["running"] == 1
+            await pieces.aclose()  # type: ignore[attr-defined]
+            for _ in range(200):
+                if not (await asyncio.to_thread(facts, url))["running"]:
+                    break
+                await asyncio.sleep(0.02)
+            assert (await asyncio.to_thread(facts, url))["aborted"] == 1
+
+    with server(served.folder) as url:
+        run(lambda: task(url))
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_events_are_read_however_they_are_cut(size: int) -> None:
+    """Also a character that other readers take for the end of a line."""
+    values = [{"text": "a"}, {"text": "\u2028 \u00e9"}, {"text": "b"}]
+    lines = [f"data: {json.dumps(value, ensure_ascii=False)}\r\n\r\n" for value in values]
+    data = (": comment\n" + "".join(lines) + "data:[DONE]\n\ndata: never read\n").encode()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), size):
+            yield data[start : start + size]
+
+    async def task() -> list[Any]:
+        return [event async for event in completions._parsed(chunks())]
+
+    assert run(task) == values
 
 
 def test_a_server_that_goes_and_comes_back_is_noticed(served: ServedModel) -> None:

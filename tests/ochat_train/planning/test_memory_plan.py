@@ -225,6 +225,30 @@ def test_too_little_memory_is_refused_with_the_need() -> None:
         plan(1, 138.0, "train.packs_per_micro_batch=4")
 
 
+def test_a_remedy_is_nothing_that_is_set_already() -> None:
+    def remedy(*changes: str) -> str:
+        least = plan(2, 20.0, *changes)
+        assert not least.fits
+        return too_little_memory(least, num_gpus=2).remedy
+
+    free = remedy()
+    for name in ("optimizer.states: 8bit", "deepspeed.offload_optimizer: true", "train.gradient_dtype: bfloat16"):
+        assert name in free  # the control
+    assert "states" not in remedy("optimizer.states=8bit")
+    assert "offload" not in remedy("optimizer.states=8bit"), "the two exclude each other"
+    offloaded = remedy("deepspeed.offload_optimizer=true")
+    assert "offload" not in offloaded
+    assert "states" not in offloaded
+    assert "gradient_dtype" not in remedy("train.gradient_dtype=bfloat16")
+    for value, name in (
+        ("train.packs_per_micro_batch=2", "train.packs_per_micro_batch: 1"),
+        ("model.activation_checkpointing=none", "model.activation_checkpointing: full"),
+        ("deepspeed.zero_stage=1", "deepspeed.zero_stage: 3"),
+    ):
+        assert name not in free, "of what the recipe leaves open, the plan has taken the least"
+        assert name in remedy(value), "what the recipe decides against memory"
+
+
 def test_out_of_memory_names_the_next_safer_setting() -> None:
     error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
     for changes, safer in (

@@ -199,6 +199,21 @@ def test_lines_go_above_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> No
     line.close()
 
 
+def test_the_line_says_what_happens_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves while a run validates; a file gets no lines for it."""
+    for is_terminal in (True, False):
+        monkeypatch.setattr("sys.stderr", screen := Screen(is_terminal=is_terminal))
+        line = ProgressLine(first_step=0, num_steps=30, shown=True)
+        line.update(step_of(7))
+        for done in (1, 2):
+            line.doing(f"validating {done}/2")
+        rows = re.split(r"[\r\n]", screen.getvalue())
+        found = [row.split("  ")[:2] for row in rows if row.startswith("validating")]
+        assert found == ([["validating 1/2", "step 7/30"], ["validating 2/2", "step 7/30"]] if is_terminal else [])
+        assert max(map(len, rows)) <= 79 or not is_terminal
+        line.close()
+
+
 def test_an_error_comes_after_the_line_and_the_last_table_holds_what_was_done(make_recipe: RecipeFactory) -> None:
     """A run on a terminal that fails in step 3, is resumed after step 2, and started once more when it is finished."""
     recipe = make_recipe(train__max_steps=4, train__max_nonfinite_steps=1, checkpoint__save_every_steps=2)

@@ -245,6 +245,7 @@ def test_curve_of_bins_keeps_the_mean() -> None:
     assert line_chart([Series(label="empty", x=[1], y=[None])], unit="x").wide.startswith("<svg")
 
 
+@pytest.mark.usefixtures("curves")
 def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run_dir), "--out", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")

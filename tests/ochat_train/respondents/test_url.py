@@ -100,6 +100,7 @@ def test_failures_are_tried_again_and_counted(questions: str, tmp_path: Path) ->
         (said(None), "the answer was empty", 3),
         ((200, {}, b"no json"), "the server's reply is not JSON", 3),
         ((200, {}, b"[]"), "the server's reply is not that of OpenAI's API", 3),
+        (said(5), "the server's reply is not that of OpenAI's API", 3),
         (failed(400, "bad field"), "HTTP 400: bad field", 1),
         (said("0", finish="content_filter"), "the answer ended with 'content_filter'", 1),
     ],
@@ -118,6 +119,24 @@ def test_what_has_no_answer_is_failed_and_not_wrong(
     assert row.score.mean == 1.0
     [lost] = [question for question in results.questions if question.status == "failed"]
     assert (lost.reason, lost.failed_tries, lost.value) == (reason, {reason: num_tries}, None)
+
+
+@pytest.mark.parametrize(("name", "is_refused"), [("m-2", True), ("m-1", False)])
+def test_a_server_that_changes_its_model_is_refused(
+    name: str, is_refused: bool, questions: str, tmp_path: Path
+) -> None:
+    def answer(body: Mapping[str, Any], number: int) -> Reply:
+        status, headers, data = right_answer(body, number)
+        is_late = body["messages"][-1]["content"] == "number 3?"
+        return status, headers, json.dumps({**json.loads(data), "model": name if is_late else "m-1"}).encode()
+
+    with running(FlakyServer(reply=answer)) as server:
+        if not is_refused:
+            assert ask(server.url, questions, tmp_path, num_parallel=1).scores[0].num_scored == 4
+            return
+        with pytest.raises(UserError, match="answers as 'm-2', and did as 'm-1' before"):
+            ask(server.url, questions, tmp_path, num_parallel=1)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3, "what it said before is kept"
 
 
 def test_a_prompt_that_is_too_long_is_not_a_failure(questions: str, tmp_path: Path) -> None:

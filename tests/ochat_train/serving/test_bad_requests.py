@@ -94,6 +94,17 @@ def test_a_body_that_is_not_a_request_is_a_400(name: str, app: App) -> None:
         error_of(response)
 
 
+def test_a_number_that_python_would_not_read_is_told_in_our_words(app: App) -> None:
+    """Python's own message names a function of it; the control is a number with as many digits as are taken."""
+    texts = []
+    for digits in (5000, 4001, 4000):
+        body = b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * digits + b"}"
+        [response] = post(app, (body, JSON))
+        texts.append(error_of(response)["message"])
+    expected = "the body is not JSON: a number has more than 4000 digits"
+    assert [text == expected for text in texts] == [True, True, False]
+
+
 FIELDS: dict[str, tuple[Any, ...]] = {
     "messages": (None, {}, "Hi", 1),
     "model": (1, ["small"], {}),

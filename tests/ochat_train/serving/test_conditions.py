@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from data_pipeline.conversation import Message
 from data_pipeline.errors import UserError
 from data_pipeline.prompt.chat_folder import write_tokenizer_folder
+from ochat_train.serving import app
 from ochat_train.serving.app import make_app
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.prompts import PromptWriter
@@ -228,6 +230,26 @@ def test_two_names_of_the_reasoning_must_agree() -> None:
         ids_of(offered("qwen3"), [*HI, answer, *HI], CONDITIONS[0])
     answer["reasoning"] = "b"
     ids_of(offered("qwen3"), [*HI, answer, *HI], CONDITIONS[0])
+
+
+def test_short_and_long_prompts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short ones are written between the events of others, long ones in a thread."""
+    asked: list[str] = []
+    write = PromptWriter.ids
+
+    def ids(self: PromptWriter, request: Any, condition: str | None) -> list[int]:
+        asked.append(threading.current_thread().name)
+        return write(self, request, condition)
+
+    monkeypatch.setattr(PromptWriter, "ids", ids)
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    with serving() as server:
+        for _ in range(2):
+            assert server.client.post("/v1/chat/completions", json=body).status_code == 200
+            monkeypatch.setattr(app, "_SHORT_BODY_BYTES", 10)
+        prompts = [prompt for prompt, _ in server.engine.asked]
+    assert [name.startswith("prompts") for name in asked] == [False, True]
+    assert prompts[0] == prompts[1]
 
 
 def test_render_shows_what_is_sent() -> None:

@@ -361,8 +361,8 @@ def test_the_engine_is_free_when_a_client_has_left(body: dict[str, Any]) -> None
             leave(server, **body)
             wait_until(lambda: server.engine.num_running == 0)
         assert server.engine.num_closed == 3 * body.get("n", 1)
-        assert server.app.admission.num_running == 0
         wait_until(lambda: server.app.traffic.num_requests == 0)
+        assert server.app.admission.num_running == 0
         assert 'finish="cancelled"' in server.client.get("/metrics").text
 
 
