@@ -16,7 +16,7 @@ from ochat_train.inference.engine import SMALLEST_TEMPERATURE
 from ochat_train.inference.load import load_model
 from ochat_train.inference.served_model import GENERATION_CONFIG, check_chat_template, tokens_made_for
 from ochat_train.system.answer_text import answer_text
-from ochat_train.system.pretrained import load_tokenizer, prompt_ids, reason_of
+from ochat_train.system.pretrained import answer_prompt_ids, load_tokenizer, reason_of
 
 _AGAIN = "export the run again"
 
@@ -73,10 +73,7 @@ class Generator:
         condition: None for the export's default. temperature: 0 for greedy. Raises UserError for a prompt that leaves
         no room for an answer. One that leaves less than `max_new_tokens` is answered with as many as fit.
         """
-        variables = {} if condition is None else {"condition": condition}
-        prompts = [
-            prompt_ids(self.tokenizer, messages, add_generation_prompt=True, **variables) for messages in conversations
-        ]
+        prompts = [answer_prompt_ids(self.tokenizer, messages, condition) for messages in conversations]
         room = min(self._room(prompt) for prompt in prompts)
         if room >= max_new_tokens:
             return self._answers(prompts, max_new_tokens=max_new_tokens, temperature=temperature)

@@ -13,7 +13,7 @@ from ochat_train.adapter.folder import base_of, is_adapter
 from ochat_train.export.layout import answerable_conditions, read_mark, trained_conditions
 from ochat_train.inference.adapted import tokenizer_dir_of
 from ochat_train.model.base_class import text_config
-from ochat_train.system.pretrained import load_config, load_tokenizer, prompt_ids
+from ochat_train.system.pretrained import answer_prompt_ids, load_config, load_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
 # How configurations name the longest sequence that a model was made for.
@@ -49,11 +49,9 @@ class ServedModel:
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], *, condition: str | None) -> list[int]:
         """Ids of the prompt of an answer, the same as in training. condition: None for the export's own.
 
-        Raises UserError where the chat template refuses the messages.
+        Raises UserError where the chat template refuses the messages, or would leave a system message out.
         """
-        variables = {} if condition is None else {"condition": condition}
-        ids: list[int] = prompt_ids(self.tokenizer, messages, add_generation_prompt=True, **variables)
-        return ids
+        return answer_prompt_ids(self.tokenizer, messages, condition)
 
 
 def load_served_model(
