@@ -491,12 +491,17 @@ def test_the_log_has_a_line_for_each_request_without_texts_and_keys(tmp_path: Pa
     file = tmp_path / "logs" / "ochat.log"
     with serving(keys=Keys([KEY]), log=RequestLog(file=file, prints=False)) as server:
         server.client.headers["authorization"] = f"Bearer {KEY}"
-        ask(server, condition="GPT3")
-        ask(server, stream=True)
-        ask(server, stream="no")
-        server.client.get(f"/secret-path-{KEY}?key={KEY}")
-        text_of_metrics = server.client.get("/metrics").text
-        wait_until(lambda: file.read_text().count("\n") == 5)  # a line is written behind its response
+        requests: list[Callable[[], Any]] = [
+            lambda: ask(server, condition="GPT3"),
+            lambda: ask(server, stream=True),
+            lambda: ask(server, stream="no"),
+            lambda: server.client.get(f"/secret-path-{KEY}?key={KEY}"),
+            lambda: server.client.get("/metrics"),
+        ]
+        for number, request in enumerate(requests, start=1):
+            response = request()
+            wait_until(lambda n=number: file.read_text().count("\n") == n)  # a line is written behind its response
+        text_of_metrics = response.text
     text = file.read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     assert [(row["route"], row["status"]) for row in rows] == [
