@@ -95,7 +95,7 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variable
 def answer_prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], condition: str | None) -> list[int]:
     """The ids of a prompt for an answer. condition: None for the template's own.
 
-    Raises UserError as `prompt_ids`, and for a system message that the template leaves out without a word.
+    Raises UserError as `prompt_ids`, and for a system message that the template leaves out silently.
     """
     variables = {"add_generation_prompt": True, **({} if condition is None else {"condition": condition})}
     ids: list[int] = prompt_ids(tokenizer, messages, **variables)

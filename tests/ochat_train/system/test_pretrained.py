@@ -1,4 +1,4 @@
-"""Prompts of answers: nothing of a conversation is left out without a word."""
+"""Prompts of answers: nothing of a conversation is left out silently."""
 
 from __future__ import annotations
 
