@@ -10,6 +10,7 @@ ARG PYTHON_IMAGE=python:3.12.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS ochat
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV PIP_CACHE_DIR=/var/cache/pip
 # Triton and DeepSpeed's CPU optimizer compile when they are first used.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -21,7 +22,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY data_pipeline data_pipeline
 COPY ochat_train ochat_train
 # hadolint ignore=DL3042
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python -m venv /opt/ochat/.venv \
     && /opt/ochat/.venv/bin/pip install --constraint constraints.txt ".[gpu,adapters,serve,tracking]" \
     && mkdir /work \
@@ -41,7 +42,7 @@ CMD ["--help"]
 FROM ochat AS vllm
 USER 0
 # hadolint ignore=DL3042
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python -m venv /opt/vllm \
     && /opt/vllm/bin/pip install vllm==0.26.0
 USER 10001

@@ -17,9 +17,8 @@ from data_pipeline.text_rules import RESERVED_CHARACTER
 from ochat_train.serving.errors import ApiError, bad_request
 from ochat_train.serving.requests import ChatRequest, Message, PromptRequest
 from ochat_train.serving.served import OfferedModel
-from ochat_train.system.pretrained import TemplateError, prompt_ids
+from ochat_train.system.pretrained import PROBE, TemplateError, prompt_ids
 
-_PROBE = "qzxvjk"  # a text that no template holds
 _PROBES = {"system", "tool", "tools", "tool_calls", "reasoning"}
 
 
@@ -175,14 +174,14 @@ class PromptWriter:
             call = {"type": "function", "id": "call12345", "function": {"name": name, "arguments": arguments}}
             return {"role": "assistant", "content": "", "tool_calls": [call]}
 
-        function = {"name": _PROBE, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
+        function = {"name": PROBE, "description": PROBE, "parameters": {"type": "object", "properties": {}}}
         tried: dict[str, tuple[list[dict[str, Any]], Any]] = {
-            "system": ([{"role": "system", "content": _PROBE}, user], None),
-            "tool": ([user, calls("f"), {"role": "tool", "content": _PROBE, "tool_call_id": "call12345"}], None),
+            "system": ([{"role": "system", "content": PROBE}, user], None),
+            "tool": ([user, calls("f"), {"role": "tool", "content": PROBE, "tool_call_id": "call12345"}], None),
             "tools": ([user], [{"type": "function", "function": function}]),
-            "tool_calls": ([user, calls(_PROBE)], None),
+            "tool_calls": ([user, calls(PROBE)], None),
             # last, because some formats show the reasoning of earlier answers no more, as in training
-            "reasoning": ([user, {"role": "assistant", "content": "y", "reasoning_content": _PROBE}], None),
+            "reasoning": ([user, {"role": "assistant", "content": "y", "reasoning_content": PROBE}], None),
         }
         assert tried.keys() == _PROBES
         return frozenset(name for name, (messages, tools) in tried.items() if not self._shows_probe(messages, tools))
@@ -190,7 +189,7 @@ class PromptWriter:
     def _shows_probe(self, messages: Sequence[dict[str, Any]], tools: Any) -> bool:
         """Whether the probe is in the prompt. A template that refuses it does not leave it out silently."""
         try:
-            return _PROBE in self._write(messages, tokenize=False, **self._variables(tools, self._model.default))
+            return PROBE in self._write(messages, tokenize=False, **self._variables(tools, self._model.default))
         except ApiError:
             return True
 

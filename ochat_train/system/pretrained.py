@@ -21,7 +21,7 @@ AUTO_MAP = "auto_map"
 # What a configuration may name that makes `transformers` load code: kernels of the Hub are named like `org/kernel`.
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 _MOST_CHARACTERS = 300  # of an error of another library
-_PROBE = "qzxvjk"  # a text that no template holds
+PROBE = "qzxvjk"  # a text that no template holds
 _FOLDER_REMEDY = "make the folder again; `ochat prepare`, `ochat train` and `ochat export` write such folders"
 _OWN_CODE_REMEDY = "use a base whose model type this version of transformers knows"
 
@@ -100,8 +100,8 @@ def answer_prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], con
     variables = {"add_generation_prompt": True, **({} if condition is None else {"condition": condition})}
     ids: list[int] = prompt_ids(tokenizer, messages, **variables)
     if any(message["role"] == "system" and message["content"].strip() for message in messages):
-        probe = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
-        if _PROBE not in prompt_ids(tokenizer, probe, tokenize=False, **variables):
+        probe = [{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}]
+        if PROBE not in prompt_ids(tokenizer, probe, tokenize=False, **variables):
             problem = "its chat template shows nothing of a system message"
             raise UserError(tokenizer.name_or_path, problem, "leave the system message out")
     return ids

@@ -18,7 +18,7 @@ _ARGUMENTS += ["--disable-sync", "--no-first-run"]
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
     """Chromium without a window, as Playwright drives it. The test is skipped where there is none."""
-    api = pytest.importorskip("playwright.sync_api")
+    api = pytest.importorskip("playwright.sync_api", reason="the extra `test` is not installed")
     with api.sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         if found is None and Path(playwright.chromium.executable_path).exists():

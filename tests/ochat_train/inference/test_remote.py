@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The package that streams come through."""
     if request.param == "aiohttp":
-        pytest.importorskip("aiohttp")
+        pytest.importorskip("aiohttp", reason="the extra `serve` is not installed")
     monkeypatch.setattr(streams, "installed_version", {request.param: "1"}.get)
     return str(request.param)
 
