@@ -256,11 +256,27 @@ class Terminal:
         end = time.monotonic() + SECONDS
         while text not in self.screen:
             assert time.monotonic() < end, f"{text!r} is not in {self.screen!r}"
-            if select.select([self._master], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):  # the program has ended
-                    self.screen += os.read(self._master, 65536).decode()
+            self._read()
         before, _, self.screen = self.screen.partition(text)
         return before
+
+    def interrupts_until(self, text: str) -> None:
+        """Ctrl-C while a line is typed, until a text appears. Like a person, press again: Python's readline does not
+        see a signal that arrives between a key and its wait for the next one.
+        """
+        end = time.monotonic() + SECONDS
+        while text not in self.screen:
+            assert time.monotonic() < end, f"{text!r} is not in {self.screen!r}"
+            self.types("\x03")
+            pause = time.monotonic() + 10
+            while text not in self.screen and time.monotonic() < pause:
+                self._read()
+        self.until(text)
+
+    def _read(self) -> None:
+        if select.select([self._master], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):  # the program has ended
+                self.screen += os.read(self._master, 65536).decode()
 
     def close(self) -> None:
         self.process.kill()
@@ -302,8 +318,7 @@ def test_a_person_at_a_terminal(server: StandIn, terminal: Terminal) -> None:
     terminal.until("> ")
     terminal.types("half a line")
     terminal.until("half a line")
-    terminal.types("\x03")
-    terminal.until("Ctrl-D or /quit leaves")
+    terminal.interrupts_until("Ctrl-D or /quit leaves")
     terminal.types("/nonsense\n")
     terminal.until("unknown command '/nonsense'")
     terminal.types("/condition GPT5\n")
