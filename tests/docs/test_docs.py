@@ -22,7 +22,7 @@ from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.prompt.template import AnswerTurn, Template
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read.rows import RowReader, parse_row
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from ochat_train.cli.main import main
 from ochat_train.planning.learning_rate import auto_adapter_rate
 from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES
