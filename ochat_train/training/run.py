@@ -71,7 +71,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         benchmarks = agreed_benchmarks(recipe, manifest, ranks)  # a wrong file costs a second now, not a training
         data_check = start_data_check(recipe, manifest, ranks)
         on_main_rank(ranks, lambda: _check_and_lock(recipe, hooks, run_lock))
-        require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
+        require_shared_folder(ranks, Path(recipe.output_dir), sight_seconds=hooks.sight_seconds)
         recipe = with_plan(recipe, on_main_rank(ranks, partial(plan_to_take, recipe, resume)))
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
