@@ -98,7 +98,8 @@ def _data(draft: Draft) -> Iterator[str]:
         yield f"    # {source.look.num_rows:,} rows; {source.reason}"
         yield f"    - {_source(source)}"
         for unread in source.look.unread:
-            yield f"    # `{visible_line(unread.name)}` is not read: name it in `fields`, or in `ignore_fields` of `data`"
+            name = visible_line(unread.name)
+            yield f"    # `{name}` is not read: name it in `fields`, or in `ignore_fields` of `data`"
         for name, seen in source.look.fields.items():
             if seen.numbers is not None:
                 yield f"    # `{visible_line(name)}` could be its reward (`reward_field`): docs/rewards.md"
