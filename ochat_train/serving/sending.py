@@ -25,8 +25,8 @@ _START = {
 
 
 class StreamSender:
-    """Sends the pieces of several answers. The response begins with the first piece, so that what fails before it has its
-    own status.
+    """Sends the pieces of several answers. The response begins with the first piece, so that what fails before it has
+    its own status.
 
     Whoever brings a piece sends it, and does not wait: where the client reads slowly, a task waits for it, and pieces
     that come in the meantime are kept (at most the answers themselves). A task that is woken for every piece would cost
@@ -114,9 +114,7 @@ class StreamSender:
 
 @coroutine
 def _rest(begun: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """What is left of a coroutine that was begun in no task of its own and waits for a future, as `await begun` would do
-    it.
-    """
+    """What is left of a coroutine that was begun without a task and waits for a future, as `await` would do it."""
     try:
         while True:
             try:
