@@ -15,10 +15,10 @@ from data_pipeline.prepared.dataset import Manifest
 from ochat_train.export.export import export
 from ochat_train.system import exits
 from tests.support.exports import prepared_recipe, random_model, write_run
-from tests.support.faults import wait_for
 from tests.support.processes import ROOT, process_environment
 from tests.support.rank_processes import start_rank
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
+from tests.support.waiting import wait_for
 
 # A verb that works for a minute: with processes of a pool, as `ochat prepare`, or alone, as `ochat export`.
 WORKER = """

@@ -39,13 +39,13 @@ from ochat_train.system import exits
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 from ochat_train.training import run as train_module
 from tests.support.disturbed_runs import prepared
-from tests.support.faults import wait_for
 from tests.support.hub import client_of, content_of, content_on_hub, environment_of
 from tests.support.hub_stand_in import Fault, HubStandIn
 from tests.support.processes import finish, start_ranks, train_on_ranks
 from tests.support.rank_processes import Rank
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
+from tests.support.waiting import wait_for
 
 REPO = "alice/run"
 SHORT: dict[str, Any] = {

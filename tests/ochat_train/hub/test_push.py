@@ -27,7 +27,6 @@ from ochat_train.hub.retry import RetryPolicy, retry
 from ochat_train.hub.rights import check_recipe_rights, first_contact
 from ochat_train.recipe.load import load_recipe
 from ochat_train.system import exits
-from tests.support.faults import wait_for
 from tests.support.hub import (
     Clock,
     client_of,
@@ -44,6 +43,7 @@ from tests.support.hub import (
 from tests.support.hub_stand_in import Fault, HubStandIn
 from tests.support.processes import PYTHONPATH, ROOT
 from tests.support.small_recipe import RecipeFactory
+from tests.support.waiting import wait_for
 
 REPO = "alice/model"
 

@@ -27,8 +27,8 @@ from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys
 from ochat_train.serving.request_log import RequestLog
 from ochat_train.serving.server import Complaints, bind, is_loopback
 from ochat_train.serving.settings import Limits
-from tests.support.chat_stand_in import wait_until
 from tests.support.scripted_engine import Running, ScriptedEngine, serving
+from tests.support.waiting import wait_for
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
@@ -287,7 +287,7 @@ def test_a_full_queue_is_a_429_and_the_others_get_their_turn() -> None:
         threads = [threading.Thread(target=lambda: found.append(ask(server))) for _ in range(4)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: server.app.admission.num_waiting == 2)
+        wait_for(lambda: server.app.admission.num_waiting == 2)
         for stream in (False, True):
             response = ask(server, stream=stream)
             assert error_of(response) == (429, "queue_full")
@@ -310,7 +310,7 @@ def test_answers_that_take_too_long_end() -> None:
         ]
         for thread in threads:
             thread.start()
-        wait_until(lambda: server.engine.num_running == 2)
+        wait_for(lambda: server.engine.num_running == 2)
         assert error_of(ask(server)) in ((503, "timeout"), (504, "timeout"))  # waits, and has little time left then
         for thread in threads:
             thread.join()
@@ -346,7 +346,7 @@ def leave(server: Running, **body: Any) -> None:
     if body.get("stream"):
         client.recv(10)
     else:
-        wait_until(lambda: server.engine.num_running > 0)
+        wait_for(lambda: server.engine.num_running > 0)
     client.close()
 
 
@@ -359,9 +359,9 @@ def test_the_engine_is_free_when_a_client_has_left(body: dict[str, Any]) -> None
     with serving(endless()) as server:
         for _ in range(3):
             leave(server, **body)
-            wait_until(lambda: server.engine.num_running == 0)
+            wait_for(lambda: server.engine.num_running == 0)
         assert server.engine.num_closed == 3 * body.get("n", 1)
-        wait_until(lambda: server.app.traffic.num_requests == 0)
+        wait_for(lambda: server.app.traffic.num_requests == 0)
         assert server.app.admission.num_running == 0
         assert 'finish="cancelled"' in server.client.get("/metrics").text
 
@@ -382,19 +382,19 @@ def test_a_client_that_leaves_the_queue_gives_its_place_to_the_next() -> None:
         data = json.dumps({"messages": HI}).encode()
         head = _head("POST", CHAT, {"content-type": "application/json", "content-length": str(len(data))})
         running.sendall(head + data)
-        wait_until(lambda: server.engine.num_running == 1)
+        wait_for(lambda: server.engine.num_running == 1)
         waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(3)]
         for client in waiting:
             client.sendall(head + data)
-        wait_until(lambda: server.app.admission.num_waiting == 3)
+        wait_for(lambda: server.app.admission.num_waiting == 3)
         waiting[0].close()
         waiting[1].close()
-        wait_until(lambda: server.app.admission.num_waiting == 1)
+        wait_for(lambda: server.app.admission.num_waiting == 1)
         running.close()
-        wait_until(lambda: server.app.admission.num_waiting == 0)
-        wait_until(lambda: len(server.engine.asked) == 2)
+        wait_for(lambda: server.app.admission.num_waiting == 0)
+        wait_for(lambda: len(server.engine.asked) == 2)
         waiting[2].close()
-        wait_until(lambda: server.app.admission.num_running == 0)
+        wait_for(lambda: server.app.admission.num_running == 0)
         assert len(server.engine.asked) == 2  # those who left were never computed
 
 
@@ -406,10 +406,10 @@ def test_two_hundred_clients_that_leave_leave_nothing_behind() -> None:
         clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(200)]
         for client in clients:
             client.sendall(head + data)
-        wait_until(lambda: server.app.admission.num_waiting > 100)
+        wait_for(lambda: server.app.admission.num_waiting > 100)
         for client in clients:
             client.close()
-        wait_until(lambda: server.app.traffic.num_requests == 0)
+        wait_for(lambda: server.app.traffic.num_requests == 0)
         assert server.engine.num_running == server.app.admission.num_running == server.app.admission.num_waiting == 0
         assert server.engine.most_running == 16
 
@@ -451,7 +451,7 @@ def test_the_first_signal_lets_answers_finish_and_refuses_new_ones() -> None:
         found: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: found.append(ask(server, stream=True)))
         thread.start()
-        wait_until(lambda: engine.num_running == 1)
+        wait_for(lambda: engine.num_running == 1)
         server.end()
         assert error_of(ask(server)) == (503, "draining")
         assert server.client.get("/health").status_code == 503
@@ -469,7 +469,7 @@ def test_what_does_not_finish_is_ended(second: bool) -> None:
     with serving(engine, limits=Limits(drain_seconds=30 if second else 0.1)) as server:
         leaving = threading.Thread(target=lambda: _ignoring(lambda: ask(server)))
         leaving.start()
-        wait_until(lambda: engine.num_running == 1)
+        wait_for(lambda: engine.num_running == 1)
         server.end()
         if second:
             server.end()
@@ -500,7 +500,7 @@ def test_the_log_has_a_line_for_each_request_without_texts_and_keys(tmp_path: Pa
         ]
         for number, request in enumerate(requests, start=1):
             response = request()
-            wait_until(lambda n=number: file.read_text().count("\n") == n)  # a line is written behind its response
+            wait_for(lambda n=number: file.read_text().count("\n") == n)  # a line is written behind its response
         text_of_metrics = response.text
     text = file.read_text()
     rows = [json.loads(line) for line in text.splitlines()]
@@ -525,7 +525,7 @@ def test_texts_are_logged_only_where_that_is_said(tmp_path: Path) -> None:
     with serving(log=RequestLog(file=file, prints=False, with_texts=True)) as server:
         ask(server)
         ask(server, stream=True)
-        wait_until(lambda: file.read_text().count("\n") == 2)
+        wait_for(lambda: file.read_text().count("\n") == 2)
     for line in file.read_text().splitlines():
         assert json.loads(line)["texts"] == {"messages": HI, "answers": ["Hello there"]}
 
@@ -544,7 +544,7 @@ def test_lines_for_people_have_no_texts(capsys: pytest.CaptureFixture[str]) -> N
     with serving(log=RequestLog(file=None, prints=True)) as server:
         ask(server, condition="GPT3")
         server.client.get("/health")
-        wait_until(lambda: server.app.traffic.num_requests == 0)
+        wait_for(lambda: server.app.traffic.num_requests == 0)
     lines = [line for line in capsys.readouterr().err.splitlines() if "/" in line]
     assert len(lines) == 1
     assert f"POST {CHAT} 200" in lines[0]
