@@ -127,7 +127,7 @@ def served(stand_in: StandIn) -> Iterator[StandIn]:
         yield stand_in
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 def _event(document: Mapping[str, Any]) -> str:

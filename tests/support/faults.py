@@ -26,7 +26,7 @@ from tests.support.run_folder import metrics
 from tests.support.waiting import wait_for
 
 SLOW_STEP_SECONDS = 0.1  # so that a kill finds the run at any of its steps
-HELD_STEP = 24  # of the 28 of tests/support/disturbed_runs.py
+HELD_STEP = 13  # of the 16 of tests/support/disturbed_runs.py
 
 
 def slow_steps(recipe: Path) -> dict[str, Any]:

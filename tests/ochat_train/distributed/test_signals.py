@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from ochat_train.checkpoint.state import list_checkpoints, verify
 from ochat_train.distributed.launch import free_port
@@ -18,8 +17,8 @@ from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.system import exits
 from tests.support.disturbed_runs import prepared
 from tests.support.faults import num_steps, release, same_run, start_slow_run
-from tests.support.processes import ROOT, finish, process_environment, start_ranks, train_on_ranks
-from tests.support.rank_processes import wait_for_output
+from tests.support.processes import finish, process_environment, start_ranks, train_on_ranks
+from tests.support.rank_processes import start_rank, wait_for_output
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
 from tests.support.waiting import wait_for
@@ -101,24 +100,12 @@ def test_signals_to_the_launcher(whom: str, tmp_path: Path, make_recipe: RecipeF
     rank of the two says at once that they stop.
     """
     recipe = prepared(make_recipe, tmp_path / "run", checkpoint__save_every_steps=100, train__max_steps=28)
-    launcher = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "deepspeed.launcher.runner",
-            "--num_gpus",
-            "2",
-            "--master_port",
-            str(free_port()),
-            "--module",
-            "tests.support.slow_ochat",
-            str(recipe),
-        ],
-        cwd=ROOT,
-        env=process_environment({}),
-        stdout=subprocess.DEVNULL,
-        stderr=(tmp_path / "errors.txt").open("w"),
-        start_new_session=True,
+    arguments = ["--num_gpus", "2", "--master_port", str(free_port())]
+    launcher = start_rank(
+        "tests.support.forked_deepspeed",
+        [*arguments, "--module", "tests.support.slow_ochat", str(recipe)],
+        process_environment({}),
+        fork=not torch.cuda.is_available(),
     )
     wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=90)
     family = psutil.Process(launcher.pid).children(recursive=True)
@@ -127,13 +114,12 @@ def test_signals_to_the_launcher(whom: str, tmp_path: Path, make_recipe: RecipeF
         os.killpg(launcher.pid, signal.SIGINT)
     else:
         launcher.terminate()
-        launcher.wait(timeout=120)
+        launcher.wait()
     release(recipe)
     _, alive = psutil.wait_procs(family, timeout=120)
     assert alive == []
-    launcher.wait(timeout=120)
     [newest] = list_checkpoints(tmp_path / "run")
-    text = (tmp_path / "errors.txt").read_text()
+    text = launcher.communicate(timeout=120)[0]
     assert f"stopped by {'SIGINT' if whom == 'everyone' else 'the end of the launcher'} after step" in text
     if whom == "everyone":
         assert text.count("ochat train: stopping (SIGINT): ") == 1
