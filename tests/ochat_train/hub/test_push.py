@@ -292,10 +292,8 @@ def test_killed_in_the_middle_and_started_again(hub: HubStandIn, tmp_path: Path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    assert held.reached.wait(60)
-    wait_for(
-        lambda: len([p for p in (hub.folder / "objects").iterdir() if not p.name.startswith(".")]) == 2, seconds=30
-    )
+    assert held.reached.wait(120)
+    wait_for(lambda: len([p for p in (hub.folder / "objects").iterdir() if not p.name.startswith(".")]) == 2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     held.go_on.set()
