@@ -1,6 +1,6 @@
-"""The `deepspeed` command, its launcher and the ranks as processes of their own, as a user starts them, but forked from
-this one (see rank_processes.py): each would spend seconds on importing the libraries. It leads a group, as a job of
-a shell does.
+"""Each of the `deepspeed` command, its launcher and the ranks is a process, as a user starts them, but forked from this
+one (see rank_processes.py): from nothing, each would spend seconds on importing the libraries. It leads a group, as a
+job of a shell does.
 """
 
 from __future__ import annotations
