@@ -18,7 +18,8 @@ _VARIABLES = frozenset(
     }
 )
 _PORTS = range(12_000, 32_000)  # Linux gives those from 32,768
-_STRIDE = 97  # ports between those of two processes that were started one after the other
+_FIRST = int.from_bytes(os.urandom(4))  # containers that share a network may have the same process ids
+_STRIDE = 97  # ports between those of two processes that were forked one after the other
 _COUNTER = itertools.count()
 _PREFIX = "TORCHELASTIC_"  # torchrun: restarts, and whether the launcher keeps the store of the process group
 
@@ -51,10 +52,10 @@ def free_port() -> int:
     """A TCP port of this host that nothing listens on.
 
     It is not one of those that the system gives to whoever asks for any port: every connection asks, and would
-    sometimes get this one before it is used. Processes that ask at the same time get different ports.
+    sometimes get this one before it is used. Processes begin at different ports, and none gets one twice.
     """
     for _ in range(len(_PORTS)):
-        port = _PORTS[(os.getpid() * _STRIDE + next(_COUNTER)) % len(_PORTS)]
+        port = _PORTS[(_FIRST + os.getpid() * _STRIDE + next(_COUNTER)) % len(_PORTS)]
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             return port

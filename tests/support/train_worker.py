@@ -45,8 +45,9 @@ from tests.support.waiting import wait_for
 
 Undo = Callable[[], None]
 
-# The process group lives until the last command is done. Hosts of a test share a real disk.
-WORKER_HOOKS = Hooks(leave_ranks=torch.distributed.barrier, sight_seconds=0.3)
+# The process group lives until the last command is done. Hosts of a test share a real disk. On a busy machine real
+# trackers take longer than the time that a run which failed has for them.
+WORKER_HOOKS = Hooks(leave_ranks=torch.distributed.barrier, sight_seconds=0.3, stopped_close_seconds=60.0)
 OPENED: Counter[str] = Counter()  # files that this process has opened
 
 
