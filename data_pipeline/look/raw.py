@@ -28,7 +28,7 @@ from data_pipeline.read.layout import UnreadField, found_layout, in_layout, unre
 from data_pipeline.read.openchat_parquet import is_tokenized
 from data_pipeline.read.rows import class_text, parse_row
 from data_pipeline.read.sample import sampled_rows, spread_sample
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 
 SAMPLED_ROWS = 20_000
 MOST_CLASSES = 12  # a field with more values than that does not name classes
@@ -38,7 +38,7 @@ _SEED = 0
 _LONGEST_CLASS_NAME = 64
 _DEEPEST_FIELD = 3
 # Fields that hold the conversation in some format cannot name a class, whatever the format of the file.
-_CONTENT_KEYS = frozenset(("id", "system", "prompt", "text")).union(*(f.content_keys for f in FORMATS.values()))
+_CONTENT_KEYS = frozenset(("id", "system", "prompt", "text")).union(*(f.fields.row_keys for f in FORMATS.values()))
 _SCORE_NAME = re.compile(r"score|reward|rating|rank|votes?$|grade", re.I)
 
 

@@ -33,10 +33,11 @@ from data_pipeline.prepared.dataset import (
 from data_pipeline.prepared.integrity import hashes_of, verify
 from data_pipeline.prompt.base_template.template import TOKENS_OF_OTHER_TEMPLATE, BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
+from data_pipeline.read.chunks import ChunkSizes
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.layout import require_fields_read, resolved
 from data_pipeline.read.openchat_parquet import tokenized_files
-from data_pipeline.read.sources import ChunkSizes, check_sources
+from data_pipeline.read.sources import check_sources
 
 
 def prepare(

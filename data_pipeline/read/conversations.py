@@ -13,10 +13,10 @@ from data_pipeline.conversation import Conversation, TaggedConversation, Tokeniz
 from data_pipeline.errors import RowError
 from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.read import sources
+from data_pipeline.read.chunks import Chunk, ChunkSizes
 from data_pipeline.read.openchat_parquet import BatchChunk, read_tokenized, tokenized_chunks
 from data_pipeline.read.rows import RowReader
-from data_pipeline.read.sources import Chunk, ChunkSizes
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 
 AnyChunk = Chunk | BatchChunk
 C = TypeVar("C", Conversation, TaggedConversation)

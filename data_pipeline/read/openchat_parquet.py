@@ -32,7 +32,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.read.columns import open_parquet
 from data_pipeline.read.file_kinds import file_form
 from data_pipeline.read.sources import source_files
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from data_pipeline.weight import LARGEST_WEIGHT
 
 _SCALARS: Mapping[str, pa.DataType] = {"total_length": pa.int32(), "num_seqs": pa.float32()}

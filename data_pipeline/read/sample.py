@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from data_pipeline.read.chunks import ArrowChunk, ParquetChunk, RowsChunk
+from data_pipeline.read.chunks import ArrowChunk, Chunk, ParquetChunk, RowsChunk
 from data_pipeline.read.openchat_parquet import BatchChunk, tokenized_chunks
-from data_pipeline.read.sources import Chunk, chunks, count_rows, read_chunk, rows_at
-from data_pipeline.settings import SourceSettings
+from data_pipeline.read.sources import chunks, count_rows, read_chunk, rows_at
+from data_pipeline.settings.sources import SourceSettings
 
 C = TypeVar("C", Chunk, BatchChunk)
 _SEED = 0

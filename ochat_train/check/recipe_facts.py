@@ -31,7 +31,7 @@ from data_pipeline.read.conversations import AnyChunk, BadRow, read_conversation
 from data_pipeline.read.layout import resolved_source
 from data_pipeline.read.sample import sample_source
 from data_pipeline.read.sources import is_dataset, source_files
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from ochat_train.hub import models
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.base_class import text_config

@@ -101,7 +101,7 @@ def _data(draft: Draft) -> Iterator[str]:
             yield f"    # `{_one_line(unread.name)}` is not read: name it in `fields`, or in `ignore_fields` of `data`"
         for name, seen in source.look.fields.items():
             if seen.numbers is not None:
-                yield f"    # `{_one_line(name)}` could be its reward (`reward_field`): docs/data_formats.md"
+                yield f"    # `{_one_line(name)}` could be its reward (`reward_field`): docs/rewards.md"
     yield _line(f"  validation_ratio: {draft.validation_ratio.value}", f"held out; {draft.validation_ratio.reason}")
     yield _line("  overlong: truncate", "a conversation above max_length_tokens keeps its beginning; or drop, or error")
     yield _line(

@@ -24,15 +24,8 @@ from ochat_train.model.config import (
     num_parameters,
 )
 from ochat_train.planning.adapters import AdapterShape, adapter_shape
-from ochat_train.planning.memory import (
-    GIB,
-    MemoryPlan,
-    ModelShape,
-    StepCosts,
-    fastest_of,
-    model_shape,
-    possible_plans,
-)
+from ochat_train.planning.memory import MemoryPlan, StepCosts, fastest_of, possible_plans
+from ochat_train.planning.memory_parts import GIB, ModelShape, model_shape
 from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.planning.results import PlannedRun, PlannedSetting, PlannedTime, PlanReport
 from ochat_train.planning.steps import peak_learning_rate, training_plan
