@@ -296,10 +296,11 @@ def _vocabulary(draft: _Draft) -> _Draft:
 
 def _named_head_dimension(draft: _Draft) -> _Draft:
     """The head dimension by its name, where the config can have one, so that other sizes do not decide it."""
-    config = text_config(draft.config())
-    if draft.parameters <= _FEW_PARAMETERS or getattr(config, "head_dim", None) is not None:
+    # values, not attributes: a config whose layers differ (Gemma 4) raises for what is not the same in all of them
+    config = text_config(draft.config()).to_dict()
+    if draft.parameters <= _FEW_PARAMETERS or config.get("head_dim") is not None:
         return draft
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if not (_is_int(hidden) and _is_int(heads) and heads):
         return draft
     path = ("text_config", "head_dim") if "text_config" in draft.values else ("head_dim",)
