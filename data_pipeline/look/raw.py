@@ -20,7 +20,7 @@ from data_pipeline.formats.table import FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
 from data_pipeline.path_keys import written_path
-from data_pipeline.prompt.prompt_format import AnyTemplate, PromptTemplate, rows_of
+from data_pipeline.prompt.prompt_format import AnyTemplate, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
 from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids
@@ -238,7 +238,7 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
     return {name: seen for name, seen in fields.items() if seen.values is not None or seen.numbers is not None}
 
 
-def under_inference_condition(conversation: Conversation, template: PromptTemplate) -> TaggedConversation:
+def under_inference_condition(conversation: Conversation, template: AnyTemplate) -> TaggedConversation:
     """A conversation whose class is not known, under the condition that the template asks for answers with."""
     return TaggedConversation(
         conversation=conversation,

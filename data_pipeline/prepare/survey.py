@@ -11,9 +11,8 @@ from data_pipeline.class_names import known_class
 from data_pipeline.classes.rewards import RewardFacts, needs_scores, reward_facts
 from data_pipeline.prepare.workers import over_chunks
 from data_pipeline.read import sources
-from data_pipeline.read.chunks import ChunkSizes
+from data_pipeline.read.chunks import ChunkSizes, TokenizedChunk
 from data_pipeline.read.conversations import BadRow, SourceChunk, parse_rows
-from data_pipeline.read.openchat_parquet import BatchChunk
 from data_pipeline.settings.data import DataSettings
 
 ClassScores = Mapping[str, np.ndarray]  # class -> float64[rows], in the order of the rows
@@ -51,7 +50,7 @@ class ChunkScores:
 
     def __call__(self, part: SourceChunk) -> ClassScores:
         """The scores of one chunk."""
-        assert not isinstance(part.chunk, BatchChunk), "rows of tokens have no scores; checked by DataSettings"
+        assert not isinstance(part.chunk, TokenizedChunk), "rows of tokens have no scores; checked by DataSettings"
         data, source = self._data, self._data.sources[part.source]
         scores: dict[str, list[float]] = {}
         rows = sources.read_chunk(part.chunk)

@@ -46,10 +46,7 @@ def plan_report(
     mfu: share of the GPUs' peak to estimate the time with; None: what was measured. price: of a GPU-hour, in the user's
     currency. Raises UserError where the prepared dataset was made from another recipe.
     """
-    if recipe.model.float8 and gpu.name == "A100":
-        raise UserError(
-            "model.float8", "true cannot be used on an A100: it needs an Ada, Hopper or later GPU", "set it to false"
-        )
+    _require_float8_gpu(recipe, gpu)
     train = recipe.train
     is_prepared = Manifest.load(Path(recipe.data.prepared_dir)) is not None
     manifest = check_prepared(recipe) if is_prepared else None
@@ -101,6 +98,12 @@ def plan_report(
         memory_gib_per_gpu={name: _gib(size) for name, size in (*chosen.parts.items(), ("total", chosen.total))},
         settings=_settings(memory),
     )
+
+
+def _require_float8_gpu(recipe: Recipe, gpu: Gpu) -> None:
+    if recipe.model.float8 and gpu.name == "A100":
+        problem = "true cannot be used on an A100: it needs an Ada, Hopper or later GPU"
+        raise UserError("model.float8", problem, "set it to false")
 
 
 @dataclass(frozen=True, kw_only=True)
