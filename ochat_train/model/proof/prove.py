@@ -25,7 +25,7 @@ from data_pipeline.errors import UserError
 from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
-from ochat_train.model.base_class import new_model, text_config
+from ochat_train.model.base_class import is_wrapper, new_model, text_config
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.errors import REMEDY, explained
@@ -140,7 +140,8 @@ class _Trial:
 
     def __init__(self, config: Any, *, device: torch.device, seed: int, ways: Sequence[str], watch: Stopwatch) -> None:
         self._config, self._device, self._seed, self._ways, self._watch = config, device, seed, ways, watch
-        vocab_size = text_config(config).vocab_size
+        # without the last id, to which the small copy moves those that stand for an image
+        vocab_size = text_config(config).vocab_size - is_wrapper(config)
         self._conversations = random_conversations(vocab_size, seed=seed)
         self._changed = self._conversations.with_changed_token(vocab_size)
         for gain in GAINS:
