@@ -127,8 +127,9 @@ def _run(options: argparse.Namespace) -> None:
     results = evaluated.results
     comparison = None if options.against is None else _comparison(options, results, evaluated.folder)
     if options.json:
-        document = {**results.to_json(), "folder": str(evaluated.folder)}
-        del document["questions"]
+        from ochat_train.suites.results_file import summary_of
+
+        document = {**summary_of(results), "folder": str(evaluated.folder)}
         if comparison is not None:
             document["comparison"] = comparison.to_json()
         print_result(json.dumps(document))
@@ -232,7 +233,7 @@ def _comparison(options: argparse.Namespace, results: EvalResults, folder: Path)
     """With results that are there, or with those of another model, which is asked now."""
     from ochat_train.respondents.evaluation import evaluate
     from ochat_train.suites.compare import COMPARISON_FILE, compare
-    from ochat_train.suites.results import RESULTS_FILE, read_results
+    from ochat_train.suites.results_file import RESULTS_FILE, read_results
     from ochat_train.system.durable import replace_text
 
     other = Path(options.against)

@@ -23,7 +23,8 @@ from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience
 from ochat_train.suites.evaluate import Asker, Plan, ask_plan, plan_evaluation, results_of
-from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings, write_results
+from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings
+from ochat_train.suites.results_file import write_results
 from ochat_train.suites.store import AnswerStore, FolderLock
 from ochat_train.suites.suite import Suite, SuiteOptions
 from ochat_train.suites.table import make_suites
