@@ -306,8 +306,25 @@ def _suite_facts(suite: Suite, plan: Plan) -> SuiteFacts:
         num_asked=num_asked,
         left_out=suite.left_out,
         files=suite.files,
-        facts=suite.facts,
+        facts={**suite.facts, **_repeats(suite)},
     )
+
+
+def _repeats(suite: Suite) -> dict[str, str]:
+    """What a result says of questions that the data holds more than once. They count each time, as in the benchmark's
+    own figures, so an interval over them is narrower than it should be.
+    """
+    first: dict[tuple[str, ...], Question] = {}
+    repeating, disagreeing = 0, 0
+    for question in suite.questions:
+        before = first.setdefault(question.turns, question)
+        repeating += before is not question
+        disagreeing += before.right != question.right
+    if not repeating:
+        return {}
+    other = f", {disagreeing:,} of them with another right answer" if disagreeing else ""
+    text = f"{repeating:,} of {len(suite.questions):,} are there before with the same text{other}; all of them count"
+    return {"repeated questions": text}
 
 
 def _created(questions: Sequence[QuestionResult]) -> str:

@@ -211,3 +211,8 @@ class EvalResults:
     def num_failed(self) -> int:
         """Questions without an answer, or whose answer could not be scored."""
         return sum(question.status == "failed" for question in self.questions)
+
+    @property
+    def without_score(self) -> tuple[ScoreRow, ...]:
+        """Suites under conditions of which no question at all was scored."""
+        return tuple(row for row in self.scores if row.task is None and row.num_scored == 0)
