@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,9 +158,11 @@ def _require_answers(results: EvalResults, options: argparse.Namespace) -> None:
             f"{reason}{remedy}"
         )
     if results.num_failed > options.allow_failed:
+        reasons = Counter(question.reason for question in results.questions if question.status == "failed")
+        most = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3))
         raise UnansweredError(
-            f"{results.num_failed:,} questions have no answer and are not in the scores; start the same command again "
-            "to ask them again, or allow them with --allow-failed"
+            f"{results.num_failed:,} questions have no answer, or no rating of it, and are not in the scores ({most}); "
+            "start the same command again to ask them again, or allow them with --allow-failed"
         )
 
 
