@@ -107,7 +107,8 @@ def test_the_condition_is_in_the_command(
     model: HarnessModel, condition: str | None, kind: str, arguments: dict[str, Any], generation: Any
 ) -> None:
     parts = command(["a", "b"], condition, model, HarnessOptions(python="py", num_parallel=8), out=Path("/o"))
-    assert parts[:6] == ["py", "-m", "lm_eval", "run", "--model", kind]
+    assert parts[:2] == ["py", "-c" if model.export else "-m"]
+    assert parts[3:6] == ["run", "--model", kind]
     found = value_of(parts, "--model_args")
     assert {key: found[key] for key in arguments} == arguments
     if model.export is None:
