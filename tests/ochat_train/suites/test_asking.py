@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ def test_scores_of_every_condition_and_task(tmp_path: Path) -> None:
     assert "100.0 % [" in text
     assert "33.3 % [" in text
     assert "| counting | GPT3 | 12 | 33.3 % " in results_markdown(results)
+
+
+def test_questions_that_are_there_twice_are_named(tmp_path: Path) -> None:
+    suite = counting_suite()
+    assert run(plan_of(Speaker(say), suite), tmp_path).suites[0].facts == {}
+    first = suite.questions[0]
+    more = (replace(first, id="again"), replace(first, id="otherwise", right=("another",)))
+    twice = replace(suite, questions=(*suite.questions, *more))
+    facts = run(plan_of(Speaker(say), twice), tmp_path).suites[0].facts
+    assert facts == {
+        "repeated questions": "2 of 14 are there before with the same text, 1 of them with another right "
+        "answer; all of them count"
+    }
 
 
 def test_several_are_asked_at_once_and_no_more(tmp_path: Path) -> None:
