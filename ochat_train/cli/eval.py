@@ -252,8 +252,7 @@ def _results_against(options: argparse.Namespace) -> EvalResults | None:
     """The results that `--against` names, None where it names none, or a model. Raises UserError for what is neither:
     before anything is asked.
     """
-    from ochat_train.adapter.folder import is_adapter
-    from ochat_train.respondents.evaluation import export_folder, is_url
+    from ochat_train.respondents.evaluation import holds_model, is_url
     from ochat_train.suites.results_file import RESULTS_FILE, read_results
 
     if options.against is None or is_url(options.against):
@@ -261,7 +260,7 @@ def _results_against(options: argparse.Namespace) -> EvalResults | None:
     other = Path(options.against)
     if other.is_file() or (other / RESULTS_FILE).is_file():
         return read_results(other)
-    if not (export_folder(other) / "config.json").is_file() and not is_adapter(export_folder(other)):
+    if not holds_model(other):
         raise UserError("--against", f"{other} holds neither results of `ochat eval` nor a model", "name one of them")
     return None
 

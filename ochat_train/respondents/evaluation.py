@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from ochat_train import __version__
+from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference.choose import EngineOptions, make_engine
 from ochat_train.inference.engine import Engine
 from ochat_train.inference.served_model import ServedModel, load_served_model
@@ -247,6 +248,12 @@ def export_folder(target: Path) -> Path:
         command = f"ochat export {target} --out {folder}"
         raise UserError(target, "is a run, and an export of it is needed", f"make one with `{command}`")
     return folder
+
+
+def holds_model(target: Path) -> bool:
+    """Whether a folder, or the export of a run, has a model or an adapter. Raises UserError as `export_folder`."""
+    folder = export_folder(target)
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _folder_name(model: ModelFacts) -> str:

@@ -33,7 +33,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """other, this: names of the models. differences: by suite and condition. notes: what else differs, and what was
+    """other, this: names of the models. differences: by suite and condition. notes: other differences, and what was
     not compared.
     """
 
