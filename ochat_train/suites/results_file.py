@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +67,8 @@ def document_of(results: EvalResults) -> dict[str, Any]:
     return {
         **summary_of(results),
         "begins": list(rows.begins),
-        "questions": [_without_defaults(row) for row in rows.questions],
-        "answers": [_without_defaults(row) for row in rows.answers],
+        "questions": _without_defaults(_Question, rows.questions),
+        "answers": _without_defaults(_Answer, rows.answers),
     }
 
 
@@ -166,13 +165,15 @@ def _whole(question: _Question, begins: Sequence[str]) -> _Question:
     return replace(question, turns=(first, *question.turns[1:]), begin=None)
 
 
-def _without_defaults(row: _Question | _Answer) -> dict[str, Any]:
-    values = {field.name: getattr(row, field.name) for field in fields(row)}
-    defaults = _defaults(type(row))
-    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+def _without_defaults(kind: type, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    names, defaults = [field.name for field in fields(kind)], _defaults(kind)
+    values = ({name: getattr(row, name) for name in names} for row in rows)
+    return [
+        {name: value for name, value in row.items() if name not in defaults or value != defaults[name]}
+        for row in values
+    ]
 
 
-@cache
 def _defaults(kind: type) -> Mapping[str, Any]:
     """The fields of a dataclass that have a default."""
     found: dict[str, Any] = {}
