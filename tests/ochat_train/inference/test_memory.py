@@ -19,7 +19,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-OTHERS = {
+OTHERS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     # its last layer has other heads than the five before it
     "gemma4_text": {"global_head_dim": 64, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 16},
