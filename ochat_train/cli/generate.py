@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, number_from_zero, positive
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_message, print_result
+from ochat_train.system.messages import print_result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "which only `prompt` is needed; the model is loaded once, and each answer is printed as a line of JSON",
     )
     parser.add_argument("--condition", help="condition to answer under; default: the export's own")
+    parser.add_argument("--any-condition", action="store_true", help="allow conditions that were not trained")
     parser.add_argument("--system", default="", help="system text")
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="longest answer, in tokens")
     parser.add_argument("--temperature", type=number_from_zero, default=0.0, help="0 (the default) is greedy")
@@ -31,7 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ochat_train.inference.generate import load_generator, unknown_condition_text
+    from ochat_train.inference.generate import check_conditions, load_generator
     from ochat_train.inference.prompts_file import Prompt, answers_in_order, check_texts, load_prompts
 
     check_texts("ochat generate", {name: getattr(options, name) for name in ("prompt", "condition", "system")})
@@ -39,9 +40,8 @@ def _run(options: argparse.Namespace) -> None:
         prompts = [Prompt(prompt=options.prompt, condition=options.condition, system=options.system)]
     else:
         prompts = load_prompts(options.prompts, condition=options.condition, system=options.system)
-    for condition in dict.fromkeys(prompt.condition for prompt in prompts):
-        if condition is not None and (text := unknown_condition_text(options.model, condition)) is not None:
-            print_message(f"warning: {text}")
+    if not options.any_condition:
+        check_conditions(options.model, [prompt.condition for prompt in prompts])
     answers = answers_in_order(
         load_generator(options.model, base=options.base),
         prompts,

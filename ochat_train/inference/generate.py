@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,13 @@ def forget_settings(model: Any) -> None:
         part.generation_config = GenerationConfig()
 
 
-def unknown_condition_text(folder: Path, condition: str) -> str | None:
-    """A warning for a condition that an export was not trained under; None if it was, or if the export does not say."""
+def check_conditions(folder: Path, conditions: Iterable[str | None]) -> None:
+    """Raise UserError for a condition that an export was not trained under, where the export says which were."""
     trained = answerable_conditions(read_mark(folder))
-    if not trained or condition in trained:
-        return None
-    return f"no class was trained under the condition {quoted(condition)}; trained: {', '.join(map(quoted, trained))}"
+    for condition in conditions:
+        if trained and condition is not None and condition not in trained:
+            problem = f"no class was trained under {quoted(condition)}; trained: {', '.join(map(quoted, trained))}"
+            raise UserError("--condition", problem, "use one of these, or allow others with `--any-condition`")
 
 
 class Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from ochat_train.chat.in_process import EngineAnswerer
 from ochat_train.chat.run import ChatOptions, run_chat
 from ochat_train.cli.main import main
 from ochat_train.inference.engine import EngineUnavailable
-from ochat_train.inference.generate import unknown_condition_text
+from ochat_train.inference.generate import check_conditions
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.system import exits
 from tests.support.chat_stand_in import StandIn, served
@@ -51,8 +52,10 @@ def test_the_empty_condition_is_known_where_it_was_trained(tmp_path: Path) -> No
         (tmp_path / "ochat.json").write_text(json.dumps(mark))
         one = answerer(ScriptedEngine())
         one._served = replace(one._served, folder=tmp_path, conditions=("A",))
-        found.append((asyncio.run(one.start()).conditions, unknown_condition_text(tmp_path, "") is None))
-    assert found == [(("A", ""), True), (("A",), False)]
+        found.append(asyncio.run(one.start()).conditions)
+        with contextlib.nullcontext() if ratio else pytest.raises(UserError, match="no class was trained under ''"):
+            check_conditions(tmp_path, [None, "A", ""])
+    assert found == [("A", ""), ("A",)]
 
 
 def test_an_engine_gets_the_ids_of_training(

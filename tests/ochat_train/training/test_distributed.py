@@ -416,8 +416,8 @@ def test_export_and_generate(tmp_path: Path, make_recipe: RecipeFactory, capsys:
     assert json.loads(answered.stdout)["condition"] == "GPT3"
     assert "warning" not in answered.stderr
     misspelt = ochat("generate", str(out), "--prompt", "Hello", "--condition", "GPT4 Corect", "--max-new-tokens", "4")
-    assert "no class was trained under the condition 'GPT4 Corect'; trained: 'GPT4 Correct', 'GPT3'" in misspelt.stderr
-    assert misspelt.returncode == 0
+    assert "no class was trained under 'GPT4 Corect'; trained: 'GPT4 Correct', 'GPT3'" in misspelt.stderr
+    assert misspelt.returncode == 2
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 2
     assert "`--overwrite`" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "run"), "--out", str(out), "--overwrite"]) == 0
