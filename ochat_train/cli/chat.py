@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ochat_train.cli.engine_arguments import add_engine_arguments, engine_option
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.messages import print_notice, reader_may_leave
+from ochat_train.system.stop_signals import Terminated, stopping_on_signals
 
 if TYPE_CHECKING:
     from ochat_train.chat.answerer import Answerer
@@ -54,10 +56,13 @@ def _run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
     )
-    try:
-        run_chat(lambda: _answerer(options), chosen)
-    except KeyboardInterrupt:  # while the model is loaded, or in a pipe
-        raise StoppedBySignalError("stopped") from None
+    with stopping_on_signals("chat", numbers=(signal.SIGTERM, signal.SIGHUP), error=Terminated) as stop:
+        try:
+            run_chat(lambda: _answerer(options), chosen)
+        except KeyboardInterrupt:  # while the model is loaded, or in a pipe
+            raise StoppedBySignalError("stopped") from None
+        except Terminated:
+            raise StoppedBySignalError(f"stopped by {stop.signal_name}") from None
 
 
 def _answerer(options: argparse.Namespace) -> Answerer:

@@ -60,7 +60,7 @@ VERBS: tuple[Verb, ...] = (
     COMPLETION,
 )
 
-_OWN_SIGNALS = ("train", "launch", "serve", "chat")
+_OWN_SIGNALS = ("train", "launch", "chat")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
