@@ -266,9 +266,7 @@ def _commit(
     if not new and not gone:
         return remote.head
     changed.update(file.name for file in new)
-    additions = {
-        file: CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=_uploaded_from(file)) for file in new
-    }
+    additions = {file: CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=_uploaded_from(file)) for file in new}
     deletions = [CommitOperationDelete(path_in_repo=name) for name in gone]
     api = HfApi()
     try:

@@ -36,9 +36,7 @@ class RemoteEngine:
     def __init__(self, served: ServedModel, url: str, *, model: str | None, say: Callable[[str], None]) -> None:
         require_http()
         self._served, self._model, self._say = served, model, say
-        address = server_address(
-            url, option="--backend", key_variable=KEY_VARIABLE, example="http://127.0.0.1:8000"
-        )
+        address = server_address(url, option="--backend", key_variable=KEY_VARIABLE, example="http://127.0.0.1:8000")
         self._server = Server(url=address, key=os.environ.get(KEY_VARIABLE) or None)
         self._client: CompletionsClient | None = None
         self._watch: asyncio.Task[None] | None = None

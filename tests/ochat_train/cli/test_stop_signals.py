@@ -56,9 +56,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "num_workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGHUP, 1)]
-)
+@pytest.mark.parametrize(("number", "num_workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
 def test_a_signal_ends_a_verb_in_order(number: int, num_workers: int, tmp_path: Path) -> None:
     """To the whole group, as a terminal or a scheduler sends it."""
     (tmp_path / "work.py").write_text(WORKER)

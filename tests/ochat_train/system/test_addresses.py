@@ -33,7 +33,9 @@ def test_an_address_with_a_key_is_refused_and_not_shown(text: str) -> None:
     assert "cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "host", "ftp://host", "http://", "http://host:99999", "http://[::1", "http://a b"])
+@pytest.mark.parametrize(
+    "text", ["", "host", "ftp://host", "http://", "http://host:99999", "http://[::1", "http://a b"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="is not the address of a server; use a form such as http://host:1"):
         address_of(text)
