@@ -50,7 +50,8 @@ from ochat_train.model.build import set_up_layers  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
 from ochat_train.model.structure import decoder_layers  # noqa: E402
-from ochat_train.planning.memory import GIB, resolve  # noqa: E402
+from ochat_train.planning.memory import resolve  # noqa: E402
+from ochat_train.planning.memory_parts import GIB  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import Work, work_of  # noqa: E402
 from ochat_train.recipe.recipe import Recipe  # noqa: E402

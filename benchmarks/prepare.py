@@ -118,7 +118,7 @@ def _text_formats() -> tuple[str, ...]:
 
 
 def _source(options: argparse.Namespace) -> Any:
-    from data_pipeline.settings import SourceSettings
+    from data_pipeline.settings.sources import SourceSettings
 
     own_class = {} if options.format == "openchat" else {"class": "expert"}
     return SourceSettings.model_validate({"path": str(options.data), "format": options.format, **own_class})
@@ -159,7 +159,8 @@ def measure_prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds to prepare the data, and the account of it."""
     from data_pipeline.prepare.job import PrepareJob
     from data_pipeline.prepare.prepare import prepare
-    from data_pipeline.settings import ClassSettings, DataSettings
+    from data_pipeline.settings.classes import ClassSettings
+    from data_pipeline.settings.data import DataSettings
 
     began = time.perf_counter()
     template, tokenizer = _prompts(options)

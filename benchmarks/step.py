@@ -46,7 +46,8 @@ from ochat_train.model.build import set_up_layers  # noqa: E402
 from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.loss import LossSums  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
-from ochat_train.planning.memory import GIB, MemoryPlan, resolve  # noqa: E402
+from ochat_train.planning.memory import MemoryPlan, resolve  # noqa: E402
+from ochat_train.planning.memory_parts import GIB  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import work_of  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402

@@ -20,5 +20,5 @@ is in `read/openchat_parquet.py`, and `prompt/turns.py` finds their class and te
 
 `prepare/chunk.py` takes a chunk of a source to prepared rows, `prepare/workers.py` runs it in parallel,
 `prepare/prepare.py` writes. `weight.py` says where the weight of a token is made, `held_out.py` what is held out;
-`settings.py` is the `data` section of the recipe.
+`settings/` is the `data` section of the recipe.
 """

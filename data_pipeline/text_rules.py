@@ -32,14 +32,19 @@ def visible(text: str, *, kept: str = "\n\t") -> str:
     return "".join(c if _is_harmless(c) or c in kept else json.dumps(c)[1:-1] for c in text)
 
 
+def visible_line(text: str) -> str:
+    """The same in one line: the characters that end lines are written as JSON writes them too."""
+    return visible(text, kept="")
+
+
 def quoted(text: str) -> str:
     """A whole text that is safe to show, in quotes, so that people see an empty one, and where it ends."""
-    return f"'{visible(text, kept='')}'"
+    return f"'{visible_line(text)}'"
 
 
 def markdown_text(text: str) -> str:
     """A text in one line of Markdown, with the special characters of Markdown and HTML escaped."""
-    line = visible(" ".join(text.split()), kept="")
+    line = visible_line(" ".join(text.split()))
     return "".join(f"&#{ord(character)};" if character in _MARKDOWN else character for character in line)
 
 

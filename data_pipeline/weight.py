@@ -2,7 +2,7 @@
 
 The weight of a token is made in these files, each of which does one thing:
 
-    weight.py                the formula; `settings.py` calls it for a class, `classes/rewards.py` for a row's reward
+    weight.py                the formula; called by `settings/data.py` for a class, by `classes/rewards.py` for a row
     classes/tagging.py       weight of a message: that of its class or reward, times the row's own factor for it; 0 for
                              all that the assistant did not write
     prompt/part_weights.py   weight of a part of a message: the message's, times the factor of reasoning, answer or tool

@@ -16,7 +16,8 @@ from typing import Any
 import transformers
 
 from ochat_train.model.config import model_without_weights, num_parameters
-from ochat_train.planning.memory import GIB, MemoryPlan
+from ochat_train.planning.memory import MemoryPlan
+from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.report import memory_choice
 from ochat_train.recipe.load import load_recipe
 

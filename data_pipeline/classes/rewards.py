@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.settings import DataSettings, class_specs, quantile_class
+from data_pipeline.settings.classes import quantile_class
+from data_pipeline.settings.data import DataSettings, class_specs
 from data_pipeline.weight import SMALLEST_WEIGHT, reward_weight
 
 

@@ -9,7 +9,7 @@ from data_pipeline.class_names import known_class
 from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.conversation import Conversation, PartWeights, TaggedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.settings import DataSettings, class_specs, class_weights
+from data_pipeline.settings.data import DataSettings, class_specs, class_weights
 from data_pipeline.text_rules import shown
 
 UNCONDITIONED = "unconditioned"  # class name of OpenChat rows whose condition is ""
@@ -51,7 +51,7 @@ class Tagger:
 
     def _tagged(self, conversation: Conversation, class_name: str | None) -> TaggedConversation:
         if self._data.classes_from is not None:
-            assert conversation.score is not None, "parse_row reads it"
+            assert conversation.score is not None, "RowReader reads it"
             return tag(conversation, class_name=self._rewards.quantile_class(conversation.score), classes=self._classes)
         name = self._class_of(conversation, class_name)
         if conversation.score is None or name is None or name not in self._classes:
@@ -117,7 +117,7 @@ def tag(
 
 
 def _tag_from_row(conversation: Conversation) -> TaggedConversation:
-    assert conversation.condition is not None, "parse_row reads it for sources without a class"
+    assert conversation.condition is not None, "RowReader reads it for sources without a class"
     weights = []
     for number, message in enumerate(conversation.messages):
         if message.weight is None and message.role == "assistant":

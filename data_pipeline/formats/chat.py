@@ -53,7 +53,7 @@ class ChatReader:
         if isinstance(row, list):
             row = {self._key: row}
         turns = self.turns(row, self._key)
-        weights = self._row_weights(row, len(turns), turns)
+        weights = self._row_weights(row, turns)
         system_key = self._fields.system
         return [self.conversation(turns, weights, row.get(system_key) if system_key else None, system_key)]
 
@@ -119,12 +119,11 @@ class ChatReader:
         order = ("system", "user", "assistant")
         return sorted(turns, key=lambda message: order.index(message["role"]))
 
-    def _row_weights(
-        self, row: Mapping[str, Any], num_turns: int, turns: Sequence[Mapping[str, Any]]
-    ) -> Sequence[Mark] | None:
+    def _row_weights(self, row: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> Sequence[Mark] | None:
         """The weights of the messages that a list of the row gives, None without one."""
         if ROW_MARKS.isdisjoint(row):
             return None
+        num_turns = len(turns)
         found: list[list[Mark]] = []
         for name in ROW_MARKS & row.keys():
             values = row[name]

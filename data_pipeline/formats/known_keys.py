@@ -1,7 +1,7 @@
 """Keys of rows and messages that need not be read, and what a value must look like for its key to be read or named.
 
 Whatever is not read and could be a part of the conversation is an error (`formats/unread.py`), so that nothing is left
-out of the training silently. docs/data_formats.md shows these lists.
+out of the training silently. docs/prepared-data.md shows these lists.
 """
 
 from __future__ import annotations

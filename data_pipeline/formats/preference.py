@@ -7,10 +7,10 @@ from typing import Any
 
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import Fields
-from data_pipeline.formats.prompt_answer import after_prompt, read_turns, system_of
+from data_pipeline.formats.prompt_answer import after_prompt, read_turns
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import is_transcript, prompt_messages, transcript
-from data_pipeline.formats.values import message_of
+from data_pipeline.formats.values import message_of, missing_key, system_of
 from data_pipeline.text_rules import shown
 
 WINNER = "winner"  # of rows that compare two models, whose answers are not in order
@@ -37,10 +37,7 @@ class PreferenceReader:
         keys = (fields.chosen, fields.rejected)
         for key in keys:
             if key not in row:
-                found = ", ".join(map(shown, list(row)[:10])) or "none"
-                raise RowError(
-                    "missing_key", f"key `{key}` is missing; found: {found}; is `format` right? `format: auto` finds it"
-                )
+                raise missing_key(row, key)
         names = self._names(row) if keys == ("conversation_a", "conversation_b") else ("chosen", "rejected")
         parsed = []
         for key, name in zip(keys, names, strict=True):

@@ -12,7 +12,7 @@ from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import prompt_messages
 from data_pipeline.formats.unread import UnreadFieldError
-from data_pipeline.formats.values import message_of, text_of
+from data_pipeline.formats.values import message_of, missing_key, system_of, text_of
 from data_pipeline.text_rules import shown
 
 
@@ -29,11 +29,7 @@ class PromptAnswerReader:
         assert fields.prompt is not None, "a format names it"
         assert fields.answer is not None, "a format names it"
         if fields.prompt not in row and fields.answer not in row:
-            found = ", ".join(map(shown, list(row)[:10])) or "none"
-            raise RowError(
-                "missing_key",
-                f"key `{fields.prompt}` is missing; found: {found}; is `format` right? `format: auto` finds it",
-            )
+            raise missing_key(row, fields.prompt)
         if isinstance(row.get(fields.prompt), list) or isinstance(row.get(fields.answer), list):
             return [self._of_messages(row)]
         system = system_of(row, fields.system)
@@ -117,12 +113,6 @@ def read_turns(turns: list[Any], *, key: str, system: Any, ignored: frozenset[st
     names = Fields(messages=key, role="from" if is_sharegpt else "role", content="value" if is_sharegpt else "content")
     [parsed] = ChatReader(names, ignored)({key: turns, "system": system})
     return parsed
-
-
-def system_of(row: Mapping[str, Any], key: str | None) -> str:
-    """The system text of a row, "" where there is none."""
-    value = row.get(key) if key else None
-    return "" if value in (None, "") else text_of(value, key or "")
 
 
 PROMPT_ANSWER = RowFormat(

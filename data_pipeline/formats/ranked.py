@@ -8,11 +8,10 @@ from typing import Any
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.known_keys import ALWAYS_HARMLESS
-from data_pipeline.formats.prompt_answer import system_of
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import prompt_messages
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
-from data_pipeline.formats.values import list_of, message_of, object_of
+from data_pipeline.formats.values import list_of, message_of, object_of, system_of
 
 
 class RankedReader:

@@ -57,8 +57,3 @@ class RowFormat:
     holds_tokens: bool = False
     has_pairs: bool = False
     messages_in_class: Callable[[Sequence[Message]], Sequence[Message]] = _as_given
-
-    @property
-    def content_keys(self) -> frozenset[str]:
-        """The keys that hold the conversation, so they cannot name a class or hold a score."""
-        return self.fields.row_keys

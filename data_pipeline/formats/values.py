@@ -44,27 +44,25 @@ def text_of(value: Any, where: str) -> str:
     return value
 
 
-def system_of(row: Mapping[str, Any]) -> str:
-    """The text of the key `system`, "" where there is none."""
-    value = row.get("system")
-    return "" if value in (None, "") else text_of(value, "system")
+def system_of(row: Mapping[str, Any], key: str | None) -> str:
+    """The system text of a row, "" where there is none."""
+    value = row.get(key) if key else None
+    return "" if value in (None, "") else text_of(value, key or "")
 
 
-def role_of(role: Any, roles: Mapping[str, str], where: str) -> str:
-    """What a role is called here; roles: its name in the row -> `user`, `assistant` or `system`."""
-    if not isinstance(role, str) or role not in roles:
-        raise RowError("unknown_role", f"{where}: unknown role {shown(role)}; known: {', '.join(roles)}")
-    return roles[role]
+def missing_key(row: Mapping[str, Any], key: str) -> RowError:
+    """What to say of a row without a key of its format."""
+    found = ", ".join(map(shown, list(row)[:10])) or "none"
+    return RowError(
+        "missing_key", f"key `{key}` is missing; found: {found}; is `format` right? `format: auto` finds it"
+    )
 
 
 def list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     """A list that has at least one entry."""
     value = row.get(key)
     if key not in row:
-        found = ", ".join(map(shown, list(row)[:10])) or "none"
-        raise RowError(
-            "missing_key", f"key `{key}` is missing; found: {found}; is `format` right? `format: auto` finds it"
-        )
+        raise missing_key(row, key)
     if not isinstance(value, list):
         raise RowError("wrong_type", f"{key}: expected a list, found {shown(value)}")
     if not value:
@@ -72,34 +70,8 @@ def list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     return value
 
 
-def objects_of(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """The objects of a list that has at least one."""
-    return [object_of(item, f"{key}[{number}]") for number, item in enumerate(list_of(row, key))]
-
-
 def object_of(item: Any, where: str) -> Mapping[str, Any]:
     """An object."""
     if not isinstance(item, Mapping):
         raise RowError("wrong_type", f"{where}: expected an object, found {shown(item)}")
     return item
-
-
-def split_system(turns: list[tuple[str, Any, Any]], system: Any, key: str, value: str) -> tuple[str, list[Message]]:
-    """Take the system message off the front. A second one, or one in the middle, is an error.
-
-    turns: (role, content, weight). system: the row's own `system`. key, value: where a message and its content are.
-    """
-    text = "" if system in (None, "") else text_of(system, "system")
-    first = 1
-    if turns and turns[0][0] == "system":
-        if text:
-            raise RowError("misplaced_system", f"both `system` and {key}[0] hold a system text; keep one")
-        content = turns[0][1]
-        text = "" if content == "" else text_of(content, f"{key}[0].{value}")
-        turns, first = turns[1:], 2
-    messages = []
-    for number, (role, content, weight) in enumerate(turns, first):
-        if role == "system":
-            raise RowError("misplaced_system", f"{key}: a system message must be the first message, and the only one")
-        messages.append(message_of(role, content, weight, f"{key}, turn {number}"))
-    return text, messages

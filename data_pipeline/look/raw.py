@@ -20,7 +20,7 @@ from data_pipeline.formats.table import FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
 from data_pipeline.path_keys import written_path
-from data_pipeline.prompt.prompt_format import AnyTemplate, PromptTemplate, rows_of
+from data_pipeline.prompt.prompt_format import AnyTemplate, rows_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
 from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids
@@ -28,7 +28,7 @@ from data_pipeline.read.layout import UnreadField, found_layout, in_layout, unre
 from data_pipeline.read.openchat_parquet import is_tokenized
 from data_pipeline.read.rows import class_text, parse_row
 from data_pipeline.read.sample import sampled_rows, spread_sample
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 
 SAMPLED_ROWS = 20_000
 MOST_CLASSES = 12  # a field with more values than that does not name classes
@@ -38,7 +38,7 @@ _SEED = 0
 _LONGEST_CLASS_NAME = 64
 _DEEPEST_FIELD = 3
 # Fields that hold the conversation in some format cannot name a class, whatever the format of the file.
-_CONTENT_KEYS = frozenset(("id", "system", "prompt", "text")).union(*(f.content_keys for f in FORMATS.values()))
+_CONTENT_KEYS = frozenset(("id", "system", "prompt", "text")).union(*(f.fields.row_keys for f in FORMATS.values()))
 _SCORE_NAME = re.compile(r"score|reward|rating|rank|votes?$|grade", re.I)
 
 
@@ -238,7 +238,7 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, FieldLook]:
     return {name: seen for name, seen in fields.items() if seen.values is not None or seen.numbers is not None}
 
 
-def under_inference_condition(conversation: Conversation, template: PromptTemplate) -> TaggedConversation:
+def under_inference_condition(conversation: Conversation, template: AnyTemplate) -> TaggedConversation:
     """A conversation whose class is not known, under the condition that the template asks for answers with."""
     return TaggedConversation(
         conversation=conversation,

@@ -8,17 +8,12 @@ from dataclasses import dataclass
 
 from data_pipeline.ledger import Ledger
 from data_pipeline.prepared.dataset import ClassRow
-from data_pipeline.text_rules import quoted, visible
+from data_pipeline.text_rules import quoted, visible_line
 
 CLASS_HEAD = ("class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share")
 CLASS_NOTE = (
     "All splits together. Weight share: the class's part of the loss. Effective: (sum of weights)² / sum of squares."
 )
-
-
-def visible_line(text: str) -> str:
-    """A text in one line, with everything escaped that people could not see."""
-    return visible(text, kept="")
 
 
 def class_rows(

@@ -13,7 +13,7 @@ from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.tables import CLASS_HEAD, class_rows, ledger_reasons, ledger_summary
 from data_pipeline.look.tokens import ShownToken, runs
 from data_pipeline.prepared.dataset import ClassRow
-from data_pipeline.text_rules import quoted, visible
+from data_pipeline.text_rules import quoted, visible, visible_line
 
 _RESET, _PLAIN, _CONTROL, _PREFIX = "\033[0m", "\033[2m", "\033[35m", "\033[36m"
 _SUPERVISED_CONTROL = "\033[1;4;35m"
@@ -27,7 +27,7 @@ def report(inspection: Inspection, selection: Selection, *, color: bool, with_to
     rows = inspection.select(selection)
     manifest = inspection.manifest
     condition = quoted(manifest.inference_condition)
-    yield visible(f"{inspection.prepared_dir}: template {manifest.template}, inference condition {condition}", kept="")
+    yield visible_line(f"{inspection.prepared_dir}: template {manifest.template}, inference condition {condition}")
     yield ""
     yield class_table(manifest.classes)
     yield ""
@@ -56,9 +56,9 @@ def ledger_text(ledger: Ledger) -> str:
     lines = [ledger_summary(ledger)]
     for row in ledger_reasons(ledger):
         lines.append(
-            f"  {'dropped' if row.is_dropped else 'kept'}, {visible(row.reason, kept='')}: {row.num_conversations:,}"
+            f"  {'dropped' if row.is_dropped else 'kept'}, {visible_line(row.reason)}: {row.num_conversations:,}"
         )
-        lines += [f"    {visible(example, kept='')}" for example in row.examples]
+        lines += [f"    {visible_line(example)}" for example in row.examples]
     return "\n".join(lines)
 
 
@@ -79,7 +79,7 @@ def count_in(lengths: np.ndarray, bins: Sequence[tuple[int, int]]) -> list[int]:
 def lengths_text(class_lengths: Mapping[str, np.ndarray], *, split: str) -> str:
     """Lengths of a split's rows: their middle and ends, and a histogram, of all and of each class."""
     everything = np.concatenate(list(class_lengths.values()))
-    shown = {visible(name, kept=""): lengths for name, lengths in class_lengths.items()}
+    shown = {visible_line(name): lengths for name, lengths in class_lengths.items()}
     facts: list[tuple[str, ...]] = [(f"lengths in {split}", "rows", "mean", "median", "longest")]
     for name, lengths in {"all classes": everything, **(shown if len(shown) > 1 else {})}.items():
         numbers = (len(lengths), lengths.mean(), np.median(lengths), lengths.max())
@@ -110,9 +110,9 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 def _row_head(row: ShownRow) -> str:
     return (
-        f"row {row.number}  class {visible(row.class_name, kept='')}  condition {quoted(row.condition)}  "
+        f"row {row.number}  class {visible_line(row.class_name)}  condition {quoted(row.condition)}  "
         f"{len(row.tokens):,} tokens, {row.num_supervised:,} supervised, weights add up to {row.weight_sum:.4g}  "
-        f"id {visible(row.conversation_id, kept='')}"
+        f"id {visible_line(row.conversation_id)}"
     )
 
 
@@ -157,4 +157,4 @@ def _token_table_legend() -> str:
 def _token_table(tokens: Sequence[ShownToken]) -> Iterator[str]:
     yield f"{'place':>6} {'id':>7} {'weight':>7}  kind     text"
     for place, token in enumerate(tokens):
-        yield f'{place:>6} {token.id:>7} {token.weight:>7.4g}  {token.kind:<7}  "{visible(token.text, kept="")}"'
+        yield f'{place:>6} {token.id:>7} {token.weight:>7.4g}  {token.kind:<7}  "{visible_line(token.text)}"'

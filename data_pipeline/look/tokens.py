@@ -10,7 +10,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.prompt.render import texts_after
+from data_pipeline.prompt.header_texts import texts_after
 from data_pipeline.prompt.template import Template
 
 Kind = Literal["control", "prefix", "content"]

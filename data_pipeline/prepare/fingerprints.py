@@ -14,7 +14,7 @@ from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.uniform import uniform_format
 from data_pipeline.read import sources
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings.data import DataSettings
 
 
 def input_fingerprints(job: PrepareJob, *, with_sources: bool = True) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.tokenization import TokenizerSpec
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings.data import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True)

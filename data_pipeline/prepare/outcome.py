@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from data_pipeline.errors import Problem, UserError, UserErrors
 from data_pipeline.ledger import Tally
 from data_pipeline.prepared.dataset import Split, SplitCounts
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings.data import DataSettings
 
 
 def check_outcome(data: DataSettings, tally: Tally, splits: Mapping[Split, SplitCounts]) -> None:

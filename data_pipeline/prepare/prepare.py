@@ -33,10 +33,11 @@ from data_pipeline.prepared.dataset import (
 from data_pipeline.prepared.integrity import hashes_of, verify
 from data_pipeline.prompt.base_template.template import TOKENS_OF_OTHER_TEMPLATE, BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
+from data_pipeline.read.chunks import ChunkSizes
 from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.layout import require_fields_read, resolved
 from data_pipeline.read.openchat_parquet import tokenized_files
-from data_pipeline.read.sources import ChunkSizes, check_sources
+from data_pipeline.read.sources import check_sources
 
 
 def prepare(
@@ -70,11 +71,7 @@ def prepare(
         say(f"warning: {note}")
     check_chat_template(job.tokenizer, job.template)
     job = replace(job, data=resolved(job.data, say=say))
-    for number, source in enumerate(job.data.sources):
-        if source.is_tokenized and isinstance(job.template, BaseTemplate):
-            raise UserError(f"data.sources.{number}", *TOKENS_OF_OTHER_TEMPLATE)
-        if source.is_tokenized:  # now, and not after an hour of work on the sources before it
-            tokenized_files(source, job.template.name, where=f"data.sources.{number}")
+    _check_tokenized(job)
     require_fields_read(job.data, say=say)
     job = replace(job, rewards=survey(job.data, num_workers=num_workers, sizes=sizes))
     with replaced_folder(prepared_dir, owned=owned) as folder:
@@ -93,6 +90,15 @@ def prepare(
         manifest = manifest.sealed(hashes_of(folder))
         manifest.save(folder)
     return manifest, False
+
+
+def _check_tokenized(job: PrepareJob) -> None:
+    """Raise UserError for tokens of another template: now, and not after an hour of work on the sources before them."""
+    for number, source in enumerate(job.data.sources):
+        if source.is_tokenized and isinstance(job.template, BaseTemplate):
+            raise UserError(f"data.sources.{number}", *TOKENS_OF_OTHER_TEMPLATE)
+        if source.is_tokenized:
+            tokenized_files(source, job.template.name, where=f"data.sources.{number}")
 
 
 def _current_manifest(prepared_dir: Path) -> Manifest | None:

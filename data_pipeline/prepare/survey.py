@@ -11,10 +11,9 @@ from data_pipeline.class_names import known_class
 from data_pipeline.classes.rewards import RewardFacts, needs_scores, reward_facts
 from data_pipeline.prepare.workers import over_chunks
 from data_pipeline.read import sources
+from data_pipeline.read.chunks import ChunkSizes, TokenizedChunk
 from data_pipeline.read.conversations import BadRow, SourceChunk, parse_rows
-from data_pipeline.read.openchat_parquet import BatchChunk
-from data_pipeline.read.sources import ChunkSizes
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings.data import DataSettings
 
 ClassScores = Mapping[str, np.ndarray]  # class -> float64[rows], in the order of the rows
 
@@ -51,7 +50,7 @@ class ChunkScores:
 
     def __call__(self, part: SourceChunk) -> ClassScores:
         """The scores of one chunk."""
-        assert not isinstance(part.chunk, BatchChunk), "rows of tokens have no scores; checked by DataSettings"
+        assert not isinstance(part.chunk, TokenizedChunk), "rows of tokens have no scores; checked by DataSettings"
         data, source = self._data, self._data.sources[part.source]
         scores: dict[str, list[float]] = {}
         rows = sources.read_chunk(part.chunk)
@@ -59,7 +58,7 @@ class ChunkScores:
             if isinstance(row, BadRow):
                 continue
             name = source.class_name or known_class(row.class_value or "", data.classes)
-            assert row.score is not None, "parse_row reads it"
+            assert row.score is not None, "RowReader reads it"
             if data.scored_by is not None or name in data.classes:
                 scores.setdefault(name, []).append(row.score)
         return {name: np.array(values) for name, values in scores.items()}

@@ -8,8 +8,7 @@ a second named template either: engines that expect a tokenizer's `chat_template
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from data_pipeline.prompt.jinja_parts import (
     NOT_SHOWN,
@@ -101,15 +100,11 @@ class _Jinja:
     def _write(self, text: str) -> str:
         return f"{{{{- {self._text(text)} -}}}}" if text else ""
 
-    def _by(self, variable: str, choices: Mapping[Any, str], otherwise: str) -> str:
-        """An expression: the text for the value of a variable."""
-        expression = self._text(otherwise)
-        for value, text in choices.items():
-            expression = f"({self._text(text)} if {variable} == {literal(value)} else {expression})"
-        return expression
-
     def _open(self, turn: Turn) -> str:
-        return "{{- " + self._by("ns.previous", turn.open_after, turn.open) + " -}}"
+        opening = self._text(turn.open)
+        for role, text in turn.open_after.items():
+            opening = f"({self._text(text)} if ns.previous == {literal(role)} else {opening})"
+        return "{{- " + opening + " -}}"
 
     def _close(self, turn: Turn) -> str:
         """An expression for the end of a turn and what is behind it: what is learned, without `after`."""

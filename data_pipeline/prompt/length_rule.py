@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.conversation import TokenizedConversation
-from data_pipeline.prompt.prompt_format import PromptTemplate
+from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 
@@ -39,7 +39,7 @@ class LengthRule:
     num_tail_tokens: int
 
     @staticmethod
-    def of(template: PromptTemplate, tokenizer: TemplateTokenizer, *, max_length_tokens: int) -> LengthRule:
+    def of(template: AnyTemplate, tokenizer: TemplateTokenizer, *, max_length_tokens: int) -> LengthRule:
         """The rule for conversations of a template."""
         return LengthRule(
             max_length_tokens=max_length_tokens, num_tail_tokens=tokenizer.num_text_tokens(template.after_turn)

@@ -7,7 +7,6 @@ file is the only place that chooses between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from data_pipeline.conversation import TaggedConversation
 from data_pipeline.prompt.base_template.rows import BaseRows
@@ -17,33 +16,11 @@ from data_pipeline.prompt.render import render
 from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TokenizerSpec
 
+# Both have `name` (as the manifest has it), `control_tokens` (those that the format writes, without
+# beginning-of-sequence), `end_of_turn` (the one that ends an answer, which the model learns to write), `after_turn`
+# (what `PromptRow.segments` has behind the last one, which the length rule always leaves out), and
+# `inference_condition` (the condition that published models of the format are prompted with).
 AnyTemplate = Template | BaseTemplate
-
-
-class PromptTemplate(Protocol):
-    """What both kinds of template say of themselves."""
-
-    @property
-    def name(self) -> str:
-        """As the manifest has it."""
-
-    @property
-    def control_tokens(self) -> tuple[str, ...]:
-        """The control tokens that it writes, without beginning-of-sequence."""
-
-    @property
-    def end_of_turn(self) -> str:
-        """The control token that ends an answer; the model learns to write it."""
-
-    @property
-    def after_turn(self) -> str:
-        """What `PromptRow.segments` has after the last end of turn, which the length rule always leaves out."""
-
-    @property
-    def inference_condition(self) -> str:
-        """The condition that published models of this format are prompted with."""
-
-
 RowsOf = Callable[[TaggedConversation], Sequence[PromptRow]]
 
 

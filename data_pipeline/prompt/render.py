@@ -11,7 +11,6 @@ Everything between two control tokens is tokenized as one text with control toke
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from data_pipeline.conversation import (
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.part_weights import MessageWeights, message_weights
 from data_pipeline.prompt.segment_writer import Place, Writer, write_close, write_open
-from data_pipeline.prompt.template import CONDITION, AnswerTurn, PreviousRole, Template, Turn
+from data_pipeline.prompt.template import AnswerTurn, PreviousRole, Template, Turn
 
 
 def render(tagged: TaggedConversation, template: Template, *, bos_token: str | None) -> tuple[Segment, ...]:
@@ -62,53 +61,6 @@ def system_text(conversation: Conversation, template: Template) -> str:
     assert tools is not None, "checked"
     described = "".join(tools.each + json.dumps(tool, ensure_ascii=False) for tool in json.loads(conversation.tools))
     return f"{system}{tools.lead if system else ''}{tools.open}{described}{tools.close}"
-
-
-def texts_after(control_token: str | None, template: Template, condition: str) -> tuple[str, ...]:
-    """What the template may write right after a control token and before any content. control_token: None for the
-    beginning of a row.
-
-    The counterpart of `render` for showing rows: ids do not say where a role prefix ends.
-    """
-    written = template.condition_text(condition)
-    opens = [text.replace(CONDITION, written) for turn in _turns(template) for text in turn.opens]
-    headers = {_leading_text(template, text) for text in opens} - {""}
-    if control_token not in template.control_tokens:  # the beginning of a row
-        return tuple({_leading_text(template, template.begin)} - {""} if template.begin else headers)
-    reasoning, answer = template.reasoning, template.turns.assistant
-    inner = [*opens, answer.begin, *(() if reasoning is None else (reasoning.open, reasoning.close, reasoning.empty))]
-    found = {text for whole in inner for text in _texts_behind(template, whole, control_token)}
-    ends = [template.begin, *(text for turn in _turns(template) for text in turn.close_before.values())]
-    ends += [text + turn.after for turn in _turns(template) for text in (turn.close, turn.close_last or turn.close)]
-    for end in ends:
-        behind = _texts_behind(template, end, control_token)
-        found |= set(behind)
-        if behind and template.pieces(end)[-2:] == (control_token, behind[-1]):
-            found |= {behind[-1] + header for header in headers}
-        elif template.pieces(end)[-1:] == (control_token,):
-            found |= headers
-    return tuple(found - {""})
-
-
-def _leading_text(template: Template, text: str) -> str:
-    """The plain text at the beginning of a text of the template."""
-    pieces = template.pieces(text)
-    return "" if not pieces or template.is_control(pieces[0]) else pieces[0]
-
-
-def _texts_behind(template: Template, text: str, control_token: str | None) -> list[str]:
-    """The plain text right behind each place of a control token in a text of the template."""
-    pieces = template.pieces(text)
-    return [
-        behind
-        for piece, behind in itertools.pairwise(pieces)
-        if piece == control_token and not template.is_control(behind)
-    ]
-
-
-def _turns(template: Template) -> Sequence[Turn]:
-    turns = template.turns
-    return [turn for turn in (turns.system, turns.user, turns.assistant, turns.tool) if turn is not None]
 
 
 def _write(writer: Writer, tagged: TaggedConversation) -> None:

@@ -10,7 +10,6 @@ from data_pipeline.hub_cache import is_known_to_be_absent, offline_without_netwo
 from data_pipeline.hub_names import is_hub_id
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 def find_tokenizer_files(name: str, *, revision: str | None = None, more: Sequence[str] = ()) -> dict[str, Path]:

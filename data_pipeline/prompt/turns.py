@@ -75,7 +75,7 @@ class TurnReader:
         if not segments:
             return _Header(class_name=None, role=role, ids=(), text_start=0, text="")
         tokens = self._tokenizer.tokenize([segments])[0]
-        assert not isinstance(tokens, RowError), "headers are made of texts that settings.py has checked"
+        assert not isinstance(tokens, RowError), "headers are made of texts that the recipe's sections have checked"
         ids = tokens.input_ids.tolist()
         last = segments[-1]
         assert isinstance(last, Text), "a header ends with text"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +65,19 @@ class RowsChunk:
     rows: Sequence[tuple[str, Any]]
 
 
-Chunk = LinesChunk | TextChunk | ParquetChunk | ArrowChunk | RowsChunk
+@dataclass(frozen=True, kw_only=True)
+class TokenizedChunk:
+    """Rows of tokens (`openchat_parquet.py`) of a file; the first is row `first_row` (1-based)."""
+
+    path: str
+    first_row: int
+    batch: pa.RecordBatch
+
+    @property
+    def num_conversations(self) -> int:
+        """Conversations of all rows, as far as their lengths tell."""
+        return int(pc.sum(pc.list_value_length(self.batch.column("seqlens"))).as_py() or 0)
+
+
+Chunk = LinesChunk | TextChunk | ParquetChunk | ArrowChunk | RowsChunk  # of rows of text
+AnyChunk = Chunk | TokenizedChunk

@@ -13,12 +13,11 @@ from data_pipeline.conversation import Conversation, TaggedConversation, Tokeniz
 from data_pipeline.errors import RowError
 from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.read import sources
-from data_pipeline.read.openchat_parquet import BatchChunk, read_tokenized, tokenized_chunks
+from data_pipeline.read.chunks import AnyChunk, ChunkSizes, TokenizedChunk
+from data_pipeline.read.openchat_parquet import read_tokenized, tokenized_chunks
 from data_pipeline.read.rows import RowReader
-from data_pipeline.read.sources import Chunk, ChunkSizes
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 
-AnyChunk = Chunk | BatchChunk
 C = TypeVar("C", Conversation, TaggedConversation)
 
 
@@ -105,7 +104,7 @@ def read_conversations(
     scored_by, ignored: see `parse_rows`. read_turns: needed where the rows hold tokens, which come as
     `TaggedConversation.tokens`.
     """
-    if isinstance(chunk, BatchChunk):
+    if isinstance(chunk, TokenizedChunk):
         assert read_turns is not None, "given for rows of tokens"
         yield from _from_tokens(chunk, source, read_turns)
         return
@@ -120,7 +119,7 @@ def read_conversations(
 
 
 def _from_tokens(
-    chunk: BatchChunk, source: SourceSettings, read_turns: ReadTurns
+    chunk: TokenizedChunk, source: SourceSettings, read_turns: ReadTurns
 ) -> Iterator[TaggedConversation | BadRow]:
     for place, tokens in read_tokenized(chunk):
         try:

@@ -13,7 +13,7 @@ from data_pipeline.file_hashes import hash_files
 from data_pipeline.read.file_kinds import file_form
 from data_pipeline.read.folders import Walk, dead_link, own_folder, walk
 from data_pipeline.read.splits import CardFiles, SplitNames, card_subsets, several_splits, split_names
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 
 
 @dataclass(frozen=True, kw_only=True)

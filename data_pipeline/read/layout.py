@@ -17,7 +17,8 @@ from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.read import sources
 from data_pipeline.read.chunks import Chunk, LinesChunk, ParquetChunk
 from data_pipeline.read.rows import RowReader
-from data_pipeline.settings import DataSettings, FieldSettings, SourceSettings
+from data_pipeline.settings.data import DataSettings
+from data_pipeline.settings.sources import FieldSettings, SourceSettings
 
 _MOST_CHUNKS = 64
 _MOST_PARSED_CHUNKS = 64  # of files that have to be unpacked or parsed to be cut into chunks

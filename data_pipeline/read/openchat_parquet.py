@@ -19,20 +19,19 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipeline.conversation import TokenizedConversation
 from data_pipeline.errors import RowError, UserError
+from data_pipeline.read.chunks import TokenizedChunk
 from data_pipeline.read.columns import open_parquet
 from data_pipeline.read.file_kinds import file_form
 from data_pipeline.read.sources import source_files
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from data_pipeline.weight import LARGEST_WEIGHT
 
 _SCALARS: Mapping[str, pa.DataType] = {"total_length": pa.int32(), "num_seqs": pa.float32()}
@@ -51,20 +50,6 @@ TEMPLATE_OF_MODEL_TYPE: Mapping[str, str] = {
 _ROWS_PER_BATCH = 512  # OpenChat writes a whole file as one row group
 _EPOCH_FILE = re.compile(r"(.*)\.\d+\.parquet")
 _SUM_TOLERANCE = 1e-4  # relative; the sum is stored as float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchChunk:
-    """Rows of a file; the first is row `first_row` (1-based)."""
-
-    path: str
-    first_row: int
-    batch: pa.RecordBatch
-
-    @property
-    def num_conversations(self) -> int:
-        """Conversations of all rows, as far as their lengths tell."""
-        return int(pc.sum(pc.list_value_length(self.batch.column("seqlens"))).as_py() or 0)
 
 
 def is_tokenized(file: Path) -> bool:
@@ -86,19 +71,19 @@ def tokenized_files(source: SourceSettings, template: str, *, where: str) -> lis
     return files
 
 
-def tokenized_chunks(source: SourceSettings, template: str, *, where: str) -> Iterator[BatchChunk]:
+def tokenized_chunks(source: SourceSettings, template: str, *, where: str) -> Iterator[TokenizedChunk]:
     """Cut a source into chunks, in order."""
     for file in tokenized_files(source, template, where=where):
         first_row = 1
         try:
             for batch in open_parquet(file).iter_batches(_ROWS_PER_BATCH, columns=[*_SCALARS, *_LISTS]):
-                yield BatchChunk(path=str(file), first_row=first_row, batch=batch)
+                yield TokenizedChunk(path=str(file), first_row=first_row, batch=batch)
                 first_row += batch.num_rows
         except (OSError, ValueError) as error:
             raise UserError(file, f"damaged after row {first_row - 1} ({error})", "get the file again") from None
 
 
-def read_tokenized(chunk: BatchChunk) -> Iterator[tuple[str, TokenizedConversation | RowError]]:
+def read_tokenized(chunk: TokenizedChunk) -> Iterator[tuple[str, TokenizedConversation | RowError]]:
     """Yield (place, conversation) for every conversation of a chunk, and one RowError for a row that contradicts
     itself.
 

@@ -20,7 +20,7 @@ from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
 from data_pipeline.formats.row_format import ParsedRow
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
 from data_pipeline.formats.values import text_of, weight_of
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from data_pipeline.text_rules import shown
 from data_pipeline.weight import LARGEST_WEIGHT
 
@@ -147,9 +147,9 @@ def _is_said(text: str, parsed: Sequence[ParsedRow]) -> bool:
     )
 
 
-def parse_row(row: Any, *, place: str, source: SourceSettings, scored_by: str | None = None) -> Conversation:
+def parse_row(row: Any, *, place: str, source: SourceSettings) -> Conversation:
     """Read one raw row with one conversation; see RowReader."""
-    [conversation] = RowReader(source, scored_by=scored_by)(row, place)
+    [conversation] = RowReader(source)(row, place)
     return conversation
 
 

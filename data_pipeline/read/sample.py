@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from data_pipeline.read.chunks import ArrowChunk, ParquetChunk, RowsChunk
-from data_pipeline.read.openchat_parquet import BatchChunk, tokenized_chunks
-from data_pipeline.read.sources import Chunk, chunks, count_rows, read_chunk, rows_at
-from data_pipeline.settings import SourceSettings
+from data_pipeline.read.chunks import ArrowChunk, Chunk, ParquetChunk, RowsChunk, TokenizedChunk
+from data_pipeline.read.openchat_parquet import tokenized_chunks
+from data_pipeline.read.sources import chunks, count_rows, read_chunk, rows_at
+from data_pipeline.settings.sources import SourceSettings
 
-C = TypeVar("C", Chunk, BatchChunk)
+C = TypeVar("C", Chunk, TokenizedChunk)
 _SEED = 0
 _DECODED_TIMES = 4  # rows of Parquet and Arrow that are decoded for each row that is taken
 
@@ -28,7 +28,7 @@ class Sample(Generic[C]):
 
 def sample_source(
     source: SourceSettings, *, template: str, where: str, most_rows: int
-) -> Sample[Chunk] | Sample[BatchChunk]:
+) -> Sample[Chunk] | Sample[TokenizedChunk]:
     """About `most_rows` rows of a source of any format. Raises UserError for files that cannot be read."""
     if source.row_format.holds_tokens:
         return first_sample(tokenized_chunks(source, template, where=where), most_conversations=most_rows)
@@ -71,9 +71,9 @@ def sampled_rows(sample: Sample[Chunk]) -> list[tuple[str, Any]]:
     return [row for chunk in sample.chunks for row in read_chunk(chunk)]
 
 
-def first_sample(parts: Iterable[BatchChunk], *, most_conversations: int) -> Sample[BatchChunk]:
+def first_sample(parts: Iterable[TokenizedChunk], *, most_conversations: int) -> Sample[TokenizedChunk]:
     """The first chunks that together hold `most_conversations`; of chunks that are in memory, few are kept."""
-    kept: list[BatchChunk] = []
+    kept: list[TokenizedChunk] = []
     num_conversations, num_rows = 0, 0
     for chunk in parts:
         if num_conversations < most_conversations:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import RowError, UserError
-from data_pipeline.settings import HUB_PREFIX, SourceSettings
+from data_pipeline.settings.sources import HUB_PREFIX, SourceSettings
 
 _ROWS_AT_ONCE = 1000
 

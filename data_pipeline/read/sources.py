@@ -22,20 +22,7 @@ from data_pipeline.read.json_documents import document_rows, parse_line
 from data_pipeline.read.saved_datasets import dataset_rows, load_dataset, saved_folder
 from data_pipeline.read.tables import table_rows
 from data_pipeline.read.text_files import LONGEST_LINE, TextForm, lines_of, read_text, too_long
-from data_pipeline.settings import SourceSettings
-
-__all__ = [
-    "Chunk",
-    "ChunkSizes",
-    "check_sources",
-    "chunks",
-    "count_rows",
-    "fingerprint",
-    "is_dataset",
-    "read_chunk",
-    "rows_at",
-    "source_files",
-]
+from data_pipeline.settings.sources import SourceSettings
 
 
 def source_files(source: SourceSettings, *, where: str) -> list[Path]:

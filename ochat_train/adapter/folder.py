@@ -22,8 +22,6 @@ from ochat_train.recipe.sections.adapter import AdapterSettings
 from ochat_train.system.pretrained import reason_of
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-LEAD = "base_model.model."  # PEFT's wrapper around a model, in the names of its files
-TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
 _AGAIN = "fetch or export the adapter again"
 
 

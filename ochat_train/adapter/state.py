@@ -10,8 +10,8 @@ import torch
 from ochat_train.adapter.build import ADAPTER
 from ochat_train.adapter.token_rows import ROWS
 
-_LEAD = "base_model.model."
-_TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+LEAD = "base_model.model."  # PEFT's wrapper around a model
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
 _MAGNITUDE = "lora_magnitude_vector"
 
 
@@ -32,10 +32,10 @@ def peft_name(name: str) -> str:
     """
     module, mark, _ = name.partition(f".{ROWS}.")
     if mark:
-        return f"{_LEAD}{module}.{_TOKEN_ROWS}"
+        return f"{LEAD}{module}.{TOKEN_ROWS}"
     parts = name.split(".")
     if ADAPTER not in parts or not any(part.startswith("lora_") for part in parts):
         raise ValueError(f"{name} is not a tensor of an adapter")
     if _MAGNITUDE in parts:
         parts.remove("weight")
-    return _LEAD + ".".join(part for part in parts if part != ADAPTER)
+    return LEAD + ".".join(part for part in parts if part != ADAPTER)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from data_pipeline.errors import UserError
-from data_pipeline.text_rules import visible
+from data_pipeline.text_rules import visible, visible_line
 from ochat_train.system.messages import end_pieces, print_marked, print_message, print_piece, print_result
 
 _BOLD, _DIM, _RED, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
@@ -32,7 +32,7 @@ class Screen:
 
     def heading(self, text: str) -> None:
         """Whose answer follows."""
-        print_marked(self._marked(f"[{visible(text, kept='')}]", _BOLD))
+        print_marked(self._marked(f"[{visible_line(text)}]", _BOLD))
 
     def say(self, text: str) -> None:
         """An answer of the program itself."""
@@ -55,7 +55,7 @@ class Screen:
         """The lines that a person types, up to Ctrl-D. prompt: what is shown before each."""
         for shown in prompt:
             try:
-                line = _typed(self._marked(f"{visible(shown, kept='')}> ", _BOLD, typed=True))
+                line = _typed(self._marked(f"{visible_line(shown)}> ", _BOLD, typed=True))
             except EOFError:
                 print_result("")
                 return

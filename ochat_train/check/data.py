@@ -20,12 +20,12 @@ from data_pipeline.prepared.integrity import verify
 from data_pipeline.prompt.prompt_format import RowsOf, rows_of
 from data_pipeline.read.layout import first_rows, unused_names
 from data_pipeline.read.sources import check_sources as file_notes
-from data_pipeline.settings import class_specs
+from data_pipeline.settings.data import class_specs
 from data_pipeline.text_rules import quoted
 from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts, SourceSample
 from ochat_train.evaluation.questions import load_questions
-from ochat_train.planning.memory import GIB
+from ochat_train.planning.memory_parts import GIB
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.suites.benchmarks import load_benchmarks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_pipeline.hub_names import is_hub_id
-from data_pipeline.settings import HUB_PREFIX
+from data_pipeline.settings.sources import HUB_PREFIX
 from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.hub.models import ANSWER_SECONDS, LOG_IN

@@ -15,7 +15,7 @@ from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.structure import decoder_layers
-from ochat_train.planning.memory import GIB
+from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
 from ochat_train.planning.steps import automatic_rate
 from ochat_train.recipe.sections.model import ModelSettings

@@ -27,11 +27,12 @@ from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.prompt.turns import TurnReader
-from data_pipeline.read.conversations import AnyChunk, BadRow, read_conversations, with_unique_ids
+from data_pipeline.read.chunks import AnyChunk
+from data_pipeline.read.conversations import BadRow, read_conversations, with_unique_ids
 from data_pipeline.read.layout import resolved_source
 from data_pipeline.read.sample import sample_source
 from data_pipeline.read.sources import is_dataset, source_files
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from ochat_train.hub import models
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.base_class import text_config

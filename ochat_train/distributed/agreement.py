@@ -107,10 +107,10 @@ def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
         raise UserError("the hosts differ", "; ".join(problems), remedy)
 
 
-def require_shared_folder(ranks: Ranks, folder: Path, *, name: str, sight_seconds: float = SIGHT_SECONDS) -> None:
-    """Raise UserError on all ranks if one of them does not see in `folder`, which rank 0 has, what rank 0 writes there.
+def require_shared_folder(ranks: Ranks, folder: Path, *, sight_seconds: float = SIGHT_SECONDS) -> None:
+    """Raise UserError on all ranks if one of them does not see in `folder`, the run folder, what rank 0 writes there.
 
-    name: what the folder is called in the recipe. sight_seconds: how long a new file may take to be seen.
+    sight_seconds: how long a new file may take to be seen.
     """
     token = on_main_rank(ranks, lambda: _write_token(folder))
     try:
@@ -123,7 +123,7 @@ def require_shared_folder(ranks: Ranks, folder: Path, *, name: str, sight_second
     if unseeing:
         (host, (written, _)), (_, (searched, _)) = found[0], found[unseeing[0]]
         raise UserError(
-            name,
+            "output_dir",
             f"{_ranks_text(unseeing, found)} looked into {searched} and did not find what rank 0 ({host}) has just "
             f"written into {written}",
             "all ranks write checkpoints, so use one folder on a disk that all hosts share (NFS, Lustre, ...), under "

@@ -12,7 +12,6 @@ from ochat_train.suites.held_out import HeldOutQuestion, parse_questions, result
 
 _BATCH = 250
 
-Question = HeldOutQuestion
 RightRatios = Mapping[str, float]  # task -> share of right answers; ALL_TASKS: of all questions
 ALL_TASKS = "all"
 
@@ -27,7 +26,7 @@ class Answerer(Protocol):
         ...
 
 
-def load_questions(path: Path) -> list[Question]:
+def load_questions(path: Path) -> list[HeldOutQuestion]:
     """Read questions, a JSON object on each line: `question`, `answer`, and if there are several `task`.
 
     Raises UserError for a file or a line that is not like that.
@@ -42,7 +41,7 @@ def load_questions(path: Path) -> list[Question]:
 
 def right_ratios_by_condition(
     answerer: Answerer,
-    questions: Sequence[Question],
+    questions: Sequence[HeldOutQuestion],
     conditions: Sequence[str],
     *,
     max_new_tokens: int,
@@ -59,7 +58,7 @@ def right_ratios_by_condition(
 
 def right_ratios(
     answerer: Answerer,
-    questions: Sequence[Question],
+    questions: Sequence[HeldOutQuestion],
     condition: str | None,
     *,
     max_new_tokens: int,

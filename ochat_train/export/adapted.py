@@ -13,10 +13,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import add_adapter
-from ochat_train.adapter.folder import LEAD, TOKEN_ROWS, load_adapter, short_targets, write_adapter
+from ochat_train.adapter.folder import load_adapter, short_targets, write_adapter
 from ochat_train.adapter.merge import merge_adapter, narrow, remove_adapter, round_weights, widen
 from ochat_train.adapter.quantize import quantise_base
-from ochat_train.adapter.state import adapter_tensors
+from ochat_train.adapter.state import LEAD, TOKEN_ROWS, adapter_tensors
 from ochat_train.adapter.token_rows import merge_rows, trained_ids
 from ochat_train.checkpoint.basis import config_values
 from ochat_train.checkpoint.changes import config_changes, listed

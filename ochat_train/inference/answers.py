@@ -25,9 +25,13 @@ async def message_pieces(pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
 
     Closing this iterator early closes the engine's, which ends the computation.
     """
-    space, rows = FirstSpace(), FirstSpace()
+    space, rows, has_begun = FirstSpace(), FirstSpace(), False
     async with aclosing(pieces):  # type: ignore[type-var]  # every engine's iterator is an async generator
         async for piece in pieces:
+            if has_begun and not piece.logprobs:
+                yield piece
+                continue
+            has_begun = has_begun or bool(piece.text)
             logprobs = piece.logprobs and tuple(replace(row, text=rows.add(row.text)) for row in piece.logprobs)
             text = space.add(piece.text)
             yield Piece(text=text, num_tokens=piece.num_tokens, finish=piece.finish, logprobs=logprobs)

@@ -7,8 +7,7 @@ servers (llama.cpp) send text only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline import nesting
@@ -21,9 +20,10 @@ from ochat_train.inference.engine import (
     Finish,
     Piece,
     TokenLogprob,
+    joined,
 )
 from ochat_train.inference.pieces import IdLogprob, PieceMaker
-from ochat_train.inference.streams import CONNECT_SECONDS, READ_SECONDS, BrokenStream, Server, make_streams
+from ochat_train.inference.streams import CONNECT_SECONDS, READ_SECONDS, BrokenStream, Response, Server, make_streams
 from ochat_train.system.answer_text import StopTexts
 from ochat_train.system.pretrained import reason_of
 
@@ -43,11 +43,21 @@ _ID_LEAD = "token_id:"  # how such servers write a token where log-probabilities
 
 
 class CompletionsClient:
-    """Asks one server. stop_ids: tokens that end every answer. Made inside an event loop."""
+    """Asks one server. stop_ids: tokens that end every answer. on_unavailable: called when the server fails at an
+    answer as if it did not run. Made inside an event loop.
+    """
 
-    def __init__(self, server: Server, tokenizer: Any, *, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        tokenizer: Any,
+        *,
+        stop_ids: Sequence[int],
+        on_unavailable: Callable[[], None] = lambda: None,
+    ) -> None:
         import httpx
 
+        self._on_unavailable = on_unavailable
         self._server, self._tokenizer, self._stop_ids = server, tokenizer, tuple(stop_ids)
         self._http = httpx.AsyncClient(
             base_url=server.url,
@@ -63,9 +73,11 @@ class CompletionsClient:
         )
         self._streams = make_streams(server, self._http)
         self.sends_ids = True  # until `count_prompt` finds out that the server does not
+        self._is_closed = False
 
     async def close(self) -> None:
         """End all connections, and so all answers."""
+        self._is_closed = True
         await self._streams.close()
         await self._http.aclose()
 
@@ -112,23 +124,35 @@ class CompletionsClient:
             raise EngineUnavailable(f"{type(error).__name__}: {reason_of(error)}") from None
 
     async def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings, *, model: str) -> AsyncIterator[Piece]:
-        """The pieces of one answer. Closing this iterator closes the connection, and the server ends the answer."""
-        maker: _IdPieces | _TextPieces
-        if self.sends_ids:
-            stop_ids = frozenset(self._stop_ids)
-            pieces = PieceMaker(self._tokenizer, prompt_ids, settings, stop_ids=stop_ids)
-            maker = _IdPieces(pieces, num_alternatives=settings.num_logprobs or 0)
-        else:
-            maker = _TextPieces(settings)
-        async with self._events(self._body(prompt_ids, settings, model)) as events:
-            async for event in events:
-                choice = _choice_of(event)
-                if choice is None:
-                    continue
-                yield (piece := maker.piece(choice, event))
-                if piece.finish is not None:
-                    return
-        raise EngineUnavailable("the server ended the answer early")
+        """The pieces of one answer. Closing this iterator closes the connection, and the server ends the answer.
+
+        Raises EngineError and its kinds.
+        """
+        response = None
+        try:
+            response = await self._ask(self._body(prompt_ids, settings, model))
+            reader = _EventReader(self._maker(prompt_ids, settings), joins=settings.num_logprobs is None)
+            while not reader.is_done and (chunk := await response.read()):
+                for piece in reader.pieces(chunk):
+                    yield piece
+                    if piece.finish is not None:
+                        return
+            raise EngineUnavailable("the server ended the answer early")
+        except BrokenStream as error:
+            self._on_unavailable()
+            raise EngineUnavailable(f"the connection broke: {error}") from None
+        except EngineUnavailable:
+            self._on_unavailable()
+            raise
+        finally:
+            if response is not None:
+                await response.close()
+
+    def _maker(self, prompt_ids: Sequence[int], settings: AnswerSettings) -> _IdPieces | _TextPieces:
+        if not self.sends_ids:
+            return _TextPieces(settings)
+        pieces = PieceMaker(self._tokenizer, prompt_ids, settings, stop_ids=self._stop_ids)
+        return _IdPieces(pieces, num_alternatives=settings.num_logprobs or 0)
 
     def _body(self, prompt_ids: Sequence[int], settings: AnswerSettings, model: str) -> dict[str, Any]:
         """All of what decides the answer is said, so that no default of the server does."""
@@ -155,10 +179,11 @@ class CompletionsClient:
             body["response_format"] = dict(settings.response_format)
         return body
 
-    @asynccontextmanager
-    async def _events(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Any]]:
-        """The parsed events of a streamed answer; asked again only before the first byte."""
+    async def _ask(self, body: Mapping[str, Any]) -> Response:
+        """The response that streams an answer; asked again only before the first byte."""
         for wait in (*_RETRY_SECONDS, None):
+            if self._is_closed:  # while this waited to ask again
+                raise EngineUnavailable("the connections to the server were ended")
             try:
                 response = await self._streams.post("/v1/completions", body)
                 break
@@ -166,15 +191,57 @@ class CompletionsClient:
                 if wait is None or not error.is_connection:
                     raise EngineUnavailable(f"no connection: {error}") from None
                 await asyncio.sleep(wait)
+        if response.status == 200:
+            return response
         try:
-            if response.status != 200:
-                data = b"".join([chunk async for chunk in response.chunks()])
-                raise _error_of(response.status, data.decode("utf-8", errors="replace"))
-            yield _parsed(response.chunks())
-        except BrokenStream as error:
-            raise EngineUnavailable(f"the connection broke: {error}") from None
+            data = b""
+            while chunk := await response.read():
+                data += chunk
         finally:
             await response.close()
+        raise _error_of(response.status, data.decode("utf-8", errors="replace"))
+
+
+class _EventReader:
+    """Makes pieces of server-sent events, however those are cut. joins: whether those that arrive together become one
+    piece, so that under load there are fewer pieces, and none is late.
+    """
+
+    def __init__(self, maker: _IdPieces | _TextPieces, *, joins: bool) -> None:
+        self._maker, self._joins, self._rest, self.is_done = maker, joins, b"", False
+
+    def pieces(self, chunk: bytes) -> Iterator[Piece]:
+        """The pieces that these bytes complete, up to the last one of the answer. Raises EngineError after those that
+        came before the failure.
+        """
+        found: list[Piece] = []
+        failure = None
+        try:
+            for event in self.events(chunk):
+                if (choice := _choice_of(event)) is not None:
+                    found.append(self._maker.piece(choice, event))
+                    if found[-1].finish is not None:
+                        break
+        except EngineError as error:
+            failure = error
+        yield from [joined(found)] if found and self._joins else found
+        if failure is not None:
+            raise failure
+
+    def events(self, chunk: bytes) -> Iterator[Any]:
+        """The JSON of each event. `is_done` tells whether [DONE] has come; nothing is read after it."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[len(b"data:") :].strip()
+            if data == b"[DONE]":
+                self.is_done = True
+                return
+            try:
+                yield nesting.loads(data)
+            except ValueError:
+                raise EngineError("an event of the server is not JSON") from None
 
 
 class _IdPieces:
@@ -226,23 +293,6 @@ def require_http() -> None:
         raise UserError(
             "this engine", problem, "pip install httpx, or install ochat-train with the extra `serve`"
         ) from None
-
-
-async def _parsed(chunks: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    """The JSON of each server-sent event, up to [DONE]."""
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            data = line[len(b"data:") :].strip()
-            if data == b"[DONE]":
-                return
-            try:
-                yield nesting.loads(data)
-            except ValueError:
-                raise EngineError("an event of the server is not JSON") from None
 
 
 def _choice_of(event: Any) -> Mapping[str, Any] | None:

@@ -60,6 +60,18 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces that follow each other, at least one, as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        num_tokens=sum(piece.num_tokens for piece in pieces),
+        finish=pieces[-1].finish,
+        logprobs=tuple(row for piece in pieces for row in piece.logprobs),
+    )
+
+
 class EngineError(Exception):
     """An engine failed at an answer. The text is for the person who runs the server, not for its clients."""
 
@@ -113,6 +125,7 @@ class Engine(Protocol):
     def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
         """The pieces of one answer. Closing the iterator early (`aclose`) ends the computation.
 
-        prompt_ids: [T], T + max_new_tokens <= context_tokens. Raises EngineError and its kinds.
+        prompt_ids: [T], T + max_new_tokens <= context_tokens. Raises EngineError and its kinds, at once or while it is
+        read.
         """
         ...

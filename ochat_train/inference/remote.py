@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from data_pipeline.errors import UserError
@@ -54,7 +53,8 @@ class RemoteEngine:
 
     async def start(self) -> None:
         """Look whether the server serves this model. Raises UserError where it does not, or not so far."""
-        client = CompletionsClient(self._server, self._served.tokenizer, stop_ids=self._served.stop_ids)
+        stop_ids = self._served.stop_ids
+        client = CompletionsClient(self._server, self._served.tokenizer, stop_ids=stop_ids, on_unavailable=self._lose)
         try:
             await self._look(client)
         except BaseException as error:
@@ -82,19 +82,16 @@ class RemoteEngine:
         """Whether the server answered when it was last looked at, some seconds ago."""
         return self._is_ready
 
-    async def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
+    def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
         """The pieces of one answer; see `Engine.stream`."""
         if self._client is None:
             raise EngineUnavailable("the engine is closed")
         if settings.adapter is not None:
             raise EngineError(f"adapter: {self.unsupported['adapter']}")
-        try:
-            async with aclosing(self._client.stream(prompt_ids, settings, model=str(self._model))) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
-                    yield piece
-        except EngineUnavailable:
-            self._is_ready = False
-            raise
+        return self._client.stream(prompt_ids, settings, model=str(self._model))
+
+    def _lose(self) -> None:
+        self._is_ready = False
 
     async def _look(self, client: CompletionsClient) -> None:
         place = f"--backend {self._server.url}"

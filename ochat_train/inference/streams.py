@@ -6,7 +6,7 @@ takes several times as long as all else that is done for a token.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -60,8 +60,8 @@ class Response(Protocol):
         """Of HTTP."""
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Its body, as it arrives. Raises BrokenStream."""
+    async def read(self) -> bytes:
+        """What has arrived of its body since the last time; waits for some; empty at its end. Raises BrokenStream."""
         ...
 
     async def close(self) -> None:
@@ -107,16 +107,18 @@ class _HttpxStreams:
 
 class _HttpxResponse:
     def __init__(self, response: httpx.Response) -> None:
-        self._response, self.status = response, response.status_code
+        self._response, self.status, self._chunks = response, response.status_code, response.aiter_bytes()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def read(self) -> bytes:
         import httpx
 
         try:
-            async for chunk in self._response.aiter_bytes():
-                yield chunk
+            async for chunk in self._chunks:
+                if chunk:
+                    return chunk
         except httpx.HTTPError as error:
             raise BrokenStream(error) from None
+        return b""
 
     async def close(self) -> None:
         await self._response.aclose()
@@ -141,7 +143,8 @@ class _AiohttpStreams:
         import aiohttp
 
         try:
-            return _AiohttpResponse(await self._session.post(self._url + path, json=body, allow_redirects=False))
+            response = await self._session.post(self._url + path, json=body, allow_redirects=False)
+            return _AiohttpResponse(response, aiohttp.ClientError)
         except (aiohttp.ServerTimeoutError, TimeoutError) as error:
             raise BrokenStream(error, is_connection=isinstance(error, aiohttp.ConnectionTimeoutError)) from None
         except aiohttp.ClientError as error:
@@ -152,18 +155,18 @@ class _AiohttpStreams:
 
 
 class _AiohttpResponse:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response, self.status = response, response.status
+    """broken: the kind of error that the library raises; importing it for every read would cost more than the read."""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        import aiohttp
+    def __init__(self, response: aiohttp.ClientResponse, broken: type[Exception]) -> None:
+        self._response, self.status, self._body = response, response.status, response.content
+        self._broken = (broken, TimeoutError, OSError)
 
-        read = self._response.content.readany  # all that has arrived
+    async def read(self) -> bytes:
         try:
-            while chunk := await read():
-                yield chunk
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            data: bytes = await self._body.readany()
+        except self._broken as error:
             raise BrokenStream(error) from None
+        return data
 
     async def close(self) -> None:
         self._response.close()

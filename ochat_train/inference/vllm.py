@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -111,7 +110,7 @@ class VllmEngine:
         """Whether its process runs and answered when it was last looked at, some seconds ago."""
         return self._is_ready and self._keeper is not None and self._keeper.poll() is None
 
-    async def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
+    def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
         """The pieces of one answer; see `Engine.stream`."""
         client = self._client
         if client is None or not self.is_ready():
@@ -119,9 +118,7 @@ class VllmEngine:
         name = settings.adapter or (self._served.name if is_adapter(self._served.folder) else base_name(self._served))
         if settings.adapter is not None and settings.adapter not in self._adapters:
             raise EngineError(f"adapter {settings.adapter!r}: the server was started without it")
-        async with aclosing(client.stream(prompt_ids, settings, model=name)) as pieces:  # type: ignore[type-var]
-            async for piece in pieces:
-                yield piece
+        return client.stream(prompt_ids, settings, model=name)
 
     @property
     def _log(self) -> Path:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from data_pipeline.errors import UserError
-from data_pipeline.settings import ClassSettings
+from data_pipeline.settings.classes import ClassSettings
 from ochat_train.init.classes import ClassedSource, class_settings, classify
 
 Ask = Callable[[str], str]  # shows a question and returns the answer

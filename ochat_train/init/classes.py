@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from data_pipeline.errors import UserError
 from data_pipeline.look.raw import SourceLook
-from data_pipeline.settings import ClassSettings
+from data_pipeline.settings.classes import ClassSettings
 from ochat_train.recipe.problems import rule_broken
 
 # Last part of a field's name, the most telling first: fields of other names with few values (`language`) name no

@@ -12,7 +12,7 @@ import numpy as np
 from data_pipeline.look.raw import SourceLook, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
-from data_pipeline.settings import ClassSettings
+from data_pipeline.settings.classes import ClassSettings
 from ochat_train.init import sizes
 from ochat_train.init.adapter import NONE
 from ochat_train.init.base import Base

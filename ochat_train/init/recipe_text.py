@@ -12,7 +12,7 @@ import yaml
 
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.path_keys import written_path
-from data_pipeline.text_rules import visible
+from data_pipeline.text_rules import visible_line
 from ochat_train.init.adapter import NONE, RANK
 from ochat_train.init.classes import ClassedSource
 from ochat_train.init.draft import BETA, Draft
@@ -29,8 +29,8 @@ def recipe_text(draft: Draft, *, out: str) -> str:
 
 
 def _head(draft: Draft, out: str) -> Iterator[str]:
-    yield _one_line(schema_line(Path(out)))
-    base, out = _one_line(draft.base.name), _one_line(out)
+    yield visible_line(schema_line(Path(out)))
+    base, out = visible_line(draft.base.name), visible_line(out)
     quoted = shlex.quote(out)
     yield f"# {draft.name}: {base} on conversations of {len(draft.sources)} file(s). Written by `ochat init` after a"
     yield "# look at the data; every value may be changed. All keys: docs/recipe.md"
@@ -98,10 +98,11 @@ def _data(draft: Draft) -> Iterator[str]:
         yield f"    # {source.look.num_rows:,} rows; {source.reason}"
         yield f"    - {_source(source)}"
         for unread in source.look.unread:
-            yield f"    # `{_one_line(unread.name)}` is not read: name it in `fields`, or in `ignore_fields` of `data`"
+            name = visible_line(unread.name)
+            yield f"    # `{name}` is not read: name it in `fields`, or in `ignore_fields` of `data`"
         for name, seen in source.look.fields.items():
             if seen.numbers is not None:
-                yield f"    # `{_one_line(name)}` could be its reward (`reward_field`): docs/data_formats.md"
+                yield f"    # `{visible_line(name)}` could be its reward (`reward_field`): docs/rewards.md"
     yield _line(f"  validation_ratio: {draft.validation_ratio.value}", f"held out; {draft.validation_ratio.reason}")
     yield _line("  overlong: truncate", "a conversation above max_length_tokens keeps its beginning; or drop, or error")
     yield _line(
@@ -141,12 +142,7 @@ def _quoted(text: str) -> str:
 
 def _line(text: str, comment: str) -> str:
     """A line with its comment beside it, or above it if the line would be too long."""
-    comment = f"# {_one_line(comment)}"
+    comment = f"# {visible_line(comment)}"
     beside = f"{text:<{_COMMENT_COLUMN}} {comment}"
     indent = " " * (len(text) - len(text.lstrip()))
     return beside if len(beside) <= _LINE_LENGTH else f"{indent}{comment}\n{text}"
-
-
-def _one_line(text: str) -> str:
-    """A text that cannot end a comment, and that YAML allows in one."""
-    return visible(text, kept="")

@@ -7,7 +7,6 @@ first that fits counts) and print the page again; a test compares the two.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ANY_SIZE = range(2**63 - 1)
@@ -290,8 +289,3 @@ def family_by_name(name: str) -> Family | None:
     plain = name.rpartition("/")[2].lower()
     named = (family for family in FAMILIES if family.name_pattern is not None)
     return next((family for family in named if re.search(family.name_pattern or "", plain)), None)
-
-
-def openchat_families() -> Sequence[Family]:
-    """The families for which OpenChat has a learning rate."""
-    return [family for family in FAMILIES if family.learning_rate_divisor and family.learning_rate_of is None]

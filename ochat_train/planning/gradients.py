@@ -19,6 +19,11 @@ def num_backwards(recipe: Recipe, *, num_gpus: int, packs_per_micro_batch: int) 
     return num_micro_batches(recipe.train.bins_per_step, num_gpus) // packs_per_micro_batch
 
 
+def adds_up_gradients(recipe: Recipe, *, num_gpus: int, packs_per_micro_batch: int) -> bool:
+    """Whether a step has several micro-batches."""
+    return num_backwards(recipe, num_gpus=num_gpus, packs_per_micro_batch=packs_per_micro_batch) > 1
+
+
 def dtype_of_sums(recipe: Recipe, zero_stage: int, *, adds_up: bool) -> str:
     """Dtype in which gradients are added up: `float32` or `bfloat16`.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from data_pipeline.errors import UserError
-from ochat_train.planning.memory import GIB, MemoryParts, MemoryPlan
+from ochat_train.planning.memory import MemoryPlan
+from ochat_train.planning.memory_parts import GIB, MemoryParts
 from ochat_train.system.exits import OneRankError
 
 

@@ -24,15 +24,8 @@ from ochat_train.model.config import (
     num_parameters,
 )
 from ochat_train.planning.adapters import AdapterShape, adapter_shape
-from ochat_train.planning.memory import (
-    GIB,
-    MemoryPlan,
-    ModelShape,
-    StepCosts,
-    fastest_of,
-    model_shape,
-    possible_plans,
-)
+from ochat_train.planning.memory import MemoryPlan, StepCosts, fastest_of, possible_plans
+from ochat_train.planning.memory_parts import GIB, ModelShape, model_shape
 from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.planning.results import PlannedRun, PlannedSetting, PlannedTime, PlanReport
 from ochat_train.planning.steps import peak_learning_rate, training_plan
@@ -53,10 +46,7 @@ def plan_report(
     mfu: share of the GPUs' peak to estimate the time with; None: what was measured. price: of a GPU-hour, in the user's
     currency. Raises UserError where the prepared dataset was made from another recipe.
     """
-    if recipe.model.float8 and gpu.name == "A100":
-        raise UserError(
-            "model.float8", "true cannot be used on an A100: it needs an Ada, Hopper or later GPU", "set it to false"
-        )
+    _require_float8_gpu(recipe, gpu)
     train = recipe.train
     is_prepared = Manifest.load(Path(recipe.data.prepared_dir)) is not None
     manifest = check_prepared(recipe) if is_prepared else None
@@ -108,6 +98,12 @@ def plan_report(
         memory_gib_per_gpu={name: _gib(size) for name, size in (*chosen.parts.items(), ("total", chosen.total))},
         settings=_settings(memory),
     )
+
+
+def _require_float8_gpu(recipe: Recipe, gpu: Gpu) -> None:
+    if recipe.model.float8 and gpu.name == "A100":
+        problem = "true cannot be used on an A100: it needs an Ada, Hopper or later GPU"
+        raise UserError("model.float8", problem, "set it to false")
 
 
 @dataclass(frozen=True, kw_only=True)

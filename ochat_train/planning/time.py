@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from data_pipeline.errors import UserError
-from ochat_train.planning.memory import MemorySetting, StepCosts
+from ochat_train.planning.memory import StepCosts
+from ochat_train.planning.memory_parts import MemorySetting
 from ochat_train.planning.work import PEAK_FLOPS, Work
 from ochat_train.recipe.recipe import Recipe
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from data_pipeline.prompt.base_template.load import BaseTemplateSettings, load_base_prompts
 from data_pipeline.prompt.base_template.template import BASE, is_jinja
+from data_pipeline.prompt.chat_template import CHAT_TEMPLATE
 from data_pipeline.prompt.prompt_format import AnyTemplate
 from data_pipeline.prompt.templates import TEMPLATES, is_template_file
 from data_pipeline.prompt.tokenization import TokenizerSpec
-from data_pipeline.prompt.tokenizer_files import CHAT_TEMPLATE_FILE, find_tokenizer_files
+from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.recipe.template_file import load_template
@@ -32,7 +33,7 @@ def load_prompts(model: ModelSettings) -> Prompts:
         is_file = is_template_file(model.template)
         template = load_template(Path(model.template)) if is_file else TEMPLATES[model.template]
         return Prompts(template=template, tokenizer=load_tokenizer_spec(files, template))
-    wanted = (CHAT_TEMPLATE_FILE,) if model.template == BASE else ()
+    wanted = (CHAT_TEMPLATE,) if model.template == BASE else ()
     files = find_tokenizer_files(model.tokenizer_source, revision=model.revision, more=wanted)
     settings = BaseTemplateSettings(
         path=None if model.template == BASE else Path(model.template),

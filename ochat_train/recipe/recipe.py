@@ -1,4 +1,4 @@
-"""A recipe: its sections, in the order of docs/recipe.md; `data` is in data_pipeline/settings.py."""
+"""A recipe: its sections, in the order of docs/recipe.md; `data` is in data_pipeline/settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import field_validator, model_validator
 
 from data_pipeline.path_keys import PathText
 from data_pipeline.section import Section, setting
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings.data import DataSettings
 from ochat_train.recipe.sections.adapter import AdapterSettings
 from ochat_train.recipe.sections.checkpoint import CheckpointSettings
 from ochat_train.recipe.sections.deepspeed import DeepSpeedSettings

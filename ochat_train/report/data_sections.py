@@ -11,9 +11,9 @@ from data_pipeline.look.tables import (
     class_rows,
     ledger_reasons,
     ledger_summary,
-    visible_line,
 )
 from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.text_rules import visible_line
 from ochat_train.report.page import Cell, Section, text_cells
 from ochat_train.report.tables import shown_condition
 

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.text import MOST_COLUMNS, count_in, length_bins
 from data_pipeline.look.tokens import ShownToken, runs
-from data_pipeline.text_rules import visible
+from data_pipeline.text_rules import visible, visible_line
 from ochat_train.report.data_sections import HEAVIEST_SHADE, class_section, ledger_section
 from ochat_train.report.page import Cell, Passage, Piece, Section, render_page, require_place, write_page
 from ochat_train.report.pictures import bar_chart
@@ -84,10 +84,9 @@ def _weight_legend(heaviest: float) -> list[Cell]:
 
 
 def _heading(row: ShownRow) -> str:
-    return visible(
+    return visible_line(
         f"Row {row.number}: {row.class_name}, under {shown_condition(row.condition)}; {len(row.tokens):,} tokens, "
-        f"{row.num_supervised:,} supervised, weights add up to {row.weight_sum:.4g}; {row.conversation_id}",
-        kept="",
+        f"{row.num_supervised:,} supervised, weights add up to {row.weight_sum:.4g}; {row.conversation_id}"
     )
 
 
@@ -104,7 +103,7 @@ def _token_pieces(tokens: Sequence[ShownToken], heaviest: float) -> Iterator[Pie
     for token in tokens:
         label = f"{token.weight:.4g}" if token.weight not in (0.0, last_weight) else ""
         last_weight = token.weight
-        text = visible(token.text, kept="") or "⋯"
+        text = visible_line(token.text) or "⋯"
         yield Piece(text=text, kind=token.kind, shade=_shade(token.weight, heaviest), label=label, note=str(token.id))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.text_rules import visible
+from data_pipeline.text_rules import visible_line
 from ochat_train.report.curves import binned, smoothed
 from ochat_train.report.heat import HEAT_STEPS, row_shades
 
@@ -106,7 +106,7 @@ def _line_chart(series: Sequence[Series], screen: _Screen, *, unit: str, logarit
     with _figure(screen, 2.9 + below) as (figure, axes):
         lines = [_draw(axes, entry) for entry in series]
         axes.set_xlabel("step")
-        axes.set_ylabel(_label(unit))
+        axes.set_ylabel(visible_line(unit))
         if logarithmic:
             axes.set_yscale("log")
             low, high = axes.get_ylim()
@@ -154,7 +154,7 @@ def _bar_chart(
         axes.margins(x=0.12 if screen.is_wide else 0.25)
         axes.set_xlim(left=min(0.0, *means))
         axes.set_yticks(places, names)
-        axes.set_xlabel(_label(unit) if screen.is_wide else textwrap.fill(_label(unit), 50))
+        axes.set_xlabel(visible_line(unit) if screen.is_wide else textwrap.fill(visible_line(unit), 50))
         return _svg(figure)
 
 
@@ -176,7 +176,7 @@ def _interval_chart(
         middles = [-(group * height + 0.12 * (len(names) - 1)) for group in range(len(rows))]
         axes.set_yticks(middles, [_wrapped(label, screen) for label in rows])
         axes.grid(False, axis="y")
-        axes.set_xlabel(_label(unit))
+        axes.set_xlabel(visible_line(unit))
         axes.set_ylim(-(height * len(rows)) + 0.02, 0.26)
         axes.set_xlim(-0.02, 1.02)
         place = "outside right upper" if screen.is_wide else "outside lower left"
@@ -232,13 +232,8 @@ def heat_map(
         return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def _label(text: str) -> str:
-    """A text from data in a picture: in one line, and nothing of it hidden."""
-    return visible(text, kept="")
-
-
 def _short(text: str, most_characters: int) -> str:
-    text = _label(text)
+    text = visible_line(text)
     return text if len(text) <= most_characters else text[: most_characters - 3] + "..."
 
 

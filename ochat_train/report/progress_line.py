@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
-from data_pipeline.text_rules import visible
+from data_pipeline.text_rules import visible_line
 from ochat_train.report.tables import number_text
 from ochat_train.runs.metrics import StepMetrics
 from ochat_train.system.messages import log_notice, print_notice, shows_progress
@@ -53,7 +53,7 @@ class Part:
 def progress_parts(metrics: StepMetrics, *, num_steps: int, seconds_left: float) -> list[Part]:
     """What is worth showing of a step, in the order in which it is read."""
     means, speed = metrics.means, metrics.speed
-    class_losses = [f"{visible(name, kept='')} {number_text(row.loss, '.3f')}" for name, row in means.classes.items()]
+    class_losses = [f"{visible_line(name)} {number_text(row.loss, '.3f')}" for name, row in means.classes.items()]
     loss = "not finite" if means.loss is None else f"{means.loss:.4f}"
     parts = [
         Part(text=f"step {metrics.step}/{num_steps}", rank=0),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipeline.held_out import CONDITION_ROWS_PER_CLASS
 from data_pipeline.look.text import aligned
-from data_pipeline.text_rules import visible
+from data_pipeline.text_rules import visible, visible_line
 from ochat_train.evaluation.condition_matrix import RESAMPLES
 from ochat_train.evaluation.results import Evaluation
 from ochat_train.evaluation.verdict import FEWEST_CONVERSATIONS, SMALLEST_PER_CONVERSATION, SMALLEST_PER_TOKEN, Learnt
@@ -95,7 +95,7 @@ def subset_notes(evaluation: Evaluation, *, shown: Callable[[str], str] | None =
 
 def shown_condition(condition: str) -> str:
     """A condition as people see it."""
-    return visible(condition, kept="") or "no condition"
+    return visible_line(condition) or "no condition"
 
 
 def number_text(value: float | None, form: str) -> str:
@@ -105,7 +105,7 @@ def number_text(value: float | None, form: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under a head, columns aligned. Cells may hold names of users' data: what is not visible is escaped."""
-    return "\n".join(aligned([[visible(cell, kept="") for cell in line] for line in (head, *rows)]))
+    return "\n".join(aligned([[visible_line(cell) for cell in line] for line in (head, *rows)]))
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipeline.look.text import class_table, ledger_text
 from data_pipeline.prepared.dataset import Manifest
-from data_pipeline.text_rules import quoted, visible
+from data_pipeline.text_rules import quoted, visible_line
 from ochat_train.evaluation.results import BenchmarkScores, ValidationResult
 from ochat_train.evaluation.schedule import MOST_BENCHMARK_TIME_RATIO
 from ochat_train.report.tables import evaluation_table, number_text, shown_condition, subset_notes, table
@@ -54,7 +54,7 @@ def validation_text(result: ValidationResult) -> str:
         head, rows = evaluation_table(validation.evaluation)
         loss = number_text(validation.evaluation.loss, ".4f")
         parts.append(f"\nvalidation after step {validation.step}: loss {loss}\n{table(head, rows)}")
-        parts += [visible(note, kept="") for note in subset_notes(validation.evaluation)]
+        parts += [visible_line(note) for note in subset_notes(validation.evaluation)]
     for sample in result.samples:
         parts.append(f"sample: {_one_line(sample.prompt)}")
         for answer in sample.answers:
@@ -95,5 +95,5 @@ def benchmarks_text(benchmarks: BenchmarkScores) -> str:
 
 
 def _one_line(text: str) -> str:
-    line = visible(" ".join(text.split()), kept="")
+    line = visible_line(" ".join(text.split()))
     return line if len(line) <= _ANSWER_CHARACTERS else line[: _ANSWER_CHARACTERS - 3] + "..."

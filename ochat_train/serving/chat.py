@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
 
@@ -28,14 +28,9 @@ from ochat_train.serving.events import DONE, Events, Head, completion, error_eve
 from ochat_train.serving.metrics import ServerMetrics
 from ochat_train.serving.request_log import RequestRecord
 from ochat_train.serving.requests import ChatRequest
+from ochat_train.serving.sending import StreamSender
 from ochat_train.serving.served import Chosen
 from ochat_train.system.messages import print_message
-
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold events back
-]
 
 _SECONDS_FOR_ERROR = 2.0
 
@@ -122,55 +117,44 @@ class ChatResponse:
         return pieces(self.engine, self.job.prompt_ids, settings_of_choice(self.job.settings, number))
 
     async def _stream(self, send: Send) -> None:
-        """Send events. The response begins with the first piece, so that what fails before it has its own status."""
-        inbox = _Inbox(len(self.answers))
-        producer = asyncio.ensure_future(self._produce(inbox))
-        timer = asyncio.get_running_loop().call_later(self._seconds_left(), inbox.fail, self._too_slow())
+        """Send events; see `StreamSender`."""
+        joins = not self.job.request.logprobs
+        sender = StreamSender(send, self._events(), num_answers=len(self.answers), joins=joins)
+        producer = asyncio.ensure_future(self._produce(sender))
+        timer = asyncio.get_running_loop().call_later(self._seconds_left(), sender.fail, self._too_slow())
         try:
-            first = await inbox.take()
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            await self._send_events(send, inbox, first)
-        finally:
-            timer.cancel()
-            await ended([producer])
-
-    async def _produce(self, inbox: _Inbox) -> None:
-        """Fill the inbox. A client that reads slowly holds no place: it waits for its own inbox."""
-        try:
-            async with self._places():
-                await together([self._feed(inbox, number) for number in range(self.job.num_answers)])
+            await sender.sent()
+            counts = usage(len(self.job.prompt_ids), self.answers)
+            end = (self._events().usage(counts) if self._with_usage else b"") + DONE
         except ApiError as error:
-            inbox.fail(error)
-        except Exception as error:  # a bug of an engine must not leave the client waiting
-            failed = engine_failed()
-            failed.__cause__ = error
-            inbox.fail(failed)
-
-    async def _feed(self, inbox: _Inbox, number: int) -> None:
-        async with aclosing(self._pieces(number)) as stream:
-            async for piece in stream:
-                self.answers[number].add(piece, keeps_text=self.job.keeps_texts)
-                inbox.put(number, piece)
-
-    async def _send_events(self, send: Send, inbox: _Inbox, taken: dict[int, list[Piece]]) -> None:
-        events, logprobs = self._events(), bool(self.job.request.logprobs)
-        data = b"".join(events.first(number) for number in range(self.job.num_answers))
-        try:
-            while True:
-                data += b"".join(events.of(n, piece) for n in taken for piece in _merged(taken[n], logprobs))
-                if data:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                if inbox.is_done:
-                    break
-                data, taken = b"", await inbox.take()
-        except ApiError as error:
+            if not sender.has_begun:
+                raise
             self.job.record.error = error.code
             log_cause(error, self.job.head.id)
             end = error_event(error.body())
-        else:
-            counts = usage(len(self.job.prompt_ids), self.answers)
-            end = (events.usage(counts) if self._with_usage else b"") + DONE
+        finally:
+            timer.cancel()
+            await ended([producer])
         await send({"type": "http.response.body", "body": end})
+
+    async def _produce(self, sender: StreamSender) -> None:
+        """Bring the pieces. A client that reads slowly holds no place: nothing here waits for it."""
+        try:
+            async with self._places():
+                await together([self._feed(sender, number) for number in range(self.job.num_answers)])
+        except ApiError as error:
+            sender.fail(error)
+        except Exception as error:  # a bug of an engine must not leave the client waiting
+            failed = engine_failed()
+            failed.__cause__ = error
+            sender.fail(failed)
+
+    async def _feed(self, sender: StreamSender, number: int) -> None:
+        answer, keeps_text = self.answers[number], self.job.keeps_texts
+        async with aclosing(self._pieces(number)) as stream:
+            async for piece in stream:
+                answer.add(piece, keeps_text=keeps_text)
+                sender.put(number, piece)
 
     def _events(self) -> Events:
         return Events(self.job.head, logprobs=bool(self.job.request.logprobs), with_usage=self._with_usage)
@@ -205,51 +189,6 @@ class ChatResponse:
             record.seconds_to_first_token = round(min(firsts) - self.job.started, 4)
         if self.job.keeps_texts and record.texts is not None:
             record.texts["answers"] = [answer.text for answer in self.answers]
-
-
-class _Inbox:
-    """Pieces of several answers on their way to one writer. It holds at most the answers themselves."""
-
-    def __init__(self, num_answers: int) -> None:
-        self._pieces: dict[int, list[Piece]] = {}
-        self._num_open = num_answers
-        self._error: ApiError | None = None
-        self._news = asyncio.Event()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all answers have ended and everything was taken."""
-        return self._num_open == 0 and not self._pieces
-
-    def put(self, number: int, piece: Piece) -> None:
-        """A piece of an answer."""
-        self._pieces.setdefault(number, []).append(piece)
-        self._num_open -= piece.finish is not None
-        self._news.set()
-
-    def fail(self, error: ApiError) -> None:
-        """The error that ends all of them."""
-        self._error = self._error or error
-        self._news.set()
-
-    async def take(self) -> dict[int, list[Piece]]:
-        """All pieces since the last time, by answer; waits for one. Raises the error, after the pieces before it."""
-        await self._news.wait()
-        self._news.clear()
-        taken, self._pieces = self._pieces, {}
-        if self._error is not None:
-            if not taken:
-                raise self._error
-            self._news.set()
-        return taken
-
-
-def _merged(waiting: Sequence[Piece], keeps_apart: bool) -> Sequence[Piece]:
-    """Pieces that have waited together as one: under load there are fewer events, and none is late."""
-    if keeps_apart or len(waiting) == 1:
-        return waiting
-    last = waiting[-1]
-    return [replace(last, text="".join(p.text for p in waiting), num_tokens=sum(p.num_tokens for p in waiting))]
 
 
 def log_cause(error: ApiError, request_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -96,6 +97,8 @@ def _settings(options: ServeOptions, keys: Keys) -> ServeSettings:
 async def _run(app: App, engine: Engine, bound: Bound, options: ServeOptions, *, has_keys: bool) -> None:
     try:
         await engine.start()
+        gc.collect()
+        gc.freeze()  # what is there now stays: looking through it again would stop all streams for half a second
         who = "with a key" if has_keys else "without a key"
         print_message(f"serving at {bound.url} ({who}); the API is at {bound.url}/v1, Ctrl-C ends it")
         await run_server(app, engine, bound, options.limits, prints_stats=options.log_stats)

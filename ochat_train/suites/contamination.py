@@ -27,8 +27,8 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest, PreparedSplit, open_split
 from data_pipeline.prompt.chat_folder import stored_template
+from data_pipeline.prompt.header_texts import texts_after
 from data_pipeline.prompt.library_errors import stored_tokenizer
-from data_pipeline.prompt.render import texts_after
 from ochat_train.suites.word_hashes import Words, runs_of, words_of
 
 LONGEST_RUN, SHORTEST_RUN = 13, 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_pipeline.look.text import aligned
-from data_pipeline.text_rules import markdown_text, visible
+from data_pipeline.text_rules import markdown_text, visible, visible_line
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.lm_eval import HarnessRow
 from ochat_train.suites.results import ContaminationRow, EvalResults, PairedRow, ScoreRow, SuiteFacts
@@ -37,7 +37,7 @@ def shown_condition(condition: str | None) -> str:
     """A condition as people see it."""
     if condition is None:
         return "(the model's own)"
-    return visible(condition, kept="") or "(none)"
+    return visible_line(condition) or "(none)"
 
 
 def percent(value: float | None) -> str:
@@ -68,7 +68,7 @@ def score_cells(row: ScoreRow, results: EvalResults) -> list[str]:
     missing = [f"{row.num_failed:,} failed"] * bool(row.num_failed)
     missing += [f"{row.num_too_long:,} too long"] * bool(row.num_too_long)
     return [
-        row.suite if row.task is None else f"{row.suite}: {visible(row.task, kept='')}",
+        row.suite if row.task is None else f"{row.suite}: {visible_line(row.task)}",
         shown_condition(row.condition),
         f"{row.num_scored:,}",
         points(row.score, highest=highest),
@@ -157,7 +157,7 @@ def _facts(results: EvalResults, suite: str) -> SuiteFacts:
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(aligned([[visible(cell, kept="") for cell in line] for line in (head, *rows)]))
+    return "\n".join(aligned([[visible_line(cell) for cell in line] for line in (head, *rows)]))
 
 
 def _duration(seconds: float) -> str:

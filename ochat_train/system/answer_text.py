@@ -36,8 +36,12 @@ class AnswerDecoder:
 
     def __init__(self, tokenizer: Any, *, before: int | None) -> None:
         self._decode, self._control_ids = _decoding(tokenizer), control_ids(tokenizer)
+        # the last ids whose text was given, or is the prompt's, and those whose text was not
         self._ids = [] if before is None else [before]
-        self._start, self._read = 0, len(self._ids)  # text of _ids[_start:_read] was given, or is the prompt's
+        self._num_given = len(self._ids)
+        self._given_length = (
+            len(self._decode(self._ids)) if self._ids else 0
+        )  # of the text of the former, in characters
 
     def add(self, ids: Sequence[int]) -> str:
         """The text that these ids complete.
@@ -45,26 +49,27 @@ class AnswerDecoder:
         One id after the other: some tokenizers decode a whole character differently once broken bytes follow it, and
         what was given stays.
         """
-        return "".join(self._add(token) for token in ids if token not in self._control_ids)
+        if len(ids) == 1:  # nearly always: an engine gives one after the other
+            return "" if ids[0] in self._control_ids else self._add(ids[0])
+        return "".join([self._add(token) for token in ids if token not in self._control_ids])
 
     def finish(self) -> str:
         """The rest, where the last ids were only a part of a character."""
-        return self._advance(*self._texts())
+        return self._advance(self._decode(self._ids))
 
     def _add(self, token: int) -> str:
         self._ids.append(token)
-        given, text = self._texts()
-        if text.endswith(_INCOMPLETE) or len(text) <= len(given):
+        text = self._decode(self._ids)
+        if text.endswith(_INCOMPLETE) or len(text) <= self._given_length:
             return ""
-        return self._advance(given, text)
+        return self._advance(text)
 
-    def _texts(self) -> tuple[str, str]:
-        """The text up to what was given, and with what is new, from the same start."""
-        return self._decode(self._ids[self._start : self._read]), self._decode(self._ids[self._start :])
-
-    def _advance(self, given: str, text: str) -> str:
-        self._start, self._read = self._read, len(self._ids)
-        return text[len(given) :]
+    def _advance(self, text: str) -> str:
+        new = text[self._given_length :]
+        del self._ids[: self._num_given]
+        self._num_given = len(self._ids)
+        self._given_length = len(self._decode(self._ids)) if self._ids else 0
+        return new
 
 
 class FirstSpace:
@@ -95,6 +100,8 @@ class StopTexts:
         """The text that can be given on now. `stopped` tells whether a stop text was found; nothing follows then."""
         if self.stopped or not text:
             return ""
+        if not self._stop:
+            return text
         lead = ""
         if not self._begun:
             self._begun = True

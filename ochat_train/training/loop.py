@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +26,6 @@ from ochat_train.runs.metrics import Speed, StepMetrics
 from ochat_train.runs.starts import utc_time
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.json_values import finite_or_none
-from ochat_train.tracking.delivery import Trackers
-from ochat_train.tracking.protocol import RunFacts
 from ochat_train.training.adapter import ReachedTensors
 from ochat_train.training.anomalies import progressed, record_anomaly
 from ochat_train.training.benchmarks import Benchmarks
@@ -103,28 +100,6 @@ class DoneStep:
     sums: StepSums
     learning_rate: float
     speed: Speed
-
-
-@contextlib.contextmanager
-def outputs(
-    output_dir: Path,
-    trackers: Trackers,
-    ranks: Ranks,
-    *,
-    first_step: int,
-    num_steps: int,
-    check_folder: Callable[[], None] = lambda: None,
-    facts: RunFacts | None = None,
-) -> Iterator[tuple[MetricsWriter | None, ProgressLine]]:
-    """The writer of the run folder's files (rank 0) and the progress line, which is closed whatever ends the steps, so
-    before a message about it. check_folder, facts: as in `MetricsWriter`.
-    """
-    writer = None
-    if ranks.is_main:
-        writer = MetricsWriter(output_dir, trackers, first_step=first_step, check_folder=check_folder, facts=facts)
-    line = ProgressLine(first_step=first_step, num_steps=num_steps, shown=ranks.is_main)
-    with contextlib.closing(line):
-        yield writer, line
 
 
 def run_steps(run: Run, progress: Progress) -> None:

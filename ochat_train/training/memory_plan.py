@@ -12,7 +12,8 @@ from ochat_train.model.base_class import text_config, trained_parameters
 from ochat_train.model.build import is_compiled
 from ochat_train.model.config import model_without_weights, num_frozen_parameters
 from ochat_train.planning.adapters import adapter_shape
-from ochat_train.planning.memory import MemoryPlan, ModelShape, fastest_plan, free_gpu_bytes, model_shape
+from ochat_train.planning.memory import MemoryPlan, fastest_plan, free_gpu_bytes
+from ochat_train.planning.memory_parts import ModelShape, model_shape
 from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.recipe.recipe import Recipe
 

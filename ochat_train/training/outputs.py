@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import cannot_write
+from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.results import ValidationResult
+from ochat_train.report.progress_line import ProgressLine
 from ochat_train.runs.lines import (
     ANOMALIES_FILE,
     BENCHMARKS_FILE,
@@ -114,6 +117,28 @@ class MetricsWriter:
             self.failure = cannot_write(path, error, _REMEDY)
         except UserError as error:
             self.failure = error
+
+
+@contextlib.contextmanager
+def open_outputs(
+    output_dir: Path,
+    trackers: Trackers,
+    ranks: Ranks,
+    *,
+    first_step: int,
+    num_steps: int,
+    check_folder: Callable[[], None] = lambda: None,
+    facts: RunFacts | None = None,
+) -> Iterator[tuple[MetricsWriter | None, ProgressLine]]:
+    """The writer of the run folder's files (rank 0) and the progress line, which is closed whatever ends the steps, so
+    before a message about it. check_folder, facts: as in `MetricsWriter`.
+    """
+    writer = None
+    if ranks.is_main:
+        writer = MetricsWriter(output_dir, trackers, first_step=first_step, check_folder=check_folder, facts=facts)
+    line = ProgressLine(first_step=first_step, num_steps=num_steps, shown=ranks.is_main)
+    with contextlib.closing(line):
+        yield writer, line
 
 
 def _last_time(output_dir: Path) -> str | None:

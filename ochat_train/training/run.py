@@ -45,9 +45,10 @@ from ochat_train.training.data_check import DataCheck, start_data_check
 from ochat_train.training.disk_room import require_room
 from ochat_train.training.engine import start_engine
 from ochat_train.training.hooks import Hooks
-from ochat_train.training.loop import Run, outputs, run_steps
+from ochat_train.training.loop import Run, run_steps
 from ochat_train.training.meter import Meter
 from ochat_train.training.next_steps import next_text
+from ochat_train.training.outputs import open_outputs
 from ochat_train.training.prefetch import StepPrefetcher
 from ochat_train.training.prepared_training import Training, basis_of, prepared_training, print_start, with_earlier_rate
 
@@ -71,7 +72,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         benchmarks = agreed_benchmarks(recipe, manifest, ranks)  # a wrong file costs a second now, not a training
         data_check = start_data_check(recipe, manifest, ranks)
         on_main_rank(ranks, lambda: _check_and_lock(recipe, hooks, run_lock))
-        require_shared_folder(ranks, Path(recipe.output_dir), name="output_dir", sight_seconds=hooks.sight_seconds)
+        require_shared_folder(ranks, Path(recipe.output_dir), sight_seconds=hooks.sight_seconds)
         recipe = with_plan(recipe, on_main_rank(ranks, partial(plan_to_take, recipe, resume)))
         if recipe.train.push_to_hub is not None:
             on_main_rank(ranks, lambda: check_recipe_rights(recipe, policy=RetryPolicy()))  # before hours are spent
@@ -112,6 +113,18 @@ class _Start:
     run_lock: RunLock
     hooks: Hooks
     benchmarks: BenchmarkQuestions | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """The engine with the state of the checkpoint, or with the base's weights, and how far the run is.
+
+    reached: what an adapter's first step has to reach, None without one.
+    """
+
+    engine: Engine
+    reached: ReachedTensors | None
+    progress: Progress
 
 
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
@@ -158,14 +171,16 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
     training, basis = with_earlier_rate(training, basis, decision)
     on_main_rank(ranks, lambda: _write_run_folder(training, start.run_lock))
-    engine, reached, progress = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
+    loaded = _loaded_engine(training, decision, ranks, group_elements=start.hooks.group_elements)
     if ranks.is_main:
         print_start(training, ranks, decision)
-        if progress.step == training.plan.num_steps:
-            print_message(f"this run is finished: all {progress.step:,} steps are done, and none is left to train")
+        if loaded.progress.step == training.plan.num_steps:
+            print_message(
+                f"this run is finished: all {loaded.progress.step:,} steps are done, and none is left to train"
+            )
     validator = Validator(training.recipe, manifest, num_steps=training.plan.num_steps)
     start.stop_request.listen()  # from here on a step can be finished and a checkpoint written
-    _take_steps(training, basis, engine, reached, validator, progress, ranks, start)
+    _take_steps(training, basis, loaded, validator, ranks, start)
 
 
 def _require_room(training: Training, ranks: Ranks, resume: str) -> None:
@@ -182,29 +197,27 @@ def _require_room(training: Training, ranks: Ranks, resume: str) -> None:
 def _take_steps(
     training: Training,
     basis: RunBasis,
-    engine: Engine,
-    reached: ReachedTensors | None,
+    loaded: _Loaded,
     validator: Validator,
-    progress: Progress,
     ranks: Ranks,
     start: _Start,
 ) -> None:
     """Start the threads and open the files of a run, take its steps, and close everything whatever ends them."""
     recipe, num_steps, hooks = training.recipe, training.plan.num_steps, start.hooks
+    first_step = loaded.progress.step
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(contextlib.closing(_watchdog(recipe, ranks, start.stop_request)))
-        steps = stack.enter_context(contextlib.closing(_steps(training, ranks, first_step=progress.step)))
-        facts = run_facts(recipe, training.manifest, ranks, first_step=progress.step)
+        steps = stack.enter_context(contextlib.closing(_steps(training, ranks, first_step=first_step)))
+        facts = run_facts(recipe, training.manifest, ranks, first_step=first_step)
         chosen = hooks.trackers(recipe.tracking) if ranks.is_main else []
         trackers = Trackers(chosen, facts, report=print_message)
         stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
         stack.enter_context(_explained_errors(training.memory, watchdog))
-        output_dir = Path(recipe.output_dir)
-        opened = outputs(
-            output_dir,
+        opened = open_outputs(
+            Path(recipe.output_dir),
             trackers,
             ranks,
-            first_step=progress.step,
+            first_step=first_step,
             num_steps=num_steps,
             check_folder=start.run_lock.require_held,
             facts=facts,
@@ -219,7 +232,7 @@ def _take_steps(
                 steps_per_epoch=training.plan.steps_per_epoch,
                 peak=training.peak.value,
                 ranks=ranks,
-                engine=engine,
+                engine=loaded.engine,
                 steps=steps,
                 meter=Meter(training.work, ranks.device, num_ranks=ranks.num_ranks),
                 validator=validator,
@@ -229,10 +242,10 @@ def _take_steps(
                 watchdog=watchdog,
                 stop_request=start.stop_request,
                 before_step=hooks.before_step,
-                reached=reached,
+                reached=loaded.reached,
                 benchmarks=_benchmarks(training, validator, start.benchmarks),
             )
-            run_steps(run, progress)
+            run_steps(run, loaded.progress)
         watchdog.progress(num_steps, "closing trackers")
         trackers.close(done=True, most_seconds=min(hooks.close_seconds, recipe.train.hang_timeout_seconds / 2))
 
@@ -246,17 +259,13 @@ def _benchmarks(training: Training, validator: Validator, questions: BenchmarkQu
     )
 
 
-def _loaded_engine(
-    training: Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int
-) -> tuple[Engine, ReachedTensors | None, Progress]:
-    """The engine with the state of the checkpoint, or with the base's weights; what an adapter's first step has to
-    reach; and how far the run is.
-    """
+def _loaded_engine(training: Training, decision: ResumeDecision, ranks: Ranks, *, group_elements: int) -> _Loaded:
     recipe = training.recipe
     reached = ReachedTensors(training.model) if training.adapter is not None else None
     engine = start_engine(training.model, recipe, ranks, load_universal=decision.reshard, group_elements=group_elements)
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
-    return engine, reached, resume_state(decision, engine, ranks, seed=recipe.seed)
+    progress = resume_state(decision, engine, ranks, seed=recipe.seed)
+    return _Loaded(engine=engine, reached=reached, progress=progress)
 
 
 def _write_run_folder(training: Training, run_lock: RunLock) -> None:

@@ -22,7 +22,7 @@ from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.prompt.template import AnswerTurn, Template
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read.rows import RowReader, parse_row
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from ochat_train.cli.main import main
 from ochat_train.planning.learning_rate import auto_adapter_rate
 from ochat_train.planning.published_rates import PUBLISHED_ADAPTER_RATES
@@ -40,6 +40,9 @@ from tests.support.small_recipe import RecipeFactory
 DOCS = ROOT / "docs"
 RECIPE_PAGE = (DOCS / "recipe.md").read_text(encoding="utf-8")
 FORMATS_PAGE = (DOCS / "data_formats.md").read_text(encoding="utf-8")
+PREPARED_PAGE = (DOCS / "prepared-data.md").read_text(encoding="utf-8")
+REWARDS_PAGE = (DOCS / "rewards.md").read_text(encoding="utf-8")
+JSON_PAGE = (DOCS / "json-outputs.md").read_text(encoding="utf-8")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -188,7 +191,7 @@ def test_the_set_examples_work(tmp_path: Path) -> None:
     assert (recipe.train.epochs, recipe.optimizer.learning_rate, recipe.optimizer.betas) == (1, 2e-5, [0.9, 0.98])
 
 
-# ---- docs/data_formats.md ----
+# ---- docs/data_formats.md, prepared-data.md, rewards.md ----
 
 USER = Message(role="user", content="What is 6 times 7?")
 ANSWER = Message(role="assistant", content="42.")
@@ -230,8 +233,8 @@ def source(layout: str, **changes: Any) -> SourceSettings:
     return SourceSettings.model_validate({"path": "a.jsonl", "format": layout, **changes})
 
 
-def example_row(heading: str) -> Any:
-    [block] = blocks(section(FORMATS_PAGE, heading), "json")
+def example_row(heading: str, page: str = FORMATS_PAGE) -> Any:
+    [block] = blocks(section(page, heading), "json")
     return json.loads(block)
 
 
@@ -303,7 +306,7 @@ def test_the_page_lists_the_roles_of_sharegpt() -> None:
 
 
 def test_the_page_lists_the_keys_that_need_not_be_read_and_the_marks() -> None:
-    table = section(FORMATS_PAGE, "Fields that are not read")
+    table = section(PREPARED_PAGE, "Fields that are not read")
     rows = dict(re.findall(r"^\| ([a-z][^|`]*) \| (`.+`) \|$", table, flags=re.MULTILINE))
     assert {kind: re.findall(r"`([^`]+)`", keys) for kind, keys in rows.items()} == {
         kind: keys.split() for kind, keys in HARMLESS_KEYS.items()
@@ -328,14 +331,17 @@ def test_the_page_lists_every_reason_for_a_bad_row() -> None:
     }
     dropped_by_rule = {"overlong", "no_supervised_token", "other_class"}
     assert dropped_by_rule < reasons
-    assert set(first_column(section(FORMATS_PAGE, "Bad rows"))) == reasons - dropped_by_rule
+    assert set(first_column(section(PREPARED_PAGE, "Bad rows"))) == reasons - dropped_by_rule
     for reason in dropped_by_rule:
-        assert f"`{reason}`" in section(FORMATS_PAGE, "Classes" if reason == "other_class" else "Long conversations")
+        page, heading = (REWARDS_PAGE, "Classes") if reason == "other_class" else (PREPARED_PAGE, "Long conversations")
+        assert f"`{reason}`" in section(page, heading)
 
 
-def test_the_yaml_on_the_page_is_part_of_a_recipe(tmp_path: Path) -> None:
-    sources, fields, pairs, ignored, classes, rewards, quantiles, part_weights = (
-        parse(block, name="page").value["data"] for block in blocks(FORMATS_PAGE, "yaml")
+def test_the_yaml_on_the_pages_is_part_of_a_recipe(tmp_path: Path) -> None:
+    sources, fields, pairs, part_weights, ignored, classes, rewards, quantiles = (
+        parse(block, name="page").value["data"]
+        for page in (FORMATS_PAGE, PREPARED_PAGE, REWARDS_PAGE)
+        for block in blocks(page, "yaml")
     )
     recipe = parse(blocks(RECIPE_PAGE, "yaml")[0], name="page").value
     for replaced in (rewards, quantiles):
@@ -361,9 +367,9 @@ def test_the_prepared_folder_and_its_report_look_as_the_page_says(
         stream.write('{"messages": []}\n')
     assert main(["prepare", str(recipe), "--workers", "1", "--set", "data.bad_rows=drop", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    example = example_row("`ochat prepare --json`")
+    example = example_row("`ochat prepare --json`", JSON_PAGE)
 
-    assert list(report) == list(example) == first_column(section(FORMATS_PAGE, "`ochat prepare --json`"))
+    assert list(report) == list(example) == first_column(section(JSON_PAGE, "`ochat prepare --json`"))
     for key in ("conversations", "splits"):
         assert list(report[key]) == list(example[key])
     assert list(report["splits"]["train"]) == list(example["splits"]["train"])
@@ -373,7 +379,7 @@ def test_the_prepared_folder_and_its_report_look_as_the_page_says(
     assert report["conversations"]["dropped"] == {"no_messages": 1}
 
     prepared = tmp_path / "prepared"
-    tree = section(FORMATS_PAGE, "The prepared folder")
+    tree = section(PREPARED_PAGE, "The prepared folder")
     assert {entry.name for entry in prepared.iterdir()} == set(re.findall(r"^    ([\w.]+)", tree, flags=re.MULTILINE))
     info = json.loads((prepared / "train" / "dataset_info.json").read_text(encoding="utf-8"))
     assert list(info["features"]) == first_column(tree)

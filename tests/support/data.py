@@ -18,8 +18,8 @@ from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
-from data_pipeline.read.sources import ChunkSizes
-from data_pipeline.settings import DataSettings
+from data_pipeline.read.chunks import ChunkSizes
+from data_pipeline.settings.data import DataSettings
 
 EXPERT = {"expert": {"condition": "GPT4 Correct", "weight": 1.0}}
 

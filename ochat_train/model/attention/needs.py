@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.keywords import REMEDY, refuse_unused, without_borders
-from ochat_train.model.base_class import backbone, new_model
+from ochat_train.model.base_class import backbone
 from ochat_train.model.borders import one_sequence, sequence_mixers
 
 _PROBE_NAME = "ochat_probe"
@@ -37,33 +36,9 @@ class AttentionNeeds:
     is_grouped: bool = False
 
 
-def check_attention(config: Any) -> AttentionNeeds:
-    """The needs of a `transformers` config, on shapes alone: before weights are loaded.
-
-    Raises UserError as `attention_needs` does, and for a config that no model can be built from. Where the layers
-    cannot run on shapes at all, the needs are those of plain attention, and only `transformers`' word that the base
-    takes its attention from the registry is checked.
-    """
-    _register_probe([])
-    config = copy.deepcopy(config)  # `transformers` writes into it
-    try:
-        with torch.device("meta"):
-            model = new_model(config, dtype=torch.bfloat16, attn_implementation=_PROBE_NAME)
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, KeyError) and error.args == (_PROBE_NAME,):  # not in a table of the model's own classes
-            raise _without_registry(config.model_type) from None
-        problem = f"{config.model_type} cannot be built from its config: {type(error).__name__}: {error}"
-        raise UserError("model", problem, "correct the config, or use another base") from error
-    return attention_needs(model)
-
-
 def attention_needs(causal_lm: Any) -> AttentionNeeds:
     """Run a causal LM once on one conversation of 8 tokens, with an attention function that only looks at arguments.
 
-    causal_lm: with weights on any device, or on the meta device. There, layers that read values, such as some routers,
-    cannot run: what came before them is what is found (see `check_attention`).
     Raises UserError, with the name of the base, for attention that no kernel computes, for a model that does not pass
     `cu_seqlens` down or takes no positions, for one whose attention does not come from transformers' registry, and for
     one that cannot run.
@@ -84,11 +59,8 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
     except Exception as error:
         if not found and not has_mixers and not getattr(causal_lm, "_supports_attention_backend", False):
             raise _without_registry(causal_lm.config.model_type) from error
-        if device.type != "meta" or not isinstance(error, RuntimeError):  # what reading a value raises there
-            problem = f"{name} cannot run on a pack: {type(error).__name__}: {error}"
-            raise UserError("model", problem, REMEDY) from error
-        if not found and getattr(causal_lm, "_supports_attention_backend", False):
-            return AttentionNeeds()
+        problem = f"{name} cannot run on a pack: {type(error).__name__}: {error}"
+        raise UserError("model", problem, REMEDY) from error
     if not found and has_mixers and not hasattr(causal_lm.config, "num_attention_heads"):
         return AttentionNeeds()  # a model without attention
     if not found:
@@ -103,13 +75,10 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
 
 
 def _run_once(base: Any, device: torch.device) -> None:
-    mask_device = "cpu" if device.type == "meta" else device
     with torch.no_grad():
         base(
             input_ids=torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
-            # Without a mask `transformers` reads values of positions, which the meta device does not have. Some models
-            # also read the mask's.
-            attention_mask=torch.ones((1, _PROBE_TOKENS), dtype=torch.int64, device=mask_device),
+            attention_mask=torch.ones((1, _PROBE_TOKENS), dtype=torch.int64, device=device),
             position_ids=torch.arange(_PROBE_TOKENS, device=device)[None],
             use_cache=False,
             cu_seqlens=torch.tensor([0, _PROBE_TOKENS], dtype=torch.int32, device=device),
@@ -160,10 +129,8 @@ def _probe_mask(
     query, key = (x.reshape(-1) for x in torch.meshgrid(tokens, tokens, indexing="ij"))
     expected = (key <= query) & (query - key < window if local_size is not None else query >= 0)
     zero = torch.tensor(0)
-    seen = [mask_function(zero, zero, i, j) for i, j in zip(query, key, strict=True)]
-    if any(found.is_meta for found in seen):
-        return
-    if [bool(found) for found in seen] != expected.tolist():
+    seen = [bool(mask_function(zero, zero, i, j)) for i, j in zip(query, key, strict=True)]
+    if seen != expected.tolist():
         base = getattr(config, "model_type", "the base")
         problem = f"{base} lets tokens see others than those before them or those of a window, which no attention "
         raise UserError("model", problem + "kernel here computes", REMEDY)

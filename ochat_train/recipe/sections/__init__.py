@@ -1,1 +1,1 @@
-"""The sections of a recipe, one file each; `data` is in data_pipeline/settings.py."""
+"""The sections of a recipe, one file each; `data` is in data_pipeline/settings."""

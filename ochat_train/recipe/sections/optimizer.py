@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, WithJsonSchema
 
 from data_pipeline.section import Rule, Section, setting
-from data_pipeline.settings import Ratio
+from data_pipeline.settings.data import Ratio
 from ochat_train.recipe.sections.values import Positive
 
 # AdamW divides the rate by 1 - beta and takes the result as float32, which overflows above this for the largest beta.

@@ -15,8 +15,8 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest, PreparedSplit
-from data_pipeline.read.sources import ChunkSizes
-from data_pipeline.settings import DataSettings
+from data_pipeline.read.chunks import ChunkSizes
+from data_pipeline.settings.data import DataSettings
 from tests.support.data import make_job, rows_of, source
 from tests.support.rows import write_jsonl
 

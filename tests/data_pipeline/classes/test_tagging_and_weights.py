@@ -17,7 +17,7 @@ from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import PreparedSplit
-from data_pipeline.settings import DataSettings, class_weights
+from data_pipeline.settings.data import DataSettings, class_weights
 from tests.support.data import Row, make_job, prepare_rows, source
 from tests.support.rows import write_jsonl
 

@@ -25,9 +25,9 @@ from data_pipeline.look import raw
 from data_pipeline.look.raw import look_at, token_lengths, under_inference_condition
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read import sources
+from data_pipeline.read.chunks import ChunkSizes
 from data_pipeline.read.sample import sampled_rows, spread_sample
-from data_pipeline.read.sources import ChunkSizes
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows, source, tokenizer_spec
 from tests.support.rows import write_jsonl
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from data_pipeline.plan.kinds import PlanKind
 from data_pipeline.plan.packing import Packs, pack
 from data_pipeline.plan.plan import EMPTY_PACK, EpochPlan, TrainingPlan, deal, num_micro_batches, plan_epoch
-from data_pipeline.settings import ClassSettings, DataSettings, SourceSettings, class_weights
+from data_pipeline.settings.classes import ClassSettings
+from data_pipeline.settings.data import DataSettings, class_weights
+from data_pipeline.settings.sources import SourceSettings
 
 CAPACITY = 8192
 BINS_PER_STEP = 80

@@ -16,7 +16,7 @@ from data_pipeline.prepare.fingerprints import template_fingerprint
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import Manifest, Split
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings.data import DataSettings
 from tests.support import jinja_templates
 from tests.support.data import Row, rows_of
 from tests.support.rows import write_jsonl

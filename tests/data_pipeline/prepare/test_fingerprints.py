@@ -14,7 +14,7 @@ from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.prompt.uniform import UniformFormat, uniform_format
-from data_pipeline.settings import DataSettings
+from data_pipeline.settings.data import DataSettings
 
 # as first released; a change here makes every user prepare again
 RELEASED = {

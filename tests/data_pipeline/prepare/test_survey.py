@@ -10,8 +10,8 @@ import pytest
 
 from data_pipeline.classes.rewards import RewardFacts
 from data_pipeline.prepare.survey import survey
-from data_pipeline.read.sources import ChunkSizes
-from data_pipeline.settings import DataSettings
+from data_pipeline.read.chunks import ChunkSizes
+from data_pipeline.settings.data import DataSettings
 from tests.support.rows import write_jsonl
 
 SCORES = np.random.default_rng(0).normal(size=400).tolist()

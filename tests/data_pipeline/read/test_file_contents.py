@@ -29,7 +29,7 @@ from data_pipeline.read import packed, text_files
 from data_pipeline.read.chunks import ChunkSizes, TextChunk
 from data_pipeline.read.file_kinds import file_form
 from data_pipeline.read.sources import check_sources, chunks, count_rows, read_chunk
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.rows import conversations
 
 ROWS = [*conversations(6), {"messages": [{"role": "user", "content": "Grüße \u2028 日本 🙂"}]}]

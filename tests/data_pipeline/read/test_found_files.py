@@ -18,7 +18,7 @@ from data_pipeline.prepare.prepare import prepare
 from data_pipeline.read.found_files import find_files
 from data_pipeline.read.sources import check_sources, chunks, fingerprint, is_dataset, read_chunk
 from data_pipeline.read.splits import split_names
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows, source
 from tests.support.rows import conversations, write_jsonl
 

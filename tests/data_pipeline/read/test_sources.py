@@ -17,9 +17,10 @@ from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.read import sources
+from data_pipeline.read.chunks import ChunkSizes
 from data_pipeline.read.rows import parse_row
-from data_pipeline.read.sources import ChunkSizes, chunks, read_chunk
-from data_pipeline.settings import SourceSettings
+from data_pipeline.read.sources import chunks, read_chunk
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows, source
 from tests.support.rows import conversations, write_jsonl
 

@@ -21,14 +21,13 @@ from ochat_train.ablation.results import AblationResults
 from ochat_train.ablation.results_table import Figure, arm_figures
 from ochat_train.cli.main import main
 from ochat_train.evaluation.questions import (
-    Question,
     load_questions,
     right_ratios,
     right_ratios_by_condition,
 )
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
-from ochat_train.suites.held_out import result_of
+from ochat_train.suites.held_out import HeldOutQuestion, result_of
 from ochat_train.system.messages import print_message, print_notice
 from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
@@ -295,7 +294,9 @@ class Parrot:
 
 
 def test_right_answers_are_counted_by_task() -> None:
-    questions = [Question(question=f"q{n}", answer=str(n), task="even" if n % 2 == 0 else "odd") for n in range(300)]
+    questions = [
+        HeldOutQuestion(question=f"q{n}", answer=str(n), task="even" if n % 2 == 0 else "odd") for n in range(300)
+    ]
     parrot = Parrot({f"q{n}": str(n if n < 100 else -1) for n in range(300)})
     found = right_ratios(parrot, questions, "C", max_new_tokens=7)
     assert found == {"even": 50 / 150, "odd": 50 / 150, "all": 100 / 300}
@@ -303,7 +304,7 @@ def test_right_answers_are_counted_by_task() -> None:
 
 
 def test_each_condition_is_asked_once() -> None:
-    questions = [Question(question="q", answer="1", task="")]
+    questions = [HeldOutQuestion(question="q", answer="1", task="")]
     parrot = Parrot({"q": "1"})
     assert right_ratios_by_condition(parrot, questions, ["A", "B", "A"], max_new_tokens=3) == {
         "A": {"all": 1.0},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.read.rows import parse_row
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from ochat_train.chat.answerer import ChatError
 from ochat_train.chat.commands import COMMANDS, Call, help_text, read_line
 from ochat_train.chat.saved import save

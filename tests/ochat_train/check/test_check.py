@@ -27,7 +27,7 @@ from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.model.proof.base import prove_base
-from ochat_train.planning.memory import GIB
+from ochat_train.planning.memory_parts import GIB
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.data import folder_state, without_hashes

@@ -278,14 +278,44 @@ def test_events_are_read_however_they_are_cut(size: int) -> None:
     lines = [f"data: {json.dumps(value, ensure_ascii=False)}\r\n\r\n" for value in values]
     data = (": comment\n" + "".join(lines) + "data:[DONE]\n\ndata: never read\n").encode()
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for start in range(0, len(data), size):
-            yield data[start : start + size]
+    maker = completions._TextPieces(AnswerSettings(max_new_tokens=9))
+    reader = completions._EventReader(maker, joins=False)
+    chunks = [data[start : start + size] for start in range(0, len(data), size)]
+    found: list[Any] = []
+    for chunk in chunks:
+        found += reader.events(chunk)
+        if reader.is_done:
+            break
+    assert found == values
+    assert reader.is_done
 
-    async def task() -> list[Any]:
-        return [event async for event in completions._parsed(chunks())]
 
-    assert run(task) == values
+def test_an_answer_that_waits_to_be_asked_again_ends_with_the_engine(
+    served: ServedModel, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own error, that its session is closed, is none that anybody expects."""
+    monkeypatch.setattr(completions, "_RETRY_SECONDS", (60.0,))
+
+    async def task() -> None:
+        waits = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            waits.set()
+            await closed.wait()
+
+        closed = asyncio.Event()
+        monkeypatch.setattr(completions.asyncio, "sleep", sleep)
+        client = completions.CompletionsClient(
+            streams.Server(url="http://vllm", socket="/nowhere/socket"), served.tokenizer, stop_ids=(2,)
+        )
+        asking = asyncio.ensure_future(whole_answer(client.stream([5], AnswerSettings(max_new_tokens=1), model="m")))
+        await waits.wait()
+        await client.close()
+        closed.set()
+        with pytest.raises(EngineUnavailable, match="were ended"):
+            await asking
+
+    run(task)
 
 
 def test_a_server_that_goes_and_comes_back_is_noticed(served: ServedModel) -> None:

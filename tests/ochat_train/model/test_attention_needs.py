@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
-from ochat_train.model.attention.needs import AttentionNeeds, attention_needs, check_attention
+from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
 from ochat_train.model.attention.register import register_attention
+from ochat_train.model.base_class import new_model
 from ochat_train.model.batch import PackShape, pack_batch
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
@@ -127,7 +128,6 @@ def test_packs_equal_each_conversation_alone(lazy: Lazy, needs: AttentionNeeds, 
     """Loss and gradients of all parameters, against transformers' own eager attention and logits in float64."""
     config = lazy.make()
     needs = replace(needs, is_grouped=lazy.model_type not in ONE_KEY_HEAD_EACH)
-    assert check_attention(config) == needs
     causal_lm = noisy(config)
     assert attention_needs(causal_lm) == needs
     truth = as_float64(causal_lm)
@@ -191,14 +191,9 @@ ALIBI = {"head_dim": ABSENT, "alibi": True}
     ],
 )
 def test_attention_that_no_kernel_computes_is_refused(lazy: Lazy, problem: str) -> None:
-    config = lazy.make()
-
-    def look() -> None:
-        check_attention(config)
-        attention_needs(noisy(config))  # what only values show
-
+    model = new_model(lazy.make(), dtype=torch.float32)
     with pytest.raises(UserError) as caught:
-        look()
+        attention_needs(model)
     assert caught.value.place == "model"
     assert problem in caught.value.problem
     assert "use another base" in caught.value.remedy

@@ -6,7 +6,7 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from data_pipeline.prompt.templates import TEMPLATES
-from ochat_train.model.families import FAMILIES, family_by_name, family_of, openchat_families
+from ochat_train.model.families import FAMILIES, family_by_name, family_of
 from ochat_train.planning.learning_rate import auto_learning_rate
 
 VOCABULARIES = (0, 1, 31_999, 32_000, 32_002, 33_023, 33_024, 49_152, 64_000, 99_999, 100_000, 102_400, 128_255)
@@ -54,8 +54,9 @@ def test_other_architectures_belong_to_none(model_type: str) -> None:
 
 
 def test_openchats_constants_are_for_its_own_families_only() -> None:
-    assert [family.title for family in openchat_families()] == ["Mistral", "Gemma", "Llama-3", "Llama-2"]
-    others = [family for family in FAMILIES if family not in openchat_families() and family.model_types != ("llama",)]
+    of_openchat = [family for family in FAMILIES if family.learning_rate_divisor and family.learning_rate_of is None]
+    assert [family.title for family in of_openchat] == ["Mistral", "Gemma", "Llama-3", "Llama-2"]
+    others = [family for family in FAMILIES if family not in of_openchat and family.model_types != ("llama",)]
     assert len(others) > 20
     assert all(family.learning_rate_divisor is None and family.template is None for family in others)
 

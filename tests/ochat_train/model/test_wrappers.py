@@ -29,7 +29,7 @@ from ochat_train.model.base_class import (
 from ochat_train.model.config import check_config, num_frozen_parameters, num_parameters
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
-from ochat_train.planning.memory import MemorySetting, memory_parts, model_shape
+from ochat_train.planning.memory_parts import MemorySetting, memory_parts, model_shape
 from ochat_train.planning.work import work_of
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe

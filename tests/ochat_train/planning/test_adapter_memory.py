@@ -14,7 +14,8 @@ from data_pipeline.errors import UserError
 from ochat_train.adapter.build import add_adapter
 from ochat_train.model.config import model_without_weights
 from ochat_train.planning.adapters import NF4_BYTES, AdapterShape, adapter_shape
-from ochat_train.planning.memory import GIB, MemoryPlan, StepCosts
+from ochat_train.planning.memory import MemoryPlan, StepCosts
+from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.memory_text import memory_text, out_of_memory, too_little_memory
 from ochat_train.planning.report import MemoryChoice, memory_choice
 from ochat_train.planning.time import assumed_speed, find_gpu

@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import PreparedSplit
 from ochat_train.cli.main import main
 from ochat_train.evaluation.validation import Validator
-from ochat_train.planning.memory import MemorySetting
+from ochat_train.planning.memory_parts import MemorySetting
 from ochat_train.planning.report import plan_report
 from ochat_train.planning.results import PlanReport
 from ochat_train.planning.text import plan_text

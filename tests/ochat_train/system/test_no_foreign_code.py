@@ -145,7 +145,7 @@ def test_a_configuration_names_no_code_after_loading(base: Path, tmp_path: Path)
 
 def test_a_dataset_script_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data_pipeline.read.sources import chunks
-    from data_pipeline.settings import SourceSettings
+    from data_pipeline.settings.sources import SourceSettings
 
     mark, folder = tmp_path / "ran", tmp_path / "org" / "scripted"
     folder.mkdir(parents=True)

@@ -12,9 +12,8 @@ import torch
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.report.text import class_sums_text
 from ochat_train.runs.lines import rows_of
-from ochat_train.training.loop import outputs
 from ochat_train.training.metrics import EpochSums
-from ochat_train.training.outputs import MetricsWriter
+from ochat_train.training.outputs import MetricsWriter, open_outputs
 from tests.support.results import no_trackers, step_metrics
 
 # ---- the table of an epoch ----
@@ -89,7 +88,7 @@ def test_a_file_of_damaged_lines_has_a_short_notice(tmp_path: Path, capsys: pyte
 
 def test_the_progress_line_is_closed_whatever_ends_a_run(tmp_path: Path) -> None:
     ranks = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
-    opened, closed = outputs(tmp_path, no_trackers(tmp_path), ranks, first_step=0, num_steps=4), []
+    opened, closed = open_outputs(tmp_path, no_trackers(tmp_path), ranks, first_step=0, num_steps=4), []
     with contextlib.suppress(ZeroDivisionError), opened as (writer, line):
         line.close = lambda: closed.append(True)  # type: ignore[method-assign]
         assert writer is not None

@@ -12,7 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.read.layout import unread_fields, unused_names
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows, source
 from tests.support.rows import write_jsonl
 

@@ -12,7 +12,7 @@ from data_pipeline.errors import RowError
 from data_pipeline.formats.detect import layout_of
 from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.read.rows import RowReader
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 
 QUESTION, ANSWER = "What is 6 times 7?", "It is 42."
 CHAT = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]

@@ -16,7 +16,7 @@ from data_pipeline.prepare.fingerprints import input_fingerprints
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.read.layout import found_layout, in_layout
 from data_pipeline.read.rows import RowReader, parse_row
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows
 from tests.support.rows import write_jsonl
 

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.conversation import Conversation, Message, Span, ToolCall
 from data_pipeline.errors import RowError
 from data_pipeline.read.rows import parse_row
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 
 USER = {"role": "user", "content": "Is 2 even?"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "halve", "arguments": '{"x":  2}'}}

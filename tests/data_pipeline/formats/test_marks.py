@@ -12,7 +12,7 @@ from data_pipeline.errors import RowError
 from data_pipeline.formats.marks import MARKS
 from data_pipeline.formats.unread import UnreadFieldError
 from data_pipeline.read.rows import parse_row
-from data_pipeline.settings import SourceSettings
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows, source
 from tests.support.rows import write_jsonl
 
