@@ -39,7 +39,7 @@ def save(session: Session, path: Path, *, model: str, default: str | None) -> st
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet; nothing is left of it where that fails, so that its name can be used again."""
+    """Write a new file; nothing is left of it where that fails, so that its name can be used again."""
     with path.open("x", encoding="utf-8") as file:
         try:
             file.write(text)

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C, the end of the terminal (SIGHUP) and the end of the launcher: finish the step, write a checkpoint, exit.
+"""SIGTERM, Ctrl-C, the end of the terminal (SIGHUP) or of the launcher: finish the step, write a checkpoint, exit.
 
 A second signal ends the process at once.
 """

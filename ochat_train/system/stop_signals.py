@@ -22,11 +22,11 @@ class Stop:
 
 
 class Terminated(BaseException):
-    """A signal asks to end a program whose KeyboardInterrupt means something else. Like that, it is no Exception."""
+    """A signal asks to end a program whose KeyboardInterrupt means something else. `except Exception` lets both pass."""
 
 
 def not_ignored(*numbers: int) -> tuple[int, ...]:
-    """The signals that this process was not started to ignore, as `nohup` does with SIGHUP: that stays as it is."""
+    """The signals that this process was not started to ignore, as `nohup` starts one to ignore SIGHUP."""
     return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
 
 

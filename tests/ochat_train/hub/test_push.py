@@ -491,10 +491,13 @@ def test_a_private_repository_stays_private_and_that_is_said(
     assert "is private; it stays private, until its settings on the Hub change that" in capsys.readouterr().out
     assert main(["push", str(folder), "--repo", REPO, "--public", "--json"]) == 0
     said = capsys.readouterr()
-    assert "it stays private" in said.err and json.loads(said.out)["private"] is True
-    assert hub.repo(REPO)["private"] is True and content_on_hub(hub, REPO) == content_of(folder)
+    assert "it stays private" in said.err
+    assert json.loads(said.out)["private"] is True
+    assert hub.repo(REPO)["private"] is True
+    assert content_on_hub(hub, REPO) == content_of(folder)
     assert main(["push", str(folder), "--repo", REPO]) == 0  # the control: nothing was asked that is not so
-    assert "stays private" not in (said := capsys.readouterr()).err + said.out
+    said = capsys.readouterr()
+    assert "stays private" not in said.err + said.out
 
 
 def test_one_that_becomes_public_during_a_private_push_gets_nothing(

@@ -265,7 +265,8 @@ def test_the_command_ends_with_the_process_that_started_it(is_killed: bool, tmp_
     )
     command = [sys.executable, "-c", starter, keeper.__file__, str(folder), sys.executable, "-c", child]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         pids = [int(process.stdout.readline()) for _ in range(2)]
         assert all(map(alive, pids)), "the control: both run"
         if is_killed:

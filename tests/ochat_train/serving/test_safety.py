@@ -238,7 +238,9 @@ def test_a_body_with_two_ends_is_refused_and_nothing_behind_it_is_answered(
 ) -> None:
     """A proxy in front of the server, which reads the other header, would take the second answer for another one."""
     found = _bytes_of(protocol, headers, monkeypatch)
-    assert found.startswith(b"HTTP/1.1 400") and found.count(b"HTTP/1.1 ") == 1 and b"invalid_http" in found
+    assert found.startswith(b"HTTP/1.1 400")
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert b"invalid_http" in found
 
 
 @pytest.mark.parametrize("protocol", [H11Protocol, HttpToolsProtocol])
