@@ -22,7 +22,7 @@ class Stop:
 
 
 class Terminated(BaseException):
-    """A signal asks to end a program whose KeyboardInterrupt means something else. `except Exception` lets both pass."""
+    """A signal ends a program whose KeyboardInterrupt means something else; `except Exception` passes both on."""
 
 
 def not_ignored(*numbers: int) -> tuple[int, ...]:
