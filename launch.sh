@@ -17,7 +17,15 @@ cd "$(dirname "$0")"
 say() { printf '\n+ %s\n' "$*" >&2; }
 echo_and_run() { printf '\n+' >&2; printf ' %q' "$@" >&2; printf '\n' >&2; "$@"; }
 
+check_program() { # check_program PYTHON: end with 2 unless it can be started
+  command -v "$1" > /dev/null || {
+    echo "launch.sh: $1: there is no such program; set OCHAT_PYTHON to Python 3.11 (from 3.11.4), 3.12 or 3.13" >&2
+    exit 2
+  }
+}
+
 check_python() { # check_python PYTHON REMEDY: end with 2 unless this version can be used; 3.11.0 to 3.11.3: see pyproject.toml
+  check_program "$1"
   "$1" -c 'import sys; v = sys.version_info[:3]; sys.exit(not ((3, 11, 4) <= v and v[:2] <= (3, 13)))' || {
     echo "launch.sh: $("$1" --version) cannot be used; $2" >&2
     exit 2
@@ -28,6 +36,7 @@ check_venv() { # end with 2 where .venv is of a Python that cannot be used, or o
   local minor='import sys; print("Python %d.%d" % sys.version_info[:2])' has asked
   check_python .venv/bin/python "remove .venv, and set OCHAT_PYTHON to Python 3.11 (from 3.11.4), 3.12 or 3.13"
   [ -n "${OCHAT_PYTHON-}" ] || return 0
+  check_program "$OCHAT_PYTHON"
   has=$(.venv/bin/python -c "$minor") asked=$("$OCHAT_PYTHON" -c "$minor")
   if [ "$has" != "$asked" ]; then
     echo "launch.sh: .venv has $has, OCHAT_PYTHON is $asked; remove .venv to make it again, or unset OCHAT_PYTHON" >&2

@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 import datasets  # noqa: E402
 
 from data_pipeline.plan.plan import TrainingPlan  # noqa: E402
-from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
+from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit  # noqa: E402
+from data_pipeline.prepared.writer import PreparedWriter  # noqa: E402
 from ochat_train.training.batches import run_steps_of_rank  # noqa: E402
 from ochat_train.training.prefetch import StepPrefetcher  # noqa: E402
 

@@ -48,9 +48,10 @@ from ochat_train.distributed.launch import free_port  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.preparation import prepare_recipe  # noqa: E402
 from ochat_train.system import exits  # noqa: E402
-from tests.support.faults import give_fresh_random_states, num_steps, same_run, wait_for  # noqa: E402
+from tests.support.faults import give_fresh_random_states, num_steps, same_run  # noqa: E402
 from tests.support.processes import finish, process_environment, start_ranks  # noqa: E402
 from tests.support.run_folder import metrics  # noqa: E402
+from tests.support.waiting import wait_for  # noqa: E402
 
 STARTED = time.monotonic()
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

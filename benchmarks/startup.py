@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data_pipeline.file_hashes import CACHE_VARIABLE  # noqa: E402
-from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedWriter, SplitCounts  # noqa: E402
+from data_pipeline.prepared.dataset import SCHEMA, Manifest, SplitCounts  # noqa: E402
 from data_pipeline.prepared.integrity import hashes_of  # noqa: E402
+from data_pipeline.prepared.writer import PreparedWriter  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.preparation import prepare_recipe  # noqa: E402
 from tests.support.small_recipe import TINY_MODEL, write_small_recipe  # noqa: E402

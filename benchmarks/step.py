@@ -36,7 +36,8 @@ sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
 
-from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit, PreparedWriter  # noqa: E402
+from data_pipeline.prepared.dataset import SCHEMA, PreparedSplit  # noqa: E402
+from data_pipeline.prepared.writer import PreparedWriter  # noqa: E402
 from ochat_train.distributed.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
 from ochat_train.model.attention.choose import choose_attention  # noqa: E402
 from ochat_train.model.attention.needs import AttentionNeeds  # noqa: E402

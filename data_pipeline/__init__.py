@@ -11,7 +11,8 @@ The path of one conversation, a file for each stop:
     prompt/render.py         TaggedConversation                -> segments of prompt text and control tokens
     prompt/tokenization.py   segments                          -> TokenizedConversation (input_ids, loss_weights)
     prompt/length_rule.py    TokenizedConversation             -> what the limit leaves of it
-    prepared/dataset.py      TokenizedConversation             -> prepared dataset on disk, memory-mapped
+    prepared/writer.py       TokenizedConversation             -> prepared dataset on disk
+    prepared/dataset.py      prepared dataset                  -> its rows, memory-mapped
     plan/packing.py          lengths                           -> packs of constant length
     plan/plan.py             prepared dataset                  -> which pack belongs to which optimizer step
 

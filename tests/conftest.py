@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ if "OCHAT_TEST_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["OCHAT_TEST_CACHE"], ignore_errors=True)
 os.environ["XDG_CACHE_HOME"] = os.environ["OCHAT_TEST_CACHE"]
 os.environ.pop("OCHAT_CACHE_DIR", None)  # it would win: nothing is remembered for the user who tests
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _prove_each_tokenizer_once() -> Iterator[None]:
+    from data_pipeline.prepare import prepare
+    from tests.support.checked_once import check_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "check_chat_template", check_once)
+        yield
 
 
 @pytest.fixture(scope="session")

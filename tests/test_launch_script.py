@@ -85,6 +85,15 @@ def test_an_environment_of_another_python_is_not_used(tmp_path: Path) -> None:
     assert done.stderr == f"launch.sh: Python 3.10.9 cannot be used; remove .venv, and set OCHAT_PYTHON to {PYTHONS}\n"
 
 
+@pytest.mark.parametrize("has_venv", [False, True])
+def test_a_python_that_is_not_there_is_named(has_venv: bool, tmp_path: Path) -> None:
+    if has_venv:
+        make_venv(tmp_path, "3.12.1")
+    done = launch(tmp_path, python=Path("python3.99"))
+    assert done.returncode == 2
+    assert done.stderr == f"launch.sh: python3.99: there is no such program; set OCHAT_PYTHON to {PYTHONS}\n"
+
+
 PIP = {
     "no version": (
         "ERROR: Could not find a version that satisfies the requirement matplotlib==3.11.2 (from versions: 3.9)\n"

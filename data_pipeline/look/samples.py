@@ -62,4 +62,5 @@ def _short(text: str) -> str:
     if len(text) <= _MOST_CHARACTERS:
         return text
     half = _MOST_CHARACTERS // 2
-    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
+    shorter = f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
+    return shorter if len(shorter) < len(text) else text

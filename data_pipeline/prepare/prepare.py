@@ -27,10 +27,10 @@ from data_pipeline.prepared.dataset import (
     READER_VERSION,
     TOKENIZER_FOLDER,
     Manifest,
-    PreparedWriter,
     holds_only_prepared_files,
 )
 from data_pipeline.prepared.integrity import hashes_of, verify
+from data_pipeline.prepared.writer import PreparedWriter
 from data_pipeline.prompt.base_template.template import TOKENS_OF_OTHER_TEMPLATE, BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template, write_tokenizer_folder
 from data_pipeline.read.chunks import ChunkSizes

@@ -37,7 +37,7 @@ Split = Literal["train", "validation", "conditions"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "conditions")
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
-_DATA_FILE = "data-00000-of-00001.arrow"
+DATA_FILE = "data-00000-of-00001.arrow"
 
 SCHEMA = pa.schema(
     [
@@ -178,7 +178,7 @@ def rows_digest(files: Mapping[str, FileHash]) -> str:
     """sha256 over the hashes of the files that hold rows; empty without hashes."""
     if not files:
         return ""
-    hashes = [files[name].sha256 if name in files else "" for name in (f"{split}/{_DATA_FILE}" for split in SPLITS)]
+    hashes = [files[name].sha256 if name in files else "" for name in (f"{split}/{DATA_FILE}" for split in SPLITS)]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -187,7 +187,7 @@ def holds_only_prepared_files(folder: Path) -> bool:
     tokenizer_files = ["tokenizer.json", "tokenizer_config.json", "template.json"]
     tokenizer_files += ["chat_template.jinja", "chat_template_mask.jinja"]
     ours = {MANIFEST, "dataset_dict.json", *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer_files)}
-    ours |= {f"{split}/{name}" for split in SPLITS for name in (_DATA_FILE, "dataset_info.json", "state.json")}
+    ours |= {f"{split}/{name}" for split in SPLITS for name in (DATA_FILE, "dataset_info.json", "state.json")}
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     return MANIFEST in found and found <= ours
 
@@ -224,7 +224,7 @@ class PreparedSplit:
         self._weights = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in weights]
         if not self._lengths_fit():
             problem = "holds rows whose lengths do not fit their tokens, so it is damaged"
-            raise DamagedDataError(prepared_dir / split / _DATA_FILE, problem, "run `ochat prepare` again")
+            raise DamagedDataError(prepared_dir / split / DATA_FILE, problem, "run `ochat prepare` again")
 
     def _lengths_fit(self) -> bool:
         """Whether every row has `num_tokens` ids and weights inside its file; reads no token."""
@@ -272,49 +272,3 @@ def open_split(prepared_dir: Path, split: Split, manifest: Manifest) -> Prepared
         )
         raise DamagedDataError(prepared_dir / split, problem, "run `ochat prepare` again")
     return opened
-
-
-class PreparedWriter:
-    """Writes the rows of all splits into a folder that is not visible under its final name yet."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writers = {}
-        for split in SPLITS:
-            (folder / split).mkdir(parents=True)
-            self._writers[split] = pa.ipc.new_stream(str(folder / split / _DATA_FILE), SCHEMAS[split])
-
-    def write(self, split: Split, batch: pa.RecordBatch) -> None:
-        """Append rows."""
-        if batch.num_rows:
-            self._writers[split].write_batch(batch)
-
-    def close(self, *, fingerprint: str) -> None:
-        """Finish the files and describe them as `datasets.load_from_disk` expects."""
-        for split, writer in self._writers.items():
-            writer.close()
-            write_text(
-                self._folder / split / "dataset_info.json", json.dumps({"features": _hugging_face_features(split)})
-            )
-            state: dict[str, Any] = {
-                "_data_files": [{"filename": _DATA_FILE}],
-                "_fingerprint": f"{fingerprint[:16]}-{split}",
-                "_format_columns": None,
-                "_format_kwargs": {},
-                "_format_type": None,
-                "_output_all_columns": False,
-                "_split": split,
-            }
-            write_text(self._folder / split / "state.json", json.dumps(state))
-        write_text(self._folder / "dataset_dict.json", json.dumps({"splits": list(SPLITS)}))
-
-
-def _hugging_face_features(split: Split) -> dict[str, Any]:
-    """A split's schema as `datasets` writes it. Importing `datasets` would take longer than a small preparation."""
-
-    def feature(kind: pa.DataType) -> dict[str, Any]:
-        if pa.types.is_list(kind):
-            return {"feature": feature(kind.value_type), "_type": "List"}
-        return {"dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}
-
-    return {column.name: feature(column.type) for column in SCHEMAS[split]}

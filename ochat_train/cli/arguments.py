@@ -49,10 +49,6 @@ def add_price(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def no_arguments(parser: argparse.ArgumentParser) -> None:
-    """For a verb without its own arguments."""
-
-
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     value = int(text)

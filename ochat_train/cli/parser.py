@@ -82,7 +82,7 @@ def parse(verbs: Sequence[Verb], arguments: Sequence[str] | None) -> argparse.Na
     names = [verb.name for verb in verbs]
     if typed and not typed[0].startswith("-") and typed[0] not in names:
         hint = did_you_mean(typed[0], names) or f"verbs: {', '.join(names)}"
-        parser.error(f"`{typed[0]}` is no verb; {hint}")
+        parser.error(f"`{typed[0]}` is not a verb; {hint}")
     options, stray = parser.parse_known_args(typed)
     if stray and "--" in typed and hasattr(options, PASSED_ON):  # argparse reads `FOLDER --option -- FLAGS` wrongly
         cut = typed.index("--")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import socket
 from collections.abc import Mapping
 
@@ -14,6 +17,10 @@ _VARIABLES = frozenset(
         *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"),  # DeepSpeed
     }
 )
+_PORTS = range(12_000, 32_000)  # Linux gives those from 32,768
+_FIRST = int.from_bytes(os.urandom(4))  # containers that share a network may have the same process ids
+_STRIDE = 97  # ports between those of two processes that were forked one after the other
+_COUNTER = itertools.count()
 _PREFIX = "TORCHELASTIC_"  # torchrun: restarts, and whether the launcher keeps the store of the process group
 
 
@@ -42,7 +49,16 @@ def single_rank() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of this host that nothing listens on. Another process may take it before it is used."""
+    """A TCP port of this host that nothing listens on.
+
+    It is not one of those that the system gives to whoever asks for any port: every connection asks, and would
+    sometimes get this one before it is used. Processes begin at different ports, and none gets one twice.
+    """
+    for _ in range(len(_PORTS)):
+        port = _PORTS[(_FIRST + os.getpid() * _STRIDE + next(_COUNTER)) % len(_PORTS)]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])

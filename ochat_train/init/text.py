@@ -65,8 +65,10 @@ def _unread_lines(look: SourceLook) -> Iterator[str]:
 
 
 def rows_text(look: SourceLook, template: str) -> str:
-    """Three conversations as they would be trained on, under the condition that the template asks for answers with."""
-    head = f"{look.path}, as it will be trained on by {template}: {LEGEND}"
+    """Three conversations in the template's format; the heading says with which condition, as none is chosen yet."""
+    example = TEMPLATES[template].inference_condition
+    condition = f"with the condition {example!r} as an example" if example else "still without a condition"
+    head = f"{look.path} in the format {template}, {condition}; the recipe adds that of each class: {LEGEND}"
     return "\n".join([head, *map(partial(_row_text, TEMPLATES[template]), spread(look.conversations))])
 
 

@@ -33,15 +33,15 @@ def schema_file(name: SchemaName) -> Path:
     return path
 
 
-def schema_line(file: Path, *, name: SchemaName = "recipe", project: Path | None = None) -> str:
-    """The comment by which an editor finds the schema of a file; it must be the first line.
+def schema_line(file: Path, *, project: Path | None = None) -> str:
+    """The comment by which an editor finds the schema of a recipe; it must be the first line.
 
     Editors take the path relative to the file's own folder. So it is relative where the file and the schema are both
     in the project's folder (a clone, or a `.venv` in it), which may be moved, and absolute elsewhere.
 
-    file: recipe or template file, which need not exist. project: default: the current folder.
+    file: the recipe, which need not exist. project: default: the current folder.
     """
-    schema, file, root = schema_file(name), file.absolute(), (project or Path.cwd()).absolute()
+    schema, file, root = schema_file("recipe"), file.absolute(), (project or Path.cwd()).absolute()
     is_inside = file.is_relative_to(root) and schema.is_relative_to(root)
     where = os.path.relpath(schema, file.parent) if is_inside else str(schema)
     return f"# yaml-language-server: $schema={where}"

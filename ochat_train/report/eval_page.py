@@ -72,7 +72,9 @@ def _chart(results: EvalResults, groups: Mapping[str, Sequence[ScoreRow]]) -> Pi
     for name, group in groups.items():
         by_condition = {row.condition: row for row in group}
         rows[name] = [_share(by_condition.get(condition), results) for condition in results.conditions]
-    return interval_chart(rows, [_condition(condition) for condition in results.conditions], unit="share of the best")
+    return interval_chart(
+        rows, [_condition(condition) for condition in results.conditions], unit="score, 1 is the best"
+    )
 
 
 def _share(row: ScoreRow | None, results: EvalResults) -> Interval | None:

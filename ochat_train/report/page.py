@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -16,6 +17,7 @@ from ochat_train.system.durable import replace_text
 
 _MOST_PHONE_COLUMNS = 5  # of a table
 _MOST_PHONE_CHARACTERS = 60  # of a cell
+_PHONE_LINE_CHARACTERS = 42  # side by side on 400 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,16 @@ class Section:
     @property
     def has_big_table(self) -> bool:
         """Whether the table is too wide for a phone, which shows its rows one under the other then."""
-        longest = max((len(cell.text) for row in self.rows for cell in row), default=0)
-        return len(self.head) > _MOST_PHONE_COLUMNS or longest > _MOST_PHONE_CHARACTERS
+        texts = [list(self.head), *([cell.text for cell in row] for row in self.rows)]
+        longest = max((len(text) for row in texts[1:] for text in row), default=0)
+        columns = zip_longest(*texts, fillvalue="")
+        words = (max((len(word) for text in column for word in text.split()), default=0) for column in columns)
+        narrowest = sum(length + 1 for length in words)  # a column is at least as wide as its longest word
+        return (
+            len(self.head) > _MOST_PHONE_COLUMNS
+            or longest > _MOST_PHONE_CHARACTERS
+            or narrowest > _PHONE_LINE_CHARACTERS
+        )
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:

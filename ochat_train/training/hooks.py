@@ -11,7 +11,7 @@ from ochat_train.distributed.ranks import stop_ranks
 from ochat_train.planning.gradients import GROUP_ELEMENTS
 from ochat_train.recipe.sections.tracking import TrackingSettings
 from ochat_train.tracking.choice import chosen_trackers
-from ochat_train.tracking.delivery import CLOSE_SECONDS
+from ochat_train.tracking.delivery import CLOSE_SECONDS, STOPPED_CLOSE_SECONDS
 from ochat_train.tracking.protocol import Tracker
 from ochat_train.training.step import Step
 
@@ -36,6 +36,9 @@ class Hooks:
 
     close_seconds: float = CLOSE_SECONDS
     """Most seconds that trackers may take at the end of a run."""
+
+    stopped_close_seconds: float = STOPPED_CLOSE_SECONDS
+    """The same for a run that was stopped or failed."""
 
     sight_seconds: float = SIGHT_SECONDS
     """Most seconds until a new file must be visible on every host."""

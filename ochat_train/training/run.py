@@ -36,7 +36,7 @@ from ochat_train.runs.lock import RunLock, real_folder
 from ochat_train.system.exits import LostRanksError
 from ochat_train.system.messages import print_message, print_notice
 from ochat_train.system.requirements import check_requirements
-from ochat_train.tracking.delivery import STOPPED_CLOSE_SECONDS, Trackers
+from ochat_train.tracking.delivery import Trackers
 from ochat_train.tracking.facts import run_facts
 from ochat_train.training.adapter import ReachedTensors
 from ochat_train.training.batches import run_steps_of_rank
@@ -211,7 +211,8 @@ def _take_steps(
         facts = run_facts(recipe, training.manifest, ranks, first_step=first_step)
         chosen = hooks.trackers(recipe.tracking) if ranks.is_main else []
         trackers = Trackers(chosen, facts, report=print_message)
-        stack.callback(trackers.close, done=False, most_seconds=STOPPED_CLOSE_SECONDS)  # of a run that did not end
+        # called last, and does nothing after the end of a run
+        stack.callback(trackers.close, done=False, most_seconds=hooks.stopped_close_seconds)
         stack.enter_context(_explained_errors(training.memory, watchdog))
         opened = open_outputs(
             Path(recipe.output_dir),

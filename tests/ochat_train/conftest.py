@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,15 @@ from tests.support.processes import train_on_ranks
 from tests.support.small_recipe import RecipeFactory
 
 
-@pytest.fixture(scope="module")
-def undisturbed_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("undisturbed") / "run"
-
-
 @pytest.fixture
-def undisturbed(undisturbed_dir: Path, make_recipe: RecipeFactory) -> Path:
-    """The run of `prepared` without a fault, made once."""
-    if not undisturbed_dir.exists():
-        train_on_ranks(["train", prepared(make_recipe, undisturbed_dir)])
-    return undisturbed_dir
+def undisturbed(make_recipe: RecipeFactory) -> Path:
+    """The run of `prepared` without a fault, made once for all workers of these tests."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    folder = Path(os.environ["OCHAT_TEST_CACHE"]) / f"undisturbed-{session}"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            train_on_ranks(["train", prepared(make_recipe, folder / "run")])
+            (folder / "done").touch()
+    return folder / "run"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ochat_train.serving.page import page, page_headers
+from tests.support.waiting import wait_for
 
 CONDITIONS = ("GPT4 Correct", "GPT3")
 MODELS = ("small", *(f"small@{condition}" for condition in CONDITIONS))
@@ -121,21 +121,13 @@ def served(stand_in: StandIn) -> Iterator[StandIn]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    wait_until(lambda: server.started)
+    wait_for(lambda: server.started)
     stand_in.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
         yield stand_in
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    """Wait for a condition; an AssertionError after this time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition does not become true"
-        time.sleep(0.01)
+        thread.join(timeout=60)
 
 
 def _event(document: Mapping[str, Any]) -> str:

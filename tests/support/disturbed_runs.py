@@ -17,13 +17,13 @@ from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 LONG: dict[str, Any] = {
     "model__config": {**TINY_MODEL, "attention_dropout": 0.1},
     "train__epochs": 5,
-    "train__max_steps": 28,
+    "train__max_steps": 16,
     "checkpoint__save_every_steps": 3,
 }
 
 
 def prepared(make_recipe: RecipeFactory, output_dir: Path, **changes: Any) -> Path:
-    """A recipe of 28 steps with dropout, prepared; the file is beside its output folder."""
+    """A recipe of 16 steps with dropout, prepared; the file is beside its output folder."""
     path = make_recipe(output_dir=str(output_dir), **{**LONG, **changes})
     prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
     return path.rename(output_dir.with_suffix(".yaml"))

@@ -23,13 +23,32 @@ from ochat_train.export.trained import load_trained_weights
 from tests.support.processes import finish, start_ranks
 from tests.support.rank_processes import Rank
 from tests.support.run_folder import metrics
+from tests.support.waiting import wait_for
 
 SLOW_STEP_SECONDS = 0.1  # so that a kill finds the run at any of its steps
+HELD_STEP = 13  # of the 16 of tests/support/disturbed_runs.py
+
+
+def slow_steps(recipe: Path) -> dict[str, Any]:
+    """The fault of a slow run: its steps take a tenth of a second more, and it waits for `release` before its last
+    ones, so that a test that gets little of the processor still finds it running. None where it is released already.
+    """
+    file = _release_file(recipe)
+    return {} if file.exists() else {"slow": SLOW_STEP_SECONDS, "hold": [HELD_STEP, str(file)]}
+
+
+def release(recipe: Path) -> None:
+    """Let slow runs of this recipe end."""
+    _release_file(recipe).touch()
+
+
+def _release_file(recipe: Path) -> Path:
+    return recipe.with_suffix(".released")
 
 
 def start_slow_run(recipe: Path, *arguments: str, num_ranks: int = 2) -> list[Rank]:
-    """Start `ochat train` on ranks whose steps take a tenth of a second more."""
-    jobs = [{"command": ["train", str(recipe), *arguments], "fault": {"slow": SLOW_STEP_SECONDS}}]
+    """Start `ochat train` on ranks with `slow_steps`."""
+    jobs = [{"command": ["train", str(recipe), *arguments], "fault": slow_steps(recipe)}]
     return start_ranks("tests.support.train_worker", json.dumps(jobs), num_ranks=num_ranks)
 
 
@@ -46,10 +65,11 @@ def kill_and_resume(
         wait_for_a_step(output_dir, ranks)
         time.sleep(rng.uniform(0.0, 8 * SLOW_STEP_SECONDS))
         victim = rng.randrange(num_ranks)
-        assert ranks[victim].poll() is None, "the run was over before it was killed; give it more steps"
+        assert ranks[victim].poll() is None, "the run was over before it was killed"
         os.kill(ranks[victim].pid, signal.SIGKILL)
         _, codes = finish(ranks)
         done.append({"rank": victim, "step": num_steps(output_dir), "exit_codes": codes})
+    release(recipe)
     outputs, codes = finish(start_slow_run(recipe, num_ranks=num_ranks))
     assert codes == [0] * num_ranks, outputs[0][-3000:]
     return done
@@ -67,14 +87,6 @@ def num_steps(output_dir: Path) -> int:
         return len((output_dir / "metrics.jsonl").read_text().splitlines())
     except OSError:
         return 0
-
-
-def wait_for(condition: Any, *, seconds: float) -> None:
-    """Wait until a condition holds; AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"the condition did not hold within {seconds} s"
-        time.sleep(0.02)
 
 
 def same_run(found: Path, expected: Path) -> bool:

@@ -20,6 +20,8 @@ import ochat_train.cli.main
 import ochat_train.export.export
 import ochat_train.training.run  # noqa: F401
 from data_pipeline.plan.packing import pack
+from ochat_train.system.requirements import check_requirements
 
+check_requirements()  # looks up versions of packages
 pack(np.array([1]), capacity=1, rng=np.random.default_rng(0))  # loads what numba has compiled
 gc.freeze()  # ranks collect garbage among their own objects only

@@ -16,6 +16,8 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.support.waiting import wait_for
+
 PRELOADED = "tests.support.preloaded"  # imported once by the server
 
 
@@ -70,8 +72,22 @@ class ForkedRank:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def said(self) -> str:
+        """What it has printed so far."""
+        return "".join(log.read_text(encoding="utf-8", errors="replace") for log in self._logs)
+
 
 Rank = subprocess.Popen[str] | ForkedRank
+
+
+def wait_for_output(rank: Rank, text: str) -> None:
+    """Wait until a running rank has printed a line with a text."""
+    if isinstance(rank, ForkedRank):
+        wait_for(lambda: text in rank.said() or rank.poll() is not None, seconds=120)
+        assert text in rank.said()
+    else:
+        assert rank.stdout is not None
+        assert any(text in line for line in rank.stdout)
 
 
 def start_rank(module: str, arguments: list[str], environment: dict[str, str], *, fork: bool) -> Rank:

@@ -27,6 +27,7 @@ from ochat_train.serving.server import bind, run_server
 from ochat_train.serving.settings import Limits, ServeSettings
 from ochat_train.system.pretrained import load_tokenizer
 from tests.support.tokenizers import write_small_tokenizer
+from tests.support.waiting import wait_for
 
 CONDITIONS = ("GPT4 Correct", "GPT3")
 # The pieces of an answer to the ids of a prompt.
@@ -159,7 +160,7 @@ def serving(
     port = bound.sockets[0].getsockname()[1]
     _wait_for_port(port)
     url = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=url, timeout=20, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
         try:
             yield Running(app=app, engine=engine, url=url, port=port, client=client, thread=thread, end=ends[0])
         finally:
@@ -168,8 +169,9 @@ def serving(
 
 
 def _wait_for_port(port: int) -> None:
-    for _ in range(2000):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("the server does not listen")
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60):
+            return True
+        return False
+
+    wait_for(listens)

@@ -10,7 +10,7 @@ from ochat_train.export import export
 
 def _wait(folder: Path) -> None:
     print("written", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ fault.
 
 A fault happens on one rank, either when a step begins (`step`, counted from 1) or at the nth call of a function of
 `ochat_train.system.durable` (`call`, `nth`). `do` is one of the functions at the end of this file. `slow`: every step
-takes so many seconds more. `tracker`, instead of those: one of fake_trackers.py tracks the run.
+takes so many seconds more. `hold`: a step of the run, counted from 1, and a file that its ranks wait for before it.
+`tracker`, instead of those: one of fake_trackers.py tracks the run.
 `folders`: in which folder each rank runs the command. `terminal`: stderr says that it is one, from this command on.
 `group_elements`: as in `Hooks`. `count_reads`: files whose openings by the command are counted and printed.
 Exit code: that of the last command.
@@ -27,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,11 +41,13 @@ from ochat_train.training import run
 from ochat_train.training.hooks import Hooks
 from ochat_train.training.step import Step
 from tests.support.fake_trackers import tracked_by
+from tests.support.waiting import wait_for
 
 Undo = Callable[[], None]
 
-# The process group lives until the last command is done. Hosts of a test share a real disk.
-WORKER_HOOKS = Hooks(leave_ranks=torch.distributed.barrier, sight_seconds=0.3)
+# The process group lives until the last command is done. Hosts of a test share a real disk. On a busy machine real
+# trackers take longer than the time that a run which failed has for them.
+WORKER_HOOKS = Hooks(leave_ranks=torch.distributed.barrier, sight_seconds=0.3, stopped_close_seconds=60.0)
 OPENED: Counter[str] = Counter()  # files that this process has opened
 
 
@@ -79,6 +83,8 @@ class StepFault:
         self.steps += 1
         fault = self.fault
         time.sleep(fault.get("slow", 0.0))
+        if "hold" in fault and step.number + 1 == fault["hold"][0]:
+            wait_for(Path(fault["hold"][1]).exists, seconds=300)
         if "do" not in fault or "step" not in fault:
             return step
         if not fault["step"] <= self.steps < fault["step"] + fault.get("times", 1):

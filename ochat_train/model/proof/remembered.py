@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import json
 import uuid
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ import torch
 
 from data_pipeline import nesting
 from data_pipeline.file_hashes import cache_folder
+from ochat_train.system.requirements import installed_version
 
 _PACKAGE = Path(__file__).parents[1]  # ochat_train/model: what decides how a base is computed
 _LIBRARIES = (
@@ -36,7 +36,7 @@ def key_of(config: Any, *, device: torch.device, facts: Mapping[str, object]) ->
     content = {
         "config": values,
         "class": f"{type(config).__module__}.{type(config).__qualname__}",
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": {name: installed_version(name) for name in _LIBRARIES},
         "source": _source_hash(),
         "device": _kind(device),
         "facts": dict(facts),
@@ -73,13 +73,6 @@ def remember(key: str, record: Mapping[str, Any]) -> None:
 def _path(key: str) -> Path | None:
     folder = cache_folder()
     return None if folder is None else folder / "proofs" / f"{key}.json"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _kind(device: torch.device) -> str:

@@ -167,10 +167,8 @@ class ModelSettings(Section):
     def _template_exists(cls, value: str) -> str:
         if value not in TEMPLATES and not is_jinja(value) and not is_template_file(value):
             known = (*TEMPLATES, BASE)
-            raise ValueError(
-                f"unknown template; {did_you_mean(value, known) or 'templates: ' + ', '.join(known)}, or a .yaml or "
-                ".jinja file"
-            )
+            hint = did_you_mean(value, known) or f"templates: {', '.join(known)}."
+            raise ValueError(f"unknown template; {hint} A .yaml or .jinja file is also possible")
         return value
 
     @model_validator(mode="after")

@@ -23,6 +23,9 @@ from data_pipeline.formats.row_format import RowFormat
 from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.look import raw
 from data_pipeline.look.raw import look_at, token_lengths, under_inference_condition
+from data_pipeline.look.samples import training_text
+from data_pipeline.prompt.prompt_row import PromptRow
+from data_pipeline.prompt.render import render
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read import sources
 from data_pipeline.read.chunks import ChunkSizes
@@ -256,6 +259,18 @@ def test_a_sample_of_a_periodic_file_is_random(tmp_path: Path, small_tokenizer_d
     assert 0.4 < odd / len(rows) < 0.6
     assert len(set(np.diff([row["number"] for _, row in rows]).tolist())) > 5
     assert rows == sampled_rows(spread_sample(parts, most_rows=2_000))  # always the same
+
+
+@pytest.mark.parametrize(("length", "num_left_out"), [(240, 0), (264, 0), (265, 26), (2_000, 1_761)])
+def test_a_long_message_is_shown_without_its_middle_where_that_is_shorter(length: int, num_left_out: int) -> None:
+    # a space before it counts, so that at 265 what is left out is one character longer than the note about it
+    messages = (Message(role="user", content="x" * length), Message(role="assistant", content="y"))
+    conversation = Conversation(id="1", place="a.jsonl:1", messages=messages)
+    template = TEMPLATES["openchat_3.5"]
+    item = under_inference_condition(conversation, template)
+    text = training_text(item, lambda item: (PromptRow(tagged=item, segments=render(item, template, bos_token=None)),))
+    assert text.count("x") == length - num_left_out
+    assert (f"... ({num_left_out:,} characters) ..." in text) == (num_left_out > 0)
 
 
 def test_lengths_are_of_all_or_of_some_at_random(monkeypatch: pytest.MonkeyPatch) -> None:

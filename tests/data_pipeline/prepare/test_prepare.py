@@ -20,7 +20,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, PreparedWriter, SplitCounts
+from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, SplitCounts
+from data_pipeline.prepared.writer import PreparedWriter
 from data_pipeline.read.chunks import ChunkSizes
 from ochat_train.quickstart.make import write_tokenizer
 from tests.support.data import EXPERT, edit_manifest, folder_state, make_job, rows_of, source

@@ -8,6 +8,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,16 @@ def byte_level_as_llama_3(source: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(
-    mistral_tokenizer_dir: Path, small_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    mistral_tokenizer_dir: Path,
+    llama_tokenizer_dir: Path,
+    small_tokenizer_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str], Exported]:
     """(tokenizer, template) -> an export's tokenizer folder, made once."""
     root = tmp_path_factory.mktemp("exports")
     llama_3 = byte_level_as_llama_3(small_tokenizer_dir, root / "llama-3")
-    folders = {"mistral": mistral_tokenizer_dir, "byte_level": small_tokenizer_dir, "llama-3": llama_3}
+    folders = {"llama": llama_tokenizer_dir, "byte_level": small_tokenizer_dir, "llama-3": llama_3}
+    folders["mistral"] = mistral_tokenizer_dir
 
     @functools.cache
     def make(tokenizer: str, template: str) -> Exported:
@@ -139,8 +144,10 @@ def conversation(first: str, second: str) -> list[dict[str, str]]:
 # ---- what is learned ----
 
 
-@pytest.mark.parametrize("template", ALL_TEMPLATES)
-@pytest.mark.parametrize("tokenizer", ["mistral", "byte_level", "llama-3"])
+@pytest.mark.parametrize(
+    ("tokenizer", "template"),
+    [*product(["llama", "byte_level", "llama-3"], ALL_TEMPLATES), ("mistral", "openchat_3.5")],
+)
 def test_the_mask_is_what_training_learns(
     tokenizer: str, template: str, exported: Callable[[str, str], Exported]
 ) -> None:
@@ -221,8 +228,9 @@ def test_empty_fields_are_not_refused(exported: Callable[[str, str], Exported]) 
 # ---- a final message that is continued ----
 
 
-@pytest.mark.parametrize("template", ALL_TEMPLATES)
-@pytest.mark.parametrize("tokenizer", ["mistral", "byte_level"])
+@pytest.mark.parametrize(
+    ("tokenizer", "template"), [*product(["llama", "byte_level"], ALL_TEMPLATES), ("mistral", "openchat_3.5")]
+)
 def test_a_text_that_spells_a_control_token_is_continued(
     tokenizer: str, template: str, exported: Callable[[str, str], Exported]
 ) -> None:

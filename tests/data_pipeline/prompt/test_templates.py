@@ -157,14 +157,21 @@ def export(tokenizer_dir: Path, template: Template, folder: Path) -> Prompter:
 
 @pytest.fixture(scope="session")
 def exported(
-    mistral_tokenizer_dir: Path, small_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    mistral_tokenizer_dir: Path,
+    llama_tokenizer_dir: Path,
+    small_tokenizer_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str], Prompter]:
-    """(tokenizer, template) -> that template on that tokenizer, made once."""
-    folders = {"mistral": mistral_tokenizer_dir, "byte_level": small_tokenizer_dir}
+    """(tokenizer, template) -> that template on that tokenizer, made once; Mistral's has all its pieces with the
+    template that OpenChat uses it with.
+    """
+    folders = {"mistral": llama_tokenizer_dir, "byte_level": small_tokenizer_dir}
 
     @functools.cache
     def make(tokenizer: str, template_name: str) -> Prompter:
-        return export(folders[tokenizer], TEMPLATES[template_name], tmp_path_factory.mktemp("exported") / "tokenizer")
+        is_whole = (tokenizer, template_name) == ("mistral", "openchat_3.5")
+        base = mistral_tokenizer_dir if is_whole else folders[tokenizer]
+        return export(base, TEMPLATES[template_name], tmp_path_factory.mktemp("exported") / "tokenizer")
 
     return make
 

@@ -21,8 +21,9 @@ from ochat_train.chat.answerer import Answerer, ChatError, ModelFacts, Question,
 from ochat_train.chat.by_url import ServerAnswerer
 from ochat_train.chat.run import ChatOptions, run_chat
 from ochat_train.inference.engine import Piece
-from tests.support.chat_stand_in import StandIn, served, wait_until
+from tests.support.chat_stand_in import StandIn, served
 from tests.support.processes import PYTHONPATH, ROOT
+from tests.support.waiting import wait_for
 
 SECONDS = 60.0  # more than anything here takes
 
@@ -311,7 +312,7 @@ def test_a_person_at_a_terminal(server: StandIn, terminal: Terminal) -> None:
     assert server.num_running == 1
     terminal.types("\x03")
     terminal.until("(stopped)")
-    wait_until(lambda: server.num_running == 0)  # the server is told
+    wait_for(lambda: server.num_running == 0)  # the server is told
     server.gate.set()
     terminal.until("> ")
     terminal.types("\x1b[A\n")  # the arrow upwards: the last line again
@@ -336,5 +337,5 @@ def test_a_person_at_a_terminal(server: StandIn, terminal: Terminal) -> None:
     assert server.bodies[-1]["messages"][-1]["content"] == "first\nsecond"
     terminal.until("> ")
     terminal.types("\x04")
-    wait_until(lambda: terminal.process.poll() is not None)
+    wait_for(lambda: terminal.process.poll() is not None)
     assert terminal.process.returncode == 0

@@ -57,7 +57,7 @@ def offered(
     def ask(line: str) -> list[str]:
         flags = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[name]
         command = [name, *flags, "-c", SHELLS[name](script, line.split(" "))]
-        process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=30)
+        process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120)
         assert process.stderr == ""
         return [word.partition("\t")[0] for word in process.stdout.split("\n") if word]
 

@@ -7,6 +7,8 @@ import errno
 import io
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,35 @@ def test_a_full_disk_behind_a_library_is_a_message(
         fails(text)
         with pytest.raises(ValueError, match=text[:10]):
             main(["export", "run", "--out", str(out)])
+
+
+LEAVING = """
+import atexit, runpy, sys, threading
+import ochat_train.cli.main as command
+
+class Kept:
+    def __del__(self):
+        print("taken down", flush=True)
+
+kept = Kept()
+
+def main(words):
+    atexit.register(print, "handler")
+    threading.Thread(target=print, args=["thread"]).start()
+    return 5
+
+command.main = main
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "lines"),
+    [
+        ('runpy.run_module("ochat_train", run_name="__main__")', ["handler", "thread"]),
+        ("sys.exit(main([]))", ["handler", "taken down", "thread"]),  # the control: Python's usual end
+    ],
+)
+def test_a_rank_ends_before_python_takes_its_interpreter_down(start: str, lines: list[str]) -> None:
+    """Exit code, output, threads and handlers are as usual; only threads of C++ never meet half an interpreter."""
+    ended = subprocess.run([sys.executable, "-c", LEAVING + start], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, sorted(ended.stdout.split("\n"))[1:], ended.stderr) == (5, lines, "")

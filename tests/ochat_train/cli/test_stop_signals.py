@@ -20,10 +20,10 @@ from ochat_train.export.export import export
 from ochat_train.system import exits
 from ochat_train.system.stop_signals import stopping_on_signals
 from tests.support.exports import prepared_recipe, random_model, write_run
-from tests.support.faults import wait_for
 from tests.support.processes import ROOT, process_environment
 from tests.support.rank_processes import start_rank
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
+from tests.support.waiting import wait_for
 
 # A verb that works for a minute: with processes of a pool, as `ochat prepare`, or alone, as `ochat export`.
 WORKER = """
@@ -37,8 +37,13 @@ from dataclasses import replace
 folder = Path(sys.argv[1])
 
 def work(chunk):
+<<<<<<< HEAD
     (folder / f"started-{chunk}").write_text(str(os.getpid()))
     time.sleep(60)
+=======
+    (folder / f"started-{chunk}").touch()
+    time.sleep(600)
+>>>>>>> main
 
 def make_work():
     return work
@@ -70,7 +75,7 @@ def test_a_signal_ends_a_verb_in_order(number: int, num_workers: int, tmp_path: 
     )
     wait_for(lambda: len(list(tmp_path.glob("started-*"))) == num_workers, seconds=60)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=30)  # the pipe closes when no process of the pool is left
+    _, errors = process.communicate(timeout=120)  # the pipe closes when no process of the pool is left
     name = signal.Signals(number).name
     assert process.returncode == exits.STOPPED, errors
     assert errors.splitlines() == ["", "ochat prepare: stopping", f"ochat prepare: stopped by {name}; start it again"]
@@ -135,7 +140,7 @@ def test_an_export_that_is_stopped_leaves_the_earlier_one(
     process = start_rank("tests.support.slow_export", arguments, environment, fork=not torch.cuda.is_available())
     wait_for(lambda: len(list(out.parent.iterdir())) == 2, seconds=60)  # the new one, which has another name still
     process.send_signal(number)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == exits.STOPPED, said
     assert "ochat export: stopping\n" in said
     assert f"ochat export: stopped by {signal.Signals(number).name}; start it again" in said

@@ -91,7 +91,7 @@ def test_help_names_every_value_and_says_its_default() -> None:
         (["inspect", "run", "b", "c"], "ochat inspect", "unexpected arguments: b c"),
         (["plan", "r.yaml", "--gpuss=8"], "ochat plan", "unknown flag: --gpuss=8; did you mean `--gpus`?"),
         (["prepare"], "ochat prepare", "the following arguments are required: RECIPE"),
-        (["trian", "r.yaml"], "ochat", "`trian` is no verb; did you mean `train`?"),
+        (["trian", "r.yaml"], "ochat", "`trian` is not a verb; did you mean `train`?"),
         ([], "ochat", "the following arguments are required: VERB"),
     ],
 )

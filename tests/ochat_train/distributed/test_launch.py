@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ochat_train.ablation.trainings import arm_environment
+from ochat_train.distributed import launch
 from ochat_train.distributed.launch import free_port, is_launched, single_rank, without_launcher
-from tests.support.processes import process_environment
+from tests.support.processes import finish, process_environment
+from tests.support.rank_processes import start_rank
 
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
 
@@ -21,12 +23,12 @@ def environment_that_torchrun_gives(folder: Path) -> dict[str, str]:
     """What a rank of the installed torchrun finds in its environment and this process does not."""
     script = folder / "show.py"
     script.write_text(SHOW)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--master-port"]
-    environment = process_environment({})
-    done = subprocess.run(
-        [*command, str(free_port()), str(script)], env=environment, capture_output=True, text=True, check=True
-    )
-    return {name: value for name, value in json.loads(done.stdout).items() if name not in environment}
+    arguments, environment = ["--nproc-per-node", "1", "--master-port", str(free_port())], process_environment({})
+    fork = not torch.cuda.is_available()
+    launcher = start_rank("torch.distributed.run", [*arguments, str(script)], environment, fork=fork)
+    [output], codes = finish([launcher])
+    assert codes == [0], output
+    return {name: value for name, value in json.loads(output.splitlines()[-1]).items() if name not in environment}
 
 
 def test_an_arm_of_an_ablation_inherits_nothing_of_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +54,21 @@ def test_a_process_without_a_launcher_is_a_run_of_one_rank() -> None:
     assert (alone["RANK"], alone["WORLD_SIZE"], alone["LOCAL_WORLD_SIZE"]) == ("0", "1", "1")
 
 
-def test_a_free_port_can_be_listened_on() -> None:
-    with socket.create_server(("127.0.0.1", free_port())):
-        pass
+def test_a_free_port_can_be_listened_on_and_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while an earlier one is not in use yet, and by the process that was started next."""
+    ports = [free_port() for _ in range(20)]
+    next_pid = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: next_pid)
+    ports += [free_port() for _ in range(20)]
+    assert len({*ports}) == len(ports)
+    for port in ports:
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+
+def test_a_port_in_use_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", free_port())) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(launch, "_PORTS", range(port, port + 1))
+        assert free_port() != port
+    assert free_port() == port  # the control

@@ -14,9 +14,10 @@ import pytest
 from ochat_train.checkpoint.state import list_checkpoints
 from ochat_train.system import exits
 from tests.support.disturbed_runs import prepared
-from tests.support.faults import kill_and_resume, num_steps, same_run, start_slow_run, wait_for
+from tests.support.faults import kill_and_resume, num_steps, same_run, start_slow_run
 from tests.support.processes import finish, start_ranks
 from tests.support.small_recipe import RecipeFactory
+from tests.support.waiting import wait_for
 
 # ---- kill ----
 

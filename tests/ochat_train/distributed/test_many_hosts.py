@@ -168,13 +168,13 @@ def met_alone(monkeypatch: pytest.MonkeyPatch, rank: int, local_rank: int = 0) -
     }.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UserError) as caught:
-        rendezvous.meet(seconds=0.5)
+        rendezvous.meet(seconds=1.5)
     return caught.value
 
 
 def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     error = met_alone(monkeypatch, rank=0)
-    assert str(error).startswith("3 of 4 ranks did not join within 0.5 s: 1, 2, 3; look at the output of their hosts")
+    assert str(error).startswith("3 of 4 ranks did not join within 1.5 s: 1, 2, 3; look at the output of their hosts")
 
 
 def test_ranks_that_came_later_name_the_same() -> None:

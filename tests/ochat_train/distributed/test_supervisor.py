@@ -16,9 +16,10 @@ from ochat_train.distributed.launch import free_port
 from ochat_train.distributed.supervisor import exit_code
 from ochat_train.system import exits
 from tests.support.disturbed_runs import prepared
-from tests.support.faults import num_steps, same_run, start_slow_run, wait_for
+from tests.support.faults import num_steps, release, same_run, start_slow_run
 from tests.support.processes import ROOT, finish, process_environment
 from tests.support.small_recipe import RecipeFactory
+from tests.support.waiting import wait_for
 
 LAUNCH = [sys.executable, "-m", "tests.support.ochat_command", "launch", "--pause", "0.1"]
 
@@ -56,7 +57,7 @@ ENDS = {
 def test_what_is_started_again(name: str, tmp_path: Path) -> None:
     script, code, num_starts = ENDS[name]
     process = launch(2, *counting(tmp_path / "starts", script))
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     assert len((tmp_path / "starts").read_text().splitlines()) == num_starts
     assert errors.count("starting again") == num_starts - 1
@@ -67,13 +68,13 @@ def test_what_is_started_again(name: str, tmp_path: Path) -> None:
 RANK = """
 import signal, sys, time
 def save(*_):
-    time.sleep(0.5)
+    time.sleep(0.5)  # another signal, or an early end of `ochat launch`, would be seen
     open(sys.argv[1], "a").write("saved\\n")
     sys.exit(75)
 signal.signal(signal.SIGINT, save)
 signal.signal(signal.SIGTERM, save)
 open(sys.argv[2], "w").close()
-time.sleep(60)
+time.sleep(600)
 """
 LAUNCHER = """
 import subprocess, sys
@@ -90,7 +91,7 @@ def test_a_stop_is_passed_on_once_and_never_retried(number: int, tmp_path: Path)
     wait_for(ready.exists, seconds=60)
     ready.unlink()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == exits.STOPPED, errors
     assert "stopping" in errors
     assert saved.read_text().splitlines() == ["saved"]
@@ -107,6 +108,8 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_like_an_undisturbed_one
     process = launch(1, "bash", "-c", f"echo > {asked}; read code < {answer}; exit $code")
     for attempt in (1, 2):
         asked.read_text()
+        if attempt == 2:
+            release(recipe)
         ranks = start_slow_run(recipe)
         if attempt == 1:
             wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=90)
@@ -114,7 +117,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_like_an_undisturbed_one
         codes = finish(ranks)[1]
         assert codes == ([exits.LOST_RANKS, -signal.SIGKILL] if attempt == 1 else [0, 0])
         answer.write_text(f"{codes[1] & 255}\n")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert errors.count("exit code 247 (a process was killed by SIGKILL); starting again") == 1
     assert same_run(tmp_path / "run", undisturbed)

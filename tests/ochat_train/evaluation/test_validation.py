@@ -28,7 +28,7 @@ from tests.support.rows import write_jsonl
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
 
 Lines = list[dict[str, Any]]
-HELD_OUT: dict[str, Any] = {"data__validation_ratio": 0.4, "train__epochs": 2}
+HELD_OUT: dict[str, Any] = {"data__validation_ratio": 0.4, "train__epochs": 2, "validation__sample_tokens": 4}
 STEPS = 6
 DROPOUT = {"model__config": {**TINY_MODEL, "attention_dropout": 0.1}}
 

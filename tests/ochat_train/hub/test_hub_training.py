@@ -39,13 +39,13 @@ from ochat_train.system import exits
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 from ochat_train.training import run as train_module
 from tests.support.disturbed_runs import prepared
-from tests.support.faults import wait_for
 from tests.support.hub import client_of, content_of, content_on_hub, environment_of
 from tests.support.hub_stand_in import Fault, HubStandIn
 from tests.support.processes import finish, start_ranks, train_on_ranks
 from tests.support.rank_processes import Rank
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
+from tests.support.waiting import wait_for
 
 REPO = "alice/run"
 SHORT: dict[str, Any] = {
@@ -97,7 +97,7 @@ def test_killed_in_the_middle_of_an_upload_and_finished_by_the_next_start(
         lambda: len(metrics(run_dir)) == 4 and len(list_checkpoints(run_dir)) >= 1, seconds=60
     )  # the Hub stops nothing
     rank.kill()
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=20)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     held.go_on.set()
     finish([rank])
     assert content_on_hub(hub, REPO) == {}
@@ -232,10 +232,10 @@ def a_push(run_dir: Path, *programs: str, started: list[Phase] | None = None) ->
     return BackgroundPush(recipe, command=command, process=PushProcess(end_seconds=0.2), poll_seconds=0.02)
 
 
-def leaves(run_dir: Path, *states: PushState, then: str = "") -> str:
-    """A program that writes states a tenth of a second apart, and then does something."""
+def leaves(run_dir: Path, *states: PushState, then: str = "", apart_seconds: float = 0.1) -> str:
+    """A program that writes states one after the other, and then does something."""
     writes = "".join(
-        f"import json, pathlib, os, time; time.sleep(0.1)\n"
+        f"import json, pathlib, os, time; time.sleep({apart_seconds})\n"
         f"new = pathlib.Path({str(run_dir / 'hub' / 'new')!r}); new.write_text({json.dumps(asdict(state))!r})\n"
         f"os.replace(new, {str(state_file(run_dir))!r})\n"
         for state in states
@@ -282,7 +282,7 @@ def test_a_failure_is_reported_once_while_the_run_trains(run_dir: Path, capsys: 
     for _ in range(3):
         push.checkpoint_written()
         push.checkpoint_written()  # the process is at work: nothing more is started
-        wait_for(lambda: not push.is_at_work, seconds=20)
+        wait_for(lambda: not push.is_at_work)
     assert started == [Phase.TRAINING] * 3
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not on the Hub yet: ")]
     assert lines == ["not on the Hub yet: no right; the run tries again after every checkpoint"]
@@ -293,14 +293,14 @@ def test_nothing_is_started_for_a_checkpoint_that_is_on_the_hub(run_dir: Path) -
     push = a_push(run_dir, leaves(run_dir, state_of(run_dir, "pushed")), started=started)
     for _ in range(2):
         push.checkpoint_written()
-        wait_for(lambda: not push.is_at_work, seconds=20)
+        wait_for(lambda: not push.is_at_work)
     assert len(started) == 1
 
 
 def test_a_process_that_dies_without_a_word_is_reported(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     push = a_push(run_dir, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     push.checkpoint_written()
-    wait_for(lambda: not push.is_at_work, seconds=20)
+    wait_for(lambda: not push.is_at_work)
     assert capsys.readouterr().err == ""
     push.checkpoint_written()
     said = f"ended early (code {-signal.SIGKILL}), see {run_dir}/hub/log.txt"
@@ -334,7 +334,7 @@ def test_an_upload_that_is_obsolete_at_the_end_is_not_waited_for(run_dir: Path) 
     obsolete = leaves(run_dir, state_of(run_dir, "uploading", newest=False), then=IGNORES_SIGTERM)
     push = a_push(run_dir, obsolete, leaves(run_dir, state_of(run_dir, "pushed")), started=started)
     push.checkpoint_written()
-    wait_for(lambda: PushState.load(run_dir) is not None, seconds=20)
+    wait_for(lambda: PushState.load(run_dir) is not None)
     finish_push(push)
     assert started == [Phase.TRAINING, Phase.LAST_TRY]
 
@@ -342,13 +342,13 @@ def test_an_upload_that_is_obsolete_at_the_end_is_not_waited_for(run_dir: Path) 
 def test_an_upload_of_the_right_checkpoint_is_waited_for(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started: list[Phase] = []
     states = [state_of(run_dir, "uploading"), state_of(run_dir, "pushed", url="u", commit="c", note="a note")]
-    push = a_push(run_dir, leaves(run_dir, *states, then=HANGS), started=started)
+    push = a_push(run_dir, leaves(run_dir, *states, then=HANGS, apart_seconds=1.0), started=started)
     push.checkpoint_written()
-    wait_for(lambda: PushState.load(run_dir) is not None, seconds=20)
+    wait_for(lambda: PushState.load(run_dir) is not None)
     finish_push(push)
     assert started == [Phase.TRAINING]
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == f"waiting for the Hub: {REPO}: uploading step 4 (0 s)"
+    assert re.fullmatch(rf"waiting for the Hub: {REPO}: uploading step 4 \(\d+ s\)", err[0])
     assert err[-2:] == ["pushed: step 4 is at u (commit c)", "a note"]
 
 
@@ -383,15 +383,17 @@ def test_a_run_that_is_stopped_while_it_waits_names_the_command(run_dir: Path) -
 
 
 @pytest.mark.parametrize(
-    ("program", "number"), [(HANGS, signal.SIGTERM), (IGNORES_SIGTERM, signal.SIGKILL)], ids=["hangs", "ignores"]
+    ("program", "number", "end_seconds"),
+    [(HANGS, signal.SIGTERM, 60.0), (IGNORES_SIGTERM, signal.SIGKILL, 0.2)],
+    ids=["hangs", "ignores"],
 )
-def test_the_process_is_ended_with_the_run(program: str, number: int, tmp_path: Path) -> None:
-    process, log = PushProcess(end_seconds=0.2), tmp_path / "log.txt"
+def test_the_process_is_ended_with_the_run(program: str, number: int, end_seconds: float, tmp_path: Path) -> None:
+    process, log = PushProcess(end_seconds=end_seconds), tmp_path / "log.txt"
     assert not process.status.is_running
     process.start(
         [sys.executable, "-c", program.replace("signal.pause()", "print(flush=True); signal.pause()")], log=log
     )
-    wait_for(lambda: log.read_bytes() != b"", seconds=20)
+    wait_for(lambda: log.read_bytes() != b"")
     assert process.status == ProcessStatus(is_running=True)
     process.end()
     assert process.status == ProcessStatus(is_running=False, exit_code=-number)
@@ -404,7 +406,7 @@ def test_the_process_inherits_no_launcher_and_no_gpu(tmp_path: Path, monkeypatch
     process, log = PushProcess(), tmp_path / "log.txt"
     names = ("WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "KEPT")
     process.start([sys.executable, "-c", f"import os; print([os.environ.get(name) for name in {names}])"], log=log)
-    wait_for(lambda: not process.status.is_running, seconds=20)
+    wait_for(lambda: not process.status.is_running)
     assert log.read_text() == "[None, None, '', '1']\n"
 
 

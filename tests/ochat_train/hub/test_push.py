@@ -29,7 +29,6 @@ from ochat_train.hub.retry import RetryPolicy, retry
 from ochat_train.hub.rights import check_recipe_rights, first_contact
 from ochat_train.recipe.load import load_recipe
 from ochat_train.system import exits
-from tests.support.faults import wait_for
 from tests.support.hub import (
     Clock,
     client_of,
@@ -46,6 +45,7 @@ from tests.support.hub import (
 from tests.support.hub_stand_in import Fault, HubStandIn
 from tests.support.processes import PYTHONPATH, ROOT
 from tests.support.small_recipe import RecipeFactory
+from tests.support.waiting import wait_for
 
 REPO = "alice/model"
 
@@ -294,10 +294,8 @@ def test_killed_in_the_middle_and_started_again(hub: HubStandIn, tmp_path: Path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    assert held.reached.wait(60)
-    wait_for(
-        lambda: len([p for p in (hub.folder / "objects").iterdir() if not p.name.startswith(".")]) == 2, seconds=30
-    )
+    assert held.reached.wait(120)
+    wait_for(lambda: len([p for p in (hub.folder / "objects").iterdir() if not p.name.startswith(".")]) == 2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     held.go_on.set()

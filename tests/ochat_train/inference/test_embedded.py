@@ -21,6 +21,7 @@ from ochat_train.inference.generate import Generator, load_generator
 from ochat_train.inference.load import load_model
 from ochat_train.inference.served_model import ServedModel, load_served_model
 from tests.support.tiny_export import write_tiny_export
+from tests.support.waiting import wait_for
 
 QUESTIONS = tuple(f"Question {number}: " + "how are you? " * (number % 4) for number in range(12))
 PATHS = pytest.mark.parametrize("is_continuous", [True, False], ids=["continuous", "together"])
@@ -62,7 +63,7 @@ def prompt(served: ServedModel, text: str, condition: str | None = None) -> list
 
 
 def run(task: Callable[[], Awaitable[Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(task(), 60))  # type: ignore[arg-type]
+    return asyncio.run(asyncio.wait_for(task(), 300))  # type: ignore[arg-type]
 
 
 @PATHS
@@ -203,11 +204,8 @@ def test_an_answer_that_nobody_reads_any_more_is_not_computed_on(
             assert (await whole_answer(engine.stream(ids, short))).num_tokens == 2, "the engine is free"
             if is_continuous:
                 batcher: Any = engine._batcher
-                for _ in range(100):
-                    if not batcher._manager.batch_processor.has_pending_requests():
-                        break
-                    await asyncio.sleep(0.02)
-                assert not batcher._manager.batch_processor.has_pending_requests()
+                processor = batcher._manager.batch_processor
+                await asyncio.to_thread(wait_for, lambda: not processor.has_pending_requests())
                 assert not batcher._requests
                 assert not batcher._manager.output_router.result_handlers
 
@@ -238,10 +236,7 @@ def test_an_engine_that_dies_says_so_and_starts_again(
                 await asyncio.sleep(0.05)
             with pytest.raises(EngineError):
                 await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=3)))
-            for _ in range(200):
-                if not engine.is_ready():
-                    break
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_for, lambda: not engine.is_ready())
             with pytest.raises(EngineUnavailable):
                 await whole_answer(engine.stream(ids, AnswerSettings(max_new_tokens=3)))
             monkeypatch.setattr(first, "forward" if is_continuous else "_gather", broken)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from ochat_train.inference.served_model import ServedModel, load_served_model
 from tests.support.tiny_export import write_tiny_export
 from tests.support.tokenizers import write_small_tokenizer
 from tests.support.vllm_stand_in import make_app, parsed
+from tests.support.waiting import wait_for
 
 LONG = AnswerSettings(max_new_tokens=200)
 
@@ -60,13 +60,12 @@ def server(folder: Path, *flags: str) -> Iterator[str]:
     running = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    while not running.started:
-        time.sleep(0.005)
+    wait_for(lambda: running.started)
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         running.should_exit = running.force_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 @asynccontextmanager
@@ -80,7 +79,7 @@ async def started(served: ServedModel, url: str, **options: Any) -> AsyncIterato
 
 
 def run(task: Callable[[], Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(task(), 30))
+    return asyncio.run(asyncio.wait_for(task(), 300))
 
 
 def facts(url: str) -> dict[str, Any]:
@@ -261,10 +260,7 @@ def test_an_answer_that_nobody_reads_ends_at_the_server(served: ServedModel, by:
             await anext(pieces)
             assert (await asyncio.to_thread(facts, url))["running"] == 1
             await pieces.aclose()  # type: ignore[attr-defined]
-            for _ in range(200):
-                if not (await asyncio.to_thread(facts, url))["running"]:
-                    break
-                await asyncio.sleep(0.02)
+            await asyncio.to_thread(wait_for, lambda: not facts(url)["running"])
             assert (await asyncio.to_thread(facts, url))["aborted"] == 1
 
     with server(served.folder) as url:
@@ -325,11 +321,7 @@ def test_a_server_that_goes_and_comes_back_is_noticed(served: ServedModel) -> No
         with server(served.folder) as url:
             engine = RemoteEngine(served, url, model=None, say=said.append)
             await engine.start()
-        for _ in range(200):
-            if not engine.is_ready():
-                break
-            await asyncio.sleep(0.02)
-        assert not engine.is_ready()
+        await asyncio.to_thread(wait_for, lambda: not engine.is_ready())
         with pytest.raises(EngineUnavailable):
             await whole_answer(engine.stream([5], AnswerSettings(max_new_tokens=1)))
         await engine.close()

@@ -108,6 +108,7 @@ def test_the_command_writes_a_recipe_that_every_verb_takes(here: Path, capsys: p
     assert main(["init", "data/gpt4.jsonl", "data/gpt35.jsonl", *flags]) == 0
     shown = capsys.readouterr().out
     assert "sharegpt" in shown
+    assert "data/gpt35.jsonl in the format openchat_3.5, with the condition 'GPT4 Correct' as an example" in shown
     assert "written: mine.yaml" in shown
 
     recipe = load_recipe(Path("mine.yaml"))

@@ -385,3 +385,7 @@ def test_tables_that_are_too_wide_for_a_phone_name_the_column_of_each_cell(run_d
     assert not small.has_big_table
     assert replace(small, rows=[text_cells(["1", "2" * 61])]).has_big_table
     assert replace(small, head=["a"] * 6).has_big_table
+    assert replace(small, head=["class", "runs/quickstart", "/data/runs/quickstart"]).has_big_table, "nowhere to break"
+    assert not replace(small, head=["class", "runs / quickstart", "/data / runs / quickstart"]).has_big_table, (
+        "the control"
+    )

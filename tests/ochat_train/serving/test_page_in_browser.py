@@ -13,8 +13,9 @@ import pytest
 from ochat_train.serving.keys import Keys
 from ochat_train.serving.page import content_security_policy, page, page_headers
 from tests.support.browser import chromium
-from tests.support.chat_stand_in import StandIn, served, wait_until
+from tests.support.chat_stand_in import StandIn, served
 from tests.support.scripted_engine import ScriptedEngine, serving
+from tests.support.waiting import wait_for
 
 ATTACK = """\
 <script>window.ran = 1</script><img src=x onerror="window.ran = 2"><svg onload="window.ran = 3">
@@ -155,11 +156,11 @@ def test_the_attack_runs_in_a_page_that_reads_text_as_html(server: StandIn, brow
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.goto(server.url)
         if guarded:
-            wait_until(lambda: tab.evaluate("1") == 1 and any("TrustedHTML" in error for error in errors))
+            wait_for(lambda: tab.evaluate("1") == 1 and any("TrustedHTML" in error for error in errors))
             assert tab.evaluate("window.ran") is None
         else:
             ask(tab, ATTACK)
-            wait_until(lambda: tab.evaluate("window.ran") is not None)
+            wait_for(lambda: tab.evaluate("window.ran") is not None)
 
 
 def test_columns_stream_at_once_and_have_their_own_history(server: StandIn, opened: Open) -> None:
@@ -249,7 +250,7 @@ def test_settings_are_sent_and_the_prompt_is_shown(server: StandIn, opened: Open
     assert len(server.bodies) == 2, "a value that is not valid is not sent"
     tab.locator("#max-tokens").fill("")
     tab.locator(".again").first.click()
-    wait_until(lambda: tab.evaluate("columns[0].isBusy") is False)
+    wait_for(lambda: tab.evaluate("columns[0].isBusy") is False)
     assert "max_tokens" not in server.bodies[-1]
     assert server.bodies[-1]["messages"] == body["messages"], "an answer is made again from the same messages"
 
@@ -268,7 +269,7 @@ def test_stop_ends_the_request(server: StandIn, opened: Open, aborts: bool) -> N
     tab.keyboard.press("Escape")
     if aborts:
         answered(tab)
-        wait_until(lambda: server.num_running == 0)
+        wait_for(lambda: server.num_running == 0)
         assert all("stopped" in facts for facts in texts(tab, ".foot .facts")[-2:])
         assert tab.locator("#stop").is_hidden()
         assert tab.evaluate("document.activeElement.id") == "input"
@@ -470,6 +471,6 @@ def test_the_page_works_with_the_real_server(browser: Any) -> None:
         ask(tab, "again")
         tab.locator(".markdown").get_by_text("never ends").nth(1).wait_for()
         tab.keyboard.press("Escape")
-        wait_until(lambda: engine.num_running == 0)
+        wait_for(lambda: engine.num_running == 0)
         assert engine.num_closed == 2
         assert errors == []

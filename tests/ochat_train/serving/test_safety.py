@@ -30,8 +30,8 @@ from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys
 from ochat_train.serving.request_log import RequestLog
 from ochat_train.serving.server import Complaints, bind, is_loopback
 from ochat_train.serving.settings import Limits
-from tests.support.chat_stand_in import wait_until
 from tests.support.scripted_engine import Running, ScriptedEngine, serving
+from tests.support.waiting import wait_for
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]
@@ -100,7 +100,7 @@ def test_every_route_but_health_needs_a_key() -> None:
 def test_keys_are_checked_before_the_body_is_read() -> None:
     with (
         serving(keys=Keys([KEY])) as server,
-        socket.create_connection(("127.0.0.1", server.port), timeout=10) as client,
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as client,
     ):
         client.sendall(_head("POST", CHAT, {"content-type": "application/json", "content-length": "1000"}))
         answer = b"".join(iter(lambda: client.recv(10_000), b""))  # until the connection ends
@@ -200,7 +200,7 @@ def test_long_bodies_are_refused_with_and_without_a_length() -> None:
         for content in (longer, (longer[i : i + 1000] for i in range(0, len(longer), 1000))):
             response = server.client.post(CHAT, content=content, headers=headers)
             assert error_of(response) == (413, "body_too_large")
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:  # it is not waited for
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:  # it is not waited for
             client.sendall(_head("POST", CHAT, {**headers, "content-length": str(10**12)}))
             assert client.recv(10_000).startswith(b"HTTP/1.1 413")
         assert len(server.engine.asked) == 1
@@ -265,7 +265,7 @@ REFUSED_EARLY = [
 
 def _send_in_parts(port: int, headers: dict[str, str]) -> bytes:
     """A client that sends its whole body before it reads anything."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(_head("POST", CHAT, {"content-length": "300000", **headers}))
         for _ in range(int(headers.get("content-length", "300000")) // 100_000):
             client.sendall(b"x" * 100_000)
@@ -275,7 +275,10 @@ def _send_in_parts(port: int, headers: dict[str, str]) -> bytes:
 
 
 @pytest.mark.parametrize(("status", "headers"), REFUSED_EARLY)
-def test_a_client_that_is_still_sending_reads_the_refusal(status: str, headers: dict[str, str]) -> None:
+def test_a_client_that_is_still_sending_reads_the_refusal(
+    status: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_LINGER_SECONDS", 60.0)
     with serving(keys=Keys(["sk-1"])) as server:
         answer = _send_in_parts(server.port, headers)
     assert answer.startswith(f"HTTP/1.1 {status}".encode())
@@ -305,16 +308,24 @@ def test_connections_that_find_no_file_are_said_once(capsys: pytest.CaptureFixtu
 
 
 def test_slow_headers_and_bodies_end() -> None:
-    limits = Limits(header_seconds=0.2, body_seconds=0.2, drain_seconds=0)
-    with serving(limits=limits) as server:
+    with serving(limits=Limits(header_seconds=0.2, drain_seconds=0)) as server:
         for sent in (b"", b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: "):
-            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
                 client.sendall(sent)
                 assert _all_of(client) == b""
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        wait_for(lambda: _is_answered(server))
+    with serving(limits=Limits(body_seconds=0.2, drain_seconds=0)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
             client.sendall(_head("POST", CHAT, {"content-type": "application/json", "content-length": "10"}) + b"{")
             assert client.recv(10_000).startswith(b"HTTP/1.1 408")
-        assert ask(server).status_code == 200
+        wait_for(lambda: _is_answered(server))
+
+
+def _is_answered(server: Running) -> bool:
+    """On a busy machine the test itself may be slower than these limits, once."""
+    with contextlib.suppress(httpx.HTTPError):
+        return ask(server).status_code == 200
+    return False
 
 
 def _all_of(client: socket.socket) -> bytes:
@@ -340,7 +351,7 @@ def test_a_full_queue_is_a_429_and_the_others_get_their_turn() -> None:
         threads = [threading.Thread(target=lambda: found.append(ask(server))) for _ in range(4)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: server.app.admission.num_waiting == 2)
+        wait_for(lambda: server.app.admission.num_waiting == 2)
         for stream in (False, True):
             response = ask(server, stream=stream)
             assert error_of(response) == (429, "queue_full")
@@ -354,7 +365,7 @@ def test_a_full_queue_is_a_429_and_the_others_get_their_turn() -> None:
 
 
 def test_answers_that_take_too_long_end() -> None:
-    limits = Limits(request_seconds=1.0, max_concurrent=2, drain_seconds=0)
+    limits = Limits(request_seconds=2.0, max_concurrent=2, drain_seconds=0)
     with serving(endless(), limits=limits) as server:
         found: dict[bool, httpx.Response] = {}
         threads = [
@@ -363,7 +374,7 @@ def test_answers_that_take_too_long_end() -> None:
         ]
         for thread in threads:
             thread.start()
-        wait_until(lambda: server.engine.num_running == 2)
+        wait_for(lambda: server.engine.num_running == 2)
         assert error_of(ask(server)) in ((503, "timeout"), (504, "timeout"))  # waits, and has little time left then
         for thread in threads:
             thread.join()
@@ -394,12 +405,12 @@ def leave(server: Running, **body: Any) -> None:
     """Begin a request and close its connection, without reading all of the answer."""
     data = json.dumps({"messages": HI, **body}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(data))}
-    client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     client.sendall(_head("POST", CHAT, headers) + data)
     if body.get("stream"):
         client.recv(10)
     else:
-        wait_until(lambda: server.engine.num_running > 0)
+        wait_for(lambda: server.engine.num_running > 0)
     client.close()
 
 
@@ -412,9 +423,9 @@ def test_the_engine_is_free_when_a_client_has_left(body: dict[str, Any]) -> None
     with serving(endless()) as server:
         for _ in range(3):
             leave(server, **body)
-            wait_until(lambda: server.engine.num_running == 0)
+            wait_for(lambda: server.engine.num_running == 0)
         assert server.engine.num_closed == 3 * body.get("n", 1)
-        wait_until(lambda: server.app.traffic.num_requests == 0)
+        wait_for(lambda: server.app.traffic.num_requests == 0)
         assert server.app.admission.num_running == 0
         assert 'finish="cancelled"' in server.client.get("/metrics").text
 
@@ -431,23 +442,23 @@ def test_without_watching_the_engine_is_not_free(monkeypatch: pytest.MonkeyPatch
 def test_a_client_that_leaves_the_queue_gives_its_place_to_the_next() -> None:
     limits = Limits(max_concurrent=1, max_queue=5, drain_seconds=0)
     with serving(endless(), limits=limits) as server:
-        running = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        running = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         data = json.dumps({"messages": HI}).encode()
         head = _head("POST", CHAT, {"content-type": "application/json", "content-length": str(len(data))})
         running.sendall(head + data)
-        wait_until(lambda: server.engine.num_running == 1)
-        waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(3)]
+        wait_for(lambda: server.engine.num_running == 1)
+        waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(3)]
         for client in waiting:
             client.sendall(head + data)
-        wait_until(lambda: server.app.admission.num_waiting == 3)
+        wait_for(lambda: server.app.admission.num_waiting == 3)
         waiting[0].close()
         waiting[1].close()
-        wait_until(lambda: server.app.admission.num_waiting == 1)
+        wait_for(lambda: server.app.admission.num_waiting == 1)
         running.close()
-        wait_until(lambda: server.app.admission.num_waiting == 0)
-        wait_until(lambda: len(server.engine.asked) == 2)
+        wait_for(lambda: server.app.admission.num_waiting == 0)
+        wait_for(lambda: len(server.engine.asked) == 2)
         waiting[2].close()
-        wait_until(lambda: server.app.admission.num_running == 0)
+        wait_for(lambda: server.app.admission.num_running == 0)
         assert len(server.engine.asked) == 2  # those who left were never computed
 
 
@@ -456,13 +467,13 @@ def test_two_hundred_clients_that_leave_leave_nothing_behind() -> None:
     with serving(endless(), limits=limits) as server:
         data = json.dumps({"messages": HI, "stream": True}).encode()
         head = _head("POST", CHAT, {"content-type": "application/json", "content-length": str(len(data))})
-        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(200)]
+        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(200)]
         for client in clients:
             client.sendall(head + data)
-        wait_until(lambda: server.app.admission.num_waiting > 100)
+        wait_for(lambda: server.app.admission.num_waiting > 100)
         for client in clients:
             client.close()
-        wait_until(lambda: server.app.traffic.num_requests == 0)
+        wait_for(lambda: server.app.traffic.num_requests == 0)
         assert server.engine.num_running == server.app.admission.num_running == server.app.admission.num_waiting == 0
         assert server.engine.most_running == 16
 
@@ -498,20 +509,20 @@ def test_an_engine_that_is_not_there_is_a_503() -> None:
 
 
 def test_the_first_signal_lets_answers_finish_and_refuses_new_ones() -> None:
-    limits = Limits(drain_seconds=20)
+    limits = Limits(drain_seconds=60)
     engine = ScriptedEngine(is_held=True)
     with serving(engine, limits=limits) as server:
         found: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: found.append(ask(server, stream=True)))
         thread.start()
-        wait_until(lambda: engine.num_running == 1)
+        wait_for(lambda: engine.num_running == 1)
         server.end()
         assert error_of(ask(server)) == (503, "draining")
         assert server.client.get("/health").status_code == 503
         engine.is_held = False
         thread.join()
         assert events_of(found[0])[-1] == "[DONE]"
-        server.thread.join(timeout=20)
+        server.thread.join(timeout=60)
         assert not server.thread.is_alive()
         assert engine.is_closed
 
@@ -522,11 +533,11 @@ def test_what_does_not_finish_is_ended(second: bool) -> None:
     with serving(engine, limits=Limits(drain_seconds=30 if second else 0.1)) as server:
         leaving = threading.Thread(target=lambda: _ignoring(lambda: ask(server)))
         leaving.start()
-        wait_until(lambda: engine.num_running == 1)
+        wait_for(lambda: engine.num_running == 1)
         server.end()
         if second:
             server.end()
-        server.thread.join(timeout=20)
+        server.thread.join(timeout=60)
         assert not server.thread.is_alive()
         leaving.join()
         assert (engine.num_running, engine.is_closed) == (0, True)
@@ -553,7 +564,7 @@ def test_the_log_has_a_line_for_each_request_without_texts_and_keys(tmp_path: Pa
         ]
         for number, request in enumerate(requests, start=1):
             response = request()
-            wait_until(lambda n=number: file.read_text().count("\n") == n)  # a line is written behind its response
+            wait_for(lambda n=number: file.read_text().count("\n") == n)  # a line is written behind its response
         text_of_metrics = response.text
     text = file.read_text()
     rows = [json.loads(line) for line in text.splitlines()]
@@ -578,7 +589,7 @@ def test_texts_are_logged_only_where_that_is_said(tmp_path: Path) -> None:
     with serving(log=RequestLog(file=file, prints=False, with_texts=True)) as server:
         ask(server)
         ask(server, stream=True)
-        wait_until(lambda: file.read_text().count("\n") == 2)
+        wait_for(lambda: file.read_text().count("\n") == 2)
     for line in file.read_text().splitlines():
         assert json.loads(line)["texts"] == {"messages": HI, "answers": ["Hello there"]}
 
@@ -597,7 +608,7 @@ def test_lines_for_people_have_no_texts(capsys: pytest.CaptureFixture[str]) -> N
     with serving(log=RequestLog(file=None, prints=True)) as server:
         ask(server, condition="GPT3")
         server.client.get("/health")
-        wait_until(lambda: server.app.traffic.num_requests == 0)
+        wait_for(lambda: server.app.traffic.num_requests == 0)
     lines = [line for line in capsys.readouterr().err.splitlines() if "/" in line]
     assert len(lines) == 1
     assert f"POST {CHAT} 200" in lines[0]

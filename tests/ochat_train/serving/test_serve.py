@@ -21,6 +21,7 @@ from data_pipeline.errors import UserError
 from ochat_train.cli.engine_arguments import engine_options
 from ochat_train.cli.main import VERBS, main
 from ochat_train.cli.parser import parse
+from ochat_train.distributed.launch import free_port
 from ochat_train.inference.choose import EngineOptions
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.serving import installed, serve
@@ -28,9 +29,9 @@ from ochat_train.serving.keys import Keys
 from ochat_train.serving.serve import ServeOptions
 from ochat_train.serving.settings import Limits
 from ochat_train.system import exits
-from tests.support.chat_stand_in import wait_until
 from tests.support.processes import ROOT
 from tests.support.scripted_engine import CONDITIONS, ScriptedEngine, tokenizer_of
+from tests.support.waiting import wait_for
 
 HI = [{"role": "user", "content": "Hi"}]
 KEYS = Keys(["sk-1"])
@@ -50,34 +51,33 @@ def served(tmp_path: Path) -> ServedModel:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_after_what_is_running(
     number: signal.Signals, served: ServedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine, port = ScriptedEngine(pause_s=0.05), free_port()
+    engine, port = ScriptedEngine(is_held=True), free_port()
     monkeypatch.setattr(serve, "make_engine", lambda *arguments, say: engine)
     found: list[httpx.Response] = []
     url = f"http://localhost:{port}"
 
+    def post() -> None:
+        found.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60))
+
     def ask() -> None:
-        wait_until(lambda: _answers(f"{url}/health"))
-        thread = threading.Thread(target=lambda: found.append(httpx.post(f"{url}/v1/chat/completions", json=body)))
+        wait_for(lambda: _answers(f"{url}/health"))
+        thread = threading.Thread(target=post)
         thread.start()
-        wait_until(lambda: engine.num_running == 1)
+        wait_for(lambda: engine.num_running == 1)
         os.kill(os.getpid(), number)
+        wait_for(lambda: not _answers(f"{url}/health"))  # it drains
+        engine.is_held = False
         thread.join()
 
     body = {"messages": HI}
     asking = threading.Thread(target=ask)
     before = signal.getsignal(number)
     asking.start()
-    serve.serve(served, EngineOptions(), ServeOptions(port=port, limits=Limits(drain_seconds=10)))
+    serve.serve(served, EngineOptions(), ServeOptions(port=port, limits=Limits(drain_seconds=60)))
     asking.join()
     assert found[0].json()["choices"][0]["message"]["content"] == "Hello there"
     assert engine.is_closed
@@ -207,7 +207,7 @@ def test_a_server_that_is_slower_says_so_once(
 def test_what_is_not_http_gets_an_error_of_the_same_shape() -> None:
     from tests.support.scripted_engine import serving
 
-    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         answer = b"".join(iter(lambda: client.recv(10_000), b""))
         head, _, body = answer.partition(b"\r\n\r\n")

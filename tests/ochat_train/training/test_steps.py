@@ -121,7 +121,7 @@ def test_prefetched_steps_are_the_same_and_few_micro_batches_wait(
             yield batch
 
     planned = (replace(step, micro_batches=counted(step)) for step in steps_of(split, plan))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     prefetched = StepPrefetcher(planned, depth=2)
     taken = 0
     for found, expected in zip(prefetched, steps_of(split, plan), strict=True):
@@ -133,7 +133,7 @@ def test_prefetched_steps_are_the_same_and_few_micro_batches_wait(
             assert torch.equal(batch.input_ids_T, truth.input_ids_T)
     assert taken == plan.num_steps * 4
     prefetched.close()
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
 
 
 def test_a_micro_batch_is_let_go_when_the_next_is_taken(prepared: tuple[Recipe, PreparedSplit, TrainingPlan]) -> None:
