@@ -37,13 +37,8 @@ from dataclasses import replace
 folder = Path(sys.argv[1])
 
 def work(chunk):
-<<<<<<< HEAD
     (folder / f"started-{chunk}").write_text(str(os.getpid()))
-    time.sleep(60)
-=======
-    (folder / f"started-{chunk}").touch()
     time.sleep(600)
->>>>>>> main
 
 def make_work():
     return work
