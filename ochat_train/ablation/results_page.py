@@ -25,7 +25,7 @@ _HOW_TO_READ = (
 
 def ablation_page(results: AblationResults) -> str:
     """The page of an ablation, as text."""
-    subtitle = f"{len(results.arms)} arms, {results.seeds} seed(s), {results.steps:,} steps each"
+    subtitle = f"arms: {len(results.arms)}, seeds: {results.seeds}, {results.steps:,} steps each"
     return render_page(f"Ablation: {results.recipe}", subtitle, list(_sections(results)))
 
 

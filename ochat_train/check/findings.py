@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.errors import UserError
@@ -22,6 +22,7 @@ class Finding:
     place: key of the recipe, file, package or device; empty where the area says enough.
     problem: what was found there; for `ok`, what is right.
     remedy: what to do about it, or empty.
+    seconds: that parts of what was tried took, for JSON; empty for most.
     """
 
     level: Level
@@ -29,6 +30,7 @@ class Finding:
     place: str
     problem: str
     remedy: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def finding(self) -> str:
@@ -36,9 +38,9 @@ class Finding:
         return f"{self.place}: {self.problem}" if self.place else self.problem
 
 
-def ok(area: str, place: object, said: str) -> Finding:
+def ok(area: str, place: object, said: str, *, seconds: Mapping[str, float] | None = None) -> Finding:
     """Nothing to do."""
-    return Finding(level="ok", area=area, place=str(place), problem=said)
+    return Finding(level="ok", area=area, place=str(place), problem=said, seconds=seconds or {})
 
 
 def warning(area: str, place: object, said: str, remedy: str = "") -> Finding:

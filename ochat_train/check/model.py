@@ -46,7 +46,7 @@ def check_base(facts: RecipeFacts) -> Iterator[Finding]:
     yield from _own_code(settings, name)
     weights = ", random weights" if settings.path is None else ""
     size = f"{len(decoder_layers(model))} layers, {facts.num_parameters:,} parameters"
-    yield ok("base", place, f"{name}, {size}{weights}; {proven.text()}")
+    yield ok("base", place, f"{name}, {size}{weights}; {proven.text()}", seconds=proven.parts)
     yield from layer_findings(facts)
 
 

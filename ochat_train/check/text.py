@@ -31,6 +31,7 @@ def findings_report(findings: Sequence[Finding]) -> dict[str, Any]:
                 "remedy": finding.remedy,
                 "place": finding.place,
                 "problem": finding.problem,
+                "seconds": dict(finding.seconds),
             }
             for finding in findings
         ],

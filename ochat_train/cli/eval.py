@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,12 +124,14 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.respondents.evaluation import evaluate
     from ochat_train.suites.text import results_text
 
+    against = _results_against(options)
     evaluated = evaluate(_eval_options(options, options.target, options.out), say=print_message)
     results = evaluated.results
-    comparison = None if options.against is None else _comparison(options, results, evaluated.folder)
+    comparison = None if options.against is None else _comparison(options, against, results, evaluated.folder)
     if options.json:
-        document = {**results.to_json(), "folder": str(evaluated.folder)}
-        del document["questions"]
+        from ochat_train.suites.results_file import summary_of
+
+        document = {**summary_of(results), "folder": str(evaluated.folder)}
         if comparison is not None:
             document["comparison"] = comparison.to_json()
         print_result(json.dumps(document))
@@ -139,10 +142,27 @@ def _run(options: argparse.Namespace) -> None:
 
             print_result("\n" + comparison_text(comparison, {suite.name: suite.highest for suite in results.suites}))
         print_result(f"\n{evaluated.folder / 'results.json'}")
-    if results.num_failed > options.allow_failed:
+    _require_answers(results, options)
+
+
+def _require_answers(results: EvalResults, options: argparse.Namespace) -> None:
+    """Raises UnansweredError where too few questions have an answer for a success."""
+    from ochat_train.suites.text import shown_condition
+
+    if results.without_score:
+        row = results.without_score[0]
+        reason = f"{row.num_failed:,} failed, {row.num_too_long:,} are longer than the context"
+        remedy = "; a longer context may help: --max-model-len" if row.num_too_long else ""
         raise UnansweredError(
-            f"{results.num_failed:,} questions have no answer and are not in the scores; start the same command again "
-            "to ask them again, or allow them with --allow-failed"
+            f"{row.suite} has no score under {shown_condition(row.condition)}: of {row.num_questions:,} questions "
+            f"{reason}{remedy}"
+        )
+    if results.num_failed > options.allow_failed:
+        reasons = Counter(question.reason for question in results.questions if question.status == "failed")
+        most = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(3))
+        raise UnansweredError(
+            f"{results.num_failed:,} questions have no answer, or no rating of it, and are not in the scores ({most}); "
+            "start the same command again to ask them again, or allow them with --allow-failed"
         )
 
 
@@ -230,19 +250,34 @@ def _judge(options: argparse.Namespace) -> Judge | None:
     )
 
 
-def _comparison(options: argparse.Namespace, results: EvalResults, folder: Path) -> Comparison:
+def _results_against(options: argparse.Namespace) -> EvalResults | None:
+    """The results that `--against` names, None where it names none, or a model. Raises UserError for what is neither:
+    before anything is asked.
+    """
+    from ochat_train.respondents.evaluation import holds_model, is_url
+    from ochat_train.suites.results_file import RESULTS_FILE, read_results
+
+    if options.against is None or is_url(options.against):
+        return None
+    other = Path(options.against)
+    if other.is_file() or (other / RESULTS_FILE).is_file():
+        return read_results(other)
+    if not holds_model(other):
+        raise UserError("--against", f"{other} holds neither results of `ochat eval` nor a model", "name one of them")
+    return None
+
+
+def _comparison(
+    options: argparse.Namespace, against: EvalResults | None, results: EvalResults, folder: Path
+) -> Comparison:
     """With results that are there, or with those of another model, which is asked now."""
     from ochat_train.respondents.evaluation import evaluate
     from ochat_train.suites.compare import COMPARISON_FILE, compare
-    from ochat_train.suites.results import RESULTS_FILE, read_results
     from ochat_train.system.durable import replace_text
 
-    other = Path(options.against)
-    if other.is_file() or (other / RESULTS_FILE).is_file():
-        found = read_results(other)
-    else:
-        found = evaluate(_eval_options(options, options.against, folder / "against"), say=print_message).results
-    comparison = compare(found, results)
+    if against is None:
+        against = evaluate(_eval_options(options, options.against, folder / "against"), say=print_message).results
+    comparison = compare(against, results)
     replace_text(folder / COMPARISON_FILE, json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
     return comparison
 

@@ -50,7 +50,7 @@ def add_results_option(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.export.benchmarks_card import add_results
     from ochat_train.export.export import export, no_finish
-    from ochat_train.suites.results import read_results
+    from ochat_train.suites.results_file import read_results
 
     finish = no_finish
     if options.results is not None:

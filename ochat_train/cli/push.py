@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.results is not None:
         from ochat_train.export.benchmarks_card import add_results
-        from ochat_train.suites.results import read_results
+        from ochat_train.suites.results_file import read_results
 
         add_results(options.dir, read_results(options.results))
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.plan.packing import Packs, pack
-from data_pipeline.prepared.dataset import Manifest, PreparedSplit
+from data_pipeline.prepared.dataset import Manifest, PreparedSplit, open_split
 from ochat_train.model.batch import PackShape
 
 
@@ -30,8 +30,12 @@ class HeldOutData:
 
 
 def held_out_data(prepared_dir: Path, manifest: Manifest, *, pack_length: int) -> HeldOutData:
-    """Open and pack the held-out splits. The packs are the same at every validation, on any number of ranks."""
-    validation, others = PreparedSplit(prepared_dir, "validation"), PreparedSplit(prepared_dir, "conditions")
+    """Open and pack the held-out splits. The packs are the same at every validation, on any number of ranks.
+
+    Raises DamagedDataError for held-out rows that are not those of the manifest.
+    """
+    validation = open_split(prepared_dir, "validation", manifest)
+    others = PreparedSplit(prepared_dir, "conditions")  # the manifest does not count these
     packs = [_packs(split, pack_length) for split in (validation, others)]
     shape = PackShape.holding(
         pack_length=pack_length,

@@ -38,7 +38,7 @@ def add_results(folder: Path, results: EvalResults) -> None:
     files = exported_names(_bytes(folder / EXPORT_MARK))
     if files is None:
         raise UserError(folder / EXPORT_MARK, "lists no files", "export the run again")
-    _require_same_weights(folder, weights_sha256(files), results)
+    _require_same_weights(weights_sha256(files), results)
     path = folder / CARD
     text = card_with_results(_bytes(path).decode("utf-8"), results, place=path)
     is_untouched = sha256_of_file(path) == files.get(CARD)
@@ -74,11 +74,11 @@ def card_with_results(card: str, results: EvalResults, *, place: Path) -> str:
     return text
 
 
-def _require_same_weights(folder: Path, sha256: str, results: EvalResults) -> None:
+def _require_same_weights(sha256: str, results: EvalResults) -> None:
     found = results.model.weights_sha256
     if found is None:
         problem = f"the results are of a server ({results.model.name}), and do not say which weights it has"
-        raise UserError("--results", problem, f"evaluate the folder: `ochat eval {folder} ...`")
+        raise UserError("--results", problem, "evaluate the exported folder, and not a server: `ochat eval FOLDER ...`")
     if found != sha256:
         problem = f"the results are of other weights ({found[:12]}) than the export's ({sha256[:12]})"
         raise UserError("--results", problem, "evaluate this export, and give its results")

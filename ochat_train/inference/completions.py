@@ -300,7 +300,7 @@ def _choice_of(event: Any) -> Mapping[str, Any] | None:
     if not isinstance(event, dict):
         raise EngineError("an event of the server is no object")
     if event.get("error"):
-        raise EngineError(f"the server failed: {_shortened(str(event['error']))}")
+        raise _error_in(event["error"])
     choices = event.get("choices")
     if not choices:
         return None
@@ -361,6 +361,17 @@ def _error_of(status: int, text: str) -> EngineError:
     if status in (401, 403):
         return EngineError(f"the server refuses the key ({said})")
     return EngineUnavailable(said) if status >= 500 else EngineError(said)
+
+
+def _error_in(error: Any) -> EngineError:
+    """What an error means that comes as an event of a stream, after a 200: vLLM sends one with the code 500 to all who
+    are being answered when its engine dies.
+    """
+    code = error.get("code") if isinstance(error, dict) else None
+    text = str(error.get("message") or error) if isinstance(error, dict) else str(error)
+    if isinstance(code, int):
+        return _error_of(code, text)
+    return EngineError(f"the server failed: {_shortened(text)}")
 
 
 def _shortened(text: str) -> str:

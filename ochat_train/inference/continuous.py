@@ -20,6 +20,7 @@ from ochat_train.inference.engine import EngineError, EngineUnavailable
 from ochat_train.inference.memory import CacheSize
 from ochat_train.inference.requests import NewTokens, Request
 from ochat_train.model.base_class import is_wrapper, text_config
+from ochat_train.model.config import layer_widths
 
 _PAGE_TOKENS = 32  # the cache is given out in pages of so many tokens
 _STOP_SECONDS = 20.0
@@ -56,10 +57,8 @@ def bytes_per_cached_token(model: Any) -> int:
     """What each token in the cache needs beside its own keys and values: a column of the mask, and a copy of one
     layer's keys and values for all heads.
     """
-    config = text_config(model.config)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     mask = _PASS_TOKENS[model.device.type] * model.dtype.itemsize
-    return int(mask + 3 * config.num_attention_heads * size * model.dtype.itemsize + 8)
+    return int(mask + 3 * layer_widths(model.config).query * model.dtype.itemsize + 8)
 
 
 class ContinuousBatcher:

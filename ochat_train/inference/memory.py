@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.base_class import text_config
+from ochat_train.model.config import layer_widths
 
 _GPU_RATIO = 0.8  # of the memory that is free after loading; the rest is for activations and logits
 _RAM_RATIO = 0.25  # other programs need RAM too
@@ -33,7 +34,7 @@ def cache_size(model: Any, *, context_tokens: int, most_answers: int, extra_byte
     extra_bytes_per_token: what each cached token needs beside its keys and values. Raises UserError where memory does
     not even hold one answer.
     """
-    per_token = kv_bytes_per_token(model) + extra_bytes_per_token
+    per_token = max(1, kv_bytes_per_token(model) + extra_bytes_per_token)  # 0 where no layer has attention
     free = free_bytes(model.device)
     num_tokens = min(int(free // per_token), context_tokens * most_answers)
     if num_tokens < context_tokens:
@@ -45,10 +46,9 @@ def cache_size(model: Any, *, context_tokens: int, most_answers: int, extra_byte
 
 def kv_bytes_per_token(model: Any) -> int:
     """Bytes of keys and values of one token in all layers."""
-    config = text_config(model.config)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+    widths = layer_widths(model.config)
+    num_layers = text_config(model.config).num_hidden_layers
+    return int(num_layers * (widths.key + widths.value) * model.dtype.itemsize)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -38,6 +38,11 @@ def auto_class(config: Any) -> Any:
     """The class of `transformers` that makes and loads a base with all of its parts. Raises UserError for a base that
     is not a causal language model.
     """
+    return _auto_class(config)[0]
+
+
+def _auto_class(config: Any) -> tuple[Any, Any]:
+    """The same, and its table of model classes by the class of their config."""
     import transformers
 
     choices = [(transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING)]
@@ -45,10 +50,15 @@ def auto_class(config: Any) -> Any:
         choices.insert(0, (transformers.AutoModelForImageTextToText, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING))
     for choice, mapping in choices:
         if type(config) in mapping:
-            return choice
+            return choice, mapping
     raise UserError(
         "model", f"`{config.model_type}` is not a causal language model that `transformers` knows", "use another base"
     )
+
+
+def import_model_class(config: Any) -> None:
+    """Load the code of a base's model, which takes seconds the first time. Raises what `transformers` raises."""
+    _auto_class(config)[1][type(config)]
 
 
 def new_model(config: Any, **options: Any) -> Any:

@@ -46,7 +46,9 @@ def verdict_headline(matrix: ConditionMatrix) -> str:
 
 
 def verdict_lines(matrix: ConditionMatrix) -> list[str]:
-    """A sentence for each class of a matrix: was its condition learnt?"""
+    """A sentence for each class of a matrix: was its condition learnt? One for all where there was none to learn."""
+    if matrix.learnt and all(entry.verdict is None for entry in matrix.learnt.values()):
+        return ["It was trained with one condition, so there was none to learn."]
     return [f"{name}: {learnt_text(matrix.learnt.get(name))}." for name in matrix.nll]
 
 

@@ -60,7 +60,7 @@ def progress_parts(metrics: StepMetrics, *, num_steps: int, seconds_left: float)
         Part(text=f"epoch {metrics.epoch}", rank=8),
         Part(text=f"loss {loss}", rank=1),
         Part(text=f"({', '.join(class_losses)})", rank=3),
-        Part(text=f"{speed.tokens_per_second / 1000:,.1f}k tok/s", rank=4),
+        Part(text=_speed_text(speed.tokens_per_second), rank=4),
     ]
     if speed.mfu is not None:
         parts.append(Part(text=f"MFU {speed.mfu:.1%}", rank=6))
@@ -69,6 +69,13 @@ def progress_parts(metrics: StepMetrics, *, num_steps: int, seconds_left: float)
     if speed.data_wait_ratio > SLOW_DATA_RATIO:
         parts.append(Part(text=f"{speed.data_wait_ratio:.0%} waiting for data", rank=5))
     return [*parts, Part(text=f"{duration_text(seconds_left)} left", rank=2)]
+
+
+def _speed_text(tokens_per_second: float) -> str:
+    """In thousands, unless that would show next to nothing."""
+    if tokens_per_second < 1000:
+        return f"{tokens_per_second:.0f} tok/s"
+    return f"{tokens_per_second / 1000:,.1f}k tok/s"
 
 
 def fitted(parts: Sequence[Part], *, width: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from ochat_train import __version__
+from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference.choose import EngineOptions, make_engine
 from ochat_train.inference.engine import Engine
 from ochat_train.inference.served_model import ServedModel, load_served_model
@@ -23,7 +24,8 @@ from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience
 from ochat_train.suites.evaluate import Asker, Plan, ask_plan, plan_evaluation, results_of
-from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings, write_results
+from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings
+from ochat_train.suites.results_file import write_results
 from ochat_train.suites.store import AnswerStore, FolderLock
 from ochat_train.suites.suite import Suite, SuiteOptions
 from ochat_train.suites.table import make_suites
@@ -246,6 +248,12 @@ def export_folder(target: Path) -> Path:
         command = f"ochat export {target} --out {folder}"
         raise UserError(target, "is a run, and an export of it is needed", f"make one with `{command}`")
     return folder
+
+
+def holds_model(target: Path) -> bool:
+    """Whether a folder, or the export of a run, has a model or an adapter. Raises UserError as `export_folder`."""
+    folder = export_folder(target)
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _folder_name(model: ModelFacts) -> str:

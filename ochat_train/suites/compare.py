@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from ochat_train.suites.text import points, shown_condition
 COMPARISON_FILE = "comparison.json"
 _MOST_LISTED = 10  # in the text; the file has all
 _REMEDY = "run both with the same suites, data, --limit and --seed"
+_SCORING_FACTS = ("judge", "judge's instructions")  # of a suite: with others, its scores are others
+_SETTINGS = ("temperature", "top_p", "few_shot")  # that decide answers; results may differ in them on purpose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +33,14 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """other, this: names of the models. differences: by suite and condition."""
+    """other, this: names of the models. differences: by suite and condition. notes: other differences, and what was
+    not compared.
+    """
 
     other: str
     this: str
     differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The document of comparison.json."""
@@ -45,21 +50,64 @@ class Comparison:
 def compare(other: EvalResults, this: EvalResults) -> Comparison:
     """The suites that both have, under the conditions that both have; where each has only one condition, under those.
 
-    Raises UserError where they have no suite in common, or were not asked the same questions.
+    Raises UserError where they have no suite in common, were not asked the same questions, or were scored otherwise.
     """
     facts = {suite.name: suite for suite in other.suites}
     shared = [suite for suite in this.suites if suite.name in facts]
     if not shared:
         raise UserError("--against", "has none of these suites", _REMEDY)
+    pairs = _pairs(other, this)
     differences: list[Difference] = []
     for suite in shared:
         _check_same_data(facts[suite.name], suite)
-        for theirs, ours in _pairs(other, this):
+        _check_same_rule(facts[suite.name], suite)
+        for theirs, ours in pairs:
             first = _asked(other, suite.name, theirs)
             second = _asked(this, suite.name, ours)
             _check_same_questions(suite.name, first, second)
             differences.append(_difference(first, second, seed=this.settings.seed, highest=suite.highest))
-    return Comparison(other=other.model.name, this=this.model.name, differences=tuple(differences))
+    names = _names(other, this)
+    return Comparison(
+        other=names[0],
+        this=names[1],
+        differences=tuple(differences),
+        notes=(*_asked_otherwise(other, this), *_left_out(other, this, pairs)),
+    )
+
+
+def _names(other: EvalResults, this: EvalResults) -> tuple[str, str]:
+    """What to call the two: models of the same name are told apart by their hash, or by their address."""
+    models = (other.model, this.model)
+    if models[0].name != models[1].name or models[0].identity == models[1].identity:
+        return models[0].name, models[1].name
+    first, second = (f"{model.name} ({model.sha256[:8] if model.sha256 else model.url})" for model in models)
+    return first, second
+
+
+def _asked_otherwise(other: EvalResults, this: EvalResults) -> Iterator[str]:
+    """How the two were not asked in the same way."""
+    pairs = [(name, getattr(this.settings, name), getattr(other.settings, name)) for name in _SETTINGS]
+    pairs += [("engine", this.engine, other.engine)]
+    tokens = {suite.name: suite.max_new_tokens for suite in other.suites}
+    pairs += [
+        (f"max_new_tokens of {suite.name}", suite.max_new_tokens, tokens[suite.name])
+        for suite in this.suites
+        if suite.name in tokens
+    ]
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            yield f"asked differently: {name} {ours} and {theirs}"
+
+
+def _left_out(other: EvalResults, this: EvalResults, pairs: Sequence[tuple[str | None, str | None]]) -> Iterator[str]:
+    """What only one of the two has."""
+    for results, place in ((other, 0), (this, 1)):
+        compared = {pair[place] for pair in pairs}
+        names = [shown_condition(each) for each in results.conditions if each not in compared]
+        theirs = {suite.name for suite in (this if results is other else other).suites}
+        names += [suite.name for suite in results.suites if suite.name not in theirs]
+        if names:
+            yield f"not compared, because only {results.model.name} has it: {', '.join(names)}"
 
 
 def comparison_text(comparison: Comparison, highest: Mapping[str, float]) -> str:
@@ -81,6 +129,7 @@ def comparison_text(comparison: Comparison, highest: Mapping[str, float]) -> str
     for difference in comparison.differences:
         place = f"{difference.row.suite}, {_conditions_text(difference.row)}"
         lines += [f"{place}: {word}: {_listed(ids)}" for word, ids in _won_and_lost(difference) if ids]
+    lines += comparison.notes
     return visible("\n".join(lines))
 
 
@@ -117,6 +166,14 @@ def _check_same_data(theirs: SuiteFacts, ours: SuiteFacts) -> None:
     hashes = [sorted(file.sha256 for file in suite.files) for suite in (theirs, ours)]
     if theirs.version != ours.version or hashes[0] != hashes[1]:
         raise UserError("--against", f"was asked {ours.name} from other data, or by another version", _REMEDY)
+
+
+def _check_same_rule(theirs: SuiteFacts, ours: SuiteFacts) -> None:
+    names = [name for name in _SCORING_FACTS if theirs.facts.get(name) != ours.facts.get(name)]
+    names += ["rule"] if theirs.rule != ours.rule else []
+    if names:
+        problem = f"was scored otherwise in {ours.name} ({' and '.join(names)}), so a difference would say nothing"
+        raise UserError("--against", problem, "run both with the same --judge-model and --answer-pattern")
 
 
 def _check_same_questions(suite: str, first: Sequence[QuestionResult], second: Sequence[QuestionResult]) -> None:

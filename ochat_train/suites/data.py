@@ -41,12 +41,12 @@ class Row:
 
 
 class SuiteData:
-    """Files by name. Of a single file, the name is the file's own."""
+    """Files by name. Of a single file, the name is the file's own. suite: that it was named for, None for all."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, suite: str | None = None) -> None:
         if not path.exists():
             raise UserError(path, "is not there", "name the file, folder or tar archive of the benchmark with `--data`")
-        self.path = path
+        self.path, self.suite = path, suite
         self.is_file = path.is_file() and not path.name.endswith(_ARCHIVES)
 
     @functools.cached_property

@@ -22,7 +22,7 @@ from ochat_train.suites.results import (
 )
 from ochat_train.suites.scores import paired_rows, score_rows
 from ochat_train.suites.store import AnswerStore, key_of
-from ochat_train.suites.suite import Answer, Message, Question, Suite, Unscored
+from ochat_train.suites.suite import SCORED_BY, Answer, Message, Question, Suite, Unscored
 
 Condition = str | None
 _KEY_LAYOUT = 1  # of the parts of a key
@@ -126,7 +126,7 @@ def results_of(plan: Plan, store: AnswerStore, failures: Failures) -> EvalResult
         versions=dict(plan.asker.versions),
         settings=plan.settings,
         conditions=plan.conditions,
-        suites=tuple(_suite_facts(suite, plan) for suite in plan.suites),
+        suites=tuple(_suite_facts(suite, plan, questions) for suite in plan.suites),
         scores=tuple(scores),
         paired=tuple(paired),
         failed_tries=dict(sorted(failed_tries.items())),
@@ -291,7 +291,7 @@ def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> Question
     )
 
 
-def _suite_facts(suite: Suite, plan: Plan) -> SuiteFacts:
+def _suite_facts(suite: Suite, plan: Plan, questions: Sequence[QuestionResult]) -> SuiteFacts:
     num_asked = sum(item.suite is suite for item in plan.questions) // max(1, len(plan.conditions))
     return SuiteFacts(
         name=suite.name,
@@ -306,8 +306,31 @@ def _suite_facts(suite: Suite, plan: Plan) -> SuiteFacts:
         num_asked=num_asked,
         left_out=suite.left_out,
         files=suite.files,
-        facts=suite.facts,
+        facts={**suite.facts, **_scorers(suite, questions), **_repeats(suite)},
     )
+
+
+def _scorers(suite: Suite, questions: Sequence[QuestionResult]) -> dict[str, str]:
+    """What the judges of answers called themselves: more than one name where a server changed its model."""
+    names = {name for each in questions if each.suite == suite.name for name in each.details.get(SCORED_BY, ())}
+    return {"judge answered as": ", ".join(sorted(names)) or "no name"} if suite.has_judge else {}
+
+
+def _repeats(suite: Suite) -> dict[str, str]:
+    """What a result says of questions that the data holds more than once. They count each time, as in the benchmark's
+    own figures, so an interval over them is narrower than it should be.
+    """
+    first: dict[tuple[str, ...], Question] = {}
+    repeating, disagreeing = 0, 0
+    for question in suite.questions:
+        before = first.setdefault(question.turns, question)
+        repeating += before is not question
+        disagreeing += before.right != question.right
+    if not repeating:
+        return {}
+    other = f", {disagreeing:,} of them with another right answer" if disagreeing else ""
+    text = f"{repeating:,} of {len(suite.questions):,} are there before with the same text{other}; all of them count"
+    return {"repeated questions": text}
 
 
 def _created(questions: Sequence[QuestionResult]) -> str:

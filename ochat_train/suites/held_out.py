@@ -27,8 +27,10 @@ def parse_questions(text: str, *, place: str, source: str) -> list[HeldOutQuesti
     """Questions, a JSON object on each line: `question`, `answer`, and if there are several `task`.
 
     place: what an error names, such as a key of the recipe. source: the file. Raises UserError for a line that is not
-    like that.
+    like that, and where there is no question at all.
     """
+    if not text.strip():
+        raise UserError(place, f"{source}: holds no question", "write one on each line: question, answer and task")
     lines = text.removesuffix("\n").split("\n")
     return [_question(line, place=place, at=f"{source}:{number}") for number, line in enumerate(lines, start=1)]
 

@@ -203,9 +203,13 @@ def _question(row: Row) -> Question:
 
 
 def _problems(data: SuiteData | None) -> tuple[list[Row], DataFile]:
-    """Those of the data where it holds some, otherwise the package's."""
+    """Those of the data where it holds some, otherwise the package's. Raises UserError where data that was named for
+    this suite holds none.
+    """
     if data is not None and (name := _file_in(data)) is not None:
         return data.rows(name)
+    if data is not None and data.suite == NAME:
+        raise UserError(data.path, f"holds no problems of the suite {NAME}", "name its file: HumanEval.jsonl")
     spec = importlib.util.find_spec(_PACKAGE)
     folders = (spec.submodule_search_locations or []) if spec is not None else []
     for folder in folders:
@@ -217,7 +221,9 @@ def _problems(data: SuiteData | None) -> tuple[list[Row], DataFile]:
 
 
 def _file_in(data: SuiteData) -> str | None:
-    """A file that is called after the benchmark, in its layout."""
+    """The only file, where it was named for this suite, otherwise one that is called after the benchmark."""
+    if data.is_file and data.suite == NAME:
+        return data.names[0]
     pattern = re.compile(r"human[-_]?eval[^/]*\.jsonl(\.gz)?$", re.IGNORECASE)
     return next((name for name in data.names if pattern.search(PurePosixPath(name).name)), None)
 

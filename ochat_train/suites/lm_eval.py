@@ -51,6 +51,35 @@ print(json.dumps({"versions": versions, "takes_condition": takes}))
 """
 
 
+# Runs the harness on an export. With a chat template, its log-likelihood tasks put a choice right behind the prompt,
+# `Assistant:B`, where the templates that begin every message with a space were trained on `Assistant: B`. So what the
+# template itself puts between a prompt and an answer, if that is white space, is put before a choice.
+_RUN_ON_EXPORT = """
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.models.huggingface import HFLM
+
+plain, known = HFLM._encode_pair, {}
+
+def ends(model):
+    if id(model) not in known:
+        turn = [{"role": "user", "content": "question"}]
+        prompt = model.apply_chat_template(turn)
+        answered = [*turn, {"role": "assistant", "content": "answer"}]
+        whole = model.apply_chat_template(answered, add_generation_prompt=False)
+        between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
+        known[id(model)] = prompt.rpartition("question")[2], between if between.isspace() else ""
+    return known[id(model)]
+
+def encode_pair(self, context, continuation):
+    end, between = ends(self)
+    is_choice = context.endswith(end) and continuation and not continuation[0].isspace()
+    return plain(self, context, between + continuation if is_choice else continuation)
+
+HFLM._encode_pair = encode_pair
+cli_evaluate()
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HarnessModel:
     """What the harness asks. export: a folder, None for a server. url: of the server, up to `/v1`. name: its model.
@@ -152,7 +181,7 @@ def run_harness(
     rows: list[HarnessRow] = []
     for condition in conditions:
         asked = {**asdict(options), "include": _content_of(options.include)}
-        key = key_of("lm-eval", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
+        key = key_of("lm-eval 2", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
         found = kept.get(key, _rows_of_json)
         if found is None or model.sha256 is None:  # what is behind a URL may have changed
             document = _document(tasks, condition, model, options)
@@ -217,7 +246,8 @@ def command(
             "tokenizer_backend": None,
             "eos_string": "",  # the server knows where a turn ends
         }
-    parts = [options.python, "-m", "lm_eval", "run", "--model", kind, "--model_args", json.dumps(arguments)]
+    program = ["-m", "lm_eval"] if model.export is None else ["-c", _RUN_ON_EXPORT]
+    parts = [options.python, *program, "run", "--model", kind, "--model_args", json.dumps(arguments)]
     parts += ["--tasks", ",".join(tasks), "--apply_chat_template", "--output_path", str(out)]
     parts += ["--seed", str(options.seed)]
     if model.export is not None:

@@ -14,7 +14,17 @@ from typing import Any
 from data_pipeline.errors import UserError
 from ochat_train.suites.data import DataFile, Row, SuiteData
 from ochat_train.suites.judge import HIGHEST, Judge, Judgement, judge_all, prompts_sha256
-from ochat_train.suites.suite import Answered, Message, Question, Scored, Suite, SuiteKind, SuiteOptions, Unscored
+from ochat_train.suites.suite import (
+    SCORED_BY,
+    Answered,
+    Message,
+    Question,
+    Scored,
+    Suite,
+    SuiteKind,
+    SuiteOptions,
+    Unscored,
+)
 
 NAME = "mt-bench"
 TEMPERATURES: Mapping[str, float] = {
@@ -63,8 +73,10 @@ def _make(options: SuiteOptions) -> Suite:
             "judge": judge.model,
             "judge's address": judge.endpoint,
             "judge's instructions": prompts_sha256(INSTRUCTIONS, ABOUT_REFERENCE, ABOUT_SECOND_TURN)[:16],
+            "temperature": "0 to 0.7, by the category of a question",
         },
         highest=HIGHEST,
+        has_judge=True,
     )
 
 
@@ -109,7 +121,7 @@ def _scored(ratings: Sequence[Judgement | Unscored]) -> Scored | Unscored:
         others={f"turn {number}": rating.rating for number, rating in enumerate(judged, start=1)},
         details={
             "judgements": [rating.text for rating in judged],
-            "judge": sorted({" ".join(filter(None, (rating.model, rating.fingerprint))) for rating in judged}),
+            SCORED_BY: sorted({" ".join(filter(None, (rating.model, rating.fingerprint))) for rating in judged}),
         },
     )
 

@@ -1,27 +1,21 @@
-"""The results of an evaluation as values, and as the JSON document `results.json`.
+"""The results of an evaluation as values; `results_file` writes and reads them.
 
-What is measured (times) is in `seconds`, `started`, `ended` and what follows from them; everything else is the same for
+What is measured (times) is in `started`, `ended` and what follows from them; everything else is the same for
 the same model, data and settings.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_pipeline.errors import UserError
-from data_pipeline.json_files import read_json_object, typed
 from ochat_train.suites.data import DataFile
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.lm_eval import HarnessRow
 from ochat_train.suites.suite import Finish
-from ochat_train.system.durable import replace_text
 
-RESULTS_FILE = "results.json"
-FORMAT = 1
+FORMAT = 2  # of the document
 Status = Literal["scored", "failed", "too_long"]
 
 
@@ -83,23 +77,16 @@ class SuiteFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionResult:
-    """A question under a condition (None: the model's own).
+class AnswerResult:
+    """What came of a question under a condition.
 
-    prompt_sha256: of the ids or messages that were asked. turns, right: as in `Question`. texts: the answer to each
-    turn, none where it failed.
-    value: None unless scored. found, others, details: as in `Scored`. seconds: from question to answer. reason: why it
-    was not scored. failed_tries: reason -> tries without an answer.
+    prompt_sha256: of the ids or messages that were asked. texts: the answer to each turn, none where it failed.
+    value: None unless scored. found, others, details: as in `Scored`. started, ended: seconds since 1970. reason: why
+    it was not scored. failed_tries: reason -> tries without an answer.
     """
 
-    suite: str
-    id: str
-    task: str
-    condition: str | None
     status: Status
     prompt_sha256: str
-    turns: tuple[str, ...] = ()
-    right: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     value: float | None = None
     is_answered: bool = False
@@ -114,14 +101,21 @@ class QuestionResult:
     failed_tries: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def seconds(self) -> float | None:
-        """From question to answer, with the time that it waited for others."""
-        return None if self.started is None or self.ended is None else self.ended - self.started
-
-    @property
     def is_empty(self) -> bool:
         """Whether the model said nothing visible."""
         return bool(self.texts) and not any(text.strip() for text in self.texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionResult(AnswerResult):
+    """A question under a condition (None: the model's own). turns, right: as in `Question`."""
+
+    suite: str
+    id: str
+    task: str
+    condition: str | None
+    turns: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +186,7 @@ class ContaminationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResults:
-    """The document of results.json. created: UTC, when the last answer was made. versions: package -> version, of what
+    """All of an evaluation. created: UTC, when the last answer was made. versions: package -> version, of what
     asked; engine_versions: of what answered. questions: in the order of suites, conditions, questions.
     """
 
@@ -218,29 +212,7 @@ class EvalResults:
         """Questions without an answer, or whose answer could not be scored."""
         return sum(question.status == "failed" for question in self.questions)
 
-    def to_json(self) -> dict[str, Any]:
-        """The document."""
-        document = {"format": self.format, **asdict(self)}
-        for row, question in zip(document["questions"], self.questions, strict=True):
-            row["seconds"] = None if question.seconds is None else round(question.seconds, 3)
-        return document
-
-
-def write_results(folder: Path, results: EvalResults) -> Path:
-    """Write results.json into a folder, and return its path. An OSError names the file."""
-    path = folder / RESULTS_FILE
-    replace_text(path, json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return path
-
-
-def read_results(path: Path) -> EvalResults:
-    """A results.json, or that of a folder. Raises UserError where it is damaged or of another version."""
-    file = path / RESULTS_FILE if path.is_dir() else path
-    values = read_json_object(file, remedy="run `ochat eval` again, which writes it")
-    if values.get("format") != FORMAT:
-        raise UserError(file, "is no results.json of this version", "run `ochat eval` again, which writes it")
-    try:
-        return typed(EvalResults, values)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(file, f"is damaged: {reason}", "run `ochat eval` again, which writes it") from None
+    @property
+    def without_score(self) -> tuple[ScoreRow, ...]:
+        """Suites under conditions of which no question at all was scored."""
+        return tuple(row for row in self.scores if row.task is None and row.num_scored == 0)

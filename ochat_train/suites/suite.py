@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length"]
 Message = Mapping[str, str]
+SCORED_BY = "judge"  # in the details of a score: names of who made it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,8 @@ class Suite:
     version: raised whenever questions or scores of the same data change. rule, other_rules: how an answer becomes a
     score, for people. metric: `accuracy`, `pass@1` or `points`. max_new_tokens: of an answer, unless the user says.
     left_out: reason -> rows of the data that are no questions. facts: things that a result has to state, such as
-    whether code ran apart from the network. highest: the best possible value of an answer.
+    whether code ran apart from the network. highest: the best possible value of an answer. has_judge: whether a model
+    scores; `details` of a score then name it under SCORED_BY.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Suite:
     left_out: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     highest: float = 1.0
+    has_judge: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,15 @@ def make_suites(names: Sequence[str], data: Sequence[str], options: SuiteOptions
             raise UserError(
                 "--suite", f"{name} is no suite", did_you_mean(name, [*by_name, *GROUPS]) or f"one of {known}"
             )
-    return [kind.make(replace(options, data=_data_of(kind, places))) for kind in SUITES if kind.name in chosen]
+    return [_made(kind, replace(options, data=_data_of(kind, places))) for kind in SUITES if kind.name in chosen]
+
+
+def _made(kind: SuiteKind, options: SuiteOptions) -> Suite:
+    suite = kind.make(options)
+    if not suite.questions:
+        place = "--data" if options.data is None else options.data.path
+        raise UserError(place, f"holds no question of the suite {kind.name}", "name the benchmark's own files")
+    return suite
 
 
 def _members(group: str, by_name: Mapping[str, SuiteKind], places: Sequence[tuple[str | None, SuiteData]]) -> set[str]:
@@ -76,7 +84,7 @@ def _places(data: Sequence[str]) -> list[tuple[str | None, SuiteData]]:
     for text in data:
         name, equals, path = text.partition("=")
         if equals and name in names:
-            places.append((name, SuiteData(Path(path))))
+            places.append((name, SuiteData(Path(path), suite=name)))
         else:
             places.append((None, SuiteData(Path(text))))
     return places

@@ -59,6 +59,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--with-bos", action="store_true", help="put a token before ids, as no server should")
     parser.add_argument("--fail-with", help="print this and end with code 1")
     parser.add_argument("--break-after", type=int, help="close the connection after so many tokens")
+    parser.add_argument("--break-with", type=int, help="the code of an error event, instead of a broken connection")
     parser.add_argument("--refuse-with", type=int, help="answer streams with this status")
     return parser.parse_args(arguments)
 
@@ -155,7 +156,11 @@ async def events(stand_in: StandIn, prompt: Sequence[int], body: dict[str, Any])
     try:
         for number in range(1, body["max_tokens"] + 1):
             if number - 1 == options.break_after:
-                raise ConnectionError("planted")
+                if not options.break_with:
+                    raise ConnectionError("planted")
+                error = {"message": "planted in a stream", "type": "InternalServerError", "code": options.break_with}
+                yield f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"
+                return
             await asyncio.sleep(TOKEN_SECONDS if body["max_tokens"] <= 100 else LONG_TOKEN_SECONDS)
             token, likeliest = stand_in.next_token(ids)
             ids.append(token)

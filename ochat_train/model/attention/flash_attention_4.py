@@ -186,4 +186,5 @@ KERNEL = Kernel(
     module="flash_attn.cute",
     if_missing="the package flash-attn-4 is not installed (extra `gpu`)",
     saved_operators=("ochat.flash_4.default",),
+    first_call="flash_attention_4 compiles its kernels for this base, 15 to 40 s, as every run does once",
 )

@@ -115,4 +115,5 @@ KERNEL = Kernel(
     module="triton",
     if_missing="the package triton is not installed",
     saved_operators=("flex_attention",),
+    first_call="torch compiles `flex` for this base, as every run does once",
 )

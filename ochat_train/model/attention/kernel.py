@@ -68,6 +68,7 @@ class Kernel:
     module: importable where the kernel is installed, None if it always is; if_missing: what to say where it is not.
     saved_operators: names of the torch operators whose results activation checkpointing keeps (`matmuls`).
     prepare: called once before the first use, outside compiled code.
+    first_call: what a person is told to wait for where the first call takes seconds, empty where it does not.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Kernel:
     if_missing: str = ""
     saved_operators: tuple[str, ...] = ()
     prepare: Callable[[], object] | None = None
+    first_call: str = ""
 
     def missing_package(self) -> str | None:
         """What to say of a package that this machine lacks, None where the kernel is installed; whatever GPU it has."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,14 +12,19 @@ import torch
 from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
+from ochat_train.model.base_class import import_model_class
 from ochat_train.model.borders import installed_packages
 from ochat_train.model.config import check_config, check_precision, model_dtype
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.proof.prove import Errors, prove, ways_of
 from ochat_train.model.proof.remembered import key_of, recall, remember
 from ochat_train.model.proof.small_config import small_base
+from ochat_train.model.proof.stopwatch import Stopwatch, device_made_ready, parts_text
 from ochat_train.model.structure import check_head
 from ochat_train.recipe.sections.model import ModelSettings
+from ochat_train.system.messages import log_notice
+
+_LONG = 1.0  # seconds that are worth a word; every run waits for these parts, whether its base is tested or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,8 @@ class ProvenBase:
     """A base whose packs are computed rightly, as `prove` says.
 
     kernel: of attention, to be used on the device it was proven for. needs: of its attention. num_layers, num_kinds,
-    num_parameters: of the copy that was tested. seconds: that it took when it was tested.
+    num_parameters: of the copy that was tested. seconds: that it took when it was tested. parts: of these seconds, as
+    `stopwatch.Part` says.
     """
 
     kernel: str
@@ -38,6 +43,7 @@ class ProvenBase:
     num_parameters: int
     errors: Errors
     seconds: float
+    parts: Mapping[str, float]
     is_remembered: bool
 
     def text(self) -> str:
@@ -45,7 +51,10 @@ class ProvenBase:
         errors = self.errors
         half = "" if errors.half is None else f", attention of {self.kernel} within {errors.half:.0e}"
         kinds = f"{self.num_layers} layers of {self.num_kinds} kind{'s' if self.num_kinds > 1 else ''}"
-        when = f"tested before, in {self.seconds:.1f} s" if self.is_remembered else f"tested in {self.seconds:.1f} s"
+        when = f"tested {'before, ' if self.is_remembered else ''}in {self.seconds:.1f} s"
+        waits = {"imports": "to load the code of transformers", "kernel_first_calls": f"to compile {self.kernel}"}
+        long = [f"{self.parts[part]:.1f} s {what}" for part, what in waits.items() if self.parts.get(part, 0) >= _LONG]
+        when += f", of which {' and '.join(long)}" if long else ""
         return (
             f"packs are computed as each conversation alone: hidden states within {errors.hidden:.0e}{half}, gradients "
             f"{errors.gradient:.0e}, loss {errors.loss:.0e} ({kinds}, {when})"
@@ -75,6 +84,7 @@ def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) ->
     if (known := _from_record(recall(key))) is not None:
         return known
     found = _prove(config, settings, device=device, dtype=dtype)
+    log_notice(f"the test of the base took {found.seconds:.1f} s: {parts_text(found.parts)}")
     remember(key, _record(found))
     return found
 
@@ -89,16 +99,21 @@ def _without_quantisation(config: Any) -> Any:
 
 
 def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> ProvenBase:
-    start = time.perf_counter()
-    with explained(config, "cannot be built"):
-        small = small_base(config, max_length_tokens=settings.max_length_tokens)
-        causal_lm = small.model_in_training()
-    check_head(causal_lm)
-    with explained(config, "cannot be computed on packs"):
-        needs = attention_needs(causal_lm)
+    watch = Stopwatch()
+    with device_made_ready(device) as wait_for_device:
+        with explained(config, "cannot be built"), watch.part("imports"):
+            import_model_class(config)
+        with explained(config, "cannot be built"), watch.part("small_copy"):
+            small = small_base(config, max_length_tokens=settings.max_length_tokens)
+            causal_lm = small.model_in_training()
+        check_head(causal_lm)
+        with explained(config, "cannot be computed on packs"), watch.part("needs"):
+            needs = attention_needs(causal_lm)
+        with watch.part("device"):
+            wait_for_device()
     kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)
     ways = ways_of(settings.activation_checkpointing)
-    errors = prove(config, small, kernel=kernel, device=device, dtype=dtype, ways=ways)
+    errors = prove(config, small, kernel=kernel, device=device, dtype=dtype, ways=ways, watch=watch)
     return ProvenBase(
         kernel=kernel,
         needs=needs,
@@ -106,7 +121,8 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
         num_kinds=small.num_kinds,
         num_parameters=small.num_parameters,
         errors=errors,
-        seconds=time.perf_counter() - start,
+        seconds=watch.seconds,
+        parts=watch.parts,
         is_remembered=False,
     )
 
@@ -131,6 +147,7 @@ def _from_record(record: Mapping[str, Any] | None) -> ProvenBase | None:
             needs=AttentionNeeds(**needs),
             errors=errors,
             seconds=float(record["seconds"]),
+            parts={str(name): float(value) for name, value in dict(record["parts"]).items()},
             is_remembered=True,
             **counts,
         )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ochat_train.model.attention.kernel import AttentionFunction
+from ochat_train.model.proof.stopwatch import Stopwatch
 
 _MOST_OUTPUT, _MOST_GRADIENT = 1e-2, 2e-2  # relative; rounding to bfloat16 gives 2e-3 to 5e-3
 
@@ -61,15 +62,32 @@ class CallErrors:
 
 
 def call_errors(
-    call: AttentionCall, kernel: AttentionFunction, reference: AttentionFunction, *, changed: slice
+    call: AttentionCall,
+    kernel: AttentionFunction,
+    reference: AttentionFunction,
+    *,
+    changed: slice,
+    watch: Stopwatch | None = None,
 ) -> CallErrors:
     """Compare a kernel in bfloat16 with a reference in float32, forward and backward.
 
-    changed: the tokens of one sequence, of which query, key and value are changed for `keeps_apart`.
+    changed: the tokens of one sequence, of which query, key and value are changed for `keeps_apart`. watch: counts the
+    first call of the kernel, in which it is compiled, apart from the rest.
     """
-    exact = tuple(x.float() for x in call.tensors)
-    output, gradients = _run(kernel, call.tensors, call.keywords)
-    wanted, wanted_gradients = _run(reference, exact, call.keywords)
+    watch = Stopwatch() if watch is None else watch
+    with watch.part("kernel_first_calls"):
+        output, gradients = _run(kernel, call.tensors, call.keywords)
+    with watch.part("kernel_comparison"):
+        exact = tuple(x.float() for x in call.tensors)
+        wanted, wanted_gradients = _run(reference, exact, call.keywords)
+        return CallErrors(
+            output=_apart(output, wanted),
+            gradient=max(_apart(a, b) for a, b in zip(gradients, wanted_gradients, strict=True)),
+            keeps_apart=_keeps_apart(call, kernel, output, changed),
+        )
+
+
+def _keeps_apart(call: AttentionCall, kernel: AttentionFunction, output: torch.Tensor, changed: slice) -> bool:
     others = torch.ones(len(output), dtype=torch.bool, device=output.device)
     others[changed] = False
     tensors = []
@@ -77,12 +95,8 @@ def call_errors(
         other = x.clone()
         other[changed] = x[changed].flip(0) + 1
         tensors.append(other)
-    moved, _ = _run(kernel, tensors, call.keywords)
-    return CallErrors(
-        output=_apart(output, wanted),
-        gradient=max(_apart(a, b) for a, b in zip(gradients, wanted_gradients, strict=True)),
-        keeps_apart=torch.equal(output[others], moved[others]),
-    )
+    moved, _ = _forward(kernel, tensors, call.keywords)
+    return torch.equal(output[others], moved.detach()[others])
 
 
 def call_faults(found: Sequence[CallErrors], kernel: str) -> list[str]:
@@ -108,16 +122,23 @@ def _run(
     function: AttentionFunction, tensors: Sequence[torch.Tensor], keywords: Mapping[str, Any]
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The output, and the gradients of query, key, value and sinks for an upstream gradient that is always the same."""
+    output, leaves = _forward(function, tensors, keywords)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    upstream = upstream.to(output.device, output.dtype)
+    gradients = torch.autograd.grad(output, leaves, upstream, allow_unused=True, materialize_grads=True)
+    return output.detach(), gradients
+
+
+def _forward(
+    function: AttentionFunction, tensors: Sequence[torch.Tensor], keywords: Mapping[str, Any]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The output, and query, key, value and sinks that it can be differentiated by."""
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     more = dict(keywords)
     if more.get("sinks_H") is not None:
         more["sinks_H"] = more["sinks_H"].to(tensors[0].dtype).detach().clone().requires_grad_()
         leaves.append(more["sinks_H"])
-    output = function(*leaves[:3], **more)
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    upstream = upstream.to(output.device, output.dtype)
-    gradients = torch.autograd.grad(output, leaves, upstream, allow_unused=True, materialize_grads=True)
-    return output.detach(), gradients
+    return function(*leaves[:3], **more), leaves
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ochat_train.model.base_class import backbone
+from ochat_train.model.batch import PackedBatch
 from ochat_train.model.loss import LossSums, TokenScores
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.packs import CHANGED, Conversations, packed, places
@@ -24,7 +25,7 @@ class Computed:
 
     hidden: float32[tokens, D] of each conversation. inputs: the gradient at the output of the embedding, alike; empty
     where it was not asked for. gradients: of the parameters, by name; one that got none is not there.
-    nll, weighted: float32[supervised tokens] in nats and their weighted sum. predicted: int64, the likeliest tokens.
+    nll, weighted: float32[supervised tokens] in nats and their weighted sum.
     """
 
     hidden: list[torch.Tensor]
@@ -32,7 +33,6 @@ class Computed:
     gradients: dict[str, torch.Tensor]
     weighted: float
     nll: torch.Tensor
-    predicted: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,13 @@ class Differences:
         return max(self.gradients, key=self.gradients.__getitem__, default="")
 
 
-def on_packs(model: PackedCausalLM, conversations: Conversations, device: torch.device) -> Computed:
-    """What the model gives for packs, as training and validation call it."""
+def on_packs(
+    model: PackedCausalLM, conversations: Conversations, device: torch.device, *, for_borders: bool = False
+) -> Computed:
+    """What the model gives for packs, as training and validation call it.
+
+    for_borders: only what tells whether conversations are kept apart: without gradients of parameters and scores.
+    """
     batch = packed(conversations, device)
     causal_lm = model.causal_lm
     with _watched(causal_lm) as seen:
@@ -74,22 +79,25 @@ def on_packs(model: PackedCausalLM, conversations: Conversations, device: torch.
         sums.weighted_nll.backward()
         inputs = seen.inputs[0].grad
         hidden = seen.last_hidden_TD
-    with torch.no_grad():
-        scores = model(batch, score=True)
-    assert isinstance(scores, TokenScores)
     return Computed(
         hidden=[hidden[place] for place in places()],
         inputs=[] if inputs is None else [inputs[0][place] for place in places()],
-        gradients=_gradients(causal_lm),
+        gradients={} if for_borders else _gradients(causal_lm),
         weighted=float(sums.weighted_nll.detach()),
-        nll=scores.nll_N,
-        predicted=scores.predicted_N,
+        nll=hidden.new_empty(0) if for_borders else _scores(model, batch),
     )
+
+
+@torch.no_grad()
+def _scores(model: PackedCausalLM, batch: PackedBatch) -> torch.Tensor:
+    scores = model(batch, score=True)
+    assert isinstance(scores, TokenScores)
+    return scores.nll_N
 
 
 def alone(causal_lm: Any, conversations: Conversations, device: torch.device) -> Computed:
     """What a causal LM of `transformers` gives for each conversation by itself, from its own logits."""
-    hidden, nll, predicted = [], [], []
+    hidden, nll = [], []
     weighted = torch.zeros((), dtype=torch.float64)
     causal_lm.zero_grad(set_to_none=True)
     for row in conversations.rows:
@@ -102,16 +110,13 @@ def alone(causal_lm: Any, conversations: Conversations, device: torch.device) ->
         total = (losses * weights).sum()
         total.backward()
         weighted += total.detach().double().cpu()
-        supervised = weights != 0
-        nll.append(losses.detach()[supervised])
-        predicted.append(logits.argmax(-1)[supervised])
+        nll.append(losses.detach()[weights != 0])
     return Computed(
         hidden=hidden,
         inputs=[],
         gradients=_gradients(causal_lm),
         weighted=float(weighted),
         nll=torch.cat(nll),
-        predicted=torch.cat(predicted),
     )
 
 

@@ -72,11 +72,15 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
     max_length_tokens: of the recipe; a window or an original length that no conversation reaches stays out of reach.
     """
     draft = _Draft(config_class=type(config), values=copy.deepcopy(config.to_dict()), kinds=(), parameters=0)
-    draft = _measured(draft)
+    draft = _measured(draft, _built(draft))
     noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
+    # layers and words first: all that follows builds and runs what is left
+    draft = _with_run_on_shapes(_fewer_layers(draft, config))
+    if draft.runs_on_shapes or draft.parameters <= _MOST_VALUES:
+        draft = _vocabulary(draft)
     for change in _quiet(draft.values, max_length_tokens):
         draft = _tried(draft, [change], new_kinds=True) or draft
-    draft = _narrow(_with_run_on_shapes(_fewer_layers(draft, config)))
+    draft = _narrow(draft)
     if draft.parameters > MOST_PARAMETERS:
         raise UserError(
             "model",
@@ -111,10 +115,14 @@ class _Draft:
         return self.config_class.from_dict(copy.deepcopy(self.values))
 
 
-def _measured(draft: _Draft) -> _Draft:
-    """The draft with what its model has. Raises whatever `transformers` raises."""
+def _built(draft: _Draft) -> Any:
+    """The model of a draft, on the meta device, with the attention that runs alone."""
     with torch.device("meta"):
-        model = new_model(draft.config(), dtype=torch.float32)
+        return new_model(draft.config(), dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def _measured(draft: _Draft, model: Any) -> _Draft:
+    """The draft with what its model has."""
     count = sum(parameter.numel() for parameter in model.parameters())
     lists = draft.per_layer
     if lists is None:
@@ -133,13 +141,15 @@ def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False
         for path, value in change.items():
             _set(values, path, value)
     try:
-        found = _measured(replace(draft, values=values))
+        found = replace(draft, values=values)
+        model = _built(found)
+        found = _measured(found, model)
         if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
             return None
         if draft.runs_on_shapes and found.parameters > _FEW_VALUES:
-            _run_alone(found.config(), device="meta")
+            _run_alone(model, device="meta")
         elif found.parameters <= _MOST_VALUES:
-            _run_alone(found.config(), device="cpu")
+            _run_alone(model, device="cpu")
     except Exception:  # whatever a config or a model raises where a size does not fit
         return None
     return found
@@ -150,10 +160,8 @@ def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 @torch.no_grad()
-def _run_alone(config: Any, *, device: str) -> None:
-    """Run the model of a config once, all weights zero or on shapes alone: does every shape fit?"""
-    with torch.device("meta"):
-        model = new_model(config, dtype=torch.float32, attn_implementation="eager").eval()
+def _run_alone(model: Any, *, device: str) -> None:
+    """Run a model of `_built` once, all weights zero or on shapes alone: does every shape fit?"""
     if device != "meta":
         model.to_empty(device=device)
         for tensor in (*model.parameters(), *model.buffers()):
@@ -164,7 +172,7 @@ def _run_alone(config: Any, *, device: str) -> None:
 def _with_run_on_shapes(draft: _Draft) -> _Draft:
     """The draft, noting whether its model runs on shapes alone: layers that read values, such as routers, cannot."""
     try:
-        _run_alone(draft.config(), device="meta")
+        _run_alone(_built(draft), device="meta")
     except Exception:  # whatever an operator without shapes raises
         return draft
     return replace(draft, runs_on_shapes=True)
@@ -283,15 +291,16 @@ def _vocabulary(draft: _Draft) -> _Draft:
             changes[path] = _VOCAB - 1
         elif path[-1].endswith(("token_id", "token_ids")) and isinstance(value, list):
             changes[path] = [min(entry, _VOCAB - 1) for entry in value if _is_int(entry)]
-    return _tried(draft, [changes]) or draft
+    return (_tried(draft, [changes]) if changes else None) or draft
 
 
 def _named_head_dimension(draft: _Draft) -> _Draft:
     """The head dimension by its name, where the config can have one, so that other sizes do not decide it."""
-    config = text_config(draft.config())
-    if draft.parameters <= _FEW_PARAMETERS or getattr(config, "head_dim", None) is not None:
+    # values, not attributes: a config whose layers differ (Gemma 4) raises for what is not the same in all of them
+    config = text_config(draft.config()).to_dict()
+    if draft.parameters <= _FEW_PARAMETERS or config.get("head_dim") is not None:
         return draft
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if not (_is_int(hidden) and _is_int(heads) and heads):
         return draft
     path = ("text_config", "head_dim") if "text_config" in draft.values else ("head_dim",)

@@ -118,6 +118,7 @@ def test_data_of_a_version_without_hashes_is_taken_with_a_warning(copy: Path) ->
     assert (found.content, found.rows) == (content, loaded_rows(copy))
     flip_bit(copy / TRAIN)
     assert verify(copy, manifest).content != content, "so other hosts, and a later resume, still see it"
+    open_split(copy, "train", manifest)
     rewrite(copy / TRAIN, without_first_rows)
     with pytest.raises(DamagedDataError, match=r"rows of .* tokens, but its manifest says"):
         open_split(copy, "train", manifest)

@@ -114,7 +114,8 @@ def test_the_command_prints_lines_or_json_and_its_exit_code_says_whether_there_i
     assert folder_state(path.parent) == before
     assert (report["problems"], report["recipe"]) == (0, str(path))
     for finding in report["findings"]:
-        assert list(finding) == ["level", "area", "finding", "remedy", "place", "problem"]
+        assert list(finding) == ["level", "area", "finding", "remedy", "place", "problem", "seconds"]
+        assert ("packs" in finding["seconds"]) == (finding["area"] == "base" and "packs are" in finding["problem"])
         assert finding["finding"] == ": ".join(filter(None, (finding["place"], finding["problem"])))
     text = section((ROOT / "docs" / "json-outputs.md").read_text(encoding="utf-8"), "`ochat check --json`")
     of_report, of_finding = text.split("Each finding:")

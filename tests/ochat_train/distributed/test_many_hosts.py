@@ -17,7 +17,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
-from ochat_train.distributed import rendezvous
+from ochat_train.distributed import agreement, rendezvous
 from ochat_train.distributed.launch import free_port
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
@@ -184,6 +184,12 @@ def test_ranks_that_came_later_name_the_same() -> None:
         rendezvous.join(store, rank)
     assert rendezvous.missing_ranks(store, 3, seconds=0.0, poll_seconds=0.01) == [2]
     assert rendezvous.missing_ranks(store, 3, seconds=600.0, poll_seconds=0.01) == [2]
+
+
+def test_a_rank_that_is_late_looks_for_the_file_all_the_same(tmp_path: Path) -> None:
+    """Its time was over before it first looked, as on a host that does much else."""
+    assert agreement._sees(tmp_path, seconds=0.0)
+    assert not agreement._sees(tmp_path / "none", seconds=0.0)  # the control
 
 
 def test_hosts_with_different_problems_are_all_told(host: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from ochat_train.cli.main import main
 from ochat_train.export.benchmarks_card import add_results
 from ochat_train.export.layout import exported_names, weights_sha256
 from ochat_train.hub.push import exported_files
-from ochat_train.suites.results import ModelFacts, write_results
+from ochat_train.suites.results import ModelFacts
+from ochat_train.suites.results_file import write_results
 from tests.support.eval_results import CONDITIONS, NASTY, eval_results
 
 CARD = """---

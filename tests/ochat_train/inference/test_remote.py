@@ -231,6 +231,8 @@ def test_no_server_and_no_such_server_are_refused(served: ServedModel) -> None:
     [
         (("--break-after", "3"), EngineUnavailable, "connection broke|ended the answer early", 1),
         (("--break-after", "0"), EngineUnavailable, "early|broke", 1),
+        (("--break-after", "3", "--break-with", "500"), EngineUnavailable, "500: planted in a stream", 1),
+        (("--break-after", "0", "--break-with", "400"), EngineError, "400: planted in a stream", 1),
         (("--refuse-with", "429"), EngineBusy, "not now", 1),
         (("--refuse-with", "503"), EngineUnavailable, "not now", 1),
         (("--refuse-with", "400"), EngineError, "not now", 1),

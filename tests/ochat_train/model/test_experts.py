@@ -12,11 +12,13 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
+from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.needs import AttentionNeeds
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.batch import PackShape, joined, pack_batch
 from ochat_train.model.build import compile_obstacle, is_compiled
-from ochat_train.model.experts import ExpertCounter, RouterLoss, router_coefficient, router_loss_of
+from ochat_train.model.experts import ExpertCounter, RouterLoss, expert_layers, router_coefficient, router_loss_of
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.recipe.sections.model import ModelSettings
@@ -256,3 +258,56 @@ def test_grouped_products_have_the_gradients_of_a_loop_over_experts(model_type: 
         measured("gradients of grouped products of experts against a loop over them, float32", error)
         assert error < 1e-5
     assert relative_error(found["control"], found["eager"]) > 1e-3
+
+
+# ---- on a GPU ----
+
+_GPU_SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 128, "head_dim": 64}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "granitemoe"])
+@pytest.mark.parametrize("checkpointing", ["none", "matmuls", "full"])
+def test_gpu_counts_and_compiled_layers(model_type: str, checkpointing: str, measured: Measured) -> None:
+    """bfloat16: counts of layers that are not compiled are those of the routers; compiled ones count nothing, and give
+    the same gradients.
+    """
+    counts_and_compiled_layers(model_type, checkpointing, GPU, measured)
+
+
+def counts_and_compiled_layers(model_type: str, checkpointing: str, device: torch.device, measured: Measured) -> None:
+    """Every token goes to all experts for the gradients: compiled code rounds differently and may choose others."""
+    needs = AttentionNeeds(head_dims=frozenset({(64, 64)}), is_grouped=True)
+    kernel = choose_attention("auto", device=device, dtype=torch.bfloat16, needs=needs)
+    batch = joined([PACKS[1], PACKS[0]]).to(device)
+
+    def model(top_k: int, *, compiled: bool) -> PackedCausalLM:
+        causal_lm = mixture(model_type, **_GPU_SIZES, num_experts_per_tok=top_k).to(device, torch.bfloat16)
+        causal_lm.set_attn_implementation(register_attention(kernel))
+        set_layer_forward(causal_lm.model.layers, checkpointing=[checkpointing] * 2, compiled=compiled)
+        found = PackedCausalLM(causal_lm, num_classes=1)
+        if not compiled:
+            found.count_experts()
+        return found
+
+    counting = model(2, compiled=False)
+    chosen: list[torch.Tensor] = []
+    for layer in expert_layers(counting.causal_lm):
+        layer.register_forward_pre_hook(lambda module, args: chosen.append(args[1]))
+    counts_LE = counting(batch).expert_counts
+    real = [torch.cat((choices[:60], choices[96 : 96 + 87])).flatten() for choices in chosen]
+    assert counts_LE.tolist() == [choices.bincount(minlength=4).tolist() for choices in real]
+    assert counts_LE.sum(dim=1).tolist() == [147 * 2] * 2
+    assert len({tuple(row) for row in counts_LE.tolist()}) == 2  # the control: layers differ
+    if not KERNELS[kernel].compilable:
+        return
+    found = []
+    for compiled in (False, True):
+        mixed = model(4, compiled=compiled)
+        sums = mixed(batch)
+        assert (sums.expert_counts is None) == compiled
+        sums.weighted_nll.backward()
+        found.append(gradients(mixed.causal_lm))
+    error = relative_error(found[1], found[0])
+    measured("gradients of compiled mixtures of experts against layers that are not, bfloat16", error)
+    assert error < 3e-2

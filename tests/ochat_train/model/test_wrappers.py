@@ -177,3 +177,34 @@ def test_the_loss_reads_the_head_of_a_wrapper() -> None:
     model = new_model(wrapper_config("qwen2_5_vl"))
     packed = PackedCausalLM(model, num_classes=1)
     assert packed.loss.head_weight is model.get_output_embeddings().weight
+
+
+# ---- on a GPU ----
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("stage", "model_type"), [(2, "gemma3"), (3, "mistral3"), (2, "qwen2_5_vl")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["stored in float32", "stored in bfloat16"])
+def test_gpu_frozen_parts_in_bfloat16_are_the_bases(
+    dtype: torch.dtype,
+    stage: int,
+    model_type: str,
+    tmp_path: Path,
+    make_recipe: RecipeFactory,
+    small_tokenizer_dir: Path,
+) -> None:
+    """Two steps in bfloat16, where weights have float32 masters: what is frozen is exported as the base has it, rounded
+    once. The control: what is trained is not.
+    """
+    write_wrapper(tmp_path / "base", model_type, dtype=dtype)
+    changes: dict[str, Any] = {"deepspeed__zero_stage": stage, "model__precision": "bfloat16"}
+    path = recipe_on(tmp_path / "base", make_recipe, small_tokenizer_dir, **changes)
+    prepare_recipe(load_recipe(path), num_workers=1, progress=lambda rows: None)
+    train_on_ranks(["train", path], num_ranks=1)
+    folder = export(tmp_path / "run", tmp_path / "export", step=None, max_shard_size="5GB")
+    stored, exported = load_file(tmp_path / "base" / "model.safetensors"), load_file(folder / "model.safetensors")
+    frozen = {name for name in stored if "language_model" not in name and "lm_head" not in name}
+    same = {name for name, x in stored.items() if torch.equal(exported[name][: len(x)], x.bfloat16())}
+    assert frozen
+    assert frozen <= same
+    assert not {name for name in same - frozen if stored[name].dim() == 2}

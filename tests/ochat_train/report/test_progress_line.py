@@ -26,6 +26,7 @@ from ochat_train.evaluation.results import (
     ValidationResult,
 )
 from ochat_train.evaluation.verdict import Learnt
+from ochat_train.report.matrix_section import verdict_lines
 from ochat_train.report.progress_line import (
     Part,
     ProgressLine,
@@ -76,6 +77,7 @@ def test_a_wide_line_has_everything() -> None:
     assert fitted(parts(), width=200) == line
     assert "  12% waiting for data  " in fitted(parts(data_wait_ratio=0.12), width=200)
     assert "  loss not finite  " in fitted(parts(loss=None), width=200)
+    assert "  17 tok/s  " in fitted(parts(tokens_per_second=17.4), width=200), "not 0.0k"
     assert fitted(parts(mfu=None, memory_gib=None), width=200) == line.replace("  MFU 48.7%  66 GiB", "")
 
 
@@ -249,6 +251,9 @@ def test_no_text_of_data_or_model_reaches_the_terminal_as_it_is(monkeypatch: pyt
     )
     scores = replace(scores, conversations=2)  # so that a note says why matrix and nll differ
     matrix = ConditionMatrix(conditions=[NASTY, "B"], nll={NASTY: [1.0, 2.0]}, learnt={NASTY: learnt})
+    had_none = replace(matrix, learnt={NASTY: replace(learnt, verdict=None)})
+    assert verdict_lines(had_none) == ["It was trained with one condition, so there was none to learn."]
+    assert [line.split(":")[1] for line in verdict_lines(matrix)] == [" weak"], "the control"
     evaluation = Evaluation(loss=1.0, classes={NASTY: scores}, matrix=matrix)
     answer = Answer(condition=NASTY, text=NASTY, finished=True)
     result = ValidationResult(

@@ -22,7 +22,8 @@ from ochat_train.inference.served_model import load_served_model
 from ochat_train.respondents.evaluation import EvalOptions, evaluate, export_folder
 from ochat_train.respondents.export import chosen_conditions, model_facts
 from ochat_train.suites.compare import compare
-from ochat_train.suites.results import EvalResults, RunSettings, read_results
+from ochat_train.suites.results import EvalResults, RunSettings
+from ochat_train.suites.results_file import read_results
 from tests.support.rank_processes import start_rank
 from tests.support.rows import write_jsonl
 from tests.support.tiny_export import CONDITIONS, write_tiny_export
@@ -70,7 +71,7 @@ def without_times(path: Path) -> Any:
     """A results.json without what is measured."""
     document = json.loads(path.read_text(encoding="utf-8"))
     del document["created"]
-    for row in (*document["questions"], *document["scores"]):
+    for row in (*document["answers"], *document["scores"]):
         for name in ("started", "ended", "seconds", "tokens_per_second"):
             row.pop(name, None)
     return document

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ ROW = HarnessRow(
 # A stand-in for the harness: answers the probe, writes down its arguments, and writes a document.
 STAND_IN = """#!{python} -IS
 import json, os, pathlib, sys
-if sys.argv[1] == "-c":
+if len(sys.argv) == 3:
     print("noise")
     print(json.dumps({{"versions": {versions!r}, "takes_condition": {takes!r}}}))
     sys.exit()
@@ -70,6 +71,46 @@ out.mkdir(parents=True)
 (out / "results_2026.json").write_text({document!r})
 """
 VERSIONS = {"lm_eval": "0.4.13", "torch": "2", "transformers": "5"}
+
+
+class FakeHFLM:
+    """What `lm_eval` 0.4.13 calls a model. style: before the text of every message."""
+
+    style = " "
+
+    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        text = "".join(f"{each['role']}:{self.style}{each['content']}<end>" for each in messages)
+        return text + "assistant:" if add_generation_prompt else text.removesuffix("<end>")
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[str, str]:
+        return context, continuation
+
+
+@pytest.mark.parametrize(
+    ("style", "choice", "expected"),
+    [(" ", "B", " B"), (" ", " B", " B"), ("", "B", "B"), ("\n", "B", "\nB"), ("<think></think>", "B", "B")],
+)
+def test_a_choice_is_put_where_the_template_puts_an_answer(
+    style: str, choice: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = type("HFLM", (FakeHFLM,), {"style": style})
+    model = fake()
+    started: list[bool] = []
+    monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
+    monkeypatch.setitem(sys.modules, "lm_eval.models", ModuleType("lm_eval.models"))
+    for name, member, value in (
+        ("lm_eval.__main__", "cli_evaluate", lambda: started.append(True)),
+        ("lm_eval.models.huggingface", "HFLM", fake),
+    ):
+        module = ModuleType(name)
+        setattr(module, member, value)
+        monkeypatch.setitem(sys.modules, name, module)
+    prompt = model.apply_chat_template([{"role": "user", "content": "Which?"}])
+    assert model._encode_pair(prompt, choice) == (prompt, choice), "the harness itself"
+    exec(command(["a"], None, EXPORT, HarnessOptions(python="py"), out=Path("/o"))[2], {})
+    assert started
+    assert model._encode_pair(prompt, choice) == (prompt, expected)
+    assert model._encode_pair("Once upon", "a") == ("Once upon", "a"), "no prompt of a chat"
 
 
 @pytest.fixture
@@ -107,7 +148,8 @@ def test_the_condition_is_in_the_command(
     model: HarnessModel, condition: str | None, kind: str, arguments: dict[str, Any], generation: Any
 ) -> None:
     parts = command(["a", "b"], condition, model, HarnessOptions(python="py", num_parallel=8), out=Path("/o"))
-    assert parts[:6] == ["py", "-m", "lm_eval", "run", "--model", kind]
+    assert parts[:2] == ["py", "-c" if model.export else "-m"]
+    assert parts[3:6] == ["run", "--model", kind]
     found = value_of(parts, "--model_args")
     assert {key: found[key] for key in arguments} == arguments
     if model.export is None:

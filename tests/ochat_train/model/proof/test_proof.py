@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers.models.bamba.modeling_bamba import BambaRMSNormGated
 
 from data_pipeline.errors import UserError
 from ochat_train.model.attention.kernel import HALF_PRECISION
@@ -17,7 +20,9 @@ from ochat_train.model.loss import LogitTransform
 from ochat_train.model.packed import LossHead
 from ochat_train.model.proof.prove import Errors, prove
 from ochat_train.model.proof.small_config import SmallBase, small_base
+from ochat_train.model.proof.tolerances import TENSOR_FLOAT32
 from tests.support.base_configs import base_config, broken_kernel
+from tests.support.hybrids import hybrid_config
 
 CPU = torch.device("cpu")
 LENGTH = 128  # max_length_tokens: longer than windows
@@ -45,6 +50,7 @@ BASES: dict[str, Callable[[], Any]] = {
     "sinks and experts": gpt_oss,
     "soft caps": lambda: base_config("gemma2", sliding_window=16),
     "a head with a bias": lambda: base_config("phi"),
+    "groups of channels": lambda: transformers.AutoConfig.for_model(**hybrid_config("bamba", vocab_size=300)),
     "longrope": lambda: base_config(
         "phi3",
         head_dim=8,
@@ -61,7 +67,7 @@ BASES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(BASES.keys() - {"later tokens"}))
+@pytest.mark.parametrize("name", sorted(BASES.keys() - {"later tokens", "groups of channels"}))
 def test_bases_with_something_special_are_right(name: str) -> None:
     errors = proof(name)
     assert max(errors.hidden, errors.gradient, errors.loss) < 2e-5
@@ -129,6 +135,24 @@ def test_what_the_loss_leaves_out_is_found(base: str, monkeypatch: pytest.Monkey
 def test_attention_to_later_tokens_is_found() -> None:
     with pytest.raises(UserError, match="gemma3_text would be trained wrongly: hidden states"):
         proof("later tokens")
+
+
+def test_training_that_computes_something_else_than_answers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers 5.17 did with the kernels of Mamba-2: a norm over groups in training, over all without."""
+    forward = BambaRMSNormGated.forward
+
+    def by_mode(self: Any, *args: Any) -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            if not self.training:
+                patch.setattr(self, "group_size", 2 * self.group_size)
+            return forward(self, *args)
+
+    config, found = small("groups of channels")
+    assert prove(config, found, kernel="sdpa", device=CPU).hidden < 2e-5
+    monkeypatch.setattr(BambaRMSNormGated, "forward", by_mode)
+    with pytest.raises(UserError, match="bamba would be trained wrongly: hidden states on packs differ by") as caught:
+        prove(config, found, kernel="sdpa", device=CPU)
+    assert float(re.findall(r"differ by (\S+) ", caught.value.problem)[0]) > 2 * TENSOR_FLOAT32.hidden
 
 
 def test_longrope_by_the_length_of_a_pack_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,3 +88,21 @@ def test_a_base_that_cannot_be_made_small_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(small_config, "MOST_PARAMETERS", 1000)
     with pytest.raises(UserError, match="mistral cannot be proven: no copy of it below 1,000 parameters"):
         small_base(base_config("mistral"), max_length_tokens=128)
+
+
+def test_layers_may_differ_in_what_the_config_says_once_for_all() -> None:
+    """Gemma 4: heads of 256, and of 512 in layers of full attention. Such a config refuses to say one number."""
+    config = transformers.AutoConfig.for_model(
+        "gemma4_text",
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        per_layer_config={"1": {"head_dim": 512}},
+        vocab_size=1000,
+        vocab_size_per_layer_input=1000,
+    )
+    if not getattr(config, "is_heterogeneous", False):
+        pytest.skip("this transformers has no layers that differ")
+    small = small_base(config, max_length_tokens=8192)
+    assert small.num_parameters < 3_000_000
+    heads = [layer.self_attn.head_dim for layer in small.model_in_training().model.layers]
+    assert (heads, small.num_kinds) == ([256, 512], 2)
