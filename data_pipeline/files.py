@@ -21,6 +21,7 @@ _UNUSABLE = (
     *(errno.ENOTDIR, errno.EISDIR),  # a file in the place of a folder, or the other way round
 )
 MAKE_ROOM = "make room there, and run the command again"
+_CHANGE_RIGHTS = "change its permissions or those of its folder, or name another one"
 
 
 def sha256_of_file(path: Path) -> str:
@@ -50,14 +51,16 @@ def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
     final = final.resolve()  # a link to another disk stays a link
     if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
         raise UserError(final, "already exists and was not made by this command", "choose another folder or remove it")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise cannot_use(final.parent, error) from None
-    _clear_leftovers(final)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
     old = final.parent / f".{final.name}.old-{os.getpid()}"
-    temporary.mkdir()
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(final)
+        temporary.mkdir()
+    except FileExistsError as error:
+        raise cannot_use(final.parent, error) from None
+    except OSError as error:
+        raise cannot_write(final, error) from None  # which is what the person named
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -109,8 +112,12 @@ def os_error_of(error: BaseException) -> OSError | None:
 
 def cannot_use(path: Path | str, error: OSError) -> UserError:
     """A file that cannot be used as an error that says which and why."""
-    remedy = "change its permissions or those of its folder, or name another one"
-    return UserError(path, f"cannot be used: {error.strerror or error}", remedy)
+    return UserError(path, f"cannot be used: {reason_of(error)}", _CHANGE_RIGHTS)
+
+
+def reason_of(error: OSError) -> str:
+    """Why something failed, in the words of the system: libraries put their own around them."""
+    return os.strerror(error.errno) if error.errno in (*_NO_ROOM, *_UNUSABLE) else error.strerror or str(error)
 
 
 def free_bytes(path: Path) -> int | None:
@@ -122,17 +129,35 @@ def free_bytes(path: Path) -> int | None:
         return None
 
 
-def cannot_write(path: Path | str | None, error: OSError, remedy: str = MAKE_ROOM) -> UserError:
-    """A failed write as an error that says where, why, and how much room is left there. path: None if not known."""
-    free = None if path is None else free_bytes(Path(path))
+def cannot_write(path: Path | str | None, error: OSError, remedy: str | None = None, *, option: str = "") -> UserError:
+    """A failed write as an error that says where, why, how much room is left there, and what to do.
+
+    path: None if not known. remedy: None for the one that the reason suggests. option: that named the path, which the
+    message then begins with.
+    """
+    has_room = not is_out_of_room(error)
+    free = None if path is None or has_room else free_bytes(Path(path))
     room = "" if free is None else f" ({free:,} bytes are free there)"
-    return UserError(
-        "the output" if path is None else path, f"cannot be written: {error.strerror or error}{room}", remedy
-    )
+    place = "the output" if path is None else f"{option} {path}".lstrip()
+    if remedy is None:
+        remedy = _CHANGE_RIGHTS if has_room else MAKE_ROOM
+    return UserError(place, f"cannot be written: {reason_of(error)}{room}", remedy)
+
+
+def file_error(error: BaseException, place: Path | str | None = None) -> UserError | None:
+    """An exception as an error with a message where a full disk or permissions are behind it; None for others.
+
+    place: named where the exception names no file.
+    """
+    found = error if isinstance(error, OSError) else os_error_of(error)
+    if found is None or not (is_out_of_room(found) or is_unusable(found)):
+        return None
+    place = found.filename or place
+    return cannot_write(place, found) if is_out_of_room(found) else cannot_use(place or "the output", found)
 
 
 @contextmanager
-def explained_writes(path: Path, remedy: str = MAKE_ROOM) -> Iterator[None]:
+def explained_writes(path: Path, remedy: str | None = None) -> Iterator[None]:
     """Turns an OSError of the block into `cannot_write`. path: named where the error names no file itself."""
     try:
         yield

@@ -5,9 +5,11 @@ Another backend has to offer `over_chunks`, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -41,7 +43,8 @@ def over_chunks(make_work: Callable[[], Callable[[T], R]], chunks: Iterable[T], 
     with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start, initargs=(make_work,)) as pool:
         try:
             for chunk in chunks:
-                pending.append(pool.submit(_do, chunk))
+                with _shielded():
+                    pending.append(pool.submit(_do, chunk))
                 if len(pending) >= 2 * num_workers:  # limits the memory that finished chunks take
                     yield pending.popleft().result()
             while pending:
@@ -58,11 +61,32 @@ def over_chunks(make_work: Callable[[], Callable[[T], R]], chunks: Iterable[T], 
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _shielded() -> Iterator[None]:
+    """Processes that the block starts do not get Ctrl-C, which a terminal sends to all of them, from their first
+    instruction on: Python would print a traceback for each that is still importing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(make_work: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not blocked; the first process decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _work = make_work()
+
+
+def _end_with_parent() -> None:
+    """End this process when the first one has ended, also by SIGKILL: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only processes of the pool run this"
+    parent.join()
+    os._exit(1)
 
 
 def _do(chunk: Any) -> Any:

@@ -12,6 +12,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.chat.answerer import ChatError, ModelFacts, Question, SentPrompt
 from ochat_train.inference.engine import Piece
+from ochat_train.system.addresses import server_address
+
+KEY_VARIABLE = "OCHAT_API_KEY"  # environment variable with the key of a server
 
 _OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SECONDS_TO_CONNECT = 10.0
@@ -50,7 +53,7 @@ class ServerAnswerer:
             rows = await self._json("GET", "models", None)
             names = [str(row["id"]) for row in rows["data"]]
         except _Refused as error:
-            remedy = "put a key into the variable OCHAT_API_KEY" if error.status == _UNAUTHORIZED else ""
+            remedy = f"put a key into the variable {KEY_VARIABLE}" if error.status == _UNAUTHORIZED else ""
             raise UserError(self._url, str(error), remedy) from None
         except ChatError as error:
             raise UserError(self._url, str(error), "is `ochat serve` running there?") from None
@@ -121,16 +124,9 @@ class ServerAnswerer:
 
 
 def _base_url(url: str) -> str:
-    """The address without the path of the API. Raises UserError for what is not an address."""
+    """The address without the path of the API. Raises UserError for what is not an address, or has a key in it."""
     text = url if "//" in url else f"http://{url}"
-    try:
-        parts = urlsplit(text)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise UserError(f"--url {url}", "is not the address of a server", "for example http://localhost:18888")
-    return text.rstrip("/").removesuffix("/v1") + "/"
+    return server_address(text, option="--url", key_variable=KEY_VARIABLE, example="http://localhost:18888") + "/"
 
 
 def _given(**values: Any) -> dict[str, Any]:

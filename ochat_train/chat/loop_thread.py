@@ -11,6 +11,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ochat_train.system.stop_signals import Terminated
+
 T = TypeVar("T")
 
 
@@ -51,6 +53,11 @@ class LoopThread:
                 if ended.done():
                     raise
                 self._loop.call_soon_threadsafe(lambda: task[0].cancel())
+            except Terminated:  # the same, and then the program ends, whatever the work returned
+                if not ended.done():
+                    self._loop.call_soon_threadsafe(lambda: task[0].cancel())
+                    concurrent.futures.wait([ended])
+                raise
 
 
 def _hand_over(done: asyncio.Task[T], ended: concurrent.futures.Future[T]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import cannot_write
 from ochat_train.chat.answerer import ChatError
 from ochat_train.chat.session import Lane, Session
 
@@ -22,12 +23,11 @@ def save(session: Session, path: Path, *, model: str, default: str | None) -> st
         raise ChatError("there is nothing to save: no message was answered")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        _write_new(path, text)
     except FileExistsError:
         raise ChatError(f"{path}: exists; name another file") from None
     except OSError as error:
-        raise ChatError(f"{path}: {error.strerror or error}") from None
+        raise ChatError(str(cannot_write(path, error, "make room there, or name another file"))) from None
     except ValueError as error:  # a name with a null character
         raise ChatError(f"this is not a name of a file: {error}") from None
     said = f"{path}: {len(rows)} conversation{'s' if len(rows) > 1 else ''}, format `messages`"
@@ -36,6 +36,17 @@ def save(session: Session, path: Path, *, model: str, default: str | None) -> st
     if not all("condition" in row for row in rows):
         said += "; without `condition` where it changed during a conversation"
     return said
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a new file; nothing is left of it where that fails, so that its name can be used again."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
 
 
 def row_of(lane: Lane, session: Session, *, model: str, default: str | None) -> dict[str, Any]:

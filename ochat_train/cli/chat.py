@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ochat_train.cli.engine_arguments import add_engine_arguments, engine_option
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.messages import print_notice, reader_may_leave
+from ochat_train.system.stop_signals import Terminated, stopping_on_signals
 
 if TYPE_CHECKING:
     from ochat_train.chat.answerer import Answerer
@@ -54,21 +56,24 @@ def _run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
     )
-    try:
-        run_chat(lambda: _answerer(options), chosen)
-    except KeyboardInterrupt:  # while the model is loaded, or in a pipe
-        raise StoppedBySignalError("stopped") from None
+    with stopping_on_signals("chat", numbers=(signal.SIGTERM, signal.SIGHUP), error=Terminated) as stop:
+        try:
+            run_chat(lambda: _answerer(options), chosen)
+        except KeyboardInterrupt:  # while the model is loaded, or in a pipe
+            raise StoppedBySignalError("stopped") from None
+        except Terminated:
+            raise StoppedBySignalError(f"stopped by {stop.signal_name}") from None
 
 
 def _answerer(options: argparse.Namespace) -> Answerer:
     if (options.model is None) == (options.url is None):
         raise UserError("EXPORT", "name an exported folder, or a server with `--url`: one of the two")
     if options.url is not None:
-        from ochat_train.chat.by_url import ServerAnswerer
+        from ochat_train.chat.by_url import KEY_VARIABLE, ServerAnswerer
 
         if given := [f"--{name.replace('_', '-')}" for name in _OF_ENGINE if getattr(options, name)]:
             raise UserError(", ".join(given), "is for a model in this process", "give it to `ochat serve`")
-        return ServerAnswerer(options.url, model=options.model_name, key=os.environ.get("OCHAT_API_KEY", ""))
+        return ServerAnswerer(options.url, model=options.model_name, key=os.environ.get(KEY_VARIABLE, ""))
     if options.model_name is not None:
         raise UserError("--model-name", "is for a server", "leave it out, or name the server with `--url`")
     from ochat_train.chat.in_process import EngineAnswerer

@@ -232,12 +232,14 @@ def _harness(options: argparse.Namespace) -> HarnessOptions:
 def _judge(options: argparse.Namespace) -> Judge | None:
     from ochat_train.suites.ask import Patience
     from ochat_train.suites.judge import KEY_VARIABLE, Judge
+    from ochat_train.system.addresses import server_address
 
     if options.judge is None and options.judge_model is None:
         return None
     if options.judge is None or options.judge_model is None:
         missing = "--judge" if options.judge is None else "--judge-model"
         raise UserError(missing, "is missing", "give both: --judge URL --judge-model NAME")
+    server_address(options.judge, option="--judge", key_variable=KEY_VARIABLE, example="http://HOST:PORT/v1")
     return Judge(
         url=options.judge,
         model=options.judge_model,

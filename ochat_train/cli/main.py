@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.errors import ReportedError, UserError
-from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unusable, os_error_of
+from data_pipeline.files import file_error
 from ochat_train.cli.ablate import ABLATE
 from ochat_train.cli.chat import CHAT
 from ochat_train.cli.check import CHECK
@@ -60,7 +60,7 @@ VERBS: tuple[Verb, ...] = (
     COMPLETION,
 )
 
-_OWN_SIGNALS = ("train", "launch", "serve", "chat")
+_OWN_SIGNALS = ("train", "launch", "chat")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,13 +102,10 @@ def _run_reporting(options: argparse.Namespace) -> int:
             raise
         return _ended_by(error, options.verb)
     except Exception as error:  # a full disk can end any write, and permissions any use of a file
-        found = error if isinstance(error, OSError) else os_error_of(error)
-        if options.debug or found is None or not (is_out_of_room(found) or is_unusable(found)):
+        found = file_error(error, getattr(options, "out", None))
+        if options.debug or found is None:
             raise
-        place = found.filename or getattr(options, "out", None)
-        if is_out_of_room(found):
-            return _ended_by(cannot_write(place, found), options.verb)
-        return _ended_by(cannot_use(place or "the output", found), options.verb)
+        return _ended_by(found, options.verb)
     return exits.DONE
 
 

@@ -53,10 +53,9 @@ def _run(options: argparse.Namespace) -> None:
         )
     except KeyboardInterrupt:
         raise StoppedBySignalError("stopped by SIGINT; run the same command again to upload what is missing") from None
-    if options.public and pushed.private:
-        text = f"warning: {pushed.repo} was there before and is private; it stays private, whatever --public says"
-        print_message(f"{text}. Change that in its settings on the Hub")
     if options.json:
+        for note in pushed.notes:
+            print_message(f"warning: {note}")
         print_result(json.dumps(pushed.as_json()))
     else:
         print_result(f"pushed and verified: {pushed.url}\ncommit {pushed.commit}\n{pushed.what_changed}")

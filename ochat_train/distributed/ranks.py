@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.files import cannot_write, is_out_of_room
+from data_pipeline.files import cannot_use, cannot_write, is_out_of_room, is_unusable
 from ochat_train.distributed.launch import is_launched, single_rank
 from ochat_train.distributed.rendezvous import meet
 from ochat_train.system.exits import OneRankError
@@ -100,6 +100,8 @@ def as_user_error(error: UserError | OSError) -> UserError:
         return error
     if is_out_of_room(error):
         return cannot_write(error.filename, error)
+    if error.filename is not None and is_unusable(error):
+        return cannot_use(str(error.filename), error)
     if error.filename is not None and error.strerror:
         return UserError(str(error.filename), error.strerror)
     return UserError(type(error).__name__, str(error))

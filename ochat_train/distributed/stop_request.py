@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and the end of the launcher: finish the step, write a checkpoint, exit.
+"""SIGTERM, Ctrl-C, the end of the terminal (SIGHUP) or of the launcher: finish the step, write a checkpoint, exit.
 
 A second signal ends the process at once.
 """
@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from ochat_train.system.stop_signals import not_ignored
 
 _WHAT_COMES = "the step is finished and a checkpoint is written; a second signal ends the run without it"
 _RELAY_SECONDS = 2.0  # on Ctrl-C a rank gets SIGINT from the terminal and SIGTERM from its launcher: one request
@@ -33,7 +35,8 @@ class StopRequest:
 
     def listen(self) -> None:
         """Install the handlers, in the main thread."""
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        heard = not_ignored(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last is the end of a terminal
+        self._previous = {number: signal.signal(number, self._handle) for number in heard}
 
     def close(self) -> None:
         """Restore the handlers from before `listen`."""
@@ -41,6 +44,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._first is not None:  # a terminal that ends may send it twice
+            return
         now = time.monotonic()
         if self._first is not None and (number == self._first[0] or now - self._first[1] > _RELAY_SECONDS):
             signal.signal(number, signal.SIG_DFL)

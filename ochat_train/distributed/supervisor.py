@@ -22,6 +22,7 @@ from data_pipeline.errors import UserError
 from ochat_train.distributed.launch import free_port
 from ochat_train.system import exits
 from ochat_train.system.messages import print_error
+from ochat_train.system.stop_signals import not_ignored
 
 _RUNNER = "deepspeed.launcher.runner"  # the module behind the `deepspeed` command
 DEEPSPEED_PORT = 29500  # of rank 0, where `--master_port` names no other
@@ -62,13 +63,16 @@ class _Stop:
         self.group: int | None = None
 
     def __enter__(self) -> None:
-        self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        heard = not_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # `nohup` outlives its terminal
+        self._previous = {number: signal.signal(number, self._handle) for number in heard}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.num_asked:  # a terminal that ends may send it twice
+            return
         self.num_asked += 1
         if self.group is None:
             return

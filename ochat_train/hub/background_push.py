@@ -228,13 +228,13 @@ def push_checkpoints(
 
 def _push(run: RunFolder, candidate: Candidate, repo: str) -> None:
     from ochat_train.export.export import export_checkpoint
-    from ochat_train.hub.push import CARD_KEPT, push
+    from ochat_train.hub.push import push
 
     _save_state(run.path, candidate, repo, "exporting")
     out = export_checkpoint(run, candidate.folder, export_folder(run.path), overwrite=True)
     _save_state(run.path, candidate, repo, "uploading")
     pushed = push(out, repo, private=run.recipe.train.hub_private, message=f"Step {candidate.step}")
-    note = f"{repo}: {CARD_KEPT}" if pushed.card_left else None
+    note = "\n".join(pushed.notes) or None
     _save_state(run.path, candidate, repo, "pushed", url=pushed.url, commit=pushed.commit, note=note)
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
-from data_pipeline.hub_cache import cached_file
+from data_pipeline.hub_cache import cached_file, no_answer
 
 ANSWER_SECONDS = 5.0  # how long a check waits for an answer of the Hub
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -62,6 +62,8 @@ def _files_on_hub(name: str, revision: str | None, *, timeout_seconds: float) ->
 
     if constants.HF_HUB_OFFLINE:
         raise _UnreachableError("HF_HUB_OFFLINE is set", "unset it, fetch the model beforehand, or name a local folder")
+    if (reason := no_answer(timeout_seconds=timeout_seconds)) is not None:  # else it is tried for half a minute
+        raise _UnreachableError(f"the Hub cannot be reached ({reason})", "check the network, or name a local folder")
     try:
         info = HfApi().model_info(name, revision=revision, timeout=timeout_seconds)
         if info.gated:

@@ -25,8 +25,10 @@ from ochat_train.hub.rights import check_content, check_rights
 from ochat_train.model.weights.files import ADAPTER_CONFIG
 
 CARD_KEPT = f"{CARD} was edited there and is kept; `ochat push --overwrite` replaces it"
+STAYS_PRIVATE = "was there before and is private; it stays private, until its settings on the Hub change that"
 _ADDABLE = ("LICENSE*", "NOTICE*", "USE_POLICY*", "*.md")  # what people add to a model
 _HASHING_THREADS = 4
+_MOST_BYTES_IN_MEMORY = 10 * 2**20  # of a file; the Hub takes no larger ones as a part of a commit itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class LocalFile:
 class Pushed:
     """A finished push. num_new: files that this push has changed; 0 if the Hub had all of them.
 
+    asked_public: whether the push asked for a public repository; one that was there before and is private stays so.
     card_left: the model card on the Hub was edited there and was kept, so it is not that of the folder.
     """
 
@@ -62,6 +65,7 @@ class Pushed:
     url: str
     commit: str
     private: bool
+    asked_public: bool
     num_files: int
     num_bytes: int
     num_new: int
@@ -72,8 +76,14 @@ class Pushed:
         """The numbers of this push, in words."""
         visibility = "private" if self.private else "public"
         counts = f"{self.num_files} files, {self.num_bytes / 1e9:.3f} GB, {self.num_new} of them new or changed"
-        note = f"\n{self.repo}: {CARD_KEPT}" if self.card_left else ""
-        return f"{counts}; {visibility}{note}"
+        return "\n".join([f"{counts}; {visibility}", *self.notes])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not as one may expect."""
+        stays = f"{self.repo}: {STAYS_PRIVATE}" if self.private and self.asked_public else ""
+        kept = f"{self.repo}: {CARD_KEPT}" if self.card_left else ""
+        return tuple(note for note in (stays, kept) if note)
 
     def as_json(self) -> dict[str, Any]:
         """The document of `ochat push --json`."""
@@ -127,6 +137,7 @@ def push(
         url=f"{HfApi().endpoint}/{repo}" + (f"/tree/{revision}" if revision else ""),
         commit=commit,
         private=private if remote is None else remote.private,
+        asked_public=not private,
         num_files=len(chosen),
         num_bytes=sum(file.num_bytes for file in chosen),
         num_new=len(changed),
@@ -255,18 +266,42 @@ def _commit(
     if not new and not gone:
         return remote.head
     changed.update(file.name for file in new)
-    operations: list[Any] = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in new]
-    operations += [CommitOperationDelete(path_in_repo=name) for name in gone]
+    additions = {file: CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=_uploaded_from(file)) for file in new}
+    deletions = [CommitOperationDelete(path_in_repo=name) for name in gone]
+    api = HfApi()
     try:
+        api.preupload_lfs_files(repo, list(additions.values()), revision=revision, free_memory=False)
+        for file, addition in additions.items():  # a revision of the Hub is for ever: look before there is one
+            if addition.upload_info.sha256.hex() != file.sha256:
+                raise _has_changed(file)
         # After a commit of somebody else this fails with 412, and the retry reads the repository again.
-        info = HfApi().create_commit(
-            repo, operations, commit_message=message, revision=revision, parent_commit=remote.head
+        info = api.create_commit(
+            repo,
+            [*additions.values(), *deletions],
+            commit_message=message,
+            revision=revision,
+            parent_commit=remote.head,
         )
     except RuntimeError as error:
         if type(error) is not RuntimeError:
             raise
         raise UploadError(str(error)) from error
     return str(info.oid)
+
+
+def _uploaded_from(file: LocalFile) -> bytes | Path:
+    """What huggingface_hub uploads: of a small file the bytes, as it reads those again when it commits."""
+    if file.num_bytes > _MOST_BYTES_IN_MEMORY:
+        return file.path
+    content = file.path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise _has_changed(file)
+    return content
+
+
+def _has_changed(file: LocalFile) -> UserError:
+    problem = "has changed while it was pushed, so nothing was committed"
+    return UserError(file.path, problem, "wait until nothing writes to the folder, and push again")
 
 
 def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:

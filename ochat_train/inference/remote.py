@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from ochat_train.inference.completions import CompletionsClient, require_http
 from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.inference.streams import Server
+from ochat_train.system.addresses import server_address
 
 KEY_VARIABLE = "OCHAT_BACKEND_KEY"
 _WATCH_SECONDS = 5.0
@@ -35,7 +35,8 @@ class RemoteEngine:
     def __init__(self, served: ServedModel, url: str, *, model: str | None, say: Callable[[str], None]) -> None:
         require_http()
         self._served, self._model, self._say = served, model, say
-        self._server = Server(url=_checked_url(url), key=os.environ.get(KEY_VARIABLE) or None)
+        address = server_address(url, option="--backend", key_variable=KEY_VARIABLE, example="http://127.0.0.1:8000")
+        self._server = Server(url=address, key=os.environ.get(KEY_VARIABLE) or None)
         self._client: CompletionsClient | None = None
         self._watch: asyncio.Task[None] | None = None
         self._is_ready, self._context_tokens = False, served.context_tokens
@@ -136,15 +137,6 @@ class RemoteEngine:
             if was_ready != self._is_ready:
                 said = "answers again" if self._is_ready else f"does not answer ({status or 'no connection'})"
                 self._say(f"the server at {self._server.url} {said}")
-
-
-def _checked_url(url: str) -> str:
-    """The address without `/v1`. Raises UserError for one that is none, or has a key in it."""
-    if not re.match(r"https?://[^/\s]+", url):
-        raise UserError(f"--backend {url}", "is no address", "give one like http://127.0.0.1:8000")
-    if "@" in url.split("/")[2]:
-        raise UserError("--backend", "an address with a password is seen by everybody", f"set {KEY_VARIABLE} instead")
-    return url.rstrip("/").removesuffix("/v1")
 
 
 def _models_of(found: Any) -> dict[str, int | None]:

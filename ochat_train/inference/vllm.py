@@ -140,7 +140,7 @@ class VllmEngine:
         }
         with self._log.open("ab") as log:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", keeper.__file__, *self._command(listen)],
+                [sys.executable, "-I", keeper.__file__, str(self._folder), *self._command(listen)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -215,7 +215,11 @@ class VllmEngine:
         if process is None:
             return
         assert process.stdin is not None
-        process.stdin.close()  # which tells the keeper
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+            process.stdin.write(keeper.KEEP)
+            process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()  # which tells the keeper
         try:
             process.wait(keeper.GRACE_SECONDS + 5)
         except subprocess.TimeoutExpired:

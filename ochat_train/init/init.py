@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError, UserErrors
+from data_pipeline.files import cannot_write
 from data_pipeline.look.raw import SAMPLED_ROWS, SourceLook, look_at
 from ochat_train.init.adapter import choose_adapter, gpu_memory_gib
 from ochat_train.init.ask import Ask, answer, ask_class, ask_conditions, count, error_or_drop
@@ -149,4 +150,4 @@ def write_recipe(text: str, draft: Draft, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         durable.replace_text(out, text)
     except OSError as error:
-        raise UserError(f"--out {out}", f"cannot be written: {error.strerror}") from None
+        raise cannot_write(out, error, option="--out") from None

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from ochat_train.quickstart.tasks import Problem, draw_problem
 from ochat_train.system.library_output import quiet_libraries
+from ochat_train.system.scripts import run_script
 
 SEED = 0
 NUM_EXPERT = 2_000
@@ -157,4 +158,4 @@ def write_base(folder: Path, tokenizer_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script("ochat_train.quickstart.make", main)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ochat_train.evaluation.questions import load_questions, right_ratios_by_condition
 from ochat_train.export.layout import EXPORT_MARK
 from ochat_train.inference.generate import load_generator
+from ochat_train.system.scripts import run_script
 
 _MAX_ANSWER_TOKENS = 12
 
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script("ochat_train.quickstart.score", main)

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import cannot_write
 from data_pipeline.text_rules import visible
 from ochat_train.report.pictures import Picture
 from ochat_train.system.durable import replace_text
@@ -132,7 +133,7 @@ def require_place(out: Path, *, option: str, prepared_dirs: Sequence[Path]) -> N
                 "name a file elsewhere",
             )
     except OSError as error:
-        raise _cannot_write(out, error, option) from None
+        raise cannot_write(out, error, option=option) from None
 
 
 def write_page(out: Path, page: str, *, option: str) -> None:
@@ -140,11 +141,7 @@ def write_page(out: Path, page: str, *, option: str) -> None:
     try:
         replace_text(out, page)
     except OSError as error:
-        raise _cannot_write(out, error, option) from None
-
-
-def _cannot_write(out: Path, error: OSError, option: str) -> UserError:
-    return UserError(f"{option} {out}", f"cannot be written: {error.strerror}")
+        raise cannot_write(out, error, option=option) from None
 
 
 def text_cells(values: Sequence[str]) -> list[Cell]:

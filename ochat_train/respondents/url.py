@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
 
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from ochat_train.suites.ask import NoAnswer, Prompt, TooLong, TurnAnswer, TurnSettings
 from ochat_train.suites.suite import Message
+from ochat_train.system.addresses import server_address
 
 KEY_VARIABLE = "OCHAT_API_KEY"
 _OWNER = "ochat"  # what `ochat serve` says in /v1/models
@@ -46,13 +46,8 @@ class ServerFacts:
 
 def base_of_url(text: str) -> str:
     """The address up to `/v1`, of that of a server, its `/v1` or its chat route. Raises UserError."""
-    url = text.rstrip("/").removesuffix("/chat/completions").rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(text, "is no address of a server", "use a form such as http://127.0.0.1:18888")
-    if parts.username or parts.password or parts.query:
-        raise UserError("the address", "holds a key or a query", f"give the key by {KEY_VARIABLE}")
-    return url if url.endswith("/v1") else f"{url}/v1"
+    address = server_address(text, option="the address", key_variable=KEY_VARIABLE, example="http://127.0.0.1:18888")
+    return f"{address}/v1"
 
 
 class UrlRespondent:

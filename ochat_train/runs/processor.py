@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from data_pipeline.hub_cache import offline_without_network
 from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.messages import print_message
 
@@ -28,9 +29,10 @@ def keep_processor_files(settings: ModelSettings, folder: Path) -> None:
         from huggingface_hub import snapshot_download
 
         try:
-            source = Path(
-                snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(PROCESSOR_FILES))
-            )
+            with offline_without_network():
+                source = Path(
+                    snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(PROCESSOR_FILES))
+                )
         except Exception as error:  # whatever the HTTP library raises
             print_message(
                 f"the image processor of {settings.path} could not be fetched ({type(error).__name__}): copy "

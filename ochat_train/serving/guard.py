@@ -113,6 +113,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         """Raise ApiError for a request that gets no further. Nothing of its body has been read."""
         settings, path = self._settings, scope["path"]
+        _check_framing(scope)
         if settings.allowed_hosts is not None:
             self._check_host(scope)
         if path == "/health":
@@ -211,6 +212,17 @@ async def _preflight(scope: Scope, receive: Receive, response: _Response) -> Non
     response.record.route = "preflight"
     await response({"type": "http.response.start", "status": 204, "headers": headers})
     await response({"type": "http.response.body", "body": b""})
+
+
+def _check_framing(scope: Scope) -> None:
+    """Raise ApiError for a request that says in two ways where it ends (RFC 9112, 6.3): a proxy in front of this server
+    may read it the other way, and take what follows for the next request, of somebody else.
+    """
+    found = [row for row in scope["headers"] if row[0] in (b"content-length", b"transfer-encoding")]
+    encodings = [value.strip().lower() for name, value in found if name == b"transfer-encoding"]
+    if encodings and (len(found) > 1 or encodings != [b"chunked"]):
+        text = "send either Content-Length or `Transfer-Encoding: chunked`, once"
+        raise ApiError(400, text, code="invalid_http", closes=True)
 
 
 def _draining() -> ApiError:

@@ -21,6 +21,15 @@ def require_serving() -> None:
         raise UserError("ochat serve", f"needs packages that are not installed: {', '.join(missing)}", remedy)
 
 
+def slower_note() -> str | None:
+    """One line where packages are missing without which the server only takes longer; None where all are there."""
+    missing = [name for name, versions in FASTER.items() if not _is_there(name, versions)]
+    if not missing:
+        return None
+    needs = " ".join(f'"{name}{FASTER[name]}"' for name in missing)
+    return f"the server spends about twice the time on each token without {', '.join(missing)}: pip install {needs}"
+
+
 def _is_there(name: str, versions: str) -> bool:
     found = installed_version(name)
     return found is not None and SpecifierSet(versions).contains(found, prereleases=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.files import cannot_write
 from ochat_train.system.messages import print_message
 
 _FILE_BYTES, _NUM_FILES = 50 * 2**20, 5
@@ -73,7 +73,7 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
             file.parent.mkdir(parents=True, exist_ok=True)
             super().__init__(file, maxBytes=_FILE_BYTES, backupCount=_NUM_FILES, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--log-file {file}", f"cannot be written: {error.strerror}") from None
+            raise cannot_write(file, error, option="--log-file") from None
 
     def _open(self) -> Any:
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

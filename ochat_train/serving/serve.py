@@ -15,6 +15,7 @@ from ochat_train.inference.choose import EngineOptions, make_engine
 from ochat_train.inference.engine import Engine
 from ochat_train.inference.served_model import ServedModel, load_served_model
 from ochat_train.serving.app import App, make_app
+from ochat_train.serving.installed import slower_note
 from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys, readable_by_others
 from ochat_train.serving.request_log import RequestLog
 from ochat_train.serving.served import OfferedModel, offered_model
@@ -53,6 +54,8 @@ def serve(served: ServedModel, engine_options: EngineOptions, options: ServeOpti
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if options.log_texts and options.log_file is None:
         raise UserError("--log-texts", "needs a file to write to", "add --log-file FILE")
+    if (note := slower_note()) is not None:
+        print_message(f"note: {note}")
     with closing(bind(options.host, options.port)) as bound:
         engine = make_engine(served, engine_options, say=print_message)
         models = [offered_model(served), *_offered_adapters(served, engine_options)]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM of verbs that are not a training: said at once, then everything is put away, then the end.
+"""Ctrl-C, SIGTERM and SIGHUP of verbs that are not a training: said at once, then everything is put away, then the end.
 
 A training has its own way (distributed/stop_request.py): it finishes its step first.
 """
@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -21,9 +21,23 @@ class Stop:
     signal_name: str | None = None
 
 
+class Terminated(BaseException):
+    """A signal ends a program whose KeyboardInterrupt means something else; `except Exception` passes both on."""
+
+
+def not_ignored(*numbers: int) -> tuple[int, ...]:
+    """The signals that this process was not started to ignore, as `nohup` starts one to ignore SIGHUP."""
+    return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+
+
 @contextlib.contextmanager
-def stopping_on_signals(verb: str) -> Iterator[Stop]:
-    """While the block runs, the first SIGINT or SIGTERM prints a line and raises KeyboardInterrupt in the main thread.
+def stopping_on_signals(
+    verb: str,
+    *,
+    numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    error: type[BaseException] = KeyboardInterrupt,
+) -> Iterator[Stop]:
+    """While the block runs, the first of these signals prints a line and raises `error` in the main thread.
 
     What the block has open is closed on the way; a second signal ends the process at once. In another thread than the
     main one nothing is changed.
@@ -32,15 +46,15 @@ def stopping_on_signals(verb: str) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = not_ignored(*numbers)
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.signal_name = signal.Signals(number).name
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
+        for each in numbers:  # a terminal that ends may send SIGHUP twice: its shell and the system do
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         with contextlib.suppress(OSError):
             os.write(2, f"\nochat {verb}: stopping\n".encode())  # print may be what was interrupted
-        raise KeyboardInterrupt
+        raise error
 
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:

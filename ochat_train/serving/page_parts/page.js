@@ -1,5 +1,8 @@
 // The page around the columns: what is sent, settings, key, prompts, copies.
 
+// A browser opens six connections to a server, for all its tabs together; an answer that streams holds one.
+const MOST_COLUMNS = 6;
+
 /** Names and buttons of columns, after one was added or removed, or its model changed. */
 function showColumns() {
   const chosen = $("target").selectedIndex;
@@ -11,6 +14,8 @@ function showColumns() {
   });
   $("target").selectedIndex = chosen > 0 && chosen <= columns.length ? chosen : 0;
   $("target").parentElement.hidden = columns.length === 1;
+  $("add").disabled = columns.length >= MOST_COLUMNS;
+  $("add").title = $("add").disabled ? `At most ${MOST_COLUMNS} columns: a browser has no more connections to one server` : "";
 }
 
 function addColumn(model, turns) {
@@ -183,7 +188,7 @@ async function load() {
   $("columns").replaceChildren();
   $("models").textContent = [...new Set(models.map(id => partsOf(id).name))].map(shown).join(", ");
   const before = restored().filter(column => models.includes(column.model)), conditions = models.filter(id => partsOf(id).condition !== null);
-  if (before.length > 0) before.forEach(({model, turns}) => addColumn(model, turns));
+  if (before.length > 0) before.slice(0, MOST_COLUMNS).forEach(({model, turns}) => addColumn(model, turns));
   else (conditions.length > 0 ? conditions : models).slice(0, 2).forEach(model => addColumn(model));
   $("temperature-value").value = $("temperature").value;
 }
@@ -192,6 +197,7 @@ $("add").onclick = () => {
   if (models.length === 0) return;
   const unused = models.filter(id => columns.every(column => column.model !== id));
   addColumn(unused.find(id => partsOf(id).condition !== null) ?? unused[0] ?? models[0]).select.focus();
+  if ($("add").disabled) speak($("add").title);
   save();
 };
 $("clear").onclick = () => { columns.forEach(column => column.clear()); $("input").focus(); };

@@ -224,6 +224,8 @@ def test_what_a_server_refuses_is_said(server: StandIn, monkeypatch: pytest.Monk
 def test_what_is_not_an_address_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="is not the address of a server"):
         ServerAnswerer(url, model=None, key="")
+    with pytest.raises(UserError, match="set its key in OCHAT_API_KEY"):
+        ServerAnswerer("http://me:secret@host", model=None, key="")
 
 
 # The terminal

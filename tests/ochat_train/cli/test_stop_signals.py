@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from data_pipeline.prepared.dataset import Manifest
+from ochat_train.distributed import supervisor
+from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.export.export import export
 from ochat_train.system import exits
+from ochat_train.system.stop_signals import stopping_on_signals
 from tests.support.exports import prepared_recipe, random_model, write_run
 from tests.support.processes import ROOT, process_environment
 from tests.support.rank_processes import start_rank
@@ -22,7 +27,7 @@ from tests.support.waiting import wait_for
 
 # A verb that works for a minute: with processes of a pool, as `ochat prepare`, or alone, as `ochat export`.
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from data_pipeline.prepare.workers import over_chunks
 from ochat_train.cli import main as cli
@@ -32,7 +37,7 @@ from dataclasses import replace
 folder = Path(sys.argv[1])
 
 def work(chunk):
-    (folder / f"started-{chunk}").touch()
+    (folder / f"started-{chunk}").write_text(str(os.getpid()))
     time.sleep(600)
 
 def make_work():
@@ -51,7 +56,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("number", "num_workers"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(("number", "num_workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
 def test_a_signal_ends_a_verb_in_order(number: int, num_workers: int, tmp_path: Path) -> None:
     """To the whole group, as a terminal or a scheduler sends it."""
     (tmp_path / "work.py").write_text(WORKER)
@@ -70,6 +75,44 @@ def test_a_signal_ends_a_verb_in_order(number: int, num_workers: int, tmp_path: 
     assert process.returncode == exits.STOPPED, errors
     assert errors.splitlines() == ["", "ochat prepare: stopping", f"ochat prepare: stopped by {name}; start it again"]
     assert (tmp_path / "put away").exists()
+
+
+def test_no_process_of_a_pool_is_left_where_the_first_one_is_killed(tmp_path: Path) -> None:
+    """By SIGKILL, of which nobody is told."""
+    (tmp_path / "work.py").write_text(WORKER)
+    command = [sys.executable, str(tmp_path / "work.py"), str(tmp_path), "2"]
+    process = subprocess.Popen(command, cwd=ROOT, env=process_environment({}), stderr=subprocess.DEVNULL)
+    wait_for(lambda: sum(bool(path.read_text()) for path in tmp_path.glob("started-*")) == 2, seconds=120)
+    workers = [Path("/proc", path.read_text()) for path in tmp_path.glob("started-*")]
+    assert all(worker.is_dir() for worker in workers), "the control: both run"
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(worker.is_dir() for worker in workers), seconds=60)
+
+
+def test_what_a_process_was_started_to_ignore_stays_ignored() -> None:
+    """`nohup` starts a command so that it outlives its terminal."""
+    users = (supervisor._Stop(), stopping_on_signals("prepare"), _listening())
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for setting, is_heard in ((signal.SIG_IGN, False), (signal.SIG_DFL, True)):
+            for user in users:
+                signal.signal(signal.SIGHUP, setting)
+                with user:
+                    assert (signal.getsignal(signal.SIGHUP) is not setting) == is_heard
+            users = (supervisor._Stop(), stopping_on_signals("prepare"), _listening())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    request = StopRequest()
+    request.listen()
+    try:
+        yield
+    finally:
+        request.close()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

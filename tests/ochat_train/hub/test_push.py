@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -21,6 +22,7 @@ from ochat_train.check.findings import run_checks
 from ochat_train.check.hub import check_push
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.cli.main import main
+from ochat_train.hub import push as push_module
 from ochat_train.hub.push import push
 from ochat_train.hub.repository import read_repo
 from ochat_train.hub.retry import RetryPolicy, retry
@@ -477,6 +479,64 @@ def test_a_public_repository_wants_to_be_named_so(hub: HubStandIn, folder: Path,
     assert push(folder, REPO, private=False, policy=clock.policy).private is False
     assert push(folder, "alice/new", private=False, policy=clock.policy).private is False
     assert hub.repo("alice/new")["private"] is False
+
+
+def test_a_private_repository_stays_private_and_that_is_said(
+    hub: HubStandIn, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.make_repo(REPO, private=True)
+    assert main(["push", str(folder), "--repo", REPO, "--public"]) == 0
+    assert "is private; it stays private, until its settings on the Hub change that" in capsys.readouterr().out
+    assert main(["push", str(folder), "--repo", REPO, "--public", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "it stays private" in said.err
+    assert json.loads(said.out)["private"] is True
+    assert hub.repo(REPO)["private"] is True
+    assert content_on_hub(hub, REPO) == content_of(folder)
+    assert main(["push", str(folder), "--repo", REPO]) == 0  # the control: nothing was asked that is not so
+    said = capsys.readouterr()
+    assert "stays private" not in said.err + said.out
+
+
+def test_one_that_becomes_public_during_a_private_push_gets_nothing(
+    hub: HubStandIn, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.make_repo(REPO, private=True)
+    made = push_module._make_repo
+
+    def make_public(repo: str, **options: Any) -> None:
+        made(repo, **options)
+        content = hub.repo(repo)
+        (hub.repo_folder(repo) / "repo.json").write_text(json.dumps({**content, "private": False}))
+
+    monkeypatch.setattr(push_module, "_make_repo", make_public)
+    assert "is public" in refusal(folder, clock)
+    assert content_on_hub(hub, REPO) == {}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_an_export_that_changes_during_its_push_gives_no_commit(
+    name: str, hub: HubStandIn, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its files were compared with the export, and before, or while, they are sent."""
+    hub.make_repo(REPO, private=True)
+    made = push_module._make_repo
+
+    def change(repo: str, **options: Any) -> None:
+        made(repo, **options)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + b"x")
+
+    monkeypatch.setattr(push_module, "_make_repo", change)
+    for most_in_memory in (1 << 30, 0):  # the bytes that were looked at, or a file that is read while it is sent
+        monkeypatch.setattr(push_module, "_MOST_BYTES_IN_MEMORY", most_in_memory)
+        before = (folder / name).read_bytes()
+        assert f"{name}: has changed while it was pushed, so nothing was committed" in refusal(folder, clock)
+        assert content_on_hub(hub, REPO) == {}
+        (folder / name).write_bytes(before)
+    monkeypatch.setattr(push_module, "_make_repo", made)
+    push(folder, REPO, policy=clock.policy)  # the control
+    assert content_on_hub(hub, REPO) == content_of(folder)
 
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])

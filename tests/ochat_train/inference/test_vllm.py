@@ -250,8 +250,13 @@ def test_a_path_too_long_for_a_socket_means_a_port(
     run(task)
 
 
-def test_the_command_ends_with_the_process_that_started_it() -> None:
-    """SIGKILL of that process, which can do nothing about it: command and its child end by the pipe."""
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_the_command_ends_with_the_process_that_started_it(is_killed: bool, tmp_path: Path) -> None:
+    """SIGKILL of that process, which can do nothing about it: command and its child end by the pipe, and the keeper
+    removes the folder. The control: it stays where the starter says that it is alive.
+    """
+    folder = tmp_path / "ochat-vllm-x"
+    folder.mkdir()
     child = "import subprocess, sys, time\n" + (
         "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(other.pid, flush=True)\ntime.sleep(600)\n"
@@ -260,22 +265,26 @@ def test_the_command_ends_with_the_process_that_started_it() -> None:
         "import subprocess, sys, time\n"
         "command = [sys.executable, '-I', *sys.argv[1:]]\n"
         "kept = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)\n"
-        "print(kept.pid, flush=True)\ntime.sleep(600)\n"
+        "print(kept.pid, flush=True)\nsys.stdin.read()\n"
+        f"kept.stdin.write({keeper.KEEP!r})\nkept.stdin.close()\nkept.wait()\n"
     )
-    command = [sys.executable, "-c", starter, keeper.__file__, sys.executable, "-c", child]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    pids = [int(process.stdout.readline()) for _ in range(2)]
-    assert all(map(alive, pids)), "the control: both run"
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    command = [sys.executable, "-c", starter, keeper.__file__, str(folder), sys.executable, "-c", child]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        assert all(map(alive, pids)), "the control: both run"
+        if is_killed:
+            process.kill()
+        process.stdin.close()
+        process.wait(60)
     assert gone(*pids)
+    assert folder.exists() is not is_killed
 
 
 def test_the_keeper_gives_the_exit_code() -> None:
     for code, wanted in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 15)", 143)):
-        command = [sys.executable, "-I", keeper.__file__, sys.executable, "-c", code]
+        command = [sys.executable, "-I", keeper.__file__, "no-folder", sys.executable, "-c", code]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             assert process.wait(120) == wanted
 
@@ -364,8 +373,8 @@ def test_which_engine_is_chosen(served: ServedModel, python: str, monkeypatch: p
         ({"kind": "vllm"}, "python3 -m venv"),
         ({"vllm_python": "/no/such/python"}, "does not run"),
         ({"backend": "http://127.0.0.1:1", "kind": "vllm"}, "--backend"),
-        ({"backend": "no address"}, "is no address"),
-        ({"backend": "http://a:secret@127.0.0.1:1"}, "seen by everybody"),
+        ({"backend": "no address"}, "is not the address of a server"),
+        ({"backend": "http://a:secret@127.0.0.1:1"}, "set its key in OCHAT_BACKEND_KEY"),
         ({"backend_model": "x"}, "--backend"),
         ({"vllm_flags": ("--x",)}, "--engine vllm"),
         ({"adapters": {"a": Path("x")}}, "--engine vllm"),

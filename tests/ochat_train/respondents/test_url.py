@@ -203,9 +203,9 @@ def test_a_key_comes_from_the_environment(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://", "is no address of a server"),
-        ("http://me:secret@localhost:1", "holds a key or a query"),
-        ("http://localhost:1?key=secret", "holds a key or a query"),
+        ("http://", "is not the address of a server"),
+        ("http://me:secret@localhost:1", "set its key in OCHAT_API_KEY"),
+        ("http://localhost:1?key=secret", "set its key in OCHAT_API_KEY"),
     ],
 )
 def test_addresses_that_are_refused(address: str, message: str) -> None:

@@ -185,10 +185,16 @@ def test_columns_stream_at_once_and_have_their_own_history(server: StandIn, open
         {"role": "assistant", "content": "GPT3: first after 0"},
         {"role": "user", "content": "second"},
     ]
-    tab.locator("#add").click()
-    assert tab.locator(".column").count() == 3
-    tab.get_by_role("button", name="Remove column").nth(1).click()
-    assert tab.locator(".column").count() == 2
+    for number in range(3, 7):  # as many as a browser has connections to one server
+        assert tab.locator("#add").is_enabled()
+        tab.locator("#add").click()
+        assert tab.locator(".column").count() == number
+    assert tab.locator("#add").is_disabled()
+    assert "At most 6 columns" in (tab.locator("#add").get_attribute("title") or "")
+    for number in range(5, 1, -1):
+        tab.get_by_role("button", name="Remove column").nth(1).click()
+        assert tab.locator(".column").count() == number
+        assert tab.locator("#add").is_enabled()
     tab.reload()  # the conversation is still there
     tab.locator(".column").first.wait_for()
     assert texts(tab, ".markdown")[0] == "GPT4 Correct: first after 0"

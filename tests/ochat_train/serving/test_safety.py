@@ -16,10 +16,13 @@ from typing import Any
 import httpx
 import pytest
 from starlette.types import Receive
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
 from ochat_train.serving import chat, guard
+from ochat_train.serving import server as server_module
 from ochat_train.serving.admission import Admission
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.guard import ROUTES
@@ -201,6 +204,56 @@ def test_long_bodies_are_refused_with_and_without_a_length() -> None:
             client.sendall(_head("POST", CHAT, {**headers, "content-length": str(10**12)}))
             assert client.recv(10_000).startswith(b"HTTP/1.1 413")
         assert len(server.engine.asked) == 1
+
+
+NEXT = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"  # in the body by one header, behind it by the other
+
+
+def _bytes_of(protocol: type[asyncio.Protocol], headers: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """All that comes back for a body in chunks, with these headers, and for another request behind it."""
+    monkeypatch.setattr(server_module, "AutoHTTPProtocol", protocol)
+    body = json.dumps({"messages": HI}).encode()
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    lines = [f"POST {CHAT} HTTP/1.1", "host: localhost", "content-type: application/json", *headers]
+    head = "\r\n".join([*lines, "", ""]).replace("LENGTH", str(len(chunks) + len(NEXT))).encode()
+    ending = NEXT.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(head + chunks + ending)
+        return b"".join(iter(lambda: _all_of(client), b""))
+
+
+@pytest.mark.parametrize("protocol", [H11Protocol, HttpToolsProtocol])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("content-length: LENGTH", "transfer-encoding: chunked"),
+        ("transfer-encoding: chunked", "content-length: LENGTH"),
+        ("Transfer-Encoding:\tCHUNKED", "Content-Length: LENGTH"),
+        ("transfer-encoding: identity, chunked",),
+        ("transfer-encoding: chunked", "transfer-encoding: chunked"),
+    ],
+)
+def test_a_body_with_two_ends_is_refused_and_nothing_behind_it_is_answered(
+    protocol: type[asyncio.Protocol], headers: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy in front of the server, which reads the other header, would take the second answer for another one."""
+    found = _bytes_of(protocol, headers, monkeypatch)
+    assert found.startswith(b"HTTP/1.1 400")
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert b"invalid_http" in found
+
+
+@pytest.mark.parametrize("protocol", [H11Protocol, HttpToolsProtocol])
+def test_one_end_is_taken_and_the_next_request_is_answered(
+    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _bytes_of(protocol, ["transfer-encoding: chunked"], monkeypatch).count(b"HTTP/1.1 200") == 2
+
+
+def test_without_the_check_of_the_ends_the_second_request_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_check_framing", lambda scope: None)
+    headers = ("content-length: LENGTH", "transfer-encoding: chunked")
+    assert _bytes_of(H11Protocol, headers, monkeypatch).count(b"HTTP/1.1 200") == 2
 
 
 REFUSED_EARLY = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from ochat_train.serving import installed, serve
 from ochat_train.serving.keys import Keys
 from ochat_train.serving.serve import ServeOptions
 from ochat_train.serving.settings import Limits
+from ochat_train.system import exits
 from tests.support.processes import ROOT
 from tests.support.scripted_engine import CONDITIONS, ScriptedEngine, tokenizer_of
 from tests.support.waiting import wait_for
@@ -177,6 +179,29 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed, "installed_version", found)
     with pytest.raises(UserError, match=r"uvicorn>=0.34, prometheus-client>=0.21"):
         installed.require_serving()
+
+
+def test_a_server_that_is_slower_says_so_once(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = ScriptedEngine()
+
+    async def ask_to_stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(serve, "make_engine", lambda *arguments, say: engine)
+    monkeypatch.setattr(engine, "start", ask_to_stop)
+    monkeypatch.setattr("ochat_train.cli.serve.served_model", lambda *arguments, name: served)
+    for missing, notes in (({}, []), ({"uvloop", "aiohttp"}, ["aiohttp, uvloop"])):
+        is_there = {name: None if name in missing else "99" for name in installed.NEEDED | installed.FASTER}
+        monkeypatch.setattr(installed, "installed_version", is_there.get)
+        engine.is_closed = False
+        assert main(["serve", "export", "--port", "0"]) == exits.STOPPED  # a signal while the engine starts
+        assert engine.is_closed
+        said = capsys.readouterr().err.splitlines()
+        assert [line.partition(" without ")[2].partition(": ")[0] for line in said if line.startswith("note")] == notes
+        assert said[-1] == "ochat serve: stopped by SIGTERM; start it again"
 
 
 def test_what_is_not_http_gets_an_error_of_the_same_shape() -> None:
