@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.support.measured import MEASURED, Measured
 from tests.support.small_recipe import RecipeFactory, write_small_recipe
 from tests.support.tokenizers import changed_tokenizer, smaller_vocabulary, write_small_tokenizer
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; programs of tests get Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 # Trainings that tests start share one folder of proofs and hashes: each base is proven once; workers inherit it.

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ochat_train.system.stop_signals import not_ignored
+from ochat_train.system.stop_signals import stop_signals
 
 _WHAT_COMES = "the step is finished and a checkpoint is written; a second signal ends the run without it"
 _RELAY_SECONDS = 2.0  # on Ctrl-C a rank gets SIGINT from the terminal and SIGTERM from its launcher: one request
@@ -35,8 +35,7 @@ class StopRequest:
 
     def listen(self) -> None:
         """Install the handlers, in the main thread."""
-        heard = not_ignored(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last is the end of a terminal
-        self._previous = {number: signal.signal(number, self._handle) for number in heard}
+        self._previous = {number: signal.signal(number, self._handle) for number in stop_signals()}
 
     def close(self) -> None:
         """Restore the handlers from before `listen`."""

@@ -22,7 +22,7 @@ from data_pipeline.errors import UserError
 from ochat_train.distributed.launch import free_port
 from ochat_train.system import exits
 from ochat_train.system.messages import print_error
-from ochat_train.system.stop_signals import not_ignored
+from ochat_train.system.stop_signals import stop_signals
 
 _RUNNER = "deepspeed.launcher.runner"  # the module behind the `deepspeed` command
 DEEPSPEED_PORT = 29500  # of rank 0, where `--master_port` names no other
@@ -63,8 +63,7 @@ class _Stop:
         self.group: int | None = None
 
     def __enter__(self) -> None:
-        heard = not_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # `nohup` outlives its terminal
-        self._previous = {number: signal.signal(number, self._handle) for number in heard}
+        self._previous = {number: signal.signal(number, self._handle) for number in stop_signals()}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -25,9 +25,13 @@ class Terminated(BaseException):
     """A signal ends a program whose KeyboardInterrupt means something else; `except Exception` passes both on."""
 
 
-def not_ignored(*numbers: int) -> tuple[int, ...]:
-    """The signals that this process was not started to ignore, as `nohup` starts one to ignore SIGHUP."""
-    return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+def stop_signals() -> tuple[int, ...]:
+    """The signals that ask a program to stop: SIGINT, SIGTERM, and SIGHUP, the end of its terminal, unless it was
+    started to outlive that (`nohup`). A shell without job control starts programs in the background with SIGINT
+    ignored; whoever sends that by hand is heard nevertheless.
+    """
+    outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM) if outlives else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -46,17 +50,17 @@ def stopping_on_signals(
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = not_ignored(*numbers)
+    heard = [number for number in stop_signals() if number in numbers]
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.signal_name = signal.Signals(number).name
-        for each in numbers:  # a terminal that ends may send SIGHUP twice: its shell and the system do
+        for each in heard:  # a terminal that ends may send SIGHUP twice: its shell and the system do
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         with contextlib.suppress(OSError):
             os.write(2, f"\nochat {verb}: stopping\n".encode())  # print may be what was interrupted
         raise error
 
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in heard}
     try:
         yield stop
     finally:
