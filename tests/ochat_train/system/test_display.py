@@ -151,7 +151,9 @@ def test_no_verb_shows_planted_text_as_more_than_text(world: Path) -> None:
     said("train", recipe)
     said("report", run)
     said("export", run, "--out", export)
-    said("generate", export, "--prompt", PLANTED, "--condition", PLANTED, "--max-new-tokens", "2")
+    asked = ("generate", export, "--prompt", PLANTED, "--condition", PLANTED, "--max-new-tokens", "2")
+    said(*asked, code=2)  # not trained
+    said(*asked, "--any-condition")
     said("report", world / "nothing\x1b[6m\u202e", code=2)
     for written in (page, run / "report.html"):
         text = written.read_text(encoding="utf-8")

@@ -73,7 +73,7 @@ def test_whatever_decides_a_proof_is_part_of_its_key(monkeypatch: pytest.MonkeyP
     keys.append(key_of(base_config("mistral"), device=CPU, facts=facts))
     monkeypatch.setattr(remembered, "_source_hash", lambda: "other source")
     keys.append(key_of(base_config("mistral"), device=CPU, facts=facts))
-    monkeypatch.setattr(remembered, "_version", lambda name: "9.9" if name == "transformers" else None)
+    monkeypatch.setattr(remembered, "installed_version", lambda name: "9.9" if name == "transformers" else None)
     keys.append(key_of(base_config("mistral"), device=CPU, facts=facts))
     assert len(set(keys)) == len(keys)
     named = base_config("mistral")
