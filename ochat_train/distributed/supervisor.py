@@ -7,6 +7,7 @@ parents end: so each of them is waited for, and its exit code counts.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -25,6 +26,7 @@ from ochat_train.system.messages import print_error
 from ochat_train.system.stop_signals import stop_signals
 
 _RUNNER = "deepspeed.launcher.runner"  # the module behind the `deepspeed` command
+_HOSTFILE = "/job/hostfile"  # that it reads where `--hostfile` names no other
 DEEPSPEED_PORT = 29500  # of rank 0, where `--master_port` names no other
 _POLL_SECONDS = 0.1
 _MOST_STOPS = 2  # the first finishes the step, the second ends the ranks; from the third on they are killed
@@ -61,6 +63,7 @@ class _Stop:
     def __init__(self) -> None:
         self.num_asked = 0
         self.group: int | None = None
+        self.ends_leader = False  # before SIGINT is passed on
 
     def __enter__(self) -> None:
         self._previous = {number: signal.signal(number, self._handle) for number in stop_signals()}
@@ -79,6 +82,9 @@ class _Stop:
             text = "stopping: ranks finish their step and write a checkpoint; once more ends them without one"
             os.write(2, f"ochat launch: {text}\n".encode())  # print could be interrupted inside itself
         passed_on = signal.SIGTERM if number == signal.SIGHUP else number
+        if passed_on == signal.SIGINT and self.ends_leader:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.group, signal.SIGTERM)
         _signal_group(self.group, passed_on if self.num_asked <= _MOST_STOPS else signal.SIGKILL)
 
     def wait(self, seconds: float) -> bool:
@@ -95,7 +101,7 @@ def _run(command: Sequence[str], stop: _Stop) -> int:
         process = subprocess.Popen(command, start_new_session=True)
     except OSError as error:
         raise UserError(command[0], f"cannot be started: {error.strerror}", "activate the environment") from None
-    stop.group = process.pid
+    stop.group, stop.ends_leader = process.pid, _is_deepspeed_on_one_host(command)
     if stop.num_asked:  # between the last attempt and this one
         _signal_group(process.pid, signal.SIGTERM)
     codes: dict[int, int] = {}
@@ -156,14 +162,22 @@ def _adopt_orphans() -> None:
 
 def _with_free_port(command: Sequence[str]) -> list[str]:
     """A `deepspeed` command on one host with a free port, where another run uses DeepSpeed's."""
-    is_deepspeed = Path(command[0]).name == "deepspeed" or _RUNNER in command
-    named = any(part.split("=")[0] in ("--master_port", "--hostfile", "-H", "--launcher") for part in command)
-    if not is_deepspeed or named or _is_free(DEEPSPEED_PORT):
+    named = any(part.split("=")[0] == "--master_port" for part in command)
+    if not _is_deepspeed_on_one_host(command) or named or _is_free(DEEPSPEED_PORT):
         return list(command)
     port = free_port()
     print_error(f"ochat launch: port {DEEPSPEED_PORT} is in use, perhaps by another run on this host; taking {port}")
     at = command.index(_RUNNER) if _RUNNER in command else 0
     return [*command[: at + 1], "--master_port", str(port), *command[at + 1 :]]
+
+
+def _is_deepspeed_on_one_host(command: Sequence[str]) -> bool:
+    """Whether a command is `deepspeed` without other hosts. It passes no signal on then, and answers SIGINT with a
+    traceback.
+    """
+    is_deepspeed = Path(command[0]).name == "deepspeed" or _RUNNER in command
+    names_hosts = any(part.split("=")[0] in ("--hostfile", "-H", "--launcher") for part in command)
+    return is_deepspeed and not names_hosts and not Path(_HOSTFILE).exists()
 
 
 def _is_free(port: int) -> bool:

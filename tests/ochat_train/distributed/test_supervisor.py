@@ -82,18 +82,25 @@ subprocess.Popen([sys.executable, *sys.argv[1:]]).wait()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_passed_on_once_and_never_retried(number: int, tmp_path: Path) -> None:
-    """The launcher dies of it, as DeepSpeed's does; its rank ends later, and is waited for."""
-    saved, ready = tmp_path / "saved", tmp_path / "ready"
+@pytest.mark.parametrize(
+    ("name", "number"), [("deepspeed", signal.SIGINT), ("other", signal.SIGINT), ("other", signal.SIGTERM)]
+)
+def test_a_stop_is_passed_on_once_and_never_retried(name: str, number: int, tmp_path: Path) -> None:
+    """The launcher dies of it, as DeepSpeed's does; its rank ends later, and is waited for. DeepSpeed's prints no
+    traceback; the control is another one.
+    """
+    saved, ready, launcher = tmp_path / "saved", tmp_path / "ready", tmp_path / name
     (tmp_path / "rank.py").write_text(RANK)
-    process = launch(5, sys.executable, "-c", LAUNCHER, str(tmp_path / "rank.py"), str(saved), str(ready))
+    launcher.write_text(f"#!{sys.executable}{LAUNCHER}")
+    launcher.chmod(0o755)
+    process = launch(5, str(launcher), str(tmp_path / "rank.py"), str(saved), str(ready), "--master_port=1")
     wait_for(ready.exists, seconds=60)
     ready.unlink()
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == exits.STOPPED, errors
     assert "stopping" in errors
+    assert ("Traceback" in errors) == (name == "other" and number == signal.SIGINT)
     assert saved.read_text().splitlines() == ["saved"]
     assert not ready.exists()  # nothing was started again
 
