@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO
 
 import torch
 import yaml
@@ -74,7 +77,8 @@ def run_trainings(
     """Train and score the jobs that are not finished; returns how many of them failed, after all others have ended.
 
     gpus: of one training (processes, without a GPU). parallel: trainings at the same time. say: for progress. warn: for
-    what went wrong. Raises StoppedBySignalError after Ctrl-C, or SIGTERM to a training.
+    what went wrong. Raises StoppedBySignalError after Ctrl-C, or a signal to a training, once the trainings
+    that run have written their checkpoints.
     """
     places: SimpleQueue[int] = SimpleQueue()
     for place in range(parallel):
@@ -84,13 +88,13 @@ def run_trainings(
     num_finished = len(jobs) - len(missing)
     say(f"{len(jobs)} trainings of {jobs[0].recipe.train.max_steps:,} steps, {num_finished} finished already")
 
-    began, ended = time.monotonic(), list[TrainingJob]()
+    began, ended, commands = time.monotonic(), list[TrainingJob](), _Commands()
 
     def work(job: TrainingJob) -> str | None:
         place = places.get()
         try:
             start = time.monotonic()
-            problem = _train_and_score(job, exam, place=place, gpus=gpus, keep_checkpoints=keep_checkpoints)
+            problem = _train_and_score(job, exam, commands, place=place, gpus=gpus, keep_checkpoints=keep_checkpoints)
             said = problem or f"done in {time.monotonic() - start:.0f} s"
             ended.append(job)
             (warn if problem else say)(
@@ -101,10 +105,44 @@ def run_trainings(
             places.put(place)
 
     with ThreadPoolExecutor(parallel) as pool:
-        try:  # an error here drops jobs that have not begun; running ones also got the signal, and are waited for
+        try:
             return sum(problem is not None for problem in pool.map(work, missing))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StoppedBySignalError):
+            commands.stop()
             raise StoppedBySignalError(_STOPPED) from None
+
+
+class _Commands:
+    """Runs commands out of reach of the terminal's signals, so that each hears once, from here, that it is to stop: a
+    launcher that hears it twice ends its ranks before they have written a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_stopping, self._lock = False, threading.Lock()
+
+    def run(self, command: Sequence[str], *, environment: Mapping[str, str], output: IO[str]) -> int:
+        """The exit code. Raises StoppedBySignalError after `stop`, or where a signal ended a training."""
+        with self._lock:
+            if self._is_stopping:
+                raise StoppedBySignalError(_STOPPED)
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            self._running.add(process)
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+            if self._is_stopping or code == STOPPED:
+                raise StoppedBySignalError(_STOPPED)
+        return code
+
+    def stop(self) -> None:
+        """Ask all that run to stop, and let no other begin."""
+        with self._lock:
+            self._is_stopping = True
+            for process in self._running:
+                process.send_signal(signal.SIGINT)
 
 
 def _left_text(began: float, num_ended: int, num_jobs: int) -> str:
@@ -113,7 +151,9 @@ def _left_text(began: float, num_ended: int, num_jobs: int) -> str:
     return f"; {num_jobs - num_ended} left, about {duration_text(seconds)}" if num_ended < num_jobs else ""
 
 
-def _train_and_score(job: TrainingJob, exam: Exam, *, place: int, gpus: int, keep_checkpoints: bool) -> str | None:
+def _train_and_score(
+    job: TrainingJob, exam: Exam, commands: _Commands, *, place: int, gpus: int, keep_checkpoints: bool
+) -> str | None:
     """What went wrong, None if nothing."""
     recipe_file, log = job.run_dir.with_suffix(".yaml"), job.run_dir.with_suffix(".log")
     values = job.recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -121,13 +161,9 @@ def _train_and_score(job: TrainingJob, exam: Exam, *, place: int, gpus: int, kee
     environment = arm_environment(place, gpus)
     with log.open("w", encoding="utf-8") as output:
         for command in (_train_command(recipe_file, gpus), _score_command(job, exam)):
-            process = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
-            if process.returncode == STOPPED:
-                raise StoppedBySignalError(_STOPPED)
-            if process.returncode:
-                output.flush()
+            if code := commands.run(command, environment=environment, output=output):
                 tail = log.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:]
-                return f"ended with exit code {process.returncode}, see {log}:\n{tail}"
+                return f"ended with exit code {code}, see {log}:\n{tail}"
     if not keep_checkpoints:
         shutil.rmtree(checkpoints_dir(job.run_dir))
     return None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import subprocess
+import sys
 import xml.etree.ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from ochat_train.evaluation.questions import (
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.suites.held_out import HeldOutQuestion, result_of
+from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.messages import print_message, print_notice
 from tests.support.forked_commands import run_forked
 from tests.support.names import HARD_NAMES
@@ -35,6 +38,7 @@ from tests.support.processes import ochat
 from tests.support.rows import write_jsonl
 from tests.support.run_folder import metrics
 from tests.support.small_recipe import RecipeFactory
+from tests.support.waiting import wait_for
 
 CONDITION = "GPT4 Correct"
 HARD_NAME = "_Ä b/ö.👍'\""
@@ -133,6 +137,34 @@ def test_arms_of_any_class_names_have_their_own_folders_and_runs(tmp_path: Path,
     assert len(control) < len(names) + 4, "control: the names themselves are those of other arms"
 
 
+STOPPABLE = """
+import pathlib, signal, sys
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+pathlib.Path(sys.argv[1]).touch()
+signal.pause()
+signal.sigtimedwait([], 0.2)  # a second signal would be heard
+sys.exit(10 + len(heard))
+"""
+
+
+def test_a_command_hears_once_that_it_is_to_stop_and_no_other_begins(tmp_path: Path) -> None:
+    commands, running, codes = trainings._Commands(), tmp_path / "running", []
+    command = [sys.executable, "-c", STOPPABLE, str(running)]
+    with (tmp_path / "log").open("w") as log, ThreadPoolExecutor(1) as pool:
+        assert commands.run(["true"], environment={**os.environ}, output=log) == 0, "the control"
+        answer = pool.submit(commands.run, command, environment={**os.environ}, output=log)
+        wait_for(running.exists, seconds=60)
+        [process] = commands._running
+        codes.append(os.getpgid(process.pid))
+        commands.stop()
+        for stopped in (answer.result, lambda: commands.run(["true"], environment={}, output=log)):
+            with pytest.raises(StoppedBySignalError):
+                stopped()
+    assert codes == [process.pid], "a terminal's signals do not reach it"
+    assert process.returncode == 11
+
+
 # ---- a real one ----
 
 
@@ -140,8 +172,12 @@ def test_ablation_trains_scores_goes_on_and_refuses_another_recipe(
     tmp_path: Path, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Trainings and scores run in separate processes, but forked: the test below starts one from nothing."""
-    forked = SimpleNamespace(run=run_forked, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr("ochat_train.ablation.trainings.subprocess", forked)
+
+    def run(self: Any, command: Any, *, environment: Any, output: Any) -> int:
+        done = run_forked(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+        return int(done.returncode)
+
+    monkeypatch.setattr(trainings._Commands, "run", run)
 
     def ochat_here(*words: str) -> tuple[int, str, str]:
         code = main(list(words))
@@ -362,7 +398,7 @@ def test_progress_is_a_notice_and_what_went_wrong_is_not(
     ]
     fails = jobs[1].arm.name
     monkeypatch.setattr(
-        trainings, "_train_and_score", lambda job, exam, **options: "went wrong" if job.arm.name == fails else None
+        trainings, "_train_and_score", lambda job, *_, **__: "went wrong" if job.arm.name == fails else None
     )
     said: list[str] = []
     warned: list[str] = []
