@@ -39,9 +39,7 @@ class AnswerDecoder:
         # the last ids whose text was given, or is the prompt's, and those whose text was not
         self._ids = [] if before is None else [before]
         self._num_given = len(self._ids)
-        self._given_length = (
-            len(self._decode(self._ids)) if self._ids else 0
-        )  # of the text of the former, in characters
+        self._given_length = len(self._decode(self._ids))  # of the text of the former, in characters
 
     def add(self, ids: Sequence[int]) -> str:
         """The text that these ids complete.
@@ -68,7 +66,7 @@ class AnswerDecoder:
         new = text[self._given_length :]
         del self._ids[: self._num_given]
         self._num_given = len(self._ids)
-        self._given_length = len(self._decode(self._ids)) if self._ids else 0
+        self._given_length = len(self._decode(self._ids))
         return new
 
 
