@@ -242,7 +242,7 @@ def small_config(name: str) -> Any:
     family, changes = VARIANTS.get(name, (name, {}))
     config = transformers.AutoConfig.for_model(family, **changes)
     with torch.random.fork_rng(devices=[]):
-        small = small_base(config, max_length_tokens=MAX_LENGTH)
+        small = small_base(config, max_length_tokens=MAX_LENGTH, device=_device())
     values = small.config.to_dict()
     for path, value in small.noise.items():  # what the base has in training is tried as well
         target = values
@@ -252,8 +252,12 @@ def small_config(name: str) -> Any:
     return type(config).from_dict(values)
 
 
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _computed(nothing: Outcome, config: Any, *, kernel: str) -> Outcome:
-    device = torch.device("cpu" if nothing.kernel == "sdpa" and not torch.cuda.is_available() else "cuda")
+    device = _device() if nothing.kernel == "sdpa" else torch.device("cuda")
     half = kernel != "sdpa"  # Triton compiles `flex` for float32 for minutes
     if half and hasattr(config, "num_experts_per_tok"):  # bfloat16 would send tokens to other experts than float64
         config.num_experts_per_tok = getattr(config, "num_experts", None) or getattr(

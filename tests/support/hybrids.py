@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 _SMALL: dict[str, Any] = {
@@ -93,3 +94,32 @@ def hybrid_config(model_type: str, **changes: Any) -> dict[str, Any]:
     """A `model.config` of a recipe."""
     small = {key: value for key, value in _SMALL.items() if "head" not in key or model_type not in WITHOUT_ATTENTION}
     return {"model_type": model_type, **small, **HYBRIDS[model_type], **changes}
+
+
+# ---- on a GPU ----
+
+_GPU_SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+_GPU_DELTA_NET: dict[str, Any] = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
+_GPU_MAMBA_2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_chunk_size": 64}
+# Every token goes to all experts: which two are best can differ between bfloat16 and float32.
+_GPU_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 4}
+# Sizes that the kernels take, and the packages without which their mixers cannot keep borders themselves.
+GPU_HYBRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "qwen3_next": ({**_GPU_DELTA_NET, **_GPU_EXPERTS}, ("fla", "causal_conv1d")),
+    "qwen3_5_text": (_GPU_DELTA_NET, ("fla", "causal_conv1d")),
+    "lfm2": ({}, ("causal_conv1d",)),
+    "bamba": (_GPU_MAMBA_2, ("mamba_ssm", "causal_conv1d")),
+    "granitemoehybrid": ({**_GPU_MAMBA_2, **_GPU_EXPERTS}, ("mamba_ssm", "causal_conv1d")),
+    "jamba": ({}, ("a kernel of Mamba-1 that takes borders",)),
+    "minimax": ({}, ("a kernel of lightning attention",)),
+}
+
+
+def gpu_hybrid_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    """The same in sizes that the kernels take."""
+    return hybrid_config(model_type, **{**_GPU_SIZES, **GPU_HYBRIDS[model_type][0], **changes})
+
+
+def has_kernels(model_type: str) -> bool:
+    """Whether the packages are installed with which the mixers of this family keep borders themselves."""
+    return all(importlib.util.find_spec(package.split()[0]) is not None for package in GPU_HYBRIDS[model_type][1])

@@ -6,12 +6,19 @@ torch here, each a single node of the compiled graph.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import tempfile
 from typing import Any
 
 import torch
 
+from data_pipeline.file_hashes import cache_folder
 from ochat_train.model.attention.kernel import HALF_PRECISION, Kernel
 from ochat_train.model.attention.needs import AttentionNeeds
+
+_KEPT = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"
 
 
 def attention_flash_4(
@@ -34,6 +41,24 @@ def attention_flash_4(
     return output
 
 
+@functools.cache
+def keep_compiled_kernels(device: torch.device) -> None:
+    """Have the package keep its kernels for this GPU in the cache folder, for later runs. Call it before its import.
+
+    A user's own setting stays. Without a folder that can be written, nothing is kept, which is the package's default.
+    """
+    folder = cache_folder()
+    if folder is None or _KEPT in os.environ or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    kernels = folder / "flash_attention_4" / f"sm_{major}{minor}"
+    with contextlib.suppress(OSError):
+        kernels.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kernels):
+            os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(kernels))
+            os.environ[_KEPT] = "1"
+
+
 @torch.library.custom_op("ochat::flash_4", mutates_args=())
 def _flash_4(
     query_THD: torch.Tensor,
@@ -50,6 +75,7 @@ def _flash_4(
 
     reach: number of earlier tokens that a token sees, None for all. softcap: 0 for none.
     """
+    keep_compiled_kernels(query_THD.device)
     from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
 
     output_THE, lse_HT = flash_attn_varlen_func(
@@ -186,5 +212,5 @@ KERNEL = Kernel(
     module="flash_attn.cute",
     if_missing="the package flash-attn-4 is not installed (extra `gpu`)",
     saved_operators=("ochat.flash_4.default",),
-    first_call="flash_attention_4 compiles its kernels for this base, 15 to 40 s, as every run does once",
+    first_call="flash_attention_4 compiles its kernels for this base, 10 to 30 s, and keeps them for later runs",
 )

@@ -18,7 +18,7 @@ from ochat_train.model.config import check_config, check_precision, model_dtype
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.proof.prove import Errors, prove, ways_of
 from ochat_train.model.proof.remembered import key_of, recall, remember
-from ochat_train.model.proof.small_config import small_base
+from ochat_train.model.proof.small_config import small_base, tried_on
 from ochat_train.model.proof.stopwatch import Stopwatch, device_made_ready, parts_text
 from ochat_train.model.structure import check_head
 from ochat_train.recipe.sections.model import ModelSettings
@@ -104,11 +104,11 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
         with explained(config, "cannot be built"), watch.part("imports"):
             import_model_class(config)
         with explained(config, "cannot be built"), watch.part("small_copy"):
-            small = small_base(config, max_length_tokens=settings.max_length_tokens)
+            small = small_base(config, max_length_tokens=settings.max_length_tokens, device=device)
             causal_lm = small.model_in_training()
         check_head(causal_lm)
         with explained(config, "cannot be computed on packs"), watch.part("needs"):
-            needs = attention_needs(causal_lm)
+            needs = attention_needs(causal_lm.to(tried_on(causal_lm, device)))
         with watch.part("device"):
             wait_for_device()
     kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)

@@ -17,6 +17,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.base_class import new_model, text_config
+from ochat_train.model.borders import sequence_mixers
 from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, per_layer_lists, shortest_prefix
 from ochat_train.model.structure import decoder_layers
 
@@ -31,6 +32,7 @@ _WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 16, 64  # tokens
 _VOCAB, _EXPERTS, _TOP_K = 96, 8, 2
 _SIZES = (64, 128, 256)
 _SOFTCAP = 4.0
+_CPU, _SHAPES = torch.device("cpu"), torch.device("meta")
 
 Path = tuple[str, ...]
 Changes = Mapping[Path, Any]
@@ -66,13 +68,15 @@ class SmallBase:
         return new_model(config, dtype=torch.float32)
 
 
-def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
+def small_base(config: Any, *, max_length_tokens: int, device: torch.device) -> SmallBase:
     """The small copy of a `transformers` config. Raises UserError where none of at most `MOST_PARAMETERS` can be built.
 
     max_length_tokens: of the recipe; a window or an original length that no conversation reaches stays out of reach.
+    device: of the run. Copies with sequence mixers are tried there, the others on the CPU.
     """
     draft = _Draft(config_class=type(config), values=copy.deepcopy(config.to_dict()), kinds=(), parameters=0)
-    draft = _measured(draft, _built(draft))
+    model = _built(draft)
+    draft = replace(_measured(draft, model), device=tried_on(model, device))
     noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
     # layers and words first: all that follows builds and runs what is left
     draft = _with_run_on_shapes(_fewer_layers(draft, config))
@@ -98,16 +102,25 @@ def small_base(config: Any, *, max_length_tokens: int) -> SmallBase:
     )
 
 
+def tried_on(model: Any, device: torch.device) -> torch.device:
+    """Where a small model is tried: the device of the run if it has sequence mixers, otherwise the CPU.
+
+    Where a package with kernels of mixers is installed, `transformers` calls them on every device, and they need a GPU.
+    """
+    return device if next(sequence_mixers(model), None) is not None else _CPU
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
     """A config as a dictionary. kinds: of what is outside the layers, and of each layer. per_layer: names of its lists
-    with one entry for each layer, None before they are known.
+    with one entry for each layer, None before they are known. device: on which it is tried.
     """
 
     config_class: Any
     values: dict[str, Any]
     kinds: tuple[Any, ...]
     parameters: int
+    device: torch.device = _CPU
     runs_on_shapes: bool = False
     per_layer: frozenset[str] | None = None
 
@@ -147,9 +160,9 @@ def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False
         if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
             return None
         if draft.runs_on_shapes and found.parameters > _FEW_VALUES:
-            _run_alone(model, device="meta")
+            _run_alone(model, device=_SHAPES)
         elif found.parameters <= _MOST_VALUES:
-            _run_alone(model, device="cpu")
+            _run_alone(model, device=draft.device)
     except Exception:  # whatever a config or a model raises where a size does not fit
         return None
     return found
@@ -160,9 +173,9 @@ def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 @torch.no_grad()
-def _run_alone(model: Any, *, device: str) -> None:
+def _run_alone(model: Any, *, device: torch.device) -> None:
     """Run a model of `_built` once, all weights zero or on shapes alone: does every shape fit?"""
-    if device != "meta":
+    if device != _SHAPES:
         model.to_empty(device=device)
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
@@ -172,7 +185,7 @@ def _run_alone(model: Any, *, device: str) -> None:
 def _with_run_on_shapes(draft: _Draft) -> _Draft:
     """The draft, noting whether its model runs on shapes alone: layers that read values, such as routers, cannot."""
     try:
-        _run_alone(_built(draft), device="meta")
+        _run_alone(_built(draft), device=_SHAPES)
     except Exception:  # whatever an operator without shapes raises
         return draft
     return replace(draft, runs_on_shapes=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from ochat_train.model.batch import PackedBatch, PackShape, joined, pack_batch
 from ochat_train.model.borders import Borders, border_keywords, keep_apart, sequence_mixers, trial
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
-from tests.support.hybrids import HYBRIDS, hybrid_config
+from tests.support.hybrids import GPU_HYBRIDS, HYBRIDS, gpu_hybrid_config, has_kernels, hybrid_config
 from tests.support.measured import Measured
 from tests.support.reference import FakeSplit, random_conversations, reference_loss, relative_error
 from tests.support.tiny_model import VOCAB, tiny_model
@@ -187,22 +186,6 @@ def test_kernels_that_passed_get_the_borders(monkeypatch: pytest.MonkeyPatch) ->
 
 # ---- on a GPU ----
 
-_GPU_SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
-_GPU_DELTA_NET: dict[str, Any] = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
-_GPU_MAMBA_2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_chunk_size": 64}
-# Every token goes to all experts: which two are best can differ between bfloat16 and float32.
-_GPU_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 4}
-# Sizes that the kernels take, and the packages without which their mixers cannot keep borders themselves.
-GPU_HYBRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "qwen3_next": ({**_GPU_DELTA_NET, **_GPU_EXPERTS}, ("fla", "causal_conv1d")),
-    "qwen3_5_text": (_GPU_DELTA_NET, ("fla", "causal_conv1d")),
-    "lfm2": ({}, ("causal_conv1d",)),
-    "bamba": (_GPU_MAMBA_2, ("mamba_ssm", "causal_conv1d")),
-    "granitemoehybrid": ({**_GPU_MAMBA_2, **_GPU_EXPERTS}, ("mamba_ssm", "causal_conv1d")),
-    "jamba": ({}, ("a kernel of Mamba-1 that takes borders",)),
-    "minimax": ({}, ("a kernel of lightning attention",)),
-}
-
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model_type", GPU_HYBRIDS)
@@ -211,12 +194,11 @@ def test_gpu_packed_is_alone(model_type: str, measured: Measured) -> None:
 
     The controls: the whole pack as one sequence. And kernels are used exactly where the packages are installed.
     """
-    sizes, packages = GPU_HYBRIDS[model_type]
     device = torch.device("cuda", 0)
     needs = AttentionNeeds(head_dims=frozenset({(64, 64)}))
     kernel = choose_attention("auto", device=device, dtype=torch.bfloat16, needs=needs)
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(**hybrid_config(model_type, vocab_size=VOCAB, **{**_GPU_SIZES, **sizes}))
+    config = transformers.AutoConfig.for_model(**gpu_hybrid_config(model_type, vocab_size=VOCAB))
     causal_lm = transformers.AutoModelForCausalLM.from_config(
         config, dtype=torch.bfloat16, attn_implementation=register_attention(kernel)
     )
@@ -229,7 +211,7 @@ def test_gpu_packed_is_alone(model_type: str, measured: Measured) -> None:
     expected = gradients_of(twin)
     mixers = keep_apart(causal_lm, device=device)
     assert mixers is not None
-    installed = all(importlib.util.find_spec(package.split()[0]) is not None for package in packages)
+    installed = has_kernels(model_type)
     print(model_type, mixers.text())
     assert set(mixers.ways.values()) == {"kernel" if installed else "alone"}, mixers.text()
     batches = [batch.to(device) for batch in PACKS]

@@ -5,10 +5,12 @@ The package needs a GPU, so a stand-in with the same arguments computes in plain
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 import torch
 import transformers
 
-from ochat_train.model.attention.flash_attention_4 import attention_flash_4
+from ochat_train.model.attention.flash_attention_4 import attention_flash_4, keep_compiled_kernels
 from ochat_train.model.attention.register import register_attention
 from tests.support.reference import relative_error
 
@@ -191,3 +193,24 @@ def test_what_transformers_calls_is_compiled_without_a_break(
     expected = results(lambda *tensors: attend(*tensors, softcap, window), sink)
     assert all(torch.equal(value, truth) for value, truth in zip(found, eager, strict=True))
     assert all(torch.equal(value, truth) for value, truth in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("case", ["kept", "set by the user", "read-only"])
+def test_compiled_kernels_are_kept_where_they_can_be(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "FLASH_ATTENTION_CUTE_DSL_CACHE"
+    monkeypatch.setenv("OCHAT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv(f"{name}_DIR", "")  # so that both are as before afterwards
+    monkeypatch.setenv(f"{name}_ENABLED", "0")
+    monkeypatch.delenv(f"{name}_DIR")
+    if case != "set by the user":
+        monkeypatch.delenv(f"{name}_ENABLED")
+    if case == "read-only":
+        (tmp_path / "cache").write_text("a file where the folder would be", encoding="utf-8")
+    keep_compiled_kernels.__wrapped__(torch.device("cuda", 0))
+    found = (os.environ.get(f"{name}_ENABLED"), os.environ.get(f"{name}_DIR"))
+    folder = tmp_path / "cache" / "flash_attention_4" / "sm_90"
+    assert found == {"kept": ("1", str(folder)), "set by the user": ("0", None), "read-only": (None, None)}[case]
+    assert case != "kept" or list(folder.iterdir()) == []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import cache_folder
@@ -18,6 +19,8 @@ from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.proof.remembered import key_of, recall, remember
 from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.base_configs import base_config, broken_kernel
+from tests.support.hybrids import GPU_HYBRIDS, gpu_hybrid_config, has_kernels
+from tests.support.measured import Measured
 
 CPU = torch.device("cpu")
 
@@ -119,3 +122,18 @@ def test_a_base_made_for_shorter_texts_is_refused_before_it_is_tested(proofs: li
     with pytest.raises(UserError, match="257 is more than the base's max_position_embeddings 256"):
         proven(base_config("mistral"), max_length_tokens=257)
     assert not proofs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model_type", GPU_HYBRIDS)
+def test_gpu_hybrids_are_proven_with_their_kernels(model_type: str, measured: Measured) -> None:
+    """With packages of kernels installed, `transformers` calls them on every device: nothing may run on the CPU.
+
+    One group of channels: transformers 5.17 normalises two in another way in training than for answers.
+    """
+    groups = {"mamba_n_groups": 1} if model_type in ("bamba", "granitemoehybrid") else {}
+    config = transformers.AutoConfig.for_model(**gpu_hybrid_config(model_type, vocab_size=300, **groups))
+    found = prove_base(config, settings(attention="auto", precision="bfloat16"), device=torch.device("cuda", 0))
+    print(model_type, has_kernels(model_type), found.text())
+    measured("self-test of hybrids on a GPU: gradients", found.errors.gradient)
+    assert found.num_kinds >= 2

@@ -31,7 +31,7 @@ LENGTH = 128  # max_length_tokens: longer than windows
 @cache
 def small(base: str) -> tuple[Any, SmallBase]:
     config = BASES[base]()
-    return config, small_base(config, max_length_tokens=LENGTH)
+    return config, small_base(config, max_length_tokens=LENGTH, device=CPU)
 
 
 def proof(base: str, kernel: str = "sdpa") -> Errors:

@@ -13,6 +13,9 @@ from ochat_train.model.proof import small_config
 from ochat_train.model.proof.layer_kinds import layer_kinds, per_layer_lists, shortest_prefix
 from ochat_train.model.proof.small_config import LENGTHS, small_base
 from tests.support.base_configs import base_config
+from tests.support.hybrids import hybrid_config
+
+CPU = torch.device("cpu")
 
 # As published: sizes, windows, rotary settings; what is not named is the default of the family.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
@@ -32,7 +35,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
 def test_published_bases_become_small_with_real_heads_and_every_kind_of_layer(name: str) -> None:
     model_type, values, head_dim, num_kinds = PUBLISHED[name]
     config = transformers.AutoConfig.for_model(model_type, **values)
-    small = small_base(config, max_length_tokens=8192)
+    small = small_base(config, max_length_tokens=8192, device=CPU)
     assert (small.num_kinds, small.num_parameters < 2_000_000, 2 <= small.num_layers <= 4) == (num_kinds, True, True)
     model = small.model_in_training()
     attention = model.base_model.layers[0].self_attn
@@ -44,12 +47,13 @@ def test_published_bases_become_small_with_real_heads_and_every_kind_of_layer(na
 
 def test_windows_caps_and_lengths_come_to_where_they_matter_and_noise_goes() -> None:
     config = base_config("gemma2", attention_dropout=0.1, sliding_window=4096, max_position_embeddings=8192)
-    small = small_base(config, max_length_tokens=8192).config
+    small = small_base(config, max_length_tokens=8192, device=CPU).config
     assert small.sliding_window < min(LENGTHS)
     assert small.attn_logit_softcapping == small.final_logit_softcapping == small_config._SOFTCAP
     assert (small.attention_dropout, config.attention_dropout) == (0.0, 0.1)
-    assert small_base(config, max_length_tokens=2048).config.sliding_window > max(LENGTHS)  # no conversation reaches it
-    noisy = small_base(config, max_length_tokens=2048).model_in_training()
+    shorter = small_base(config, max_length_tokens=2048, device=CPU)
+    assert shorter.config.sliding_window > max(LENGTHS)  # no conversation reaches it
+    noisy = shorter.model_in_training()
     assert noisy.config.attention_dropout == 0.1
 
 
@@ -58,7 +62,7 @@ def test_a_rotary_scaling_of_which_conversations_reach_the_length_is_reached() -
     rope["original_max_position_embeddings"] = 8192
     config = base_config("llama", rope_parameters=rope, max_position_embeddings=131072)
     for longest, reached in ((16384, True), (4096, False)):
-        small = small_base(config, max_length_tokens=longest).config
+        small = small_base(config, max_length_tokens=longest, device=CPU).config
         original = small.rope_parameters["original_max_position_embeddings"]
         assert (min(LENGTHS) < original < max(LENGTHS)) == reached
         assert (original > max(LENGTHS)) != reached
@@ -80,14 +84,14 @@ def test_kinds_of_layers_are_told_apart_by_what_they_do() -> None:
 
 def test_lists_that_are_as_long_as_a_small_copy_by_chance_do_not_count_as_lists_of_layers() -> None:
     """Falcon-H1 has lists of two numbers (`time_step_limit`), and all of its layers are of one kind."""
-    small = small_base(transformers.AutoConfig.for_model("falcon_h1"), max_length_tokens=8192)
+    small = small_base(transformers.AutoConfig.for_model("falcon_h1"), max_length_tokens=8192, device=CPU)
     assert (small.num_layers, small.num_kinds) == (2, 1)
 
 
 def test_a_base_that_cannot_be_made_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_config, "MOST_PARAMETERS", 1000)
     with pytest.raises(UserError, match="mistral cannot be proven: no copy of it below 1,000 parameters"):
-        small_base(base_config("mistral"), max_length_tokens=128)
+        small_base(base_config("mistral"), max_length_tokens=128, device=CPU)
 
 
 def test_layers_may_differ_in_what_the_config_says_once_for_all() -> None:
@@ -102,7 +106,17 @@ def test_layers_may_differ_in_what_the_config_says_once_for_all() -> None:
     )
     if not getattr(config, "is_heterogeneous", False):
         pytest.skip("this transformers has no layers that differ")
-    small = small_base(config, max_length_tokens=8192)
+    small = small_base(config, max_length_tokens=8192, device=CPU)
     assert small.num_parameters < 3_000_000
     heads = [layer.self_attn.head_dim for layer in small.model_in_training().model.layers]
     assert (heads, small.num_kinds) == ([256, 512], 2)
+
+
+@pytest.mark.parametrize(("base", "where"), [("bamba", "cuda"), ("mistral", "cpu")])
+def test_mixers_are_tried_on_the_device_of_the_run(base: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`transformers` calls installed kernels of mixers on every device, and on the CPU they raise."""
+    tried: set[str] = set()
+    monkeypatch.setattr(small_config, "_run_alone", lambda model, *, device: tried.add(device.type))
+    config = transformers.AutoConfig.for_model(**hybrid_config("bamba")) if base == "bamba" else base_config(base)
+    small_base(config, max_length_tokens=128, device=torch.device("cuda"))
+    assert tried == {"meta", where}
