@@ -12,6 +12,7 @@ from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_stored_template
 from data_pipeline.text_rules import quoted
 from ochat_train.model.base_class import load_exported
+from ochat_train.model.borders import device_to_run_on
 from ochat_train.runs.folder import RunFolder
 from ochat_train.system.pretrained import load_tokenizer, prompt_ids
 
@@ -31,8 +32,14 @@ def prompts(run: RunFolder) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def logits_of(run: RunFolder, causal_lm: Any) -> list[torch.Tensor]:
-    """Logits of `prompts`, in their order."""
-    return [causal_lm(torch.tensor([ids])).logits for ids in prompts(run).values()]
+    """Logits of `prompts`, in their order, on the CPU, where the model is before and afterwards."""
+    device = device_to_run_on(causal_lm, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type != "cpu":
+        causal_lm.to(device)
+    found = [causal_lm(torch.tensor([ids], device=device)).logits.cpu() for ids in prompts(run).values()]
+    if device.type != "cpu":
+        causal_lm.cpu()
+    return found
 
 
 def verify_tokenizer(run: RunFolder, folder: Path) -> None:
@@ -44,7 +51,6 @@ def verify_tokenizer(run: RunFolder, folder: Path) -> None:
             raise UserError(folder, problem, "not exported")
 
 
-@torch.no_grad()
 def verify_model(run: RunFolder, trained: Any, folder: Path) -> None:
     """Raise UserError unless the model of an export has every weight and every logit of the trained one."""
     loaded = load_exported(folder)
@@ -52,9 +58,9 @@ def verify_model(run: RunFolder, trained: Any, folder: Path) -> None:
     wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
     if wrong:
         raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
-    for condition, ids in prompts(run).items():
-        probe = torch.tensor([ids])
-        if not torch.equal(trained(probe).logits, loaded(probe).logits):
+    pairs = zip(prompts(run), logits_of(run, trained), logits_of(run, loaded), strict=True)
+    for condition, wanted, given in pairs:
+        if not torch.equal(wanted, given):
             problem = f"the loaded model gives other logits (condition {quoted(condition)})"
             raise UserError(folder, problem, "not exported")
 

@@ -107,6 +107,16 @@ def sequence_mixers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield module
 
 
+def device_to_run_on(model: torch.nn.Module, gpu: torch.device) -> torch.device:
+    """Where a small run happens that any device could do: `gpu` for a model with sequence mixers, otherwise the CPU.
+
+    Where a package with kernels of mixers is installed, `transformers` calls them on every device, and on the CPU they
+    raise. gpu: where there is one, else the CPU.
+    """
+    has_mixers = next(sequence_mixers(model), None) is not None
+    return gpu if has_mixers else torch.device("cpu")
+
+
 def keep_apart(causal_lm: Any, *, device: torch.device) -> Mixers | None:
     """Make every sequence mixer of a model keep conversations apart, in place. None for a model without mixers.
 

@@ -13,12 +13,12 @@ from ochat_train.model.attention.choose import choose_attention
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
 from ochat_train.model.base_class import import_model_class
-from ochat_train.model.borders import installed_packages
+from ochat_train.model.borders import device_to_run_on, installed_packages
 from ochat_train.model.config import check_config, check_precision, model_dtype
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.proof.prove import Errors, prove, ways_of
 from ochat_train.model.proof.remembered import key_of, recall, remember
-from ochat_train.model.proof.small_config import small_base, tried_on
+from ochat_train.model.proof.small_config import small_base
 from ochat_train.model.proof.stopwatch import Stopwatch, device_made_ready, parts_text
 from ochat_train.model.structure import check_head
 from ochat_train.recipe.sections.model import ModelSettings
@@ -108,7 +108,7 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
             causal_lm = small.model_in_training()
         check_head(causal_lm)
         with explained(config, "cannot be computed on packs"), watch.part("needs"):
-            needs = attention_needs(causal_lm.to(tried_on(causal_lm, device)))
+            needs = attention_needs(causal_lm.to(device_to_run_on(causal_lm, device)))
         with watch.part("device"):
             wait_for_device()
     kernel = choose_attention(settings.attention, device=device, dtype=dtype, needs=needs)

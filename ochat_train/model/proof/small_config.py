@@ -17,7 +17,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.base_class import new_model, text_config
-from ochat_train.model.borders import sequence_mixers
+from ochat_train.model.borders import device_to_run_on
 from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, per_layer_lists, shortest_prefix
 from ochat_train.model.structure import decoder_layers
 
@@ -76,7 +76,7 @@ def small_base(config: Any, *, max_length_tokens: int, device: torch.device) -> 
     """
     draft = _Draft(config_class=type(config), values=copy.deepcopy(config.to_dict()), kinds=(), parameters=0)
     model = _built(draft)
-    draft = replace(_measured(draft, model), device=tried_on(model, device))
+    draft = replace(_measured(draft, model), device=device_to_run_on(model, device))
     noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
     # layers and words first: all that follows builds and runs what is left
     draft = _with_run_on_shapes(_fewer_layers(draft, config))
@@ -100,14 +100,6 @@ def small_base(config: Any, *, max_length_tokens: int, device: torch.device) -> 
         num_kinds=len(set(draft.kinds[1])),
         num_parameters=draft.parameters,
     )
-
-
-def tried_on(model: Any, device: torch.device) -> torch.device:
-    """Where a small model is tried: the device of the run if it has sequence mixers, otherwise the CPU.
-
-    Where a package with kernels of mixers is installed, `transformers` calls them on every device, and they need a GPU.
-    """
-    return device if next(sequence_mixers(model), None) is not None else _CPU
 
 
 @dataclass(frozen=True, kw_only=True)
