@@ -53,7 +53,9 @@ print(json.dumps({"versions": versions, "takes_condition": takes}))
 
 # Runs the harness on an export. With a chat template, its log-likelihood tasks put a choice right behind the prompt,
 # `Assistant:B`, where the templates that begin every message with a space were trained on `Assistant: B`. So what the
-# template itself puts between a prompt and an answer, if that is white space, is put before a choice.
+# template itself puts between a prompt and an answer, if that is white space, is put before a choice. The harness also
+# counts white space at the end of a prompt as part of the choice, which changes what is divided by its length. So the
+# ids of the prompt are taken as they are in training, unless the tokenizer joins its end with the choice.
 _RUN_ON_EXPORT = """
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -72,8 +74,13 @@ def ends(model):
 
 def encode_pair(self, context, continuation):
     end, between = ends(self)
-    is_choice = context.endswith(end) and continuation and not continuation[0].isspace()
-    return plain(self, context, between + continuation if is_choice else continuation)
+    if not (end and context.endswith(end) and continuation):
+        return plain(self, context, continuation)
+    choice = continuation if continuation.startswith(between) else between + continuation
+    prompt, whole = self.tok_encode(context), self.tok_encode(context + choice)
+    if whole[: len(prompt)] != prompt:
+        return plain(self, context, choice)
+    return prompt, whole[len(prompt) :]
 
 HFLM._encode_pair = encode_pair
 cli_evaluate()
@@ -181,7 +188,7 @@ def run_harness(
     rows: list[HarnessRow] = []
     for condition in conditions:
         asked = {**asdict(options), "include": _content_of(options.include)}
-        key = key_of("lm-eval 2", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
+        key = key_of("lm-eval 3", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
         found = kept.get(key, _rows_of_json)
         if found is None or model.sha256 is None:  # what is behind a URL may have changed
             document = _document(tasks, condition, model, options)
