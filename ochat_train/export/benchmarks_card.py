@@ -31,8 +31,8 @@ _HEAD = (
 )
 _TASK = {"task_type": "text-generation", "task_name": "Text generation"}
 _CONDITION, _DEFAULT = "condition ", "the default condition"  # in the name of a figure
-# The Hub keeps one name and one set of arguments for all figures with the same task, dataset and `config`. So figures of
-# ours and of the harness never share one with each other, nor with those that a person put into the card.
+# The Hub keeps one name and one set of arguments for all figures with the same task, dataset and `config`. So our
+# figures and those of the harness never share one with each other, nor with those that a person put into the card.
 _OURS, _HARNESS = "ochat eval", "lm-evaluation-harness"
 
 

@@ -54,29 +54,39 @@ print(json.dumps({"versions": versions, "takes_condition": takes}))
 # Runs the harness on an export. With a chat template, its log-likelihood tasks put a choice right behind the prompt,
 # `Assistant:B`, where the templates that begin every message with a space were trained on `Assistant: B`. So what the
 # template itself puts between a prompt and an answer, if that is white space, is put before a choice. The harness also
-# counts white space at the end of a prompt as part of the choice, which changes what is divided by its length. So the
-# ids of the prompt are taken as they are in training, unless the tokenizer joins its end with the choice.
+# counts white space at the end of a prompt as part of the choice, which changes what is divided by its length. So a
+# choice is what follows the ids of the whole prompt, as in training, unless the tokenizer joins the two. A control
+# token that is spelled out in a choice stays text, as the template of an export keeps it in a message (by U+FDD0).
 _RUN_ON_EXPORT = """
+import functools
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.models.huggingface import HFLM
 
-plain, known = HFLM._encode_pair, {}
+plain = HFLM._encode_pair
 
+@functools.cache
 def ends(model):
-    if id(model) not in known:
-        turn = [{"role": "user", "content": "question"}]
-        prompt = model.apply_chat_template(turn)
-        answered = [*turn, {"role": "assistant", "content": "answer"}]
-        whole = model.apply_chat_template(answered, add_generation_prompt=False)
-        between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
-        known[id(model)] = prompt.rpartition("question")[2], between if between.isspace() else ""
-    return known[id(model)]
+    turn = [{"role": "user", "content": "question"}]
+    prompt = model.apply_chat_template(turn)
+    answered = [*turn, {"role": "assistant", "content": "answer"}]
+    whole = model.apply_chat_template(answered, add_generation_prompt=False)
+    between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
+    begin, _, end = prompt.rpartition("question")
+    return begin, end, between if between.isspace() else ""
+
+@functools.cache
+def as_message(model, text):
+    begin, end, _ = ends(model)
+    shown = model.apply_chat_template([{"role": "user", "content": text}])
+    shown = shown[len(begin) : len(shown) - len(end)]
+    return shown if shown.replace("\\ufdd0", "") == text else text
 
 def encode_pair(self, context, continuation):
-    end, between = ends(self)
+    _, end, between = ends(self)
     if not (end and context.endswith(end) and continuation):
         return plain(self, context, continuation)
-    choice = continuation if continuation.startswith(between) else between + continuation
+    text = as_message(self, continuation)
+    choice = text if text.startswith(between) else between + text
     prompt, whole = self.tok_encode(context), self.tok_encode(context + choice)
     if whole[: len(prompt)] != prompt:
         return plain(self, context, choice)

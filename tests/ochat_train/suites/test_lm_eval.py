@@ -81,7 +81,9 @@ class FakeHFLM:
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         opening = {"user": "user:", "assistant": self.opening}
-        text = "".join(f"{opening[each['role']]}{self.style}{each['content']}<end>" for each in messages)
+        contents = [each["content"].replace("<end>", "<\ufdd0end>") for each in messages]
+        parts = zip(messages, contents, strict=True)
+        text = "".join(f"{opening[each['role']]}{self.style}{content}<end>" for each, content in parts)
         return text + self.opening if add_generation_prompt else text.removesuffix("<end>")
 
     def tok_encode(self, text: str) -> list[str]:
@@ -104,6 +106,7 @@ class FakeHFLM:
         ("", "B", "B"),
         ("\n", "B", "\nB"),
         ("<think></think>", "B", "B"),
+        (" ", "B<end>", " B<\ufdd0end>"),
     ],
 )
 @pytest.mark.parametrize("opening", ["assistant:", "assistant\n"])
