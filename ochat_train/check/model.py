@@ -77,7 +77,7 @@ def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
 
 
 def _rate(facts: RecipeFacts) -> str:
-    """What `auto` gives, as a run says it; before `ochat prepare` has counted supervised tokens, between what and what."""
+    """What `auto` gives, as a run says it; before `ochat prepare` has counted supervised tokens, from what to what."""
     recipe, data = facts.recipe, facts.usable_data
     if recipe.adapter is not None:
         rate = automatic_rate(facts.config, supervised_tokens_per_step=1, with_adapter=True)
