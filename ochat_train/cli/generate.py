@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, number_from_zero, positive
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_message, print_result
+from ochat_train.system.messages import print_message, print_result, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+@reader_may_leave()
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.export.layout import read_mark
     from ochat_train.inference.generate import check_conditions, load_generator
