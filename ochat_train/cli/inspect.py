@@ -59,9 +59,7 @@ def _run(options: argparse.Namespace) -> None:
         conversation_id=options.conversation_id,
         find=options.find,
         with_tokens=options.tokens,
-        color=wants_color(
-            options.color, is_terminal=is_terminal, environment=os.environ
-        ),
+        color=wants_color(options.color, is_terminal=is_terminal, environment=os.environ),
         json_lines=options.json,
         html=options.html,
     ):

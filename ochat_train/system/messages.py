@@ -115,7 +115,7 @@ def give_up_results() -> None:
     try:
         flush_results()
     except OSError:
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
 
 
 def print_error(text: object) -> None:
