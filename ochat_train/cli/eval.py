@@ -172,7 +172,7 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
     from ochat_train.respondents.url import KEY_VARIABLE
     from ochat_train.suites.ask import Patience
     from ochat_train.suites.lm_eval import PREFIX, task_names
-    from ochat_train.suites.results import RunSettings
+    from ochat_train.suites.results import EvalSettings
     from ochat_train.suites.suite import SuiteOptions
 
     if options.temperature < 0 or options.few_shot < 0:
@@ -186,7 +186,7 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
         data=tuple(options.data),
         condition=options.condition,
         any_condition=options.any_condition,
-        settings=RunSettings(
+        settings=EvalSettings(
             temperature=options.temperature,
             top_p=options.top_p,
             seed=options.seed,

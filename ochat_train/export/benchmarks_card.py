@@ -19,8 +19,8 @@ from ochat_train.export.card import json_code
 from ochat_train.export.layout import CARD, EXPORT_MARK, exported_names, read_mark, weights_sha256
 from ochat_train.report.tables import markdown_table
 from ochat_train.suites.intervals import Estimate
-from ochat_train.suites.lm_eval import HarnessRow
-from ochat_train.suites.results import EvalResults, ScoreRow, SuiteFacts
+from ochat_train.suites.lm_eval import HarnessScore
+from ochat_train.suites.results import EvalResults, SuiteFacts, SuiteScore
 from ochat_train.system.durable import replace_text
 
 _BEGIN, _END = "<!-- results of ochat eval -->", "<!-- end of results of ochat eval -->"
@@ -164,7 +164,7 @@ def _scores(results: EvalResults) -> Iterator[_Entry]:
     for row in results.scores:
         if row.task is not None or row.score is None:
             continue
-        facts = _facts(results, row.suite)
+        facts = results.facts_of(row.suite)
         for rule, estimate in {"": row.score, **row.others}.items():
             yield _Entry(
                 source=_OURS,
@@ -184,7 +184,7 @@ def _scores(results: EvalResults) -> Iterator[_Entry]:
             )
 
 
-def _harness_entry(row: HarnessRow) -> _Entry:
+def _harness_entry(row: HarnessScore) -> _Entry:
     arguments = {"standard_error": row.standard_error, "questions": row.num_questions, "few_shot": row.few_shot}
     return _Entry(
         source=_HARNESS,
@@ -242,8 +242,8 @@ def _section(results: EvalResults) -> str:
     return f"{_BEGIN}\n## Benchmarks\n\n{markdown_table(_HEAD, rows)}\n\n{text}\n{_END}"
 
 
-def _cells(row: ScoreRow, results: EvalResults) -> tuple[str, ...]:
-    facts, seen = _facts(results, row.suite), _seen(results, row)
+def _cells(row: SuiteScore, results: EvalResults) -> tuple[str, ...]:
+    facts, seen = results.facts_of(row.suite), _seen(results, row)
     return (
         markdown_text(facts.title),
         _condition(row.condition),
@@ -256,14 +256,14 @@ def _cells(row: ScoreRow, results: EvalResults) -> tuple[str, ...]:
     )
 
 
-def _harness_cells(row: HarnessRow) -> tuple[str, ...]:
+def _harness_cells(row: HarnessScore) -> tuple[str, ...]:
     error = "" if row.standard_error is None else f" ± {row.standard_error:.4f} (standard error)"
     name = markdown_text(f"{row.task} ({row.metric}, {row.filter})")
     questions = "-" if row.num_questions is None else f"{row.num_questions:,}"
     return (name, _condition(row.condition), f"{row.value:.4f}{error}", "-", "-", "-", questions, "-")
 
 
-def _seen(results: EvalResults, row: ScoreRow) -> int | None:
+def _seen(results: EvalResults, row: SuiteScore) -> int | None:
     found = [
         each.num_seen for each in results.contamination if (each.suite, each.condition) == (row.suite, row.condition)
     ]
@@ -284,14 +284,10 @@ def _interval(score: Estimate | None, facts: SuiteFacts) -> str:
     return "-" if score is None else f"{_shown(score.low, facts)} to {_shown(score.high, facts)}"
 
 
-def _others(row: ScoreRow, facts: SuiteFacts) -> str:
+def _others(row: SuiteScore, facts: SuiteFacts) -> str:
     """The same answers by other rules."""
     shown = (f"{markdown_text(rule)} {_shown(estimate.mean, facts)}" for rule, estimate in row.others.items())
     return ", ".join(shown) or "-"
-
-
-def _facts(results: EvalResults, name: str) -> SuiteFacts:
-    return next(facts for facts in results.suites if facts.name == name)
 
 
 def _title(card: str) -> str | None:

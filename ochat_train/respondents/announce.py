@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline.text_rules import visible_line
 from ochat_train.suites.evaluate import Condition, Plan
-from ochat_train.suites.results import RunSettings
+from ochat_train.suites.results import EvalSettings
 from ochat_train.suites.suite import Suite
 from ochat_train.suites.text import shown_condition
 
@@ -15,7 +15,7 @@ _MOST_NAMED = 5  # conditions on the line
 
 
 def what_is_asked(
-    suites: Sequence[Suite], conditions: Sequence[Condition], settings: RunSettings, folder: Path
+    suites: Sequence[Suite], conditions: Sequence[Condition], settings: EvalSettings, folder: Path
 ) -> Iterator[str]:
     """A line for each suite, and one for all of them. folder: of answers and results."""
     num_asked = 0

@@ -26,7 +26,7 @@ from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience
 from ochat_train.suites.evaluate import Asker, Plan, ask_plan, plan_evaluation, results_of
-from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings
+from ochat_train.suites.results import EvalResults, EvalSettings, ModelFacts
 from ochat_train.suites.results_file import write_results
 from ochat_train.suites.store import AnswerStore, FolderLock
 from ochat_train.suites.suite import Suite, SuiteOptions
@@ -53,7 +53,7 @@ class EvalOptions:
     data: tuple[str, ...]
     condition: str = "all"
     any_condition: bool = False
-    settings: RunSettings = field(default_factory=RunSettings)
+    settings: EvalSettings = field(default_factory=EvalSettings)
     suite_options: SuiteOptions = field(default_factory=SuiteOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     base: str | None = None

@@ -130,7 +130,7 @@ class HarnessOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarnessRow:
+class HarnessScore:
     """One figure of a task under a condition (None: the model's own), as the harness gives it.
 
     task_version: of the task. filter: of answers, as `strict-match`. standard_error: None where the harness has none.
@@ -187,30 +187,30 @@ def run_harness(
     options: HarnessOptions,
     *,
     folder: Path,
-) -> tuple[list[HarnessRow], Mapping[str, str]]:
-    """The rows of tasks under conditions, and the harness's versions. One run of the harness for each condition.
+) -> tuple[list[HarnessScore], Mapping[str, str]]:
+    """The figures of tasks under conditions, and the harness's versions. One run of the harness for each condition.
 
     folder: where finished runs are kept; the same run is not made twice. Raises UserError where the harness fails.
     """
     versions = harness_versions(options.python, needs_model=model.export is not None)
     folder.mkdir(parents=True, exist_ok=True)
     kept = Lines(folder / RUNS_FILE)
-    rows: list[HarnessRow] = []
+    scores: list[HarnessScore] = []
     for condition in conditions:
         asked = {**asdict(options), "include": _content_of(options.include)}
         key = key_of("lm-eval 3", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
-        found = kept.get(key, _rows_of_json)
+        found = kept.get(key, _scores_of_json)
         if found is None or model.sha256 is None:  # what is behind a URL may have changed
             document = _document(tasks, condition, model, options)
-            found = rows_of(document, condition=condition)
-            kept.put(key, {"rows": [asdict(row) for row in found]}, tasks=list(tasks), condition=condition)
-        rows += found
-    return rows, versions
+            found = scores_of(document, condition=condition)
+            kept.put(key, {"rows": [asdict(score) for score in found]}, tasks=list(tasks), condition=condition)
+        scores += found
+    return scores, versions
 
 
-def rows_of(document: Mapping[str, Any], *, condition: str | None) -> list[HarnessRow]:
+def scores_of(document: Mapping[str, Any], *, condition: str | None) -> list[HarnessScore]:
     """The figures in a document that the harness wrote. Raises UserError where there is none."""
-    rows = []
+    scores = []
     for task, values in document["results"].items():
         for key, value in values.items():
             metric, comma, name = key.partition(",")
@@ -218,8 +218,8 @@ def rows_of(document: Mapping[str, Any], *, condition: str | None) -> list[Harne
             if not is_figure or not math.isfinite(value):
                 continue
             error = values.get(f"{metric}_stderr,{name}")
-            rows.append(
-                HarnessRow(
+            scores.append(
+                HarnessScore(
                     task=task,
                     task_version=str(document.get("versions", {}).get(task, "")),
                     condition=condition,
@@ -232,9 +232,9 @@ def rows_of(document: Mapping[str, Any], *, condition: str | None) -> list[Harne
                     is_higher_better=document.get("higher_is_better", {}).get(task, {}).get(metric),
                 )
             )
-    if not rows:
+    if not scores:
         raise UserError("lm-evaluation-harness", "wrote a document without any figure", "see what it printed")
-    return rows
+    return scores
 
 
 def command(
@@ -333,8 +333,8 @@ def _last_lines(text: str, count: int) -> str:
     return "\n".join(lines[-count:])
 
 
-def _rows_of_json(value: Mapping[str, Any]) -> list[HarnessRow]:
-    return [typed(HarnessRow, row) for row in value["rows"]]
+def _scores_of_json(value: Mapping[str, Any]) -> list[HarnessScore]:
+    return [typed(HarnessScore, row) for row in value["rows"]]
 
 
 def _content_of(folder: Path | None) -> Mapping[str, str]:

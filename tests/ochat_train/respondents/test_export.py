@@ -26,7 +26,7 @@ from ochat_train.respondents.evaluation import EvalOptions, evaluate, export_fol
 from ochat_train.respondents.export import ExportRespondent, chosen_conditions, model_facts
 from ochat_train.suites.ask import Prompt
 from ochat_train.suites.compare import compare
-from ochat_train.suites.results import EvalResults, RunSettings
+from ochat_train.suites.results import EvalResults, EvalSettings
 from ochat_train.suites.results_file import read_results
 from ochat_train.suites.suite import Message
 from tests.support.rank_processes import start_rank
@@ -63,7 +63,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 
 
 def options(model: Path, questions: Path, out: Path, **changes: Any) -> EvalOptions:
-    settings = RunSettings(max_new_tokens=6, **changes.pop("settings", {}))
+    settings = EvalSettings(max_new_tokens=6, **changes.pop("settings", {}))
     values = {"suites": ("held-out",), "data": (str(questions),), "settings": settings, "out": out}
     return EvalOptions(target=str(model), **{**values, **changes})
 

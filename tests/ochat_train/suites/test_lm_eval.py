@@ -16,10 +16,10 @@ from data_pipeline.errors import UserError
 from ochat_train.suites.lm_eval import (
     HarnessModel,
     HarnessOptions,
-    HarnessRow,
+    HarnessScore,
     command,
-    rows_of,
     run_harness,
+    scores_of,
     task_names,
 )
 
@@ -43,7 +43,7 @@ DOCUMENT: dict[str, Any] = {
     "n-samples": {"tiny": {"original": 300, "effective": 40}},
     "higher_is_better": {"tiny": {"exact_match": True}},
 }
-ROW = HarnessRow(
+ROW = HarnessScore(
     task="tiny",
     task_version="1.0",
     condition="GPT3",
@@ -193,11 +193,11 @@ def test_options_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_figures_and_standard_errors_are_those_of_the_document() -> None:
-    first, second = rows_of(DOCUMENT, condition="GPT3")
+    first, second = scores_of(DOCUMENT, condition="GPT3")
     assert first == ROW
     assert (second.metric, second.value, second.standard_error) == ("f1", 0.5, None)
     with pytest.raises(UserError, match="without any figure"):
-        rows_of({"results": {"tiny": {"alias": "tiny"}}}, condition=None)
+        scores_of({"results": {"tiny": {"alias": "tiny"}}}, condition=None)
 
 
 def test_a_finished_run_is_not_made_again(harness: Callable[..., str], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_finished_run_is_not_made_again(harness: Callable[..., str], tmp_path:
     (tasks / "tiny.yaml").write_text("task: tiny")
     options = HarnessOptions(python=harness(), include=tasks)
 
-    def run(model: HarnessModel = EXPORT) -> list[HarnessRow]:
+    def run(model: HarnessModel = EXPORT) -> list[HarnessScore]:
         return run_harness(["tiny"], ["GPT3", "GPT4"], model, options, folder=tmp_path / "out")[0]
 
     first = run()
