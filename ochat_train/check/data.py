@@ -15,7 +15,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.detect import Layout
 from data_pipeline.look.raw import own_factors
 from data_pipeline.look.samples import LEGEND, spread, training_text
-from data_pipeline.prepared.dataset import DamagedDataError, Manifest
+from data_pipeline.prepared.dataset import DamagedDataError
 from data_pipeline.prepared.integrity import verify
 from data_pipeline.prompt.prompt_format import Renderer, renderer_of
 from data_pipeline.read.layout import first_rows, unused_names
@@ -40,7 +40,7 @@ def check_sources(facts: RecipeFacts) -> Iterator[Finding]:
     for _, sample in facts.samples():
         if isinstance(sample, SourceSample):
             yield _source_finding(facts, sample)
-        elif _is_prepared(facts):
+        elif facts.usable_data is not None:
             for found in from_error("sources", sample, level="warning"):
                 yield replace(found, problem=f"{found.problem}; not needed, as the dataset is prepared already")
         else:
@@ -204,7 +204,7 @@ def _shared_conditions(conditions: Mapping[str, str]) -> Iterator[Finding]:
 
 def _class_counts(facts: RecipeFacts) -> tuple[Counter[str], str]:
     """Conversations by class, and where they were counted."""
-    manifest = _prepared(facts)
+    manifest = facts.usable_data
     if manifest is not None:
         return Counter({row.name: row.conversations for row in manifest.classes}), "the prepared dataset"
     counts: Counter[str] = Counter()
@@ -233,14 +233,3 @@ def check_prepared_data(facts: RecipeFacts) -> Iterator[Finding]:
         yield warning("prepared", folder, f"made from this recipe ({splits}), but not verified", verified.warning)
     else:
         yield ok("prepared", folder, f"made from this recipe ({splits}); {read}, all are as they were written")
-
-
-def _prepared(facts: RecipeFacts) -> Manifest | None:
-    try:
-        return facts.prepared
-    except UserError:
-        return None
-
-
-def _is_prepared(facts: RecipeFacts) -> bool:
-    return _prepared(facts) is not None
