@@ -14,6 +14,7 @@ from data_pipeline.errors import UserError
 from ochat_train.suites.store import AnswerStore
 from ochat_train.suites.suite import Answer, Finish, Message
 
+TEMPORARY_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # of HTTP: asking again may help
 TOO_LONG = "longer than the context"  # the reason of what was never asked
 Sleep = Callable[[float], Awaitable[None]]
 
