@@ -2,8 +2,8 @@
 
 They are strict: what is not stated is no answer.
 
-A model may repeat a mark until its longest length. So repetitions never give back what they took (`*+`), which keeps the
-work in proportion to the length of an answer.
+A model may repeat a mark until its longest length. So repetitions never give back what they took (`*+`), which keeps
+the work in proportion to the length of an answer.
 """
 
 from __future__ import annotations
