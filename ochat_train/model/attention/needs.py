@@ -39,7 +39,7 @@ class AttentionNeeds:
 def attention_needs(causal_lm: Any) -> AttentionNeeds:
     """Run a causal LM once on one conversation of 8 tokens, with an attention function that only looks at arguments.
 
-    Raises UserError, with the name of the base, for attention that no kernel computes, sparse attention above all, for a
+    Raises UserError, with the name of the base, for attention that no kernel computes, such as sparse attention, for a
     model that does not pass `cu_seqlens` down or takes no positions, for one whose attention does not come from
     transformers' registry, and for one that cannot run. A model of sequence mixers alone (borders.py) needs nothing.
     """
