@@ -16,7 +16,7 @@ def _leave() -> None:
     crash.
     """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # None where it is closed
             stream.flush()
     os._exit(_code)
 

@@ -17,12 +17,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from data_pipeline.prepared.integrity import verify
 from ochat_train.ablation.results import ArmScore
+from ochat_train.checkpoint.choose import find_checkpoint
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.evaluate import evaluate
 from ochat_train.evaluation.held_out import held_out_data
 from ochat_train.evaluation.questions import load_questions, right_ratios_by_condition
-from ochat_train.export.export import find_checkpoint
 from ochat_train.export.trained import load_model
 from ochat_train.inference.generate import Generator
 from ochat_train.model.attention.choose import choose_attention
@@ -65,7 +65,7 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None, recipe_f
         raise UserError(prepared_dir, "holds no held-out conversations", "set data.validation_ratio")
     verify(prepared_dir, manifest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = find_checkpoint(run, None)
+    checkpoint = find_checkpoint(run.path, None)
     causal_lm = load_model(run, checkpoint).to(device)
     settings = run.recipe.validation
     generator = Generator(causal_lm, run.path / TOKENIZER_FOLDER)

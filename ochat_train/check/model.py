@@ -15,9 +15,10 @@ from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.structure import decoder_layers
+from ochat_train.planning.learning_rate import FEWEST_TOKENS, MOST_TOKENS
 from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
-from ochat_train.planning.steps import automatic_rate
+from ochat_train.planning.steps import automatic_rate, supervised_tokens_per_step
 from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.pretrained import code_named_by
 
@@ -70,24 +71,30 @@ def _own_code(settings: ModelSettings, model_class: str) -> Iterator[Finding]:
 
 
 def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
-    """Which rule gives the rate for `auto`, and the rate at most."""
-    place = "optimizer.learning_rate"
+    """The rate, and for `auto` the rule that gives it."""
     wanted = facts.recipe.optimizer.learning_rate
-    if wanted != "auto":
-        yield ok("learning rate", place, f"{wanted:g}")
-        return
-    has_adapter, most_tokens = facts.recipe.adapter is not None, facts.recipe.train.tokens_per_step
-    most = automatic_rate(facts.config, supervised_tokens_per_step=most_tokens, with_adapter=has_adapter)
-    if has_adapter:
-        yield ok("learning rate", place, f"auto, {most.value:.3g}: {most.rule}")
-        return
-    least = automatic_rate(facts.config, supervised_tokens_per_step=1)
+    yield ok("learning rate", "optimizer.learning_rate", f"auto, {_rate(facts)}" if wanted == "auto" else f"{wanted:g}")
+
+
+def _rate(facts: RecipeFacts) -> str:
+    """What `auto` gives, as a run says it; before `ochat prepare` has counted supervised tokens, from what to what."""
+    recipe, data = facts.recipe, facts.usable_data
+    if recipe.adapter is not None:
+        rate = automatic_rate(facts.config, supervised_tokens_per_step=1, with_adapter=True)
+        return f"{rate.value:.3g}: {rate.rule}"
+    if data is not None:
+        tokens = supervised_tokens_per_step(recipe, data)
+        return str(automatic_rate(facts.config, supervised_tokens_per_step=tokens))
+    most_tokens = recipe.train.tokens_per_step
+    least, most = (
+        automatic_rate(facts.config, supervised_tokens_per_step=tokens)
+        for tokens in (FEWEST_TOKENS, min(max(most_tokens, FEWEST_TOKENS), MOST_TOKENS))
+    )
     if least.value == most.value:
-        yield ok("learning rate", place, f"auto, {most}")
-        return
-    text = f"auto, {least.value:.3g} to {most.value:.3g}: higher with more tokens that are learned from"
-    formula = f"{most.rule} * sqrt(supervised tokens per step / 4e6){most.usual_text}"
-    yield ok("learning rate", place, f"{text}; {formula}")
+        bound = f"steps of at most {most_tokens:,} tokens count as {FEWEST_TOKENS:,}, where the rule ends"
+        return f"{most.value:.4g} ({most.rule}; {bound}{most.usual_text})"
+    range_ = f"{least.value:.3g} to {most.value:.3g}: `ochat prepare` counts the supervised tokens, which decide"
+    return f"{range_}; {most.rule} * sqrt(supervised tokens per step / 4e6){most.usual_text}"
 
 
 def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
@@ -106,13 +113,13 @@ def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
         else:
             text = f"{text}; model.activation_checkpointing is set by hand, so a run would try"
             yield warning("memory", error.place, text, error.remedy)
-    empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
+    empty = num_micro_batches(train.packs_per_step, facts.num_gpus) * facts.num_gpus - train.packs_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus
         better = -(-train.tokens_per_step // multiple) * multiple
         yield warning(
             "memory",
             "train.tokens_per_step",
-            f"{train.bins_per_step} packs a step on {facts.num_gpus} GPU(s): {empty} packs of every step stay empty",
+            f"{train.packs_per_step} packs a step on {facts.num_gpus} GPU(s): {empty} packs of every step stay empty",
             f"for example train.tokens_per_step: {better}",
         )

@@ -190,12 +190,17 @@ class RecipeFacts:
         return check_prepared(self.recipe)
 
     @property
+    def usable_data(self) -> Manifest | None:
+        """The manifest of the prepared dataset, None where there is none that was made from this recipe."""
+        try:
+            return self.prepared
+        except UserError:
+            return None
+
+    @property
     def num_steps(self) -> int | None:
         """Optimizer steps of the run; None without a prepared dataset of this recipe, which decides them."""
-        try:
-            if self.prepared is None:
-                return self.recipe.train.max_steps
-        except UserError:
+        if self.usable_data is None:
             return self.recipe.train.max_steps
         split = PreparedSplit(Path(self.recipe.data.prepared_dir), "train")
         return self._once("steps", lambda: training_plan(self.recipe, split).num_steps)

@@ -76,9 +76,9 @@ def changes_since(
     """All changes that decide the steps or the layout. Keys that only the checkpoint's recipe has are not compared."""
     then = {NUM_GPUS: manifest.num_ranks, "prepared data": manifest.data_fingerprint[:12]}
     now = {NUM_GPUS: num_ranks, "prepared data": data_fingerprint[:12]}
-    if manifest.data_rows and basis.rows and manifest.data_fingerprint == data_fingerprint:
+    if manifest.data_rows and basis.rows_digest and manifest.data_fingerprint == data_fingerprint:
         then["rows of the prepared data"] = manifest.data_rows[:12]
-        now["rows of the prepared data"] = basis.rows[:12]
+        now["rows of the prepared data"] = basis.rows_digest[:12]
     then |= decisive_settings(manifest.recipe) | {
         "train.plan": plan_of(manifest.recipe),
         STATES: states_of(manifest.recipe),

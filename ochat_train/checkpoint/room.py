@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,11 +76,20 @@ def run_needs(
     )
     number = num_checkpoints(recipe, num_steps=num_steps)
     folder = Path(recipe.output_dir).resolve()
-    files = checkpoints_dir(folder).rglob("*") if keeps_earlier else ()
-    there = sum(file.stat().st_size for file in files if file.is_file())
+    there = _bytes_in(checkpoints_dir(folder)) if keeps_earlier else 0
     yield DiskNeed(folder=folder, what=f"{number} checkpoint(s)", num_bytes=max(size, number * size - there))
     parameter_bytes = _FLOAT32_BYTES if recipe.model.precision == "float32" else _BFLOAT16_BYTES
     yield DiskNeed(folder=folder, what="an export", num_bytes=num_parameters * parameter_bytes)
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files below a folder, without those that a run deletes meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 def num_checkpoints(recipe: Recipe, *, num_steps: int | None) -> int:

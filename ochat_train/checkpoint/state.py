@@ -146,10 +146,22 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def best_checkpoint(folders: Sequence[Path]) -> Path | None:
-    """The one with the lowest validation loss, the newest of equal ones; None if none has been validated."""
-    losses = [(folder, CheckpointManifest.load(folder).validation_loss) for folder in folders]
+    """The one with the lowest validation loss, the newest of equal ones; None if none has been validated.
+
+    One that is deleted before it is read is not a candidate.
+    """
+    losses = [(folder, _validation_loss(folder)) for folder in folders]
     validated = [(loss, folder) for folder, loss in losses if loss is not None]
     return min(reversed(validated), key=lambda pair: pair[0])[1] if validated else None
+
+
+def _validation_loss(folder: Path) -> float | None:
+    try:
+        return CheckpointManifest.load(folder).validation_loss
+    except UserError:
+        if (folder / MANIFEST).is_file():
+            raise
+        return None
 
 
 def verify(folder: Path, *, hashes: bool = True) -> str | None:
@@ -158,9 +170,15 @@ def verify(folder: Path, *, hashes: bool = True) -> str | None:
     hashes: also compare the sha256 of every file, which reads all of them; without it only names and sizes.
     """
     try:
-        manifest = CheckpointManifest.load(folder)
+        return _difference(folder, CheckpointManifest.load(folder), hashes=hashes)
     except UserError as error:
         return error.problem
+    except FileNotFoundError as error:  # deleted after it was listed
+        return f"{error.filename} is missing"
+
+
+def _difference(folder: Path, manifest: CheckpointManifest, *, hashes: bool) -> str | None:
+    """As `verify`. Raises FileNotFoundError where a file is deleted meanwhile."""
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST, MANIFEST_HASH}
     if unknown := present - manifest.files.keys():
         return f"{min(unknown)} is not in its {MANIFEST}"

@@ -133,7 +133,7 @@ def save_checkpoint(
             data_fingerprint=data_fingerprint,
             validation_loss=validation_loss,
             versions=dict(basis.versions) or library_versions(),
-            data_rows=basis.rows,
+            data_rows=basis.rows_digest,
             base_config=dict(basis.config),
             base_weights=basis.base_weights,
             adapter=basis.adapter,

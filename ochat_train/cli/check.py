@@ -8,7 +8,7 @@ import json
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import add_gpus, add_json, positive_number
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_result
+from ochat_train.system.messages import print_result, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,8 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.check.text import check_report, check_text
 
     findings = check(options.recipe, options.overrides, num_gpus=options.gpus, gpu_memory_gib=options.gpu_memory)
-    print_result(json.dumps(check_report(options.recipe, findings)) if options.json else check_text(findings))
+    with reader_may_leave():
+        print_result(json.dumps(check_report(options.recipe, findings)) if options.json else check_text(findings))
     num_problems = sum(finding.level == "problem" for finding in findings)
     if num_problems:
         raise UserError(options.recipe, f"{num_problems} problem{'s' if num_problems > 1 else ''}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_result
+from ochat_train.system.messages import print_result, reader_may_leave
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -14,6 +14,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=_SHELLS, help="the shell that you use")
 
 
+@reader_may_leave()
 def _run(options: argparse.Namespace) -> None:
     from data_pipeline.section import ANY, all_fields, inner_section
     from ochat_train.cli.main import VERBS

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import add_json
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_result
+from ochat_train.system.messages import print_result, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,8 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.check.text import check_text, findings_report
 
     findings = examine(options.folder, online=options.online)
-    print_result(json.dumps(findings_report(findings)) if options.json else check_text(findings))
+    with reader_may_leave():
+        print_result(json.dumps(findings_report(findings)) if options.json else check_text(findings))
     if count := num_problems(findings):
         raise UserError(platform.node(), f"{count} problem{'s' if count > 1 else ''}")
 

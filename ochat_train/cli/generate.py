@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, number_from_zero, positive
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_result
+from ochat_train.system.messages import print_message, print_result, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+@reader_may_leave()
 def _run(options: argparse.Namespace) -> None:
+    from ochat_train.export.layout import read_mark
     from ochat_train.inference.generate import check_conditions, load_generator
-    from ochat_train.inference.prompts_file import Prompt, answers_in_order, check_texts, load_prompts
+    from ochat_train.inference.prompts_file import (
+        Prompt,
+        answers_in_order,
+        check_texts,
+        load_prompts,
+        notes_of_empty_answers,
+    )
 
     check_texts("ochat generate", {name: getattr(options, name) for name in ("prompt", "condition", "system")})
     if options.prompts is None:
@@ -48,9 +56,13 @@ def _run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
     )
+    given = []
     for prompt, answer in zip(prompts, answers, strict=True):
         document = {"condition": prompt.condition, "prompt": prompt.prompt, "answer": answer}
         print_result(json.dumps(document) if options.json or options.prompts else answer)
+        given.append(answer)
+    for note in notes_of_empty_answers(prompts, given, default=read_mark(options.model).get("inference_condition")):
+        print_message(note)
 
 
 GENERATE = Verb(

@@ -50,6 +50,7 @@ def _row_range(text: str) -> slice:
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.report.inspect import inspect, wants_color
 
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
     for line in inspect(
         options.dir,
         options.split,
@@ -58,7 +59,7 @@ def _run(options: argparse.Namespace) -> None:
         conversation_id=options.conversation_id,
         find=options.find,
         with_tokens=options.tokens,
-        color=wants_color(options.color, is_terminal=sys.stdout.isatty(), environment=os.environ),
+        color=wants_color(options.color, is_terminal=is_terminal, environment=os.environ),
         json_lines=options.json,
         html=options.html,
     ):

@@ -35,7 +35,7 @@ from ochat_train.cli.verb import Verb
 from ochat_train.system import exits
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.log_file import LogFile
-from ochat_train.system.messages import output_of, print_error
+from ochat_train.system.messages import flush_results, give_up_results, output_of, print_error
 from ochat_train.system.stop_signals import ending_at_once, stopping_on_signals
 
 # In the order of `ochat --help` inside each group (`Group` in verb.py), which is about the order of use.
@@ -95,8 +95,7 @@ def _run_verb(options: argparse.Namespace) -> int:
 def _run_reporting(options: argparse.Namespace) -> int:
     try:
         options.run(options)
-        if sys.stdout is not None:  # `inspect` closes it when its reader has left
-            sys.stdout.flush()  # a full disk behind it is an error with a message, before Python ends
+        flush_results()
     except ReportedError as error:
         if options.debug and isinstance(error, UserError):
             raise
@@ -111,6 +110,7 @@ def _run_reporting(options: argparse.Namespace) -> int:
 
 def _ended_by(error: ReportedError, verb: str) -> int:
     """Print an error, and return its exit code."""
+    give_up_results()
     if error.each_process_prints or _rank() == 0:
         with contextlib.suppress(OSError):  # the disk behind stderr may be full; the exit code says it too
             print_error(f"ochat {verb}: {error}")

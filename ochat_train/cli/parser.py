@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_pipeline.errors import UserError
+from data_pipeline.files import cannot_write
 from data_pipeline.text_rules import did_you_mean
 from ochat_train import __version__
 from ochat_train.cli.arguments import add_common, add_recipe, positive, positive_number, share, whole_number
 from ochat_train.cli.verb import Group, Verb
+from ochat_train.system.messages import give_up_results, print_piece, reader_may_leave
 
 _DESCRIPTION = "Train chat models on conversations of mixed quality (C-RLFT)."
 # What the value of an argument is called in help where the verb gives it no name of its own.
@@ -37,6 +40,21 @@ class VerbParser(argparse.ArgumentParser):
         """Print what is wrong, the usage, and where help is; exit with 2."""
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a help or a version to standard output, which may be a full disk; argparse would call that a success.
+
+        Usage and errors go to standard error; where nothing can be written there, the exit code says it.
+        """
+        if file is None or file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        try:
+            with reader_may_leave():
+                print_piece(message)
+        except OSError as error:
+            give_up_results()
+            self.exit(UserError.exit_code, f"{self.prog}: {cannot_write(None, error)}\n")
 
 
 def command_parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:

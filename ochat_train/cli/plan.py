@@ -8,7 +8,7 @@ import json
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import add_gpus, add_json, add_price, positive_number, share
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_result
+from ochat_train.system.messages import print_result, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,8 @@ def _run(options: argparse.Namespace) -> None:
 
     gpu = find_gpu(options.gpu, memory_gib=options.gpu_memory)
     report = plan_report(recipe, num_gpus=options.gpus, gpu=gpu, mfu=options.mfu, price=options.price)
-    print_result(json.dumps(report.to_json()) if options.json else plan_text(report))
+    with reader_may_leave():
+        print_result(json.dumps(report.to_json()) if options.json else plan_text(report))
     if not report.fits:
         raise UserError(f"{options.gpus} GPU(s)", "no setting of this recipe fits", "what would help is said above")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ochat_train.cli.verb import Group, Verb
-from ochat_train.system.messages import print_result
+from ochat_train.system.messages import print_result, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@reader_may_leave()
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.recipe.schema import SchemaName, schema_file, schema_text
 

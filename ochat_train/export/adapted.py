@@ -62,14 +62,20 @@ class Differences:
 
 
 def load_adapted(
-    run: RunFolder, checkpoint: Path, state: Mapping[str, torch.Tensor], *, base: str | None
+    run: RunFolder,
+    checkpoint: Path,
+    manifest: CheckpointManifest,
+    state: Mapping[str, torch.Tensor],
+    *,
+    base: str | None,
 ) -> AdaptedModel:
     """The model that a run with an adapter trained, as its forward pass computes it.
 
-    state: the trained tensors, by their names in the causal LM. base: where the base is now, None for where the run had
-    it. Raises UserError where it is not the base that was trained on.
+    checkpoint: for messages; its files are not read. manifest, state: what was read of it; the trained tensors have
+    their names in the causal LM. base: where the base is now, None for where the run had it. Raises UserError where it
+    is not the base that was trained on.
     """
-    adapter, manifest = run.recipe.adapter, CheckpointManifest.load(checkpoint)
+    adapter = run.recipe.adapter
     assert adapter is not None
     settings = base_settings(run, base)
     config = load_base_config(settings, run.prepared.vocab_size)

@@ -8,20 +8,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import replaced_folder, sha256_of_file
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prepared.integrity import check_tokenizer_copy
 from ochat_train.adapter.folder import num_rows_needed
-from ochat_train.checkpoint.state import (
-    CheckpointManifest,
-    best_checkpoint,
-    checkpoints_dir,
-    list_checkpoints,
-    verify,
-)
+from ochat_train.checkpoint.choose import Step, reading, with_checkpoint
+from ochat_train.checkpoint.state import CheckpointManifest, verify
 from ochat_train.evaluation.results import Validation
 from ochat_train.export.adapted import Differences, write_adapter_of
 from ochat_train.export.card import CardFacts, last_until, model_card
@@ -50,7 +45,7 @@ def export(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    step: int | Literal["best"] | None = None,
+    step: Step = None,
     max_shard_size: str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
     adapter: bool = False,
@@ -59,6 +54,8 @@ def export(
 ) -> Path:
     """Export the checkpoint that a user names: the newest (None), that of `step`, or the `best` validated one.
 
+    The run may still train: where it deletes the newest or the best one while this reads it, the next one is exported.
+
     run: folder of the run. overwrite: whether an earlier export in `out` is replaced; without it a folder that holds
     anything is a UserError. Otherwise as `export_checkpoint`. Returns `out`.
     """
@@ -66,17 +63,20 @@ def export(
     _check_out(out, overwrite=overwrite)
     folder = read_run_folder(run_dir)
     _check_adapter_options(folder, adapter=adapter, base=base)
-    checkpoint = find_checkpoint(folder, step)
-    return export_checkpoint(
-        folder,
-        checkpoint,
-        out,
-        max_shard_size=max_shard_size,
-        overwrite=overwrite,
-        adapter=adapter,
-        base=base,
-        finish=finish,
-    )
+
+    def export_one(checkpoint: Path) -> Path:
+        return export_checkpoint(
+            folder,
+            checkpoint,
+            out,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            adapter=adapter,
+            base=base,
+            finish=finish,
+        )
+
+    return with_checkpoint(run_dir, step, export_one, keep_last=folder.recipe.checkpoint.keep_last)
 
 
 def export_checkpoint(
@@ -99,12 +99,14 @@ def export_checkpoint(
     max_shard_size: larger models are written as several files, as `5GB`. adapter: write the adapter alone. base: where
     the base of a run with an adapter is now, None for where the run had it. finish: done to the folder
     before it gets its name. Raises UserError for a damaged checkpoint, for an `out` that may not be replaced, and where
-    a comparison fails.
+    a comparison fails; CheckpointDeletedError where the checkpoint is deleted before all of it is read.
     """
     quiet_libraries()
     replaceable = _check_out(out, overwrite=overwrite)
-    if (problem := verify(checkpoint)) is not None:
-        raise UserError(checkpoint, problem, "export another step")
+    with reading(checkpoint):
+        if (problem := verify(checkpoint)) is not None:
+            raise UserError(checkpoint, problem, "export another step")
+        manifest = CheckpointManifest.load(checkpoint)
     check_tokenizer_copy(run.path, run.prepared)
     with replaced_folder(out, owned=replaceable) as folder:
         if adapter:
@@ -112,7 +114,7 @@ def export_checkpoint(
         else:
             found = _write_model(run, checkpoint, folder, base=base, max_shard_size=max_shard_size)
         named = run if base is None else replace(run, base_origin=origin_of(base))
-        _write_card_and_mark(named, CheckpointManifest.load(checkpoint), folder, is_merged=not adapter, found=found)
+        _write_card_and_mark(named, manifest, folder, is_merged=not adapter, found=found)
         finish(folder)
         _set_modes(folder)
     return out
@@ -171,29 +173,6 @@ def _check_out(out: Path, *, overwrite: bool) -> bool:
     if out.exists() and any(out.iterdir()) and not replaceable:
         raise UserError(f"--out {out}", "already exists", "choose another folder, or `--overwrite` an earlier export")
     return replaceable
-
-
-def find_checkpoint(run: RunFolder, step: int | Literal["best"] | None) -> Path:
-    """The newest checkpoint of a run, that of `step`, or the `best` validated one. Raises UserError where there is
-    none.
-    """
-    available = list_checkpoints(run.path)
-    if not available:
-        raise UserError(f"{checkpoints_dir(run.path)}", "holds no complete checkpoint", "train first")
-    if step is None:
-        return available[-1]
-    if step == "best":
-        best = best_checkpoint(available)
-        if best is None:
-            raise UserError(
-                "--step best", f"no checkpoint of {run.path} was validated", "set data.validation_ratio, or name a step"
-            )
-        return best
-    by_step = {CheckpointManifest.load(folder).step: folder for folder in available}
-    if step not in by_step:
-        steps = ", ".join(map(str, by_step))
-        raise UserError(f"--step {step}", "no such checkpoint", f"steps there: {steps}")
-    return by_step[step]
 
 
 def _write_card_and_mark(

@@ -14,6 +14,7 @@ from data_pipeline.json_files import read_json_object
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from ochat_train.checkpoint.basis import config_values
 from ochat_train.checkpoint.changes import config_changes, listed
+from ochat_train.checkpoint.choose import reading
 from ochat_train.checkpoint.state import STATE, CheckpointManifest, refuse_unsafe_pickles
 from ochat_train.export.adapted import AdaptedModel, Differences, Logits, load_adapted, merge
 from ochat_train.model.base_class import base_class, text_config
@@ -46,7 +47,14 @@ def load_merged(
 
 def load_with_adapter(run: RunFolder, checkpoint: Path, *, base: str | None) -> AdaptedModel:
     """The model of a run with an adapter, not merged."""
-    return load_adapted(run, checkpoint, load_trained_weights(checkpoint), base=base)
+    manifest, state = _read(checkpoint)
+    return load_adapted(run, checkpoint, manifest, state, base=base)
+
+
+def _read(checkpoint: Path) -> tuple[CheckpointManifest, dict[str, torch.Tensor]]:
+    """All that is read of a checkpoint, which may be deleted from then on: weights that are mapped stay readable."""
+    with reading(checkpoint):
+        return CheckpointManifest.load(checkpoint), load_trained_weights(checkpoint)
 
 
 def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -75,10 +83,10 @@ def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def _load_whole(run: RunFolder, checkpoint: Path) -> Any:
     """The causal LM of a run that trained all weights."""
-    state = load_trained_weights(checkpoint)
+    manifest, state = _read(checkpoint)
     folder = run.path / MODEL_CONFIG_FOLDER
     config = load_config(folder, revision=None, place=str(folder))
-    changes = config_changes(CheckpointManifest.load(checkpoint).base_config, config_values(config))
+    changes = config_changes(manifest.base_config, config_values(config))
     if changes:
         problem = f"is not the configuration that was trained: {listed(changes)}"
         raise UserError(folder / "config.json", problem, "change it back")

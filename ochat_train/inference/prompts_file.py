@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
-from data_pipeline.text_rules import text_problem
+from data_pipeline.text_rules import quoted, text_problem
 from ochat_train.inference.generate import Generator
 
 _BATCH = 32  # answered together
@@ -75,6 +76,21 @@ def answers_in_order(
             for place, answer in zip(same, found, strict=True):
                 answers[place] = answer
         yield from answers
+
+
+def notes_of_empty_answers(prompts: Sequence[Prompt], answers: Sequence[str], *, default: str | None) -> list[str]:
+    """A line for each condition under which the model wrote nothing, with how many of all answers that are.
+
+    default: the condition of a prompt without one, None where nobody says.
+    """
+    conditions = [default if prompt.condition is None else prompt.condition for prompt in prompts]
+    empty = Counter(condition for condition, answer in zip(conditions, answers, strict=True) if not answer)
+    lines = []
+    for condition, number in empty.items():
+        which = "the answer is empty" if len(answers) == 1 else f"{number:,} of {len(answers):,} answers are empty"
+        under = "" if condition is None else f" under the condition {quoted(condition)}"
+        lines.append(f"{which}: the model wrote no text{under}, usually because it ended its turn at once")
+    return lines
 
 
 def _prompt(line: str, place: str, *, condition: str | None, system: str) -> Prompt:

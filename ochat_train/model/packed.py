@@ -122,7 +122,7 @@ class LossHead(torch.nn.Module):
                 bias_V=self.head_bias,
                 trained=self.trained_rows,
                 transform=self._transform,
-                rows_N=batch.supervised_rows_N,
+                indices_N=batch.supervised_indices_N,
                 target_ids_T=batch.target_ids_T,
             )
         return weighted_loss_sums(
@@ -131,7 +131,7 @@ class LossHead(torch.nn.Module):
             bias_V=self.head_bias,
             trained=self.trained_rows,
             transform=self._transform,
-            rows_N=batch.supervised_rows_N,
+            indices_N=batch.supervised_indices_N,
             target_ids_T=batch.target_ids_T,
             target_weights_T=batch.target_weights_T,
             class_ids_T=batch.class_ids_T,

@@ -16,7 +16,7 @@ def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:
     return TrainingPlan(
         split,
         capacity=recipe.train.pack_length_tokens,
-        bins_per_step=recipe.train.bins_per_step,
+        packs_per_step=recipe.train.packs_per_step,
         seed=recipe.seed,
         epochs=recipe.train.epochs,
         max_steps=recipe.train.max_steps,
@@ -31,11 +31,15 @@ def peak_learning_rate(recipe: Recipe, manifest: Manifest, *, rule: int = BOUNDE
     """
     if isinstance(recipe.optimizer.learning_rate, float):
         return PeakLearningRate(value=recipe.optimizer.learning_rate)
-    counts = manifest.splits["train"]
-    supervised_ratio = counts.supervised_tokens / counts.tokens
     config = load_base_config(recipe.model, manifest.vocab_size)
-    tokens = recipe.train.tokens_per_step * supervised_ratio
+    tokens = supervised_tokens_per_step(recipe, manifest)
     return automatic_rate(config, supervised_tokens_per_step=tokens, with_adapter=recipe.adapter is not None, rule=rule)
+
+
+def supervised_tokens_per_step(recipe: Recipe, manifest: Manifest) -> float:
+    """How many tokens of a full step are learned from, by the share that they have in the whole training split."""
+    counts = manifest.splits["train"]
+    return recipe.train.tokens_per_step * (counts.supervised_tokens / counts.tokens)
 
 
 def automatic_rate(

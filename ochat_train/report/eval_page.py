@@ -9,7 +9,8 @@ from ochat_train.report.pictures import Interval, Picture, interval_chart
 from ochat_train.report.tables import number_text, shown_condition
 from ochat_train.suites.contamination import RULE
 from ochat_train.suites.intervals import Estimate
-from ochat_train.suites.results import EvalResults, QuestionResult, ScoreRow, SuiteFacts
+from ochat_train.suites.results import EvalResults, QuestionResult, SuiteFacts, SuiteScore
+from ochat_train.suites.text import room_notes
 
 _MOST_TASKS, _MOST_EXAMPLES = 10, 6  # of each suite
 _MOST_CHARACTERS = 1_500  # of a text in an example
@@ -49,8 +50,8 @@ def _scores(results: EvalResults) -> Section:
             [
                 row.suite,
                 _condition(row.condition),
-                _score(row.score, _facts(results, row.suite)),
-                _interval(row.score, _facts(results, row.suite)),
+                _score(row.score, results.facts_of(row.suite)),
+                _interval(row.score, results.facts_of(row.suite)),
                 number_text(row.answered, ".1%"),
                 number_text(row.empty, ".1%"),
                 number_text(row.cut, ".1%"),
@@ -63,10 +64,12 @@ def _scores(results: EvalResults) -> Section:
     ]
     groups = {suite.name: [row for row in whole if row.suite == suite.name] for suite in results.suites}
     pictures = [_chart(results, groups)]
-    return Section(heading="Scores", paragraphs=[_HOW_TO_READ], pictures=pictures, head=_HEAD, rows=rows)
+    return Section(
+        heading="Scores", paragraphs=[_HOW_TO_READ, *room_notes(results)], pictures=pictures, head=_HEAD, rows=rows
+    )
 
 
-def _chart(results: EvalResults, groups: Mapping[str, Sequence[ScoreRow]]) -> Picture:
+def _chart(results: EvalResults, groups: Mapping[str, Sequence[SuiteScore]]) -> Picture:
     """Scores of groups under each condition, as shares of the highest score."""
     rows: dict[str, list[Interval | None]] = {}
     for name, group in groups.items():
@@ -77,17 +80,17 @@ def _chart(results: EvalResults, groups: Mapping[str, Sequence[ScoreRow]]) -> Pi
     )
 
 
-def _share(row: ScoreRow | None, results: EvalResults) -> Interval | None:
+def _share(row: SuiteScore | None, results: EvalResults) -> Interval | None:
     if row is None or row.score is None:
         return None
-    highest = _facts(results, row.suite).highest
+    highest = results.facts_of(row.suite).highest
     return Interval(mean=row.score.mean / highest, low=row.score.low / highest, high=row.score.high / highest)
 
 
 def _differences(results: EvalResults) -> Iterator[Section]:
     rows = []
     for row in results.paired:
-        facts = _facts(results, row.suite)
+        facts = results.facts_of(row.suite)
         rows.append(
             text_cells(
                 [
@@ -112,7 +115,7 @@ def _contamination(results: EvalResults) -> Iterator[Section]:
         return
     rows = []
     for row in results.contamination:
-        facts = _facts(results, row.suite)
+        facts = results.facts_of(row.suite)
         cells = [
             row.suite,
             _condition(row.condition),
@@ -153,7 +156,7 @@ def _harness(results: EvalResults) -> Iterator[Section]:
 
 def _tasks(suite: SuiteFacts, results: EvalResults) -> Iterator[Section]:
     """The tasks with the lowest scores, by their best condition."""
-    by_task: dict[str, list[ScoreRow]] = {}
+    by_task: dict[str, list[SuiteScore]] = {}
     for row in results.scores:
         if row.suite == suite.name and row.task is not None:
             by_task.setdefault(row.task, []).append(row)
@@ -172,7 +175,7 @@ def _tasks(suite: SuiteFacts, results: EvalResults) -> Iterator[Section]:
     yield Section(heading=f"Worst tasks: {suite.title}", paragraphs=[text], pictures=pictures, head=head, rows=rows)
 
 
-def _of(rows: Sequence[ScoreRow], condition: str | None) -> Estimate | None:
+def _of(rows: Sequence[SuiteScore], condition: str | None) -> Estimate | None:
     return next((row.score for row in rows if row.condition == condition), None)
 
 
@@ -240,10 +243,6 @@ def _settings(results: EvalResults) -> Section:
     facts |= {f"tries without an answer: {reason}": count for reason, count in results.failed_tries.items()}
     rows = [[Cell(text=name), Cell(text="-" if value is None else str(value))] for name, value in facts.items()]
     return Section(heading="Settings and versions", head=("what", "value"), rows=rows)
-
-
-def _facts(results: EvalResults, name: str) -> SuiteFacts:
-    return next(suite for suite in results.suites if suite.name == name)
 
 
 def _condition(condition: str | None) -> str:

@@ -12,7 +12,7 @@ from ochat_train.adapter.folder import is_adapter
 from ochat_train.runs.folder import RECIPE_FILE, read_run_folder
 from ochat_train.suites.lm_eval import PREFIX, HarnessModel, HarnessOptions, run_harness
 from ochat_train.suites.results import EvalResults
-from ochat_train.suites.scores import contamination_rows
+from ochat_train.suites.scores import seen_scores
 from ochat_train.suites.suite import Suite
 
 Say = Callable[[str], None]
@@ -39,8 +39,8 @@ def with_additions(
     prepared = additions.prepared or (None if export is None else prepared_of(export))
     if suites and prepared is not None:
         say(f"looking for the questions in {prepared}")
-        rows = contamination_rows(suites, results.questions, prepared, seed=results.settings.seed)
-        results = replace(results, contamination=tuple(rows))
+        seen = seen_scores(suites, results.questions, prepared, seed=results.settings.seed)
+        results = replace(results, contamination=tuple(seen))
     if additions.tasks:
         model = _harness_model(results, additions, export)
         for condition in results.conditions:

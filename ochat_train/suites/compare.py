@@ -9,8 +9,8 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import visible
-from ochat_train.suites.results import EvalResults, PairedRow, QuestionResult, SuiteFacts
-from ochat_train.suites.scores import paired_row
+from ochat_train.suites.results import EvalResults, PairedDifference, QuestionResult, SuiteFacts
+from ochat_train.suites.scores import paired_difference
 from ochat_train.suites.text import points, shown_condition
 
 COMPARISON_FILE = "comparison.json"
@@ -26,7 +26,7 @@ class Difference:
     that this one answered better and worse.
     """
 
-    row: PairedRow
+    row: PairedDifference
     won: tuple[str, ...]
     lost: tuple[str, ...]
 
@@ -137,7 +137,7 @@ def _won_and_lost(difference: Difference) -> tuple[tuple[str, tuple[str, ...]], 
     return ("won", difference.won), ("lost", difference.lost)
 
 
-def _conditions_text(row: PairedRow) -> str:
+def _conditions_text(row: PairedDifference) -> str:
     if row.first == row.second:
         return shown_condition(row.second)
     return f"{shown_condition(row.second)} - {shown_condition(row.first)}"
@@ -189,7 +189,7 @@ def _difference(
     values = {row.id: row.value for row in first if row.value is not None}
     changes = [(row.id, row.value - values[row.id]) for row in second if row.value is not None and row.id in values]
     return Difference(
-        row=paired_row(first, second, seed=seed, highest=highest),
+        row=paired_difference(first, second, seed=seed, highest=highest),
         won=tuple(id for id, change in changes if change > 0),
         lost=tuple(id for id, change in changes if change < 0),
     )

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train.suites.ask import TOO_LONG, Failures, Patience, Progress, Request, Respondent, TurnSettings
-from ochat_train.suites.ask import ask_all as ask_requests
+from ochat_train.suites.ask import TOO_LONG, Failures, Patience, Progress, Request, Respondent, TurnSettings, ask_all
 from ochat_train.suites.results import (
     EvalResults,
+    EvalSettings,
     ModelFacts,
-    PairedRow,
+    PairedDifference,
     QuestionResult,
-    RunSettings,
-    ScoreRow,
     SuiteFacts,
+    SuiteScore,
 )
-from ochat_train.suites.scores import paired_rows, score_rows
+from ochat_train.suites.scores import paired_differences, suite_scores
 from ochat_train.suites.store import AnswerStore, key_of
 from ochat_train.suites.suite import SCORED_BY, Answer, Message, Question, Suite, Unscored
 
 Condition = str | None
 _KEY_LAYOUT = 1  # of the parts of a key
+_PROMPTS_BETWEEN = 16  # a few milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Plan:
 
     suites: tuple[Suite, ...]
     conditions: tuple[Condition, ...]
-    settings: RunSettings
+    settings: EvalSettings
     asker: Asker
     questions: tuple[PlannedQuestion, ...]
 
@@ -70,16 +71,25 @@ class Plan:
         return sum(store.get(request.key) is not None for request in self.requests)
 
 
-def plan_evaluation(
-    suites: Sequence[Suite], conditions: Sequence[Condition], asker: Asker, settings: RunSettings
+async def plan_evaluation(
+    suites: Sequence[Suite],
+    conditions: Sequence[Condition],
+    asker: Asker,
+    settings: EvalSettings,
+    *,
+    starting: asyncio.Future[Any] | None = None,
 ) -> Plan:
-    """What to ask. Raises UserError for examples (`few_shot`) of a suite that has none, and prompts that cannot be."""
-    questions = [
-        _planned(suite, question, condition, before=before, asker=asker, settings=settings)
-        for suite in suites
-        for condition in conditions
-        for question, before in _with_examples(suite, settings)
-    ]
+    """What to ask. Other tasks run in between. starting: one of them, whose failure ends the planning.
+
+    Raises UserError for examples (`few_shot`) of a suite that has none, and prompts that cannot be.
+    """
+    questions = []
+    for number, question in enumerate(_planned_questions(suites, conditions, asker, settings)):
+        questions.append(question)
+        if number % _PROMPTS_BETWEEN == 0:
+            await asyncio.sleep(0)
+            if starting is not None and starting.done():
+                starting.result()
     return Plan(
         suites=tuple(suites),
         conditions=tuple(conditions),
@@ -93,7 +103,7 @@ async def ask_plan(
     plan: Plan, store: AnswerStore, *, num_parallel: int, patience: Patience, progress: Progress | None
 ) -> Failures:
     """Ask what the store has no answer to; as `ask.ask_all`."""
-    return await ask_requests(
+    return await ask_all(
         plan.asker.respondent,
         plan.requests,
         store,
@@ -106,14 +116,14 @@ async def ask_plan(
 def results_of(plan: Plan, store: AnswerStore, failures: Failures) -> EvalResults:
     """Score what the store holds. Everything but what failed is the same however often the asking was cut off."""
     questions: list[QuestionResult] = []
-    scores: list[ScoreRow] = []
-    paired: list[PairedRow] = []
+    scores: list[SuiteScore] = []
+    paired: list[PairedDifference] = []
     for suite in plan.suites:
         planned = [item for item in plan.questions if item.suite is suite]
         found = _question_results(suite, planned, store, failures)
         questions += found
-        scores += score_rows(found, seed=plan.settings.seed, highest=suite.highest)
-        paired += paired_rows(found, seed=plan.settings.seed, highest=suite.highest)
+        scores += suite_scores(found, seed=plan.settings.seed, highest=suite.highest)
+        paired += paired_differences(found, seed=plan.settings.seed, highest=suite.highest)
     failed_tries: dict[str, int] = {}
     for question in questions:
         for reason, count in question.failed_tries.items():
@@ -144,11 +154,21 @@ def sampled(suite: Suite, *, limit: int | None, seed: int) -> list[Question]:
     by_task: dict[str, list[int]] = {}
     for index, question in enumerate(suite.questions):
         by_task.setdefault(question.task, []).append(index)
-    shares = _shares({task: len(rows) for task, rows in by_task.items()}, limit)
+    shares = _shares({task: len(indices) for task, indices in by_task.items()}, limit)
     chosen: list[int] = []
     for task, indices in by_task.items():
         chosen += random.Random(f"{seed}/{suite.name}/{task}").sample(indices, shares[task])
     return [suite.questions[index] for index in sorted(chosen)]
+
+
+def _planned_questions(
+    suites: Sequence[Suite], conditions: Sequence[Condition], asker: Asker, settings: EvalSettings
+) -> Iterator[PlannedQuestion]:
+    """The questions of a plan, in its order. Making their prompts takes the time."""
+    for suite in suites:
+        for condition in conditions:
+            for question, before in _with_examples(suite, settings):
+                yield _planned(suite, question, condition, before=before, asker=asker, settings=settings)
 
 
 def _shares(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
@@ -161,7 +181,7 @@ def _shares(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
     return shares
 
 
-def _with_examples(suite: Suite, settings: RunSettings) -> list[tuple[Question, tuple[Message, ...]]]:
+def _with_examples(suite: Suite, settings: EvalSettings) -> list[tuple[Question, tuple[Message, ...]]]:
     """The questions to ask, each with the examples before it: worked answers of other questions of its task."""
     asked = sampled(suite, limit=settings.limit, seed=settings.seed)
     if not settings.few_shot:
@@ -200,7 +220,7 @@ def _planned(
     *,
     before: tuple[Message, ...],
     asker: Asker,
-    settings: RunSettings,
+    settings: EvalSettings,
 ) -> PlannedQuestion:
     first = [*before, {"role": "user", "content": question.turns[0]}]
     prompt = asker.respondent.prompt(first, condition)
@@ -277,6 +297,7 @@ def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> Question
         "started": answer.started,
         "ended": answer.ended,
         "failed_tries": answer.failed_tries,
+        "had_less_room": answer.had_less_room or _had_less_room(item.request, answer),
     }
     if isinstance(scored, Unscored):
         return QuestionResult(**common, status="failed", reason=scored.reason)
@@ -289,6 +310,13 @@ def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> Question
         others=scored.others,
         details=scored.details,
     )
+
+
+def _had_less_room(request: Request, answer: Answer) -> bool:
+    """The same of an answer that an earlier version kept, which did not write it down; known where it has one turn."""
+    room = None if request.first is None else request.first.room
+    limit = request.settings.max_new_tokens
+    return answer.finish == "length" and len(request.turns) == 1 and room is not None and room < limit
 
 
 def _suite_facts(suite: Suite, plan: Plan, questions: Sequence[QuestionResult]) -> SuiteFacts:

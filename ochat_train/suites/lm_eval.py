@@ -53,27 +53,44 @@ print(json.dumps({"versions": versions, "takes_condition": takes}))
 
 # Runs the harness on an export. With a chat template, its log-likelihood tasks put a choice right behind the prompt,
 # `Assistant:B`, where the templates that begin every message with a space were trained on `Assistant: B`. So what the
-# template itself puts between a prompt and an answer, if that is white space, is put before a choice.
+# template itself puts between a prompt and an answer, if that is white space, is put before a choice. The harness also
+# counts white space at the end of a prompt as part of the choice, which changes what is divided by its length. So a
+# choice is what follows the ids of the whole prompt, as in training, unless the tokenizer joins the two. A control
+# token that is spelled out in a choice stays text, as the template of an export keeps it in a message (by U+FDD0).
 _RUN_ON_EXPORT = """
+import functools
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.models.huggingface import HFLM
 
-plain, known = HFLM._encode_pair, {}
+plain = HFLM._encode_pair
 
+@functools.cache
 def ends(model):
-    if id(model) not in known:
-        turn = [{"role": "user", "content": "question"}]
-        prompt = model.apply_chat_template(turn)
-        answered = [*turn, {"role": "assistant", "content": "answer"}]
-        whole = model.apply_chat_template(answered, add_generation_prompt=False)
-        between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
-        known[id(model)] = prompt.rpartition("question")[2], between if between.isspace() else ""
-    return known[id(model)]
+    turn = [{"role": "user", "content": "question"}]
+    prompt = model.apply_chat_template(turn)
+    answered = [*turn, {"role": "assistant", "content": "answer"}]
+    whole = model.apply_chat_template(answered, add_generation_prompt=False)
+    between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
+    begin, _, end = prompt.rpartition("question")
+    return begin, end, between if between.isspace() else ""
+
+@functools.cache
+def as_message(model, text):
+    begin, end, _ = ends(model)
+    shown = model.apply_chat_template([{"role": "user", "content": text}])
+    shown = shown[len(begin) : len(shown) - len(end)]
+    return shown if shown.replace("\\ufdd0", "") == text else text
 
 def encode_pair(self, context, continuation):
-    end, between = ends(self)
-    is_choice = context.endswith(end) and continuation and not continuation[0].isspace()
-    return plain(self, context, between + continuation if is_choice else continuation)
+    _, end, between = ends(self)
+    if not (end and context.endswith(end) and continuation):
+        return plain(self, context, continuation)
+    text = as_message(self, continuation)
+    choice = text if text.startswith(between) else between + text
+    prompt, whole = self.tok_encode(context), self.tok_encode(context + choice)
+    if whole[: len(prompt)] != prompt:
+        return plain(self, context, choice)
+    return prompt, whole[len(prompt) :]
 
 HFLM._encode_pair = encode_pair
 cli_evaluate()
@@ -113,7 +130,7 @@ class HarnessOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarnessRow:
+class HarnessScore:
     """One figure of a task under a condition (None: the model's own), as the harness gives it.
 
     task_version: of the task. filter: of answers, as `strict-match`. standard_error: None where the harness has none.
@@ -170,30 +187,30 @@ def run_harness(
     options: HarnessOptions,
     *,
     folder: Path,
-) -> tuple[list[HarnessRow], Mapping[str, str]]:
-    """The rows of tasks under conditions, and the harness's versions. One run of the harness for each condition.
+) -> tuple[list[HarnessScore], Mapping[str, str]]:
+    """The figures of tasks under conditions, and the harness's versions. One run of the harness for each condition.
 
     folder: where finished runs are kept; the same run is not made twice. Raises UserError where the harness fails.
     """
     versions = harness_versions(options.python, needs_model=model.export is not None)
     folder.mkdir(parents=True, exist_ok=True)
     kept = Lines(folder / RUNS_FILE)
-    rows: list[HarnessRow] = []
+    scores: list[HarnessScore] = []
     for condition in conditions:
         asked = {**asdict(options), "include": _content_of(options.include)}
-        key = key_of("lm-eval 2", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
-        found = kept.get(key, _rows_of_json)
+        key = key_of("lm-eval 3", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
+        found = kept.get(key, _scores_of_json)
         if found is None or model.sha256 is None:  # what is behind a URL may have changed
             document = _document(tasks, condition, model, options)
-            found = rows_of(document, condition=condition)
-            kept.put(key, {"rows": [asdict(row) for row in found]}, tasks=list(tasks), condition=condition)
-        rows += found
-    return rows, versions
+            found = scores_of(document, condition=condition)
+            kept.put(key, {"rows": [asdict(score) for score in found]}, tasks=list(tasks), condition=condition)
+        scores += found
+    return scores, versions
 
 
-def rows_of(document: Mapping[str, Any], *, condition: str | None) -> list[HarnessRow]:
+def scores_of(document: Mapping[str, Any], *, condition: str | None) -> list[HarnessScore]:
     """The figures in a document that the harness wrote. Raises UserError where there is none."""
-    rows = []
+    scores = []
     for task, values in document["results"].items():
         for key, value in values.items():
             metric, comma, name = key.partition(",")
@@ -201,8 +218,8 @@ def rows_of(document: Mapping[str, Any], *, condition: str | None) -> list[Harne
             if not is_figure or not math.isfinite(value):
                 continue
             error = values.get(f"{metric}_stderr,{name}")
-            rows.append(
-                HarnessRow(
+            scores.append(
+                HarnessScore(
                     task=task,
                     task_version=str(document.get("versions", {}).get(task, "")),
                     condition=condition,
@@ -215,9 +232,9 @@ def rows_of(document: Mapping[str, Any], *, condition: str | None) -> list[Harne
                     is_higher_better=document.get("higher_is_better", {}).get(task, {}).get(metric),
                 )
             )
-    if not rows:
+    if not scores:
         raise UserError("lm-evaluation-harness", "wrote a document without any figure", "see what it printed")
-    return rows
+    return scores
 
 
 def command(
@@ -316,8 +333,8 @@ def _last_lines(text: str, count: int) -> str:
     return "\n".join(lines[-count:])
 
 
-def _rows_of_json(value: Mapping[str, Any]) -> list[HarnessRow]:
-    return [typed(HarnessRow, row) for row in value["rows"]]
+def _scores_of_json(value: Mapping[str, Any]) -> list[HarnessScore]:
+    return [typed(HarnessScore, row) for row in value["rows"]]
 
 
 def _content_of(folder: Path | None) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ochat_train.suites.data import DataFile
 from ochat_train.suites.intervals import Estimate
-from ochat_train.suites.lm_eval import HarnessRow
+from ochat_train.suites.lm_eval import HarnessScore
 from ochat_train.suites.suite import Finish
 
 FORMAT = 2  # of the document
@@ -42,7 +42,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class EvalSettings:
     """How it was asked. max_new_tokens: None where each suite has its own. limit: questions of a suite, None for all.
     top_p, seed: of sampling; the seed also draws samples of questions, examples and intervals.
     """
@@ -82,7 +82,7 @@ class AnswerResult:
 
     prompt_sha256: of the ids or messages that were asked. texts: the answer to each turn, none where it failed.
     value: None unless scored. found, others, details: as in `Scored`. started, ended: seconds since 1970. reason: why
-    it was not scored. failed_tries: reason -> tries without an answer.
+    it was not scored. failed_tries: reason -> tries without an answer. had_less_room: as in `Answer`.
     """
 
     status: Status
@@ -99,6 +99,7 @@ class AnswerResult:
     ended: float | None = None
     reason: str | None = None
     failed_tries: Mapping[str, int] = field(default_factory=dict)
+    had_less_room: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -119,14 +120,15 @@ class QuestionResult(AnswerResult):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRow:
-    """The scores of a suite under a condition, or of one of its tasks.
+class SuiteScore:
+    """How a suite, or one of its tasks, was answered under a condition.
 
     task: None for all questions of the suite, each of which counts the same. num_questions = num_scored + num_failed +
     num_too_long; shares and means are of the scored ones. score: None where nothing was scored. others: rule -> its
     score. answered: share in which the rule found an answer. empty: share without any text, cut: share that reached the
-    limit of tokens. mean_tokens: of an answer. seconds: in which at least one question was being answered;
-    tokens_per_second: of all answers together. extra: columns of other parts of the program.
+    limit of tokens, or the end of the context. num_had_less_room: those that reached the end of the context before the
+    limit. mean_tokens: of an answer. seconds: in which at least one question was being answered; tokens_per_second: of
+    all answers together. extra: columns of other parts of the program.
     """
 
     suite: str
@@ -144,11 +146,12 @@ class ScoreRow:
     mean_tokens: float | None
     seconds: float | None
     tokens_per_second: float | None
+    num_had_less_room: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedRow:
+class PairedDifference:
     """Two conditions on the same questions: second - first.
 
     num_questions: scored under both. num_first_better, num_second_better: of them; the rest are equal.
@@ -164,7 +167,7 @@ class PairedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContaminationRow:
+class SeenScores:
     """How many questions of a suite are in the training data, and the scores under a condition with and without them.
 
     num_questions: of the whole suite; num_seen, num_unchecked: of them (see `contamination`). score_seen, score_unseen:
@@ -195,17 +198,21 @@ class EvalResults:
     engine: str
     engine_versions: Mapping[str, str]
     versions: Mapping[str, str]
-    settings: RunSettings
+    settings: EvalSettings
     conditions: tuple[str | None, ...]
     suites: tuple[SuiteFacts, ...]
-    scores: tuple[ScoreRow, ...]
-    paired: tuple[PairedRow, ...]
+    scores: tuple[SuiteScore, ...]
+    paired: tuple[PairedDifference, ...]
     failed_tries: Mapping[str, int]
     questions: tuple[QuestionResult, ...]
-    contamination: tuple[ContaminationRow, ...] = ()
-    harness: tuple[HarnessRow, ...] = ()
+    contamination: tuple[SeenScores, ...] = ()
+    harness: tuple[HarnessScore, ...] = ()
     harness_versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
+
+    def facts_of(self, suite: str) -> SuiteFacts:
+        """What was asked of the suite with this name."""
+        return next(facts for facts in self.suites if facts.name == suite)
 
     @property
     def num_failed(self) -> int:
@@ -213,6 +220,6 @@ class EvalResults:
         return sum(question.status == "failed" for question in self.questions)
 
     @property
-    def without_score(self) -> tuple[ScoreRow, ...]:
+    def without_score(self) -> tuple[SuiteScore, ...]:
         """Suites under conditions of which no question at all was scored."""
         return tuple(row for row in self.scores if row.task is None and row.num_scored == 0)

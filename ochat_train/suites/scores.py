@@ -1,4 +1,4 @@
-"""From the results of questions to the rows of a table."""
+"""From the results of questions to scores with their intervals."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from pathlib import Path
 
 from ochat_train.suites.contamination import contamination
 from ochat_train.suites.intervals import Estimate, mean_estimate, paired_estimate
-from ochat_train.suites.results import ContaminationRow, PairedRow, QuestionResult, ScoreRow
+from ochat_train.suites.results import PairedDifference, QuestionResult, SeenScores, SuiteScore
 from ochat_train.suites.suite import Suite
 
 
-def score_rows(questions: Sequence[QuestionResult], *, seed: int, highest: float = 1.0) -> list[ScoreRow]:
-    """Rows of one suite: for each condition, that of all questions and then that of each task, if there are several."""
-    rows = []
+def suite_scores(questions: Sequence[QuestionResult], *, seed: int, highest: float = 1.0) -> list[SuiteScore]:
+    """Scores of one suite: for each condition, of all questions and then of each task, if there are several."""
+    scores = []
     for condition in _conditions(questions):
         asked = [question for question in questions if question.condition == condition]
-        rows.append(_row(asked, task=None, seed=seed, highest=highest))
+        scores.append(_suite_score(asked, task=None, seed=seed, highest=highest))
         tasks = sorted({question.task for question in asked})
         if len(tasks) > 1:
             for task in tasks:
                 of_task = [question for question in asked if question.task == task]
-                rows.append(_row(of_task, task=task, seed=seed, highest=highest))
-    return rows
+                scores.append(_suite_score(of_task, task=task, seed=seed, highest=highest))
+    return scores
 
 
-def paired_rows(questions: Sequence[QuestionResult], *, seed: int, highest: float = 1.0) -> list[PairedRow]:
+def paired_differences(
+    questions: Sequence[QuestionResult], *, seed: int, highest: float = 1.0
+) -> list[PairedDifference]:
     """Each pair of conditions of one suite."""
     by_condition = {
         condition: [question for question in questions if question.condition == condition]
         for condition in _conditions(questions)
     }
     return [
-        paired_row(by_condition[first], by_condition[second], seed=seed, highest=highest)
+        paired_difference(by_condition[first], by_condition[second], seed=seed, highest=highest)
         for first, second in combinations(by_condition, 2)
     ]
 
 
-def paired_row(
+def paired_difference(
     first: Sequence[QuestionResult], second: Sequence[QuestionResult], *, seed: int, highest: float = 1.0
-) -> PairedRow:
+) -> PairedDifference:
     """Two lists of results of one suite, each of one condition; questions that were scored in both count."""
     values = {question.id: question.value for question in second}
     pairs = [(one.value, other) for one in first if one.value is not None and (other := values.get(one.id)) is not None]
     ones, others = [one for one, _ in pairs], [other for _, other in pairs]
-    return PairedRow(
+    return PairedDifference(
         suite=first[0].suite,
         first=first[0].condition,
         second=second[0].condition,
@@ -65,13 +67,13 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def _row(asked: Sequence[QuestionResult], *, task: str | None, seed: int, highest: float) -> ScoreRow:
+def _suite_score(asked: Sequence[QuestionResult], *, task: str | None, seed: int, highest: float) -> SuiteScore:
     scored = [question for question in asked if question.status == "scored"]
     counts = [question.num_tokens for question in scored if question.num_tokens is not None]
     spans = [(q.started, q.ended) for q in scored if q.started is not None and q.ended is not None]
     seconds = busy_seconds(spans) if spans else None
     known = len(counts) == len(scored) and counts
-    return ScoreRow(
+    return SuiteScore(
         suite=asked[0].suite,
         task=task,
         condition=asked[0].condition,
@@ -88,6 +90,7 @@ def _row(asked: Sequence[QuestionResult], *, task: str | None, seed: int, highes
         answered=_share(question.is_answered for question in scored),
         empty=_share(question.is_empty for question in scored),
         cut=_share(question.finish == "length" for question in scored),
+        num_had_less_room=sum(question.had_less_room for question in scored),
         mean_tokens=sum(counts) / len(counts) if known else None,
         seconds=None if seconds is None else round(seconds, 3),
         tokens_per_second=round(sum(counts) / seconds, 3) if known and seconds else None,
@@ -108,15 +111,15 @@ def _share(marks: Iterable[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def contamination_rows(
+def seen_scores(
     suites: Sequence[Suite], questions: Sequence[QuestionResult], prepared_dir: Path, *, seed: int
-) -> list[ContaminationRow]:
+) -> list[SeenScores]:
     """How much of each suite is in a prepared dataset, and what that does to the scores under each condition.
 
     Raises UserError for a folder without a dataset.
     """
     texts = {suite.name: ["\n".join(question.turns) for question in suite.questions] for suite in suites}
-    rows = []
+    results = []
     for name, found in contamination(texts, prepared_dir).items():
         suite = next(suite for suite in suites if suite.name == name)
         seen = {suite.questions[number].id: place for number, place in found.seen.items()}
@@ -125,8 +128,8 @@ def contamination_rows(
             under = [question for question in asked if question.condition == condition]
             parts = [[q.value for q in under if (q.id in seen) is wanted] for wanted in (True, False)]
             scores = [_estimate(values, seed=seed, highest=suite.highest) for values in parts]
-            rows.append(
-                ContaminationRow(
+            results.append(
+                SeenScores(
                     suite=name,
                     condition=condition,
                     num_questions=found.num_questions,
@@ -139,4 +142,4 @@ def contamination_rows(
                     num_conversations=found.num_conversations,
                 )
             )
-    return rows
+    return results

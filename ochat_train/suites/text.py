@@ -1,14 +1,22 @@
-"""Results as text for a terminal, and as Markdown."""
+"""Results as text for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from data_pipeline.look.text import aligned
-from data_pipeline.text_rules import markdown_text, visible, visible_line
+from data_pipeline.text_rules import visible, visible_line
 from ochat_train.suites.intervals import Estimate
-from ochat_train.suites.lm_eval import HarnessRow
-from ochat_train.suites.results import ContaminationRow, EvalResults, PairedRow, ScoreRow, SuiteFacts
+from ochat_train.suites.lm_eval import HarnessScore
+from ochat_train.suites.results import (
+    EvalResults,
+    PairedDifference,
+    QuestionResult,
+    SeenScores,
+    SuiteScore,
+)
+
+_MOST_NAMED = 3  # questions in a note; results.json has all
 
 
 def results_text(results: EvalResults, *, tasks: bool = False) -> str:
@@ -23,14 +31,6 @@ def results_text(results: EvalResults, *, tasks: bool = False) -> str:
         parts.append(_aligned(HARNESS_HEAD, [harness_cells(row) for row in results.harness]))
     parts += _notes(results)
     return "\n\n".join(part for part in parts if part)
-
-
-def results_markdown(results: EvalResults) -> str:
-    """The table of scores in Markdown, without tasks."""
-    rows = [row for row in results.scores if row.task is None]
-    cells = [list(map(markdown_text, score_cells(row, results))) for row in rows]
-    lines: list[Sequence[str]] = [SCORE_HEAD, ["---"] * len(SCORE_HEAD), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def shown_condition(condition: str | None) -> str:
@@ -61,9 +61,9 @@ SCORE_HEAD = (
 )
 
 
-def score_cells(row: ScoreRow, results: EvalResults) -> list[str]:
+def score_cells(row: SuiteScore, results: EvalResults) -> list[str]:
     """A row of scores, under SCORE_HEAD."""
-    highest = _facts(results, row.suite).highest
+    highest = results.facts_of(row.suite).highest
     others = ", ".join(f"{rule} {points(estimate, highest=highest)}" for rule, estimate in row.others.items())
     missing = [f"{row.num_failed:,} failed"] * bool(row.num_failed)
     missing += [f"{row.num_too_long:,} too long"] * bool(row.num_too_long)
@@ -86,13 +86,13 @@ def score_cells(row: ScoreRow, results: EvalResults) -> list[str]:
 PAIRED_HEAD = ("suite", "difference", "questions", "second - first [95 %]", "first better", "second better")
 
 
-def paired_cells(row: PairedRow, results: EvalResults) -> list[str]:
+def paired_cells(row: PairedDifference, results: EvalResults) -> list[str]:
     """A row of differences, under PAIRED_HEAD."""
     return [
         row.suite,
         f"{shown_condition(row.second)} - {shown_condition(row.first)}",
         f"{row.num_questions:,}",
-        points(row.difference, highest=_facts(results, row.suite).highest, signed=True),
+        points(row.difference, highest=results.facts_of(row.suite).highest, signed=True),
         f"{row.num_first_better:,}",
         f"{row.num_second_better:,}",
     ]
@@ -101,9 +101,9 @@ def paired_cells(row: PairedRow, results: EvalResults) -> list[str]:
 SEEN_HEAD = ("suite", "condition", "seen in training", "score of these", "score without them [95 %]")
 
 
-def seen_cells(row: ContaminationRow, results: EvalResults) -> list[str]:
+def seen_cells(row: SeenScores, results: EvalResults) -> list[str]:
     """A row of questions in the training data, under SEEN_HEAD."""
-    highest = _facts(results, row.suite).highest
+    highest = results.facts_of(row.suite).highest
     return [
         row.suite,
         shown_condition(row.condition),
@@ -116,7 +116,7 @@ def seen_cells(row: ContaminationRow, results: EvalResults) -> list[str]:
 HARNESS_HEAD = ("lm-eval task", "condition", "metric", "value ± standard error", "questions")
 
 
-def harness_cells(row: HarnessRow) -> list[str]:
+def harness_cells(row: HarnessScore) -> list[str]:
     """A figure of lm-evaluation-harness, under HARNESS_HEAD."""
     error = "" if row.standard_error is None else f" ± {row.standard_error:.4f}"
     questions = "-" if row.num_questions is None else f"{row.num_questions:,}"
@@ -137,7 +137,7 @@ def _head(results: EvalResults) -> str:
 
 
 def _notes(results: EvalResults) -> list[str]:
-    notes = []
+    notes = room_notes(results)
     for facts in results.suites:
         if facts.num_asked < facts.num_questions:
             notes.append(
@@ -152,8 +152,30 @@ def _notes(results: EvalResults) -> list[str]:
     return [visible("\n".join(notes))] if notes else []
 
 
-def _facts(results: EvalResults, suite: str) -> SuiteFacts:
-    return next(facts for facts in results.suites if facts.name == suite)
+def room_notes(results: EvalResults) -> list[str]:
+    """What the length of the context did to the questions of each suite under each condition."""
+    return [text for row in results.scores if row.task is None for text in _room_notes(row, results)]
+
+
+def _room_notes(row: SuiteScore, results: EvalResults) -> Iterator[str]:
+    place = f"{row.suite}, {shown_condition(row.condition)}"
+    if row.num_too_long:
+        ids = [question.id for question in results.questions if _is_too_long(question, row)]
+        names = ", ".join(ids[:_MOST_NAMED]) + (", ..." if len(ids) > _MOST_NAMED else "")
+        yield (
+            f"{place}: {row.num_too_long:,} of {row.num_questions:,} questions do not fit into the context and are in "
+            f"no score: {names}"
+        )
+    if row.num_had_less_room:
+        limit = results.facts_of(row.suite).max_new_tokens
+        yield (
+            f"{place}: {row.num_had_less_room:,} answers were cut before {limit:,} tokens, at the end of the context; "
+            "they are scored as far as they go"
+        )
+
+
+def _is_too_long(question: QuestionResult, row: SuiteScore) -> bool:
+    return (question.suite, question.condition, question.status) == (row.suite, row.condition, "too_long")
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

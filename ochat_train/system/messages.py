@@ -82,8 +82,9 @@ def print_marked(line: str) -> None:
 
 def print_piece(text: str) -> None:
     """Print a piece of an answer that is still being written to stdout, at once."""
-    sys.stdout.write(_encodable(visible(text), sys.stdout))
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.write(_encodable(visible(text), sys.stdout))
+        sys.stdout.flush()
 
 
 def end_pieces(text: str, *, ends_line: bool) -> None:
@@ -98,9 +99,23 @@ def reader_may_leave() -> Iterator[None]:
     """Printing to a program that reads no further (`ochat inspect ... | head`) ends the block and is not a failure."""
     try:
         yield
-        sys.stdout.flush()
+        flush_results()
     except BrokenPipeError:
         sys.stdout = None  # so that Python does not complain when it ends
+
+
+def flush_results() -> None:
+    """Write what is still in the buffer of stdout: a full disk behind it is an error before Python ends."""
+    if sys.stdout is not None:  # closed by whoever started the command, or because its reader has left
+        sys.stdout.flush()
+
+
+def give_up_results() -> None:
+    """Close stdout where it cannot be written: Python would try again when it ends, complain, and end with 120."""
+    try:
+        flush_results()
+    except OSError:
+        sys.stdout = None
 
 
 def print_error(text: object) -> None:

@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from ochat_train.suites.intervals import mean_estimate
-from ochat_train.suites.lm_eval import HarnessRow
+from ochat_train.suites.lm_eval import HarnessScore
 from ochat_train.suites.results import (
-    ContaminationRow,
     EvalResults,
+    EvalSettings,
     ModelFacts,
     QuestionResult,
-    RunSettings,
+    SeenScores,
     SuiteFacts,
 )
-from ochat_train.suites.scores import paired_rows, score_rows
+from ochat_train.suites.scores import paired_differences, suite_scores
 
 CONDITIONS = ("GPT4 Correct", "GPT3")
 NASTY = '<script>document.title = "taken"</script><img src=x onerror=alert(1)>|`x`| **b** \u202e\n</pre> &amp;'
@@ -71,7 +71,7 @@ def eval_results(*, weights_sha256: str | None = "1" * 64, **more: Any) -> EvalR
         for j, condition in enumerate(CONDITIONS)
         for i in range(12)
     ]
-    seen = ContaminationRow(
+    seen = SeenScores(
         suite="arithmetic",
         condition=CONDITIONS[0],
         num_questions=12,
@@ -83,7 +83,7 @@ def eval_results(*, weights_sha256: str | None = "1" * 64, **more: Any) -> EvalR
         fingerprint="f" * 64,
         num_conversations=1234,
     )
-    harness = HarnessRow(
+    harness = HarnessScore(
         task="tiny",
         task_version="2",
         condition=CONDITIONS[1],
@@ -101,11 +101,11 @@ def eval_results(*, weights_sha256: str | None = "1" * 64, **more: Any) -> EvalR
         engine="transformers",
         engine_versions={"transformers": "5"},
         versions={"ochat-train": "1"},
-        settings=RunSettings(),
+        settings=EvalSettings(),
         conditions=CONDITIONS,
         suites=(suite_facts("arithmetic"), suite_facts("talk", metric="points", highest=10.0)),
-        scores=(*score_rows(asked, seed=0), *score_rows(judged, seed=0, highest=10.0)),
-        paired=(*paired_rows(asked, seed=0), *paired_rows(judged, seed=0, highest=10.0)),
+        scores=(*suite_scores(asked, seed=0), *suite_scores(judged, seed=0, highest=10.0)),
+        paired=(*paired_differences(asked, seed=0), *paired_differences(judged, seed=0, highest=10.0)),
         failed_tries={"status 503": 2},
         questions=(*asked, *judged),
         contamination=(seen,),

@@ -212,5 +212,5 @@ KERNEL = Kernel(
     module="flash_attn.cute",
     if_missing="the package flash-attn-4 is not installed (extra `gpu`)",
     saved_operators=("ochat.flash_4.default",),
-    first_call="flash_attention_4 compiles its kernels for this base, 10 to 30 s, and keeps them for later runs",
+    first_call="flash_attention_4 compiles kernels that no earlier run has kept, for up to 30 s",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import re
 import shutil
 import threading
@@ -28,6 +29,7 @@ from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.model.proof.base import prove_base
 from ochat_train.planning.memory_parts import GIB
+from ochat_train.planning.steps import peak_learning_rate
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.data import folder_state, without_hashes
@@ -407,18 +409,33 @@ def test_bases_of_other_kinds(config: dict[str, Any], name: str, make_recipe: Re
 def test_it_is_said_which_rule_gives_the_learning_rate(make_recipe: RecipeFactory) -> None:
     path = make_recipe(optimizer={})
     assert only(findings_of(path), "learning rate", "ok").problem == (
-        "auto, 4.472e-06 (OpenChat's rule for Mistral: 3e-4 / 6; 1,024 supervised tokens a step count as 32,000, where "
+        "auto, 4.472e-06 (OpenChat's rule for Mistral: 3e-4 / 6; steps of at most 1,024 tokens count as 32,000, where "
         "the rule ends)"
     )
     path = make_recipe(optimizer={}, train__tokens_per_step=64_000)
     assert only(findings_of(path), "learning rate", "ok").problem == (
-        "auto, 4.47e-06 to 6.32e-06: higher with more tokens that are learned from; OpenChat's rule for Mistral: "
-        "3e-4 / 6 * sqrt(supervised tokens per step / 4e6)"
+        "auto, 4.47e-06 to 6.32e-06: `ochat prepare` counts the supervised tokens, which decide; OpenChat's rule for "
+        "Mistral: 3e-4 / 6 * sqrt(supervised tokens per step / 4e6)"
     )
+    path = make_recipe(optimizer={}, train__tokens_per_step=2**26)
+    assert "to 7.24e-05: `ochat prepare` counts" in only(findings_of(path), "learning rate", "ok").problem
     qwen = {**{k: v for k, v in TINY_MODEL.items() if k != "sliding_window"}, "model_type": "qwen2"}
     path = make_recipe(model__config=qwen, optimizer={})
-    width = f"rule by width for Qwen2, Qwen2.5 and Qwen3: 5e-5 * 4096 / {TINY_MODEL['hidden_size']}; 1,024"
+    width = f"rule by width for Qwen2, Qwen2.5 and Qwen3: 5e-5 * 4096 / {TINY_MODEL['hidden_size']}; steps"
     assert width in only(findings_of(path), "learning rate", "ok").finding
+
+
+def test_a_prepared_dataset_decides_the_learning_rate_as_in_a_run(make_recipe: RecipeFactory) -> None:
+    """Its supervised tokens are counted, and not all tokens of a step."""
+    recipe = load_recipe(path := make_recipe(optimizer={}, train__tokens_per_step=2**18))
+    manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    counts = manifest.splits["train"]
+    expected = 3e-4 / 6 * math.sqrt(2**18 * counts.supervised_tokens / counts.tokens / 4e6)
+    areas = [area for area in AREAS if area.name == "learning rate"]
+    [_, found] = check(path, (), num_gpus=1, gpu_memory_gib=79.0, areas=areas)
+    assert found.problem == f"auto, {expected:.4g} (OpenChat's rule for Mistral: 3e-4 / 6)"
+    assert f"{expected:.4g}" == f"{peak_learning_rate(recipe, manifest).value:.4g}"
+    assert counts.supervised_tokens < 0.9 * counts.tokens, "the control: all tokens would give another rate"
 
 
 # ---- memory and disk ----

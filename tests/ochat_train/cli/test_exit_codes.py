@@ -29,14 +29,25 @@ class LeftReader(io.StringIO):
         raise BrokenPipeError
 
 
-def test_only_inspect_may_lose_its_reader(
-    make_recipe: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_verbs_that_print_what_was_asked_for_may_lose_their_reader(
+    make_recipe: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`ochat inspect ... | head` is not a failure; a training that cannot print any more has not succeeded."""
+    """`ochat inspect ... | head` is not a failure; a training that cannot print any more has not succeeded. What a
+    verb has found still decides its exit code.
+    """
     recipe = make_recipe()
     assert main(["prepare", str(recipe), "--workers", "1"]) == 0
+    shown = [["inspect", str(tmp_path / "prepared")], ["schema", "--path"], ["plan", str(recipe), "--gpus", "1"]]
+    for arguments in shown:
+        monkeypatch.setattr("sys.stdout", LeftReader())
+        assert main(arguments) == 0, arguments
     monkeypatch.setattr("sys.stdout", LeftReader())
-    assert main(["inspect", str(tmp_path / "prepared")]) == 0
+    assert main(["check", str(tmp_path / "none.yaml")]) == 2
+    for arguments in (["--help"], ["train", "--help"], ["--version"]):
+        monkeypatch.setattr("sys.stdout", LeftReader())
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+    assert capsys.readouterr().err.endswith("none.yaml: 1 problem\n")
     monkeypatch.setattr("sys.stdout", LeftReader())
     with pytest.raises(BrokenPipeError):
         main(["prepare", str(recipe)])
@@ -67,10 +78,46 @@ def test_a_full_disk_behind_the_output_is_an_error_with_a_message(
     assert main(["schema"]) == 2
     message = "the output: cannot be written: No space left on device; make room there, and run the command again"
     assert capsys.readouterr().err == f"ochat schema: {message}\n"
+    monkeypatch.setattr("sys.stdout", stdout())
     monkeypatch.setattr("sys.stderr", FullDisk())
     assert main(["schema"]) == 2, "the exit code says it where no message can"
+    monkeypatch.setattr("sys.stdout", stdout())
     with pytest.raises(OSError, match="No space left"):
         main(["schema", "--debug"])
+
+
+@pytest.mark.parametrize("stdout", [FullDisk, LateFullDisk])
+def test_help_that_cannot_be_written_is_an_error(
+    stdout: type[FullDisk], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """argparse ends with 0 then. What it writes to standard error may be lost: the exit code says it."""
+    for program, arguments in [("ochat", ["--help"]), ("ochat", ["--version"]), ("ochat train", ["train", "-h"])]:
+        monkeypatch.setattr("sys.stdout", stdout())
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert capsys.readouterr().err.startswith(f"{program}: the output: cannot be written: No space left on device")
+    monkeypatch.setattr("sys.stderr", stdout())
+    for arguments in (["train", "-h"], ["train", "--nonsense"]):
+        monkeypatch.setattr("sys.stdout", stdout())
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_python_does_not_write_again_what_could_not_be_written() -> None:
+    """It would print its own complaint, and end with 120. The control is a program that does no more than print."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+    def ended(program: str) -> tuple[int, str]:
+        with open("/dev/full", "w") as full:
+            run = subprocess.run(
+                [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+            )
+        return run.returncode, run.stderr
+
+    code, said = ended("import sys; from ochat_train.cli.main import main; sys.exit(main(['schema', '--path']))")
+    assert (code, said.count("\n")) == (2, 1), said
+    assert ended("print(1)")[0] == 120
 
 
 def test_a_page_that_does_not_fit_is_named_and_leaves_the_old_one(

@@ -13,7 +13,7 @@ from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
 from ochat_train.inference import load
 from ochat_train.inference.generate import Generator, load_generator
-from ochat_train.inference.prompts_file import load_prompts
+from ochat_train.inference.prompts_file import Prompt, load_prompts, notes_of_empty_answers
 from ochat_train.system.pretrained import prompt_ids
 from tests.support.tiny_export import write_tiny_export
 
@@ -61,6 +61,31 @@ def test_a_file_gets_the_answers_of_its_prompts_one_by_one(
         expected.append(json.loads(generated(capsys, *arguments, *condition)))
     assert lines == expected
     assert len({line["answer"] for line in lines}) >= 4, "the control: conditions and system texts matter"
+
+
+def test_an_empty_answer_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error, with the condition; under another condition the model says something, the control."""
+    real: Any = Generator.answers
+
+    def answers(self: Generator, conversations: Any, *, condition: str | None, **options: Any) -> Any:
+        found = real(self, conversations, condition=condition, **options)
+        return found if condition == "GPT3" else [""] * len(found)
+
+    monkeypatch.setattr(Generator, "answers", answers)
+    said = "the model wrote no text under the condition 'GPT4 Correct', usually because it ended its turn at once"
+    ask = ["generate", str(folder), "--max-new-tokens", "8"]
+    assert main([*ask, "--prompt", "hello"]) == 0
+    assert capsys.readouterr() == ("\n", f"the answer is empty: {said}\n")
+    assert main([*ask, "--prompt", "hello", "--condition", "GPT3"]) == 0
+    assert capsys.readouterr().err == ""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('"a"\n{"prompt": "a", "condition": "GPT3"}\n{"prompt": "a", "condition": "GPT4 Correct"}\n')
+    assert main([*ask, "--prompts", str(path)]) == 0
+    assert capsys.readouterr().err == f"2 of 3 answers are empty: {said}\n"
+    [line] = notes_of_empty_answers([Prompt(prompt="a")], [""], default=None)
+    assert line == "the answer is empty: the model wrote no text, usually because it ended its turn at once"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from data_pipeline.errors import UserError
 from ochat_train.cli.eval import _require_answers, _results_against
 from ochat_train.cli.main import main
 from ochat_train.suites.compare import compare, comparison_text
-from ochat_train.suites.results import EvalResults, ModelFacts, RunSettings
-from ochat_train.suites.scores import score_rows
+from ochat_train.suites.results import EvalResults, EvalSettings, ModelFacts
+from ochat_train.suites.scores import suite_scores
 from ochat_train.suites.suite import SuiteOptions
 from ochat_train.suites.table import make_suites
 from ochat_train.system.exits import UnansweredError
@@ -50,7 +50,7 @@ def test_says_what_was_asked_differently_and_what_was_left_out() -> None:
     other = replace(
         results,
         model=ModelFacts(name="made-up", kind="export", sha256="3" * 64),
-        settings=RunSettings(few_shot=5),
+        settings=EvalSettings(few_shot=5),
         engine="vllm",
         conditions=CONDITIONS[:1],
         suites=(suite_facts("arithmetic", max_new_tokens=9),),
@@ -85,7 +85,7 @@ def results_with(**change: Any) -> EvalResults:
     """Half of the questions under the second condition are like `change`; the others were scored."""
     asked = [question(n, condition, 1.0) for condition in CONDITIONS for n in range(4)]
     asked[6:] = [replace(each, value=None, texts=(), **change) for each in asked[6:]]
-    return eval_results(questions=tuple(asked), scores=tuple(score_rows(asked, seed=0)))
+    return eval_results(questions=tuple(asked), scores=tuple(suite_scores(asked, seed=0)))
 
 
 def test_a_suite_without_any_score_is_no_success() -> None:
@@ -96,7 +96,7 @@ def test_a_suite_without_any_score_is_no_success() -> None:
         _require_answers(results_with(status="failed", reason="HTTP 500"), options())
     for status in ("too_long", "failed"):
         asked = [replace(each, status=status, value=None, texts=()) for each in results_with().questions]
-        nothing = eval_results(questions=tuple(asked), scores=tuple(score_rows(asked, seed=0)))
+        nothing = eval_results(questions=tuple(asked), scores=tuple(suite_scores(asked, seed=0)))
         with pytest.raises(UnansweredError, match="arithmetic has no score under GPT4 Correct: of 4 questions"):
             _require_answers(nothing, options(allow_failed=100))
 

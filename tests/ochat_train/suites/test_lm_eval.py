@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,10 @@ from data_pipeline.errors import UserError
 from ochat_train.suites.lm_eval import (
     HarnessModel,
     HarnessOptions,
-    HarnessRow,
+    HarnessScore,
     command,
-    rows_of,
     run_harness,
+    scores_of,
     task_names,
 )
 
@@ -42,7 +43,7 @@ DOCUMENT: dict[str, Any] = {
     "n-samples": {"tiny": {"original": 300, "effective": 40}},
     "higher_is_better": {"tiny": {"exact_match": True}},
 }
-ROW = HarnessRow(
+ROW = HarnessScore(
     task="tiny",
     task_version="1.0",
     condition="GPT3",
@@ -74,26 +75,45 @@ VERSIONS = {"lm_eval": "0.4.13", "torch": "2", "transformers": "5"}
 
 
 class FakeHFLM:
-    """What `lm_eval` 0.4.13 calls a model. style: before the text of every message."""
+    """What `lm_eval` 0.4.13 calls a model. style: before the text of every message. opening: of an answer."""
 
-    style = " "
+    style, opening = " ", "assistant:"
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        text = "".join(f"{each['role']}:{self.style}{each['content']}<end>" for each in messages)
-        return text + "assistant:" if add_generation_prompt else text.removesuffix("<end>")
+        opening = {"user": "user:", "assistant": self.opening}
+        contents = [each["content"].replace("<end>", "<\ufdd0end>") for each in messages]
+        parts = zip(messages, contents, strict=True)
+        text = "".join(f"{opening[each['role']]}{self.style}{content}<end>" for each, content in parts)
+        return text + self.opening if add_generation_prompt else text.removesuffix("<end>")
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[str, str]:
-        return context, continuation
+    def tok_encode(self, text: str) -> list[str]:
+        """Each character is a token, and two ends of lines are one."""
+        return re.findall(r"\n\n|[\s\S]", text)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[str], list[str]]:
+        end = len(context.rstrip())
+        whole, context = self.tok_encode(context + continuation), context[:end]
+        return self.tok_encode(context), whole[len(self.tok_encode(context)) :]
 
 
 @pytest.mark.parametrize(
     ("style", "choice", "expected"),
-    [(" ", "B", " B"), (" ", " B", " B"), ("", "B", "B"), ("\n", "B", "\nB"), ("<think></think>", "B", "B")],
+    [
+        (" ", "B", " B"),
+        (" ", " B", " B"),
+        (" ", "\nB", " \nB"),
+        (" ", "\u00a0B", " \u00a0B"),
+        ("", "B", "B"),
+        ("\n", "B", "\nB"),
+        ("<think></think>", "B", "B"),
+        (" ", "B<end>", " B<\ufdd0end>"),
+    ],
 )
+@pytest.mark.parametrize("opening", ["assistant:", "assistant\n"])
 def test_a_choice_is_put_where_the_template_puts_an_answer(
-    style: str, choice: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    style: str, choice: str, expected: str, opening: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = type("HFLM", (FakeHFLM,), {"style": style})
+    fake = type("HFLM", (FakeHFLM,), {"style": style, "opening": opening})
     model = fake()
     started: list[bool] = []
     monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
@@ -106,11 +126,14 @@ def test_a_choice_is_put_where_the_template_puts_an_answer(
         setattr(module, member, value)
         monkeypatch.setitem(sys.modules, name, module)
     prompt = model.apply_chat_template([{"role": "user", "content": "Which?"}])
-    assert model._encode_pair(prompt, choice) == (prompt, choice), "the harness itself"
+    harness_alone = (prompt.rstrip(), prompt[len(prompt.rstrip()) :] + choice)
+    assert tuple(map("".join, model._encode_pair(prompt, choice))) == harness_alone
     exec(command(["a"], None, EXPORT, HarnessOptions(python="py"), out=Path("/o"))[2], {})
     assert started
-    assert model._encode_pair(prompt, choice) == (prompt, expected)
-    assert model._encode_pair("Once upon", "a") == ("Once upon", "a"), "no prompt of a chat"
+    joined = (opening + expected)[len("assistant") :].startswith("\n\n")  # then the ids have no place between the two
+    ids = (prompt.rstrip(), prompt[len(prompt.rstrip()) :] + expected) if joined else (prompt, expected)
+    assert tuple(map("".join, model._encode_pair(prompt, choice))) == ids
+    assert tuple(map("".join, model._encode_pair("Once upon ", "a"))) == ("Once upon", " a"), "no prompt of a chat"
 
 
 @pytest.fixture
@@ -170,11 +193,11 @@ def test_options_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_figures_and_standard_errors_are_those_of_the_document() -> None:
-    first, second = rows_of(DOCUMENT, condition="GPT3")
+    first, second = scores_of(DOCUMENT, condition="GPT3")
     assert first == ROW
     assert (second.metric, second.value, second.standard_error) == ("f1", 0.5, None)
     with pytest.raises(UserError, match="without any figure"):
-        rows_of({"results": {"tiny": {"alias": "tiny"}}}, condition=None)
+        scores_of({"results": {"tiny": {"alias": "tiny"}}}, condition=None)
 
 
 def test_a_finished_run_is_not_made_again(harness: Callable[..., str], tmp_path: Path) -> None:
@@ -183,7 +206,7 @@ def test_a_finished_run_is_not_made_again(harness: Callable[..., str], tmp_path:
     (tasks / "tiny.yaml").write_text("task: tiny")
     options = HarnessOptions(python=harness(), include=tasks)
 
-    def run(model: HarnessModel = EXPORT) -> list[HarnessRow]:
+    def run(model: HarnessModel = EXPORT) -> list[HarnessScore]:
         return run_harness(["tiny"], ["GPT3", "GPT4"], model, options, folder=tmp_path / "out")[0]
 
     first = run()
