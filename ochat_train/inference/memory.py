@@ -69,7 +69,7 @@ def _cached_bytes_per_token(model: Any) -> int:
     """What the cache of a loaded model holds for each token, seen on two tokens."""
     tokens = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
     layers = model(input_ids=tokens, use_cache=True).past_key_values.layers
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // tokens.numel()
+    return int(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // tokens.numel())
 
 
 def free_bytes(device: torch.device) -> float:
