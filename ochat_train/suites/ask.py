@@ -221,6 +221,7 @@ class _Asking:
             started=round(started, 3),
             ended=round(time.time(), 3),
             failed_tries=dict(failed_tries),
+            had_less_room=any(_had_less_room(answer, request.settings) for answer in answers),
         )
 
     async def _turn(self, messages: Sequence[Message], request: Request, failed_tries: Counter[str]) -> TurnAnswer:
@@ -244,6 +245,11 @@ class _Asking:
                 self._respondent.answer(prompt, settings), timeout=self._patience.timeout_seconds
             )
         raise NoAnswer(f"no answer within {self._patience.timeout_seconds:g} seconds", is_temporary=True)
+
+
+def _had_less_room(answer: TurnAnswer, settings: TurnSettings) -> bool:
+    """Whether an answer was cut off before the length that was asked for. A server may not count tokens."""
+    return answer.finish == "length" and answer.num_tokens is not None and answer.num_tokens < settings.max_new_tokens
 
 
 def _fitted(settings: TurnSettings, prompt: Prompt) -> TurnSettings:

@@ -53,27 +53,44 @@ print(json.dumps({"versions": versions, "takes_condition": takes}))
 
 # Runs the harness on an export. With a chat template, its log-likelihood tasks put a choice right behind the prompt,
 # `Assistant:B`, where the templates that begin every message with a space were trained on `Assistant: B`. So what the
-# template itself puts between a prompt and an answer, if that is white space, is put before a choice.
+# template itself puts between a prompt and an answer, if that is white space, is put before a choice. The harness also
+# counts white space at the end of a prompt as part of the choice, which changes what is divided by its length. So a
+# choice is what follows the ids of the whole prompt, as in training, unless the tokenizer joins the two. A control
+# token that is spelled out in a choice stays text, as the template of an export keeps it in a message (by U+FDD0).
 _RUN_ON_EXPORT = """
+import functools
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.models.huggingface import HFLM
 
-plain, known = HFLM._encode_pair, {}
+plain = HFLM._encode_pair
 
+@functools.cache
 def ends(model):
-    if id(model) not in known:
-        turn = [{"role": "user", "content": "question"}]
-        prompt = model.apply_chat_template(turn)
-        answered = [*turn, {"role": "assistant", "content": "answer"}]
-        whole = model.apply_chat_template(answered, add_generation_prompt=False)
-        between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
-        known[id(model)] = prompt.rpartition("question")[2], between if between.isspace() else ""
-    return known[id(model)]
+    turn = [{"role": "user", "content": "question"}]
+    prompt = model.apply_chat_template(turn)
+    answered = [*turn, {"role": "assistant", "content": "answer"}]
+    whole = model.apply_chat_template(answered, add_generation_prompt=False)
+    between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
+    begin, _, end = prompt.rpartition("question")
+    return begin, end, between if between.isspace() else ""
+
+@functools.cache
+def as_message(model, text):
+    begin, end, _ = ends(model)
+    shown = model.apply_chat_template([{"role": "user", "content": text}])
+    shown = shown[len(begin) : len(shown) - len(end)]
+    return shown if shown.replace("\\ufdd0", "") == text else text
 
 def encode_pair(self, context, continuation):
-    end, between = ends(self)
-    is_choice = context.endswith(end) and continuation and not continuation[0].isspace()
-    return plain(self, context, between + continuation if is_choice else continuation)
+    _, end, between = ends(self)
+    if not (end and context.endswith(end) and continuation):
+        return plain(self, context, continuation)
+    text = as_message(self, continuation)
+    choice = text if text.startswith(between) else between + text
+    prompt, whole = self.tok_encode(context), self.tok_encode(context + choice)
+    if whole[: len(prompt)] != prompt:
+        return plain(self, context, choice)
+    return prompt, whole[len(prompt) :]
 
 HFLM._encode_pair = encode_pair
 cli_evaluate()
@@ -181,7 +198,7 @@ def run_harness(
     scores: list[HarnessScore] = []
     for condition in conditions:
         asked = {**asdict(options), "include": _content_of(options.include)}
-        key = key_of("lm-eval 2", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
+        key = key_of("lm-eval 3", list(tasks), condition, model.sha256, model.url, model.name, asked, dict(versions))
         found = kept.get(key, _scores_of_json)
         if found is None or model.sha256 is None:  # what is behind a URL may have changed
             document = _document(tasks, condition, model, options)
