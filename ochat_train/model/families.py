@@ -86,7 +86,7 @@ _OPENCHAT = (
         template="openchat_3.2",
         learning_rate_divisor=1.0,
         name_pattern=r"llama-?2",
-        notes="The rate is high beside other published ones (2e-5): newer bases of this shape may want less.",
+        notes="The rate is high compared with other published ones (2e-5): newer bases of this shape may want less.",
     ),
     Family(
         name="llama-large-vocabulary",
