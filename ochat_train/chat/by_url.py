@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
-from ochat_train.chat.answerer import ChatError, ModelFacts, Question, SentPrompt
+from ochat_train.chat.answerer import ChatError, ChatModel, Question, SentPrompt
 from ochat_train.inference.engine import Piece
 from ochat_train.system.addresses import SERVER_KEY, is_this_machine, server_address
 
@@ -43,7 +43,7 @@ class ServerAnswerer:
             trust_env=not is_this_machine(self._url),
         )
 
-    async def start(self) -> ModelFacts:
+    async def start(self) -> ChatModel:
         """Read what the server has. Raises UserError where there is none, or not this model."""
         try:
             rows = await self._json("GET", "models", None)
@@ -65,7 +65,7 @@ class ServerAnswerer:
         self._model = name
         row = rows["data"][names.index(name)]
         conditions = [other.removeprefix(f"{name}@") for other in names if other.startswith(f"{name}@")]
-        return ModelFacts(name=name, conditions=tuple(conditions), default=row.get("condition"))
+        return ChatModel(name=name, conditions=tuple(conditions), default=row.get("condition"))
 
     async def close(self) -> None:
         """Close the connections."""

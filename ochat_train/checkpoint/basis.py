@@ -76,6 +76,9 @@ class RunBasis:
     learning_rate_rule: int = 1
 
 
+UNKNOWN_BASIS = RunBasis()
+
+
 def config_values(config: Any) -> dict[str, Any]:
     """A `transformers` configuration as it can be written into JSON and compared."""
     values: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))

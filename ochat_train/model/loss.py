@@ -19,10 +19,7 @@ CHUNK_TOKENS = 2048  # 2048 x 128,256 float32 logits are 1 GiB, and their softma
 
 @dataclass(frozen=True, kw_only=True)
 class LogitTransform:
-    """What a model does with its head's results u before the softmax, besides nothing: z = c * tanh(scale * u / c).
-
-    softcap: c, None for z = scale * u.
-    """
+    """From the head's results u to logits: z = c * tanh(scale * u / c) with softcap c, z = scale * u without one."""
 
     scale: float = 1.0
     softcap: float | None = None

@@ -68,7 +68,7 @@ class PackedCausalLM(torch.nn.Module):
             use_cache=False,
             cu_seqlens=batch.cu_seqlens_S1,
             max_seqlen=batch.max_seqlen,
-            # said in any case where a config may ask for them, and then compiled layers would have to record them
+            # passed also as False: a config may ask for them, and compiled layers would have to record them
             **({"output_router_logits": with_router_logits} if records_router_logits(self.causal_lm.config) else {}),
         )
         if self.mixers is not None:

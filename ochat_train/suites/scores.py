@@ -41,7 +41,7 @@ def paired_differences(
 
 
 def paired_difference(
-    first: Sequence[QuestionResult], second: Sequence[QuestionResult], *, seed: int, highest: float = 1.0
+    first: Sequence[QuestionResult], second: Sequence[QuestionResult], *, seed: int, highest: float
 ) -> PairedDifference:
     """Two lists of results of one suite, each of one condition; questions that were scored in both count."""
     values = {question.id: question.value for question in second}
