@@ -231,7 +231,7 @@ def _retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (TypeError, ValueError, OverflowError, OSError):  # no date, or of a year that no clock has
+    except (TypeError, ValueError, OverflowError, OSError):  # not a date, or of a year that no clock has
         return None
 
 

@@ -389,5 +389,5 @@ _TaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 def _is(kind: Callable[[Path], bool], place: Path) -> bool:
     try:
         return kind(place)
-    except (OSError, ValueError):  # a text that is no path
+    except (OSError, ValueError):  # a text that cannot be a path
         return False
