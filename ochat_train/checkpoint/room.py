@@ -13,9 +13,9 @@ from data_pipeline.errors import Problem
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.system.sizes import GIB
 
 _BFLOAT16_BYTES, _FLOAT32_BYTES = 2, 4
-_GIB = 2**30
 _REMEDY = "free some space, choose another output_dir, or lower checkpoint.keep_last"
 
 
@@ -107,4 +107,4 @@ def num_checkpoints(recipe: Recipe, *, num_steps: int | None) -> int:
 
 def size_text(size: float) -> str:
     """A size in bytes, for people."""
-    return f"{size / _GIB:.1f} GiB" if size >= 0.1 * _GIB else f"{size / 2**20:.1f} MiB"
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"

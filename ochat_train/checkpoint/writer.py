@@ -38,6 +38,7 @@ from ochat_train.optimizer.shards import alone, has_small_states, states_of_engi
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
+from ochat_train.system.sizes import GIB
 from ochat_train.system.versions import library_versions
 
 _UNKNOWN_BASIS = RunBasis()
@@ -122,7 +123,7 @@ def save_checkpoint(
             with contextlib.suppress(OSError):
                 durable.remove_folder(temporary)
             free = free_bytes(final)
-            room = "" if free is None else f" ({free / 2**30:.2f} GiB are free now)"
+            room = "" if free is None else f" ({free / GIB:.2f} GiB are free now)"
             raise OSError(f"{'; '.join(failures)}{room}")
         records = {name: record for written, _ in reports for name, record in written.items()}
         _check_complete(temporary, records, engine, ranks)
@@ -170,7 +171,7 @@ def _start(engine: Any, ranks: Ranks, final: Path, *, only_trained: bool) -> str
     free = shutil.disk_usage(final.parent).free
     if free < needed:
         raise OSError(
-            f"{final.parent} needs about {needed / 2**30:.2f} GiB for a checkpoint and has {free / 2**30:.2f} GiB "
+            f"{final.parent} needs about {needed / GIB:.2f} GiB for a checkpoint and has {free / GIB:.2f} GiB "
             "free; nothing was written"
         )
     temporary = final.parent / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"

@@ -29,10 +29,10 @@ from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.model.proof.base import prove_base
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.steps import peak_learning_rate
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
+from ochat_train.system.sizes import GIB
 from tests.support.data import folder_state, without_hashes
 from tests.support.doc_pages import first_column, section
 from tests.support.prepared_faults import PREPARED_FAULTS
