@@ -62,7 +62,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "suites system training",
     "api": "checkpoint distributed inference recipe system training",
     "__init__": "api export",
-    "__main__": "cli",
+    "__main__": "cli distributed",
 }
 
 
