@@ -128,7 +128,7 @@ def one_pack(device: torch.device) -> PackedBatch:
         target_weights_T=torch.ones(1024),
         class_ids_T=torch.zeros(1024, dtype=torch.int64),
         cu_seqlens_S1=torch.tensor([0, 1024, 1024], dtype=torch.int32),
-        supervised_rows_N=torch.arange(1024),
+        supervised_indices_N=torch.arange(1024),
         max_seqlen=1024,
         num_tokens=1024,
     ).to(device)

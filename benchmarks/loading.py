@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder) / "prepared", arguments.tokens, arguments.mean_length)
         split = PreparedSplit(Path(folder) / "prepared", "train")
-        plan = TrainingPlan(split, capacity=_PACK, bins_per_step=16, seed=0, epochs=1, max_steps=None)
+        plan = TrainingPlan(split, capacity=_PACK, packs_per_step=16, seed=0, epochs=1, max_steps=None)
         steps = run_steps_of_rank(
             split,
             plan,

@@ -46,7 +46,7 @@ class Baseline:
         total = torch.zeros((), device=device)
         batches = list(batches)
         if self.fused_loss is not None:
-            denominator = sum(len(batch.supervised_rows_N) for batch in batches)
+            denominator = sum(len(batch.supervised_indices_N) for batch in batches)
         for batch in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = self._loss(batch.to(device))

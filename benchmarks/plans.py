@@ -76,10 +76,12 @@ def made_lengths(count: int, mu: float, sigma: float, longest: int) -> np.ndarra
     return np.clip(np.random.default_rng(0).lognormal(mu, sigma, count), 8, longest).astype(np.int64)
 
 
-def plan(lengths: np.ndarray, capacity: int, bins_per_step: int, kind: PlanKind, *, epoch: int = 0) -> EpochPlan:
+def plan(lengths: np.ndarray, capacity: int, packs_per_step: int, kind: PlanKind, *, epoch: int = 0) -> EpochPlan:
     """The plan of an epoch."""
     weights = np.ones(len(lengths))
-    return plan_epoch(lengths, weights, capacity=capacity, bins_per_step=bins_per_step, seed=0, epoch=epoch, kind=kind)
+    return plan_epoch(
+        lengths, weights, capacity=capacity, packs_per_step=packs_per_step, seed=0, epoch=epoch, kind=kind
+    )
 
 
 def step_rows(name: str, lengths: np.ndarray, capacity: int) -> Iterator[str]:

@@ -107,13 +107,13 @@ def file_error(error: BaseException, place: Path | str | None = None) -> UserErr
 
 
 @contextmanager
-def explained_writes(path: Path, remedy: str | None = None) -> Iterator[None]:
+def explained_writes(path: Path) -> Iterator[None]:
     """Turns an OSError of the block into `cannot_write`. path: named where the error names no file itself."""
     try:
         yield
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else path
-        raise cannot_write(name, error, remedy) from error
+        raise cannot_write(name, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ def cached_file(name: str, file: str, *, revision: str | None = None) -> Path | 
     return Path(path) if isinstance(path, str) else None
 
 
-def is_known_to_be_absent(name: str, file: str, *, revision: str | None = None) -> bool:
+def is_known_to_be_absent(name: str, file: str, *, revision: str | None) -> bool:
     """Whether the cache records that the Hub model `name` has no such file."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 

@@ -2,29 +2,9 @@
 
 `from ochat_train import load_recipe, prepare, train, export` is the Python API (api.py, docs/python-api.md).
 
-The packages, in the order in which a run meets them:
-
-    cli/           the `ochat` command, one file a verb
-    recipe/        the recipe (YAML), checked as a whole before anything starts
-    init/, check/  `ochat init` writes a first recipe, `ochat check` says what would stop one
-    planning/      what a run will do: steps, learning rate, memory, hours
-    distributed/   ranks: process group, agreement of all hosts, watchdog, stop request
-    model/         base model, attention kernels, packed batch, loss
-    training/      run, loop, step; metrics and anomalies
-    checkpoint/    resume state, written so that it is complete or not there
-    evaluation/    held-out conversations, the condition matrix, samples, questions
-    tracking/      TensorBoard, Weights & Biases
-    runs/          files of a run folder, for those who read them
-    export/        checkpoint to Hugging Face folder, with its card
-    hub/           Hugging Face folder to the Hub, also beside a run
-    inference/     `ochat generate`
-    report/        a run or a dataset as text and as an HTML page
-    ablation/      C-RLFT against its arms
-    quickstart/    small data with right answers
-    system/        exit codes, durable files, messages
-
 Where two numbers are made: targets are shifted in `model/batch.py`, the loss is scaled in `training/step.py`.
-docs/contributing.md follows one conversation from a raw row to the update, and says how to add things.
+docs/contributing.md says what each package is, follows one conversation from a raw row to an answer, and says how to
+add things.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class ChatReader:
         messages: list[Message] = []
         for number, (role, turn) in enumerate(zip(roles, turns, strict=True)):
             if number >= num_kept:
-                self._weight_of(turn, f"{key}[{number}]", None)  # its keys are checked all the same
+                self._weight_of(turn, f"{key}[{number}]", None)  # its keys are still checked
                 continue
             row_mark = None if weights is None else weights[number]
             content = turn.get(content_key)

@@ -77,7 +77,7 @@ def layout_of(row: Any) -> Layout | str:
 
 
 def _unread_instruction(row: Mapping[str, Any]) -> str | None:
-    """Why the layout is open of a row whose only prompt is an input, beside a label that may be its instruction."""
+    """Why the layout of a row stays open: its only prompt is an input, and a label may be its instruction."""
     names = [name for name in _INPUTS if isinstance(row.get(name), str) and row[name].strip()]
     if not names or any(row.get(name) for name in (*_PROMPTS, *_LISTS)) or "chosen" in row:
         return None
@@ -142,7 +142,7 @@ def _with_turns(key: str, value: Any, row: Mapping[str, Any]) -> Layout | None:
 
 
 def _any_content(turns: Sequence[Any], role: str) -> bool:
-    """Whether messages without a content key are messages all the same: tool calls may stand alone."""
+    """Whether messages without a content key are still messages: tool calls may be all they hold."""
     return role == "role" and any(isinstance(turn, Mapping) and "tool_calls" in turn for turn in turns)
 
 

@@ -36,7 +36,7 @@ UNCLEAR_MARKS = frozenset(("mask", "masks"))  # 1 is "hidden" for some and "lear
 ROW_MARKS = frozenset(("loss_mask", "loss_masks", "weights", "loss_weights", "train_mask"))  # a list, one per message
 
 
-def mark_weight(name: str, value: Any, where: str, *, more_is_more: bool | None = None) -> float | None:
+def mark_weight(name: str, value: Any, where: str, *, more_is_more: bool | None) -> float | None:
     """The weight that a mark gives, None where it is null.
 
     more_is_more: the meaning of a name that is not in MARKS. Raises RowError for a value that cannot be a weight.

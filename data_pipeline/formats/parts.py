@@ -60,7 +60,7 @@ def message_with_parts(role: Role, turn: Mapping[str, Any], where: str) -> Messa
 def _with_thinking(reasoning: str, parts: list[Any], where: str) -> tuple[str, list[Any]]:
     """The reasoning and the other parts of a text that begins with parts of thinking.
 
-    Raises RowError for thinking behind text, for hidden thinking, and beside other reasoning.
+    Raises RowError for thinking after text, for hidden thinking, and where there is other reasoning too.
     """
     num = 0
     while num < len(parts) and isinstance(parts[num], Mapping) and parts[num].get("type") in _THINKING_KINDS:

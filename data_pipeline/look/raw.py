@@ -20,7 +20,7 @@ from data_pipeline.formats.table import FORMATS
 from data_pipeline.held_out import prompt_of
 from data_pipeline.ledger import Tally
 from data_pipeline.path_keys import written_path
-from data_pipeline.prompt.prompt_format import AnyTemplate, rows_of
+from data_pipeline.prompt.prompt_format import AnyTemplate, renderer_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 from data_pipeline.read import sources
 from data_pipeline.read.conversations import BadRow, parse_rows, with_unique_ids
@@ -266,11 +266,11 @@ def token_lengths(
     if own:
         return np.array(own, dtype=np.int64)
     taken = _to_tokenize([item.conversation for item in conversations])
-    render = rows_of(template, tokenizer)
+    render = renderer_of(template, tokenizer)
     rendered = []
     for item in (conversations[number] for number in taken):
         with suppress(RowError):  # the preparation reports it
-            rendered += [row.segments for row in render(item)]
+            rendered += [one.segments for one in render(item)]
     tokenized = TemplateTokenizer(tokenizer).tokenize(rendered)
     return np.array([len(tokens.input_ids) for tokens in tokenized if not isinstance(tokens, RowError)], dtype=np.int64)
 

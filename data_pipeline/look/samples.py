@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from data_pipeline.conversation import ControlToken, Segment, TaggedConversation
 from data_pipeline.errors import RowError
-from data_pipeline.prompt.prompt_format import RowsOf
+from data_pipeline.prompt.prompt_format import Renderer
 from data_pipeline.text_rules import visible
 
 T = TypeVar("T")
@@ -23,13 +23,13 @@ def spread(items: Sequence[T], count: int = NUM_SHOWN) -> list[T]:
     return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]
 
 
-def training_text(item: TaggedConversation, rows_of: RowsOf) -> str:
+def training_text(item: TaggedConversation, render: Renderer) -> str:
     """The prompts of a conversation with what is supervised marked, long messages with their middle left out."""
     try:
-        rows = rows_of(item)
+        rendered = render(item)
     except RowError as error:
         return f"({error})"
-    return "\n".join("".join(_marked(row.segments)) for row in rows)
+    return "\n".join("".join(_marked(one.segments)) for one in rendered)
 
 
 def _marked(segments: Sequence[Segment]) -> Iterator[str]:

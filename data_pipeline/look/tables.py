@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.ledger import Ledger
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from data_pipeline.text_rules import quoted, visible_line
 
 CLASS_HEAD = ("class", "condition", "weight", "conversations", "effective", "tokens", "supervised", "weight share")
@@ -17,7 +17,7 @@ CLASS_NOTE = (
 
 
 def class_rows(
-    classes: Sequence[ClassRow],
+    classes: Sequence[PreparedClass],
     *,
     name: Callable[[str], str] = visible_line,
     condition: Callable[[str], str] = quoted,
@@ -38,7 +38,7 @@ def class_rows(
     ]
 
 
-def weight_text(row: ClassRow) -> str:
+def weight_text(row: PreparedClass) -> str:
     """A class's weight, or the range of its conversations' weights."""
     if row.weight is not None:
         return f"{row.weight:.4g}"

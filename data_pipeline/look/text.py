@@ -12,7 +12,7 @@ from data_pipeline.ledger import Ledger
 from data_pipeline.look.prepared import Inspection, Selection, ShownRow
 from data_pipeline.look.tables import CLASS_HEAD, class_rows, ledger_reasons, ledger_summary
 from data_pipeline.look.tokens import ShownToken, runs
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from data_pipeline.text_rules import quoted, visible, visible_line
 
 _RESET, _PLAIN, _CONTROL, _PREFIX = "\033[0m", "\033[2m", "\033[35m", "\033[36m"
@@ -46,8 +46,8 @@ def report(inspection: Inspection, selection: Selection, *, color: bool, with_to
             yield _marked(row.tokens, heaviest=inspection.heaviest_weight, color=color)
 
 
-def class_table(classes: Sequence[ClassRow]) -> str:
-    """The classes of a prepared dataset as a table; `effective`: ClassRow.effective_conversations."""
+def class_table(classes: Sequence[PreparedClass]) -> str:
+    """The classes of a prepared dataset as a table; `effective`: PreparedClass.effective_conversations."""
     return "\n".join(aligned((CLASS_HEAD, *class_rows(classes))))
 
 

@@ -25,13 +25,13 @@ EMPTY_PACK = -1  # fills up the last step of an epoch, and ranks that would have
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """One epoch: packs in the order of training; step s takes packs [s * bins_per_step, (s + 1) * bins_per_step).
+    """One epoch: packs in the order of training; step s takes packs [s * packs_per_step, (s + 1) * packs_per_step).
 
     lengths: int64[rows], tokens. weight_sums: float64[rows].
     """
 
     packs: Packs
-    bins_per_step: int
+    packs_per_step: int
     capacity: int
     lengths: np.ndarray
     weight_sums: np.ndarray
@@ -39,11 +39,11 @@ class EpochPlan:
     @property
     def num_steps(self) -> int:
         """Optimizer steps in this epoch; the last one may hold fewer packs."""
-        return -(-len(self.packs) // self.bins_per_step)
+        return -(-len(self.packs) // self.packs_per_step)
 
     def step_packs(self, step: int) -> np.ndarray:
-        """Pack numbers of step `step` (0-based) of this epoch, at most `bins_per_step`."""
-        return np.arange(step * self.bins_per_step, min((step + 1) * self.bins_per_step, len(self.packs)))
+        """Pack numbers of step `step` (0-based) of this epoch, at most `packs_per_step`."""
+        return np.arange(step * self.packs_per_step, min((step + 1) * self.packs_per_step, len(self.packs)))
 
     def rows(self, pack_number: int) -> np.ndarray:
         """Rows of a pack, int64; none for EMPTY_PACK."""
@@ -90,7 +90,7 @@ def plan_epoch(
     weight_sums: np.ndarray,
     *,
     capacity: int,
-    bins_per_step: int,
+    packs_per_step: int,
     seed: int,
     epoch: int,
     kind: PlanKind = "varied",
@@ -99,10 +99,10 @@ def plan_epoch(
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     packs = pack(lengths, capacity=capacity, rng=rng, varied=kind != FIRST_PLAN)
     if kind == "balanced":
-        packs = _in_order(packs, _like_with_like(_attention_costs(packs, lengths), bins_per_step, rng))
+        packs = _in_order(packs, _like_with_like(_attention_costs(packs, lengths), packs_per_step, rng))
     return EpochPlan(
         packs=packs,
-        bins_per_step=bins_per_step,
+        packs_per_step=packs_per_step,
         capacity=capacity,
         lengths=np.asarray(lengths),
         weight_sums=weight_sums,
@@ -114,19 +114,19 @@ def _attention_costs(packs: Packs, lengths: np.ndarray) -> np.ndarray:
     return np.add.reduceat(lengths[packs.rows].astype(np.float64) ** 2, packs.offsets[:-1])
 
 
-def _like_with_like(costs: np.ndarray, bins_per_step: int, rng: np.random.Generator) -> np.ndarray:
+def _like_with_like(costs: np.ndarray, packs_per_step: int, rng: np.random.Generator) -> np.ndarray:
     """int64[packs]: an order of packs in which the packs of a step cost about the same, and steps come in random order.
 
     Only packs of a few steps are sorted together, so a step is still a sample of the epoch. What does not fill a step
     stays last.
     """
-    num_full = len(costs) // bins_per_step
-    order = np.arange(num_full * bins_per_step)
-    block = _SORTED_STEPS * bins_per_step
+    num_full = len(costs) // packs_per_step
+    order = np.arange(num_full * packs_per_step)
+    block = _SORTED_STEPS * packs_per_step
     for start in range(0, len(order), block):
         part = order[start : start + block]
         order[start : start + block] = part[np.argsort(costs[part], kind="stable")]
-    steps = order.reshape(num_full, bins_per_step)[rng.permutation(num_full)]
+    steps = order.reshape(num_full, packs_per_step)[rng.permutation(num_full)]
     return np.concatenate((steps.ravel(), np.arange(len(order), len(costs))))
 
 
@@ -138,9 +138,9 @@ def _in_order(packs: Packs, order: np.ndarray) -> Packs:
     return Packs(rows=packs.rows[slots], offsets=offsets)
 
 
-def num_micro_batches(bins_per_step: int, num_ranks: int) -> int:
+def num_micro_batches(packs_per_step: int, num_ranks: int) -> int:
     """Packs that each rank works on in a step."""
-    return -(-bins_per_step // num_ranks)
+    return -(-packs_per_step // num_ranks)
 
 
 def deal(plan: EpochPlan, step: int, *, num_ranks: int) -> np.ndarray:
@@ -150,7 +150,7 @@ def deal(plan: EpochPlan, step: int, *, num_ranks: int) -> np.ndarray:
     the costliest first, so that ranks also keep pace inside a step.
     """
     packs = plan.step_packs(step)
-    per_rank = num_micro_batches(plan.bins_per_step, num_ranks)
+    per_rank = num_micro_batches(plan.packs_per_step, num_ranks)
     dealt = np.full((num_ranks, per_rank), EMPTY_PACK, dtype=np.int64)
     taken = np.zeros(num_ranks, dtype=np.int64)
     load = np.zeros(num_ranks)
@@ -172,7 +172,7 @@ class TrainingPlan:
         split: PreparedSplit,
         *,
         capacity: int,
-        bins_per_step: int,
+        packs_per_step: int,
         seed: int,
         epochs: int,
         max_steps: int | None,
@@ -181,13 +181,13 @@ class TrainingPlan:
         self._split = split
         self._arguments: dict[str, Any] = {
             "capacity": capacity,
-            "bins_per_step": bins_per_step,
+            "packs_per_step": packs_per_step,
             "seed": seed,
             "kind": kind,
         }
         self._planned: dict[int, EpochPlan] = {}
         self.capacity = capacity
-        self.bins_per_step = bins_per_step
+        self.packs_per_step = packs_per_step
         self.steps_per_epoch = []
         self.max_conversations_per_pack = 0
         for epoch in range(epochs):

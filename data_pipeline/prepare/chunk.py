@@ -20,8 +20,8 @@ from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.prompt_format import rows_of
-from data_pipeline.prompt.prompt_row import PromptRow
+from data_pipeline.prompt.prompt_format import renderer_of
+from data_pipeline.prompt.rendered import RenderedConversation
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from data_pipeline.prompt.turns import TurnReader
 from data_pipeline.read.conversations import BadRow, SourceChunk, read_conversations
@@ -39,22 +39,22 @@ class ChunkProcessor:
             assert not isinstance(job.template, BaseTemplate), "refused by `prepare`"
             classes = class_table(job.data, job.rewards)
             self._read_turns = TurnReader(self._tokenizer, job.template, classes, bos_token=job.tokenizer.bos_token)
-        self._rows_of = rows_of(job.template, job.tokenizer)
+        self._render = renderer_of(job.template, job.tokenizer)
         self._length_rule = LengthRule.of(job.template, self._tokenizer, max_length_tokens=job.max_length_tokens)
 
     def __call__(self, part: SourceChunk) -> ChunkResult:
         """Process one chunk."""
         tally = Tally()
         conditions: dict[str, str] = {}
-        items: list[PromptRow] = []
+        rendered: list[RenderedConversation] = []
         for item in self._read(part, tally):
             conditions[item.class_name] = item.condition
-            items += self._rows(self._maybe_without_condition(item), tally)
+            rendered += self._rendered(self._maybe_without_condition(item), tally)
         kept: list[tuple[TaggedConversation, CutConversation]] = []
-        for row, tokens in zip(items, self._tokens(items), strict=True):
-            cut = self._cut(row, tokens, tally)
+        for one, tokens in zip(rendered, self._tokens(rendered), strict=True):
+            cut = self._cut(one, tokens, tally)
             if cut is not None:
-                kept.append((row.tagged, cut))
+                kept.append((one.tagged, cut))
         rows = [self._row(item, cut, conditions) for item, cut in kept]
         whole = {i: kept[i] for i, row in enumerate(rows) if row.is_held_out and not row.is_truncated}
         return ChunkResult(
@@ -99,34 +99,38 @@ class ChunkProcessor:
     def _is_held_out(self, conversation: Conversation) -> bool:
         return is_held_out(conversation, ratio=self._job.data.validation_ratio, seed=self._job.seed)
 
-    def _rows(self, item: TaggedConversation, tally: Tally) -> Sequence[PromptRow]:
-        """The rows of a conversation; none where the template cannot show it. Counts those beyond the first."""
+    def _rendered(self, item: TaggedConversation, tally: Tally) -> Sequence[RenderedConversation]:
+        """Render a conversation; nothing where the template cannot show it. Counts what it gives beyond the first."""
         if item.tokens is not None:
-            return (PromptRow(tagged=item, segments=()),)
+            return (RenderedConversation(tagged=item, segments=()),)
         place = item.conversation.place
         try:
-            rows = self._rows_of(item)
+            rendered = self._render(item)
         except RowError as error:
             tally.drop(error.reason, place, str(error), bad=True)
             return ()
-        if len(rows) == 1 and not rows[0].answers_left_out:
-            return rows
-        if len(rows) > 1:
-            tally.num_rows_added += len(rows) - 1
-            tally.note("row_per_answer", place, f"{len(rows)} rows: the template rewrites what comes before an answer")
-        if left_out := sum(row.answers_left_out for row in rows):
+        if len(rendered) == 1 and not rendered[0].answers_left_out:
+            return rendered
+        if len(rendered) > 1:
+            tally.num_rows_added += len(rendered) - 1
+            tally.note(
+                "row_per_answer", place, f"{len(rendered)} rows: the template rewrites what comes before an answer"
+            )
+        if left_out := sum(one.answers_left_out for one in rendered):
             tally.num_answers_left_out += left_out
             tally.note("answers_left_out", place, f"{left_out} answers that the template rewrites are not trained on")
-        return rows
+        return rendered
 
-    def _tokens(self, items: Sequence[PromptRow]) -> Iterator[TokenizedConversation | RowError]:
-        """The tokens of each row: its own, or those of its rendered text."""
-        texts = iter(self._tokenizer.tokenize([row.segments for row in items if row.tagged.tokens is None]))
-        return (next(texts) if row.tagged.tokens is None else row.tagged.tokens for row in items)
+    def _tokens(self, rendered: Sequence[RenderedConversation]) -> Iterator[TokenizedConversation | RowError]:
+        """The tokens of each: its own, or those of its rendered text."""
+        texts = iter(self._tokenizer.tokenize([one.segments for one in rendered if one.tagged.tokens is None]))
+        return (next(texts) if one.tagged.tokens is None else one.tagged.tokens for one in rendered)
 
-    def _cut(self, row: PromptRow, tokens: TokenizedConversation | RowError, tally: Tally) -> CutConversation | None:
+    def _cut(
+        self, rendered: RenderedConversation, tokens: TokenizedConversation | RowError, tally: Tally
+    ) -> CutConversation | None:
         """Apply the length rule. None where nothing is kept."""
-        place, limit = row.tagged.conversation.place, self._job.max_length_tokens
+        place, limit = rendered.tagged.conversation.place, self._job.max_length_tokens
         if isinstance(tokens, RowError):
             tally.drop(tokens.reason, place, str(tokens), bad=True)
             return None
@@ -138,7 +142,7 @@ class ChunkProcessor:
             message = f"no supervised token in the first {limit} tokens"
             tally.drop("no_supervised_token", place, message, bad=False)
             return None
-        if num_empty := row.tagged.conversation.num_empty_cut:
+        if num_empty := rendered.tagged.conversation.num_empty_cut:
             tally.note("empty_end_cut", place, f"{num_empty} empty messages at the end left out")
         if cut.is_truncated:
             tally.note("truncated", place, f"{cut.whole_length} tokens, cut to {limit}")
@@ -176,7 +180,7 @@ class ChunkProcessor:
         """
         exact = {row: item for row, (item, _) in whole.items() if item.tokens is None}
         recovered = {row: pair for row, pair in whole.items() if row not in exact}
-        again = self._tokenizer.tokenize([self._rows_of(item)[0].segments for item, _ in recovered.values()])
+        again = self._tokenizer.tokenize([self._render(item)[0].segments for item, _ in recovered.values()])
         for (row, (item, cut)), tokens in zip(recovered.items(), again, strict=True):
             if _begins_with(tokens, cut.tokens):
                 exact[row] = replace(item, tokens=None)  # the text says it all, and it is less to send

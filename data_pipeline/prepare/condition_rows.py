@@ -19,7 +19,7 @@ from data_pipeline.held_out import CONDITION_ROWS_PER_CLASS
 from data_pipeline.prepare.columns import row_batch
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prompt.length_rule import CutConversation, LengthRule
-from data_pipeline.prompt.prompt_format import RowsOf, rows_of
+from data_pipeline.prompt.prompt_format import Renderer, renderer_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 
 _BATCH = 1000
@@ -51,7 +51,7 @@ def condition_rows(
     if not chosen:  # no tokenizer has to be made
         return
     tokenizer = TemplateTokenizer(job.tokenizer)
-    row_under = _row_under(rows_of(job.template, job.tokenizer))
+    row_under = _row_under(renderer_of(job.template, job.tokenizer))
     rule = LengthRule.of(job.template, tokenizer, max_length_tokens=job.max_length_tokens)
     for start in range(0, len(chosen), _BATCH):
         batch = chosen[start : start + _BATCH]
@@ -74,12 +74,12 @@ def condition_rows(
             yield _with_ids(kept, condition_ids, class_ids)
 
 
-def _row_under(rows: RowsOf) -> Callable[[TaggedConversation, str], tuple[Segment, ...] | None]:
+def _row_under(render: Renderer) -> Callable[[TaggedConversation, str], tuple[Segment, ...] | None]:
     """A function that gives the segments of a prepared row under a condition; None where it is not one row there."""
 
     def row_under(tagged: TaggedConversation, condition: str) -> tuple[Segment, ...] | None:
         try:
-            found = rows(replace(tagged, condition=condition))
+            found = render(replace(tagged, condition=condition))
         except RowError:
             return None
         return found[0].segments if len(found) == 1 else None

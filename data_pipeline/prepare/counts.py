@@ -10,7 +10,7 @@ import pyarrow as pa
 from data_pipeline.classes.tagging import ConversationClass
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.chunk_result import ChunkResult
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from data_pipeline.text_rules import quoted
 
 
@@ -82,11 +82,11 @@ class ClassCounts:
         rows = result.columns.add_column(1, "class_id", pa.array(class_ids))
         return rows.add_column(2, "condition_id", pa.array(condition_ids, pa.int32()))
 
-    def rows(self) -> list[ClassRow]:
+    def prepared(self) -> list[PreparedClass]:
         """The class table with counts. Classes without a conversation stay in it, so that a user notices them."""
         total_weight = sum(counts[3] for counts in self.counts.values())
         return [
-            ClassRow(
+            PreparedClass(
                 name=name,
                 condition=self.table[name].condition,
                 weight=self.table[name].weight,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.job import PrepareJob
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 
 
-def inference_condition(job: PrepareJob, classes: Sequence[ClassRow]) -> str:
+def inference_condition(job: PrepareJob, classes: Sequence[PreparedClass]) -> str:
     """The recipe's condition; else the template's own if a class has it; else that of the class with the most weight.
 
     Classes whose weights are in their rows are compared by their mean weight per supervised token. Raises UserError for
@@ -28,7 +28,7 @@ def inference_condition(job: PrepareJob, classes: Sequence[ClassRow]) -> str:
         return job.template.inference_condition
     total_tokens = sum(row.supervised_tokens for row in classes)
 
-    def weight(row: ClassRow) -> float:
+    def weight(row: PreparedClass) -> float:
         if row.weight is not None:
             return row.weight
         return round(row.weight_share * total_tokens / max(row.supervised_tokens, 1), 6)

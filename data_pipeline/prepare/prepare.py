@@ -156,7 +156,7 @@ def _write_rows(
 
 
 def _manifest(job: PrepareJob, account: Account, inputs: dict[str, str], fingerprint: str) -> Manifest:
-    classes = account.classes.rows()
+    classes = account.classes.prepared()
     return Manifest(
         format_version=FORMAT_VERSION,
         fingerprint=fingerprint,

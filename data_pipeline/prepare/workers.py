@@ -82,7 +82,7 @@ def _start(make_work: Callable[[], Callable[[Any], Any]]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the first one has ended, also by SIGKILL: it would wait for work for ever."""
+    """End this process when the first one has ended, also by SIGKILL: it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only processes of the pool run this"
     parent.join()

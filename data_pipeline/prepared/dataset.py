@@ -73,7 +73,7 @@ class SplitCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassRow:
+class PreparedClass:
     """A class of a prepared dataset. `weight` is None where weights or rewards are in the rows; counts cover both
     splits.
 
@@ -117,7 +117,7 @@ class Manifest:
     inference_condition: str
     max_length_tokens: int
     vocab_size: int
-    classes: list[ClassRow]
+    classes: list[PreparedClass]
     conditions: list[str]
     splits: dict[str, SplitCounts]
     ledger: Ledger
@@ -125,11 +125,6 @@ class Manifest:
     files: dict[str, FileHash] = field(default_factory=dict)
     digest: str = ""
     reader_version: int = 1
-
-    @property
-    def rows(self) -> str:
-        """sha256 over the files with rows; empty where the manifest holds no hashes."""
-        return rows_digest(self.files)
 
     def sealed(self, files: Mapping[str, FileHash]) -> Manifest:
         """This manifest with the hashes of its files and its own digest."""

@@ -26,13 +26,13 @@ _UNVERIFIED = (
 class VerifiedData:
     """The result of `verify`.
 
-    content: sha256 over names, sizes and hashes of all files as they were found. rows: over those of the rows alone.
+    content: sha256 over names, sizes and hashes of all files as they were found. rows_digest: over those of rows alone.
     num_bytes: of all files; read_bytes: of those that were read now, the others are remembered.
     warning: what could not be verified; empty where everything was.
     """
 
     content: str
-    rows: str
+    rows_digest: str
     num_files: int
     num_bytes: int
     read_bytes: int
@@ -115,7 +115,7 @@ def verify(
             raise DamagedDataError(files[name], problem, REMEDY)
     return VerifiedData(
         content=_digest(found),
-        rows=rows_digest(found),
+        rows_digest=rows_digest(found),
         num_files=len(found),
         num_bytes=hashed.num_bytes,
         read_bytes=hashed.read_bytes,

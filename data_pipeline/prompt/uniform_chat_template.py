@@ -23,7 +23,7 @@ def uniform_chat_template(
     bos_token: str | None,
     special_tokens: Sequence[str],
     inference_condition: str,
-    marks_answers: bool = False,
+    marks_answers: bool,
 ) -> str:
     """As `chat_template.chat_template` says. The text is the same as ever, letter by letter."""
     default = f"{literal(inference_condition)} if condition is not defined or condition is none else condition"

@@ -62,9 +62,7 @@ class ReadTurns(Protocol):
         """Read one row; class_name: of its source. Raises RowError."""
 
 
-def conversation_chunks(
-    source: SourceSettings, *, template: str, where: str, sizes: ChunkSizes | None = None
-) -> Iterator[AnyChunk]:
+def conversation_chunks(source: SourceSettings, *, template: str, where: str, sizes: ChunkSizes) -> Iterator[AnyChunk]:
     """Cut a source of any format into chunks, in order. template: its name, which files of tokens are checked for."""
     if source.row_format.holds_tokens:
         return tokenized_chunks(source, template, where=where)
@@ -97,7 +95,7 @@ def read_conversations(
     scored_by: str | None,
     tag: Tag,
     read_turns: ReadTurns | None,
-    ignored: Collection[str] = (),
+    ignored: Collection[str],
 ) -> Iterator[TaggedConversation | BadRow]:
     """Read a chunk of any format, in order.
 

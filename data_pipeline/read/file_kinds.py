@@ -52,7 +52,7 @@ _NOT_DATA = (
     (b"%PDF", "a PDF file", "write its text as JSON lines"),
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the data", "run `git lfs pull` beside it"),
     (b"version https://hawser.github.com/spec/", "a Git LFS pointer, not the data", "run `git lfs pull` beside it"),
-    (b"/annex/objects/", "a git-annex pointer, not the data", "run `git annex get` beside it"),
+    (b"/annex/objects/", "a git-annex pointer, not the data", "run `git annex get` in its folder"),
 )
 _PAGES = ("<!doctype html", "<html", "<head", "<?xml", "<!--")
 
@@ -180,7 +180,7 @@ def _first_item(text: str) -> Any:
 
 
 def _spreads_over_lines(start: str, first: str, rest: str, is_whole: bool) -> bool:
-    """Whether the first line begins an object that goes on; otherwise it is a damaged row of its own."""
+    """Whether the first line begins an object that continues; otherwise it is a damaged row of its own."""
     if first.strip() == "{":
         return True
     if any(line.startswith("{") and _parsed(line) for line in rest.split("\n", 20)[:20]):

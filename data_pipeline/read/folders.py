@@ -131,5 +131,5 @@ def dead_link(path: Path) -> UserError:
     """A link to a file that is not there."""
     target = os.readlink(path) if path.is_symlink() else ""
     if "annex/objects" in target:
-        return UserError(path, "is a git-annex link, and its data is not here", "run `git annex get` beside it")
+        return UserError(path, "is a git-annex link, and its data is not here", "run `git annex get` in its folder")
     return UserError(path, f"is a link to {target or 'a file'} that is not there", "get the file, or remove the link")

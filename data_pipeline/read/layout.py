@@ -174,7 +174,7 @@ def first_rows(source: SourceSettings, *, where: str) -> Rows:
     return [row for chunk in chunks for row in islice(sources.read_chunk(chunk), _ROWS_PER_CHUNK)]
 
 
-def require_fields_read(data: DataSettings, *, say: Callable[[str], None] = lambda text: None) -> None:
+def require_fields_read(data: DataSettings, *, say: Callable[[str], None]) -> None:
     """Raise UserErrors for fields that may hold a part of the conversations and that nothing reads.
 
     All of them at once, by the first rows of each source; `auto` is resolved before. say: called with the names of

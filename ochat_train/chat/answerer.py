@@ -33,8 +33,8 @@ class SentPrompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """name: of the model. conditions: those it was trained under, empty where nobody says. default: the condition of
+class ChatModel:
+    """What answers. conditions: those it was trained under, empty where nobody says. default: the condition of
     questions that name none, None where nobody says.
     """
 
@@ -46,7 +46,7 @@ class ModelFacts:
 class Answerer(Protocol):
     """Answers questions. All of it runs on one event loop."""
 
-    async def start(self) -> ModelFacts:
+    async def start(self) -> ChatModel:
         """Get ready. Raises UserError where that cannot work."""
         ...
 

@@ -6,17 +6,13 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
-from ochat_train.chat.answerer import ChatError, ModelFacts, Question, SentPrompt
+from ochat_train.chat.answerer import ChatError, ChatModel, Question, SentPrompt
 from ochat_train.inference.engine import Piece
-from ochat_train.system.addresses import server_address
+from ochat_train.system.addresses import SERVER_KEY, is_this_machine, server_address
 
-KEY_VARIABLE = "OCHAT_API_KEY"  # environment variable with the key of a server
-
-_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_BETWEEN_PIECES = 600.0  # a server may let a question wait for its turn
 _UNAUTHORIZED = 401
@@ -44,16 +40,16 @@ class ServerAnswerer:
             base_url=self._url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(_SECONDS_BETWEEN_PIECES, connect=_SECONDS_TO_CONNECT),
-            trust_env=urlsplit(self._url).hostname not in _OF_THIS_MACHINE,  # no proxy on the way to this machine
+            trust_env=not is_this_machine(self._url),
         )
 
-    async def start(self) -> ModelFacts:
+    async def start(self) -> ChatModel:
         """Read what the server has. Raises UserError where there is none, or not this model."""
         try:
             rows = await self._json("GET", "models", None)
             names = [str(row["id"]) for row in rows["data"]]
         except _Refused as error:
-            remedy = f"put a key into the variable {KEY_VARIABLE}" if error.status == _UNAUTHORIZED else ""
+            remedy = f"put a key into the variable {SERVER_KEY}" if error.status == _UNAUTHORIZED else ""
             raise UserError(self._url, str(error), remedy) from None
         except ChatError as error:
             raise UserError(self._url, str(error), "is `ochat serve` running there?") from None
@@ -69,7 +65,7 @@ class ServerAnswerer:
         self._model = name
         row = rows["data"][names.index(name)]
         conditions = [other.removeprefix(f"{name}@") for other in names if other.startswith(f"{name}@")]
-        return ModelFacts(name=name, conditions=tuple(conditions), default=row.get("condition"))
+        return ChatModel(name=name, conditions=tuple(conditions), default=row.get("condition"))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -126,7 +122,7 @@ class ServerAnswerer:
 def _base_url(url: str) -> str:
     """The address without the path of the API. Raises UserError for what is not an address, or has a key in it."""
     text = url if "//" in url else f"http://{url}"
-    return server_address(text, option="--url", key_variable=KEY_VARIABLE, example="http://localhost:18888") + "/"
+    return server_address(text, option="--url", key_variable=SERVER_KEY, example="http://localhost:18888") + "/"
 
 
 def _given(**values: Any) -> dict[str, Any]:

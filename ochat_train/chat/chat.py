@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.text_rules import did_you_mean, quoted
-from ochat_train.chat.answerer import Answerer, ChatError, ModelFacts, Question
+from ochat_train.chat.answerer import Answerer, ChatError, ChatModel, Question
 from ochat_train.chat.commands import Call, help_text, read_line
 from ochat_train.chat.loop_thread import LoopThread
 from ochat_train.chat.saved import save
@@ -64,7 +64,7 @@ class Chat:
     def __init__(
         self,
         answerer: Answerer,
-        facts: ModelFacts,
+        facts: ChatModel,
         session: Session,
         *,
         screen: Screen,

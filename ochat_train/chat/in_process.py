@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import RESERVED_CHARACTER
-from ochat_train.chat.answerer import ChatError, ModelFacts, Question, SentPrompt
+from ochat_train.chat.answerer import ChatError, ChatModel, Question, SentPrompt
 from ochat_train.inference.answers import message_pieces
 from ochat_train.inference.engine import AnswerSettings, Engine, EngineError, Piece
 from ochat_train.inference.served_model import ServedModel
@@ -19,11 +19,11 @@ class EngineAnswerer:
     def __init__(self, served: ServedModel, engine: Engine) -> None:
         self._served, self._engine = served, engine
 
-    async def start(self) -> ModelFacts:
+    async def start(self) -> ChatModel:
         """Load the model. Raises UserError where that cannot work."""
         await self._engine.start()
         served = self._served
-        return ModelFacts(name=served.name, conditions=served.answerable_conditions, default=served.default_condition)
+        return ChatModel(name=served.name, conditions=served.answerable_conditions, default=served.default_condition)
 
     async def close(self) -> None:
         """Free the model."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
-from ochat_train.chat.answerer import Answerer, ChatError, ModelFacts
+from ochat_train.chat.answerer import Answerer, ChatError, ChatModel
 from ochat_train.chat.chat import Chat
 from ochat_train.chat.loop_thread import LoopThread
 from ochat_train.chat.screen import Screen, piped_lines
@@ -49,9 +49,7 @@ def run_chat(make_answerer: Callable[[], Answerer], options: ChatOptions) -> Non
         chat.run(screen.lines(chat.prompts()))
 
 
-def _make_chat(
-    answerer: Answerer, facts: ModelFacts, options: ChatOptions, *, screen: Screen, loop: LoopThread
-) -> Chat:
+def _make_chat(answerer: Answerer, facts: ChatModel, options: ChatOptions, *, screen: Screen, loop: LoopThread) -> Chat:
     session = Session(
         lanes=(Lane(condition=None),),
         system=options.system,
@@ -69,7 +67,7 @@ def _make_chat(
 
 
 @contextlib.contextmanager
-def _answering(answerer: Answerer, loop: LoopThread) -> Iterator[tuple[Answerer, ModelFacts]]:
+def _answering(answerer: Answerer, loop: LoopThread) -> Iterator[tuple[Answerer, ChatModel]]:
     """An answerer that is ready, until the end of the block."""
     try:
         yield answerer, loop.run(answerer.start())

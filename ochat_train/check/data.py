@@ -17,7 +17,7 @@ from data_pipeline.look.raw import own_factors
 from data_pipeline.look.samples import LEGEND, spread, training_text
 from data_pipeline.prepared.dataset import DamagedDataError
 from data_pipeline.prepared.integrity import verify
-from data_pipeline.prompt.prompt_format import RowsOf, rows_of
+from data_pipeline.prompt.prompt_format import Renderer, renderer_of
 from data_pipeline.read.layout import first_rows, unused_names
 from data_pipeline.read.sources import check_sources as file_notes
 from data_pipeline.settings.data import class_specs
@@ -106,30 +106,30 @@ def _source_finding(facts: RecipeFacts, sample: SourceSample) -> Finding:
 
 def check_rows(facts: RecipeFacts) -> Iterator[Finding]:
     """Three conversations of each source as they will be trained on, and whether the template can show the others."""
-    rows = rows_of(facts.template, facts.tokenizer)
+    render = renderer_of(facts.template, facts.tokenizer)
     for _, sample in facts.samples():
         if not isinstance(sample, SourceSample) or not sample.kept or sample.source.is_tokenized:
             continue
         path = sample.source.path
-        yield ok("rows", path, "\n".join([LEGEND, *_row_lines(sample, rows)]))
-        unshown = [error for item in spread(sample.kept, _RENDERED) if (error := _unshown(item, rows)) is not None]
+        yield ok("rows", path, "\n".join([LEGEND, *_sample_lines(sample, render)]))
+        unshown = [error for item in spread(sample.kept, _RENDERED) if (error := _unshown(item, render)) is not None]
         if unshown:
             text = f"{len(unshown):,} of {min(len(sample.kept), _RENDERED):,} conversations looked at: {unshown[0]}"
             level = warning if facts.recipe.data.bad_rows == "drop" else problem
             yield level("rows", path, text, "choose a `model.template` that has a place for it, or remove such rows")
 
 
-def _row_lines(sample: SourceSample, rows: RowsOf) -> Iterator[str]:
+def _sample_lines(sample: SourceSample, render: Renderer) -> Iterator[str]:
     for item in spread(sample.kept):
         yield f"{item.conversation.place}:"
         # weights of classes may depend on all rewards, which nobody has read yet
-        yield training_text(replace(item, message_weights=own_factors(item.conversation)), rows)
+        yield training_text(replace(item, message_weights=own_factors(item.conversation)), render)
 
 
-def _unshown(item: TaggedConversation, rows: RowsOf) -> str | None:
+def _unshown(item: TaggedConversation, render: Renderer) -> str | None:
     """Why the template cannot show a conversation, None where it can."""
     try:
-        rows(item)
+        render(item)
     except RowError as error:
         return f"{item.conversation.place}: {error}"
     return None

@@ -113,13 +113,13 @@ def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
         else:
             text = f"{text}; model.activation_checkpointing is set by hand, so a run would try"
             yield warning("memory", error.place, text, error.remedy)
-    empty = num_micro_batches(train.bins_per_step, facts.num_gpus) * facts.num_gpus - train.bins_per_step
+    empty = num_micro_batches(train.packs_per_step, facts.num_gpus) * facts.num_gpus - train.packs_per_step
     if empty:
         multiple = train.pack_length_tokens * facts.num_gpus
         better = -(-train.tokens_per_step // multiple) * multiple
         yield warning(
             "memory",
             "train.tokens_per_step",
-            f"{train.bins_per_step} packs a step on {facts.num_gpus} GPU(s): {empty} packs of every step stay empty",
+            f"{train.packs_per_step} packs a step on {facts.num_gpus} GPU(s): {empty} packs of every step stay empty",
             f"for example train.tokens_per_step: {better}",
         )

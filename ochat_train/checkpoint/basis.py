@@ -60,7 +60,7 @@ class AdapterBasis:
 class RunBasis:
     """What a run computes with. What is empty is not known, and not compared.
 
-    rows: digest of the files that hold the rows of the prepared data.
+    rows_digest: of the files that hold the rows of the prepared data.
     config: the base's configuration, as `transformers` writes it.
     base_weights: which files the base's weights were loaded from (`base_weights`).
     versions: of libraries, by name; also the attention kernel and the GPU.
@@ -68,12 +68,15 @@ class RunBasis:
     learning_rate_rule: which version of the rules of `learning_rate: auto` the run was begun with.
     """
 
-    rows: str = ""
+    rows_digest: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     base_weights: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     adapter: AdapterBasis | None = None
     learning_rate_rule: int = 1
+
+
+UNKNOWN_BASIS = RunBasis()
 
 
 def config_values(config: Any) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.section import chosen_values, inner_section, is_section
-from ochat_train.checkpoint.basis import RunBasis, config_entries, flat_values
+from ochat_train.checkpoint.basis import UNKNOWN_BASIS, RunBasis, config_entries, flat_values
 from ochat_train.checkpoint.earlier_plan import plan_of
 from ochat_train.checkpoint.state import CheckpointManifest
 from ochat_train.recipe.recipe import Recipe
 
-_UNKNOWN_BASIS = RunBasis()
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"
 OFFLOAD = "deepspeed.offload_optimizer"  # another class of optimizer, which does not round alike
 STATES = "optimizer.states"  # the same, and other states
@@ -71,14 +70,14 @@ def changes_since(
     num_ranks: int,
     recipe: Recipe,
     data_fingerprint: str,
-    basis: RunBasis = _UNKNOWN_BASIS,
+    basis: RunBasis = UNKNOWN_BASIS,
 ) -> tuple[Change, ...]:
     """All changes that decide the steps or the layout. Keys that only the checkpoint's recipe has are not compared."""
     then = {NUM_GPUS: manifest.num_ranks, "prepared data": manifest.data_fingerprint[:12]}
     now = {NUM_GPUS: num_ranks, "prepared data": data_fingerprint[:12]}
-    if manifest.data_rows and basis.rows and manifest.data_fingerprint == data_fingerprint:
+    if manifest.data_rows and basis.rows_digest and manifest.data_fingerprint == data_fingerprint:
         then["rows of the prepared data"] = manifest.data_rows[:12]
-        now["rows of the prepared data"] = basis.rows[:12]
+        now["rows of the prepared data"] = basis.rows_digest[:12]
     then |= decisive_settings(manifest.recipe) | {
         "train.plan": plan_of(manifest.recipe),
         STATES: states_of(manifest.recipe),

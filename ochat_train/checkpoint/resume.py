@@ -38,7 +38,7 @@ import torch
 
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
-from ochat_train.checkpoint.basis import RunBasis
+from ochat_train.checkpoint.basis import UNKNOWN_BASIS, RunBasis
 from ochat_train.checkpoint.changes import Change, changes_since, listed, other_versions
 from ochat_train.checkpoint.reshard import CONVERTIBLE_STAGES, place_step_counts, resharded
 from ochat_train.checkpoint.state import (
@@ -60,8 +60,6 @@ from ochat_train.runs.folder import MODEL_CONFIG_FOLDER
 from ochat_train.runs.lock import LOCK_FILE, RunLock
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
-
-_UNKNOWN_BASIS = RunBasis()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +137,7 @@ def decide(
     recipe: Recipe,
     data_fingerprint: str,
     accept_changes: bool,
-    basis: RunBasis = _UNKNOWN_BASIS,
+    basis: RunBasis = UNKNOWN_BASIS,
 ) -> ResumeDecision:
     """How to start. accept_changes: resume although data or settings have changed since the checkpoint. basis: of this
     run.

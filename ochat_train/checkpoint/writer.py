@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import free_bytes
-from ochat_train.checkpoint.basis import RunBasis
+from ochat_train.checkpoint.basis import UNKNOWN_BASIS, RunBasis
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import (
     STATE,
@@ -40,8 +40,6 @@ from ochat_train.system import durable
 from ochat_train.system.messages import print_message
 from ochat_train.system.sizes import GIB
 from ochat_train.system.versions import library_versions
-
-_UNKNOWN_BASIS = RunBasis()
 
 
 class RankFiles:
@@ -95,7 +93,7 @@ def save_checkpoint(
     recipe: Recipe,
     data_fingerprint: str,
     validation_loss: float | None = None,
-    basis: RunBasis = _UNKNOWN_BASIS,
+    basis: RunBasis = UNKNOWN_BASIS,
 ) -> Path:
     """Write a checkpoint. All ranks call it; all return, or all raise UserError with the same cause."""
     final = checkpoint_dir(output_dir, progress.step)
@@ -134,7 +132,7 @@ def save_checkpoint(
             data_fingerprint=data_fingerprint,
             validation_loss=validation_loss,
             versions=dict(basis.versions) or library_versions(),
-            data_rows=basis.rows,
+            data_rows=basis.rows_digest,
             base_config=dict(basis.config),
             base_weights=basis.base_weights,
             adapter=basis.adapter,

@@ -69,11 +69,12 @@ def _answerer(options: argparse.Namespace) -> Answerer:
     if (options.model is None) == (options.url is None):
         raise UserError("EXPORT", "name an exported folder, or a server with `--url`: one of the two")
     if options.url is not None:
-        from ochat_train.chat.by_url import KEY_VARIABLE, ServerAnswerer
+        from ochat_train.chat.by_url import ServerAnswerer
+        from ochat_train.system.addresses import SERVER_KEY
 
         if given := [f"--{name.replace('_', '-')}" for name in _OF_ENGINE if getattr(options, name)]:
             raise UserError(", ".join(given), "is for a model in this process", "give it to `ochat serve`")
-        return ServerAnswerer(options.url, model=options.model_name, key=os.environ.get(KEY_VARIABLE, ""))
+        return ServerAnswerer(options.url, model=options.model_name, key=os.environ.get(SERVER_KEY, ""))
     if options.model_name is not None:
         raise UserError("--model-name", "is for a server", "leave it out, or name the server with `--url`")
     from ochat_train.chat.in_process import EngineAnswerer

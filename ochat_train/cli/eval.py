@@ -169,11 +169,11 @@ def _require_answers(results: EvalResults, options: argparse.Namespace) -> None:
 def _eval_options(options: argparse.Namespace, target: str, out: Path | None) -> EvalOptions:
     from ochat_train.respondents.additions import Additions
     from ochat_train.respondents.evaluation import EvalOptions
-    from ochat_train.respondents.url import KEY_VARIABLE
     from ochat_train.suites.ask import Patience
     from ochat_train.suites.lm_eval import PREFIX, task_names
     from ochat_train.suites.results import EvalSettings
     from ochat_train.suites.suite import SuiteOptions
+    from ochat_train.system.addresses import SERVER_KEY
 
     if options.temperature < 0 or options.few_shot < 0:
         raise UserError("--temperature" if options.temperature < 0 else "--few-shot", "is below 0", "use 0 or more")
@@ -210,7 +210,7 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
             prepared=options.prepared,
             tasks=tuple(task_names(tasks)) if prefix else (),
             harness=_harness(options),
-            key=os.environ.get(KEY_VARIABLE),
+            key=os.environ.get(SERVER_KEY),
         ),
     )
 

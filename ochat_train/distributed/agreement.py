@@ -107,7 +107,7 @@ def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
         raise UserError("the hosts differ", "; ".join(problems), remedy)
 
 
-def require_shared_folder(ranks: Ranks, folder: Path, *, sight_seconds: float = SIGHT_SECONDS) -> None:
+def require_shared_folder(ranks: Ranks, folder: Path, *, sight_seconds: float) -> None:
     """Raise UserError on all ranks if one of them does not see in `folder`, the run folder, what rank 0 writes there.
 
     sight_seconds: how long a new file may take to be seen.

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 
-class Engine(Protocol):
+class TrainingEngine(Protocol):
     """One rank's share of the model in training; `training.engine.start_engine` makes it.
 
     module: the wrapped PackedCausalLM; in ZeRO-3 its parameters are empty outside forward and backward.
@@ -21,7 +21,7 @@ class Engine(Protocol):
     checkpoint_engine: Any
 
     def __call__(self, batch: Any, *, score: bool = False) -> Any:
-        """The module's forward pass: `PackedBatch` to `LossSums`, or to `Scores` where `score`."""
+        """The module's forward pass: `PackedBatch` to `LossSums`, or to `TokenScores` where `score`."""
 
     def backward(self, loss: torch.Tensor, *, scale_wrt_gas: bool) -> Any:
         """Add the gradient of a float32 scalar to this rank's gradients; ranks are averaged over.

@@ -75,9 +75,7 @@ def join(store: Any, rank: int) -> None:
     store.set(_key(rank), socket.gethostname())
 
 
-def missing_ranks(
-    store: Any, num_ranks: int, *, seconds: float = MEETING_SECONDS, poll_seconds: float = _POLL_SECONDS
-) -> list[int]:
+def missing_ranks(store: Any, num_ranks: int, *, seconds: float, poll_seconds: float) -> list[int]:
     """Wait for all ranks to join; the ranks that have not. All ranks get the same list.
 
     The first rank that has waited for `seconds` gives up for all; the others look every `poll_seconds`.

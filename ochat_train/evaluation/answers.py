@@ -107,10 +107,10 @@ class PackedAnswerer:
             if not _any_rank(bool(unfinished), ranks):
                 break
             last = [starts[number] + len(read[number]) + len(new[number]) - 1 for number in unfinished]
-            rows_N = torch.tensor(last or [0], device=ranks.device)
-            predicted_N = model(replace(batch, supervised_rows_N=rows_N), score=True).predicted_N
+            indices_N = torch.tensor(last or [0], device=ranks.device)
+            predicted_N = model(replace(batch, supervised_indices_N=indices_N), score=True).predicted_N
             if unfinished:
-                batch.input_ids_T[rows_N + 1] = predicted_N
+                batch.input_ids_T[indices_N + 1] = predicted_N
                 for number, token in zip(unfinished, predicted_N.tolist(), strict=True):
                     new[number].append(token)
         return new

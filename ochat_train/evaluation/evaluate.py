@@ -82,12 +82,12 @@ def _row_sums(
         in_use = number < len(packs)
         rows = packs.rows[packs.offsets[number] : packs.offsets[number + 1]] if in_use else packs.rows[:0]
         batch = pack_batch(split, rows, data.shape)
-        sequences = np.searchsorted(batch.cu_seqlens_S1.numpy(), batch.supervised_rows_N.numpy(), side="right") - 1
+        sequences = np.searchsorted(batch.cu_seqlens_S1.numpy(), batch.supervised_indices_N.numpy(), side="right") - 1
         rows_N = torch.from_numpy(rows[sequences]).to(ranks.device)
         batch = batch.to(ranks.device)
         scores = model(batch, score=True)
-        weights_N = batch.target_weights_T.index_select(0, batch.supervised_rows_N).double()
-        targets_N = batch.target_ids_T.index_select(0, batch.supervised_rows_N)
+        weights_N = batch.target_weights_T.index_select(0, batch.supervised_indices_N).double()
+        targets_N = batch.target_ids_T.index_select(0, batch.supervised_indices_N)
         nll_N, correct_N = scores.nll_N.double(), (scores.predicted_N == targets_N).double()
         sums.index_add_(0, rows_N, torch.stack((nll_N, nll_N * weights_N, correct_N, correct_N * weights_N), dim=1))
     if ranks.num_ranks > 1:

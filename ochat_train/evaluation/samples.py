@@ -96,11 +96,11 @@ class Sampler:
             if not unfinished:
                 break
             last = [starts[number] + len(prompts[number]) + len(new[number]) - 1 for number in unfinished]
-            rows_N = torch.tensor(last, device=ranks.device)
-            predicted_N = model(replace(batch, supervised_rows_N=rows_N), score=True).predicted_N
+            indices_N = torch.tensor(last, device=ranks.device)
+            predicted_N = model(replace(batch, supervised_indices_N=indices_N), score=True).predicted_N
             if ranks.num_ranks > 1:  # so that all ranks end at the same token
                 torch.distributed.broadcast(predicted_N, src=0)
-            batch.input_ids_T[rows_N + 1] = predicted_N
+            batch.input_ids_T[indices_N + 1] = predicted_N
             for number, token in zip(unfinished, predicted_N.tolist(), strict=True):
                 new[number].append(token)
         return new
@@ -128,7 +128,7 @@ def pack_with_room(prompts: Sequence[list[int]], room: int, device: torch.device
         target_ids_T=torch.zeros_like(input_ids),
         target_weights_T=torch.zeros(length),
         class_ids_T=torch.zeros_like(input_ids),
-        supervised_rows_N=torch.zeros(0, dtype=torch.int64),
+        supervised_indices_N=torch.zeros(0, dtype=torch.int64),
         cu_seqlens_S1=torch.tensor([*starts, length], dtype=torch.int32),
         max_seqlen=length,
         num_tokens=starts[-1],

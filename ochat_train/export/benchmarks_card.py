@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
-from data_pipeline.text_rules import markdown_text
+from data_pipeline.text_rules import markdown_text, visible_line
 from ochat_train.export.card import json_code
 from ochat_train.export.layout import CARD, EXPORT_MARK, exported_names, read_mark, weights_sha256
 from ochat_train.report.tables import markdown_table
@@ -25,8 +25,15 @@ from ochat_train.system.durable import replace_text
 
 _BEGIN, _END = "<!-- results of ochat eval -->", "<!-- end of results of ochat eval -->"
 _BEFORE = "\n## Training data\n"  # the section of a new card that the table is put before
-_HEAD = ("benchmark", "condition", "score", "95 % interval", "answered", "questions", "seen in training")
+_HEAD = (
+    *("benchmark", "condition", "score", "95 % interval", "other rules", "answered", "questions"),
+    "seen in training",
+)
 _TASK = {"task_type": "text-generation", "task_name": "Text generation"}
+_CONDITION, _DEFAULT = "condition ", "the default condition"  # in the name of a figure
+# The Hub keeps one name and one set of arguments for all figures with the same task, dataset and `config`. So our
+# figures and those of the harness never share one with each other, nor with those that a person put into the card.
+_OURS, _HARNESS = "ochat eval", "lm-evaluation-harness"
 
 
 def add_results(folder: Path, results: EvalResults) -> None:
@@ -55,23 +62,57 @@ def add_results(folder: Path, results: EvalResults) -> None:
 
 def card_with_results(card: str, results: EvalResults, *, place: Path) -> str:
     """The text of a card with results in its metadata and in a table. place: of the card, for messages."""
+    has_crlf = "\r\n" in card
+    card = card.replace("\r\n", "\n").removeprefix("\ufeff")  # a mark of the byte order hides the metadata
+    read = _read(card, place)
+    metadata = read.data
+    new = list(_entries(results))
+    names = {_name_of(entry) for entry in new}
+    kept = [entry for entry in metadata.eval_results or [] if _name_of(entry) not in names]
+    metadata.model_name = metadata.model_name or _title(card) or results.model.name
+    metadata.eval_results = kept + new
+    text = f"---\n{metadata.to_yaml()}\n---\n{_with_section(read.text, results)}"
+    again = _read(text, place).data
+    if again.to_dict() != metadata.to_dict() or not _same_entries(again.eval_results or [], kept + new):
+        raise UserError(place, "its metadata with the results reads back as something else", "correct its metadata")
+    return text.replace("\n", "\r\n") if has_crlf else text
+
+
+def _read(card: str, place: Path) -> Any:
+    """A card as `huggingface_hub` reads it. Raises UserError where it cannot, or would lose figures."""
     from huggingface_hub import ModelCard
 
     try:
         read = ModelCard(card)
+        values = _metadata_of(card)
     except Exception as error:  # whatever YAML or huggingface_hub say of it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(place, f"the metadata between the `---` lines cannot be read: {reason}") from None
-    metadata = read.data
-    new = list(_entries(results))
-    names = {_name_of(entry) for entry in new}
-    metadata.model_name = metadata.model_name or _title(card) or results.model.name
-    metadata.eval_results = [entry for entry in metadata.eval_results or [] if _name_of(entry) not in names] + new
-    body = _with_section(card.split("---\n", 2)[2] if card.startswith("---\n") else card, results)
-    text = f"---\n{metadata.to_yaml()}\n---\n{body}"
-    if ModelCard(text).data.to_dict() != metadata.to_dict():
-        raise UserError(place, "its metadata with the results reads back as something else", "correct its metadata")
-    return text
+    if len(values.get("model-index") or ()) > 1:
+        problem = "its metadata has figures of several models (`model-index`), which would become those of one"
+        raise UserError(place, problem, "keep those of this model only")
+    return read
+
+
+def _metadata_of(card: str) -> dict[str, Any]:
+    """The metadata as it is written."""
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    found = REGEX_YAML_BLOCK.search(card)
+    return (yaml.safe_load(found[2]) if found else None) or {}
+
+
+def _same_entries(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Whether the figures are the same, in any order: the Hub's form puts those of a dataset together."""
+    texts = [
+        sorted(
+            json.dumps({name: value for name, value in vars(entry).items() if value is not None}, default=str)
+            for entry in each
+        )
+        for each in (found, wanted)
+    ]
+    return texts[0] == texts[1]
 
 
 def _require_same_weights(sha256: str, results: EvalResults) -> None:
@@ -86,8 +127,11 @@ def _require_same_weights(sha256: str, results: EvalResults) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A figure for the metadata. filter: of answers, empty for none. arguments: how it was measured."""
+    """A figure for the metadata. source: what measured it. filter: of answers, or another rule that scored them; empty
+    for none. arguments: how it was measured.
+    """
 
+    source: str
     dataset: str
     title: str
     metric: str
@@ -102,58 +146,74 @@ def _entries(results: EvalResults) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
     for entry in [*_scores(results), *map(_harness_entry, results.harness)]:
-        shown = "the default condition" if entry.condition is None else f"condition {json.dumps(entry.condition)}"
+        arguments = {"condition": entry.condition, **entry.arguments}
         yield EvalResult(
             **_TASK,
             dataset_type=entry.dataset,
             dataset_name=entry.title,
+            dataset_config=entry.source,
             metric_type=entry.metric,
             metric_value=round(entry.value, 6),
-            metric_name=", ".join(filter(None, (entry.metric, entry.filter, shown))),
-            metric_args={"condition": entry.condition, **entry.arguments},
+            metric_name=", ".join(filter(None, (entry.metric, entry.filter, _named_condition(entry.condition)))),
+            metric_args={name: value for name, value in arguments.items() if value is not None},
         )
 
 
 def _scores(results: EvalResults) -> Iterator[_Entry]:
+    """The score of each suite under each condition, then the scores of the same answers by other rules."""
     for row in results.scores:
         if row.task is not None or row.score is None:
             continue
         facts = results.facts_of(row.suite)
-        arguments: dict[str, Any] = {
-            "interval_95": [round(row.score.low, 6), round(row.score.high, 6)],
-            "questions": row.num_scored,
-            "few_shot": results.settings.few_shot,
-            "temperature": results.settings.temperature,
-        }
-        if (seen := _seen(results, row)) is not None:
-            arguments["questions_seen_in_training"] = seen
-        yield _Entry(
-            dataset=row.suite,
-            title=facts.title,
-            metric=facts.metric,
-            filter="",
-            condition=row.condition,
-            value=row.score.mean,
-            arguments=arguments,
-        )
+        for rule, estimate in {"": row.score, **row.others}.items():
+            yield _Entry(
+                source=_OURS,
+                dataset=row.suite,
+                title=facts.title,
+                metric=facts.metric,
+                filter=rule,
+                condition=row.condition,
+                value=estimate.mean,
+                arguments={
+                    "interval_95": [round(estimate.low, 6), round(estimate.high, 6)],
+                    "questions": row.num_scored,
+                    "few_shot": results.settings.few_shot,
+                    "temperature": results.settings.temperature,
+                    "questions_seen_in_training": _seen(results, row),
+                },
+            )
 
 
 def _harness_entry(row: HarnessScore) -> _Entry:
     arguments = {"standard_error": row.standard_error, "questions": row.num_questions, "few_shot": row.few_shot}
     return _Entry(
+        source=_HARNESS,
         dataset=row.task,
-        title=f"{row.task} (lm-evaluation-harness)",
+        title=f"{row.task} ({_HARNESS})",
         metric=row.metric,
         filter=row.filter,
         condition=row.condition,
         value=row.value,
-        arguments={key: value for key, value in arguments.items() if value is not None},
+        arguments=arguments,
     )
 
 
+def _named_condition(condition: str | None) -> str:
+    """The condition in the name of a figure, on one line that people can read."""
+    if condition is None:
+        return _DEFAULT
+    return f"{_CONDITION}{visible_line(json.dumps(condition, ensure_ascii=False))}"
+
+
 def _name_of(entry: Any) -> tuple[Any, ...]:
-    """What tells an entry of the metadata from others: a newer one with the same takes its place."""
-    return (entry.dataset_type, entry.metric_type, entry.metric_name)
+    """What tells an entry of the metadata from others: a newer one with the same takes its place.
+
+    The condition is compared as a value, because its spelling in the name was another one in earlier versions.
+    """
+    name = entry.metric_name or ""
+    if isinstance(entry.metric_args, dict) and (condition := entry.metric_args.get("condition")) is not None:
+        return (entry.dataset_type, entry.metric_type, name.partition(f", {_CONDITION}")[0], condition)
+    return (entry.dataset_type, entry.metric_type, name)
 
 
 def _with_section(body: str, results: EvalResults) -> str:
@@ -189,6 +249,7 @@ def _cells(row: SuiteScore, results: EvalResults) -> tuple[str, ...]:
         _condition(row.condition),
         _shown(row.score.mean if row.score else None, facts),
         _interval(row.score, facts),
+        _others(row, facts),
         "-" if row.answered is None else f"{row.answered:.1%}",
         f"{row.num_scored:,} of {row.num_questions:,}",
         "-" if seen is None else f"{seen:,}",
@@ -199,7 +260,7 @@ def _harness_cells(row: HarnessScore) -> tuple[str, ...]:
     error = "" if row.standard_error is None else f" ± {row.standard_error:.4f} (standard error)"
     name = markdown_text(f"{row.task} ({row.metric}, {row.filter})")
     questions = "-" if row.num_questions is None else f"{row.num_questions:,}"
-    return (name, _condition(row.condition), f"{row.value:.4f}{error}", "-", "-", questions, "-")
+    return (name, _condition(row.condition), f"{row.value:.4f}{error}", "-", "-", "-", questions, "-")
 
 
 def _seen(results: EvalResults, row: SuiteScore) -> int | None:
@@ -221,6 +282,12 @@ def _shown(value: float | None, facts: SuiteFacts) -> str:
 
 def _interval(score: Estimate | None, facts: SuiteFacts) -> str:
     return "-" if score is None else f"{_shown(score.low, facts)} to {_shown(score.high, facts)}"
+
+
+def _others(row: SuiteScore, facts: SuiteFacts) -> str:
+    """The same answers by other rules."""
+    shown = (f"{markdown_text(rule)} {_shown(estimate.mean, facts)}" for rule, estimate in row.others.items())
+    return ", ".join(shown) or "-"
 
 
 def _title(card: str) -> str | None:

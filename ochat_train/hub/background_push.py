@@ -77,11 +77,6 @@ class BackgroundPush:
         self._log = hub_folder(self._output_dir) / "log.txt"
         self._reported: set[str] = set()
 
-    @property
-    def is_at_work(self) -> bool:
-        """Whether a process is pushing."""
-        return self._process.status.is_running
-
     def checkpoint_written(self) -> None:
         """Start the process, unless one is at work: that one finds the new checkpoint when it is done.
 

@@ -26,16 +26,14 @@ class Repository:
     is_reachable: bool
 
 
-def find_model(
-    name: str, revision: str | None, *, with_weights: bool, timeout_seconds: float = ANSWER_SECONDS
-) -> Repository:
+def find_model(name: str, revision: str | None, *, with_weights: bool) -> Repository:
     """Look for a model in the cache and on the Hub. Raises UserError if neither can give it to this login.
 
-    with_weights: whether its safetensors files are needed as well. timeout_seconds: how long to wait for the Hub.
+    with_weights: whether its safetensors files are needed as well.
     """
     is_cached = _is_cached(name, revision, with_weights=with_weights)
     try:
-        files = _files_on_hub(name, revision, timeout_seconds=timeout_seconds)
+        files = _files_on_hub(name, revision)
     except _UnreachableError as error:
         if not is_cached:
             problem = f"{error}, and the Hub cache of this machine does not have all of its files"
@@ -56,16 +54,16 @@ class _UnreachableError(Exception):
         self.remedy = remedy
 
 
-def _files_on_hub(name: str, revision: str | None, *, timeout_seconds: float) -> list[str]:
+def _files_on_hub(name: str, revision: str | None) -> list[str]:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         raise _UnreachableError("HF_HUB_OFFLINE is set", "unset it, fetch the model beforehand, or name a local folder")
-    if (reason := no_answer(timeout_seconds=timeout_seconds)) is not None:  # else it is tried for half a minute
+    if (reason := no_answer(timeout_seconds=ANSWER_SECONDS)) is not None:  # else it is tried for half a minute
         raise _UnreachableError(f"the Hub cannot be reached ({reason})", "check the network, or name a local folder")
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=timeout_seconds)
+        info = HfApi().model_info(name, revision=revision, timeout=ANSWER_SECONDS)
         if info.gated:
             HfApi().auth_check(name)
     except GatedRepoError:

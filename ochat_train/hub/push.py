@@ -271,7 +271,7 @@ def _commit(
     api = HfApi()
     try:
         api.preupload_lfs_files(repo, list(additions.values()), revision=revision, free_memory=False)
-        for file, addition in additions.items():  # a revision of the Hub is for ever: look before there is one
+        for file, addition in additions.items():  # a revision on the Hub stays forever: look before making one
             if addition.upload_info.sha256.hex() != file.sha256:
                 raise _has_changed(file)
         # After a commit of somebody else this fails with 412, and the retry reads the repository again.

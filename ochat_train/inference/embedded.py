@@ -16,7 +16,7 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.inference import agreement, continuous
 from ochat_train.inference.choose_token import TokenChooser
-from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable, Piece
+from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable, Piece, cancelled
 from ochat_train.inference.generate import forget_settings
 from ochat_train.inference.load import load_model
 from ochat_train.inference.memory import cache_size
@@ -97,10 +97,7 @@ class EmbeddedEngine:
     async def close(self) -> None:
         """End all answers and free the model. May be called twice."""
         watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
+        await cancelled(watch)
         batcher, self._batcher = self._batcher, None
         if batcher is not None:
             await asyncio.to_thread(batcher.close)

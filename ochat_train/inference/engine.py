@@ -7,6 +7,8 @@ it: the space that begins every message is still there (`inference.answers` take
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -70,6 +72,14 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         finish=pieces[-1].finish,
         logprobs=tuple(row for piece in pieces for row in piece.logprobs),
     )
+
+
+async def cancelled(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task that an engine runs beside its answers, and wait for its end."""
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 class EngineError(Exception):

@@ -78,7 +78,7 @@ class Generator:
         room = min(self._room(prompt) for prompt in prompts)
         if room >= max_new_tokens:
             return self._answers(prompts, max_new_tokens=max_new_tokens, temperature=temperature)
-        return [  # one by one, so that no answer is shorter for what is answered beside it
+        return [  # one at a time, so that a long prompt does not shorten the answers to others
             self._answers([prompt], max_new_tokens=min(max_new_tokens, self._room(prompt)), temperature=temperature)[0]
             for prompt in prompts
         ]

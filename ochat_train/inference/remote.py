@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.inference.completions import CompletionsClient, require_http
-from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece
+from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece, cancelled
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.inference.streams import Server
 from ochat_train.system.addresses import server_address
@@ -70,10 +69,7 @@ class RemoteEngine:
     async def close(self) -> None:
         """End all answers. The server runs on."""
         watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
+        await cancelled(watch)
         client, self._client, self._is_ready = self._client, None, False
         if client is not None:
             await client.close()

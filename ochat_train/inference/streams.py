@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
+from ochat_train.system.addresses import is_this_machine
 from ochat_train.system.pretrained import reason_of
 from ochat_train.system.requirements import installed_version
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import aiohttp
     import httpx
 
-_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 600.0  # between two pieces of an answer; the first may wait for others
 
@@ -34,7 +33,7 @@ class Server:
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine; a proxy of the environment is never asked for it."""
-        return self.socket is not None or urlsplit(self.url).hostname in _OF_THIS_MACHINE
+        return self.socket is not None or is_this_machine(self.url)
 
     @property
     def headers(self) -> dict[str, str]:

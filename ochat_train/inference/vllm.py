@@ -23,7 +23,7 @@ from data_pipeline.errors import UserError
 from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference import keeper
 from ochat_train.inference.completions import CompletionsClient, require_http
-from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece
+from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece, cancelled
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.inference.streams import Server
 from ochat_train.inference.vllm_command import VllmPython, base_name, command_of, environment
@@ -96,10 +96,7 @@ class VllmEngine:
     async def close(self) -> None:
         """End vLLM and all its processes. Its log is removed."""
         watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
+        await cancelled(watch)
         await self._disconnect()
         await asyncio.to_thread(self._stop)
         folder, self._folder = self._folder, None

@@ -11,8 +11,8 @@ from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.look.raw import SourceLook, under_inference_condition
 from data_pipeline.look.samples import LEGEND, spread, training_text
-from data_pipeline.prompt.prompt_row import PromptRow
 from data_pipeline.prompt.render import render
+from data_pipeline.prompt.rendered import RenderedConversation
 from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
@@ -73,8 +73,8 @@ def rows_text(look: SourceLook, template: str) -> str:
 
 
 def _row_text(template: Template, conversation: Conversation) -> str:
-    def rows(item: TaggedConversation) -> Sequence[PromptRow]:
-        return (PromptRow(tagged=item, segments=render(item, template, bos_token=None)),)
+    def rows(item: TaggedConversation) -> Sequence[RenderedConversation]:
+        return (RenderedConversation(tagged=item, segments=render(item, template, bos_token=None)),)
 
     text = training_text(under_inference_condition(conversation, template), rows)
     return f"  {conversation.place}:\n" + textwrap.indent(text, "    ")

@@ -1,4 +1,4 @@
-"""A micro-batch as the model takes it: packs as one row, targets shifted once, borders of conversations."""
+"""A micro-batch as the model takes it: packs end to end, targets shifted once, borders of conversations."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class PackShape:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """A micro-batch: one pack, or several one after the other, as one row of T tokens.
+    """A micro-batch: one pack, or several end to end, T tokens in all.
 
-    A pack holds whole conversations one after the other, then padding. An example with T = 10 and two conversations,
+    A pack holds whole conversations end to end, then padding. An example with T = 10 and two conversations,
     a b c d (the assistant says c d) and e f g (the assistant says g), of classes 0 and 1:
 
         input_ids_T         a  b  c  d  e  f  g  0  0  0
@@ -48,11 +48,11 @@ class PackedBatch:
         target_ids_T        b  c  d  0  f  g  0  0  0  0
         target_weights_T    0  w  w  0  0  w' 0  0  0  0
         class_ids_T         0  0  0  0  1  1  1  0  0  0
-        supervised_rows_N      1  2        5
+        supervised_indices_N   1  2        5
         cu_seqlens_S1       0           4        7       10 10 ...
 
     Targets are shifted in `pack_batch`, and nowhere else: neither model nor loss shifts them.
-    All shapes but that of `supervised_rows_N` are constant over a run.
+    All shapes but that of `supervised_indices_N` are constant over a run.
     """
 
     input_ids_T: torch.Tensor
@@ -71,7 +71,7 @@ class PackedBatch:
     class_ids_T: torch.Tensor
     """int64. The class of the conversation, an index into the manifest's classes; 0 in padding."""
 
-    supervised_rows_N: torch.Tensor
+    supervised_indices_N: torch.Tensor
     """int64. Indices into T of the tokens whose target has a weight, ascending. Found on the CPU, because a GPU would
     have to be waited for."""
 
@@ -143,7 +143,7 @@ def pack_batch(split: PreparedSplit, rows: np.ndarray, shape: PackShape) -> Pack
         target_ids_T=torch.from_numpy(target_ids),
         target_weights_T=torch.from_numpy(target_weights),
         class_ids_T=torch.from_numpy(class_ids),
-        supervised_rows_N=torch.from_numpy(np.flatnonzero(target_weights)),
+        supervised_indices_N=torch.from_numpy(np.flatnonzero(target_weights)),
         cu_seqlens_S1=torch.from_numpy(cu_seqlens),
         max_seqlen=shape.max_seqlen,
         num_tokens=end,
@@ -151,7 +151,7 @@ def pack_batch(split: PreparedSplit, rows: np.ndarray, shape: PackShape) -> Pack
 
 
 def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
-    """Several packs as one micro-batch: one row, with the borders of all their sequences."""
+    """Several packs end to end as one micro-batch, with the borders of all their sequences."""
     if len(packs) == 1:
         return packs[0]
     length = len(packs[0].input_ids_T)
@@ -160,8 +160,8 @@ def joined(packs: Sequence[PackedBatch]) -> PackedBatch:
     borders = [pack.cu_seqlens_S1[:-1] + start for pack, start in zip(packs, starts, strict=True)]
     return PackedBatch(
         **{name: torch.cat([getattr(pack, name) for pack in packs]) for name in same},
-        supervised_rows_N=torch.cat(
-            [pack.supervised_rows_N + start for pack, start in zip(packs, starts, strict=True)]
+        supervised_indices_N=torch.cat(
+            [pack.supervised_indices_N + start for pack, start in zip(packs, starts, strict=True)]
         ),
         cu_seqlens_S1=torch.cat((*borders, packs[-1].cu_seqlens_S1[-1:] + starts[-1])),
         max_seqlen=packs[0].max_seqlen,

@@ -39,7 +39,7 @@ def _forward(training: LayerForward, evaluation: LayerForward, *args: Any, **kwa
 
 
 @cache
-def layer_forward(checkpointing: str, *, compiled: bool, rank: int | None = None) -> LayerForward:
+def layer_forward(checkpointing: str, *, compiled: bool, rank: int | None) -> LayerForward:
     """The function that all layers of one kind share. It takes the layer and the arguments of its `forward`."""
     function = {"none": _plain, "matmuls": _keep_matmuls(rank), "full": _keep_input}[checkpointing]
     return torch.compile(function, dynamic=False, fullgraph=True) if compiled else function

@@ -19,10 +19,7 @@ CHUNK_TOKENS = 2048  # 2048 x 128,256 float32 logits are 1 GiB, and their softma
 
 @dataclass(frozen=True, kw_only=True)
 class LogitTransform:
-    """What a model does with its head's results u before the softmax, besides nothing: z = c * tanh(scale * u / c).
-
-    softcap: c, None for z = scale * u.
-    """
+    """From the head's results u to logits: z = c * tanh(scale * u / c) with softcap c, z = scale * u without one."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -75,16 +72,16 @@ def token_scores(
     bias_V: torch.Tensor | None = None,
     trained: HeadRows | None = None,
     transform: LogitTransform = _NO_TRANSFORM,
-    rows_N: torch.Tensor,
+    indices_N: torch.Tensor,
     target_ids_T: torch.Tensor,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> TokenScores:
-    """Score the predictions of the tokens `rows_N` under the softmax of `_logits`, in float32.
+    """Score the predictions of the tokens at `indices_N` under the softmax of `_logits`, in float32.
 
-    hidden_TD, head_VD, bias_V: in the model's dtype. trained: rows that replace those of the head. rows_N,
-    target_ids_T: int64. chunk_tokens: logits held at once.
+    hidden_TD, head_VD, bias_V: in the model's dtype. trained: rows that replace those of the head. indices_N:
+    int64, into T. target_ids_T: int64. chunk_tokens: logits held at once.
     """
-    hidden_ND, target_ids_N = hidden_TD.index_select(0, rows_N), target_ids_T.index_select(0, rows_N)
+    hidden_ND, target_ids_N = hidden_TD.index_select(0, indices_N), target_ids_T.index_select(0, indices_N)
     vocab_size = len(head_VD)
     head_VD = _with_rows(head_VD, *(trained or (None, None)))
     nll = [hidden_ND.new_zeros(0, dtype=torch.float32)]
@@ -103,17 +100,17 @@ def weighted_loss_sums(
     bias_V: torch.Tensor | None = None,
     trained: HeadRows | None = None,
     transform: LogitTransform = _NO_TRANSFORM,
-    rows_N: torch.Tensor,
+    indices_N: torch.Tensor,
     target_ids_T: torch.Tensor,
     target_weights_T: torch.Tensor,
     class_ids_T: torch.Tensor,
     num_classes: int,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> LossSums:
-    """Sum of w_n * -log softmax(z_n)[target_n] over the tokens n in `rows_N`, in nats; z_n are the logits of token n.
+    """Sum of w_n * -log softmax(z_n)[target_n] over the tokens n at `indices_N`, in nats; z_n: logits of token n.
 
     z_n = transform(hidden_n @ head.T + bias), as `LogitTransform` says; the gradients are in `_WeightedLoss`.
-    rows_N: int64, the tokens that have a weight, as `PackedBatch.supervised_rows_N`.
+    indices_N: int64, into T, of the tokens that have a weight, as `PackedBatch.supervised_indices_N`.
     hidden_TD, head_VD and bias_V have the model's dtype. Weights are float32 and stay so, logits are made float32
     before the softmax, and the gradients of head and bias are summed over chunks in float32. A head or bias that is
     frozen costs no gradient. trained: rows that replace those of the head, and get their own gradient.
@@ -122,14 +119,14 @@ def weighted_loss_sums(
     same backward pass.
     """
     weighted_nll, per_class = _WeightedLoss.apply(
-        hidden_TD.index_select(0, rows_N),
+        hidden_TD.index_select(0, indices_N),
         head_VD,
         bias_V,
         *(trained or (None, None)),
         transform,
-        target_ids_T.index_select(0, rows_N),
-        target_weights_T.index_select(0, rows_N),
-        class_ids_T.index_select(0, rows_N),
+        target_ids_T.index_select(0, indices_N),
+        target_weights_T.index_select(0, indices_N),
+        class_ids_T.index_select(0, indices_N),
         num_classes,
         chunk_tokens,
     )

@@ -68,7 +68,7 @@ class PackedCausalLM(torch.nn.Module):
             use_cache=False,
             cu_seqlens=batch.cu_seqlens_S1,
             max_seqlen=batch.max_seqlen,
-            # said in any case where a config may ask for them, and then compiled layers would have to record them
+            # passed also as False: a config may ask for them, and compiled layers would have to record them
             **({"output_router_logits": with_router_logits} if records_router_logits(self.causal_lm.config) else {}),
         )
         if self.mixers is not None:
@@ -122,7 +122,7 @@ class LossHead(torch.nn.Module):
                 bias_V=self.head_bias,
                 trained=self.trained_rows,
                 transform=self._transform,
-                rows_N=batch.supervised_rows_N,
+                indices_N=batch.supervised_indices_N,
                 target_ids_T=batch.target_ids_T,
             )
         return weighted_loss_sums(
@@ -131,7 +131,7 @@ class LossHead(torch.nn.Module):
             bias_V=self.head_bias,
             trained=self.trained_rows,
             transform=self._transform,
-            rows_N=batch.supervised_rows_N,
+            indices_N=batch.supervised_indices_N,
             target_ids_T=batch.target_ids_T,
             target_weights_T=batch.target_weights_T,
             class_ids_T=batch.class_ids_T,

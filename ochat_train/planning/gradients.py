@@ -16,7 +16,7 @@ def bucket_elements(num_trained: int) -> int:
 
 def num_backwards(recipe: Recipe, *, num_gpus: int, packs_per_micro_batch: int) -> int:
     """Micro-batches, and so backward passes, of each GPU in a step. packs_per_micro_batch divides a GPU's packs."""
-    return num_micro_batches(recipe.train.bins_per_step, num_gpus) // packs_per_micro_batch
+    return num_micro_batches(recipe.train.packs_per_step, num_gpus) // packs_per_micro_batch
 
 
 def adds_up_gradients(recipe: Recipe, *, num_gpus: int, packs_per_micro_batch: int) -> bool:

@@ -184,7 +184,7 @@ def _checkpointings(recipe: Recipe, num_layers: int, is_gpu: bool) -> Iterator[t
 
 
 def _packs(recipe: Recipe, num_gpus: int, is_gpu: bool) -> list[int]:
-    per_gpu = num_micro_batches(recipe.train.bins_per_step, num_gpus)
+    per_gpu = num_micro_batches(recipe.train.packs_per_step, num_gpus)
     wanted = recipe.train.packs_per_micro_batch
     if wanted is not None:
         if per_gpu % wanted:

@@ -67,7 +67,7 @@ def plan_report(
         useful=useful,
         trained_ratio=memory.shape.trained_ratio,
     )
-    packs_per_gpu = num_micro_batches(train.bins_per_step, num_gpus)
+    packs_per_gpu = num_micro_batches(train.packs_per_step, num_gpus)
     time = None
     if data and chosen.fits and speed.mfu is not None:
         time = _time(data, work, gpu=gpu, num_gpus=num_gpus, packs_per_gpu=packs_per_gpu, mfu=speed.mfu, price=price)
@@ -83,9 +83,9 @@ def plan_report(
         run=_run(recipe, manifest, data, work, num_gpus=num_gpus) if manifest and data else None,
         time=time,
         tokens_per_step=train.tokens_per_step,
-        bins_per_step=train.bins_per_step,
+        bins_per_step=train.packs_per_step,
         packs_per_gpu=packs_per_gpu,
-        empty_packs_per_step=packs_per_gpu * num_gpus - train.bins_per_step,
+        empty_packs_per_step=packs_per_gpu * num_gpus - train.packs_per_step,
         loss_denominator=train.loss_denominator,
         mfu_assumed=speed.mfu,
         mfu_basis=speed.basis,
@@ -180,7 +180,7 @@ def _waiting(recipe: Recipe, data: _TrainingData, work: Work, *, num_gpus: int) 
         plan.lengths,
         plan.weight_sums,
         capacity=plan.capacity,
-        bins_per_step=plan.bins_per_step,
+        packs_per_step=plan.packs_per_step,
         seed=recipe.seed,
         epoch=epoch,
         kind="balanced",

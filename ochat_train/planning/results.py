@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from ochat_train.system.json_values import fields_from
 
 
@@ -66,7 +66,8 @@ class PlanReport:
     gpu: its name. num_parameters: of the base. num_trained_parameters: those that the optimizer changes. adapter,
     adapter_rank: as in the recipe, None where all weights are trained. classes: none before the data are prepared. run:
     None before the data are prepared. time: None then, where nothing fits, and where no comparable speed was measured.
-    peak_tflops: dense bfloat16. problem: what to do where nothing fits. memory_gib_per_gpu: by part, and `total`.
+    bins_per_step: packs of a step. peak_tflops: dense bfloat16. problem: what to do where nothing fits.
+    memory_gib_per_gpu: by part, and `total`.
     """
 
     gpu: str
@@ -76,7 +77,7 @@ class PlanReport:
     num_trained_parameters: int
     adapter: str | None
     adapter_rank: int | None
-    classes: Sequence[ClassRow]
+    classes: Sequence[PreparedClass]
     run: PlannedRun | None
     time: PlannedTime | None
     tokens_per_step: int
@@ -112,7 +113,7 @@ class PlanReport:
         """From `to_json`, which may also hold other keys. Raises KeyError where one is missing."""
         has_time = document["hours"] is not None
         parts = {
-            "classes": [ClassRow(**fields_from(ClassRow, row)) for row in document["classes"]],
+            "classes": [PreparedClass(**fields_from(PreparedClass, row)) for row in document["classes"]],
             "run": PlannedRun(**fields_from(PlannedRun, document)) if document["prepared"] else None,
             "time": PlannedTime(**fields_from(PlannedTime, document)) if has_time else None,
             "settings": [PlannedSetting(**fields_from(PlannedSetting, row)) for row in document["settings"]],

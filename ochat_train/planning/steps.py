@@ -16,7 +16,7 @@ def training_plan(recipe: Recipe, split: PreparedSplit) -> TrainingPlan:
     return TrainingPlan(
         split,
         capacity=recipe.train.pack_length_tokens,
-        bins_per_step=recipe.train.bins_per_step,
+        packs_per_step=recipe.train.packs_per_step,
         seed=recipe.seed,
         epochs=recipe.train.epochs,
         max_steps=recipe.train.max_steps,

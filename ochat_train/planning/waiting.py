@@ -19,8 +19,8 @@ def waiting_ratio(plan: EpochPlan, work: Work, *, num_ranks: int) -> float:
     Each rank takes as many packs of constant length, so only attention differs. Of a long epoch, steps at equal
     distances are taken; a step that is not full only counts if there is no other.
     """
-    num_full = max(1, len(plan.packs) // plan.bins_per_step)
-    distance = max(1, num_full * plan.bins_per_step // _MOST_PACKS)
+    num_full = max(1, len(plan.packs) // plan.packs_per_step)
+    distance = max(1, num_full * plan.packs_per_step // _MOST_PACKS)
     slowest = mean = 0.0
     for step in range(0, num_full, distance):
         dealt = deal(plan, step, num_ranks=num_ranks)

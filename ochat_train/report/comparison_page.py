@@ -38,7 +38,7 @@ class NamedRun:
         return self.history.validations[-1] if self.history.validations else None
 
 
-def write_comparison(run_dirs: Sequence[Path], out: Path, *, price: float | None = None) -> None:
+def write_comparison(run_dirs: Sequence[Path], out: Path, *, price: float | None) -> None:
     """Write the page of several runs. price: of a GPU-hour, in the user's currency; None: not known.
 
     Raises UserError for a folder that is not a run or is named twice, a run without steps, a bad `out`.

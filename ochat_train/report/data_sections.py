@@ -12,7 +12,7 @@ from data_pipeline.look.tables import (
     ledger_reasons,
     ledger_summary,
 )
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from data_pipeline.text_rules import visible_line
 from ochat_train.report.page import Cell, Section, text_cells
 from ochat_train.report.tables import shown_condition
@@ -21,10 +21,10 @@ HEAVIEST_SHADE = 0.4  # of a weight or a share
 
 
 def class_section(
-    classes: Sequence[ClassRow],
+    classes: Sequence[PreparedClass],
     *,
     more_head: Sequence[str] = (),
-    more: Callable[[ClassRow], Sequence[str]] = lambda row: (),
+    more: Callable[[PreparedClass], Sequence[str]] = lambda row: (),
 ) -> Section:
     """The class table. more: further cells of a class, under `more_head`."""
     rows = []

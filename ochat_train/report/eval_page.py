@@ -10,6 +10,7 @@ from ochat_train.report.tables import number_text, shown_condition
 from ochat_train.suites.contamination import RULE
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.results import EvalResults, QuestionResult, SuiteFacts, SuiteScore
+from ochat_train.suites.text import room_notes
 
 _MOST_TASKS, _MOST_EXAMPLES = 10, 6  # of each suite
 _MOST_CHARACTERS = 1_500  # of a text in an example
@@ -63,7 +64,9 @@ def _scores(results: EvalResults) -> Section:
     ]
     groups = {suite.name: [row for row in whole if row.suite == suite.name] for suite in results.suites}
     pictures = [_chart(results, groups)]
-    return Section(heading="Scores", paragraphs=[_HOW_TO_READ], pictures=pictures, head=_HEAD, rows=rows)
+    return Section(
+        heading="Scores", paragraphs=[_HOW_TO_READ, *room_notes(results)], pictures=pictures, head=_HEAD, rows=rows
+    )
 
 
 def _chart(results: EvalResults, groups: Mapping[str, Sequence[SuiteScore]]) -> Picture:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from ochat_train.evaluation.results import Validation
 from ochat_train.report.data_sections import class_section, ledger_section
 from ochat_train.report.matrix_section import matrix_section, verdict_headline, verdict_lines
@@ -159,7 +159,7 @@ def _benchmarks(history: RunHistory) -> Section:
 def _classes(history: RunHistory) -> Section:
     found = history.validations[-1].evaluation.classes if history.validations else {}
 
-    def scores_of(row: ClassRow) -> tuple[str, str]:
+    def scores_of(row: PreparedClass) -> tuple[str, str]:
         if row.name not in found:
             return "-", "-"
         scores = found[row.name]

@@ -6,10 +6,11 @@ import asyncio
 import platform
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import UserError
 from ochat_train import __version__
@@ -20,6 +21,8 @@ from ochat_train.inference.served_model import ServedModel, load_served_model
 from ochat_train.report.eval_page import eval_page
 from ochat_train.respondents import export, url
 from ochat_train.respondents.additions import OUR_SERVER, Additions, with_additions
+from ochat_train.respondents.announce import what_does_not_fit, what_is_asked
+from ochat_train.respondents.earlier import keep_earlier
 from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience
@@ -92,6 +95,8 @@ def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
         folder=evaluated.folder,
         say=say,
     )
+    if (kept := keep_earlier(evaluated.folder, results, page=PAGE_FILE)) is not None:
+        say(kept)
     write_results(evaluated.folder, results)
     replace_text(evaluated.folder / PAGE_FILE, eval_page(results))
     return replace(evaluated, results=results)
@@ -104,11 +109,10 @@ async def _evaluate(options: EvalOptions, suites: list[Suite], say: Say) -> Eval
         lock = FolderLock(folder)
         try:
             suites = _with_judge_in(folder, options) or suites
-            num_questions = sum(min(options.settings.limit or 10**9, len(suite.questions)) for suite in suites)
-            say(f"{num_questions:,} questions under {len(opened.conditions)} condition(s): making their prompts")
-            plan = plan_evaluation(suites, opened.conditions, opened.asker, options.settings)
+            for line in what_is_asked(suites, opened.conditions, options.settings, folder):
+                say(line)
             store = AnswerStore(folder)
-            failures = await _ask(plan, store, opened, options, say)
+            plan, failures = await _plan_and_ask(suites, store, opened, options, say)
             results = await asyncio.to_thread(results_of, plan, store, failures)
         finally:
             lock.close()
@@ -134,18 +138,32 @@ class _Opened:
 
     asker: Asker
     conditions: tuple[str | None, ...]
-    start: Callable[[], object]
+    start: Callable[[], Coroutine[Any, Any, None]]
 
 
-async def _ask(plan: Plan, store: AnswerStore, opened: _Opened, options: EvalOptions, say: Say) -> Failures:
-    num_done = plan.num_answered(store)
-    if num_done:
-        say(f"{num_done:,} of {len(plan.requests):,} answers were kept from an earlier start")
-    if num_done == len(plan.requests):
-        return {}
-    starting = opened.start()
-    if asyncio.iscoroutine(starting):
-        await starting
+async def _plan_and_ask(
+    suites: list[Suite], store: AnswerStore, opened: _Opened, options: EvalOptions, say: Say
+) -> tuple[Plan, Failures]:
+    """Make the prompts, and ask. Where no answer is kept, the model starts while the prompts are made."""
+    starting = asyncio.create_task(opened.start()) if suites and store.is_empty else None
+    try:
+        plan = await plan_evaluation(suites, opened.conditions, opened.asker, options.settings, starting=starting)
+        for line in what_does_not_fit(plan):
+            say(line)
+        num_done = plan.num_answered(store)
+        if num_done:
+            say(f"{num_done:,} of {len(plan.requests):,} answers were kept from an earlier start")
+        if num_done == len(plan.requests):
+            return plan, {}
+        await (starting or opened.start())
+    finally:
+        if starting is not None:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+    return plan, await _ask(plan, store, num_done, options)
+
+
+async def _ask(plan: Plan, store: AnswerStore, num_done: int, options: EvalOptions) -> Failures:
     progress = AskingProgress(len(plan.requests), num_done)
     asking = asyncio.ensure_future(
         ask_plan(plan, store, num_parallel=options.num_parallel, patience=options.patience, progress=progress)
@@ -233,10 +251,14 @@ async def _open_url(options: EvalOptions) -> AsyncIterator[_Opened]:
                 versions=_versions(),
             ),
             conditions=url.url_conditions(facts, options.condition),
-            start=lambda: None,
+            start=_nothing_to_start,
         )
     finally:
         await respondent.close()
+
+
+async def _nothing_to_start() -> None:
+    """A server runs already."""
 
 
 def export_folder(target: Path) -> Path:

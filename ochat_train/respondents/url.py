@@ -14,13 +14,11 @@ from typing import Any
 
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
-from ochat_train.suites.ask import NoAnswer, Prompt, TooLong, TurnAnswer, TurnSettings
+from ochat_train.suites.ask import TEMPORARY_STATUSES, NoAnswer, Prompt, TooLong, TurnAnswer, TurnSettings
 from ochat_train.suites.suite import Message
-from ochat_train.system.addresses import server_address
+from ochat_train.system.addresses import SERVER_KEY, server_address
 
-KEY_VARIABLE = "OCHAT_API_KEY"
 _OWNER = "ochat"  # what `ochat serve` says in /v1/models
-_TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504)
 _TOO_LONG_CODE = "context_length_exceeded"
 _CONNECT_SECONDS = 10.0
 
@@ -46,7 +44,7 @@ class ServerFacts:
 
 def base_of_url(text: str) -> str:
     """The address up to `/v1`, of that of a server, its `/v1` or its chat route. Raises UserError."""
-    address = server_address(text, option="the address", key_variable=KEY_VARIABLE, example="http://127.0.0.1:18888")
+    address = server_address(text, option="the address", key_variable=SERVER_KEY, example="http://127.0.0.1:18888")
     return f"{address}/v1"
 
 
@@ -132,7 +130,7 @@ async def open_url(text: str, *, model: str | None, num_parallel: int, timeout_s
     model: None for the only one. Raises UserError where it cannot be reached, or has several models.
     """
     http, url = http_library(), base_of_url(text)
-    key = os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(SERVER_KEY)
     client = http.AsyncClient(
         base_url=url,
         headers={"authorization": f"Bearer {key}"} if key else {},
@@ -213,14 +211,14 @@ def _failure(response: Any) -> Exception:
     if status == 404:
         return UserError(str(response.url), f"HTTP 404: {error.get('message', 'not found')}", "see --model")
     reason = f"HTTP {status}"
-    if status in _TEMPORARY:
+    if status in TEMPORARY_STATUSES:
         return NoAnswer(reason, is_temporary=True, wait_seconds=_retry_after(response.headers, now=time.time()))
     return NoAnswer(f"{reason}: {str(error.get('message', ''))[:80]}".rstrip(": "), is_temporary=False)
 
 
 def _refused(response: Any) -> UserError:
     return UserError(
-        str(response.url), f"HTTP {response.status_code}: the key is not valid", f"set {KEY_VARIABLE} to a key of it"
+        str(response.url), f"HTTP {response.status_code}: the key is not valid", f"set {SERVER_KEY} to a key of it"
     )
 
 
@@ -229,11 +227,11 @@ def _retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
     value = headers.get("retry-after")
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, OSError):  # not a date, or of a year that no clock has
         return None
 
 

@@ -24,19 +24,19 @@ _MOST_NUMBERS = 10  # of unreadable lines, in a notice
 
 
 def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[T]:
-    """The rows of one of these files as values, none where there is no file.
+    """The lines of one of these files as values, none where there is no file.
 
-    from_json: makes a value of a row. Rows that it cannot read (of another version) are left out with a notice, as
-    damaged lines are by `rows_of`.
+    from_json: makes a value of a line. Lines that it cannot read (of another version) are left out with a notice, as
+    damaged lines are by `read_lines`.
     """
     results, unreadable = [], []
-    for row in rows_of(path):
+    for values in read_lines(path):
         try:
-            result = from_json(row)
+            result = from_json(values)
             typed(type(result), asdict(result))  # type: ignore[call-overload]
             results.append(result)
         except (KeyError, TypeError, AttributeError, ValueError):
-            unreadable.append(row["step"])
+            unreadable.append(values["step"])
     if unreadable:
         steps = _first_numbers(unreadable)
         print_message(
@@ -45,25 +45,25 @@ def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[
     return results
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of one of these files, none if there is no file.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects on the lines of one of these files, none if there is no file.
 
     A last line without a line end was being written when the process was killed; it is left out. Other lines that
     cannot be read (a power cut may leave NULs) are left out with a notice: a damaged log must not stop a run.
     """
-    rows, unreadable = [], []
+    found, unreadable = [], []
     # not splitlines(), which also splits at characters that an answer may contain (U+2028)
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is None:
+        values = _values(line)
+        if values is None:
             unreadable.append(number)
         else:
-            rows.append(row)
+            found.append(values)
     if unreadable:
         numbers = _first_numbers(unreadable)
         print_message(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
-    return rows
+    return found
 
 
 def _first_numbers(numbers: Sequence[int]) -> str:
@@ -71,12 +71,12 @@ def _first_numbers(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:_MOST_NUMBERS])) + more
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _values(line: bytes) -> dict[str, Any] | None:
     try:
-        row = nesting.loads(line, parse_constant=_refuse_constant)
+        values = nesting.loads(line, parse_constant=_refuse_constant)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
 
 
 def _refuse_constant(name: str) -> None:

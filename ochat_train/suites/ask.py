@@ -14,6 +14,7 @@ from data_pipeline.errors import UserError
 from ochat_train.suites.store import AnswerStore
 from ochat_train.suites.suite import Answer, Finish, Message
 
+TEMPORARY_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # of HTTP: asking again may help
 TOO_LONG = "longer than the context"  # the reason of what was never asked
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -220,6 +221,7 @@ class _Asking:
             started=round(started, 3),
             ended=round(time.time(), 3),
             failed_tries=dict(failed_tries),
+            had_less_room=any(_had_less_room(answer, request.settings) for answer in answers),
         )
 
     async def _turn(self, messages: Sequence[Message], request: Request, failed_tries: Counter[str]) -> TurnAnswer:
@@ -243,6 +245,11 @@ class _Asking:
                 self._respondent.answer(prompt, settings), timeout=self._patience.timeout_seconds
             )
         raise NoAnswer(f"no answer within {self._patience.timeout_seconds:g} seconds", is_temporary=True)
+
+
+def _had_less_room(answer: TurnAnswer, settings: TurnSettings) -> bool:
+    """Whether an answer was cut off before the length that was asked for. A server may not count tokens."""
+    return answer.finish == "length" and answer.num_tokens is not None and answer.num_tokens < settings.max_new_tokens
 
 
 def _fitted(settings: TurnSettings, prompt: Prompt) -> TurnSettings:

@@ -60,12 +60,12 @@ class SuiteData:
             return tuple(sorted(file.as_posix() for file in found))
         return tuple(sorted(self._members))
 
-    def in_folder(self, *folder: str, suffix: str = ".jsonl") -> list[str]:
-        """Names of files whose folder ends in these parts, such as `zs`, `agieval`."""
+    def in_folder(self, *folder: str) -> list[str]:
+        """Names of JSONL files whose folder ends in these parts, such as `zs`, `agieval`."""
         return [
             name
             for name in self.names
-            if name.endswith(suffix) and PurePosixPath(name).parts[:-1][-len(folder) :] == folder
+            if name.endswith(".jsonl") and PurePosixPath(name).parts[:-1][-len(folder) :] == folder
         ]
 
     def read(self, name: str) -> tuple[bytes, DataFile]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +26,7 @@ from ochat_train.suites.suite import SCORED_BY, Answer, Message, Question, Suite
 
 Condition = str | None
 _KEY_LAYOUT = 1  # of the parts of a key
+_PROMPTS_BETWEEN = 16  # a few milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +71,25 @@ class Plan:
         return sum(store.get(request.key) is not None for request in self.requests)
 
 
-def plan_evaluation(
-    suites: Sequence[Suite], conditions: Sequence[Condition], asker: Asker, settings: EvalSettings
+async def plan_evaluation(
+    suites: Sequence[Suite],
+    conditions: Sequence[Condition],
+    asker: Asker,
+    settings: EvalSettings,
+    *,
+    starting: asyncio.Future[Any] | None = None,
 ) -> Plan:
-    """What to ask. Raises UserError for examples (`few_shot`) of a suite that has none, and prompts that cannot be."""
-    questions = [
-        _planned(suite, question, condition, before=before, asker=asker, settings=settings)
-        for suite in suites
-        for condition in conditions
-        for question, before in _with_examples(suite, settings)
-    ]
+    """What to ask. Other tasks run in between. starting: one of them, whose failure ends the planning.
+
+    Raises UserError for examples (`few_shot`) of a suite that has none, and prompts that cannot be.
+    """
+    questions = []
+    for number, question in enumerate(_planned_questions(suites, conditions, asker, settings)):
+        questions.append(question)
+        if number % _PROMPTS_BETWEEN == 0:
+            await asyncio.sleep(0)
+            if starting is not None and starting.done():
+                starting.result()
     return Plan(
         suites=tuple(suites),
         conditions=tuple(conditions),
@@ -148,6 +159,16 @@ def sampled(suite: Suite, *, limit: int | None, seed: int) -> list[Question]:
     for task, indices in by_task.items():
         chosen += random.Random(f"{seed}/{suite.name}/{task}").sample(indices, shares[task])
     return [suite.questions[index] for index in sorted(chosen)]
+
+
+def _planned_questions(
+    suites: Sequence[Suite], conditions: Sequence[Condition], asker: Asker, settings: EvalSettings
+) -> Iterator[PlannedQuestion]:
+    """The questions of a plan, in its order. Making their prompts takes the time."""
+    for suite in suites:
+        for condition in conditions:
+            for question, before in _with_examples(suite, settings):
+                yield _planned(suite, question, condition, before=before, asker=asker, settings=settings)
 
 
 def _shares(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
@@ -276,6 +297,7 @@ def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> Question
         "started": answer.started,
         "ended": answer.ended,
         "failed_tries": answer.failed_tries,
+        "had_less_room": answer.had_less_room or _had_less_room(item.request, answer),
     }
     if isinstance(scored, Unscored):
         return QuestionResult(**common, status="failed", reason=scored.reason)
@@ -288,6 +310,13 @@ def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> Question
         others=scored.others,
         details=scored.details,
     )
+
+
+def _had_less_room(request: Request, answer: Answer) -> bool:
+    """The same of an answer that an earlier version kept, which did not write it down; known where it has one turn."""
+    room = None if request.first is None else request.first.room
+    limit = request.settings.max_new_tokens
+    return answer.finish == "length" and len(request.turns) == 1 and room is not None and room < limit
 
 
 def _suite_facts(suite: Suite, plan: Plan, questions: Sequence[QuestionResult]) -> SuiteFacts:

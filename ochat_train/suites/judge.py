@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import typed
-from ochat_train.suites.ask import Patience
+from ochat_train.suites.ask import TEMPORARY_STATUSES, Patience
 from ochat_train.suites.store import Lines, key_of
 from ochat_train.suites.suite import Message, Unscored
 
@@ -23,7 +23,6 @@ LOWEST, HIGHEST = 1.0, 10.0
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _MAX_TOKENS = 2048  # of a judgement
 _TRIES_WITHOUT_RATING = 2
-_TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,7 @@ def rating_of(text: str) -> float | None:
     return float(found[-1])
 
 
-def judge_all(
-    judge: Judge, prompts: Sequence[Sequence[Message]], *, sleep: Callable[[float], None] = time.sleep
-) -> list[Judgement | Unscored]:
+def judge_all(judge: Judge, prompts: Sequence[Sequence[Message]]) -> list[Judgement | Unscored]:
     """The judgement of each prompt, from the file of judgements where it has one.
 
     Raises UserError where the server refuses the key or the model, or a judgement cannot be written.
@@ -86,7 +83,7 @@ def judge_all(
         def one(key: str, prompt: Sequence[Message]) -> Judgement | Unscored:
             if (known := kept.get(key, lambda value: typed(Judgement, value))) is not None:
                 return known
-            found = _judgement(client, judge, prompt, sleep)
+            found = _judgement(client, judge, prompt)
             if isinstance(found, Judgement):
                 kept.put(key, asdict(found), judge=judge.model)
             return found
@@ -106,9 +103,7 @@ def _client(judge: Judge) -> Any:
     return httpx.Client(headers=headers, timeout=judge.patience.timeout_seconds)
 
 
-def _judgement(
-    client: Any, judge: Judge, prompt: Sequence[Message], sleep: Callable[[float], None]
-) -> Judgement | Unscored:
+def _judgement(client: Any, judge: Judge, prompt: Sequence[Message]) -> Judgement | Unscored:
     reason, unrated = "", 0
     for num_tries in range(1, judge.patience.num_tries + 1):
         found = _asked_once(client, judge, prompt)
@@ -118,7 +113,7 @@ def _judgement(
         unrated += not found.is_temporary
         if unrated == _TRIES_WITHOUT_RATING or num_tries == judge.patience.num_tries:
             break
-        sleep(judge.patience.wait_seconds(num_tries, found.wait_seconds) if found.is_temporary else 0.0)
+        time.sleep(judge.patience.wait_seconds(num_tries, found.wait_seconds) if found.is_temporary else 0.0)
     return Unscored(reason=f"the judge: {reason}")
 
 
@@ -147,7 +142,7 @@ def _asked_once(client: Any, judge: Judge, prompt: Sequence[Message]) -> Judgeme
         raise UserError(f"--judge {judge.url}", f"is no address: {error}", remedy) from None
     except httpx.HTTPError as error:
         return _Failed(reason=f"no answer ({type(error).__name__})", is_temporary=True)
-    if response.status_code in _TEMPORARY:
+    if response.status_code in TEMPORARY_STATUSES:
         return _Failed(
             reason=f"status {response.status_code}",
             is_temporary=True,

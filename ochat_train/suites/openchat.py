@@ -113,7 +113,7 @@ def _is_texts(value: object) -> bool:
 
 
 def _scored(benchmark: Benchmark, question: Question, answer: str) -> Scored:
-    """By the card's rule, and by our own beside it, for which no answer is never right."""
+    """By the card's rule, and by our own, which never counts a missing answer as right."""
     letters = [option.strip("()") for option in question.options]
     rule = _rule(benchmark, question)
     found = rule.find(answer, letters)

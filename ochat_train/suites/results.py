@@ -82,7 +82,7 @@ class AnswerResult:
 
     prompt_sha256: of the ids or messages that were asked. texts: the answer to each turn, none where it failed.
     value: None unless scored. found, others, details: as in `Scored`. started, ended: seconds since 1970. reason: why
-    it was not scored. failed_tries: reason -> tries without an answer.
+    it was not scored. failed_tries: reason -> tries without an answer. had_less_room: as in `Answer`.
     """
 
     status: Status
@@ -99,6 +99,7 @@ class AnswerResult:
     ended: float | None = None
     reason: str | None = None
     failed_tries: Mapping[str, int] = field(default_factory=dict)
+    had_less_room: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -125,8 +126,9 @@ class SuiteScore:
     task: None for all questions of the suite, each of which counts the same. num_questions = num_scored + num_failed +
     num_too_long; shares and means are of the scored ones. score: None where nothing was scored. others: rule -> its
     score. answered: share in which the rule found an answer. empty: share without any text, cut: share that reached the
-    limit of tokens. mean_tokens: of an answer. seconds: in which at least one question was being answered;
-    tokens_per_second: of all answers together. extra: columns of other parts of the program.
+    limit of tokens, or the end of the context. num_had_less_room: those that reached the end of the context before the
+    limit. mean_tokens: of an answer. seconds: in which at least one question was being answered; tokens_per_second: of
+    all answers together. extra: columns of other parts of the program.
     """
 
     suite: str
@@ -144,6 +146,7 @@ class SuiteScore:
     mean_tokens: float | None
     seconds: float | None
     tokens_per_second: float | None
+    num_had_less_room: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

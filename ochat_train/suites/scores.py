@@ -41,7 +41,7 @@ def paired_differences(
 
 
 def paired_difference(
-    first: Sequence[QuestionResult], second: Sequence[QuestionResult], *, seed: int, highest: float = 1.0
+    first: Sequence[QuestionResult], second: Sequence[QuestionResult], *, seed: int, highest: float
 ) -> PairedDifference:
     """Two lists of results of one suite, each of one condition; questions that were scored in both count."""
     values = {question.id: question.value for question in second}
@@ -90,6 +90,7 @@ def _suite_score(asked: Sequence[QuestionResult], *, task: str | None, seed: int
         answered=_share(question.is_answered for question in scored),
         empty=_share(question.is_empty for question in scored),
         cut=_share(question.finish == "length" for question in scored),
+        num_had_less_room=sum(question.had_less_room for question in scored),
         mean_tokens=sum(counts) / len(counts) if known else None,
         seconds=None if seconds is None else round(seconds, 3),
         tokens_per_second=round(sum(counts) / seconds, 3) if known and seconds else None,

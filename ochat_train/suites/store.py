@@ -44,6 +44,10 @@ class Lines:
         for line in self._whole_lines():
             self._values[line["key"]] = line["value"]
 
+    def __len__(self) -> int:
+        """How many keys have a value."""
+        return len(self._values)
+
     def get(self, key: str, make: Callable[[Mapping[str, Any]], T]) -> T | None:
         """The value of a key, None where there is none that `make` can read (it raises ValueError or KeyError)."""
         if key not in self._values:
@@ -82,6 +86,11 @@ class AnswerStore:
 
     def __init__(self, folder: Path) -> None:
         self._lines = Lines(folder / ANSWERS_FILE)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no answer was given yet."""
+        return not len(self._lines)
 
     def get(self, key: str) -> Answer | None:
         """The answer with this key, None where it was not given yet."""

@@ -43,7 +43,8 @@ class Answer:
 
     texts: one for each turn, without the space that begins every message. num_tokens: of all turns, None where the
     server does not count them. finish: `length` if any turn was cut off. started, ended: seconds since 1970.
-    failed_tries: reason -> tries that gave no answer before this one did.
+    failed_tries: reason -> tries that gave no answer before this one did. had_less_room: whether a turn was cut off
+    before its longest length, because the context had no more room.
     """
 
     texts: tuple[str, ...]
@@ -52,6 +53,7 @@ class Answer:
     started: float
     ended: float
     failed_tries: Mapping[str, int] = field(default_factory=dict)
+    had_less_room: bool = False
 
     @property
     def text(self) -> str:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import visible, visible_line
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.lm_eval import HarnessScore
-from ochat_train.suites.results import EvalResults, PairedDifference, SeenScores, SuiteScore
+from ochat_train.suites.results import (
+    EvalResults,
+    PairedDifference,
+    QuestionResult,
+    SeenScores,
+    SuiteScore,
+)
+
+_MOST_NAMED = 3  # questions in a note; results.json has all
 
 
 def results_text(results: EvalResults, *, tasks: bool = False) -> str:
@@ -129,7 +137,7 @@ def _head(results: EvalResults) -> str:
 
 
 def _notes(results: EvalResults) -> list[str]:
-    notes = []
+    notes = room_notes(results)
     for facts in results.suites:
         if facts.num_asked < facts.num_questions:
             notes.append(
@@ -142,6 +150,32 @@ def _notes(results: EvalResults) -> list[str]:
         tries = ", ".join(f"{count:,} x {reason}" for reason, count in results.failed_tries.items())
         notes.append(f"tries without an answer: {tries}")
     return [visible("\n".join(notes))] if notes else []
+
+
+def room_notes(results: EvalResults) -> list[str]:
+    """What the length of the context did to the questions of each suite under each condition."""
+    return [text for row in results.scores if row.task is None for text in _room_notes(row, results)]
+
+
+def _room_notes(row: SuiteScore, results: EvalResults) -> Iterator[str]:
+    place = f"{row.suite}, {shown_condition(row.condition)}"
+    if row.num_too_long:
+        ids = [question.id for question in results.questions if _is_too_long(question, row)]
+        names = ", ".join(ids[:_MOST_NAMED]) + (", ..." if len(ids) > _MOST_NAMED else "")
+        yield (
+            f"{place}: {row.num_too_long:,} of {row.num_questions:,} questions do not fit into the context and are in "
+            f"no score: {names}"
+        )
+    if row.num_had_less_room:
+        limit = results.facts_of(row.suite).max_new_tokens
+        yield (
+            f"{place}: {row.num_had_less_room:,} answers were cut before {limit:,} tokens, at the end of the context; "
+            "they are scored as far as they go"
+        )
+
+
+def _is_too_long(question: QuestionResult, row: SuiteScore) -> bool:
+    return (question.suite, question.condition, question.status) == (row.suite, row.condition, "too_long")
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

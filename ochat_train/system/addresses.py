@@ -8,6 +8,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from data_pipeline.errors import UserError
 
+SERVER_KEY = "OCHAT_API_KEY"  # environment variable with the key of a chat server
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
 
 def server_address(text: str, *, option: str, key_variable: str, example: str) -> str:
     """The address of a server, up to its `/v1` but without it, and without a slash at its end.
@@ -23,6 +26,11 @@ def server_address(text: str, *, option: str, key_variable: str, example: str) -
     if parts is None:
         raise UserError(f"{option} {text}", "is not the address of a server", f"use a form such as {example}")
     return text.rstrip("/").removesuffix("/chat/completions").rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def is_this_machine(address: str) -> bool:
+    """Whether a server is on this machine, so that no proxy of the environment is asked for it."""
+    return urlsplit(address).hostname in _THIS_MACHINE
 
 
 def _parts(text: str) -> SplitResult | None:

@@ -9,6 +9,7 @@ the code. A test reads the whole source for calls that do not say it.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from data_pipeline.json_files import read_json_object
 AUTO_MAP = "auto_map"
 # What a configuration may name that makes `transformers` load code: kernels of the Hub are named like `org/kernel`.
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+_TOKENIZER_LOGGER = "transformers.tokenization_utils_base"
+_LENGTH_WARNING = "sequence length is longer than the specified maximum"
 _MOST_CHARACTERS = 300  # of an error of another library
 PROBE = "qzxvjk"  # a text that no template holds
 _FOLDER_REMEDY = "make the folder again; `ochat prepare`, `ochat train` and `ochat export` write such folders"
@@ -63,6 +66,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     import transformers
 
+    logging.getLogger(_TOKENIZER_LOGGER).addFilter(_is_not_about_length)  # once, however often it is added
     path = folder / "tokenizer_config.json"
     if path.is_file() and (code := code_named_by(read_json_object(path, remedy=_FOLDER_REMEDY))):
         raise UserError(path, f"names code of its own ({', '.join(code)}), which is never run", _FOLDER_REMEDY)
@@ -105,6 +109,13 @@ def answer_prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], con
             problem = "its chat template shows nothing of a system message"
             raise UserError(tokenizer.name_or_path, problem, "leave the system message out")
     return ids
+
+
+def _is_not_about_length(record: logging.LogRecord) -> bool:
+    """Leaves out the warning of a text that is longer than the model was made for. Whoever asks a model compares the
+    lengths, and says in its own words what does not fit.
+    """
+    return _LENGTH_WARNING not in record.getMessage()
 
 
 def without_code(config: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipeline.ledger import Ledger
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from ochat_train.evaluation.results import ValidationResult
 from ochat_train.runs.metrics import StepMetrics
 
@@ -25,7 +25,7 @@ class RunFacts:
     output_dir: Path
     first_step: int
     recipe: Mapping[str, Any]
-    classes: Sequence[ClassRow]
+    classes: Sequence[PreparedClass]
     ledger: Ledger
     hardware: Mapping[str, str | int | float | None]
     versions: Mapping[str, str]

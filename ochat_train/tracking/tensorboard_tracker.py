@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 from data_pipeline.text_rules import markdown_text, visible
 from ochat_train.evaluation.condition_matrix import ConditionMatrix
 from ochat_train.evaluation.results import Sample, ValidationResult
@@ -55,7 +55,7 @@ class TensorBoardTracker:
                 ["", *(row.name for row in facts.classes)],
                 [
                     [f.name, *(getattr(row, f.name) for row in facts.classes)]
-                    for f in fields(ClassRow)
+                    for f in fields(PreparedClass)
                     if f.name != "name"
                 ],
             ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.engine import TrainingEngine
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.model.base_class import trained_parameters
 from ochat_train.model.config import model_dtype
@@ -112,7 +112,7 @@ def start_engine(
     *,
     load_universal: bool = False,
     group_elements: int = GROUP_ELEMENTS,
-) -> Engine:
+) -> TrainingEngine:
     """The DeepSpeed engine with AdamW. `train_step` sets the learning rate before every update.
 
     load_universal: it will load a universal checkpoint (reshard.py). group_elements: as in `parameter_groups`.
@@ -147,11 +147,11 @@ def start_engine(
         share_weights(wrapped)
     if recipe.deepspeed.stage == 3:
         wrapped.module.register_for_zero_3()
-    engine: Engine = wrapped
+    engine: TrainingEngine = wrapped
     return engine
 
 
-def update(engine: Engine) -> float:
+def update(engine: TrainingEngine) -> float:
     """Take the optimizer step at the end of gradient accumulation; returns the gradient norm before clipping.
 
     A gradient that is not finite updates nothing, on any rank: the result is not finite then, and only then.

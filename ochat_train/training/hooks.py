@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ochat_train.distributed.agreement import SIGHT_SECONDS
-from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.engine import TrainingEngine
 from ochat_train.distributed.ranks import stop_ranks
 from ochat_train.planning.gradients import GROUP_ELEMENTS
 from ochat_train.recipe.sections.tracking import TrackingSettings
@@ -16,7 +16,7 @@ from ochat_train.tracking.protocol import Tracker
 from ochat_train.training.step import Step
 
 
-def unchanged(engine: Engine, step: Step) -> Step:
+def unchanged(engine: TrainingEngine, step: Step) -> Step:
     """The step as it was planned."""
     return step
 
@@ -25,7 +25,7 @@ def unchanged(engine: Engine, step: Step) -> Step:
 class Hooks:
     """Parts of a training that a caller may replace. Tests use them to inject real faults into real ranks."""
 
-    before_step: Callable[[Engine, Step], Step] = unchanged
+    before_step: Callable[[TrainingEngine, Step], Step] = unchanged
     """Called on every rank before each step; the step that it returns is taken."""
 
     trackers: Callable[[TrackingSettings], Sequence[Tracker]] = chosen_trackers

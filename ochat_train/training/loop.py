@@ -11,7 +11,7 @@ from data_pipeline.prepared.dataset import Manifest, PreparedSplit
 from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.state import Progress
 from ochat_train.checkpoint.writer import save_checkpoint
-from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.engine import TrainingEngine
 from ochat_train.distributed.ranks import Ranks, on_any_rank, on_main_rank
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import Watchdog
@@ -54,7 +54,7 @@ class Run:
     steps_per_epoch: list[int]
     peak: float
     ranks: Ranks
-    engine: Engine
+    engine: TrainingEngine
     steps: StepPrefetcher
     meter: Meter
     validator: Validator
@@ -63,7 +63,7 @@ class Run:
     push: BackgroundPush | None
     watchdog: Watchdog
     stop_request: StopRequest
-    before_step: Callable[[Engine, Step], Step]
+    before_step: Callable[[TrainingEngine, Step], Step]
     reached: ReachedTensors | None = None
     benchmarks: Benchmarks | None = None
 

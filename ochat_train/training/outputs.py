@@ -21,7 +21,7 @@ from ochat_train.runs.lines import (
     SAMPLES_FILE,
     STARTS_FILE,
     VALIDATION_FILE,
-    rows_of,
+    read_lines,
 )
 from ochat_train.runs.metrics import ExpertShares, StepMetrics
 from ochat_train.runs.starts import RunStart, utc_time
@@ -151,6 +151,6 @@ def _last_time(output_dir: Path) -> str | None:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Remove the rows of later steps, which an earlier start of the run has written."""
-    kept = [row for row in rows_of(path) if row["step"] <= step] if step else []
+    """Remove the lines of later steps, which an earlier start of the run has written."""
+    kept = [line for line in read_lines(path) if line["step"] <= step] if step else []
     replace_text(path, "".join(map(json_line, kept)))

@@ -106,13 +106,13 @@ def _proven_base(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> ProvenBase
     return on_every_rank(ranks, proof)
 
 
-def basis_of(training: Training, ranks: Ranks, *, rows: str) -> RunBasis:
-    """What the run computes with, for its checkpoints. rows: digest of the rows of the prepared data."""
+def basis_of(training: Training, ranks: Ranks, *, rows_digest: str) -> RunBasis:
+    """What the run computes with, for its checkpoints. rows_digest: of the prepared data."""
     config = training.model.causal_lm.config
     module = KERNELS[training.kernel].module
     return RunBasis(
         learning_rate_rule=BOUNDED_RULE,
-        rows=rows,
+        rows_digest=rows_digest,
         config=config_values(config),
         base_weights=base_weights(training.recipe.model.path, config),
         versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),

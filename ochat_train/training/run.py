@@ -19,7 +19,7 @@ from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import ResumeDecision, decide, read_earlier_run, resume_state, set_aside
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.agreement import facts_of, on_every_rank, require_agreement, require_shared_folder
-from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.engine import TrainingEngine
 from ochat_train.distributed.ranks import Ranks, on_main_rank, start_ranks
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.distributed.watchdog import REMEDY, Watchdog, is_lost_contact
@@ -122,7 +122,7 @@ class _Loaded:
     reached: what an adapter's first step has to reach, None without one.
     """
 
-    engine: Engine
+    engine: TrainingEngine
     reached: ReachedTensors | None
     progress: Progress
 
@@ -166,7 +166,7 @@ def _train(recipe: Recipe, manifest: Manifest, ranks: Ranks, start: _Start) -> N
     """Set up the model, load its state, take the steps that are left."""
     training = prepared_training(recipe, manifest, ranks)
     data = start.data_check.finish()  # before anything is written or moved
-    basis = basis_of(training, ranks, rows=data.rows)
+    basis = basis_of(training, ranks, rows_digest=data.rows_digest)
     on_main_rank(ranks, lambda: _require_room(training, ranks, start.resume))
     decision = _resume_decision(training.recipe, manifest, basis, ranks, start)
     training, basis = with_earlier_rate(training, basis, decision)

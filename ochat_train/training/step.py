@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.engine import TrainingEngine
 from ochat_train.model.batch import PackedBatch
 from ochat_train.model.loss import LossSums
 from ochat_train.training.engine import update
@@ -81,7 +81,7 @@ class StepSums:
 
 
 def train_step(
-    engine: Engine,
+    engine: TrainingEngine,
     micro_batches: Iterable[PackedBatch],
     *,
     denominator: float,
@@ -143,7 +143,7 @@ class RankSums:
 
 
 def accumulate_gradients(
-    engine: Engine,
+    engine: TrainingEngine,
     micro_batches: Iterable[PackedBatch],
     *,
     denominator: float,

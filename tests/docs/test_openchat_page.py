@@ -119,7 +119,7 @@ def test_the_recipes_on_the_page_load(tmp_path: Path) -> None:
     for number, recipe in enumerate((whole, {**whole, **tokenized})):
         path = tmp_path / f"{number}.yaml"
         path.write_text(json.dumps(recipe), encoding="utf-8")
-        assert load_recipe(path).train.bins_per_step == 80
+        assert load_recipe(path).train.packs_per_step == 80
 
 
 def test_every_trial_of_two_hosts_is_on_its_page() -> None:

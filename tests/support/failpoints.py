@@ -26,7 +26,7 @@ from ochat_train.checkpoint.state import (
     load_random_states,
     verify,
 )
-from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.engine import TrainingEngine
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.load import load_recipe
 from ochat_train.system import durable
@@ -89,7 +89,7 @@ def main(recipe_path: Path) -> dict[str, int]:
     recipe = load_recipe(recipe_path)
     engine: Any = None
 
-    def keep(deepspeed_engine: Engine, step: Step) -> Step:
+    def keep(deepspeed_engine: TrainingEngine, step: Step) -> Step:
         nonlocal engine
         engine = deepspeed_engine
         return step

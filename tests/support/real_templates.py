@@ -16,7 +16,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.prompt.base_template.check import check_base_template
 from data_pipeline.prompt.base_template.load import BaseTemplateSettings, load_base_prompts
 from data_pipeline.prompt.chat_folder import write_tokenizer_folder
-from data_pipeline.prompt.prompt_format import rows_of
+from data_pipeline.prompt.prompt_format import renderer_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from tests.support.jinja_templates import answer, as_messages, tagged, write_base_tokenizer
 
@@ -61,11 +61,11 @@ def read_real_template(path: Path, folder: Path, **settings: Any) -> Iterator[tu
         return
     write_tokenizer_folder(folder / "export", spec, template, inference_condition="", max_length_tokens=9999)
     tokenizers = [transformers.AutoTokenizer.from_pretrained(folder / name) for name in ("base", "export")]
-    rows, tokenize = rows_of(template, spec), TemplateTokenizer(spec)
+    render, tokenize = renderer_of(template, spec), TemplateTokenizer(spec)
     method = "blocks" if template.marks_answers else "differences"
     for kind, item in KINDS.items():
         try:
-            found = rows(item)
+            found = render(item)
         except RowError as error:
             yield kind, f"refused ({error.reason}): {error}"
             continue

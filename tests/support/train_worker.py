@@ -35,7 +35,7 @@ import torch
 
 from ochat_train.checkpoint.writer import estimated_bytes
 from ochat_train.cli.main import main
-from ochat_train.distributed.engine import Engine
+from ochat_train.distributed.engine import TrainingEngine
 from ochat_train.system import durable
 from ochat_train.training import run
 from ochat_train.training.hooks import Hooks
@@ -77,7 +77,7 @@ class StepFault:
     def __init__(self, fault: dict[str, Any]) -> None:
         self.fault, self.steps = fault, 0
 
-    def __call__(self, engine: Engine, step: Step) -> Step:
+    def __call__(self, engine: TrainingEngine, step: Step) -> Step:
         if self.steps == 0:
             print(f"\nestimated bytes {estimated_bytes(engine, torch.distributed.get_world_size())}", flush=True)
         self.steps += 1

@@ -12,13 +12,13 @@ from data_pipeline.conversation import Conversation, Message, TaggedConversation
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.prompt.base_template.chat import chat_of
 from data_pipeline.prompt.base_template.load import KEY
-from data_pipeline.prompt.base_template.rows import BaseRows
+from data_pipeline.prompt.base_template.renderer import BaseRenderer
 from data_pipeline.prompt.base_template.sandbox import TemplateFault, compiled
 from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.base_template.wrapper import wrapped_templates
 from data_pipeline.prompt.chat_template import CHAT_TEMPLATE
 from data_pipeline.prompt.library_errors import tokenizers_errors
-from data_pipeline.prompt.prompt_row import PromptRow
+from data_pipeline.prompt.rendered import RenderedConversation
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 _TOOLS = '[{"type": "function", "function": {"name": "look_up", "description": "", "parameters": {}}}]'
@@ -32,15 +32,15 @@ def check_base_template(spec: TokenizerSpec, template: BaseTemplate) -> None:
     proof, refused = _Proof(spec, template), []
     for tagged in _FIRST:
         try:
-            proof.require_prompt(proof.rows(tagged)[-1])
+            proof.require_prompt(proof.render(tagged)[-1])
         except RowError as error:
             refused.append(error)
     if len(refused) == len(_FIRST):
         raise UserError(KEY, f"{template.place}: {refused[0]}", _remedy(template))
     for tagged in (*_FIRST, *_probes(template)):
         with suppress(RowError):
-            for row in proof.rows(tagged):
-                proof.require_same(row)
+            for rendered in proof.render(tagged):
+                proof.require_same(rendered)
 
 
 def _remedy(template: BaseTemplate) -> str:
@@ -80,25 +80,25 @@ _FIRST = (
 
 
 class _Proof:
-    """Compares rows of training with whole prompts of the exported template."""
+    """Compares rendered conversations with whole prompts of the exported template."""
 
     def __init__(self, spec: TokenizerSpec, template: BaseTemplate) -> None:
         texts = wrapped_templates(template, special_tokens=spec.special_tokens, inference_condition="Probe")
-        self._template, self.rows, self._tokenizer = template, BaseRows(template, spec), TemplateTokenizer(spec)
+        self._template, self.render, self._tokenizer = template, BaseRenderer(template, spec), TemplateTokenizer(spec)
         self._whole = Tokenizer.from_str(spec.backend)
         self._exported = compiled(texts[CHAT_TEMPLATE])
 
-    def require_same(self, row: PromptRow) -> None:
-        """Raise UserError unless a prompt of the exported template begins with the ids of a row."""
-        ids = self._ids_of_row(row)
-        prompt = self._prompt_ids(row.tagged, len(row.tagged.conversation.messages), asks=False)
-        if ids is not None and prompt[: len(ids)] != ids:
-            raise self._other_ids(row.tagged)
+    def require_same(self, rendered: RenderedConversation) -> None:
+        """Raise UserError unless a prompt of the exported template begins with the ids of training."""
+        tokens = self._tokenizer.tokenize([rendered.segments])[0]
+        prompt = self._prompt_ids(rendered.tagged, len(rendered.tagged.conversation.messages), asks=False)
+        if not isinstance(tokens, RowError) and prompt[: len(tokens.input_ids)] != tokens.input_ids.tolist():
+            raise self._other_ids(rendered.tagged)
 
-    def require_prompt(self, row: PromptRow) -> None:
-        """Raise UserError unless the prompt for the last answer has the ids that come before it in a row."""
-        prompt = self._prompt_ids(row.tagged, len(row.tagged.conversation.messages) - 1, asks=True)
-        tokens = self._tokenizer.tokenize([row.segments])[0]
+    def require_prompt(self, rendered: RenderedConversation) -> None:
+        """Raise UserError unless the prompt for the last answer has the ids that come before it in training."""
+        prompt = self._prompt_ids(rendered.tagged, len(rendered.tagged.conversation.messages) - 1, asks=True)
+        tokens = self._tokenizer.tokenize([rendered.segments])[0]
         is_same = not isinstance(tokens, RowError) and tokens.input_ids[: len(prompt)].tolist() == prompt
         if isinstance(tokens, RowError) or not is_same or tokens.loss_weights[: len(prompt)].any():
             raise UserError(
@@ -107,10 +107,6 @@ class _Proof:
                 "text before an answer, so a trained model could not be prompted as it was trained",
                 "use another template or tokenizer",
             )
-
-    def _ids_of_row(self, row: PromptRow) -> list[int] | None:
-        tokens = self._tokenizer.tokenize([row.segments])[0]
-        return None if isinstance(tokens, RowError) else tokens.input_ids.tolist()
 
     def _prompt_ids(self, tagged: TaggedConversation, num_messages: int, *, asks: bool) -> list[int]:
         chat = chat_of(tagged.conversation, "", "role", lambda text: text)

@@ -225,9 +225,9 @@ def _gap(found: Mapping[str, Probed]) -> str:
 def _end_tokens(found: Mapping[str, Probed], tokens: _Tokens, eos_token: str | None) -> tuple[str, ...]:
     """The tokens that end an answer, first the one of an answer without tool calls.
 
-    Of those that follow an answer whether or not the conversation goes on, it is `eos_token`, or else the last one that
-    does not open turns; where none does, it is the first one that follows the last answer of a conversation. Raises
-    TemplateFault where there is none.
+    Of those that follow an answer whether or not the conversation continues, it is `eos_token`, or else the last one
+    that does not open turns; where none does, it is the first one that follows the last answer of a conversation.
+    Raises TemplateFault where there is none.
     """
     answer = found["answer"].text
     if answer is None:

@@ -210,7 +210,7 @@ def check_report(report: WeightReport, config: Any, place: str) -> None:
         raise UserErrors(place, f"{len(found)} reasons why its weights are not those of its config.json:", found)
 
 
-def refuse_quantised(config: Any, place: str, *, for_qlora: bool = False) -> bool:
+def refuse_quantised(config: Any, place: str, *, for_qlora: bool) -> bool:
     """Raise UserError for a base whose configuration says that its weights are quantised, unless qlora can take it.
 
     for_qlora: whether the base is to be quantised, which takes weights that bitsandbytes has stored in 4 bits. Returns

@@ -47,7 +47,7 @@ def refuse_adapter(settings: ModelSettings) -> None:
         )
 
 
-def local_weight_files(settings: ModelSettings, *, named: str | None = None) -> Sequence[Path] | None:
+def local_weight_files(settings: ModelSettings, *, named: str | None) -> Sequence[Path] | None:
     """The safetensors files that a base is loaded from: in its folder, or in the cache of the Hub. None for a base that
     is not on this machine, or not whole.
 
@@ -65,7 +65,7 @@ def local_weight_files(settings: ModelSettings, *, named: str | None = None) -> 
     return None
 
 
-def downloaded_weight_files(settings: ModelSettings, *, named: str | None = None) -> Sequence[Path]:
+def downloaded_weight_files(settings: ModelSettings, *, named: str | None) -> Sequence[Path]:
     """As `local_weight_files`; what is missing of a base on the Hub is downloaded, as loading it would do.
 
     Raises UserError where the Hub does not give it.

@@ -106,6 +106,6 @@ class TrainSettings(Section):
         return self
 
     @property
-    def bins_per_step(self) -> int:
+    def packs_per_step(self) -> int:
         """Packs in one optimizer step."""
         return self.tokens_per_step // self.pack_length_tokens

@@ -24,8 +24,8 @@ from data_pipeline.formats.table import FORMATS, TEXT_FORMATS
 from data_pipeline.look import raw
 from data_pipeline.look.raw import look_at, token_lengths, under_inference_condition
 from data_pipeline.look.samples import training_text
-from data_pipeline.prompt.prompt_row import PromptRow
 from data_pipeline.prompt.render import render
+from data_pipeline.prompt.rendered import RenderedConversation
 from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.read import sources
 from data_pipeline.read.chunks import ChunkSizes
@@ -268,7 +268,9 @@ def test_a_long_message_is_shown_without_its_middle_where_that_is_shorter(length
     conversation = Conversation(id="1", place="a.jsonl:1", messages=messages)
     template = TEMPLATES["openchat_3.5"]
     item = under_inference_condition(conversation, template)
-    text = training_text(item, lambda item: (PromptRow(tagged=item, segments=render(item, template, bos_token=None)),))
+    text = training_text(
+        item, lambda item: (RenderedConversation(tagged=item, segments=render(item, template, bos_token=None)),)
+    )
     assert text.count("x") == length - num_left_out
     assert (f"... ({num_left_out:,} characters) ..." in text) == (num_left_out > 0)
 

@@ -8,9 +8,9 @@ import pytest
 
 from data_pipeline.ledger import Ledger
 from data_pipeline.look.tables import CLASS_HEAD, class_rows, ledger_reasons, ledger_summary
-from data_pipeline.prepared.dataset import ClassRow
+from data_pipeline.prepared.dataset import PreparedClass
 
-ROW = ClassRow(
+ROW = PreparedClass(
     name="a\x1b[2J",
     condition="",
     weight=0.1,

@@ -21,7 +21,7 @@ from data_pipeline.settings.data import DataSettings, class_weights
 from data_pipeline.settings.sources import SourceSettings
 
 CAPACITY = 8192
-BINS_PER_STEP = 80
+PACKS_PER_STEP = 80
 NUM_RANKS = 8
 
 
@@ -36,7 +36,7 @@ def small_plan(
     weights: Any = None,
     *,
     capacity: int,
-    bins_per_step: int,
+    packs_per_step: int,
     seed: int = 0,
     epoch: int = 0,
     kind: PlanKind = "varied",
@@ -44,13 +44,13 @@ def small_plan(
     lengths = np.asarray(lengths, dtype=np.int32)
     weights = np.ones(len(lengths)) if weights is None else np.asarray(weights, dtype=np.float64)
     return plan_epoch(
-        lengths, weights, capacity=capacity, bins_per_step=bins_per_step, seed=seed, epoch=epoch, kind=kind
+        lengths, weights, capacity=capacity, packs_per_step=packs_per_step, seed=seed, epoch=epoch, kind=kind
     )
 
 
 @pytest.fixture(scope="module")
 def sharegpt_plan() -> EpochPlan:
-    return small_plan(sharegpt_like_lengths(100_000), capacity=CAPACITY, bins_per_step=BINS_PER_STEP)
+    return small_plan(sharegpt_like_lengths(100_000), capacity=CAPACITY, packs_per_step=PACKS_PER_STEP)
 
 
 @st.composite
@@ -61,7 +61,7 @@ def plans(draw: st.DrawFn) -> EpochPlan:
         lengths,
         [1.0 + row for row in range(len(lengths))],
         capacity=capacity,
-        bins_per_step=draw(st.integers(1, 13)),
+        packs_per_step=draw(st.integers(1, 13)),
         seed=draw(st.integers(0, 2**32 - 1)),
         epoch=draw(st.integers(0, 5)),
         kind=draw(st.sampled_from(get_args(PlanKind))),
@@ -96,10 +96,10 @@ def test_every_conversation_is_trained_on_exactly_once_and_no_pack_overflows(pla
 @given(plans())
 def test_the_packs_of_a_step_do_not_depend_on_the_number_of_ranks(plan: EpochPlan) -> None:
     for step in range(plan.num_steps):
-        expected = set(range(step * plan.bins_per_step, min((step + 1) * plan.bins_per_step, len(plan.packs))))
+        expected = set(range(step * plan.packs_per_step, min((step + 1) * plan.packs_per_step, len(plan.packs))))
         for num_ranks in (1, 2, 3, 8):
             dealt = deal(plan, step, num_ranks=num_ranks)
-            assert dealt.shape == (num_ranks, num_micro_batches(plan.bins_per_step, num_ranks))
+            assert dealt.shape == (num_ranks, num_micro_batches(plan.packs_per_step, num_ranks))
             packs = dealt[dealt != EMPTY_PACK].tolist()
             assert len(packs) == len(set(packs))
             assert set(packs) == expected
@@ -111,7 +111,7 @@ def test_a_plan_is_reproducible(plan: EpochPlan, seed: int, epoch: int) -> None:
     for kind in get_args(PlanKind):
         arguments: dict[str, Any] = {"seed": seed, "epoch": epoch, "kind": kind}
         once, again = (
-            small_plan(plan.lengths, capacity=plan.capacity, bins_per_step=plan.bins_per_step, **arguments)
+            small_plan(plan.lengths, capacity=plan.capacity, packs_per_step=plan.packs_per_step, **arguments)
             for _ in range(2)
         )
         check_equal(once, again)
@@ -125,13 +125,13 @@ def check_equal(once: EpochPlan, again: EpochPlan) -> None:
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 1}], ids=str)
 def test_another_epoch_or_seed_gives_other_steps(change: dict[str, int]) -> None:
     lengths = sharegpt_like_lengths(4_000)
-    first = small_plan(lengths, capacity=CAPACITY, bins_per_step=8)
-    second = small_plan(lengths, capacity=CAPACITY, bins_per_step=8, **change)
+    first = small_plan(lengths, capacity=CAPACITY, packs_per_step=8)
+    second = small_plan(lengths, capacity=CAPACITY, packs_per_step=8, **change)
 
     def step_of_each_row(plan: EpochPlan) -> np.ndarray:
         steps = np.empty(len(plan.lengths), dtype=np.int64)
         for number in range(len(plan.packs)):
-            steps[plan.rows(number)] = number // plan.bins_per_step
+            steps[plan.rows(number)] = number // plan.packs_per_step
         return steps
 
     same_step = np.mean(step_of_each_row(first) == step_of_each_row(second))
@@ -149,14 +149,14 @@ def test_random_windows_give_other_combinations() -> None:
 
 
 def test_packs_are_in_random_order_and_not_by_length() -> None:
-    plan = small_plan(sharegpt_like_lengths(20_000), capacity=CAPACITY, bins_per_step=BINS_PER_STEP)
+    plan = small_plan(sharegpt_like_lengths(20_000), capacity=CAPACITY, packs_per_step=PACKS_PER_STEP)
     costs = plan.attention_costs
     halves = costs[: len(costs) // 2].mean() / costs[len(costs) // 2 :].mean()
     assert halves == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_last_step_is_filled_up_with_empty_packs() -> None:
-    plan = small_plan([10] * 7, capacity=10, bins_per_step=4)  # seven packs: steps of four and of three
+    plan = small_plan([10] * 7, capacity=10, packs_per_step=4)  # seven packs: steps of four and of three
     assert plan.num_steps == 2
     assert np.count_nonzero(deal(plan, 0, num_ranks=2) == EMPTY_PACK) == 0
     last = deal(plan, 1, num_ranks=2)
@@ -166,7 +166,7 @@ def test_the_last_step_is_filled_up_with_empty_packs() -> None:
 
 
 def test_ranks_that_do_not_divide_the_packs_get_empty_ones() -> None:
-    dealt = deal(small_plan([10] * 4, capacity=10, bins_per_step=4), 0, num_ranks=3)
+    dealt = deal(small_plan([10] * 4, capacity=10, packs_per_step=4), 0, num_ranks=3)
     assert dealt.shape == (3, 2)
     assert sorted(dealt.ravel().tolist()) == [EMPTY_PACK, EMPTY_PACK, 0, 1, 2, 3]
 
@@ -197,7 +197,7 @@ def test_windows_are_packed_on_their_own() -> None:
     ],
 )
 def test_best_fit_decreasing_on_small_cases(lengths: list[int], capacity: int, expected: list[list[int]]) -> None:
-    plan = small_plan(lengths, capacity=capacity, bins_per_step=1)
+    plan = small_plan(lengths, capacity=capacity, packs_per_step=1)
     assert sorted(sorted(plan.lengths[plan.rows(number)].tolist()) for number in range(len(plan.packs))) == expected
 
 
@@ -222,7 +222,7 @@ def first_fit(lengths: np.ndarray, capacity: int) -> float:
 def test_control_first_fit_in_order_of_arrival_is_less_full() -> None:
     lengths = sharegpt_like_lengths(20_000)
     assert first_fit(lengths, CAPACITY) < 0.999
-    assert small_plan(lengths, capacity=CAPACITY, bins_per_step=1).packing_efficiency >= 0.999
+    assert small_plan(lengths, capacity=CAPACITY, packs_per_step=1).packing_efficiency >= 0.999
 
 
 def unevenness(plan: EpochPlan, packs_of_ranks: np.ndarray) -> float:
@@ -234,19 +234,19 @@ def unevenness(plan: EpochPlan, packs_of_ranks: np.ndarray) -> float:
 
 
 def test_ranks_have_equal_attention_cost(sharegpt_plan: EpochPlan) -> None:
-    full_steps = len(sharegpt_plan.packs) // BINS_PER_STEP
+    full_steps = len(sharegpt_plan.packs) // PACKS_PER_STEP
     worst = max(unevenness(sharegpt_plan, deal(sharegpt_plan, step, num_ranks=NUM_RANKS)) for step in range(full_steps))
     assert worst <= 0.05
 
 
 def test_control_packs_dealt_in_order_are_uneven(sharegpt_plan: EpochPlan) -> None:
-    full_steps = len(sharegpt_plan.packs) // BINS_PER_STEP
+    full_steps = len(sharegpt_plan.packs) // PACKS_PER_STEP
     in_order = [sharegpt_plan.step_packs(step).reshape(-1, NUM_RANKS).T for step in range(full_steps)]
     assert min(unevenness(sharegpt_plan, packs) for packs in in_order) > 0.05
 
 
 def test_a_rank_works_on_its_costliest_pack_first() -> None:
-    plan = small_plan(sharegpt_like_lengths(500), capacity=CAPACITY, bins_per_step=16)
+    plan = small_plan(sharegpt_like_lengths(500), capacity=CAPACITY, packs_per_step=16)
     costs = plan.attention_costs[deal(plan, 0, num_ranks=4)]
     assert (np.diff(costs, axis=1) <= 0).all()
 
@@ -269,7 +269,7 @@ def digest(plan: EpochPlan) -> str:
 def test_a_run_of_the_first_release_resumes_with_its_plan(count: int) -> None:
     lengths = sharegpt_like_lengths(20_000)[:count]
     plans = {
-        kind: digest(small_plan(lengths, capacity=CAPACITY, bins_per_step=16, seed=5, epoch=2, kind=kind))
+        kind: digest(small_plan(lengths, capacity=CAPACITY, packs_per_step=16, seed=5, epoch=2, kind=kind))
         for kind in get_args(PlanKind)
     }
     assert plans["first"] == FIRST_PLANS[count]
@@ -286,7 +286,7 @@ def test_few_conversations_are_packed_otherwise_in_each_epoch(count: int) -> Non
     lengths = sharegpt_like_lengths(count)
 
     def epochs(kind: PlanKind) -> list[EpochPlan]:
-        return [small_plan(lengths, capacity=CAPACITY, bins_per_step=8, epoch=epoch, kind=kind) for epoch in range(3)]
+        return [small_plan(lengths, capacity=CAPACITY, packs_per_step=8, epoch=epoch, kind=kind) for epoch in range(3)]
 
     def recurring(plans: list[EpochPlan]) -> float:
         first, *others = map(combinations_of, plans)
@@ -302,19 +302,19 @@ def slowest_to_mean(plan: EpochPlan, *, num_ranks: int, whole_pack: float) -> fl
     of a pack takes 1.
     """
     slowest = mean = 0.0
-    for step in range(len(plan.packs) // plan.bins_per_step):
+    for step in range(len(plan.packs) // plan.packs_per_step):
         dealt = deal(plan, step, num_ranks=num_ranks)
         seconds = dealt.shape[1] + whole_pack * plan.attention_costs[dealt].sum(axis=1) / plan.capacity**2
         slowest, mean = slowest + seconds.max(), mean + seconds.mean()
     return slowest / mean - 1.0
 
 
-@pytest.mark.parametrize(("num_ranks", "bins_per_step"), [(8, 8), (64, 64), (8, 16)])
-def test_packs_of_like_cost_leave_no_rank_waiting(num_ranks: int, bins_per_step: int) -> None:
+@pytest.mark.parametrize(("num_ranks", "packs_per_step"), [(8, 8), (64, 64), (8, 16)])
+def test_packs_of_like_cost_leave_no_rank_waiting(num_ranks: int, packs_per_step: int) -> None:
     lengths = sharegpt_like_lengths(20_000)
     varied, balanced = (
         slowest_to_mean(
-            small_plan(lengths, capacity=CAPACITY, bins_per_step=bins_per_step, kind=kind),
+            small_plan(lengths, capacity=CAPACITY, packs_per_step=packs_per_step, kind=kind),
             num_ranks=num_ranks,
             whole_pack=0.2,
         )
@@ -327,7 +327,7 @@ def test_packs_of_like_cost_leave_no_rank_waiting(num_ranks: int, bins_per_step:
 def test_balanced_steps_hold_the_same_packs_in_random_order() -> None:
     lengths = sharegpt_like_lengths(20_000)
     varied, balanced = (
-        small_plan(lengths, capacity=CAPACITY, bins_per_step=16, kind=kind) for kind in ("varied", "balanced")
+        small_plan(lengths, capacity=CAPACITY, packs_per_step=16, kind=kind) for kind in ("varied", "balanced")
     )
     assert combinations_of(varied) == combinations_of(balanced)
     assert len(balanced.packs) % 16, "the last step is not full"
@@ -346,7 +346,7 @@ def plan_by_hand() -> EpochPlan:
     """Packs {3, 1}, {0}, {2, 4} of capacity 10; steps of two packs."""
     return EpochPlan(
         packs=Packs(rows=np.array([3, 1, 0, 2, 4]), offsets=np.array([0, 2, 3, 5])),
-        bins_per_step=2,
+        packs_per_step=2,
         capacity=10,
         lengths=np.array([10, 4, 7, 6, 1], dtype=np.int32),
         weight_sums=np.array([1.0, 0.5, 0.25, 4.0, 2.0]),
@@ -416,7 +416,7 @@ def run_plan(lengths: Any, weights: Any, *, epochs: int, max_steps: int | None =
     split: Any = SimpleNamespace(
         num_tokens=np.asarray(lengths, dtype=np.int32), weight_sum=np.asarray(weights, dtype=np.float64)
     )
-    return TrainingPlan(split, capacity=10, bins_per_step=2, seed=3, epochs=epochs, max_steps=max_steps)
+    return TrainingPlan(split, capacity=10, packs_per_step=2, seed=3, epochs=epochs, max_steps=max_steps)
 
 
 def test_locate_walks_over_the_epochs() -> None:

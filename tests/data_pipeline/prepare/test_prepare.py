@@ -18,7 +18,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, SplitCounts
+from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, SplitCounts, rows_digest
 from data_pipeline.prepared.writer import PreparedWriter
 from data_pipeline.read.chunks import ChunkSizes
 from ochat_train.quickstart.make import write_tokenizer
@@ -412,7 +412,8 @@ def test_a_folder_whose_rows_were_read_by_older_rules_is_made_again_once(job: Jo
     assert old is not None, "an older manifest still loads, so it can be trained on"
     said: list[str] = []
     again, reused = prepare(job(), num_workers=1, say=said.append)
-    assert (reused, again.fingerprint, again.rows) == (False, manifest.fingerprint, manifest.rows)
+    assert (reused, again.fingerprint) == (False, manifest.fingerprint)
+    assert rows_digest(again.files) == rows_digest(manifest.files)
     assert any("read rows by other rules" in line for line in said)
     assert prepare(job(), num_workers=1)[1]
 

@@ -15,8 +15,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.file_hashes import hash_files
 from data_pipeline.files import sha256_of_file
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.prepared.dataset import DamagedDataError, Manifest, PreparedSplit, open_split
-from data_pipeline.prepared.integrity import check_sizes, verify
+from data_pipeline.prepared.dataset import DamagedDataError, Manifest, PreparedSplit, open_split, rows_digest
+from data_pipeline.prepared.integrity import check_sizes, hashes_of, verify
 from tests.support.data import edit_manifest, make_job, rows_of, source, without_hashes
 from tests.support.prepared_faults import PREPARED_FAULTS, TRAIN, flip_bit, rewrite, without_first_rows
 from tests.support.rows import conversations, write_jsonl
@@ -51,7 +51,7 @@ def test_the_manifest_has_every_other_file_and_its_own_digest(copy: Path) -> Non
     found = verify(copy, manifest)
     assert (found.num_files, found.warning) == (len(manifest.files), "")
     assert found.num_bytes == found.read_bytes == sum(file.size for file in manifest.files.values())
-    assert found.rows == manifest.rows != ""
+    assert found.rows_digest == rows_digest(manifest.files) != ""
     assert verify(copy, manifest, read_all=True).content == found.content
 
 
@@ -115,7 +115,7 @@ def test_data_of_a_version_without_hashes_is_taken_with_a_warning(copy: Path) ->
     manifest = loaded(copy)
     found = verify(copy, manifest)
     assert "kept no hashes" in found.warning
-    assert (found.content, found.rows) == (content, loaded_rows(copy))
+    assert (found.content, found.rows_digest) == (content, loaded_rows(copy))
     flip_bit(copy / TRAIN)
     assert verify(copy, manifest).content != content, "so other hosts, and a later resume, still see it"
     open_split(copy, "train", manifest)
@@ -125,9 +125,6 @@ def test_data_of_a_version_without_hashes_is_taken_with_a_warning(copy: Path) ->
 
 
 def loaded_rows(folder: Path) -> str:
-    from data_pipeline.prepared.dataset import rows_digest
-    from data_pipeline.prepared.integrity import hashes_of
-
     return rows_digest(hashes_of(folder))
 
 

@@ -21,7 +21,7 @@ from data_pipeline.prompt.base_template.check import check_base_template
 from data_pipeline.prompt.base_template.sandbox import TemplateFault, compiled
 from data_pipeline.prompt.base_template.segments import ControlTokens, Stretch, segments_of
 from data_pipeline.prompt.chat_folder import write_tokenizer_folder
-from data_pipeline.prompt.prompt_format import rows_of
+from data_pipeline.prompt.prompt_format import renderer_of
 from data_pipeline.prompt.tokenization import TemplateTokenizer
 from tests.support import jinja_templates
 from tests.support.jinja_templates import answer, as_messages, load, tagged
@@ -73,7 +73,7 @@ def test_rows_have_the_ids_that_the_export_gives_for_the_same_messages(folder: P
     template, spec = load(folder / name, jinja_templates.ALL[name], condition_in=condition_in)
     check_base_template(spec, template)
     tokenizer = exported(folder / f"{name}-export", template, spec)
-    rows, tokenize, compared = rows_of(template, spec), TemplateTokenizer(spec), 0
+    rows, tokenize, compared = renderer_of(template, spec), TemplateTokenizer(spec), 0
     for item in CONVERSATIONS.values():
         for condition in ("", "Quality: <|turn|>good"):
             try:
@@ -184,7 +184,7 @@ def test_literal_rows(
     folder: Path, name: str, settings: dict[str, Any], conversation: TaggedConversation, whole: str, learned: str
 ) -> None:
     template, spec = load(folder / name, jinja_templates.ALL[name], **settings)
-    [row] = rows_of(template, spec)(conversation)
+    [row] = renderer_of(template, spec)(conversation)
     found = text_and_learned(row.segments)
     assert found == (whole.removesuffix("\n"), learned), "rows end with the end of turn"
 
@@ -196,31 +196,31 @@ TWO_THOUGHTS = tagged("Hello", answer("Hi", "Greet."), "And?", answer("Bye", "Pa
 
 def test_a_template_that_removes_earlier_thinking_gives_a_row_for_each_answer(folder: Path) -> None:
     template, spec = load(folder / "thinking", jinja_templates.THINKING)
-    first, last = rows_of(template, spec)(TWO_THOUGHTS)
+    first, last = renderer_of(template, spec)(TWO_THOUGHTS)
     assert text_and_learned(first.segments)[0] + "\n" == FIRST
     assert text_and_learned(last.segments)[0] + "\n" == LAST
     assert text_and_learned(last.segments)[1] == "<think>\nPart.\n</think>\n\nBye<|end|>"
     assert (first.tagged.conversation.id, last.tagged.conversation.id) == ("c#2", "c#4")
     assert [row.answers_left_out for row in (first, last)] == [0, 0]
     for row in (first, last):  # a row rendered again is itself, as the condition matrix needs
-        [again] = rows_of(template, spec)(row.tagged)
+        [again] = renderer_of(template, spec)(row.tagged)
         assert again.segments == row.segments
 
 
 def test_only_the_last_answer_or_none_on_request(folder: Path) -> None:
     template, spec = load(folder / "thinking", jinja_templates.THINKING, rewritten_history="last_answer")
-    [row] = rows_of(template, spec)(TWO_THOUGHTS)
+    [row] = renderer_of(template, spec)(TWO_THOUGHTS)
     assert (text_and_learned(row.segments)[0] + "\n", row.answers_left_out) == (LAST, 1)
     template, spec = load(folder / "thinking", jinja_templates.THINKING, rewritten_history="error")
     with pytest.raises(RowError, match="message 4: the template rewrites what came before"):
-        rows_of(template, spec)(TWO_THOUGHTS)
-    assert len(rows_of(template, spec)(tagged("Hello", answer("Hi", "Greet.")))) == 1
+        renderer_of(template, spec)(TWO_THOUGHTS)
+    assert len(renderer_of(template, spec)(tagged("Hello", answer("Hi", "Greet.")))) == 1
 
 
 def test_answers_that_are_not_rewritten_share_a_row(folder: Path) -> None:
     """The thinking before a tool's result stays, as both answers follow the same question."""
     template, spec = load(folder / "thinking", jinja_templates.THINKING)
-    [row] = rows_of(template, spec)(CONVERSATIONS["tools"])
+    [row] = renderer_of(template, spec)(CONVERSATIONS["tools"])
     learned = text_and_learned(row.segments)[1].replace("\ufdd0", "")
     call = '<call>look {"at": "<|end|> \\"\u00e9\\""}</call>'
     assert learned == f"<think>\nLook.\n</think>\n\n{call}<|end|><think>\nSay.\n</think>\n\nIt is 42<|end|>"
@@ -229,7 +229,7 @@ def test_answers_that_are_not_rewritten_share_a_row(folder: Path) -> None:
 def test_blocks_say_what_is_learned_and_transformers_agrees(folder: Path) -> None:
     template, spec = load(folder / "blocks", jinja_templates.BLOCKS)
     assert template.marks_answers
-    tokenizer, rows = exported(folder / "blocks-mask", template, spec), rows_of(template, spec)
+    tokenizer, rows = exported(folder / "blocks-mask", template, spec), renderer_of(template, spec)
     with_mask = (folder / "blocks-mask" / "chat_template_mask.jinja").read_text()
     assert "generation" not in tokenizer.chat_template.replace("add_generation_prompt", "")
     assert "{%- generation -%}" in with_mask
@@ -253,7 +253,7 @@ def test_blocks_say_what_is_learned_and_transformers_agrees(folder: Path) -> Non
 def test_part_of_an_answer_outside_of_blocks_is_not_learned(folder: Path) -> None:
     text = jinja_templates.BLOCKS.replace("{%- generation -%}", "{{- 'Aha: ' }}{%- generation -%}")
     template, spec = load(folder / "aha", text)
-    [row] = rows_of(template, spec)(tagged("Hello", "Hi"))
+    [row] = renderer_of(template, spec)(tagged("Hello", "Hi"))
     whole, learned = text_and_learned(row.segments)
     assert (whole[-14:], learned) == ("\nAha: Hi<|end|>"[-14:], "Hi<|end|>")
 
@@ -286,7 +286,7 @@ def test_part_of_an_answer_outside_of_blocks_is_not_learned(folder: Path) -> Non
 def test_parts_have_their_weights(folder: Path, message: Message, weights: list[tuple[str, float]]) -> None:
     template, spec = load(folder / "thinking", jinja_templates.THINKING)
     parts = PartWeights(reasoning=0.5, answer=1.0, tool_calls=2.0)
-    [row] = rows_of(template, spec)(tagged("Q", message, part_weights=parts))
+    [row] = renderer_of(template, spec)(tagged("Q", message, part_weights=parts))
     found: list[tuple[str, float]] = []
     for segment in row.segments[-2:]:
         if isinstance(segment, ControlToken):
@@ -301,8 +301,8 @@ def test_parts_in_an_uncertain_place_cannot_have_different_weights(folder: Path)
     template, spec = load(folder / "thinking", jinja_templates.THINKING)
     item = tagged("Q", answer("so so", "so"))
     with pytest.raises(RowError, match="the place of its reasoning in the answer is not certain"):
-        rows_of(template, spec)(tagged("Q", answer("so so", "so"), part_weights=PartWeights(reasoning=0.5)))
-    assert rows_of(template, spec)(item)
+        renderer_of(template, spec)(tagged("Q", answer("so so", "so"), part_weights=PartWeights(reasoning=0.5)))
+    assert renderer_of(template, spec)(item)
 
 
 # ---- what is refused ----
@@ -323,7 +323,7 @@ def test_parts_in_an_uncertain_place_cannot_have_different_weights(folder: Path)
 def test_refused_rows(folder: Path, name: str, conversation: TaggedConversation, words: str) -> None:
     template, spec = load(folder / name, jinja_templates.ALL[name])
     with pytest.raises(RowError, match=words):
-        rows_of(template, spec)(conversation)
+        renderer_of(template, spec)(conversation)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_white_space_of_the_template_that_joins_the_prompt_is_refused(folder: Pa
     ).replace("message.reasoning_content + '", "(message.reasoning_content or '') + '\\n")
     template, spec = load(folder / "joined", text)
     check_base_template(spec, template)
-    rows = rows_of(template, spec)
+    rows = renderer_of(template, spec)
     with pytest.raises(RowError, match="white space at the start of the answer becomes one token with the end of"):
         rows(tagged("Q", "Hi"))
     assert text_and_learned(rows(tagged("Q", answer("Hi", "So")))[0].segments)[1] == "So\n</think>Hi<|end|>"
@@ -384,7 +384,7 @@ def test_white_space_of_the_template_that_joins_the_prompt_is_refused(folder: Pa
 def test_a_date_is_that_of_the_recipe_in_rows_and_in_the_export(folder: Path) -> None:
     template, spec = load(folder / "dated", jinja_templates.DATED, date=datetime.date(2026, 1, 31))
     check_base_template(spec, template)
-    [row] = rows_of(template, spec)(tagged("Hello", "Hi"))
+    [row] = renderer_of(template, spec)(tagged("Hello", "Hi"))
     assert text_and_learned(row.segments)[0].startswith("Today is 31 January 2026<|end|>")
     prompt = exported(folder / "dated-export", template, spec).apply_chat_template(
         [{"role": "user", "content": "Q"}], tokenize=False

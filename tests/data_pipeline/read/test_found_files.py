@@ -100,7 +100,7 @@ def test_links_to_nothing(tmp_path: Path) -> None:
     assert read(tmp_path) == ["a.jsonl"]
     assert "gone.txt (a link to nothing)" in notes(tmp_path)[0]
     (tmp_path / "b.jsonl").symlink_to("../.git/annex/objects/aa/bb/SHA256E-s5--00.jsonl")
-    says = f"{tmp_path / 'b.jsonl'}: is a git-annex link, and its data is not here; run `git annex get` beside it"
+    says = f"{tmp_path / 'b.jsonl'}: is a git-annex link, and its data is not here; run `git annex get` in its folder"
     assert refused(tmp_path) == refused(tmp_path / "b.jsonl") == refused(tmp_path / "*.jsonl") == says
     (tmp_path / "b.jsonl").unlink()
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "nothing")

@@ -66,7 +66,7 @@ def test_the_end_of_a_turn_is_learnt(
 def probability(model: PackedCausalLM, batch: object, token: int) -> float:
     """Mean probability of a token where it is the next one."""
     scores = model(batch, score=True)  # type: ignore[arg-type]
-    targets = batch.target_ids_T[batch.supervised_rows_N]  # type: ignore[attr-defined]
+    targets = batch.target_ids_T[batch.supervised_indices_N]  # type: ignore[attr-defined]
     return float((-scores.nll_N[targets == token]).exp().mean())
 
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from data_pipeline.errors import UserError
-from ochat_train.chat.answerer import Answerer, ChatError, ModelFacts, Question, SentPrompt
+from ochat_train.chat.answerer import Answerer, ChatError, ChatModel, Question, SentPrompt
 from ochat_train.chat.by_url import ServerAnswerer
 from ochat_train.chat.run import ChatOptions, run_chat
 from ochat_train.inference.engine import Piece
@@ -40,8 +40,8 @@ class Scripted:
     def __init__(self, answer: Callable[[Question], list[Piece]]) -> None:
         self.answer, self.closed, self.is_closed = answer, 0, False
 
-    async def start(self) -> ModelFacts:
-        return ModelFacts(name="small", conditions=("A", "B"), default="A")
+    async def start(self) -> ChatModel:
+        return ChatModel(name="small", conditions=("A", "B"), default="A")
 
     async def close(self) -> None:
         self.is_closed = True

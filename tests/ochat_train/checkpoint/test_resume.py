@@ -199,7 +199,7 @@ def test_a_base_config_that_nobody_wrote_down_is_told(recipe: Recipe, tmp_path: 
 def test_rows_are_compared_where_both_are_known_and_made_from_the_same(recipe: Recipe) -> None:
     def names(then: str, now: str, data: str = "a") -> list[str]:
         manifest = manifest_of(recipe, data_rows=then)
-        basis = RunBasis(rows=now)
+        basis = RunBasis(rows_digest=now)
         return [c.name for c in changes_since(manifest, num_ranks=2, recipe=recipe, data_fingerprint=data, basis=basis)]
 
     assert names("x", "x") == names("", "x") == names("x", "") == []

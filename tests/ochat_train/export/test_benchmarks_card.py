@@ -17,6 +17,7 @@ from ochat_train.cli.main import main
 from ochat_train.export.benchmarks_card import add_results
 from ochat_train.export.layout import exported_names, weights_sha256
 from ochat_train.hub.push import exported_files
+from ochat_train.suites.intervals import mean_estimate
 from ochat_train.suites.results import ModelFacts
 from ochat_train.suites.results_file import write_results
 from tests.support.eval_results import CONDITIONS, NASTY, eval_results
@@ -72,25 +73,49 @@ def rows_of(card: str) -> list[list[str]]:
     return rows
 
 
-def test_the_hub_reads_the_figures_with_their_conditions(export_dir: Path) -> None:
+def entries_of(folder: Path) -> list[Any]:
+    """The figures of a card as the Hub's own library reads them."""
+    return list(ModelCard.load(folder / "README.md").data.eval_results)
+
+
+def figures_of(folder: Path) -> list[tuple[Any, ...]]:
+    return [
+        (e.dataset_type, e.dataset_name, e.metric_type, e.metric_name, e.metric_args.get("condition"), e.metric_value)
+        for e in entries_of(folder)
+    ]
+
+
+def test_the_hub_reads_every_figure_with_its_condition(export_dir: Path) -> None:
+    """Several suites and rules, conditions that YAML could misread, a harness's task called like a suite of ours."""
+    names = ("yes: \"no\" 'x' #1", "数学 — Ü\n\u202e")
+    results = results_of(export_dir)
+    renamed = dict(zip(CONDITIONS, names, strict=True))
+    strict = mean_estimate([1.0, 0.0], seed=0)
+    scores = [replace(row, condition=renamed[row.condition]) for row in results.scores if row.task is None]
+    scores[0] = replace(scores[0], others={"strict": strict})
+    tiny = replace(results.harness[0], task="arithmetic", condition=names[1])
+    harness = (tiny, replace(tiny, metric="acc", filter="none", value=0.5), replace(tiny, condition=None, value=1e-6))
+    add_results(export_dir, replace(results, scores=tuple(scores), harness=harness, contamination=()))
+    shown = ('condition "yes: \\"no\\" \'x\' #1"', r'condition "数学 — Ü\n\u202e"')
+    ours, talk, theirs = "The arithmetic suite", "The talk suite", "arithmetic (lm-evaluation-harness)"
+    assert figures_of(export_dir) == [
+        ("arithmetic", ours, "accuracy", f"accuracy, {shown[0]}", names[0], 0.75),
+        ("arithmetic", ours, "accuracy", f"accuracy, strict, {shown[0]}", names[0], 0.5),
+        ("arithmetic", ours, "accuracy", f"accuracy, {shown[1]}", names[1], 0.25),
+        ("talk", talk, "points", f"points, {shown[0]}", names[0], 6.0),
+        ("talk", talk, "points", f"points, {shown[1]}", names[1], 5.0),
+        ("arithmetic", theirs, "exact_match", f"exact_match, strict, {shown[1]}", names[1], 0.25),
+        ("arithmetic", theirs, "acc", f"acc, none, {shown[1]}", names[1], 0.5),
+        ("arithmetic", theirs, "exact_match", "exact_match, strict, the default condition", None, 1e-6),
+    ]
+    assert rows_of((export_dir / "README.md").read_text())[1][4] == "strict 50.0%"
+
+
+def test_what_the_figures_say_beside_their_values(export_dir: Path) -> None:
     add_results(export_dir, results_of(export_dir))
-    data = ModelCard((export_dir / "README.md").read_text()).data
-    found = {(e.dataset_type, e.metric_args["condition"]): e for e in data.eval_results}
-    assert {key: entry.metric_value for key, entry in found.items()} == {
-        ("arithmetic", CONDITIONS[0]): 0.75,
-        ("arithmetic", CONDITIONS[1]): 0.25,
-        ("talk", CONDITIONS[0]): 6.0,
-        ("talk", CONDITIONS[1]): 5.0,
-        ("tiny", CONDITIONS[1]): 0.25,
-    }
-    first = found["arithmetic", CONDITIONS[0]]
-    assert (first.task_type, first.metric_type, first.dataset_name) == (
-        "text-generation",
-        "accuracy",
-        "The arithmetic suite",
-    )
-    tiny = found["tiny", CONDITIONS[1]]
-    assert (tiny.metric_type, tiny.metric_name) == ("exact_match", 'exact_match, strict, condition "GPT3"')
+    data = ModelCard.load(export_dir / "README.md").data
+    first = data.eval_results[0]
+    assert (first.task_type, first.dataset_config) == ("text-generation", "ochat eval")
     assert first.metric_args["questions_seen_in_training"] == 2
     assert first.metric_args["questions"] == 12
     assert data.model_name == "small"
@@ -99,12 +124,65 @@ def test_the_hub_reads_the_figures_with_their_conditions(export_dir: Path) -> No
     assert [len(entry["metrics"]) for entry in index[0]["results"]] == [2, 2, 1]
 
 
+OWN = """- task: {type: text-generation}
+    dataset: {type: arithmetic, name: Mine, args: {shots: 5}}
+    metrics: [{type: accuracy, value: 0.1}]
+"""
+
+
+def test_figures_of_a_person_stay_what_they_were(export_dir: Path) -> None:
+    card = CARD.replace("license: mit", f"license: mit\nmodel-index:\n- name: small\n  results:\n  {OWN}".rstrip())
+    (export_dir / "README.md").write_text(card)
+    add_results(export_dir, results_of(export_dir))
+    mine = entries_of(export_dir)[0]
+    assert (mine.dataset_name, mine.dataset_args, mine.metric_value) == ("Mine", {"shots": 5}, 0.1)
+    assert len(entries_of(export_dir)) == 6
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        (f"- name: small\n  results:\n  {OWN}- name: other\n  results:\n  {OWN}", "figures of several models"),
+        (f"- name: small\n  results:\n  {OWN}  {OWN.replace('Mine', 'Theirs')}", "reads back as something else"),
+    ],
+)
+def test_a_card_whose_figures_would_change_is_refused(index: str, problem: str, export_dir: Path) -> None:
+    card = CARD.replace("license: mit", f"license: mit\nmodel-index:\n{index.rstrip()}")
+    (export_dir / "README.md").write_text(card)
+    with pytest.raises(UserError, match=problem):
+        add_results(export_dir, results_of(export_dir))
+    assert (export_dir / "README.md").read_text() == card
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        CARD.replace("\n", "\r\n"),
+        "\n" + CARD,
+        "\ufeff" + CARD,
+        CARD.replace("license: mit", "license: mit\nabout: a ---\n"),
+        CARD.split("---\n", 2)[2],
+    ],
+)
+def test_a_card_has_its_metadata_once_however_it_was_saved(card: str, export_dir: Path) -> None:
+    (export_dir / "README.md").write_bytes(card.encode())
+    for _ in range(2):
+        add_results(export_dir, results_of(export_dir))
+    saved = (export_dir / "README.md").read_bytes().decode()
+    assert saved.count("license: mit") == card.count("license: mit")
+    assert saved.count("model-index:") == 1
+    assert saved.count("## Benchmarks") == 1
+    assert ("\n" in saved.replace("\r\n", "")) == ("\r\n" not in card)
+    assert len(entries_of(export_dir)) == 5
+    assert "Text --- and more." in saved
+
+
 def test_the_table_has_the_same_figures_before_the_training_data(export_dir: Path) -> None:
     add_results(export_dir, results_of(export_dir))
     card = (export_dir / "README.md").read_text()
     rows = rows_of(card)
     assert rows[1][:3] == ["The arithmetic suite", '"GPT4 Correct"', "75.0%"]
-    assert rows[1][5:] == ["12 of 12", "2"]
+    assert rows[1][4:] == ["-", "100.0%", "12 of 12", "2"]
     assert rows[3][2] == "6.00"
     assert rows[5][2] == "0.2500 ± 0.0123 (standard error)"
     assert card.index("Text --- and more.") < card.index("## Benchmarks") < card.index("## Training data")
@@ -169,7 +247,7 @@ def test_names_from_data_stay_text(export_dir: Path) -> None:
     html = MarkdownIt("commonmark").enable("table").render(card.split("---\n", 2)[2])
     assert "<script>" not in html
     assert "<img" not in html
-    assert len(rows_of(card)[1]) == 7
+    assert len(rows_of(card)[1]) == 8
     [entry] = ModelCard(card).data.eval_results
     assert entry.metric_args["condition"] == NASTY
 

@@ -69,6 +69,10 @@ def start_training(recipe: Path, hub: HubStandIn, *options: str, num_ranks: int)
     return start_ranks("tests.support.hub_train_worker", jobs, num_ranks=num_ranks, **environment_of(hub))
 
 
+def is_at_work(push: BackgroundPush) -> bool:
+    return push._process.status.is_running
+
+
 # ---- whole runs, with the process beside them ----
 
 
@@ -283,7 +287,7 @@ def test_a_failure_is_reported_once_while_the_run_trains(run_dir: Path, capsys: 
     for _ in range(3):
         push.checkpoint_written()
         push.checkpoint_written()  # the process is at work: nothing more is started
-        wait_for(lambda: not push.is_at_work)
+        wait_for(lambda: not is_at_work(push))
     assert started == [Phase.TRAINING] * 3
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not on the Hub yet: ")]
     assert lines == ["not on the Hub yet: no right; the run tries again after every checkpoint"]
@@ -294,14 +298,14 @@ def test_nothing_is_started_for_a_checkpoint_that_is_on_the_hub(run_dir: Path) -
     push = a_push(run_dir, leaves(run_dir, state_of(run_dir, "pushed")), started=started)
     for _ in range(2):
         push.checkpoint_written()
-        wait_for(lambda: not push.is_at_work)
+        wait_for(lambda: not is_at_work(push))
     assert len(started) == 1
 
 
 def test_a_process_that_dies_without_a_word_is_reported(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     push = a_push(run_dir, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     push.checkpoint_written()
-    wait_for(lambda: not push.is_at_work)
+    wait_for(lambda: not is_at_work(push))
     assert capsys.readouterr().err == ""
     push.checkpoint_written()
     said = f"ended early (code {-signal.SIGKILL}), see {run_dir}/hub/log.txt"
@@ -380,7 +384,7 @@ def test_a_run_that_is_stopped_while_it_waits_names_the_command(run_dir: Path) -
     command = f"start the run again, or: ochat push {export_folder(run_dir)} --repo {REPO}"
     assert str(caught.value).startswith("trained to the end; stopped by SIGTERM before the model was on the Hub\n")
     assert str(caught.value).endswith(command)
-    assert not push.is_at_work
+    assert not is_at_work(push)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_the_command_writes_a_recipe_that_every_verb_takes(here: Path, capsys: p
         "gpt35": ("GPT3", 0.0),
     }
     assert (recipe.model.template, recipe.optimizer.learning_rate) == ("openchat_3.5", "auto")
-    assert recipe.train.bins_per_step % 4 == 0
+    assert recipe.train.packs_per_step % 4 == 0
 
     manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     weights = {row.name: row.weight for row in manifest.classes}

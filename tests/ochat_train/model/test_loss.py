@@ -47,8 +47,8 @@ def ours(
     hidden = inputs["hidden_TD"].clone().requires_grad_()
     head = inputs["head_VD"].clone().requires_grad_()
     rest = {key: value for key, value in inputs.items() if key not in ("hidden_TD", "head_VD")}
-    rows_N = torch.nonzero(rest["target_weights_T"])[:, 0]
-    sums = weighted_loss_sums(hidden, head, rows_N=rows_N, **rest, num_classes=2, chunk_tokens=chunk_tokens)
+    indices_N = torch.nonzero(rest["target_weights_T"])[:, 0]
+    sums = weighted_loss_sums(hidden, head, indices_N=indices_N, **rest, num_classes=2, chunk_tokens=chunk_tokens)
     (sums.weighted_nll * scale).backward()
     assert hidden.grad is not None
     assert head.grad is not None
@@ -94,7 +94,7 @@ def test_scores_are_the_loss_token_by_token(num_supervised: int) -> None:
     """nll and most likely token of each supervised token, against float64, over several chunks."""
     inputs = make_inputs(6000, 16, 50, [1.0])
     rows = torch.randperm(6000, generator=torch.Generator().manual_seed(1))[:num_supervised].sort().values
-    scores = token_scores(inputs["hidden_TD"], inputs["head_VD"], rows_N=rows, target_ids_T=inputs["target_ids_T"])
+    scores = token_scores(inputs["hidden_TD"], inputs["head_VD"], indices_N=rows, target_ids_T=inputs["target_ids_T"])
     logits = (inputs["hidden_TD"].double() @ inputs["head_VD"].double().T)[rows]
     expected = torch.nn.functional.cross_entropy(logits, inputs["target_ids_T"][rows], reduction="none")
     torch.testing.assert_close(scores.nll_N.double(), expected, rtol=1e-5, atol=1e-5)
@@ -156,12 +156,12 @@ def with_transform(
         nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         loss = (nll * weights.double()).sum()
     else:
-        rows_N, extra = torch.nonzero(weights)[:, 0], {"bias_V": leaves.get("bias"), "transform": transform}
+        indices_N, extra = torch.nonzero(weights)[:, 0], {"bias_V": leaves.get("bias"), "transform": transform}
         tensors = leaves["hidden"], leaves["head"]
-        sums = weighted_loss_sums(*tensors, **extra, rows_N=rows_N, **inputs, num_classes=2, chunk_tokens=64)
+        sums = weighted_loss_sums(*tensors, **extra, indices_N=indices_N, **inputs, num_classes=2, chunk_tokens=64)
         loss = sums.weighted_nll
         every = torch.arange(len(targets), device=device)
-        nll = token_scores(*tensors, **extra, rows_N=every, target_ids_T=targets, chunk_tokens=64).nll_N
+        nll = token_scores(*tensors, **extra, indices_N=every, target_ids_T=targets, chunk_tokens=64).nll_N
     (loss * 0.5).backward()
     return loss.detach(), {name: x.grad for name, x in leaves.items() if x.grad is not None}, nll.detach()
 

@@ -621,7 +621,7 @@ def test_the_good_recipe(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD))
     assert recipe.optimizer.learning_rate == 2e-5
     assert isinstance(recipe.optimizer.learning_rate, float)
-    assert recipe.train.bins_per_step == 80
+    assert recipe.train.packs_per_step == 80
     assert recipe.model.tokenizer_source == "org/base"
     assert [source.class_name for source in recipe.data.sources] == ["expert", "suboptimal"]
     # what was left out

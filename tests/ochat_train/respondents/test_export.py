@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
 from ochat_train.evaluation.questions import load_questions, right_ratios_by_condition
+from ochat_train.inference.engine import AnswerSettings, Piece
 from ochat_train.inference.generate import load_generator
 from ochat_train.inference.served_model import load_served_model
 from ochat_train.respondents.evaluation import EvalOptions, evaluate, export_folder
-from ochat_train.respondents.export import chosen_conditions, model_facts
+from ochat_train.respondents.export import ExportRespondent, chosen_conditions, model_facts
+from ochat_train.suites.ask import Prompt
 from ochat_train.suites.compare import compare
 from ochat_train.suites.results import EvalResults, EvalSettings
 from ochat_train.suites.results_file import read_results
+from ochat_train.suites.suite import Message
 from tests.support.rank_processes import start_rank
 from tests.support.rows import write_jsonl
 from tests.support.tiny_export import CONDITIONS, write_tiny_export
@@ -194,10 +199,99 @@ def test_other_questions_are_not_compared(whole: Path) -> None:
 
 def test_prompts_beyond_the_context_are_named(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "held_out.jsonl"
-    write_jsonl(path, [{"question": "x " * 400, "answer": "x"}, {"question": "x", "answer": "x"}])
-    results = run(model, path, tmp_path / "out")
-    assert [question.status for question in results.questions] == ["too_long", "scored"] * 2
+    served = load_served_model(model)
+    lengths = [len(served.prompt_ids([{"role": "user", "content": "x"}], condition=name)) for name in CONDITIONS]
+    tight = "x" + " x" * ((served.context_tokens - max(lengths) - 2) // 2)
+    write_jsonl(path, [{"question": text, "answer": "x"} for text in ("x " * 400, tight, "x")])
+    said: list[str] = []
+    results = evaluate(options(model, path, tmp_path / "out"), say=said.append).results
+    assert [question.status for question in results.questions] == ["too_long", "scored", "scored"] * 2
     assert results.num_failed == 0
+    assert "prompts that do not fit into the context, are not asked, and are in no score: 2" in said
+    assert "prompts that leave less room in the context than the longest answer needs: 2" in said
+
+
+def test_what_will_be_done_is_said_first(model: Path, questions: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    evaluate(options(model, questions, tmp_path, settings={"limit": 4}), say=said.append)
+    assert said[:2] == [
+        "held-out: 4 of 12 questions, a random sample; answers of at most 6 tokens",
+        f"8 answers under 2 conditions (GPT4 Correct, GPT3); kept in {tmp_path}",
+    ]
+    assert not any("room" in line or "longer" in line for line in said), "all of it fits"
+
+
+class FakeEngine:
+    """Starts when it is allowed to, and says "no" to everything. fails: whether it cannot start."""
+
+    name, versions, unsupported, context_tokens = "fake", {"fake": "1"}, dict[str, str](), 256
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails, self.allowed, self.log = fails, asyncio.Event(), list[str]()
+
+    async def start(self) -> None:
+        self.log.append("started")
+        if self.fails:
+            raise UserError("the model", "cannot be loaded")
+        await asyncio.wait_for(self.allowed.wait(), timeout=120)
+
+    async def close(self) -> None:
+        self.log.append("closed")
+
+    def is_ready(self) -> bool:
+        return self.allowed.is_set()
+
+    async def stream(self, prompt_ids: Sequence[int], settings: AnswerSettings) -> AsyncIterator[Piece]:
+        yield Piece(text=" no", num_tokens=2, finish="stop")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """It may start as soon as all prompts are made, and logs when the first one and the last one are."""
+    fake, make_prompt = FakeEngine(), ExportRespondent.prompt
+
+    def prompt(self: ExportRespondent, messages: Sequence[Message], condition: str | None) -> Prompt:
+        fake.log.append("prompt")
+        if fake.log.count("prompt") == 2 * 40:
+            fake.allowed.set()
+        return make_prompt(self, messages, condition)
+
+    monkeypatch.setattr("ochat_train.respondents.evaluation.make_engine", lambda *_, **__: fake)
+    monkeypatch.setattr(ExportRespondent, "prompt", prompt)
+    return fake
+
+
+@pytest.fixture
+def many_questions(tmp_path: Path) -> Path:
+    path = tmp_path / "many.jsonl"
+    write_jsonl(path, [{"question": f"What is number {n}?", "answer": "no"} for n in range(40)])
+    return path
+
+
+def test_prompts_are_made_while_the_model_starts(
+    model: Path, many_questions: Path, engine: FakeEngine, tmp_path: Path
+) -> None:
+    results = run(model, many_questions, tmp_path / "out")
+    assert results.scores[0].score is not None
+    assert results.scores[0].score.mean == 1.0
+    assert engine.log.index("started") < 2, "before the second prompt"
+    assert engine.log[-1] == "closed"
+    engine.log.clear()
+    assert run(model, many_questions, tmp_path / "out") == results
+    assert "started" not in engine.log, "nothing is left to ask"
+    more = run(model, many_questions, tmp_path / "out", settings={"temperature": 1.0})
+    assert more.num_failed == 0
+    assert engine.log.count("started") == 1, "after the prompts, because some answers are kept"
+
+
+def test_a_model_that_cannot_start_ends_the_planning(
+    model: Path, many_questions: Path, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.fails = True
+    with pytest.raises(UserError, match="cannot be loaded"):
+        run(model, many_questions, tmp_path / "out")
+    assert engine.log.count("prompt") < 80
+    assert engine.log[-1] == "closed"
 
 
 def test_conditions_by_their_names_and_those_of_classes(model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
-from ochat_train.suites.ask import NoAnswer, Patience, ask_all
+from ochat_train.suites.ask import NoAnswer, Patience, TurnAnswer, ask_all
 from ochat_train.suites.evaluate import Plan, ask_plan, plan_evaluation, results_of, sampled
 from ochat_train.suites.results import EvalResults, EvalSettings
 from ochat_train.suites.results_file import read_results, write_results
@@ -48,7 +49,9 @@ def run(plan: Plan, folder: Path, **options: Any) -> EvalResults:
 
 
 def plan_of(speaker: Speaker, suite: Suite | None = None, **settings: Any) -> Plan:
-    return plan_evaluation([suite or counting_suite()], CONDITIONS, asker(speaker), EvalSettings(**settings))
+    return asyncio.run(
+        plan_evaluation([suite or counting_suite()], CONDITIONS, asker(speaker), EvalSettings(**settings))
+    )
 
 
 def test_scores_of_every_condition_and_task(tmp_path: Path) -> None:
@@ -108,7 +111,8 @@ def test_another_model_or_setting_is_asked_again(change: dict[str, Any], tmp_pat
     run(plan_of(Speaker(say)), tmp_path)
     speaker = Speaker(say)
     who = asker(speaker, sha256=change.get("sha256", "0" * 64))
-    plan = plan_evaluation([counting_suite()], CONDITIONS, who, EvalSettings(**change.get("settings", {})))
+    settings = EvalSettings(**change.get("settings", {}))
+    plan = asyncio.run(plan_evaluation([counting_suite()], CONDITIONS, who, settings))
     run(plan, tmp_path)
     assert sum(speaker.asked.values()) == 24
 
@@ -116,7 +120,8 @@ def test_another_model_or_setting_is_asked_again(change: dict[str, Any], tmp_pat
 def test_another_rule_scores_the_same_answers(tmp_path: Path) -> None:
     run(plan_of(Speaker(say)), tmp_path)
     speaker = Speaker(say)
-    run(plan_evaluation([counting_suite(version=2)], CONDITIONS, asker(speaker), EvalSettings()), tmp_path)
+    suite = counting_suite(version=2)
+    run(plan_of(speaker, suite), tmp_path)
     assert not speaker.asked
 
 
@@ -195,7 +200,46 @@ def test_a_prompt_without_room_is_named_and_not_asked(tmp_path: Path) -> None:
     assert results.scores[0].num_too_long == 1
     assert ("after 4?", "GPT3") not in speaker.asked
     assert {settings.max_new_tokens for settings in speaker.settings} == {5}, "8 tokens do not fit"
-    assert "1 too long" in results_text(results)
+    assert results.scores[0].num_had_less_room == 0, "answers of one word fit into 5 tokens"
+    text = results_text(results)
+    assert "1 too long" in text
+    assert "counting, GPT3: 1 of 12 questions do not fit into the context and are in no score: next/4" in text
+
+
+def test_answers_that_the_context_cuts_are_told_from_those_of_full_length(tmp_path: Path) -> None:
+    """Also those that a version kept which did not write it down."""
+
+    class Cut(Speaker):
+        async def answer(self, prompt: Any, settings: Any) -> Any:
+            return TurnAnswer(text="1", num_tokens=settings.max_new_tokens, finish="length")
+
+    def rooms(text: str) -> int:
+        return 5 if text in ("after 4?", "after 6?") else 8
+
+    results = run(plan_of(Cut(say, room=rooms)), tmp_path)
+    assert [row.num_had_less_room for row in results.scores if row.task is None] == [2, 2]
+    assert [row.cut for row in results.scores if row.task is None] == [1.0, 1.0]
+    assert {question.id for question in results.questions if question.had_less_room} == {"next/4", "next/6"}
+    assert "counting, GPT3: 2 answers were cut before 8 tokens" in results_text(results)
+    kept = tmp_path / "answers.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [line["value"].pop("had_less_room") for line in lines].count(True) == 4
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = run(plan_of(Cut(say, room=rooms)), tmp_path)
+    assert again == results
+    write_results(tmp_path, results)
+    assert read_results(tmp_path) == results
+
+
+def test_a_server_says_by_its_count_that_an_answer_was_cut_early(tmp_path: Path) -> None:
+    class Cut(Speaker):
+        async def answer(self, prompt: Any, settings: Any) -> Any:
+            messages, _ = prompt.content
+            number = int(messages[-1]["content"].removeprefix("after ").removesuffix("?"))
+            return TurnAnswer(text="1", num_tokens=[8, 3, None][number % 3], finish="length")
+
+    results = run(plan_of(Cut(say)), tmp_path)
+    assert results.scores[0].num_had_less_room == 4
 
 
 def test_each_turn_is_asked_after_the_answer_before(tmp_path: Path) -> None:
@@ -207,7 +251,7 @@ def test_each_turn_is_asked_after_the_answer_before(tmp_path: Path) -> None:
 
     question = Question(id="two/1", task="", turns=("first", "second"), right=("x",), temperature=0.7)
     suite = counting_suite(questions=(question,))
-    plan = plan_evaluation([suite], [None], asker(Speaker(listen)), EvalSettings())
+    plan = asyncio.run(plan_evaluation([suite], [None], asker(Speaker(listen)), EvalSettings()))
     [found] = run(plan, tmp_path).questions
     assert heard == [["first"], ["first", "answer 1", "second"]]
     assert found.texts == ("answer 1", "answer 3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,26 +75,45 @@ VERSIONS = {"lm_eval": "0.4.13", "torch": "2", "transformers": "5"}
 
 
 class FakeHFLM:
-    """What `lm_eval` 0.4.13 calls a model. style: before the text of every message."""
+    """What `lm_eval` 0.4.13 calls a model. style: before the text of every message. opening: of an answer."""
 
-    style = " "
+    style, opening = " ", "assistant:"
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        text = "".join(f"{each['role']}:{self.style}{each['content']}<end>" for each in messages)
-        return text + "assistant:" if add_generation_prompt else text.removesuffix("<end>")
+        opening = {"user": "user:", "assistant": self.opening}
+        contents = [each["content"].replace("<end>", "<\ufdd0end>") for each in messages]
+        parts = zip(messages, contents, strict=True)
+        text = "".join(f"{opening[each['role']]}{self.style}{content}<end>" for each, content in parts)
+        return text + self.opening if add_generation_prompt else text.removesuffix("<end>")
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[str, str]:
-        return context, continuation
+    def tok_encode(self, text: str) -> list[str]:
+        """Each character is a token, and two ends of lines are one."""
+        return re.findall(r"\n\n|[\s\S]", text)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[str], list[str]]:
+        end = len(context.rstrip())
+        whole, context = self.tok_encode(context + continuation), context[:end]
+        return self.tok_encode(context), whole[len(self.tok_encode(context)) :]
 
 
 @pytest.mark.parametrize(
     ("style", "choice", "expected"),
-    [(" ", "B", " B"), (" ", " B", " B"), ("", "B", "B"), ("\n", "B", "\nB"), ("<think></think>", "B", "B")],
+    [
+        (" ", "B", " B"),
+        (" ", " B", " B"),
+        (" ", "\nB", " \nB"),
+        (" ", "\u00a0B", " \u00a0B"),
+        ("", "B", "B"),
+        ("\n", "B", "\nB"),
+        ("<think></think>", "B", "B"),
+        (" ", "B<end>", " B<\ufdd0end>"),
+    ],
 )
+@pytest.mark.parametrize("opening", ["assistant:", "assistant\n"])
 def test_a_choice_is_put_where_the_template_puts_an_answer(
-    style: str, choice: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    style: str, choice: str, expected: str, opening: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = type("HFLM", (FakeHFLM,), {"style": style})
+    fake = type("HFLM", (FakeHFLM,), {"style": style, "opening": opening})
     model = fake()
     started: list[bool] = []
     monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
@@ -106,11 +126,14 @@ def test_a_choice_is_put_where_the_template_puts_an_answer(
         setattr(module, member, value)
         monkeypatch.setitem(sys.modules, name, module)
     prompt = model.apply_chat_template([{"role": "user", "content": "Which?"}])
-    assert model._encode_pair(prompt, choice) == (prompt, choice), "the harness itself"
+    harness_alone = (prompt.rstrip(), prompt[len(prompt.rstrip()) :] + choice)
+    assert tuple(map("".join, model._encode_pair(prompt, choice))) == harness_alone
     exec(command(["a"], None, EXPORT, HarnessOptions(python="py"), out=Path("/o"))[2], {})
     assert started
-    assert model._encode_pair(prompt, choice) == (prompt, expected)
-    assert model._encode_pair("Once upon", "a") == ("Once upon", "a"), "no prompt of a chat"
+    joined = (opening + expected)[len("assistant") :].startswith("\n\n")  # then the ids have no place between the two
+    ids = (prompt.rstrip(), prompt[len(prompt.rstrip()) :] + expected) if joined else (prompt, expected)
+    assert tuple(map("".join, model._encode_pair(prompt, choice))) == ids
+    assert tuple(map("".join, model._encode_pair("Once upon ", "a"))) == ("Once upon", " a"), "no prompt of a chat"
 
 
 @pytest.fixture
@@ -199,6 +222,33 @@ def test_a_finished_run_is_not_made_again(harness: Callable[..., str], tmp_path:
     run(SERVER)
     run(SERVER)
     assert len(calls(tmp_path)) == 10
+
+
+def test_changed_data_and_code_of_a_task_are_run_again(harness: Callable[..., str], tmp_path: Path) -> None:
+    tasks, data, more = tmp_path / "tasks", tmp_path / "my data.jsonl", tmp_path / "more"
+    tasks.mkdir()
+    more.mkdir()
+    files = {"test": str(data), "dev": f"{more}/x.jsonl"}
+    (tasks / "tiny.yaml").write_text(
+        f"task: tiny\ndataset_path: {more}\ndataset_kwargs: {{data_files: {json.dumps(files)}}}\n"
+        "doc_to_text: !function tiny.text\nlong: " + "x" * 5000
+    )
+    (tasks / "broken.yaml").write_text("a: [")
+    changing = [tasks / "tiny.py", data, more / "x.jsonl", more / "y.jsonl"]
+    for path in changing:
+        path.write_text("1")
+    options = HarnessOptions(python=harness(), include=tasks)
+
+    def run() -> None:
+        run_harness(["tiny"], ["GPT3"], EXPORT, options, folder=tmp_path / "out")
+
+    run()
+    run()
+    assert len(calls(tmp_path)) == 1, "nothing has changed"
+    for number, path in enumerate(changing, start=2):
+        path.write_text("2")
+        run()
+        assert len(calls(tmp_path)) == number, path
 
 
 @pytest.mark.parametrize(

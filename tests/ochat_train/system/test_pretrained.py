@@ -1,7 +1,8 @@
-"""Prompts of answers: nothing of a conversation is left out silently."""
+"""Prompts of answers: nothing of a conversation is left out silently, and no warning for others is printed."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import transformers
 
 from data_pipeline.errors import UserError
-from ochat_train.system.pretrained import answer_prompt_ids
+from ochat_train.system.pretrained import answer_prompt_ids, load_tokenizer
 
 USER = "{% if m.role == 'user' %}U{{ m.content }}{% endif %}"
 SYSTEM = "{% if m.role == 'system' %}S{{ m.content }}{% endif %}"
@@ -30,3 +31,24 @@ def test_a_system_message_that_the_template_leaves_out_is_refused(llama_tokenize
     assert answer_prompt_ids(silent, [{"role": "system", "content": " "}, MESSAGES[1]], None)
     shown = tokenizer_with("{% for m in messages %}" + SYSTEM + USER + "{% endfor %}", llama_tokenizer_dir)
     assert answer_prompt_ids(shown, MESSAGES, None) != answer_prompt_ids(shown, MESSAGES[1:], None)
+
+
+def test_a_long_text_is_no_warning_of_another_library(
+    llama_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "filters", [])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama_tokenizer_dir, model_max_length=2)
+    tokenizer("one two three four")
+    assert len(said) == 1, "the control: without our filter it is printed"
+    tokenizer = load_tokenizer(llama_tokenizer_dir)
+    tokenizer.model_max_length = 2
+    tokenizer("one two three four")
+    load_tokenizer(llama_tokenizer_dir)
+    assert (len(said), len(logger.filters)) == (1, 1)
+    logger.warning("anything else")
+    assert len(said) == 2

@@ -177,7 +177,7 @@ def update_direction(plan: TrainingPlan, gradients: torch.Tensor, step: int, kin
 
 
 def random_plan(split: Any, seed: int) -> TrainingPlan:
-    return TrainingPlan(split, capacity=30, bins_per_step=2, seed=seed, epochs=1, max_steps=None)
+    return TrainingPlan(split, capacity=30, packs_per_step=2, seed=seed, epochs=1, max_steps=None)
 
 
 def test_epoch_is_unbiased_and_step_is_biased(measured: Measured) -> None:
@@ -220,7 +220,7 @@ def test_effective_weight_of_the_suboptimal_class(num_conversations: int, expect
     plan = TrainingPlan(
         split,
         capacity=8,
-        bins_per_step=num_conversations,
+        packs_per_step=num_conversations,
         seed=0,
         epochs=min(200, 10 * num_conversations),
         max_steps=None,

@@ -54,7 +54,7 @@ def test_any_split_of_a_step_gives_the_same_gradient(
     """Eight packs as 1 x 8 and 2 x 4, in two orders, ZeRO 0 to 3, against float64 of each conversation alone."""
     path = make_recipe(train__tokens_per_step=2048, model__max_length_tokens=256)
     recipe = load_recipe(path)
-    assert recipe.train.bins_per_step == 8
+    assert recipe.train.packs_per_step == 8
     prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     found = {
         f"{num_ranks} ranks {case}": flat(gradient)
@@ -106,7 +106,7 @@ def test_doubling_all_weights_changes_nothing() -> None:
         found = []
         for weighted in (rows, twice, one_class):
             split: Any = FakeSplit(weighted, [0, 1, 0, 1])
-            plan = TrainingPlan(split, capacity=PACK_LENGTH, bins_per_step=1, seed=0, epochs=1, max_steps=None)
+            plan = TrainingPlan(split, capacity=PACK_LENGTH, packs_per_step=1, seed=0, epochs=1, max_steps=None)
             packs = [plan.epoch(0).rows(int(pack)).tolist() for pack in plan.epoch(0).step_packs(0)]
             found.append(step_gradient(tiny_model(), split, packs, plan.denominator(0, kind)))
         assert torch.equal(found[0], found[1]), kind

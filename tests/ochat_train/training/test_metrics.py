@@ -11,7 +11,7 @@ import torch
 
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.report.text import class_sums_text
-from ochat_train.runs.lines import rows_of
+from ochat_train.runs.lines import read_lines
 from ochat_train.training.metrics import EpochSums
 from ochat_train.training.outputs import MetricsWriter, open_outputs
 from tests.support.results import no_trackers, step_metrics
@@ -74,13 +74,13 @@ def test_damaged_lines_do_not_keep_a_run_from_going_on(
     assert capsys.readouterr().err.splitlines() == [notice]
     writer.write(step_metrics(6))
     kept = [{"step": step, "text": "x\u2028\r"} for step in (1, 2, 5)]
-    assert rows_of(tmp_path / name) == kept + [step_metrics(6).to_json()] * (name == "metrics.jsonl")
+    assert read_lines(tmp_path / name) == kept + [step_metrics(6).to_json()] * (name == "metrics.jsonl")
     assert capsys.readouterr().err == "", "the damaged lines are gone"
 
 
 def test_a_file_of_damaged_lines_has_a_short_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\0\n" * 1000)
-    assert rows_of(tmp_path / "metrics.jsonl") == []
+    assert read_lines(tmp_path / "metrics.jsonl") == []
     assert capsys.readouterr().err.endswith(
         "left out 1,000 line(s) that are damaged and cannot be read: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...\n"
     )
@@ -95,4 +95,4 @@ def test_the_progress_line_is_closed_whatever_ends_a_run(tmp_path: Path) -> None
         writer.write(step_metrics(1))
         raise ZeroDivisionError
     assert closed == [True]
-    assert rows_of(tmp_path / "metrics.jsonl") == [step_metrics(1).to_json()]
+    assert read_lines(tmp_path / "metrics.jsonl") == [step_metrics(1).to_json()]

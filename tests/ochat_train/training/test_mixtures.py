@@ -15,7 +15,7 @@ from ochat_train.planning.steps import training_plan
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import check_prepared, prepare_recipe
 from ochat_train.recipe.recipe import Recipe
-from ochat_train.runs.lines import EXPERTS_FILE, rows_of
+from ochat_train.runs.lines import EXPERTS_FILE, read_lines
 from ochat_train.runs.metrics import ExpertMeans, StepMetrics
 from ochat_train.tracking.scalars import step_scalars
 from ochat_train.training.batches import run_shape
@@ -107,4 +107,4 @@ def test_the_table_adds_up_the_steps_between_two_lines(tmp_path: Path) -> None:
         assert (tmp_path / EXPERTS_FILE).is_file() == bool(first_step)
         for shares in steps:
             writer.write_experts(shares)
-        assert [row["step"] for row in rows_of(tmp_path / EXPERTS_FILE)] == [6, 7]
+        assert [row["step"] for row in read_lines(tmp_path / EXPERTS_FILE)] == [6, 7]

@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.runs.folder import require_run_folder
-from ochat_train.runs.lines import rows_of
+from ochat_train.runs.lines import read_lines
 from ochat_train.system.json_lines import append_row
 from tests.support.faults import same_run
 from tests.support.processes import run_jobs
@@ -131,7 +131,7 @@ def test_a_line_is_in_its_file_whole_or_not_at_all(tmp_path: Path, room: Any) ->
     with pytest.raises(OSError, match="File too large"):
         append_row(path, row)
     plainly_append(plain, path.read_bytes())
-    assert rows_of(path) == [row]
+    assert read_lines(path) == [row]
     assert path.read_bytes().endswith(b"}\n")
     assert not plain.read_bytes().endswith(b"}\n"), "control: a plain write leaves a part of a line"
 
@@ -150,11 +150,11 @@ def test_a_torn_last_line_does_not_swallow_the_next_one(torn: bytes, tmp_path: P
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
     append_row(path, {"step": 3})
-    assert rows_of(path) == [{"step": 1}, {"step": 3}]
+    assert read_lines(path) == [{"step": 1}, {"step": 3}]
     path.write_bytes(torn)
     append_row(path, {"step": 3})
     assert path.read_bytes() == b'{"step": 3}\n'
     path.write_bytes(whole + torn)
     with path.open("ab") as file:
         file.write(json.dumps({"step": 3}).encode() + b"\n")
-    assert rows_of(path) == [{"step": 1}], "control: a plain append is lost with the torn line"
+    assert read_lines(path) == [{"step": 1}], "control: a plain append is lost with the torn line"

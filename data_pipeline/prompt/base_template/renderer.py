@@ -1,4 +1,4 @@
-"""From a tagged conversation to its rows of training, for the template of a base."""
+"""From a tagged conversation to segments, for the template of a base."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from data_pipeline.prompt.base_template.part_weights import stretches_of
 from data_pipeline.prompt.base_template.sandbox import BLOCK_CLOSE, BLOCK_OPEN, compiled
 from data_pipeline.prompt.base_template.segments import ControlTokens, Stretch, segments_of
 from data_pipeline.prompt.base_template.template import BaseTemplate
-from data_pipeline.prompt.prompt_row import PromptRow
+from data_pipeline.prompt.rendered import RenderedConversation
 from data_pipeline.prompt.tokenization import TemplateTokenizer, TokenizerSpec
 
 
-class BaseRows:
-    """Gives conversations their rows: one, or one for each answer where the template rewrites what came before."""
+class BaseRenderer:
+    """Renders a conversation once, or once for each answer where the template rewrites what came before it."""
 
     def __init__(self, template: BaseTemplate, tokenizer: TokenizerSpec) -> None:
         special_tokens = tokenizer.special_tokens
@@ -29,19 +29,20 @@ class BaseRows:
         self._tokens = control_tokens_of(tokenizer)
         self._find = AnswerFinder(template, compiled(template.text), plain=self._plain, controls=self._tokens.pattern)
 
-    def __call__(self, tagged: TaggedConversation) -> Sequence[PromptRow]:
-        """The rows. Raises RowError where the template cannot show the conversation, or an answer cannot be found."""
+    def __call__(self, tagged: TaggedConversation) -> Sequence[RenderedConversation]:
+        """Render one. Raises RowError where the template cannot show the conversation, or an answer cannot be found."""
         conversation = tagged.conversation
         _refuse_marks(conversation)
         wanted = [number for number, weight in enumerate(tagged.message_weights) if weight > 0.0]
         if not wanted:
-            return (PromptRow(tagged=tagged, segments=()),)  # nothing to learn: the length rule drops and counts it
+            # nothing to learn: the length rule drops and counts it
+            return (RenderedConversation(tagged=tagged, segments=()),)
         if other := [number + 1 for number in wanted if conversation.messages[number].role != "assistant"]:
             raise RowError("invalid_weight", f"message {other[0]}: only assistant messages can have a weight here")
         chat = chat_of(conversation, tagged.condition, self._template.condition_in, self._plain)
         shown, is_rewritten = self._find(conversation, chat, wanted)
         if not is_rewritten:
-            return (PromptRow(tagged=tagged, segments=self._segments(tagged, shown[0])),)
+            return (RenderedConversation(tagged=tagged, segments=self._segments(tagged, shown[0])),)
         if self._template.rewritten_history == "error":
             raise RowError(
                 "rewritten_history",
@@ -51,18 +52,18 @@ class BaseRows:
         left_out = 0
         if self._template.rewritten_history == "last_answer":
             left_out, shown = len(shown) - 1, shown[-1:]
-        rows = [self._row_of_one(tagged, one) for one in shown]
-        rows[0] = replace(rows[0], answers_left_out=left_out)
-        return tuple(rows)
+        rendered = [self._ending_with(tagged, one) for one in shown]
+        rendered[0] = replace(rendered[0], answers_left_out=left_out)
+        return tuple(rendered)
 
-    def _row_of_one(self, tagged: TaggedConversation, shown: ShownChat) -> PromptRow:
-        """The row of one answer, as a conversation that ends with it."""
+    def _ending_with(self, tagged: TaggedConversation, shown: ShownChat) -> RenderedConversation:
+        """The conversation up to one answer, the only one that is learned."""
         conversation, [answer] = tagged.conversation, shown.answers
         identifier = f"{conversation.id}#{answer.number + 1}"
         part = replace(conversation, id=identifier, messages=conversation.messages[: shown.num_messages])
         weights = [0.0] * answer.number + [tagged.message_weights[answer.number]]
         own = replace(tagged, conversation=part, message_weights=tuple(weights))
-        return PromptRow(tagged=own, segments=self._segments(own, shown))
+        return RenderedConversation(tagged=own, segments=self._segments(own, shown))
 
     def _segments(self, tagged: TaggedConversation, shown: ShownChat) -> tuple[Segment, ...]:
         stretches: list[Stretch] = []
