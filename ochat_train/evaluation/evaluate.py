@@ -30,8 +30,10 @@ def nothing_between(what: str, done: int, total: int) -> None:
 
 @contextmanager
 def evaluation_mode(model: Any, *, compiled: bool = False) -> Iterator[None]:
-    """No gradients and no dropout in the block. compiled: whether the model's layers are compiled; they run eagerly then, because
-    shapes differ from those of training, and compiling them would take longer than a few answers do.
+    """No gradients and no dropout in the block.
+
+    compiled: whether the model's layers are compiled. Then they run eagerly, because shapes differ from those of
+    training, and compiling would take longer than a few answers do.
     """
     was_training = model.training
     model.eval()
