@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ochat_train.inference.engine import EngineError, EngineUnavailable
-from ochat_train.inference.memory import CacheSize
+from ochat_train.inference.memory import CacheSize, is_latent
 from ochat_train.inference.requests import NewTokens, Request
 from ochat_train.model.base_class import is_wrapper, text_config
 from ochat_train.model.config import layer_widths
@@ -42,6 +42,8 @@ def why_not(model: Any) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         return f"not all of its layers have full attention: {', '.join(sorted(kinds))}"
+    if is_latent(config):
+        return "its attention is latent (MLA), and a page has no room for such keys"
     if getattr(config, "sliding_window", None) is not None:
         return "its attention has a sliding window"
     if getattr(config, "attn_logit_softcapping", None) is not None:

@@ -45,10 +45,31 @@ def cache_size(model: Any, *, context_tokens: int, most_answers: int, extra_byte
 
 
 def kv_bytes_per_token(model: Any) -> int:
-    """Bytes of keys and values of one token in all layers."""
-    widths = layer_widths(model.config)
-    num_layers = text_config(model.config).num_hidden_layers
-    return int(num_layers * (widths.key + widths.value) * model.dtype.itemsize)
+    """Bytes of keys and values of one token in all layers.
+
+    Latent attention (MLA, DeepSeek) may cache what keys and values are computed from, which is tens of times smaller.
+    Which of the two `transformers` does depends on its version, so the model is asked. Each layer in its turn then
+    makes the keys and values of all cached tokens, so those of one layer count as well.
+    """
+    widths, config = layer_widths(model.config), text_config(model.config)
+    layer_bytes = (widths.key + widths.value) * model.dtype.itemsize
+    expanded = int(config.num_hidden_layers * layer_bytes)
+    if not is_latent(config):
+        return expanded
+    return min(expanded, _cached_bytes_per_token(model) + int(layer_bytes))
+
+
+def is_latent(config: Any) -> bool:
+    """Whether a text config is that of a model with latent attention."""
+    return getattr(config, "kv_lora_rank", None) is not None
+
+
+@torch.no_grad()
+def _cached_bytes_per_token(model: Any) -> int:
+    """What the cache of a loaded model holds for each token, seen on two tokens."""
+    tokens = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
+    layers = model(input_ids=tokens, use_cache=True).past_key_values.layers
+    return int(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // tokens.numel())
 
 
 def free_bytes(device: torch.device) -> float:

@@ -198,7 +198,7 @@ _BY_WIDTH = (
         title="GLM 4",
         model_types=("glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
         name_pattern=r"^glm-",
-        notes="`glm4_moe` and later are mixtures of experts. Sparse attention (`glm_moe_dsa`) is not plain softmax.",
+        notes="`glm4_moe` and later are mixtures of experts. Sparse attention (`glm_moe_dsa`) is refused.",
     ),
     Family(
         name="granite-hybrid",
@@ -233,7 +233,8 @@ _BY_WIDTH = (
         title="DeepSeek",
         model_types=("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4"),
         name_pattern=r"deepseek-(v[2-9]|r\d$)",
-        notes=f"{_EXPERTS} Published weights of V3 and later are float8: convert them to bfloat16 first.",
+        notes=f"{_EXPERTS} Published weights of V3 and later are float8: convert them to bfloat16 first. Sparse "
+        "attention (`deepseek_v32`, `deepseek_v4`) is refused.",
     ),
     Family(
         name="minimax",

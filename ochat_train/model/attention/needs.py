@@ -39,10 +39,11 @@ class AttentionNeeds:
 def attention_needs(causal_lm: Any) -> AttentionNeeds:
     """Run a causal LM once on one conversation of 8 tokens, with an attention function that only looks at arguments.
 
-    Raises UserError, with the name of the base, for attention that no kernel computes, for a model that does not pass
-    `cu_seqlens` down or takes no positions, for one whose attention does not come from transformers' registry, and for
-    one that cannot run.
+    Raises UserError, with the name of the base, for attention that no kernel computes, such as sparse attention, for a
+    model that does not pass `cu_seqlens` down or takes no positions, for one whose attention does not come from
+    transformers' registry, and for one that cannot run. A model of sequence mixers alone (borders.py) needs nothing.
     """
+    _refuse_sparse(causal_lm)
     base = backbone(causal_lm)
     name = f"{type(base).__name__} of `transformers`"
     has_mixers = next(sequence_mixers(causal_lm), None) is not None  # these know positions without being told
@@ -61,8 +62,8 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
             raise _without_registry(causal_lm.config.model_type) from error
         problem = f"{name} cannot run on a pack: {type(error).__name__}: {error}"
         raise UserError("model", problem, REMEDY) from error
-    if not found and has_mixers and not hasattr(causal_lm.config, "num_attention_heads"):
-        return AttentionNeeds()  # a model without attention
+    if not found and has_mixers and not _has_attention(causal_lm):
+        return AttentionNeeds()
     if not found:
         raise _without_registry(causal_lm.config.model_type)
     return AttentionNeeds(
@@ -72,6 +73,30 @@ def attention_needs(causal_lm: Any) -> AttentionNeeds:
         head_dims=frozenset().union(*(needs.head_dims for needs in found)),
         is_grouped=any(needs.is_grouped for needs in found),
     )
+
+
+def _refuse_sparse(causal_lm: Any) -> None:
+    """Raise UserError for a model with indexers: DeepSeek's sparse attention and those that follow it.
+
+    One look would not tell. Indexers keep hundreds of tokens or more, so of a short text all.
+    """
+    indexers = dict.fromkeys(name for module in causal_lm.modules() if "Indexer" in (name := type(module).__name__))
+    if indexers:
+        raise UserError(
+            "model",
+            f"{causal_lm.config.model_type} has sparse attention: an indexer ({next(iter(indexers))} of "
+            "`transformers`) picks the few earlier tokens that each token sees, and no attention kernel here takes "
+            "such a choice",
+            "use another base, one with full attention, such as Qwen3, GLM-4.5 (`glm4_moe`) or DeepSeek-V3 "
+            "(`deepseek_v3`)",
+        )
+
+
+def _has_attention(causal_lm: Any) -> bool:
+    """Whether a model with sequence mixers has attention as well, by the names of classes."""
+    mixers = {id(module) for module in sequence_mixers(causal_lm)}
+    others = (type(module).__name__ for module in causal_lm.modules() if id(module) not in mixers)
+    return any("attention" in name.lower() or "attn" in name.lower() for name in others)
 
 
 def _run_once(base: Any, device: torch.device) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,7 +84,8 @@ def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) ->
     key = key_of(config, device=device, facts=facts)
     if (known := _from_record(recall(key))) is not None:
         return known
-    found = _prove(config, settings, device=device, dtype=dtype)
+    with _one_thread(device):
+        found = _prove(config, settings, device=device, dtype=dtype)
     log_notice(f"the test of the base took {found.seconds:.1f} s: {parts_text(found.parts)}")
     remember(key, _record(found))
     return found
@@ -96,6 +98,24 @@ def _without_quantisation(config: Any) -> Any:
     config = copy.deepcopy(config)
     del config.quantization_config
     return config
+
+
+@contextlib.contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Small models on the CPU of a GPU's host: threads would only wait for each other, for seconds in all.
+
+    A run on the CPU keeps its threads. Once their number was set, MKL no longer chooses how many it uses, so the run
+    would round otherwise than one for which the proof is remembered.
+    """
+    num_threads = torch.get_num_threads()
+    if device.type == "cpu" or num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype: torch.dtype) -> ProvenBase:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.model.base_class import new_model, text_config
 from ochat_train.model.borders import device_to_run_on
+from ochat_train.model.proof.config_values import Changes, Path, is_int, leaves, set_value
 from ochat_train.model.proof.layer_kinds import layer_kinds, outer_kind, per_layer_lists, shortest_prefix
 from ochat_train.model.structure import decoder_layers
 
@@ -27,15 +28,12 @@ LENGTHS = (19, 29, 13)
 MOST_PARAMETERS = 300_000_000
 _FEW_PARAMETERS = 1_000_000  # small enough: its sizes stay
 _FEW_LAYERS = 8
-_FEW_VALUES, _MOST_VALUES = 40_000_000, 200_000_000  # parameters; a larger model is run on shapes alone, if it can be
+_MOST_VALUES = 200_000_000  # parameters of a model that is run; a change to a larger one is kept if it can be built
 _WINDOW, _ORIGINAL_LENGTH, _BEYOND = 9, 16, 64  # tokens
 _VOCAB, _EXPERTS, _TOP_K = 96, 8, 2
 _SIZES = (64, 128, 256)
 _SOFTCAP = 4.0
-_CPU, _SHAPES = torch.device("cpu"), torch.device("meta")
-
-Path = tuple[str, ...]
-Changes = Mapping[Path, Any]
+_CPU = torch.device("cpu")
 
 _HEADS = re.compile(r"heads?$|heads_kv$|head_kv$")
 _FIXED = re.compile(
@@ -63,7 +61,7 @@ class SmallBase:
         """The model on the CPU with the noise that the whole base has in training."""
         values = self.config.to_dict()
         for path, value in self.noise.items():
-            _set(values, path, value)
+            set_value(values, path, value)
         config = type(self.config).from_dict(values)
         return new_model(config, dtype=torch.float32)
 
@@ -77,14 +75,8 @@ def small_base(config: Any, *, max_length_tokens: int, device: torch.device) -> 
     draft = _Draft(config_class=type(config), values=copy.deepcopy(config.to_dict()), kinds=(), parameters=0)
     model = _built(draft)
     draft = replace(_measured(draft, model), device=device_to_run_on(model, device))
-    noise = {path: value for path, value in _leaves(draft.values) if _is_noise(path, value)}
-    # layers and words first: all that follows builds and runs what is left
-    draft = _with_run_on_shapes(_fewer_layers(draft, config))
-    if draft.runs_on_shapes or draft.parameters <= _MOST_VALUES:
-        draft = _vocabulary(draft)
-    for change in _quiet(draft.values, max_length_tokens):
-        draft = _tried(draft, [change], new_kinds=True) or draft
-    draft = _narrow(draft)
+    noise = {path: value for path, value in leaves(draft.values) if _is_noise(path, value)}
+    draft = _narrow(_begun(draft, max_length_tokens))
     if draft.parameters > MOST_PARAMETERS:
         raise UserError(
             "model",
@@ -102,10 +94,24 @@ def small_base(config: Any, *, max_length_tokens: int, device: torch.device) -> 
     )
 
 
+def _begun(draft: _Draft, max_length_tokens: int) -> _Draft:
+    """The draft with few layers and words, and quiet. All of it is run once, in the end, as these changes nearly always
+    fit; where they do not, each one is run.
+    """
+    unrun = _quiet(_vocabulary(_fewer_layers(replace(draft, is_run=False))), max_length_tokens)
+    if unrun.parameters <= _MOST_VALUES and _runs(_built(unrun), device=draft.device):
+        return replace(unrun, is_run=True, was_run=True)
+    draft = _fewer_layers(draft)  # first, so that all that follows builds and runs what is left
+    if draft.parameters <= _MOST_VALUES:
+        draft = _vocabulary(draft)
+    return _quiet(draft, max_length_tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Draft:
     """A config as a dictionary. kinds: of what is outside the layers, and of each layer. per_layer: names of its lists
-    with one entry for each layer, None before they are known. device: on which it is tried.
+    with one entry for each layer, None before they are known. device: on which it is tried. is_run: where changes
+    are tried, otherwise only built. was_run: just as it is, and it could be.
     """
 
     config_class: Any
@@ -113,7 +119,8 @@ class _Draft:
     kinds: tuple[Any, ...]
     parameters: int
     device: torch.device = _CPU
-    runs_on_shapes: bool = False
+    is_run: bool = True
+    was_run: bool = False
     per_layer: frozenset[str] | None = None
 
     def config(self) -> Any:
@@ -137,58 +144,57 @@ def _measured(draft: _Draft, model: Any) -> _Draft:
 
 
 def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False) -> _Draft | None:
-    """The draft with the changes, None if it does not build or run, or other kinds of layers come out.
+    """The draft with the changes, None if it does not build or run, or other kinds of layers come out. One that is not
+    changed by them is not tried.
 
     new_kinds: the changes are meant to change what the layers do.
     """
     values = copy.deepcopy(draft.values)
     for change in changes:
         for path, value in change.items():
-            _set(values, path, value)
+            set_value(values, path, value)
+    if values == draft.values:
+        return draft
     try:
-        found = replace(draft, values=values)
+        found = replace(draft, values=values, was_run=False)
         model = _built(found)
         found = _measured(found, model)
-        if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
-            return None
-        if draft.runs_on_shapes and found.parameters > _FEW_VALUES:
-            _run_alone(model, device=_SHAPES)
-        elif found.parameters <= _MOST_VALUES:
-            _run_alone(model, device=draft.device)
     except Exception:  # whatever a config or a model raises where a size does not fit
         return None
-    return found
+    if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
+        return None
+    if not draft.is_run or found.parameters > _MOST_VALUES:
+        return found
+    return replace(found, was_run=True) if _runs(model, device=draft.device) else None
 
 
 def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return a[0] == b[0] and set(a[1]) == set(b[1])
 
 
+def _runs(model: Any, *, device: torch.device) -> bool:
+    """Whether a model of `_built` runs alone. It is moved to the device, and all of its weights are 0 there."""
+    try:
+        _run_alone(model, device=device)
+    except Exception:  # whatever a model raises where a shape does not fit
+        return False
+    return True
+
+
 @torch.no_grad()
 def _run_alone(model: Any, *, device: torch.device) -> None:
-    """Run a model of `_built` once, all weights zero or on shapes alone: does every shape fit?"""
-    if device != _SHAPES:
-        model.to_empty(device=device)
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.zero_()
+    model.to_empty(device=device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.zero_()
     model(input_ids=torch.zeros((1, max(LENGTHS)), dtype=torch.int64, device=device), use_cache=False)
 
 
-def _with_run_on_shapes(draft: _Draft) -> _Draft:
-    """The draft, noting whether its model runs on shapes alone: layers that read values, such as routers, cannot."""
-    try:
-        _run_alone(_built(draft), device=_SHAPES)
-    except Exception:  # whatever an operator without shapes raises
-        return draft
-    return replace(draft, runs_on_shapes=True)
-
-
-def _fewer_layers(draft: _Draft, config: Any) -> _Draft:
+def _fewer_layers(draft: _Draft) -> _Draft:
     """The draft with few layers of every kind: the first ones up to the last new kind, or else one of each kind."""
     kinds = draft.kinds[1]
     prefix = shortest_prefix(kinds)
     first = sorted({kind: number for number, kind in reversed(list(enumerate(kinds)))}.values())
-    own_name = text_config(config).attribute_map.get("num_hidden_layers")
+    own_name = text_config(draft.config()).attribute_map.get("num_hidden_layers")
     choices = [list(range(length)) for length in (max(prefix, 2), prefix + 1, 2 * prefix)]
     if prefix > _FEW_LAYERS:
         choices.insert(0, first)
@@ -209,29 +215,35 @@ def _with_layers(values: dict[str, Any], kept: Sequence[int], num_layers: int, o
     cut: dict[Path, Any] = {}
     first: dict[Path, Any] = {}
     last: dict[Path, Any] = {}
-    for path, value in _leaves(values):
+    for path, value in leaves(values):
         if isinstance(value, list) and len(value) == num_layers:
             cut[path] = [value[number] for number in kept]
         elif isinstance(value, dict):  # by the number of a layer
             by_number = {int(number): entry for number, entry in value.items()}
             cut[path] = {new: by_number[old] for new, old in enumerate(kept) if old in by_number}
-        elif _is_int(value) and value == num_layers and ("layer" in path[-1] or path[-1] == own_name):
+        elif is_int(value) and value == num_layers and ("layer" in path[-1] or path[-1] == own_name):
             cut[path] = len(kept)
-        elif _is_int(value) and "layers" in path[-1] and 0 < value < num_layers:
+        elif is_int(value) and "layers" in path[-1] and 0 < value < num_layers:
             first[path] = sum(number < value for number in kept)
             last[path] = sum(number >= num_layers - value for number in kept)
     return [cut, {**cut, **last}, {**cut, **first}] if first else [cut]
 
 
-def _quiet(values: dict[str, Any], max_length_tokens: int) -> Iterator[Changes]:
-    """What makes results comparable (no dropout), and brings windows, caps and lengths to where they matter."""
-    for path, value in _leaves(values):
+def _quiet(draft: _Draft, max_length_tokens: int) -> _Draft:
+    """The draft with what makes results comparable (no dropout), and windows, caps and lengths where they matter."""
+    for change in _quiet_changes(draft.values, max_length_tokens):
+        draft = _tried(draft, [change], new_kinds=True) or draft
+    return draft
+
+
+def _quiet_changes(values: dict[str, Any], max_length_tokens: int) -> Iterator[Changes]:
+    for path, value in leaves(values):
         key = path[-1]
         if isinstance(value, int | float) and "softcap" in key and value > _SOFTCAP:
             yield {path: _SOFTCAP}
-        elif _is_int(value) and _WINDOWS.search(key) and value > _WINDOW:
+        elif is_int(value) and _WINDOWS.search(key) and value > _WINDOW:
             yield {path: _WINDOW if value < max_length_tokens else _BEYOND}
-    yield {path: 0.0 for path, value in _leaves(values) if _is_noise(path, value)}
+    yield {path: 0.0 for path, value in leaves(values) if _is_noise(path, value)}
     if lengths := _lengths(values, max_length_tokens):
         yield lengths
 
@@ -240,12 +252,12 @@ def _lengths(values: dict[str, Any], max_length_tokens: int) -> Changes:
     """Original lengths of rotary scaling, with the ratio between longest and original length as it is."""
     changes: dict[Path, Any] = {}
     original: int | None = None
-    for path, value in _leaves(values):
-        if path[-1] == "original_max_position_embeddings" and _is_int(value):
+    for path, value in leaves(values):
+        if path[-1] == "original_max_position_embeddings" and is_int(value):
             original = value
             changes[path] = _ORIGINAL_LENGTH if value < max_length_tokens else 4 * _BEYOND
-    for path, value in _leaves(values):
-        if path[-1] in ("max_position_embeddings", "n_positions") and _is_int(value) and value > 4 * _BEYOND:
+    for path, value in leaves(values):
+        if path[-1] in ("max_position_embeddings", "n_positions") and is_int(value) and value > 4 * _BEYOND:
             if original is None:
                 changes[path] = 4 * _BEYOND
             else:
@@ -263,7 +275,7 @@ def _narrow(draft: _Draft) -> _Draft:
         found = draft
         for step in steps:
             found = found if step is left_out else step(found)
-        if found.parameters <= _MOST_VALUES and _tried(found, []) is not None:
+        if found.parameters <= _MOST_VALUES and (found.was_run or _runs(_built(found), device=found.device)):
             return found
         if left_out is None:
             first = found
@@ -273,9 +285,9 @@ def _narrow(draft: _Draft) -> _Draft:
 def _experts(draft: _Draft) -> _Draft:
     """Few experts, all the same way of choosing among them."""
     changes: dict[Path, Any] = {}
-    for path, value in _leaves(draft.values):
+    for path, value in leaves(draft.values):
         key = path[-1]
-        if not _is_int(value):
+        if not is_int(value):
             continue
         if _EXPERT_COUNTS.search(key) and value > _EXPERTS:
             changes[path] = _EXPERTS
@@ -289,13 +301,13 @@ def _experts(draft: _Draft) -> _Draft:
 def _vocabulary(draft: _Draft) -> _Draft:
     """A small vocabulary; ids of special tokens are moved into it."""
     changes: dict[Path, Any] = {}
-    for path, value in _leaves(draft.values):
-        if _is_int(value) and "vocab_size" in path[-1] and value > _VOCAB:
+    for path, value in leaves(draft.values):
+        if is_int(value) and "vocab_size" in path[-1] and value > _VOCAB:
             changes[path] = _VOCAB
-        elif path[-1].endswith("token_id") and _is_int(value) and value >= _VOCAB:
+        elif path[-1].endswith("token_id") and is_int(value) and value >= _VOCAB:
             changes[path] = _VOCAB - 1
         elif path[-1].endswith(("token_id", "token_ids")) and isinstance(value, list):
-            changes[path] = [min(entry, _VOCAB - 1) for entry in value if _is_int(entry)]
+            changes[path] = [min(entry, _VOCAB - 1) for entry in value if is_int(entry)]
     return (_tried(draft, [changes]) if changes else None) or draft
 
 
@@ -306,7 +318,7 @@ def _named_head_dimension(draft: _Draft) -> _Draft:
     if draft.parameters <= _FEW_PARAMETERS or config.get("head_dim") is not None:
         return draft
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if not (_is_int(hidden) and _is_int(heads) and heads):
+    if not (is_int(hidden) and is_int(heads) and heads):
         return draft
     path = ("text_config", "head_dim") if "text_config" in draft.values else ("head_dim",)
     return _tried(draft, [{path: hidden // heads}]) or draft
@@ -314,7 +326,7 @@ def _named_head_dimension(draft: _Draft) -> _Draft:
 
 def _scaled(draft: _Draft) -> _Draft:
     """All sizes and numbers of heads divided by one number, so that their ratios stay."""
-    sizes = {path: value for path, value in _leaves(draft.values) if _is_size(path, value)}
+    sizes = {path: value for path, value in leaves(draft.values) if _is_size(path, value)}
     heads = {path: value for path, value in sizes.items() if _HEADS.search(path[-1])}
     common = math.gcd(*heads.values()) if heads else 1
     for divisor in sorted(_divisors(common), key=lambda d: (d != common // 2, -d)):
@@ -330,7 +342,7 @@ def _scaled(draft: _Draft) -> _Draft:
 
 def _single(draft: _Draft) -> _Draft:
     """Every size by itself as small as it can be."""
-    for path, value in list(_leaves(draft.values)):
+    for path, value in list(leaves(draft.values)):
         if draft.parameters <= _FEW_PARAMETERS:
             break
         if not _is_size(path, value) or _HEADS.search(path[-1]):
@@ -350,27 +362,8 @@ def _is_noise(path: Path, value: object) -> bool:
 
 
 def _is_size(path: Path, value: object) -> bool:
-    return _is_int(value) and value > 1 and not _FIXED.search(path[-1])  # type: ignore[operator]
+    return is_int(value) and value > 1 and not _FIXED.search(path[-1])  # type: ignore[operator]
 
 
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _leaves(values: Mapping[str, Any], lead: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The values of a config with the names that lead to them. A dictionary with numbers as names is a value."""
-    for key, value in values.items():
-        if isinstance(value, dict) and not (value and all(str(name).isdigit() for name in value)):
-            yield from _leaves(value, (*lead, str(key)))
-        else:
-            yield (*lead, str(key)), value
-
-
-def _set(values: dict[str, Any], path: Path, value: Any) -> None:
-    for key in path[:-1]:
-        values = values[key]
-    values[path[-1]] = value

@@ -19,6 +19,7 @@ from ochat_train.model.batch import PackShape, pack_batch
 from ochat_train.model.layers import set_layer_forward
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.structure import decoder_layers
+from tests.support.hybrids import hybrid_config
 from tests.support.measured import Measured
 from tests.support.reference import FakeSplit, as_float64, flat, random_conversations, reference_loss, relative_error
 
@@ -47,6 +48,7 @@ LATENT: dict[str, Any] = {
 }
 LATENT |= {"head_dim": ABSENT, "num_key_value_heads": 4}
 ROUTED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+INDEXER = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 2048}
 OPT = {"ffn_dim": 64, "word_embed_proj_dim": 64, "max_position_embeddings": 64, "dropout": 0.0}
 
 
@@ -179,7 +181,14 @@ ALIBI = {"head_dim": ABSENT, "alibi": True}
             Lazy("xglm", d_model=64, ffn_dim=64, attention_heads=4, num_layers=2),
             "xglm does not take its attention",
         ),
-        (Lazy("recurrent_gemma"), "recurrent_gemma does not take its attention from transformers' registry"),
+        (
+            Lazy("deepseek_v32", first_k_dense_replace=1, n_shared_experts=1, **ROUTED, **LATENT, **INDEXER),
+            "deepseek_v32 has sparse attention: an indexer (DeepseekV32Indexer of `transformers`) picks",
+        ),
+        (
+            Lazy("glm_moe_dsa", n_shared_experts=1, **ROUTED, **LATENT, **INDEXER),
+            "glm_moe_dsa has sparse attention: an indexer (GlmMoeDsaIndexer of `transformers`) picks",
+        ),
         (Lazy("bloom"), "BloomModel of `transformers` takes no `position_ids`: positions would not start again"),
         (Lazy("mpt", d_model=64, n_heads=4, n_layers=2), "MptModel of `transformers` takes no `position_ids`"),
         (Lazy("gemma2", sliding_window=None), "Gemma2Model of `transformers` cannot run on a pack: ValueError: Could"),
@@ -197,6 +206,20 @@ def test_attention_that_no_kernel_computes_is_refused(lazy: Lazy, problem: str) 
     assert caught.value.place == "model"
     assert problem in caught.value.problem
     assert "use another base" in caught.value.remedy
+
+
+@pytest.mark.parametrize("model_type", ["bamba", "granitemoehybrid"])
+def test_a_hybrid_without_an_attention_layer_needs_nothing(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But one with a layer whose attention does not come from the registry is refused."""
+    layers = {"attn_layer_indices": []} if model_type == "bamba" else {"layer_types": ["mamba"] * 3}
+    mixers_only = new_model(transformers.AutoConfig.for_model(**hybrid_config(model_type, **layers)))
+    assert attention_needs(mixers_only) == AttentionNeeds()
+    model = new_model(transformers.AutoConfig.for_model(**hybrid_config(model_type)))
+    assert attention_needs(model).head_dims
+    attention = decoder_layers(model)[1].self_attn
+    monkeypatch.setattr(type(attention), "forward", lambda self, hidden_states, **_: (hidden_states, None))
+    with pytest.raises(UserError, match=f"{model_type} does not take its attention from transformers' registry"):
+        attention_needs(model)
 
 
 # ---- at run time, unchecked ----

@@ -67,6 +67,27 @@ def test_a_base_is_proven_once_and_another_one_again(proofs: list[Any], own_cach
     assert len(proofs) == 4
 
 
+@pytest.mark.parametrize(("device", "threads", "wanted"), [("cuda", 8, [1, 8]), ("cuda", 1, []), ("cpu", 8, [])])
+def test_a_gpus_host_proves_with_one_thread_and_a_run_on_the_cpu_keeps_its_threads(
+    device: str, threads: int, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the proof fails."""
+    numbers: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    monkeypatch.setattr(base_module, "check_precision", lambda *_: None)
+    monkeypatch.setattr(base_module, "key_of", lambda *_, **__: "key")
+
+    def failing(*_: Any, **__: Any) -> None:
+        assert numbers == wanted[:1]
+        raise UserError("model", "is wrong", "use another base")
+
+    monkeypatch.setattr(base_module, "_prove", failing)
+    with pytest.raises(UserError, match="is wrong"):
+        prove_base(base_config("mistral"), settings(), device=torch.device(device))
+    assert numbers == wanted
+
+
 def test_whatever_decides_a_proof_is_part_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"attention": "auto"}
     keys = [key_of(base_config("mistral"), device=CPU, facts=facts)]

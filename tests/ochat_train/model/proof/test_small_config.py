@@ -119,4 +119,26 @@ def test_mixers_are_tried_on_the_device_of_the_run(base: str, where: str, monkey
     monkeypatch.setattr(small_config, "_run_alone", lambda model, *, device: tried.add(device.type))
     config = transformers.AutoConfig.for_model(**hybrid_config("bamba")) if base == "bamba" else base_config(base)
     small_base(config, max_length_tokens=128, device=torch.device("cuda"))
-    assert tried == {"meta", where}
+    assert tried == {where}
+
+
+def test_what_nearly_always_fits_is_run_once_and_where_it_does_not_fit_each_change_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, words = small_config._run_alone, []
+
+    def counted(model: Any, *, device: torch.device) -> None:
+        words.append(model.config.vocab_size)
+        assert model.config.vocab_size > fewest_words
+        run(model, device=device)
+
+    monkeypatch.setattr(small_config, "_run_alone", counted)
+    config = base_config("mistral", num_hidden_layers=12, sliding_window=64, attention_dropout=0.1)
+    fewest_words = 0
+    small = small_base(config, max_length_tokens=128, device=CPU).config
+    assert words == [small.vocab_size] == [small_config._VOCAB]
+    words.clear()
+    fewest_words = 200  # a base that cannot have fewer
+    other = small_base(config, max_length_tokens=128, device=CPU).config
+    assert other.to_dict() == {**small.to_dict(), "vocab_size": config.vocab_size}
+    assert len(words) > 3  # layers, words, a window, dropout
