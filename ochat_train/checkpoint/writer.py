@@ -99,19 +99,7 @@ def save_checkpoint(
     final = checkpoint_dir(output_dir, progress.step)
     is_adapter = basis.adapter is not None
     temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final, only_trained=is_adapter)))
-    files = RankFiles(
-        temporary,
-        engine.checkpoint_engine,
-        only=trained_names(engine.module) if is_adapter else None,
-        shares_weights=has_small_states(engine),
-    )
-    engine.checkpoint_engine = files
-    engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
-    try:
-        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=is_adapter)
-    finally:
-        engine.checkpoint_engine = files._original
-    files.write(temporary / rng_file(ranks.rank), lambda stream: stream.write(save(_rng_state(ranks.device))))
+    files = _write_own_files(engine, ranks, temporary, only_trained=is_adapter)
     reports: list[Any] = [None] * ranks.num_ranks
     torch.distributed.all_gather_object(reports, (files.records, files.failure))
 
@@ -144,6 +132,24 @@ def save_checkpoint(
         return str(final)
 
     return Path(_from_main(ranks, final, publish))
+
+
+def _write_own_files(engine: Any, ranks: Ranks, temporary: Path, *, only_trained: bool) -> RankFiles:
+    """Write what this rank has of the state, and its random states. A failed write is in what is returned."""
+    files = RankFiles(
+        temporary,
+        engine.checkpoint_engine,
+        only=trained_names(engine.module) if only_trained else None,
+        shares_weights=has_small_states(engine),
+    )
+    engine.checkpoint_engine = files
+    engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
+    try:
+        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=only_trained)
+    finally:
+        engine.checkpoint_engine = files._original
+    files.write(temporary / rng_file(ranks.rank), lambda stream: stream.write(save(_rng_state(ranks.device))))
+    return files
 
 
 def _from_main(ranks: Ranks, checkpoint: Path, work: Callable[[], str]) -> str:
