@@ -197,30 +197,6 @@ def test_other_questions_are_not_compared(whole: Path) -> None:
         compare(replace(both, suites=()), both)
 
 
-def test_prompts_beyond_the_context_are_named(model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "held_out.jsonl"
-    served = load_served_model(model)
-    lengths = [len(served.prompt_ids([{"role": "user", "content": "x"}], condition=name)) for name in CONDITIONS]
-    tight = "x" + " x" * ((served.context_tokens - max(lengths) - 2) // 2)
-    write_jsonl(path, [{"question": text, "answer": "x"} for text in ("x " * 400, tight, "x")])
-    said: list[str] = []
-    results = evaluate(options(model, path, tmp_path / "out"), say=said.append).results
-    assert [question.status for question in results.questions] == ["too_long", "scored", "scored"] * 2
-    assert results.num_failed == 0
-    assert "prompts that do not fit into the context, are not asked, and are in no score: 2" in said
-    assert "prompts that leave less room in the context than the longest answer needs: 2" in said
-
-
-def test_what_will_be_done_is_said_first(model: Path, questions: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    evaluate(options(model, questions, tmp_path, settings={"limit": 4}), say=said.append)
-    assert said[:2] == [
-        "held-out: 4 of 12 questions, a random sample; answers of at most 6 tokens",
-        f"8 answers under 2 conditions (GPT4 Correct, GPT3); kept in {tmp_path}",
-    ]
-    assert not any("room" in line or "longer" in line for line in said), "all of it fits"
-
-
 class FakeEngine:
     """Starts when it is allowed to, and says "no" to everything. fails: whether it cannot start."""
 
@@ -266,6 +242,33 @@ def many_questions(tmp_path: Path) -> Path:
     path = tmp_path / "many.jsonl"
     write_jsonl(path, [{"question": f"What is number {n}?", "answer": "no"} for n in range(40)])
     return path
+
+
+def test_prompts_beyond_the_context_are_named(model: Path, engine: FakeEngine, tmp_path: Path) -> None:
+    engine.allowed.set()
+    path = tmp_path / "held_out.jsonl"
+    served = load_served_model(model)
+    assert served.context_tokens == engine.context_tokens
+    lengths = [len(served.prompt_ids([{"role": "user", "content": "x"}], condition=name)) for name in CONDITIONS]
+    tight = "x" + " x" * ((served.context_tokens - max(lengths) - 2) // 2)
+    write_jsonl(path, [{"question": text, "answer": "x"} for text in ("x " * 400, tight, "x")])
+    said: list[str] = []
+    results = evaluate(options(model, path, tmp_path / "out"), say=said.append).results
+    assert [question.status for question in results.questions] == ["too_long", "scored", "scored"] * 2
+    assert results.num_failed == 0
+    assert "prompts that do not fit into the context, are not asked, and are in no score: 2" in said
+    assert "prompts that leave less room in the context than the longest answer needs: 2" in said
+
+
+def test_what_will_be_done_is_said_first(model: Path, questions: Path, engine: FakeEngine, tmp_path: Path) -> None:
+    engine.allowed.set()
+    said: list[str] = []
+    evaluate(options(model, questions, tmp_path, settings={"limit": 4}), say=said.append)
+    assert said[:2] == [
+        "held-out: 4 of 12 questions, a random sample; answers of at most 6 tokens",
+        f"8 answers under 2 conditions (GPT4 Correct, GPT3); kept in {tmp_path}",
+    ]
+    assert not any("room" in line or "longer" in line for line in said), "all of it fits"
 
 
 def test_prompts_are_made_while_the_model_starts(
