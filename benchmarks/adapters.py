@@ -51,10 +51,10 @@ from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
 from ochat_train.model.structure import decoder_layers  # noqa: E402
 from ochat_train.planning.memory import resolve  # noqa: E402
-from ochat_train.planning.memory_parts import GIB  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import Work, work_of  # noqa: E402
 from ochat_train.recipe.recipe import Recipe  # noqa: E402
+from ochat_train.system.sizes import GIB  # noqa: E402
 from ochat_train.training.batches import run_steps_of_rank  # noqa: E402
 from ochat_train.training.engine import start_engine  # noqa: E402
 from ochat_train.training.memory_plan import plan_memory  # noqa: E402

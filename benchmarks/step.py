@@ -48,11 +48,11 @@ from ochat_train.model.config import model_dtype  # noqa: E402
 from ochat_train.model.loss import LossSums  # noqa: E402
 from ochat_train.model.packed import PackedCausalLM  # noqa: E402
 from ochat_train.planning.memory import MemoryPlan, resolve  # noqa: E402
-from ochat_train.planning.memory_parts import GIB  # noqa: E402
 from ochat_train.planning.steps import training_plan  # noqa: E402
 from ochat_train.planning.work import work_of  # noqa: E402
 from ochat_train.recipe.load import load_recipe  # noqa: E402
 from ochat_train.recipe.recipe import Recipe  # noqa: E402
+from ochat_train.system.sizes import GIB  # noqa: E402
 from ochat_train.training.batches import run_steps_of_rank  # noqa: E402
 from ochat_train.training.engine import parameter_groups, start_engine  # noqa: E402
 from ochat_train.training.memory_plan import plan_memory  # noqa: E402

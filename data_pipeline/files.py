@@ -42,56 +42,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def replaced_folder(final: Path, *, owned: bool) -> Iterator[Path]:
-    """A new folder that replaces `final` when the block succeeds, and is removed when it fails.
-
-    owned: `final`, if it is there, may be replaced. Otherwise a folder with anything in it is a UserError.
-    """
-    final = final.resolve()  # a link to another disk stays a link
-    if final.exists() and not owned and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(final, "already exists and was not made by this command", "choose another folder or remove it")
-    temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
-    old = final.parent / f".{final.name}.old-{os.getpid()}"
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(final)
-        temporary.mkdir()
-    except FileExistsError as error:
-        raise cannot_use(final.parent, error) from None
-    except OSError as error:
-        raise cannot_write(final, error) from None  # which is what the person named
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-        sync(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        if old.exists() and not final.exists():
-            old.rename(final)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _clear_leftovers(final: Path) -> None:
-    """Remove what killed processes left behind while they were making the same folder.
-
-    A folder that was being replaced gets its name back if nothing else has it; the new one replaces it in the end.
-    """
-    for leftover in [*final.parent.glob(f".{final.name}.old-*"), *final.parent.glob(f".{final.name}.tmp-*")]:
-        process = leftover.name.rpartition("-")[2]
-        if process != str(os.getpid()) and Path("/proc", process).exists():
-            continue
-        if leftover.name.startswith(f".{final.name}.old-") and not final.exists():
-            leftover.rename(final)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
 def is_out_of_room(error: OSError) -> bool:
     """Whether a write failed because there is no room for it."""
     return error.errno in _NO_ROOM

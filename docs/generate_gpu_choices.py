@@ -17,9 +17,9 @@ import transformers
 
 from ochat_train.model.config import model_without_weights, num_parameters
 from ochat_train.planning.memory import MemoryPlan
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.report import memory_choice
 from ochat_train.recipe.load import load_recipe
+from ochat_train.system.sizes import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "adapters.md"

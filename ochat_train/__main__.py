@@ -5,6 +5,8 @@ import contextlib
 import os
 import sys
 
+from ochat_train.distributed.launch import leave_exit_code
+
 _code: int = 1  # of a process that ends in another way
 
 
@@ -15,6 +17,7 @@ def _leave() -> None:
     answers with `terminate called without an active exception` and SIGABRT: a finished training would look like a
     crash.
     """
+    leave_exit_code(_code, os.environ)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # None where it is closed
             stream.flush()

@@ -53,6 +53,10 @@ class Packs:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __getitem__(self, number: int) -> np.ndarray:
+        """The rows of a pack, int64."""
+        return self.rows[self.offsets[number] : self.offsets[number + 1]]
+
 
 def pack(
     lengths: np.ndarray,

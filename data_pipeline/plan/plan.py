@@ -49,7 +49,7 @@ class EpochPlan:
         """Rows of a pack, int64; none for EMPTY_PACK."""
         if pack_number == EMPTY_PACK:
             return np.zeros(0, dtype=np.int64)
-        return self.packs.rows[self.packs.offsets[pack_number] : self.packs.offsets[pack_number + 1]]
+        return self.packs[pack_number]
 
     def step_rows(self, step: int) -> np.ndarray:
         """Rows of all packs of step `step` (0-based) of this epoch, int64."""

@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.classes.tagging import class_table
-from data_pipeline.errors import UserError
-from data_pipeline.files import replaced_folder
+from data_pipeline.errors import Problem, UserError
 from data_pipeline.prepare.account import Account
 from data_pipeline.prepare.chunk import ChunkProcessor
 from data_pipeline.prepare.condition_rows import condition_rows
@@ -38,6 +37,7 @@ from data_pipeline.read.conversations import SourceChunk, conversation_chunks
 from data_pipeline.read.layout import require_fields_read, resolved
 from data_pipeline.read.openchat_parquet import tokenized_files
 from data_pipeline.read.sources import check_sources
+from data_pipeline.unfinished_folders import remove_abandoned, replaced_folder, unfinished_folders
 
 
 def prepare(
@@ -65,9 +65,10 @@ def prepare(
     if owned and (old := _current_manifest(prepared_dir)) is not None and old.fingerprint == fingerprint:
         problem = _why_not_reused(prepared_dir, old, job)
         if problem is None:
+            remove_abandoned(prepared_dir)
             return old, True
         say(f"{problem}: it is prepared again")
-    for note in check_sources(job.data.sources):
+    for note in [*check_sources(job.data.sources), *_of_other_hosts(prepared_dir)]:
         say(f"warning: {note}")
     check_chat_template(job.tokenizer, job.template)
     job = replace(job, data=resolved(job.data, say=say))
@@ -90,6 +91,14 @@ def prepare(
         manifest = manifest.sealed(hashes_of(folder))
         manifest.save(folder)
     return manifest, False
+
+
+def _of_other_hosts(prepared_dir: Path) -> Iterator[Problem]:
+    """What another host has written of the same dataset, and may still write."""
+    final = prepared_dir.resolve()
+    for folder in unfinished_folders(final.parent):
+        if folder.name == final.name and folder.host is not None:
+            yield Problem(place=str(folder.path), problem=folder.text, remedy=folder.remedy)
 
 
 def _check_tokenized(job: PrepareJob) -> None:

@@ -22,11 +22,11 @@ from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.versions import check_versions
 from ochat_train.check.weights import check_weights
 from ochat_train.hub.models import ANSWER_SECONDS
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.time import find_gpu
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.library_output import quiet_libraries
+from ochat_train.system.sizes import GIB
 
 
 @dataclass(frozen=True, kw_only=True)

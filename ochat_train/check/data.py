@@ -25,9 +25,9 @@ from data_pipeline.text_rules import quoted
 from ochat_train.check.findings import Finding, Level, from_error, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts, SourceSample
 from ochat_train.evaluation.questions import load_questions
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.suites.benchmarks import load_benchmarks
+from ochat_train.system.sizes import GIB
 
 _CLASSES = "data.classes"
 _EXAMPLES = 2

@@ -9,9 +9,10 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
 from data_pipeline.prepared.dataset import MANIFEST
-from ochat_train.check.findings import Finding, ok, problem
+from data_pipeline.unfinished_folders import unfinished_folders
+from ochat_train.check.findings import Finding, ok, problem, warning
 from ochat_train.check.recipe_facts import RecipeFacts
-from ochat_train.checkpoint.room import DiskNeed, existing, room_for, run_needs
+from ochat_train.checkpoint.room import DiskNeed, bytes_in, existing, room_for, run_needs, size_text
 
 _PREPARED_BYTES_PER_SOURCE_BYTE = 2  # a token is about four bytes of text and takes eight bytes: id and weight
 _BFLOAT16_BYTES = 2
@@ -40,8 +41,20 @@ def check_disk(facts: RecipeFacts) -> Iterator[Finding]:
             yield ok("disk", room.disk, room.text)
         else:
             yield problem("disk", room.disk, room.text, room.problem.remedy)
+    yield from _abandoned(
+        Path(facts.recipe.data.prepared_dir).resolve().parent, Path(facts.recipe.output_dir).resolve()
+    )
     if unknown is not None:
         raise unknown
+
+
+def _abandoned(*parents: Path) -> Iterator[Finding]:
+    """What killed commands left in folders where `ochat prepare` and `ochat export` write, and other hosts maybe."""
+    for parent in dict.fromkeys(parents):
+        for folder in unfinished_folders(parent):
+            if folder.is_abandoned or folder.host is not None:
+                text = f"{size_text(bytes_in(folder.path))}: {folder.text}"
+                yield warning("disk", folder.path, text, folder.remedy)
 
 
 def _prepared_need(facts: RecipeFacts) -> Iterator[DiskNeed]:

@@ -14,9 +14,9 @@ from ochat_train.model.build import is_compiled
 from ochat_train.model.config import check_precision, model_dtype
 from ochat_train.model.float8 import float8_error, float8_obstacles
 from ochat_train.model.structure import decoder_layers
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.requirements import installed_version
+from ochat_train.system.sizes import GIB
 
 _HOPPER = (9, 0)  # compute capability; what float8 is checked for where there is no GPU
 

@@ -22,8 +22,8 @@ from ochat_train.hub.models import ANSWER_SECONDS, LOG_IN
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.requirements import installed_version
+from ochat_train.system.sizes import GIB
 
-GIB = 2**30
 STALE_LOCK_SECONDS = 600.0  # the longest build of DeepSpeed's optimizer takes two minutes
 _TRIED_BYTES = 256 * 2**20
 _CHECKPOINT_GB = 101.0  # of a 7B model of which all weights are trained: 14 bytes for each of 7.24 billion parameters

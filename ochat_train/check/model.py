@@ -16,11 +16,11 @@ from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.learning_rate import FEWEST_TOKENS, MOST_TOKENS
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.memory_text import parts_text, too_little_memory
 from ochat_train.planning.steps import automatic_rate, supervised_tokens_per_step
 from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.pretrained import code_named_by
+from ochat_train.system.sizes import GIB
 
 
 def check_template(facts: RecipeFacts) -> Iterator[Finding]:

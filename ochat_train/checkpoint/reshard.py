@@ -20,6 +20,7 @@ from ochat_train.checkpoint.changes import states_of
 from ochat_train.checkpoint.state import STATE, UNIVERSAL_PREFIX, CheckpointManifest, refuse_unsafe_pickles
 from ochat_train.distributed.ranks import Ranks, on_main_rank
 from ochat_train.optimizer.shards import widen
+from ochat_train.system.sizes import GIB
 
 # ZeRO stages between which DeepSpeed's converter works: without ZeRO there are no pieces, and stage 3 names its files
 # otherwise
@@ -68,8 +69,8 @@ def _convert(folder: Path, target: Path) -> None:
     if free < needed:
         raise UserError(
             folder,
-            f"converting it for another number of GPUs or ZeRO stage needs about {needed / 2**30:.2f} GiB beside it "
-            f"while it is loaded, and {free / 2**30:.2f} GiB are free",
+            f"converting it for another number of GPUs or ZeRO stage needs about {needed / GIB:.2f} GiB beside it "
+            f"while it is loaded, and {free / GIB:.2f} GiB are free",
             "make room",
         )
     source = folder / STATE

@@ -13,9 +13,9 @@ from data_pipeline.errors import Problem
 from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import checkpoints_dir
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.system.sizes import GIB
 
 _BFLOAT16_BYTES, _FLOAT32_BYTES = 2, 4
-_GIB = 2**30
 _REMEDY = "free some space, choose another output_dir, or lower checkpoint.keep_last"
 
 
@@ -46,8 +46,8 @@ def room_for(needs: Sequence[DiskNeed]) -> Room:
     """Compare needs, all on one disk, with what is free on it."""
     disk = existing(needs[0].folder)
     free, needed = shutil.disk_usage(disk).free, sum(need.num_bytes for need in needs)
-    parts = ", ".join(f"{need.what} {_size(need.num_bytes)}" for need in needs)
-    text = f"about {_size(needed)} needed ({parts}), {_size(free)} free"
+    parts = ", ".join(f"{need.what} {size_text(need.num_bytes)}" for need in needs)
+    text = f"about {size_text(needed)} needed ({parts}), {size_text(free)} free"
     found = Problem(place=str(disk), problem=text, remedy=_REMEDY) if free < needed else None
     return Room(disk=disk, text=text, problem=found)
 
@@ -76,13 +76,13 @@ def run_needs(
     )
     number = num_checkpoints(recipe, num_steps=num_steps)
     folder = Path(recipe.output_dir).resolve()
-    there = _bytes_in(checkpoints_dir(folder)) if keeps_earlier else 0
+    there = bytes_in(checkpoints_dir(folder)) if keeps_earlier else 0
     yield DiskNeed(folder=folder, what=f"{number} checkpoint(s)", num_bytes=max(size, number * size - there))
     parameter_bytes = _FLOAT32_BYTES if recipe.model.precision == "float32" else _BFLOAT16_BYTES
     yield DiskNeed(folder=folder, what="an export", num_bytes=num_parameters * parameter_bytes)
 
 
-def _bytes_in(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
     """Bytes of the files below a folder, without those that a run deletes meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
@@ -105,5 +105,6 @@ def num_checkpoints(recipe: Recipe, *, num_steps: int | None) -> int:
     return most if num_steps is None else min(most, -(-num_steps // every))
 
 
-def _size(size: float) -> str:
-    return f"{size / _GIB:.1f} GiB" if size >= 0.1 * _GIB else f"{size / 2**20:.1f} MiB"
+def size_text(size: float) -> str:
+    """A size in bytes, for people."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"

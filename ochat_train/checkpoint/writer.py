@@ -38,6 +38,7 @@ from ochat_train.optimizer.shards import alone, has_small_states, states_of_engi
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
+from ochat_train.system.sizes import GIB
 from ochat_train.system.versions import library_versions
 
 
@@ -98,19 +99,7 @@ def save_checkpoint(
     final = checkpoint_dir(output_dir, progress.step)
     is_adapter = basis.adapter is not None
     temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final, only_trained=is_adapter)))
-    files = RankFiles(
-        temporary,
-        engine.checkpoint_engine,
-        only=trained_names(engine.module) if is_adapter else None,
-        shares_weights=has_small_states(engine),
-    )
-    engine.checkpoint_engine = files
-    engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
-    try:
-        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=is_adapter)
-    finally:
-        engine.checkpoint_engine = files._original
-    files.write(temporary / rng_file(ranks.rank), lambda stream: stream.write(save(_rng_state(ranks.device))))
+    files = _write_own_files(engine, ranks, temporary, only_trained=is_adapter)
     reports: list[Any] = [None] * ranks.num_ranks
     torch.distributed.all_gather_object(reports, (files.records, files.failure))
 
@@ -120,7 +109,7 @@ def save_checkpoint(
             with contextlib.suppress(OSError):
                 durable.remove_folder(temporary)
             free = free_bytes(final)
-            room = "" if free is None else f" ({free / 2**30:.2f} GiB are free now)"
+            room = "" if free is None else f" ({free / GIB:.2f} GiB are free now)"
             raise OSError(f"{'; '.join(failures)}{room}")
         records = {name: record for written, _ in reports for name, record in written.items()}
         _check_complete(temporary, records, engine, ranks)
@@ -143,6 +132,24 @@ def save_checkpoint(
         return str(final)
 
     return Path(_from_main(ranks, final, publish))
+
+
+def _write_own_files(engine: Any, ranks: Ranks, temporary: Path, *, only_trained: bool) -> RankFiles:
+    """Write what this rank has of the state, and its random states. A failed write is in what is returned."""
+    files = RankFiles(
+        temporary,
+        engine.checkpoint_engine,
+        only=trained_names(engine.module) if only_trained else None,
+        shares_weights=has_small_states(engine),
+    )
+    engine.checkpoint_engine = files
+    engine._copy_recovery_script = lambda folder: None  # scripts beside the state; `ochat export` does what they do
+    try:
+        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=only_trained)
+    finally:
+        engine.checkpoint_engine = files._original
+    files.write(temporary / rng_file(ranks.rank), lambda stream: stream.write(save(_rng_state(ranks.device))))
+    return files
 
 
 def _from_main(ranks: Ranks, checkpoint: Path, work: Callable[[], str]) -> str:
@@ -168,7 +175,7 @@ def _start(engine: Any, ranks: Ranks, final: Path, *, only_trained: bool) -> str
     free = shutil.disk_usage(final.parent).free
     if free < needed:
         raise OSError(
-            f"{final.parent} needs about {needed / 2**30:.2f} GiB for a checkpoint and has {free / 2**30:.2f} GiB "
+            f"{final.parent} needs about {needed / GIB:.2f} GiB for a checkpoint and has {free / GIB:.2f} GiB "
             "free; nothing was written"
         )
     temporary = final.parent / f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"

@@ -7,7 +7,11 @@ import itertools
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
+# Names the folder where ranks leave their exit codes: a launcher that is signalled itself waits for its ranks, and then
+# ends with 1 (DeepSpeed's `sigkill_handler`, torchrun), whatever they ended with.
+EXIT_CODES = "OCHAT_EXIT_CODES"
 # Set by torchrun and by DeepSpeed's launcher. A process that is started from a rank must not inherit them: it would
 # take itself for that rank, or wait for the ranks of another run.
 _VARIABLES = frozenset(
@@ -15,6 +19,7 @@ _VARIABLES = frozenset(
         *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
         *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"),  # torchrun
         *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"),  # DeepSpeed
+        EXIT_CODES,
     }
 )
 _PORTS = range(12_000, 32_000)  # Linux gives those from 32,768
@@ -46,6 +51,20 @@ def single_rank() -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
+
+
+def leave_exit_code(code: int, environment: Mapping[str, str]) -> None:
+    """Tell `ochat launch`, where it has started this rank's launcher, how this rank ends."""
+    folder = environment.get(EXIT_CODES)
+    if folder is not None:
+        with contextlib.suppress(OSError):  # it has ended, or the disk is full
+            (Path(folder) / f"{int(environment.get('RANK', '0')):05d}").write_text(str(code), encoding="utf-8")
+
+
+def exit_codes_left(folder: Path) -> list[int]:
+    """The exit codes of the ranks that have left one, by rank."""
+    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.iterdir())]
+    return [int(text) for text in texts if text.isdecimal()]  # one may be empty: a rank that was killed as it wrote
 
 
 def free_port() -> int:

@@ -2,7 +2,8 @@
 
 The `deepspeed` command returns on Ctrl-C while its ranks still write their checkpoint, and with 0 where its own
 launcher was killed. Here the command gets a process group, whose processes become children of this one when their
-parents end: so each of them is waited for, and its exit code counts.
+parents end: so each of them is waited for, and its exit code counts. Ranks whose launcher waits for them, and then ends
+with 1, leave their codes in a folder (launch.py).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from data_pipeline.errors import UserError
-from ochat_train.distributed.launch import free_port
+from ochat_train.distributed.launch import EXIT_CODES, exit_codes_left, free_port
 from ochat_train.system import exits
 from ochat_train.system.messages import print_error
 from ochat_train.system.stop_signals import stop_signals
@@ -97,8 +99,18 @@ class _Stop:
 
 def _run(command: Sequence[str], stop: _Stop) -> int:
     """Start a command in a group, wait until no process of the group is left, and return the code of all."""
+    with tempfile.TemporaryDirectory(prefix="ochat-launch-") as folder:
+        launcher, others = _run_to_end(command, stop, {**os.environ, EXIT_CODES: folder})
+        ranks = exit_codes_left(Path(folder))
+    if launcher == exits.BUG and exits.BUG in ranks:
+        return exits.BUG  # that of the first rank which ended, and what it did to the others does not count
+    return exit_code(launcher, [*ranks, *others])
+
+
+def _run_to_end(command: Sequence[str], stop: _Stop, environment: Mapping[str, str]) -> tuple[int, list[int]]:
+    """The code of the command, and those of the processes of its group that outlived their parents."""
     try:
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
     except OSError as error:
         raise UserError(command[0], f"cannot be started: {error.strerror}", "activate the environment") from None
     stop.group, stop.ends_leader = process.pid, _is_deepspeed_on_one_host(command)
@@ -111,11 +123,12 @@ def _run(command: Sequence[str], stop: _Stop) -> int:
     _reap(codes)
     stop.group = None
     process.returncode = codes.get(process.pid, 0)  # reaped here; Popen need not wait
-    return exit_code(process.returncode, [code for pid, code in codes.items() if pid != process.pid])
+    return process.returncode, [code for pid, code in codes.items() if pid != process.pid]
 
 
 def exit_code(launcher: int, ranks: Sequence[int]) -> int:
-    """The exit code of a launcher and of processes that outlived it; negative ones are signals, as in subprocess.
+    """The exit code of a launcher, its ranks and processes that outlived it; negative ones are signals, as in
+    subprocess.
 
     A launcher that was signalled says nothing about its ranks, and DeepSpeed's even ends with 0 where its own child was
     killed: then a rank that ended otherwise decides.

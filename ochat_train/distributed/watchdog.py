@@ -15,6 +15,7 @@ import torch
 
 from data_pipeline import nesting
 from data_pipeline.files import explained_writes
+from ochat_train.distributed.launch import leave_exit_code
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.system import exits
 
@@ -86,6 +87,7 @@ class Watchdog:
             if time.monotonic() - self._doing[0] > self._timeout:
                 limit = f"no progress for {self._timeout:g} s (train.hang_timeout_seconds)"
                 print(f"ochat train: {limit}: {self.describe()}; {REMEDY}", file=sys.stderr, flush=True)
+                leave_exit_code(exits.LOST_RANKS, os.environ)
                 os._exit(exits.LOST_RANKS)  # the main thread is stuck in a collective and cannot be asked
 
 

@@ -10,7 +10,6 @@ No random number is drawn, and nothing of the training changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from ochat_train.distributed.ranks import Ranks
+from ochat_train.evaluation.evaluate import evaluation_mode
 from ochat_train.evaluation.samples import pack_with_room
 
 _BLOCK = 32  # tokens of an answer between two packings
@@ -46,23 +46,16 @@ class PackedAnswerer:
         have. What it raises ends the answers.
         """
         new: list[list[int]] = [[] for _ in prompts]
-        was_training = model.training
-        model.eval()
-        # shapes differ from those of training, and compiling them would take longer than the answers do
-        eager = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
-        try:
-            with torch.no_grad(), eager:
-                for start in range(0, max_new_tokens, _BLOCK):
-                    waiting = [number for number, ids in enumerate(new) if self._end_id not in ids]
-                    if not waiting:
-                        break
-                    room = min(_BLOCK, max_new_tokens - start)
-                    progress = partial(between, start, max_new_tokens)
-                    texts = [[*prompts[number], *new[number]] for number in waiting]
-                    for number, ids in zip(waiting, self._block(model, ranks, texts, room, progress), strict=True):
-                        new[number] += ids
-        finally:
-            model.train(was_training)
+        with evaluation_mode(model, compiled=self._compiled):
+            for start in range(0, max_new_tokens, _BLOCK):
+                waiting = [number for number, ids in enumerate(new) if self._end_id not in ids]
+                if not waiting:
+                    break
+                room = min(_BLOCK, max_new_tokens - start)
+                progress = partial(between, start, max_new_tokens)
+                texts = [[*prompts[number], *new[number]] for number in waiting]
+                for number, ids in zip(waiting, self._block(model, ranks, texts, room, progress), strict=True):
+                    new[number] += ids
         return new
 
     def _block(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,23 @@ def nothing_between(what: str, done: int, total: int) -> None:
     """For evaluations that nobody watches."""
 
 
+@contextmanager
+def evaluation_mode(model: Any, *, compiled: bool = False) -> Iterator[None]:
+    """No gradients and no dropout in the block.
+
+    compiled: whether the model's layers are compiled. Then they run eagerly, because shapes differ from those of
+    training, and compiling would take longer than a few answers do.
+    """
+    was_training = model.training
+    model.eval()
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    try:
+        with torch.no_grad(), eager:
+            yield
+    finally:
+        model.train(was_training)
+
+
 def evaluate(
     model: Any, data: HeldOutData, ranks: Ranks, *, seed: int, between: Between = nothing_between
 ) -> Evaluation:
@@ -36,9 +54,7 @@ def evaluate(
 
     Dropout is off meanwhile. No random number is drawn, and no state of the training changes.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         num_packs = len(data.validation_packs) + len(data.others_packs)
         own = _row_sums(
             model,
@@ -56,12 +72,9 @@ def evaluate(
             ranks,
             between=lambda done: between("validating", len(data.validation_packs) + done, num_packs),
         )
-    finally:
-        model.train(was_training)
     return summarize(own, others, data, seed=seed)
 
 
-@torch.no_grad()
 def _row_sums(
     model: Any,
     split: PreparedSplit,
@@ -80,7 +93,7 @@ def _row_sums(
         if (number // ranks.num_ranks) % _PACKS_BETWEEN == 0:
             between(number - ranks.rank)
         in_use = number < len(packs)
-        rows = packs.rows[packs.offsets[number] : packs.offsets[number + 1]] if in_use else packs.rows[:0]
+        rows = packs[number] if in_use else packs.rows[:0]
         batch = pack_batch(split, rows, data.shape)
         sequences = np.searchsorted(batch.cu_seqlens_S1.numpy(), batch.supervised_indices_N.numpy(), side="right") - 1
         rows_N = torch.from_numpy(rows[sequences]).to(ranks.device)

@@ -9,7 +9,6 @@ training.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from ochat_train.distributed.ranks import Ranks
-from ochat_train.evaluation.evaluate import Between, nothing_between
+from ochat_train.evaluation.evaluate import Between, evaluation_mode, nothing_between
 from ochat_train.evaluation.prompts import SamplePrompt
 from ochat_train.evaluation.results import Answer
 from ochat_train.model.batch import PackedBatch
@@ -54,17 +53,10 @@ class Sampler:
         between: called on all ranks between tokens.
         """
         asked = [ids for prompt in self._prompts for ids in prompt.input_ids.values()]
-        was_training = model.training
-        model.eval()
-        # shapes differ from those of training, and compiling them would take longer than the answers do
-        eager = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
         answered: list[list[int]] = []
-        try:
-            with torch.no_grad(), eager:
-                for part in self._packs(asked):
-                    answered += self._answer(model, part, ranks, between)
-        finally:
-            model.train(was_training)
+        with evaluation_mode(model, compiled=self._compiled):
+            for part in self._packs(asked):
+                answered += self._answer(model, part, ranks, between)
         rest = iter(answered)
         return [
             (prompt.text, [self._as_answer(condition, ids, next(rest)) for condition, ids in prompt.input_ids.items()])

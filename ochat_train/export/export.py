@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.files import replaced_folder, sha256_of_file
+from data_pipeline.files import sha256_of_file
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prepared.integrity import check_tokenizer_copy
+from data_pipeline.unfinished_folders import replaced_folder
 from ochat_train.adapter.folder import num_rows_needed
 from ochat_train.checkpoint.choose import Step, reading, with_checkpoint
 from ochat_train.checkpoint.state import CheckpointManifest, verify

@@ -43,6 +43,7 @@ from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.folder import RunFolder, read_run_folder
 from ochat_train.system.exits import NotPushedError, StoppedBySignalError
 from ochat_train.system.messages import print_message, print_notice
+from ochat_train.system.sizes import GIB
 
 _PARENT_SECONDS = 1.0  # how often the process checks that its run is alive
 
@@ -239,8 +240,7 @@ def _check_room(candidate: Candidate, free_bytes: int) -> None:
     if free_bytes < needed:
         raise UserError(
             candidate.folder.parent,
-            f"{free_bytes / 2**30:.2f} GiB free; an export beside the next checkpoint needs up to "
-            f"{needed / 2**30:.2f} GiB",
+            f"{free_bytes / GIB:.2f} GiB free; an export beside the next checkpoint needs up to {needed / GIB:.2f} GiB",
         )
 
 

@@ -188,7 +188,7 @@ def _retry_after_seconds(error: BaseException) -> float | None:
     if headers is None:
         return None
     text = str(headers.get("Retry-After", "")).strip()
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return float(text)
     limit = parse_ratelimit_headers(headers) if _status(error) == 429 else None
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None

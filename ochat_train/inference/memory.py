@@ -12,11 +12,11 @@ import torch
 from data_pipeline.errors import UserError
 from ochat_train.model.base_class import text_config
 from ochat_train.model.config import layer_widths
+from ochat_train.system.sizes import GIB
 
 _GPU_RATIO = 0.8  # of the memory that is free after loading; the rest is for activations and logits
 _RAM_RATIO = 0.25  # other programs need RAM too
-_MOST_RAM = 4 * 2**30
-_GIB = 2**30
+_MOST_RAM = 4 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ def cache_size(model: Any, *, context_tokens: int, most_answers: int, extra_byte
     free = free_bytes(model.device)
     num_tokens = min(int(free // per_token), context_tokens * most_answers)
     if num_tokens < context_tokens:
-        needed, where = context_tokens * per_token / _GIB, "GPU memory" if model.device.type == "cuda" else "RAM"
-        problem = f"one answer of {context_tokens} tokens needs {needed:.2f} GiB; {free / _GIB:.2f} GiB may be used"
+        needed, where = context_tokens * per_token / GIB, "GPU memory" if model.device.type == "cuda" else "RAM"
+        problem = f"one answer of {context_tokens} tokens needs {needed:.2f} GiB; {free / GIB:.2f} GiB may be used"
         raise UserError(where, problem, "use a smaller `--max-model-len`")
     return CacheSize(num_tokens=num_tokens, num_answers=max(1, min(most_answers, num_tokens // context_tokens)))
 

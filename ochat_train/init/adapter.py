@@ -86,9 +86,9 @@ def _need_gib(recipe: Recipe, base: Base, choice: str, *, gpus: int, memory_gib:
     """Whether it fits, and GiB of each GPU under the setting that a run would choose, or the least it could."""
     from ochat_train.model.base_class import text_config
     from ochat_train.model.config import model_without_weights
-    from ochat_train.planning.memory_parts import GIB
     from ochat_train.planning.report import memory_choice
     from ochat_train.system.pretrained import config_of_values
+    from ochat_train.system.sizes import GIB
 
     config: Any = config_of_values(dict(base.config or {}), place="--base")
     adapter = None if choice == NONE else AdapterSettings(type=choice, rank=RANK)  # type: ignore[arg-type]

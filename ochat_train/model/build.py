@@ -31,13 +31,13 @@ from ochat_train.recipe.sections.model import ModelSettings
 class BuiltModel(NamedTuple):
     """A base, ready for `set_up_layers`, and the name of the attention kernel that its layers call.
 
-    mean_rows: control tokens whose rows the base had not trained (token_rows.py), for people. new_token_ids: those and
-    all other tokens that the base has no row for.
+    untrained_tokens: control tokens whose rows the base had not trained (token_rows.py), for people. new_token_ids:
+    those and all other tokens that the base has no row for.
     """
 
     model: PackedCausalLM
     kernel: str
-    mean_rows: Sequence[str] = ()
+    untrained_tokens: Sequence[str] = ()
     new_token_ids: Sequence[int] = ()
 
 
@@ -79,14 +79,14 @@ def build_model(
         device=device,
         router_loss=router_loss_of(causal_lm, settings),
     )
-    return BuiltModel(model, kernel, base.mean_rows, base.new_token_ids)
+    return BuiltModel(model, kernel, base.untrained_tokens, base.new_token_ids)
 
 
 class LoadedBase(NamedTuple):
-    """A base with its weights and a row for every token. mean_rows, new_token_ids: as in `BuiltModel`."""
+    """A base with its weights and a row for every token. untrained_tokens, new_token_ids: as in `BuiltModel`."""
 
     causal_lm: Any
-    mean_rows: Sequence[str]
+    untrained_tokens: Sequence[str]
     new_token_ids: Sequence[int]
 
 

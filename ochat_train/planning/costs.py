@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ochat_train.system.sizes import GIB
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -25,7 +27,7 @@ COSTS: Mapping[str, Cost] = {
         source="docs/performance.md, What is chosen",
     ),
     "nccl_bytes": Cost(
-        value=1.0 * 2**30,
+        value=1.0 * GIB,
         what="bytes of the communication library's buffers, outside the allocator",
         source="an allowance; with it the peaks of two GPUs fit (tests/ochat_train/planning/test_memory_plan.py)",
     ),

@@ -19,8 +19,6 @@ from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import GROUP_ELEMENTS, adds_up_gradients, bucket_elements, gradient_bytes
 from ochat_train.recipe.recipe import Recipe
 
-GIB = 2**30
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from data_pipeline.errors import UserError
 from ochat_train.planning.memory import MemoryPlan
-from ochat_train.planning.memory_parts import GIB, MemoryParts
+from ochat_train.planning.memory_parts import MemoryParts
 from ochat_train.system.exits import OneRankError
+from ochat_train.system.sizes import GIB
 
 
 def parts_text(parts: MemoryParts) -> str:

@@ -25,7 +25,7 @@ from ochat_train.model.config import (
 )
 from ochat_train.planning.adapters import AdapterShape, adapter_shape
 from ochat_train.planning.memory import MemoryPlan, StepCosts, fastest_of, possible_plans
-from ochat_train.planning.memory_parts import GIB, ModelShape, model_shape
+from ochat_train.planning.memory_parts import ModelShape, model_shape
 from ochat_train.planning.memory_text import too_little_memory
 from ochat_train.planning.results import PlannedRun, PlannedSetting, PlannedTime, PlanReport
 from ochat_train.planning.steps import peak_learning_rate, training_plan
@@ -34,6 +34,7 @@ from ochat_train.planning.waiting import waiting_ratio
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.preparation import check_prepared, prepare_job
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.system.sizes import GIB
 
 _CONTEXT_GIB = 1.0  # of a GPU's memory, for the CUDA context and libraries
 

@@ -22,6 +22,7 @@ from ochat_train.report.eval_page import eval_page
 from ochat_train.respondents import export, url
 from ochat_train.respondents.additions import OUR_SERVER, Additions, with_additions
 from ochat_train.respondents.announce import what_does_not_fit, what_is_asked
+from ochat_train.respondents.earlier import keep_earlier
 from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience
@@ -94,6 +95,8 @@ def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
         folder=evaluated.folder,
         say=say,
     )
+    if (kept := keep_earlier(evaluated.folder, results, page=PAGE_FILE)) is not None:
+        say(kept)
     write_results(evaluated.folder, results)
     replace_text(evaluated.folder / PAGE_FILE, eval_page(results))
     return replace(evaluated, results=results)

@@ -227,11 +227,11 @@ def _retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
     value = headers.get("retry-after")
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, OSError):  # not a date, or of a year that no clock has
         return None
 
 

@@ -71,8 +71,8 @@ def make_app(
     metrics.watch("ochat_waiting", "Requests that wait for their turn.", lambda: admission.num_waiting)
     metrics.watch("ochat_engine_ready", "1 where the engine answers.", lambda: float(engine.is_ready()))
     log = log or RequestLog(file=None, prints=False)
-    api = _Api(engine, ModelTable(models, any_condition=settings.any_condition), settings, admission, metrics, traffic)
-    api.with_texts = log.with_texts
+    table = ModelTable(models, any_condition=settings.any_condition)
+    api = _Api(engine, table, settings, admission, metrics, traffic, keeps_texts=log.with_texts)
     # Without the class `Starlette`: it would answer what is raised here itself.
     router = Router(routes=api.routes(), redirect_slashes=False)
     return App(
@@ -91,6 +91,8 @@ class _Api:
         admission: Admission,
         metrics: ServerMetrics,
         traffic: Traffic,
+        *,
+        keeps_texts: bool,
     ) -> None:
         self._engine, self._table, self._limits = engine, table, settings.limits
         self._admission, self._metrics, self._traffic = admission, metrics, traffic
@@ -99,7 +101,7 @@ class _Api:
             writer.check_plain()
         self._created = int(time.time())
         self._thread, self._tokenizers = ThreadPoolExecutor(1, "prompts"), threading.Lock()
-        self.with_texts = False
+        self._keeps_texts = keeps_texts
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -168,7 +170,7 @@ class _Api:
         ids = await self._in_thread(lambda: writer.ids(body, chosen.condition), request)
         num_answer_tokens = check_length(len(ids), body, self._engine.context_tokens)
         record.prompt_tokens, record.stream = len(ids), bool(body.stream)
-        if self.with_texts:
+        if self._keeps_texts:
             record.texts = {"messages": [message.model_dump(exclude_none=True) for message in body.messages]}
         if not self._engine.is_ready():
             raise engine_unavailable()
@@ -181,7 +183,7 @@ class _Api:
             record=record,
             started=request.scope[STARTED],
             deadline=request.scope[STARTED] + self._limits.request_seconds,
-            keeps_texts=self.with_texts,
+            keeps_texts=self._keeps_texts,
         )
 
     async def _render(self, request: Request) -> Response:

@@ -88,6 +88,8 @@ def _asked_otherwise(other: EvalResults, this: EvalResults) -> Iterator[str]:
     """How the two were not asked in the same way."""
     pairs = [(name, getattr(this.settings, name), getattr(other.settings, name)) for name in _SETTINGS]
     pairs += [("engine", this.engine, other.engine)]
+    versions = this.engine_versions, other.engine_versions
+    pairs += [(name, versions[0][name], versions[1][name]) for name in versions[0] if name in versions[1]]
     tokens = {suite.name: suite.max_new_tokens for suite in other.suites}
     pairs += [
         (f"max_new_tokens of {suite.name}", suite.max_new_tokens, tokens[suite.name])

@@ -19,13 +19,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_pipeline import nesting
 from data_pipeline.errors import UserError
+from data_pipeline.files import cannot_use, sha256_of_file
 from data_pipeline.json_files import typed
 from ochat_train.suites.store import Lines, key_of
 from ochat_train.system.exits import StoppedBySignalError
@@ -33,6 +36,7 @@ from ochat_train.system.messages import print_message
 
 PREFIX = "lm-eval:"
 RUNS_FILE = "lm_eval.jsonl"
+_DATA_FOLDERS = ("dataset_path", "data_dir")  # keys of a task that may name a local folder
 _INSTALL = "python3 -m venv lm-eval-env && lm-eval-env/bin/pip install 'lm-eval[hf,api]', and name its python"
 _LAST_LINES = 12
 _PROBE = """
@@ -338,10 +342,52 @@ def _scores_of_json(value: Mapping[str, Any]) -> list[HarnessScore]:
 
 
 def _content_of(folder: Path | None) -> Mapping[str, str]:
-    """The user's tasks, so that a changed one is run again."""
+    """The user's tasks, and the local files that they name, so that what has changed is run again: name -> sha256."""
     if folder is None:
         return {}
     if not folder.is_dir():
         raise UserError(f"--lm-eval-include {folder}", "is no folder", "name the folder with your tasks' YAML files")
-    texts = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.yaml"))}
-    return {name: key_of(text.hex()) for name, text in texts.items()}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    for path in [path for path in paths.values() if path.suffix == ".yaml"]:
+        for key, text in _texts_in(path):
+            place = Path(text)
+            is_folder = key in _DATA_FOLDERS and _is(Path.is_dir, place)
+            paths |= {str(file): file for file in (place.rglob("*") if is_folder else [place])}
+    found = {name: path for name, path in sorted(paths.items()) if _is(Path.is_file, path)}
+    found = {name: path for name, path in found.items() if "__pycache__" not in path.parts}
+    try:
+        return {name: sha256_of_file(path) for name, path in found.items()}
+    except OSError as error:
+        raise cannot_use(Path(error.filename), error) from None
+
+
+def _texts_in(path: Path) -> list[tuple[str, str]]:
+    """All texts of a YAML file with the keys above them; none where it is damaged, which the harness reports."""
+    try:
+        values: list[tuple[str, Any]] = [("", yaml.load(path.read_bytes(), Loader=_TaskLoader))]
+    except (yaml.YAMLError, ValueError, RecursionError, OSError):
+        return []
+    texts = []
+    while values:
+        key, value = values.pop()
+        if isinstance(value, dict):
+            values += [(str(name), each) for name, each in value.items()]
+        elif isinstance(value, list):
+            values += [(key, each) for each in value]
+        elif isinstance(value, str):
+            texts.append((key, value))
+    return texts
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads what the harness's own tags (`!function`) stand for as nothing."""
+
+
+_TaskLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _is(kind: Callable[[Path], bool], place: Path) -> bool:
+    try:
+        return kind(place)
+    except (OSError, ValueError):  # a text that cannot be a path
+        return False

@@ -1,6 +1,9 @@
 """What an answer states, an option or a text: our own rules beside those of the card.
 
 They are strict: what is not stated is no answer.
+
+A model may repeat a mark until its longest length. So repetitions never give back what they took (`*+`), which keeps
+the work in proportion to the length of an answer.
 """
 
 from __future__ import annotations
@@ -8,22 +11,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-_TEXT = re.compile(r"(?i:answer\s*(?:is\s*:?|:))[^\S\n]*(\S[^\n]*)")
+_TEXT = re.compile(r"(?i:answer\s*+(?:is\s*+:?|:))[^\S\n]*+(\S[^\n]*)")
 _COMMAND = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf)\{([^{}]*)\}")
-_FILLERS = r"(?:(?:most\s+likely|likely|probably|clearly|definitely|thus|therefore|indeed|option|choice|letter)\s+)*"
-_MARKS = r"(?:[\s*_`\"'$:\uff1a\[]|\\(?:text|mathrm|mathbf|textbf|boxed)\{|\\\(|\\\[)*"
+_FILLERS = r"(?:(?:most\s+likely|likely|probably|clearly|definitely|thus|therefore|indeed|option|choice|letter)\s++)*+"
+_MARKS = r"(?:[\s*_`\"'$:\uff1a\[]|\\(?:text|mathrm|mathbf|textbf|boxed)\{|\\\(|\\\[)*+"
 _ANSWER = (
-    r"(?i:\banswer\b(?:[^.\n:]{0,40}?\b(?:is|be)\b|\s*[:>]|[\s*]*\n)|\\boxed\{)"
+    r"(?i:\banswer\b(?:[^.\n:]{0,40}?\b(?:is|be)\b|\s*[:>]|(?=[\s*]*?\n)[\s*]*+)|\\boxed\{)"
     r"|\u7b54\u6848(?:\u5e94\u8be5|\u5e94\u5f53)?[\u662f\u4e3a\u9009]*"
 )
 _CHOICE = (
     r"(?i:\b(?:correct|right|best|final|my)\s+(?:option|choice)\b(?:[^.\n:]{0,40}?\b(?:is|be)\b|\s*:)"
     r"|\bis\s+(?:option|choice)\b|\b(?:option|choice)\s*:|\b(?:choose|select|pick|go\s+with)\b)|\u6545?\u9009\u62e9?"
 )
-_NOT_BEFORE = r"(?i:\b(?:not|n't|than|instead\s+of|neither|nor|option|choice|statement|except)\b|n't)\s*$"
+_NOT_BEFORE = r"(?i:\b(?:not|n't|than|instead\s+of|neither|nor|option|choice|statement|except)\b|n't)$"
+_LONGEST_DENIAL = 200  # characters, of `instead of`
 _NOT_AFTER = r"(?i:(?:is|are|was)\s+(?:also\s+)?(?:not|incorrect|wrong|false)\b|isn't|cannot|can't)"
-_IS_RIGHT = r"\s+(?i:is\s+(?:the\s+|a\s+)?(?:most\s+)?(?:correct|right|best)\b)"
-_NEXT_QUESTION = re.compile(r"\n\s*(?:Q|Question)\s*:", re.IGNORECASE)
+_IS_RIGHT = r"(?<=\s)(?i:is\s+(?:the\s+|a\s+)?(?:most\s+)?(?:correct|right|best)\b)"
+_QUESTION = re.compile(r"(?<=\s)(?:Q|Question)\s*:", re.IGNORECASE)
 _LABEL = re.compile(r"(?:\s*(?:A|[Aa]nswer)\s*:(?=\s|$))+")
 # `The answer is A dog`: an article, unless a word follows that may come after a letter.
 _ARTICLE = r"(?![Aa]\s+(?!because\b|as\b|since\b|for\b|is\b|and\b|or\b|due\b|based\b|with\b)[a-z])"
@@ -39,7 +43,7 @@ def stated_letter(answer: str, letters: Sequence[str]) -> str | None:
     """
     if not letters:
         return None
-    text = _NEXT_QUESTION.split(answer, maxsplit=1)[0].replace("\uff08", "(").replace("\uff09", ")")
+    text = _before_next_question(answer).replace("\uff08", "(").replace("\uff09", ")")
     label = _LABEL.match(text)
     text = text[label.end() :] if label else text
     one = f"[{''.join(re.escape(letter) + re.escape(letter.lower()) for letter in letters)}]"
@@ -55,7 +59,7 @@ def stated_text(answer: str) -> str | None:
 
     A question that the model goes on to ask itself is not part of the answer.
     """
-    texts = _TEXT.findall(_NEXT_QUESTION.split(answer, maxsplit=1)[0])
+    texts = _TEXT.findall(_before_next_question(answer))
     return (comparable(texts[-1]) or None) if texts else None
 
 
@@ -66,6 +70,16 @@ def comparable(text: str) -> str:
     return " ".join(text.strip("*_`$\"' ").removesuffix(".").strip("*_`$\"' ").casefold().split())
 
 
+def _before_next_question(answer: str) -> str:
+    """An answer up to the line on which the model asks itself the next question."""
+    for question in _QUESTION.finditer(answer):
+        before = answer[: question.start()]
+        end = len(before.rstrip())
+        if "\n" in before[end:]:
+            return before[: before.index("\n", end)]
+    return answer
+
+
 def _named_answer(text: str, one: str) -> str | None:
     """The last letter that is called the answer; several letters where it names several, such as `(A) or (B)`."""
     return _last_named(text, one, f"(?:{_ANSWER})")
@@ -73,7 +87,7 @@ def _named_answer(text: str, one: str) -> str | None:
 
 def _named_choice(text: str, one: str) -> str | None:
     """The last one that is called the right choice, or is chosen."""
-    after = rf"|(?:\(({one})\)|\b({one.upper()})\b)(?=\W*{_IS_RIGHT})"
+    after = rf"|(?:\(({one})\)|\b({one.upper()})\b)(?=\W*+{_IS_RIGHT})"
     return _last_named(text, one, f"(?:{_CHOICE})", or_else=after)
 
 
@@ -112,7 +126,8 @@ def _marked(text: str, one: str) -> str | None:
 
 def _marked_letters(text: str, one: str) -> Iterator[str]:
     for match in re.finditer(rf"\(({one})\)|\*\*\(?({one.upper()})\)?\.?\*\*", text):
-        if not re.search(_NOT_BEFORE, text[: match.start()]) and not _is_denied(text, match.end()):
+        before = text[: match.start()].rstrip()[-_LONGEST_DENIAL:]
+        if not re.search(_NOT_BEFORE, before) and not _is_denied(text, match.end()):
             yield match[1] or match[2]
 
 

@@ -11,6 +11,7 @@ import torch
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.system.sizes import GIB
 from ochat_train.system.versions import library_versions
 from ochat_train.tracking.protocol import RunFacts
 
@@ -40,6 +41,6 @@ def _hardware(ranks: Ranks) -> dict[str, str | int | float | None]:
     }
     if ranks.device.type == "cuda":
         gpu = torch.cuda.get_device_properties(ranks.device)
-        hardware |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
+        hardware |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / GIB, 1)}
         hardware["gpus_per_host"] = torch.cuda.device_count()
     return hardware

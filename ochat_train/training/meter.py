@@ -8,6 +8,7 @@ import torch
 
 from ochat_train.planning.work import Work, peak_flops
 from ochat_train.runs.metrics import Speed
+from ochat_train.system.sizes import GIB
 
 
 class Meter:
@@ -38,6 +39,6 @@ class Meter:
         return Speed(
             tokens_per_second=num_tokens / seconds,
             mfu=flops / seconds / self._num_ranks / self._peak if self._peak else None,
-            memory_gib=torch.cuda.max_memory_allocated(self._device) / 2**30 if is_gpu else None,
+            memory_gib=torch.cuda.max_memory_allocated(self._device) / GIB if is_gpu else None,
             data_wait_ratio=(waited_seconds - self._start[1]) / seconds,
         )

@@ -35,7 +35,7 @@ class Training:
     """A model that is ready to be given to the engine, with the steps that it is to take.
 
     recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
-    kernel: of attention. mean_rows: control tokens that the base had not trained, which start from the mean row.
+    kernel: of attention. untrained_tokens: control tokens that the base had not trained, which start from the mean row.
     """
 
     recipe: Recipe
@@ -48,7 +48,7 @@ class Training:
     proven: ProvenBase
     work: Work
     memory: MemoryPlan
-    mean_rows: Sequence[str]
+    untrained_tokens: Sequence[str]
     adapter: AdapterBasis | None
 
 
@@ -59,7 +59,7 @@ def prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> Train
     peak = peak_learning_rate(recipe, manifest)
     proven = _proven_base(recipe, manifest, ranks)
     control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
-    model, kernel, mean_rows, new_token_ids = on_every_rank(
+    model, kernel, untrained_tokens, new_token_ids = on_every_rank(
         ranks,
         lambda: build_model(
             recipe.model,
@@ -88,7 +88,7 @@ def prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> Train
         proven=proven,
         work=work,
         memory=memory,
-        mean_rows=mean_rows,
+        untrained_tokens=untrained_tokens,
         adapter=adapter,
     )
 
@@ -144,8 +144,8 @@ def print_start(training: Training, ranks: Ranks, decision: ResumeDecision) -> N
     )
     if training.model.mixers is not None:
         print_notice(training.model.mixers.text())
-    if training.mean_rows and not decision.checkpoint:
-        rows = ", ".join(training.mean_rows)
+    if training.untrained_tokens and not decision.checkpoint:
+        rows = ", ".join(training.untrained_tokens)
         print_notice(f"the base did not train the rows of {rows}: they start from the mean row")
     if ranks.device.type == "cuda":
         print_notice(memory_text(training.memory))

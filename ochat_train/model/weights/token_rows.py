@@ -34,14 +34,14 @@ def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
     old = causal_lm.get_input_embeddings().weight.shape[0]
     if vocab_size <= old:
         return
-    tied = _is_tied(causal_lm)
+    tied = _shares_table(causal_lm)
     causal_lm.resize_token_embeddings(vocab_size, mean_resizing=False)
     for module in _tables(causal_lm, tied=tied):
         module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
     bias = getattr(causal_lm.get_output_embeddings(), "bias", None)
     if bias is not None:
         bias[old:] = bias[:old].float().mean().to(bias.dtype)
-    if _is_tied(causal_lm) != tied:
+    if _shares_table(causal_lm) != tied:
         problem = f"`transformers` cannot add rows to embedding and head of `{causal_lm.config.model_type}` together"
         raise UserError("model", problem, "use a base whose tokenizer has the template's control tokens")
 
@@ -80,9 +80,9 @@ def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int)
 
     num_rows: of the base, before tokens were added. Returns which rows were set.
     """
-    tied = _is_tied(causal_lm)
+    tied = _shares_table(causal_lm)
     names = table_names(tied=tied)
-    said: dict[str, list[str]] = {}
+    tables_of: dict[str, list[str]] = {}
     for module, name in zip(_tables(causal_lm, tied=tied), names, strict=True):
         table_VD = module.weight[:num_rows]
         found = untrained_tokens(table_VD, control)
@@ -90,8 +90,8 @@ def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int)
             mean = table_VD.float().mean(dim=0).to(module.weight.dtype)
         for token in found:
             module.weight[control.ids[token]] = mean
-            said.setdefault(token, []).append(name)
-    return UntrainedRows(texts=untrained_text(said), ids=[control.ids[token] for token in said])
+            tables_of.setdefault(token, []).append(name)
+    return UntrainedRows(texts=untrained_text(tables_of), ids=[control.ids[token] for token in tables_of])
 
 
 def table_names(*, tied: bool) -> Sequence[str]:
@@ -129,17 +129,17 @@ def untrained_in_files(model: Any, headers: Headers, control: ControlTokens) -> 
     """
     from safetensors import safe_open
 
-    tied = _is_tied(model) or is_tied(model.config)
+    tied = _shares_table(model) or is_tied(model.config)
     parameters = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
-    said: dict[str, list[str]] = {}
+    tables_of: dict[str, list[str]] = {}
     for module, table in zip(_tables(model, tied=tied), table_names(tied=tied), strict=True):
         name = stored_name(parameters[id(module.weight)], headers)
         if name is None or headers[name].shape != tuple(module.weight.shape):
             continue
         with safe_open(headers[name].file, framework="pt") as file:
             for token in untrained_tokens(file.get_tensor(name), control):
-                said.setdefault(token, []).append(table)
-    return untrained_text(said)
+                tables_of.setdefault(token, []).append(table)
+    return untrained_text(tables_of)
 
 
 def _num_alike(table_VD: torch.Tensor, largest_V: torch.Tensor, row: int) -> int:
@@ -148,7 +148,7 @@ def _num_alike(table_VD: torch.Tensor, largest_V: torch.Tensor, row: int) -> int
     return int((table_VD[candidates] == table_VD[row]).all(dim=1).sum()) - 1
 
 
-def _is_tied(causal_lm: Any) -> bool:
+def _shares_table(causal_lm: Any) -> bool:
     return causal_lm.get_input_embeddings().weight is causal_lm.get_output_embeddings().weight
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from ochat_train.system.sizes import GIB
 
 CONFINEMENT = "no network, no other processes, no signals, files only to read, an empty environment"
 _CHILD = Path(__file__).with_name("confined.py")
@@ -38,7 +39,7 @@ class CodeLimits:
     @property
     def text(self) -> str:
         """In words."""
-        return f"{self.cpu_seconds} s of CPU time, {self.memory_bytes / 2**30:g} GiB"
+        return f"{self.cpu_seconds} s of CPU time, {self.memory_bytes / GIB:g} GiB"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -17,7 +16,6 @@ import datasets
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.files import replaced_folder
 from data_pipeline.prepare.job import PrepareJob
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.prepared.dataset import SCHEMA, Manifest, PreparedSplit, SplitCounts, rows_digest
@@ -480,45 +478,22 @@ def test_link_to_a_folder_on_another_disk_leaves_no_remains(job: JobFactory, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "prepared", "rows.jsonl"]
 
 
-def test_remains_of_a_killed_preparation_do_no_harm(job: JobFactory, tmp_path: Path) -> None:
-    """A process of the same id was killed while it wrote."""
-    remains = tmp_path / f".prepared.tmp-{os.getpid()}" / "train"
-    remains.mkdir(parents=True)
-    (remains / "data-00000-of-00001.arrow").write_bytes(b"half")
-    prepare(job(), num_workers=1)
-    assert len(rows_of(tmp_path / "prepared")) == 30
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "rows.jsonl"]
-
-
-@pytest.mark.parametrize("has_new", [True, False])
-@pytest.mark.parametrize("fails", [True, False])
-def test_killed_between_the_two_renames_of_a_replacement(has_new: bool, fails: bool, tmp_path: Path) -> None:
-    """What was replaced is removed when there is a new folder; where there is none it gets its name back until there
-    is.
+def test_remains_of_a_killed_preparation_are_removed(job: JobFactory, tmp_path: Path) -> None:
+    """A process of the same id was killed while it wrote; also where the dataset is up to date. What another host may
+    still write stays, and is said.
     """
-    old = tmp_path / f".final.old-{os.getpid()}"
-    old.mkdir()
-    (old / "content").write_text("old")
-    if has_new:
-        (tmp_path / "final").mkdir()
-        (tmp_path / "final" / "content").write_text("new")
-    with contextlib.suppress(ZeroDivisionError), replaced_folder(tmp_path / "final", owned=has_new) as folder:
-        (folder / "content").write_text("newest")
-        if fails:
-            raise ZeroDivisionError
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-    kept = "new" if has_new else "old"
-    assert (tmp_path / "final" / "content").read_text() == (kept if fails else "newest")
-
-
-def test_a_replacement_that_fails_between_its_two_renames_is_undone(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    final.mkdir()
-    (final / "content").write_text("old")
-    with pytest.raises(FileNotFoundError), replaced_folder(final, owned=True) as folder:
-        folder.rmdir()  # so the second rename finds nothing
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-    assert (final / "content").read_text() == "old"
+    of_host = tmp_path / ".prepared.tmp-node-7-12"
+    of_host.mkdir()
+    for is_there in (False, True):
+        remains = tmp_path / f".prepared.tmp-{os.getpid()}" / "train"
+        remains.mkdir(parents=True)
+        (remains / "data-00000-of-00001.arrow").write_bytes(b"half")
+        said: list[str] = []
+        assert prepare(job(), num_workers=1, say=said.append)[1] == is_there
+        assert len(rows_of(tmp_path / "prepared")) == 30
+        assert sorted(path.name for path in tmp_path.iterdir()) == [of_host.name, "prepared", "rows.jsonl"]
+        text = f"{of_host}: process 12 of host node-7 writes it, or was killed; remove it if that process has ended"
+        assert is_there or f"warning: {text}" in said
 
 
 # ---- torch stays out ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import re
 import shutil
 import threading
@@ -28,10 +29,10 @@ from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.model.proof.base import prove_base
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.steps import peak_learning_rate
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
+from ochat_train.system.sizes import GIB
 from tests.support.data import folder_state, without_hashes
 from tests.support.doc_pages import first_column, section
 from tests.support.prepared_faults import PREPARED_FAULTS
@@ -476,7 +477,13 @@ def test_existing_checkpoints_need_no_more_space(make_recipe: RecipeFactory) -> 
     folder = path.parent / "run" / "checkpoints" / "step-2"
     folder.mkdir(parents=True)
     (folder / "state").write_bytes(bytes(size))
+    left = path.parent / ".prepared.tmp-99999999"  # more than an id of a process can be
+    left.mkdir()
+    (left.parent / f".prepared.tmp-{os.getppid()}").mkdir()  # the control: it runs
     after = only(findings_of(path), "disk", "ok").finding
+    assert only(findings_of(path), "disk", "warning") == warning(
+        "disk", left, "0.0 MiB: process 99999999 was killed while it wrote prepared", "remove it"
+    )
     assert f"4 checkpoint(s) {4 * size / 2**20:.1f} MiB" in before
     assert f"4 checkpoint(s) {3 * size / 2**20:.1f} MiB" in after
 

@@ -17,6 +17,7 @@ from data_pipeline.errors import ReportedError, UserError
 from ochat_train.check.findings import run_checks
 from ochat_train.cli.main import main
 from ochat_train.cli.report import REPORT
+from ochat_train.distributed.launch import EXIT_CODES
 from ochat_train.system import exits
 from ochat_train.system.durable import replace_text
 from tests.support.small_recipe import RecipeFactory
@@ -285,7 +286,14 @@ command.main = main
         ("sys.exit(main([]))", ["handler", "taken down", "thread"]),  # the control: Python's usual end
     ],
 )
-def test_a_rank_ends_before_python_takes_its_interpreter_down(start: str, lines: list[str]) -> None:
-    """Exit code, output, threads and handlers are as usual; only threads of C++ never meet half an interpreter."""
-    ended = subprocess.run([sys.executable, "-c", LEAVING + start], capture_output=True, text=True, timeout=300)
+def test_a_rank_ends_before_python_takes_its_interpreter_down(start: str, lines: list[str], tmp_path: Path) -> None:
+    """Exit code, output, threads and handlers are as usual; only threads of C++ never meet half an interpreter. Where
+    `ochat launch` has started it, it leaves its exit code there.
+    """
+    environment = {**os.environ, EXIT_CODES: str(tmp_path), "RANK": "3"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LEAVING + start], capture_output=True, text=True, timeout=300, env=environment
+    )
+    left = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert left == ({"00003": "5"} if "ochat_train" in start else {})
     assert (ended.returncode, sorted(ended.stdout.split("\n"))[1:], ended.stderr) == (5, lines, "")

@@ -66,10 +66,13 @@ def test_what_is_started_again(name: str, tmp_path: Path) -> None:
 
 
 RANK = """
-import signal, sys, time
+import os, signal, sys, time
+from ochat_train.distributed.launch import leave_exit_code
 def save(*_):
     time.sleep(0.5)  # another signal, or an early end of `ochat launch`, would be seen
     open(sys.argv[1], "a").write("saved\\n")
+    if "--tells" in sys.argv:
+        leave_exit_code(75, os.environ)
     sys.exit(75)
 signal.signal(signal.SIGINT, save)
 signal.signal(signal.SIGTERM, save)
@@ -79,6 +82,15 @@ time.sleep(600)
 LAUNCHER = """
 import subprocess, sys
 subprocess.Popen([sys.executable, *sys.argv[1:]]).wait()
+"""
+WAITING_LAUNCHER = """
+import signal, subprocess, sys, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+rank = subprocess.Popen([sys.executable, *sys.argv[1:]])
+while rank.poll() is None:
+    time.sleep(0.02)
+sys.exit(1 if asked else rank.returncode)
 """
 
 
@@ -103,6 +115,29 @@ def test_a_stop_is_passed_on_once_and_never_retried(name: str, number: int, tmp_
     assert ("Traceback" in errors) == (name == "other" and number == signal.SIGINT)
     assert saved.read_text().splitlines() == ["saved"]
     assert not ready.exists()  # nothing was started again
+
+
+@pytest.mark.parametrize(("more", "code"), [(["--tells"], exits.STOPPED), ([], 1)])
+def test_a_launcher_that_waits_for_its_ranks_hides_no_code(more: list[str], code: int, tmp_path: Path) -> None:
+    """As DeepSpeed's does, which then ends with 1. The control is a rank that does not tell its code."""
+    ready = tmp_path / "ready"
+    for name, text in (("rank.py", RANK), ("launcher.py", WAITING_LAUNCHER)):
+        (tmp_path / name).write_text(text)
+    words = [sys.executable, str(tmp_path / "launcher.py"), str(tmp_path / "rank.py"), str(tmp_path / "saved")]
+    process = launch(0, *words, str(ready), *more)
+    wait_for(ready.exists, seconds=60)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+
+
+def test_a_bug_of_one_rank_counts_and_not_what_it_did_to_the_others() -> None:
+    """The launcher ends with the code of the first rank that ended."""
+    tell = "from ochat_train.distributed.launch import leave_exit_code as tell; import os, sys; "
+    ranks = "".join(f"os.environ['RANK'] = '{rank}'; tell({code}, os.environ); " for rank, code in ((0, 76), (1, 1)))
+    process = launch(0, sys.executable, "-c", f"{tell}{ranks}sys.exit(1)")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == exits.BUG, errors
 
 
 def test_a_killed_rank_is_started_again_and_the_run_ends_like_an_undisturbed_one(

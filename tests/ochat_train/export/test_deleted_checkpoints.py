@@ -171,6 +171,6 @@ def test_other_readers_of_a_run_that_trains(run: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(state, "sha256_of_file", deleting)
     assert "mp_rank_00_model_states.pt is missing" in str(verify(checkpoint))
     num_bytes = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
-    assert room._bytes_in(run) == num_bytes > 0
+    assert room.bytes_in(run) == num_bytes > 0
     (run / "gone").symlink_to(run / "nowhere")  # what a file looks like that is deleted after it was listed
-    assert room._bytes_in(run) == num_bytes
+    assert room.bytes_in(run) == num_bytes

@@ -15,7 +15,6 @@ from ochat_train.adapter.build import add_adapter
 from ochat_train.model.config import model_without_weights
 from ochat_train.planning.adapters import NF4_BYTES, AdapterShape, adapter_shape
 from ochat_train.planning.memory import MemoryPlan, StepCosts
-from ochat_train.planning.memory_parts import GIB
 from ochat_train.planning.memory_text import memory_text, out_of_memory, too_little_memory
 from ochat_train.planning.report import MemoryChoice, memory_choice
 from ochat_train.planning.time import assumed_speed, find_gpu
@@ -23,6 +22,7 @@ from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.sections.adapter import AdapterSettings
+from ochat_train.system.sizes import GIB
 from tests.ochat_train.planning.test_memory_plan import MISTRAL_7B
 from tests.support.small_recipe import RecipeFactory
 from tests.support.tiny_model import VOCAB, tiny_model

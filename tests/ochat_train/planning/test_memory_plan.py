@@ -13,11 +13,12 @@ from data_pipeline.errors import UserError
 from ochat_train.model.config import LayerWidths, layer_widths
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.memory import MemoryPlan, fastest_plan, resolve
-from ochat_train.planning.memory_parts import GIB, ModelShape, model_shape
+from ochat_train.planning.memory_parts import ModelShape, model_shape
 from ochat_train.planning.memory_text import memory_text, out_of_memory, too_little_memory
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
+from ochat_train.system.sizes import GIB
 from ochat_train.training.meter import Meter
 
 ROOT = Path(__file__).resolve().parents[3]

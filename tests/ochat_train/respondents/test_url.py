@@ -231,7 +231,12 @@ def test_how_long_a_server_wants_to_be_left_alone() -> None:
     date = email.utils.formatdate(now + 60, usegmt=True)
     assert url._retry_after({"retry-after": "7"}, now=now) == 7.0
     assert url._retry_after({"retry-after": date}, now=now) == pytest.approx(60, abs=1.5)
-    assert [url._retry_after(headers, now=now) for headers in ({"retry-after": "soon"}, {})] == [None, None]
+    odd = ("soon", "\u00b2", "\u0664", "Mon, 01 Jan 0001 00:00:00 -0000", "")
+    assert [url._retry_after(headers, now=now) for headers in ({}, *({"retry-after": each} for each in odd))] == [
+        *[None] * 4,
+        pytest.approx(0.0),
+        None,
+    ]
 
 
 def test_our_own_server_is_asked_under_each_condition(questions: str, tmp_path: Path) -> None:

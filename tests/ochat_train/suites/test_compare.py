@@ -52,6 +52,7 @@ def test_says_what_was_asked_differently_and_what_was_left_out() -> None:
         model=ModelFacts(name="made-up", kind="export", sha256="3" * 64),
         settings=EvalSettings(few_shot=5),
         engine="vllm",
+        engine_versions={"transformers": "4", "vllm": "0.26"},
         conditions=CONDITIONS[:1],
         suites=(suite_facts("arithmetic", max_new_tokens=9),),
         questions=tuple(each for each in results.questions if each.condition == CONDITIONS[0]),
@@ -61,6 +62,7 @@ def test_says_what_was_asked_differently_and_what_was_left_out() -> None:
     assert found.notes == (
         "asked differently: few_shot 0 and 5",
         "asked differently: engine transformers and vllm",
+        "asked differently: transformers 5 and 4",
         "asked differently: max_new_tokens of arithmetic 64 and 9",
         "not compared, because only made-up has it: GPT3, talk",
     )

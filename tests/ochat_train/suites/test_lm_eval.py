@@ -224,6 +224,33 @@ def test_a_finished_run_is_not_made_again(harness: Callable[..., str], tmp_path:
     assert len(calls(tmp_path)) == 10
 
 
+def test_changed_data_and_code_of_a_task_are_run_again(harness: Callable[..., str], tmp_path: Path) -> None:
+    tasks, data, more = tmp_path / "tasks", tmp_path / "my data.jsonl", tmp_path / "more"
+    tasks.mkdir()
+    more.mkdir()
+    files = {"test": str(data), "dev": f"{more}/x.jsonl"}
+    (tasks / "tiny.yaml").write_text(
+        f"task: tiny\ndataset_path: {more}\ndataset_kwargs: {{data_files: {json.dumps(files)}}}\n"
+        "doc_to_text: !function tiny.text\nlong: " + "x" * 5000
+    )
+    (tasks / "broken.yaml").write_text("a: [")
+    changing = [tasks / "tiny.py", data, more / "x.jsonl", more / "y.jsonl"]
+    for path in changing:
+        path.write_text("1")
+    options = HarnessOptions(python=harness(), include=tasks)
+
+    def run() -> None:
+        run_harness(["tiny"], ["GPT3"], EXPORT, options, folder=tmp_path / "out")
+
+    run()
+    run()
+    assert len(calls(tmp_path)) == 1, "nothing has changed"
+    for number, path in enumerate(changing, start=2):
+        path.write_text("2")
+        run()
+        assert len(calls(tmp_path)) == number, path
+
+
 @pytest.mark.parametrize(
     ("made", "problem"),
     [

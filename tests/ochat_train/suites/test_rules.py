@@ -12,6 +12,7 @@ import pytest
 from data_pipeline.errors import UserError
 from ochat_train.suites.numbers import last_number
 from ochat_train.suites.rules import RULES
+from ochat_train.suites.stated import comparable, stated_letter, stated_text
 from ochat_train.suites.suite import Answer, Scored, Suite, SuiteOptions
 from ochat_train.suites.table import make_suites
 from tests.support.rows import write_jsonl
@@ -345,3 +346,13 @@ def test_held_out_questions_by_pattern(tmp_path: Path) -> None:
     [last] = make_suites(["held-out"], [str(path)], SuiteOptions(answer_pattern=r"\d+"))
     assert [s.value for suite in (whole, last) for s in scores(suite, "it is 4")] == [0.0, 1.0]
     assert [s.value for suite in (whole, last) for s in scores(suite, " so 4\n")] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("mark", ["\n", " ", "*", "$", "\\[", "not (A) ", "thus ", "`"])
+def test_a_mark_that_a_model_repeats_ten_thousand_times_takes_no_longer(mark: str) -> None:
+    """Work that grows with the square of the length needs minutes for such an answer."""
+    repeated = (mark * 40_000)[:40_000]
+    stated = "" if mark == "not (A) " else "B"
+    assert stated_letter(f"The answer is B. {repeated}", "ABCD") == "B"
+    assert stated_letter(f"The answer is {repeated}{stated}", "ABCD") == (stated or None)
+    assert stated_text(f"The answer is {repeated}") in (None, comparable(repeated))
