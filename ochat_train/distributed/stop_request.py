@@ -16,7 +16,9 @@ from typing import Any
 from ochat_train.system.stop_signals import stop_signals
 
 _WHAT_COMES = "the step is finished and a checkpoint is written; a second signal ends the run without it"
-_RELAY_SECONDS = 2.0  # on Ctrl-C a rank gets SIGINT from the terminal and SIGTERM from its launcher: one request
+# One request may arrive several times: on Ctrl-C a rank gets SIGINT from the terminal and SIGTERM from its launcher. A
+# scheduler may send SIGTERM to all processes, and it comes again from each launcher. Nobody types SIGTERM that fast.
+_RELAY_SECONDS = 2.0
 
 
 class StopRequest:
@@ -46,11 +48,16 @@ class StopRequest:
         if number == signal.SIGHUP and self._first is not None:  # a terminal that ends may send it twice
             return
         now = time.monotonic()
-        if self._first is not None and (number == self._first[0] or now - self._first[1] > _RELAY_SECONDS):
+        if self._first is not None and not self._is_relayed(number, now):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._first = self._first or (number, now)
         self._ask(signal.Signals(number).name)
+
+    def _is_relayed(self, number: int, now: float) -> bool:
+        """Whether a later signal is the first request once more, and not a second one."""
+        assert self._first is not None
+        return now - self._first[1] <= _RELAY_SECONDS and (number == signal.SIGTERM or number != self._first[0])
 
     def notice_ended_launcher(self) -> None:
         """Ask to stop if the launcher has ended: SIGTERM ends the `deepspeed` command without telling its ranks."""

@@ -167,14 +167,19 @@ class EmbeddedEngine:
         """Continuous batching that computes what the model computes; otherwise why not."""
         expected = await asyncio.to_thread(agreement.expected_probs, self._model, self.context_tokens)
         batcher = self._new_continuous()
+        starting = asyncio.ensure_future(asyncio.to_thread(batcher.start))
         try:
-            await asyncio.to_thread(batcher.start)
+            await asyncio.shield(starting)
             found = await agreement.difference(batcher, expected, self._model.device)
         except UserError:
             raise
         except Exception as error:  # any kind: what it meets in a model that it was not made for
             await asyncio.to_thread(batcher.close)
             return f"it fails for this model ({type(error).__name__}: {reason_of(error)})"
+        except BaseException:  # a stop: its thread would go on, and one that computes at the end of a program aborts it
+            await asyncio.gather(starting, return_exceptions=True)
+            await asyncio.to_thread(batcher.close)
+            raise
         if (most := agreement.most_difference(self._model)) >= found:
             return batcher
         await asyncio.to_thread(batcher.close)

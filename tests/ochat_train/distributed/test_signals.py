@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ochat_train.checkpoint.state import list_checkpoints, verify
+from ochat_train.distributed import stop_request
 from ochat_train.distributed.launch import free_port
 from ochat_train.distributed.stop_request import StopRequest
 from ochat_train.system import exits
@@ -77,6 +78,38 @@ def test_stopping_is_said_at_once_by_rank_0_alone(
     finally:
         request.close()
     assert request.reason == "SIGINT"
+
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seconds", "quits"),
+    [
+        (TERM, TERM, 1.0, False),  # a scheduler sends it to all processes, and launchers pass it on
+        (INT, TERM, 1.0, False),
+        (TERM, INT, 1.0, False),
+        (INT, INT, 1.0, True),
+        (TERM, TERM, 3.0, True),
+        (INT, TERM, 3.0, True),
+    ],
+)
+def test_a_request_that_a_launcher_passes_on_is_one(
+    first: int, second: int, seconds: float, quits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, now = [], 100.0
+    monkeypatch.setattr(stop_request.os, "kill", lambda pid, number: killed.append(number))
+    monkeypatch.setattr(stop_request.time, "monotonic", lambda: now)
+    request = StopRequest()
+    request.listen()
+    try:
+        request._handle(first, None)
+        now += seconds
+        request._handle(second, None)
+    finally:
+        request.close()
+    assert killed == ([second] if quits else [])
+    assert request.reason == signal.Signals(first).name
 
 
 def test_a_second_signal_quits_at_once(tmp_path: Path, make_recipe: RecipeFactory) -> None:

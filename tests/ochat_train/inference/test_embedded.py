@@ -294,6 +294,45 @@ def test_a_model_that_is_computed_wrongly_falls_back(served: ServedModel, monkey
     assert "probabilities differ" in said[0]
 
 
+@pytest.mark.parametrize("while_it", ["starts", "is compared"])
+def test_a_stop_while_the_engine_starts_leaves_no_thread_that_computes(
+    while_it: str, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a thread at the end of a program aborts it."""
+    ended: list[str | None] = []
+    begin, close = continuous.ContinuousBatcher.start, continuous.ContinuousBatcher.close
+
+    async def stopped() -> None:
+        reached, engine = asyncio.Event(), EmbeddedEngine(served, say=lambda line: None)
+        loop = asyncio.get_running_loop()
+
+        def begun(batcher: continuous.ContinuousBatcher) -> None:
+            if while_it == "starts":
+                loop.call_soon_threadsafe(reached.set)
+            begin(batcher)
+
+        def closed(batcher: continuous.ContinuousBatcher) -> None:
+            close(batcher)
+            ended.append(batcher.failure())
+
+        async def compared(*_: Any) -> float:
+            reached.set()
+            await asyncio.Event().wait()
+            return 0.0
+
+        monkeypatch.setattr(continuous.ContinuousBatcher, "start", begun)
+        monkeypatch.setattr(continuous.ContinuousBatcher, "close", closed)
+        monkeypatch.setattr(agreement, "difference", compared)
+        starting = asyncio.create_task(engine.start())
+        await asyncio.wait_for(reached.wait(), timeout=120)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await engine.close()
+
+    asyncio.run(stopped())
+    assert ended == ["it is closed"]
+
+
 def test_other_versions_of_transformers_fall_back(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from ochat_train.inference.load import load_model
 
