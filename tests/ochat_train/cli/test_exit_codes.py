@@ -38,7 +38,7 @@ def test_verbs_that_print_what_was_asked_for_may_lose_their_reader(
     """
     recipe = make_recipe()
     assert main(["prepare", str(recipe), "--workers", "1"]) == 0
-    shown = [["inspect", str(tmp_path / "prepared")], ["schema", "--path"], ["plan", str(recipe), "--gpus", "1"]]
+    shown = [["inspect", str(tmp_path / "prepared")], ["schema", "--path"], ["completion", "fish"]]
     for arguments in shown:
         monkeypatch.setattr("sys.stdout", LeftReader())
         assert main(arguments) == 0, arguments

@@ -24,18 +24,19 @@ from ochat_train.runs.folder import MODEL_CONFIG_FOLDER
 from ochat_train.system import pretrained
 from ochat_train.system.durable import remove_folder
 from tests.support.exports import prepared_recipe, random_model, write_run
-from tests.support.small_recipe import RecipeFactory
+from tests.support.small_recipe import write_small_recipe
 
 LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 LLAMA |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
 LOSSES = {1: 3.0, 2: 2.0, 3: 1.0, 4: 4.0}  # of validations, by step
 
 
-@pytest.fixture
-def run(tmp_path: Path, make_recipe: RecipeFactory) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path) -> Path:
     """A run with four checkpoints of the same weights."""
-    recipe = prepared_recipe(make_recipe())
-    folder = tmp_path / "run"
+    place = tmp_path_factory.mktemp("made")
+    recipe = prepared_recipe(write_small_recipe(place, small_tokenizer_dir))
+    folder = place / "run"
     first = write_run(folder, recipe, random_model(recipe, vocab_size=512, **LLAMA))
     manifest = CheckpointManifest.load(first)
     for step, loss in LOSSES.items():
@@ -44,6 +45,12 @@ def run(tmp_path: Path, make_recipe: RecipeFactory) -> Path:
             shutil.copytree(first, checkpoint)
         replace(manifest, progress=Progress(step=step), validation_loss=loss).write(checkpoint)
     return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """The run, to be changed."""
+    return shutil.copytree(made, tmp_path / "run")
 
 
 Deletions = Callable[[Sequence[int]], None]

@@ -95,6 +95,10 @@ def test_one_conversation_has_the_loss_of_transformers(model_type: str, measured
     twin.config._attn_implementation = "eager"
     ids = torch.from_numpy(ROWS[3].input_ids.astype(np.int64))[None]
     expected = twin(input_ids=ids, output_router_logits=True).aux_loss * 60
+    if not isinstance(expected, torch.Tensor):  # Granite in transformers 5.17, which hands out no router logits
+        with pytest.raises(UserError, match="does not hand out the router logits of every token"):
+            packed_router_loss(causal_lm, PACKS[1:2])
+        return
     expected.backward()
     found, gradient = packed_router_loss(causal_lm, PACKS[1:2])
     measured("router loss of a pack against transformers' own of the conversation", relative_error(found, expected))

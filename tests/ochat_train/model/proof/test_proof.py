@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -140,6 +141,8 @@ def test_attention_to_later_tokens_is_found() -> None:
 def test_training_that_computes_something_else_than_answers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """As transformers 5.17 did with the kernels of Mamba-2: a norm over groups in training, over all without."""
     forward = BambaRMSNormGated.forward
+    if "group_size" not in inspect.getsource(BambaRMSNormGated):
+        pytest.skip("this transformers has no groups in that norm")
 
     def by_mode(self: Any, *args: Any) -> torch.Tensor:
         with monkeypatch.context() as patch:
