@@ -36,9 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
-from peft_baseline import make_baseline  # noqa: E402
-from step import Options, base_config, make_recipe, profile, write_dataset  # noqa: E402
 
+from benchmarks.peft_baseline import make_baseline  # noqa: E402
+from benchmarks.step import Options, base_config, make_recipe, profile, write_dataset  # noqa: E402
 from data_pipeline.prepared.dataset import PreparedSplit  # noqa: E402
 from ochat_train.adapter.build import add_adapter  # noqa: E402
 from ochat_train.adapter.quantize import quantise_base  # noqa: E402
@@ -354,6 +354,7 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
     found_profile = profile(lambda: trainer.step(next(steps)), ranks) if options.profile else None
     steps.close()
     counted = found[_WARMUP_STEPS:]
+    shares = [speed.mfu for speed in counted if speed.mfu]
     peaks = {}
     if ranks.device.type == "cuda":
         peaks = {"reserved_gib": torch.cuda.max_memory_reserved(ranks.device) / GIB}
@@ -366,7 +367,7 @@ def measure(trainer: Trainer, options: Options, recipe: Recipe, ranks: Ranks, be
         "tokens_per_second_per_gpu": len(counted)
         / sum(1 / speed.tokens_per_second for speed in counted)
         / ranks.num_ranks,
-        "mfu": len(counted) / sum(1 / speed.mfu for speed in counted) if counted[0].mfu else None,
+        "mfu": len(shares) / sum(1 / share for share in shares) if shares else None,
         "memory_gib": found[-1].memory_gib,
         **peaks,
         "planned_gib": trainer.planned_gib,

@@ -113,7 +113,8 @@ def milliseconds(
         if is_gpu:
             torch.cuda.synchronize()
     times = found.key_averages()
-    return sum(time.self_device_time_total if is_gpu else time.self_cpu_time_total for time in times) / _RUNS / 1e3
+    microseconds = sum(float(time.self_device_time_total if is_gpu else time.self_cpu_time_total) for time in times)
+    return microseconds / _RUNS / 1e3
 
 
 if __name__ == "__main__":

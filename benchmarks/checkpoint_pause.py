@@ -84,7 +84,7 @@ def main() -> None:
         )
 
     def plain(number: int) -> None:
-        engine.save_checkpoint(str(options.folder / "plain"), tag=str(number))
+        engine.save_checkpoint(str(options.folder / "plain"), tag=str(number), save_latest=True)
 
     def plain_synced(number: int) -> None:
         plain(number)

@@ -370,7 +370,7 @@ def kill(options: Options) -> Iterator[list[Variant]]:
     """A prepared quickstart, in whose folder the runs happen."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # the recipe names its files from the working directory
-        make = [sys.executable, "-m", "ochat_train.quickstart.make", Path(folder) / "data" / "quickstart"]
+        make = [sys.executable, "-m", "ochat_train.quickstart.make", str(Path(folder) / "data" / "quickstart")]
         code, output = run_command(make, seconds=options.seconds_left)
         if code != 0:
             raise SystemExit(output)
@@ -389,7 +389,7 @@ def kill(options: Options) -> Iterator[list[Variant]]:
 def small_run(name: str, options: Options, *, precision: str = "float32", dropout: float = 0.0) -> Run:
     """Thirty steps of the quickstart's model, two packs per rank and step, nothing compiled."""
     length = 512 if options.cpu else 2048
-    model = {**load_recipe(QUICKSTART).model.config, "attention_dropout": dropout}
+    model = {**(load_recipe(QUICKSTART).model.config or {}), "attention_dropout": dropout}
     settings = {
         "model.config": json.dumps(model),
         "model.precision": precision,

@@ -91,7 +91,7 @@ def plain_first_fit(lengths: np.ndarray, capacity: int, seed: int) -> tuple[int,
     numbers, num_packs = _first_fit(lengths[order], capacity)
 
     def pack_of() -> np.ndarray:
-        by_row = np.empty_like(numbers)
+        by_row: np.ndarray = np.empty_like(numbers)
         by_row[order] = numbers
         return by_row
 

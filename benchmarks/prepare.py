@@ -83,7 +83,8 @@ def _options() -> argparse.Namespace:
 
 def made_data(path: Path, megabytes: float) -> Path:
     """A JSONL file of made conversations in format `sharegpt`."""
-    from made_conversations import write_conversations
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.made_conversations import write_conversations
 
     write_conversations(path, num_bytes=int(megabytes * 1e6))
     return path
@@ -180,11 +181,12 @@ def _prompts(options: argparse.Namespace) -> tuple[Any, Any]:
     """Template and tokenizer."""
     from data_pipeline.prompt.base_template.load import BaseTemplateSettings, load_base_prompts
     from data_pipeline.prompt.base_template.template import BASE, is_jinja
+    from data_pipeline.prompt.chat_template import CHAT_TEMPLATE
     from data_pipeline.prompt.templates import TEMPLATES
-    from data_pipeline.prompt.tokenizer_files import CHAT_TEMPLATE_FILE, find_tokenizer_files
+    from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
     from data_pipeline.prompt.tokenizer_loading import load_tokenizer_spec
 
-    files = find_tokenizer_files(str(options.tokenizer), more=[CHAT_TEMPLATE_FILE])
+    files = find_tokenizer_files(str(options.tokenizer), more=[CHAT_TEMPLATE])
     if not is_jinja(options.template):
         template = TEMPLATES[options.template]
         return template, load_tokenizer_spec(files, template)

@@ -400,7 +400,7 @@ def profile(step: Callable[[], Any], ranks: Ranks) -> dict[str, Any] | None:
     `idle`: no kernel ran; `loss`: the loss head, part of other groups. `waits`: how often and how long the host waited
     for the GPU, by what it called.
     """
-    from torch.autograd import DeviceType
+    from torch.autograd.profiler_util import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 

@@ -33,7 +33,7 @@ def native(*items: Any, **row: Any) -> bytes:
 def good(format: str, number: int) -> bytes:
     """A right row of a format, with the id `good-NUMBER`."""
     prompt, answer = f"Question {number}?", f"Answer {number}."
-    turns = {
+    turns: dict[str, dict[str, Any]] = {
         "messages": {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]},
         "sharegpt": {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]},
         "alpaca": {"instruction": prompt, "output": answer},

@@ -59,7 +59,7 @@ def kill_and_resume(
 
     Returns for each kill: the rank, the last step written before it, and the exit codes of all ranks.
     """
-    done = []
+    done: list[dict[str, Any]] = []
     while len(done) < kills:
         ranks = start_slow_run(recipe, num_ranks=num_ranks)
         wait_for_a_step(output_dir, ranks)
