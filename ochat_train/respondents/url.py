@@ -16,7 +16,7 @@ from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from ochat_train.suites.ask import TEMPORARY_STATUSES, NoAnswer, Prompt, TooLong, TurnAnswer, TurnSettings
 from ochat_train.suites.suite import Message
-from ochat_train.system.addresses import SERVER_KEY, server_address
+from ochat_train.system.addresses import SERVER_KEY, is_this_machine, server_address
 
 _OWNER = "ochat"  # what `ochat serve` says in /v1/models
 _TOO_LONG_CODE = "context_length_exceeded"
@@ -136,7 +136,7 @@ async def open_url(text: str, *, model: str | None, num_parallel: int, timeout_s
         headers={"authorization": f"Bearer {key}"} if key else {},
         timeout=http.Timeout(timeout_seconds, connect=_CONNECT_SECONDS),
         limits=http.Limits(max_connections=num_parallel, max_keepalive_connections=num_parallel),
-        trust_env=False,
+        trust_env=not is_this_machine(url),
     )
     try:
         return UrlRespondent(client, _facts(await _models(client, url), url=url, model=model))

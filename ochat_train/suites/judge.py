@@ -16,6 +16,7 @@ from data_pipeline.json_files import typed
 from ochat_train.suites.ask import TEMPORARY_STATUSES, Patience
 from ochat_train.suites.store import Lines, key_of
 from ochat_train.suites.suite import Message, Unscored
+from ochat_train.system.addresses import is_this_machine
 
 KEY_VARIABLE = "OCHAT_JUDGE_KEY"
 JUDGEMENTS_FILE = "judgements.jsonl"
@@ -100,7 +101,8 @@ def _client(judge: Judge) -> Any:
     import httpx
 
     headers = {} if judge.key is None else {"Authorization": f"Bearer {judge.key}"}
-    return httpx.Client(headers=headers, timeout=judge.patience.timeout_seconds)
+    timeout = judge.patience.timeout_seconds
+    return httpx.Client(headers=headers, timeout=timeout, trust_env=not is_this_machine(judge.url))
 
 
 def _judgement(client: Any, judge: Judge, prompt: Sequence[Message]) -> Judgement | Unscored:

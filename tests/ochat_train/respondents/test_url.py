@@ -251,3 +251,17 @@ def test_our_own_server_is_asked_under_each_condition(questions: str, tmp_path: 
     prompts = [ids for ids, _ in engine.asked]
     assert len(prompts) == 8
     assert prompts[0] != prompts[4], "the condition is in the prompt"
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    questions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is at the proxy's address. The control is a server elsewhere; there the stand-in is the proxy."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with running(FlakyServer(reply=right_answer)) as server:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        assert ask(server.url, questions, tmp_path / "out").scores[0].score is not None
+        monkeypatch.setenv("http_proxy", server.url)
+        ask("http://server.example:80", questions, tmp_path / "other")
+    assert len(server.bodies) == 2 * len(QUESTIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,19 @@ def test_reference_answers_of_a_folder_are_found(tmp_path: Path, server: StandIn
     suite = SUITE.make(SuiteOptions(data=SuiteData(folder), judge=judge_of(server, tmp_path)))
     assert [question.details["references"] for question in suite.questions] == [[], ["two", "six"], []]
     assert len(suite.files) == 2
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_a_judge_of_this_machine(
+    tmp_path: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is at the proxy's address. The control is a judge elsewhere; there the stand-in is the proxy."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    judge, prompt = judge_of(server, tmp_path), [{"role": "user", "content": "x"}]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    [here] = judge_all(judge, [prompt])
+    assert (type(here).__name__, len(server.bodies)) == ("Judgement", 1)
+    monkeypatch.setenv("http_proxy", server.url)
+    with pytest.raises(UserError, match="404"):  # a proxy gets the whole address as the path
+        judge_all(replace(judge, url="http://judge.example:80", folder=tmp_path / "other"), [prompt])
+    assert len(server.bodies) == 2
