@@ -7,6 +7,7 @@ torch here, each a single node of the compiled graph.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import tempfile
@@ -45,7 +46,8 @@ def attention_flash_4(
 def keep_compiled_kernels(device: torch.device) -> None:
     """Have the package keep its kernels for this GPU in the cache folder, for later runs. Call it before its import.
 
-    A user's own setting stays. Without a folder that can be written, nothing is kept, which is the package's default.
+    A user's own setting stays. Without a folder that can be written and locked, nothing is kept, which is the package's
+    default: it locks each kernel, and where the file system knows no locks it would wait and then end the run.
     """
     folder = cache_folder()
     if folder is None or _KEPT in os.environ or device.type != "cuda":
@@ -54,7 +56,8 @@ def keep_compiled_kernels(device: torch.device) -> None:
     kernels = folder / "flash_attention_4" / f"sm_{major}{minor}"
     with contextlib.suppress(OSError):
         kernels.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=kernels):
+        with tempfile.TemporaryFile(dir=kernels) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(kernels))
             os.environ[_KEPT] = "1"
 

@@ -53,7 +53,10 @@ class ProvenBase:
         half = "" if errors.half is None else f", attention of {self.kernel} within {errors.half:.0e}"
         kinds = f"{self.num_layers} layers of {self.num_kinds} kind{'s' if self.num_kinds > 1 else ''}"
         when = f"tested {'before, ' if self.is_remembered else ''}in {self.seconds:.1f} s"
-        waits = {"imports": "to load the code of transformers", "kernel_first_calls": f"to compile {self.kernel}"}
+        waits = {
+            "imports": "to load the code of transformers",
+            "kernel_first_calls": f"for the first calls of {self.kernel}",
+        }
         long = [f"{self.parts[part]:.1f} s {what}" for part, what in waits.items() if self.parts.get(part, 0) >= _LONG]
         when += f", of which {' and '.join(long)}" if long else ""
         return (

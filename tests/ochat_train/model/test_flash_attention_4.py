@@ -5,6 +5,8 @@ The package needs a GPU, so a stand-in with the same arguments computes in plain
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sys
 from collections.abc import Callable
@@ -195,7 +197,11 @@ def test_what_transformers_calls_is_compiled_without_a_break(
     assert all(torch.equal(value, truth) for value, truth in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("case", ["kept", "set by the user", "read-only"])
+def refuse(*_: Any) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("case", ["kept", "set by the user", "no folder", "no locks"])
 def test_compiled_kernels_are_kept_where_they_can_be(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,10 +213,12 @@ def test_compiled_kernels_are_kept_where_they_can_be(
     monkeypatch.delenv(f"{name}_DIR")
     if case != "set by the user":
         monkeypatch.delenv(f"{name}_ENABLED")
-    if case == "read-only":
+    if case == "no locks":
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    if case == "no folder":
         (tmp_path / "cache").write_text("a file where the folder would be", encoding="utf-8")
     keep_compiled_kernels.__wrapped__(torch.device("cuda", 0))
     found = (os.environ.get(f"{name}_ENABLED"), os.environ.get(f"{name}_DIR"))
     folder = tmp_path / "cache" / "flash_attention_4" / "sm_90"
-    assert found == {"kept": ("1", str(folder)), "set by the user": ("0", None), "read-only": (None, None)}[case]
+    assert found == {"kept": ("1", str(folder)), "set by the user": ("0", None)}.get(case, (None, None))
     assert case != "kept" or list(folder.iterdir()) == []
