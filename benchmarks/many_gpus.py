@@ -96,6 +96,7 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, help="how many of the host's GPUs (default: all); with --cpu, ranks (2)")
     parser.add_argument("--cpu", action="store_true", help="only to try the script: tiny models, no GPU is used")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds of this part (default: %(default)g)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="variants of this part whose names contain it")
     arguments = parser.parse_args()
     number = 2 if arguments.cpu else torch.cuda.device_count()
     options = Options(
@@ -107,7 +108,10 @@ def main() -> int:
     show_devices(options)
     variants, print_results = PARTS[arguments.part]
     with variants(options) as listed:
-        results, not_run = run_variants(arguments.part, listed, options)
+        chosen = [variant for variant in listed if arguments.only in variant.name]
+        if not chosen:
+            parser.error(f"--only: no variant has {arguments.only!r} in its name: {'; '.join(v.name for v in listed)}")
+        results, not_run = run_variants(arguments.part, chosen, options)
     for result in results:
         if not result["ok"]:
             print(f"{result['variant']} failed:\n{str(result.get('failed', ''))[-2500:]}\n")
