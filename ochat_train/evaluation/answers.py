@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ochat_train.distributed.ranks import Ranks
+from ochat_train.distributed.ranks import Ranks, on_any_rank
 from ochat_train.evaluation.evaluate import evaluation_mode
 from ochat_train.model.batch import PackedBatch
 
@@ -102,7 +102,7 @@ class PackedAnswerer:
         new: list[list[int]] = [[] for _ in texts]
         for _ in range(room):
             unfinished = [number for number, ids in enumerate(new) if self._end_id not in ids]
-            if not _any_rank(bool(unfinished), ranks):
+            if not on_any_rank(ranks, bool(unfinished)):
                 break
             last = [starts[number] + len(read[number]) + len(new[number]) - 1 for number in unfinished]
             indices_N = torch.tensor(last or [0], device=ranks.device)
@@ -119,15 +119,6 @@ def num_tokens_read(prompt_length: int, *, max_new_tokens: int) -> int:
     starts = range(0, max_new_tokens, _BLOCK)
     rooms = [min(_BLOCK, max_new_tokens - start) for start in starts]
     return sum(room * (prompt_length + start + room) for start, room in zip(starts, rooms, strict=True))
-
-
-def _any_rank(value: bool, ranks: Ranks) -> bool:
-    """Whether it is so on any rank."""
-    if ranks.num_ranks == 1:
-        return value
-    flag = torch.tensor([int(value)], device=ranks.device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag.item())
 
 
 def _pack_with_room(prompts: Sequence[list[int]], room: int, device: torch.device) -> tuple[PackedBatch, list[int]]:
