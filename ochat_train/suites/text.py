@@ -8,13 +8,7 @@ from data_pipeline.look.text import table
 from data_pipeline.text_rules import some_names, visible, visible_line
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.lm_eval import HarnessScore
-from ochat_train.suites.results import (
-    EvalResults,
-    PairedDifference,
-    QuestionResult,
-    SeenScores,
-    SuiteScore,
-)
+from ochat_train.suites.results import EvalResults, PairedDifference, QuestionResult, SeenScores, SuiteScore
 
 
 def results_text(results: EvalResults, *, tasks: bool = False) -> str:
