@@ -14,7 +14,9 @@ from ochat_train.suites.results import EvalResults, PairedDifference, QuestionRe
 def results_text(results: EvalResults, *, tasks: bool = False) -> str:
     """All scores. tasks: with a row for each task."""
     rows = [row for row in results.scores if tasks or row.task is None]
-    parts = [_head(results), table(SCORE_HEAD, [score_cells(row, results) for row in rows])]
+    parts = [_head(results)]
+    if rows:
+        parts.append(table(SCORE_HEAD, [score_cells(row, results) for row in rows]))
     if results.paired:
         parts.append(table(PAIRED_HEAD, [paired_cells(row, results) for row in results.paired]))
     if results.contamination:
