@@ -22,7 +22,13 @@ from ochat_train.model.proof.base import prove_base
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
-from ochat_train.model.weights.token_rows import ControlTokens, UntrainedRows, add_token_rows, set_untrained_rows
+from ochat_train.model.weights.token_rows import (
+    ControlTokens,
+    UntrainedRows,
+    add_token_rows,
+    check_pieces,
+    set_untrained_rows,
+)
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.sections.adapter import AdapterSettings
 from ochat_train.recipe.sections.model import ModelSettings
@@ -110,6 +116,8 @@ def load_base(
         causal_lm = load_weights(settings, config, dtype=dtype, attention=attention, seed=seed, for_qlora=for_qlora)
     check_head(causal_lm)
     num_rows = causal_lm.get_input_embeddings().weight.shape[0]
+    if control is not None and settings.path is not None:
+        check_pieces(control, num_rows=num_rows, place=settings.path)
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     untrained: UntrainedRows = UntrainedRows()
     if control is not None and settings.path is not None:
