@@ -46,7 +46,6 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> To
             token["normalized"] = False
     with tokenizers_errors(path):
         tokenizer = Tokenizer.from_str(json.dumps(description))
-        _check_ids(description, tokenizer, path)
         added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)
         tokenizer.add_special_tokens([_control_token(token) for token in template.control_tokens])
     bos_token = names["bos_token"]
@@ -66,6 +65,7 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> To
         added_control_tokens=added,
     )
     _check_spec(spec, path)
+    _check_ids(description, tokenizer, path)
     return spec
 
 

@@ -12,6 +12,7 @@ from data_pipeline.prepared.dataset import Manifest
 from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
+from ochat_train.model.base_class import text_config
 from ochat_train.model.borders import sequence_mixers
 from ochat_train.model.config import load_base_config, model_dtype
 from ochat_train.model.experts import router_coefficient, router_loss_of
@@ -64,6 +65,8 @@ def build_model(
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
+    if control is not None and settings.path is not None:
+        check_pieces(control, num_rows=text_config(config).vocab_size, place=settings.path)
     kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
     base = load_base(
@@ -116,8 +119,6 @@ def load_base(
         causal_lm = load_weights(settings, config, dtype=dtype, attention=attention, seed=seed, for_qlora=for_qlora)
     check_head(causal_lm)
     num_rows = causal_lm.get_input_embeddings().weight.shape[0]
-    if control is not None and settings.path is not None:
-        check_pieces(control, num_rows=num_rows, place=settings.path)
     add_token_rows(causal_lm, vocab_size=manifest.vocab_size)
     untrained: UntrainedRows = UntrainedRows()
     if control is not None and settings.path is not None:

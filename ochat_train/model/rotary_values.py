@@ -1,4 +1,4 @@
-"""Whether a config.json names its rotary settings once, or twice alike.
+"""Whether `transformers` takes the rotary settings of a config.json as they are written.
 
 `transformers` 5 keeps them in `rope_parameters`; version 4, and many model cards, name `rope_theta`, `rope_scaling` and
 others at the top level. Where a file has both, version 5 takes some from here and some from there, silently: a
@@ -21,7 +21,7 @@ _OLD_NAMES = {
     "partial_rotary_factor": "partial_rotary_factor",
     "rotary_pct": "partial_rotary_factor",
 }
-_KINDS = {"su": "longrope"}  # an older name of a kind of scaling
+_KINDS = {"su": "longrope", "mrope": "default"}  # older names of kinds of scaling
 _NUMBERS = (
     "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings", "low_freq_factor",
     "high_freq_factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
@@ -37,7 +37,8 @@ class _Written(NamedTuple):
 
 
 def check_rotary_values(values: Mapping[str, Any], config: Any, place: str) -> None:
-    """Raise UserError for rotary settings that are no numbers, and for two spellings that do not say the same.
+    """Raise UserError for rotary settings of a config.json that `transformers` does not take as they are written: those
+    that are no numbers, that another spelling contradicts, or that the family's code leaves out.
 
     values: what config.json holds. config: what `transformers` made of it. place: the base, as the recipe names it.
     """
@@ -45,22 +46,24 @@ def check_rotary_values(values: Mapping[str, Any], config: Any, place: str) -> N
         taken = _entries(getattr(read, NEW, None))
         _refuse_texts(taken, lead, place)
         new, old = list(_new(part, lead)), list(_old(part, lead))
-        if not (taken and new and old):
-            continue
-        for found in (*new, *old):
+        for found in (*new, *old) if taken else ():
             there = [entry[found.name] for entry in taken if found.name in entry]
             if not there and found in old:
                 continue  # what this family does not use
             if not any(_plain(value) == _plain(found.value) for value in there):
-                raise _contradiction(found, there, place)
+                raise _not_taken(found, there, place, is_twice=bool(new and old))
 
 
-def _contradiction(found: _Written, taken: Sequence[Any], place: str) -> UserError:
-    used = f"takes {' and '.join(map(str, taken))}" if taken else "leaves it out"
+def _not_taken(found: _Written, taken: Sequence[Any], place: str, *, is_twice: bool) -> UserError:
+    used = f"takes {' and '.join(map(str, dict.fromkeys(taken)))}" if taken else "leaves it out"
+    problem = f"its config.json says `{found.key}: {found.value}`, and `transformers` {used}"
+    if not is_twice:
+        return UserError(
+            place, problem, f"write it in its `{NEW}` as transformers 5 names it (`rope_type`, not `type`)"
+        )
     return UserError(
         place,
-        f"its config.json names rotary settings twice, in `{NEW}` and under older names, and they differ: it says "
-        f"`{found.key}: {found.value}`, and `transformers` {used}",
+        f"{problem}: rotary settings are named twice, in `{NEW}` and under older names",
         f"keep one spelling in its config.json, or write the same values in both (`{SCALING}` needs all of them)",
     )
 
