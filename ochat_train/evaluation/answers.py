@@ -26,6 +26,7 @@ from ochat_train.model.batch import PackedBatch
 
 _LENGTH_MULTIPLE = 64
 _BLOCK = 32  # tokens of an answer between two packings
+_TOKENS_BETWEEN = 8  # tokens of an answer between two calls of `between`
 
 
 class PackedAnswerer:
@@ -47,7 +48,7 @@ class PackedAnswerer:
     ) -> list[list[int]]:
         """The new tokens of each prompt, with the end of turn where it was reached; all ranks call it and get the same.
 
-        between: called on all ranks together after every pack of a block, with the tokens that answers have, and may
+        between: called on all ranks together after some tokens, with those that answers had before their block, and may
         have. What it raises ends the answers.
         """
         new: list[list[int]] = [[] for _ in prompts]
@@ -57,8 +58,8 @@ class PackedAnswerer:
                 if not waiting:
                     break
                 room = min(_BLOCK, max_new_tokens - start)
-                progress = partial(between, start, max_new_tokens)
                 texts = [[*prompts[number], *new[number]] for number in waiting]
+                progress = partial(between, start, max_new_tokens)
                 for number, ids in zip(waiting, self._block(model, ranks, texts, room, progress), strict=True):
                     new[number] += ids
         return new
@@ -72,9 +73,9 @@ class PackedAnswerer:
         for first in range(0, len(packs), ranks.num_ranks):
             number = first + ranks.rank
             mine = packs[number] if number < len(packs) else []
-            for text, ids in zip(mine, self._decode(model, ranks, [texts[text] for text in mine], room), strict=True):
+            read = [texts[text] for text in mine]
+            for text, ids in zip(mine, self._decode(model, ranks, read, room, progress), strict=True):
                 found[text, : len(ids)] = torch.tensor(ids, device=ranks.device) + 1
-            progress()
         if ranks.num_ranks > 1:
             torch.distributed.all_reduce(found)
         return [[token - 1 for token in row if token] for row in found.tolist()]
@@ -93,14 +94,18 @@ class PackedAnswerer:
         if part:
             yield part
 
-    def _decode(self, model: Any, ranks: Ranks, texts: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+    def _decode(
+        self, model: Any, ranks: Ranks, texts: Sequence[Sequence[int]], room: int, progress: Callable[[], None]
+    ) -> list[list[int]]:
         """The tokens of one pack. Under ZeRO-3 the ranks gather weights together, so all of them make as many forward
         passes as the one with the longest answer; a rank without texts reads a pack of one token.
         """
         read = [list(ids) for ids in texts] or [[self._end_id]]
         batch, starts = _pack_with_room(read, room, ranks.device)
         new: list[list[int]] = [[] for _ in texts]
-        for _ in range(room):
+        for num_new in range(room):
+            if num_new % _TOKENS_BETWEEN == 0:
+                progress()
             unfinished = [number for number, ids in enumerate(new) if self._end_id not in ids]
             if not on_any_rank(ranks, bool(unfinished)):
                 break
