@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipeline import nesting
-from data_pipeline.formats.fields import ROLES, Fields
+from data_pipeline.formats.fields import INPUTS, PROMPTS, ROLES, Fields
 from data_pipeline.formats.table import FORMATS
 
 _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "data")
 _ROLE_KEYS = ("role", "from", "speaker", "author")
 _CONTENT_KEYS = ("content", "value", "text", "message")
-_PROMPTS = ("instruction", "prompt", "question", "query", "problem", "inputs", "user", "human")
-_INPUTS = ("input", "context")
 _ANSWERS = (
     "output",
     "completion",
@@ -71,6 +69,8 @@ def layout_of(row: Any) -> Layout | str:
     unclear = next((key for key in _LISTS if isinstance(row.get(key), str) and row[key].lstrip()[:1] in ("[", "{")), "")
     if unclear:
         return f"`{unclear}` is text that is neither JSON nor messages; write it as a list, or as JSON text"
+    if (encoded := next((key for key in (*PROMPTS, *INPUTS, *_ANSWERS) if isinstance(row.get(key), bytes)), "")) != "":
+        return f"`{encoded}` holds bytes, and not text; write the column as text"
     if isinstance(row.get("text"), str):
         return "a single text, in which nothing says who speaks; make messages of it"
     return f"the keys {', '.join(map(repr, list(row)[:10])) or 'none'} are no known layout; name them in `fields`"
@@ -78,8 +78,8 @@ def layout_of(row: Any) -> Layout | str:
 
 def _unread_instruction(row: Mapping[str, Any]) -> str | None:
     """Why the layout of a row stays open: its only prompt is an input, and a label may be its instruction."""
-    names = [name for name in _INPUTS if isinstance(row.get(name), str) and row[name].strip()]
-    if not names or any(row.get(name) for name in (*_PROMPTS, *_LISTS)) or "chosen" in row:
+    names = [name for name in INPUTS if isinstance(row.get(name), str) and row[name].strip()]
+    if not names or any(row.get(name) for name in (*PROMPTS, *_LISTS)) or "chosen" in row:
         return None
     for key in ("task", "title", "task_name", "topic", "subject"):
         if isinstance(value := row.get(key), str) and len(value.split()) > 1:
@@ -101,11 +101,22 @@ def _system(row: Mapping[str, Any], fields: Fields) -> str | None:
 
 def _pairs(row: Mapping[str, Any]) -> Layout | None:
     if row.get("chosen") is not None and row.get("rejected") is not None:
-        prompt = next((name for name in _PROMPTS if row.get(name) not in (None, "")), "prompt")
+        prompts = [name for name in PROMPTS if row.get(name) not in (None, "")]
+        prompts += [name for name in _LISTS if _is_open(name, row)]
+        prompt = prompts[0] if prompts else "prompt"
         return _layout("preference", row, prompt=prompt)
     if {"conversation_a", "conversation_b", "winner"} <= row.keys():
         return _layout("preference", row, prompt=None, chosen="conversation_a", rejected="conversation_b")
     return None
+
+
+def _is_open(key: str, row: Mapping[str, Any]) -> bool:
+    """Whether a key holds messages of which the last waits for an answer."""
+    value = row.get(key)
+    if not isinstance(value, list) or _with_turns(key, value, row) is None or not isinstance(value[-1], Mapping):
+        return False
+    roles = {ROLES.get(str(value[-1].get(name)).strip().lower()) for name in _ROLE_KEYS}
+    return bool(roles & {"user", "tool"})
 
 
 def _messages(row: Mapping[str, Any]) -> Layout | None:
@@ -167,7 +178,7 @@ def _ranked(row: Mapping[str, Any]) -> Layout | None:
         value = row.get(key)
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             text = next((name for name in _ANSWER_TEXTS if name in value[0]), None)
-            prompt = next((name for name in _PROMPTS if isinstance(row.get(name), str)), None)
+            prompt = next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
             if text is not None and prompt is not None:
                 return _layout("ranked", row, prompt=prompt, answers=key, answer=text)
     return None
@@ -177,8 +188,10 @@ def _prompt_answer(row: Mapping[str, Any]) -> Layout | None:
     """A prompt and an answer, each under exactly one of the usual names."""
     kinds = str | list
     answers = [name for name in _ANSWERS if isinstance(row.get(name), kinds)]
-    prompts = [name for name in _PROMPTS if isinstance(row.get(name), kinds)]
-    inputs = [name for name in _INPUTS if isinstance(row.get(name), str)]
+    prompts = [name for name in PROMPTS if isinstance(row.get(name), kinds)]
+    inputs = [name for name in INPUTS if isinstance(row.get(name), str)]
+    if not prompts and not inputs:  # a list of messages is the prompt itself, whatever its name
+        inputs = [name for name in INPUTS if _is_open(name, row)]
     if not answers or not (prompts or inputs):
         return None
     if prompts[:1] == ["instruction"] and answers[0] == "output":

@@ -12,13 +12,17 @@ _ASSISTANTS = (
     *("gpt", "assistant", "model", "bot", "chatgpt", "chatbot", "ai", "bing", "bard", "claude", "palm", "gemini"),
     *("llama", "vicuna", "gpt-4", "gpt4", "gpt-3.5"),
 )
+_TOOLS = ("tool", "observation", "function_response", "ipython", "function", "tool_response", "tool_result")
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(_USERS, "user"),
     **dict.fromkeys(_ASSISTANTS, "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function_response", "ipython"), "tool"),
+    **dict.fromkeys(_TOOLS, "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),
 }
+# The keys of a prompt, the first that is there, and of what follows it.
+PROMPTS = ("instruction", "prompt", "question", "query", "problem", "inputs", "user", "human")
+INPUTS = ("input", "context")
 ROLES_OF_RECIPES = ("user", "assistant", "system", "tool")
 
 

@@ -18,7 +18,9 @@ from data_pipeline.read import sources
 from data_pipeline.read.chunks import Chunk, LinesChunk, ParquetChunk
 from data_pipeline.read.rows import RowReader
 from data_pipeline.settings.data import DataSettings
+from data_pipeline.settings.problems import HOLD_CONVERSATIONS
 from data_pipeline.settings.sources import FieldSettings, SourceSettings
+from data_pipeline.text_rules import shown
 
 _MOST_CHUNKS = 64
 _MOST_PARSED_CHUNKS = 64  # of files that have to be unpacked or parsed to be cut into chunks
@@ -99,6 +101,7 @@ def found_layout(path: str, rows: Rows, *, given: Mapping[str, Any] | None = Non
             seen.setdefault(layout, place)
     layouts = _joined(seen)
     if not layouts:
+        _require_given_keys(path, rows, given)
         found = ": ".join(filter(None, problem))
         raise UserError(path, f"no known layout: {found}", "docs/data_formats.md shows a row of each format")
     if len(layouts) > 1:
@@ -106,6 +109,17 @@ def found_layout(path: str, rows: Rows, *, given: Mapping[str, Any] | None = Non
         raise UserError(path, f"holds rows of several layouts: {named}", "give each layout its own file and source")
     layout = next(iter(layouts))
     return replace(layout, fields=replace(layout.fields, **given))
+
+
+def _require_given_keys(path: str, rows: Rows, given: Mapping[str, Any]) -> None:
+    """Raise UserError where the recipe names a key for the conversation that no row has."""
+    of_rows = [(place, row) for place, row in rows if isinstance(row, dict)]
+    for field in HOLD_CONVERSATIONS if of_rows else ():
+        if field in given and not any(given[field] in row for _, row in of_rows):
+            place, row = of_rows[0]
+            found = ", ".join(map(shown, list(row)[:10])) or "none"
+            problem = f"{place}: `fields` says `{field}: {given[field]}`, and no row has this key; found: {found}"
+            raise UserError(path, problem, "name a key of the row itself; dots do not reach into objects here")
 
 
 def _named(row: Any, given: Mapping[str, Any]) -> Any:

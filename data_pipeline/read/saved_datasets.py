@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import RowError, UserError
+from data_pipeline.read.columnar_rows import ColumnarRow
 from data_pipeline.settings.sources import HUB_PREFIX, SourceSettings
 
 _ROWS_AT_ONCE = 1000
@@ -90,7 +91,7 @@ def _block(dataset: Any, start: int, end: int) -> list[dict[str, Any]]:
         columns = dataset[start:end]
     except Exception:
         columns = {name: _column(dataset.select_columns([name]), name, start, end) for name in dataset.column_names}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [ColumnarRow(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _column(dataset: Any, name: str, start: int, end: int) -> list[Any]:
