@@ -9,7 +9,7 @@ from typing import Any
 from data_pipeline import nesting
 from data_pipeline.conversation import Message
 from data_pipeline.errors import RowError
-from data_pipeline.formats.fields import ROLES, ROLES_OF_RECIPES, Fields
+from data_pipeline.formats.fields import CONTENT_KEYS, ROLE_KEYS, ROLES, ROLES_OF_RECIPES, Fields
 from data_pipeline.formats.known_keys import ALWAYS_HARMLESS, HARMLESS
 from data_pipeline.formats.marks import MARKS, ROW_MARKS, UNCLEAR_MARKS, Mark, joined_marks, mark_weight
 from data_pipeline.formats.parts import REASONING_KEYS, message_with_parts, text_of_content
@@ -253,11 +253,23 @@ class ChatReader:
     def _weight_of(self, turn: Mapping[str, Any], where: str, row_mark: Mark | None) -> float | None:
         """The weight that the marks of a message give. Every key that is not known is looked at."""
         for name in turn.keys() - self._known:
+            self._refuse_second(name, turn, where)
             self._refuse_content(name, turn[name])
         found = [] if row_mark is None else [row_mark]
         for name in self._marks & turn.keys():
             found.append((name, mark_weight(name, turn[name], where, more_is_more=self._own_marks.get(name))))
         return joined_marks(found, where) if found else None
+
+    def _refuse_second(self, name: str, turn: Mapping[str, Any], where: str) -> None:
+        """Raise an error for a text, even of one word, and for another speaker under a second of the usual keys."""
+        value = turn[name]
+        if not isinstance(value, str) or not value.strip():
+            return
+        if name in CONTENT_KEYS:
+            raise UnreadFieldError(f"{self._key}.{name}", value, "a second text")
+        second = ROLES.get(value.strip().lower()) if name in ROLE_KEYS else None
+        if second is not None and second != self.role_of(turn, where):
+            raise UnreadFieldError(f"{self._key}.{name}", value, "another speaker")
 
     def _refuse_content(self, name: str, value: Any) -> None:
         if isinstance(value, bool) and name not in HARMLESS:  # nothing but a mark is true or false of a message

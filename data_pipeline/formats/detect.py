@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipeline import nesting
-from data_pipeline.formats.fields import INPUTS, PROMPTS, ROLES, Fields
+from data_pipeline.errors import RowError
+from data_pipeline.formats.fields import CONTENT_KEYS, INPUTS, PROMPTS, ROLE_KEYS, ROLES, SYSTEMS, Fields
 from data_pipeline.formats.table import FORMATS
+from data_pipeline.text_rules import shown
 
 _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "data")
-_ROLE_KEYS = ("role", "from", "speaker", "author")
-_CONTENT_KEYS = ("content", "value", "text", "message")
 _ANSWERS = (
     "output",
     "completion",
@@ -26,7 +26,6 @@ _ANSWERS = (
 )
 _ANSWER_LISTS = ("answers", "completions", "responses")
 _ANSWER_TEXTS = ("answer", "response", "text", "content", "completion", "output")
-_SYSTEMS = ("system", "system_prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +68,22 @@ def layout_of(row: Any) -> Layout | str:
     unclear = next((key for key in _LISTS if isinstance(row.get(key), str) and row[key].lstrip()[:1] in ("[", "{")), "")
     if unclear:
         return f"`{unclear}` is text that is neither JSON nor messages; write it as a list, or as JSON text"
-    if (encoded := next((key for key in (*PROMPTS, *INPUTS, *_ANSWERS) if isinstance(row.get(key), bytes)), "")) != "":
-        return f"`{encoded}` holds bytes, and not text; write the column as text"
+    if (odd := _value_of_another_kind(row)) is not None:
+        return odd
     if isinstance(row.get("text"), str):
         return "a single text, in which nothing says who speaks; make messages of it"
     return f"the keys {', '.join(map(repr, list(row)[:10])) or 'none'} are no known layout; name them in `fields`"
+
+
+def _value_of_another_kind(row: Mapping[str, Any]) -> str | None:
+    """What to say of a row with a usual key whose value is neither text nor messages, None without one."""
+    for key in (*_LISTS, *_ANSWER_LISTS, *_ANSWERS, *PROMPTS, *INPUTS, "chosen", "rejected"):
+        value = row.get(key)
+        if isinstance(value, RowError):
+            return f"`{key}`: {value}"
+        if value not in (None, "", []) and (key in (*_LISTS, *_ANSWER_LISTS) or not isinstance(value, str | list)):
+            return f"`{key}` holds {shown(value)}, which is neither text nor a list of messages"
+    return None
 
 
 def _unread_instruction(row: Mapping[str, Any]) -> str | None:
@@ -95,7 +105,7 @@ def _layout(name: str, row: Mapping[str, Any], **changes: Any) -> Layout:
 
 def _system(row: Mapping[str, Any], fields: Fields) -> str | None:
     """The key of the system text. Where two are filled, the first, and the other is named as a field that is unread."""
-    given = [name for name in _SYSTEMS if row.get(name) not in (None, "")]
+    given = [name for name in SYSTEMS if row.get(name) not in (None, "")]
     return given[0] if given else fields.system
 
 
@@ -115,7 +125,7 @@ def _is_open(key: str, row: Mapping[str, Any]) -> bool:
     value = row.get(key)
     if not isinstance(value, list) or _with_turns(key, value, row) is None or not isinstance(value[-1], Mapping):
         return False
-    roles = {ROLES.get(str(value[-1].get(name)).strip().lower()) for name in _ROLE_KEYS}
+    roles = {ROLES.get(str(value[-1].get(name)).strip().lower()) for name in ROLE_KEYS}
     return bool(roles & {"user", "tool"})
 
 
@@ -140,8 +150,8 @@ def _with_turns(key: str, value: Any, row: Mapping[str, Any]) -> Layout | None:
         return _layout("turns", row, messages=key) if all(isinstance(turn, str) for turn in value) else None
     if not isinstance(first, Mapping):
         return None
-    role = next((name for name in _ROLE_KEYS if name in first), None)
-    content = next((name for name in _CONTENT_KEYS if name in first), None)
+    role = next((name for name in ROLE_KEYS if name in first), None)
+    content = next((name for name in CONTENT_KEYS if name in first), None)
     if role is not None and (content is not None or _any_content(value, role)):
         content = content or "content"
         base = "sharegpt" if (role, content) == ("from", "value") else "messages"

@@ -20,7 +20,11 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(_TOOLS, "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),
 }
-# The keys of a prompt, the first that is there, and of what follows it.
+# The keys of a message, of the system text, and of a prompt and of what follows it; the first that
+# a row has is read.
+ROLE_KEYS = ("role", "from", "speaker", "author")
+CONTENT_KEYS = ("content", "value", "text", "message")
+SYSTEMS = ("system", "system_prompt")
 PROMPTS = ("instruction", "prompt", "question", "query", "problem", "inputs", "user", "human")
 INPUTS = ("input", "context")
 ROLES_OF_RECIPES = ("user", "assistant", "system", "tool")

@@ -107,7 +107,7 @@ def tools_of(row: Mapping[str, Any]) -> str:
         raise RowError("wrong_type", f"tools: expected a list, found {shown(value)}")
     for number, tool in enumerate(value):
         object_of(tool, f"tools[{number}]")
-    return text_of(json.dumps(value, ensure_ascii=False), "tools")
+    return _as_json(value, "tools")
 
 
 def with_reasoning_of_tags(messages: Sequence[Message], key: str) -> list[Message]:
@@ -120,7 +120,12 @@ def with_reasoning_of_tags(messages: Sequence[Message], key: str) -> list[Messag
 
 
 def _untagged(message: Message, where: str) -> Message:
-    if message.role != "assistant" or not _OPEN_THINK.match(message.content):
+    if message.role != "assistant":
+        return message
+    if not _OPEN_THINK.match(message.content):
+        if "</think>" in message.content.partition("<think>")[0]:
+            problem = "`</think>` without `<think>` before it; write both around the reasoning, or none"
+            raise RowError("unsupported_content", f"{where}: {problem}")
         return message
     found = _THINK.match(message.content)
     if found is None:
@@ -220,7 +225,22 @@ def _arguments_of(value: Any, where: str) -> str:
     if isinstance(value, str):
         object_of(_json_of(value, where), where)
         return text_of(value, where)
-    return text_of(json.dumps(dict(object_of(value, where)), ensure_ascii=False), where)
+    return _as_json(dict(object_of(value, where)), where)
+
+
+def _as_json(value: Any, where: str) -> str:
+    """A value as JSON text. Raises RowError for what JSON has not: NaN, and times and decimals of Parquet."""
+
+    def refuse(item: Any) -> None:
+        raise item if isinstance(item, RowError) else TypeError(f"{shown(item)} is no value of JSON")
+
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=refuse)
+    except TypeError as error:
+        raise RowError("wrong_type", f"{where}: {error}; write it as text") from None
+    except ValueError:
+        raise RowError("wrong_type", f"{where}: NaN and infinite numbers are no values of JSON; remove them") from None
+    return text_of(text, where)
 
 
 def _json_of(text: str, where: str) -> Any:

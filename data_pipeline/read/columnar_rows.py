@@ -15,11 +15,11 @@ _MOST_LEVELS = 100
 
 
 class ColumnarRow(dict[str, Any]):
-    """A row whose objects may hold nulls in place of keys that they do not have."""
+    """A row whose objects may hold nulls for keys that they do not have."""
 
 
 def refuse_filled_nulls(row: Mapping[str, Any], tools: str | None) -> None:
-    """Raise RowError for a null inside of an object whose keys the model sees: arguments of calls, and tools.
+    """Raise RowError for a null inside an object whose keys the model sees: arguments of calls, and tools.
 
     tools: the key of the row that holds the tools.
     """
@@ -44,14 +44,14 @@ def _arguments(calls: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse(value: Any, where: str, column: str) -> None:
-    """Raise RowError for an object inside of a value that has a null."""
+    """Raise RowError for an object inside a value that has a null."""
     level = [(where, value)]
     for _ in range(_MOST_LEVELS):
         below: list[tuple[str, Any]] = []
         for place, item in level:
             if isinstance(item, Mapping):
                 if (null := next((key for key, inner in item.items() if inner is None), None)) is not None:
-                    problem = f"{place}.{null}: null, which columns of objects hold in place of a missing key"
+                    problem = f"{place}.{null}: null, as a column of objects has for a missing key"
                     raise RowError("unreadable_value", f"{problem}; write `{column}` as JSON text (`json.dumps`)")
                 below += [(f"{place}.{key}", inner) for key, inner in item.items()]
             elif isinstance(item, list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from data_pipeline.read.file_kinds import bare_name, file_form
 from data_pipeline.read.folders import Walk, dead_link, own_folder, walk
 from data_pipeline.read.splits import CardFiles, SplitNames, card_subsets, several_splits, split_names
 from data_pipeline.settings.sources import SourceSettings
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ def _find(source: SourceSettings, *, where: str) -> FoundFiles:
         raise dead_link(path)
     if source.subset is not None:
         raise UserError(where, f"{path}: `subset` needs a folder", "remove `subset`")
+    if _ADDRESS.match(source.path):
+        raise UserError(where, f"{source.path}: is an address, not a file here", "get the file, and name it")
     if path.exists():
         raise UserError(where, f"{path}: is neither a file nor a folder", "write what it gives into a file")
     if glob.has_magic(source.path):

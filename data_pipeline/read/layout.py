@@ -129,7 +129,9 @@ def _named(row: Any, given: Mapping[str, Any]) -> Any:
     if not isinstance(row, dict):
         return row
     names = {given[field]: name for field, name in usual.items() if field in given}
-    named = {names.get(key, key): value for key, value in row.items() if key in names or key not in usual.values()}
+    # where the recipe names what holds the conversation, nothing else does
+    hidden = set(usual.values()) if names.keys() - {given.get("system")} else set(names.values())
+    named = {names.get(key, key): value for key, value in row.items() if key in names or key not in hidden}
     inside = {given[field]: field for field in ("role", "content") if field in given}
     if inside and isinstance(named.get("messages"), list):
         named["messages"] = [

@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.chat import PLACES, refuse_placeholder
-from data_pipeline.formats.fields import INPUTS, PROMPTS, without
+from data_pipeline.formats.fields import INPUTS, PROMPTS, SYSTEMS, without
 from data_pipeline.formats.known_keys import ALWAYS_HARMLESS, is_media
 from data_pipeline.formats.marks import ROW_MARKS
 from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
@@ -147,16 +148,14 @@ class RowReader:
                 raise UnreadFieldError(name, value, kind)
 
     def _second_prompts(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-        """Prompts and inputs of a row that has another one: a single word or number of them may be what is asked."""
-        if self._fields.prompt is None:
-            return
-        for name in (*PROMPTS, *INPUTS):
+        """Prompts, inputs and system texts of a row that are not read: a single word may be what is asked."""
+        for name in (*SYSTEMS, *(() if self._fields.prompt is None else (*PROMPTS, *INPUTS))):
             value = row.get(name)
             kinds = str | int | float if name in INPUTS else str
             if name in self._read or name in ("user", "human") or isinstance(value, bool):  # may be somebody's name
                 continue
             if isinstance(value, kinds) and str(value).strip():
-                yield name, value, "an input" if name in INPUTS else "a second prompt"
+                yield name, value, "an input" if name in INPUTS else "a second text of this kind"
 
 
 def _parts(parsed: Sequence[ParsedRow]) -> list[str]:
@@ -187,6 +186,8 @@ def _identifier(row: Mapping[str, Any], key: str | None) -> str | None:
     value = row.get(key) if key else None
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    if isinstance(value, UUID):
+        value = str(value)
     if isinstance(value, Decimal):
         value = int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float):

@@ -39,6 +39,12 @@ def _from_hub(source: SourceSettings, *, where: str) -> Any:
     if source.split is None:
         raise UserError(where, f"{source.path}: name the split, for example `split: train`")
     name = source.path.removeprefix(HUB_PREFIX)
+    if name.count("/") > 1 or "@" in name:
+        remedy = f"write `{HUB_PREFIX}ORG/NAME`, without `datasets/`, and give `revision` and `subset` as keys"
+        raise UserError(where, f"{source.path}: is not the name of a dataset on the Hub", remedy)
+    if Path(name).exists():
+        problem = f"{source.path}: `{name}` is here as well, and `datasets` would read that instead"
+        raise UserError(where, problem, f"run it in another folder, or name the files as `./{name}`")
     chosen = {"name": source.subset, "revision": source.revision}
     given = {key: value for key, value in chosen.items() if value is not None}
     try:
