@@ -252,7 +252,7 @@ class ChatReader:
 
     def _weight_of(self, turn: Mapping[str, Any], where: str, row_mark: Mark | None) -> float | None:
         """The weight that the marks of a message give. Every key that is not known is looked at."""
-        for name in turn.keys() - self._known:
+        for name in sorted(turn.keys() - self._known, key=str):
             self._refuse_second(name, turn, where)
             self._refuse_content(name, turn[name])
         found = [] if row_mark is None else [row_mark]

@@ -31,7 +31,7 @@ HARMLESS_KEYS: Mapping[str, str] = {
     "language and topic": """
         language languages lang language_code langdetect locale country state region category categories subcategory
         topic topics subtopic subject type types task task_type task_name tag tags label labels keyword keywords
-        difficulty level grade theme genre style field cluster
+        difficulty level grade theme genre style field cluster problem_type question_type
     """,
     "scores": """
         score scores score_chosen score_rejected reward rewards rating ratings rank quality helpfulness correctness

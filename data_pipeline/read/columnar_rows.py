@@ -26,12 +26,19 @@ def refuse_filled_nulls(row: Mapping[str, Any], tools: str | None) -> None:
     if tools is not None:
         _refuse(row.get(tools), tools, tools)
     for key, value in row.items():
-        if not isinstance(value, list):
-            continue
-        for number, message in enumerate(value):
-            calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        for number, calls in enumerate(_calls(value)):
             for name, arguments in _arguments(calls):
                 _refuse(arguments, f"{key}[{number}].tool_calls.{name}", name)
+
+
+def _calls(value: Any) -> Iterator[Any]:
+    """The calls of each message in a list of messages, in one message, or in columns of messages."""
+    if isinstance(value, Mapping):
+        calls = value.get("tool_calls")
+        in_columns = isinstance(calls, list) and any(isinstance(entry, list) for entry in calls)
+        yield from calls if in_columns else (calls,)
+    elif isinstance(value, list):
+        yield from (message.get("tool_calls") if isinstance(message, Mapping) else None for message in value)
 
 
 def _arguments(calls: Any) -> Iterator[tuple[str, Any]]:
