@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from tokenizers import Tokenizer
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import some_names
 from ochat_train.check.findings import Finding, ok, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.model.weights.compare import (
@@ -16,7 +17,6 @@ from ochat_train.model.weights.compare import (
     check_stored_twice,
     compare_weights,
     refuse_quantised,
-    some_names,
 )
 from ochat_train.model.weights.files import Headers, hub_headers, local_weight_files, read_headers
 from ochat_train.model.weights.load import weight_file_name

@@ -10,7 +10,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
 from data_pipeline.prompt.chat_folder import render_stored_template
-from data_pipeline.text_rules import quoted
+from data_pipeline.text_rules import quoted, some_names
 from ochat_train.model.base_class import load_exported
 from ochat_train.model.borders import device_to_run_on
 from ochat_train.runs.folder import RunFolder
@@ -57,7 +57,8 @@ def verify_model(run: RunFolder, trained: Any, folder: Path) -> None:
     expected, found = trained.state_dict(), loaded.state_dict()
     wrong = [name for name in expected.keys() | found.keys() if not _same(expected.get(name), found.get(name))]
     if wrong:
-        raise UserError(folder, f"weights changed on the way to disk: {', '.join(sorted(wrong)[:5])}", "not exported")
+        problem = f"weights changed on the way to disk: {some_names(sorted(wrong), most=5)}"
+        raise UserError(folder, problem, "not exported")
     pairs = zip(prompts(run), logits_of(run, trained), logits_of(run, loaded), strict=True)
     for condition, wanted, given in pairs:
         if not torch.equal(wanted, given):

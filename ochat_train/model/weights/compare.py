@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import Problem, UserError, UserErrors
+from data_pipeline.text_rules import some_names
 from ochat_train.model.base_class import base_class
-from ochat_train.model.weights.files import Headers, stored_name
+from ochat_train.model.weights.files import Headers, first_line, stored_name
 
 _BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}  # of a number, for what packed weights are stored as
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -68,7 +69,7 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
     except Exception as error:  # joining tensors of shapes that do not fit raises whatever torch raises
         gaps = _gaps(headers)
         return WeightReport(
-            missing=gaps, quantised=quantised, ignored=ignored, tied=tied, failure=None if gaps else _text(error)
+            missing=gaps, quantised=quantised, ignored=ignored, tied=tied, failure=None if gaps else first_line(error)
         )
     missing = set(info["missing_keys"])
     twice = [(copied, original) for copied, original in tied.items() if not missing & {copied, original}]
@@ -197,10 +198,6 @@ def _ignored(model: Any, headers: Headers) -> list[str]:
     return sorted(name for name in headers if name not in known and expression.search(name))
 
 
-def _text(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
 def check_report(report: WeightReport, config: Any, place: str) -> None:
     """Raise UserError with every difference between files and model. place: the base, as the recipe names it."""
     found = list(_differences(report, config, place))
@@ -279,11 +276,6 @@ def _wrong_shapes(report: WeightReport, config: Any, place: str) -> Iterator[Pro
 
 def _shape(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def some_names(names: Sequence[str]) -> str:
-    """The first three, and whether there are more."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_stored_twice(report: WeightReport, headers: Headers, place: str) -> None:

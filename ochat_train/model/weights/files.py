@@ -11,6 +11,7 @@ from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file, offline_without_network
 from data_pipeline.hub_names import hub_name_problem
+from data_pipeline.text_rules import some_names
 from ochat_train.recipe.sections.model import ModelSettings
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -92,7 +93,7 @@ def downloaded_weight_files(settings: ModelSettings, *, named: str | None) -> Se
     except UserError:
         raise
     except Exception as error:  # whatever the HTTP library raises, a gated repository, a full disk
-        raise UserError("model.path", f"{name}: its weights cannot be fetched: {_first_line(error)}") from None
+        raise UserError("model.path", f"{name}: its weights cannot be fetched: {first_line(error)}") from None
     return [folder / shard for shard in shards]
 
 
@@ -103,16 +104,16 @@ def _files_of_folder(folder: Path, named: str | None) -> Sequence[Path]:
             return _present([folder / shard for shard in shards_of(path)], path) if name.endswith(".json") else [path]
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        problem = f"has neither {SINGLE_FILE} nor {INDEX}, only {_some(others)}"
+        problem = f"has neither {SINGLE_FILE} nor {INDEX}, only {some_names(others)}"
         raise UserError(folder, problem, f"rename a single file to {SINGLE_FILE}, or save the model again")
     kinds = sorted({path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern)})
-    found = f"; it has {_some(kinds)}" if kinds else ""
+    found = f"; it has {some_names(kinds)}" if kinds else ""
     raise UserError(folder, f"has no safetensors files, the only kind that is loaded{found}", "convert its weights")
 
 
 def _present(shards: Sequence[Path], index: Path) -> Sequence[Path]:
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise UserError(index, f"names {len(missing)} files that are not there: {_some(missing)}", _FETCH_AGAIN)
+        raise UserError(index, f"names {len(missing)} files that are not there: {some_names(missing)}", _FETCH_AGAIN)
     return shards
 
 
@@ -123,7 +124,7 @@ def shards_of(index: Path) -> list[str]:
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("`weight_map` does not name files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(index, f"is not an index of safetensors files ({_first_line(error)})", _FETCH_AGAIN) from None
+        raise UserError(index, f"is not an index of safetensors files ({first_line(error)})", _FETCH_AGAIN) from None
     return sorted(set(names))
 
 
@@ -137,10 +138,10 @@ def read_headers(files: Iterable[Path]) -> Headers:
             with safe_open(path, framework="pt") as file:
                 found = {name: _header(file.get_slice(name), path) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            problem = f"is not a whole safetensors file ({_first_line(error)})"
+            problem = f"is not a whole safetensors file ({first_line(error)})"
             raise UserError(path, problem, _FETCH_AGAIN) from None
         if twice := sorted(found.keys() & headers.keys()):
-            problem = f"holds tensors that {headers[twice[0]].file.name} holds too: {_some(twice)}"
+            problem = f"holds tensors that {headers[twice[0]].file.name} holds too: {some_names(twice)}"
             raise UserError(path, problem, "remove the file that does not belong to the base")
         headers |= found
     return headers
@@ -163,7 +164,7 @@ def hub_headers(name: str, revision: str | None) -> Headers:
     except NotASafetensorsRepoError:
         raise UserError(name, f"has neither {SINGLE_FILE} nor {INDEX}", "convert it, or name another base") from None
     except SafetensorsParsingError as error:
-        raise UserError(name, f"holds a damaged file: {_first_line(error)}", "name another revision or base") from None
+        raise UserError(name, f"holds a damaged file: {first_line(error)}", "name another revision or base") from None
     return {
         tensor: TensorHeader(dtype=str(info.dtype), shape=tuple(info.shape), file=Path(file))
         for file, metadata in files.items()
@@ -180,9 +181,6 @@ def stored_name(name: str, headers: Headers) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What another library says of a failure, without the lines below it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

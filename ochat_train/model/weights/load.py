@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import some_names
 from ochat_train.model.base_class import auto_class, freeze_other_parts, new_model
 from ochat_train.model.weights.compare import (
     check_report,
     check_stored_twice,
     compare_weights,
     refuse_quantised,
-    some_names,
     tied_but_different,
 )
 from ochat_train.model.weights.files import downloaded_weight_files, read_headers

@@ -1,4 +1,4 @@
-"""Asks suites under conditions, scores the answers, and puts the results together."""
+"""The plan of an evaluation: which questions are asked under which conditions, and the results of its answers."""
 
 from __future__ import annotations
 
