@@ -35,8 +35,10 @@ def _calls(value: Any) -> Iterator[Any]:
     """The calls of each message in a list of messages, in one message, or in columns of messages."""
     if isinstance(value, Mapping):
         calls = value.get("tool_calls")
-        in_columns = isinstance(calls, list) and any(isinstance(entry, list) for entry in calls)
-        yield from calls if in_columns else (calls,)
+        if isinstance(calls, list) and any(isinstance(entry, list) for entry in calls):
+            yield from calls
+        else:
+            yield calls
     elif isinstance(value, list):
         yield from (message.get("tool_calls") if isinstance(message, Mapping) else None for message in value)
 
