@@ -290,7 +290,7 @@ class ChatReader:
             num += 1
         if not num:
             return 0
-        return num if "assistant" in roles[: len(roles) - num] or "function_call" in roles[: len(roles) - num] else 0
+        return 0 if {"assistant", "function_call"}.isdisjoint(roles[: len(roles) - num]) else num
 
 
 def _is_blank(content: Any) -> bool:
