@@ -198,9 +198,9 @@ def _refuse_misread(values: Mapping[str, Any], *, source: str | Path, place: str
             raise UserError(place, problem, "remove it if the weights are in 16 bits, or name another base")
         for key in ("dtype", "torch_dtype"):
             name = part.get(key)
-            if not isinstance(name, str) or name == "auto":
+            if name is None or name == "auto" or isinstance(name, Mapping):  # one for each part of a wrapper
                 continue
-            if not isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype):
+            if not isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype):
                 problem = f"{source}: `{key}: {name}` in its config.json is no dtype of torch"
                 raise UserError(place, problem, "write float32, float16 or bfloat16 there")
 

@@ -29,7 +29,8 @@ _BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}  # of a number, for w
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What a wrapper around a model puts before the names, when its weights are saved instead of the model's.
 _WRAPPERS = ("module.", "_orig_mod.", "model.module.", "base_model.model.", "causal_lm.", "_fsdp_wrapped_module.")
-_BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$"  # old files hold them; `transformers` computes them
+# Old files hold them; `transformers` computes them.
+_BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$|\.(attn|attention)\.masked_bias$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
         missing = set(_gaps(headers))  # of an expert that is missing, only the shape of all experts tells
     return WeightReport(
         missing=sorted(missing),
-        unexpected=sorted(info["unexpected_keys"]),
+        unexpected=sorted(set(info["unexpected_keys"]) - set(ignored)),
         mismatched=sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]),
         quantised=quantised,
         ignored=ignored,

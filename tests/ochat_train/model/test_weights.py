@@ -222,10 +222,10 @@ def test_experts_have_other_names_on_disk(family: str, recipe: Recipe, tmp_path:
 
 def test_tensors_that_transformers_leaves_out_are_named(recipe: Recipe, tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
-    extra = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    change(folder, lambda tensors: {**tensors, extra: torch.ones(4)})
+    extra = ["model.layers.0.attention.masked_bias", "model.layers.0.self_attn.rotary_emb.inv_freq"]
+    change(folder, lambda tensors: {**tensors, **{name: torch.ones(4) for name in extra}})
     build(on_base(recipe, folder))
-    assert f"`transformers` leaves out 1: {extra}" in findings(on_base(recipe, folder))[0].problem
+    assert f"`transformers` leaves out 2: {', '.join(extra)}" in findings(on_base(recipe, folder))[0].problem
 
 
 def test_what_the_headers_missed_is_refused_after_loading(
@@ -330,7 +330,15 @@ def test_damaged_files(recipe: Recipe, tmp_path: Path) -> None:
     shard.unlink()
     assert f"{index}: names 1 files that are not there: model-2.safetensors" in refused(on_base(recipe, folder))
     shard.write_bytes(content)
-    for broken in ("", "[]", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x"}}', '{"weight_map": {}}'):
+    assert '"metadata": {}' in text
+    for broken in (
+        "",
+        "[]",
+        text.replace("metadata", "data"),
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../x"}}',
+        '{"weight_map": {}}',
+    ):
         index.write_text(broken)
         assert f"{index}: is not an index of safetensors files" in refused(on_base(recipe, folder))
     index.write_text(text)
