@@ -24,7 +24,7 @@ from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.weights.files import hub_headers, read_headers
 from ochat_train.model.weights.load import load_weights
-from ochat_train.model.weights.token_rows import ControlTokens, untrained_tokens
+from ochat_train.model.weights.token_rows import ControlTokens, padding_text, untrained_tokens
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.recipe import Recipe
@@ -404,6 +404,27 @@ def test_rows_that_were_never_trained_start_from_the_mean(recipe: Recipe, tmp_pa
     assert end not in said
     untouched = build(settings)
     assert torch.equal(tables(untouched)[0].weight, stored[EMBEDDING])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_control_token_that_is_the_padding_token_is_named(tied: bool, recipe: Recipe, tmp_path: Path) -> None:
+    """The row of the embedding then gets no gradient. The control: without a padding token it gets one."""
+    control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest_of(recipe))
+    row = control.ids["<s>"]
+    folder = write_base(tmp_path / "base", tie_word_embeddings=tied)
+    for pad in (None, row):
+        change_config(folder, pad_token_id=pad)
+        causal_lm = build(on_base(recipe, folder)).causal_lm
+        embedding = causal_lm.get_input_embeddings()
+        embedding(torch.tensor([row])).sum().backward()
+        assert bool(embedding.weight.grad[row].any()) == (pad is None)
+        text = padding_text(causal_lm, control)
+        said = [found for found in findings(on_base(recipe, folder)) if found.level == "warning"]
+        assert [found.problem for found in said] == ([] if text is None else [text])
+        assert (text is None) == (pad is None)
+    assert text is not None
+    assert text.startswith("<s> is the base's padding token")
+    assert ("head" in text) == tied
 
 
 def test_rows_that_were_trained_stay(recipe: Recipe, tmp_path: Path) -> None:
