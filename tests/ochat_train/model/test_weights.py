@@ -22,6 +22,7 @@ from ochat_train.check.weights import check_weights
 from ochat_train.model.build import build_model
 from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.weights.compare import refuse_quantised
 from ochat_train.model.weights.files import hub_headers, read_headers
 from ochat_train.model.weights.load import load_weights
 from ochat_train.model.weights.token_rows import ControlTokens, padding_text, untrained_tokens
@@ -174,6 +175,9 @@ def test_a_base_that_says_that_it_is_quantised(recipe: Recipe, tmp_path: Path) -
     folder = write_base(tmp_path / "base")
     change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert "its weights are quantised (bitsandbytes)" in refused(on_base(recipe, folder))
+    wrapper = transformers.LlavaConfig(text_config={**TINY_MODEL, "quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(UserError, match=r"its weights are quantised \(gptq\)"):
+        refuse_quantised(wrapper, "a wrapper", for_qlora=False)
 
 
 def test_tied_tensors_that_are_stored_twice(recipe: Recipe, tmp_path: Path) -> None:
