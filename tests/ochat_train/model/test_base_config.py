@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 from data_pipeline.errors import UserError
+from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from ochat_train.export.portable_config import portable
 from ochat_train.model.config import load_base_config
 from ochat_train.recipe.sections.model import ModelSettings
@@ -109,8 +110,18 @@ def test_files_beside_the_weights(tmp_path: Path) -> None:
         load(tmp_path, {})
     (tmp_path / "config.json").unlink()
     settings = ModelSettings(path=str(tmp_path), template="chatml", max_length_tokens=8)
-    with pytest.raises(UserError, match=r"has no config\.json"):
+    with pytest.raises(UserError, match=r"has no config\.json.*; name the folder of a model$"):
         load_base_config(settings, 300)
+    (tmp_path / "checkpoint-20").mkdir()
+    (tmp_path / "checkpoint-20" / "config.json").touch()
+    with pytest.raises(UserError, match=r"for example .*checkpoint-20$"):
+        load_base_config(settings, 300)
+    (tmp_path / "recipe.json").touch()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="export the run"):
+        load_base_config(settings, 300)
+    with pytest.raises(UserError, match="is the folder of a run, and not a model; export the run"):
+        find_tokenizer_files(str(tmp_path))
 
 
 def test_what_a_base_returns_by_itself_is_not_asked_for(tmp_path: Path) -> None:
