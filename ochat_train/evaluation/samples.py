@@ -22,13 +22,7 @@ class Sampler:
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        prompts: Sequence[SamplePrompt],
-        *,
-        max_new_tokens: int,
-        pack_length: int,
-        compiled: bool,
+        self, tokenizer: Any, prompts: Sequence[SamplePrompt], *, max_new_tokens: int, pack_length: int, compiled: bool
     ) -> None:
         self._tokenizer, self._prompts, self._max_new_tokens = tokenizer, prompts, max_new_tokens
         self._answerer = PackedAnswerer(end_id=tokenizer.eos_token_id, pack_length=pack_length, compiled=compiled)

@@ -118,7 +118,8 @@ def stop_ids_of(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
     found = tuple(dict.fromkeys(token for token in ids if isinstance(token, int)))
     if not found:
-        raise UserError(folder, "neither its tokenizer nor generation_config.json names a token that ends an answer")
+        problem = "neither its tokenizer nor generation_config.json names a token that ends an answer"
+        raise UserError(folder, problem, "name it as `eos_token` in its tokenizer_config.json")
     return found
 
 

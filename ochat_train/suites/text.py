@@ -8,19 +8,15 @@ from data_pipeline.look.text import table
 from data_pipeline.text_rules import some_names, visible, visible_line
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.lm_eval import HarnessScore
-from ochat_train.suites.results import (
-    EvalResults,
-    PairedDifference,
-    QuestionResult,
-    SeenScores,
-    SuiteScore,
-)
+from ochat_train.suites.results import EvalResults, PairedDifference, QuestionResult, SeenScores, SuiteScore
 
 
 def results_text(results: EvalResults, *, tasks: bool = False) -> str:
     """All scores. tasks: with a row for each task."""
     rows = [row for row in results.scores if tasks or row.task is None]
-    parts = [_head(results), table(SCORE_HEAD, [score_cells(row, results) for row in rows])]
+    parts = [_head(results)]
+    if rows:
+        parts.append(table(SCORE_HEAD, [score_cells(row, results) for row in rows]))
     if results.paired:
         parts.append(table(PAIRED_HEAD, [paired_cells(row, results) for row in results.paired]))
     if results.contamination:
