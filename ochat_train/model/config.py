@@ -89,7 +89,7 @@ def _check_padding(config: Any, place: str) -> None:
 
 
 def _check_dropout(config: Any, place: str) -> None:
-    """Raise UserError for a dropout that is no share: the proof of a base leaves dropout out, and a step would fail."""
+    """Raise UserError for a dropout outside [0, 1): the proof of a base leaves dropout out, and a step would fail."""
     for name, value in vars(text_config(config)).items():
         is_share = "dropout" in name or name.endswith("pdrop")
         if is_share and isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < 1:

@@ -31,17 +31,17 @@ from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.hub import client_of
-from tests.support.small_recipe import TINY_MODEL, RecipeFactory
+from tests.support.small_recipe import TINY_MODEL, write_small_recipe
 
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def recipe(make_recipe: RecipeFactory) -> Recipe:
-    """A recipe on a base in a folder, with its data prepared."""
-    recipe = load_recipe(make_recipe())
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path) -> Recipe:
+    """A recipe with its data prepared, once for all tests; `on_base` puts it on a base in a folder."""
+    recipe = load_recipe(write_small_recipe(tmp_path_factory.mktemp("recipe"), small_tokenizer_dir))
     prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     return recipe
 
@@ -275,14 +275,14 @@ def test_an_adapter_beside_merged_weights(tmp_path: Path) -> None:
         assert ("if its weights are merged already, remove adapter_config.json" in str(caught.value)) == has_weights
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers_are_refused(number: float, recipe: Recipe, tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
     build(on_base(recipe, folder))
-    with edited_rows(folder, EMBEDDING) as table:
-        table[7, 3] = number
-    with pytest.raises(UserError, match=f"1 of its weights hold NaN or infinite numbers: {EMBEDDING}"):
-        build(on_base(recipe, folder))
+    for number in (float("nan"), float("inf"), -float("inf")):
+        with edited_rows(folder, EMBEDDING) as table:
+            table[7, 3] = number
+        with pytest.raises(UserError, match=f"1 of its weights hold NaN or infinite numbers: {EMBEDDING}"):
+            build(on_base(recipe, folder))
 
 
 def test_two_sets_of_weights_must_be_the_same(recipe: Recipe, tmp_path: Path) -> None:
