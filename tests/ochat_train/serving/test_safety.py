@@ -21,8 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
-from ochat_train.serving import chat, guard
-from ochat_train.serving import server as server_module
+from ochat_train.serving import chat, connections, guard
 from ochat_train.serving.admission import Admission
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.guard import ROUTES
@@ -211,7 +210,7 @@ NEXT = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"  # in the body by one 
 
 def _bytes_of(protocol: type[asyncio.Protocol], headers: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> bytes:
     """All that comes back for a body in chunks, with these headers, and for another request behind it."""
-    monkeypatch.setattr(server_module, "AutoHTTPProtocol", protocol)
+    monkeypatch.setattr(connections, "AutoHTTPProtocol", protocol)
     body = json.dumps({"messages": HI}).encode()
     chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     lines = [f"POST {CHAT} HTTP/1.1", "host: localhost", "content-type: application/json", *headers]
