@@ -27,10 +27,6 @@ PROTOCOLS = [H11Protocol, HttpToolsProtocol]
 # As the HttpClient of Java 17 sends its first request to an address without TLS.
 SETTINGS = "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"
 JAVA = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {SETTINGS}")
-    "Connection: Upgrade, HTTP2-Settings",
-    "Upgrade: h2c",
-    "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
-)
 
 
 def request(*headers: str, version: str = "1.1", **body: Any) -> bytes:
