@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import RESERVED_CHARACTER
+from ochat_train.inference.token_texts import TokenTexts
 from ochat_train.serving.errors import ApiError, bad_request
 from ochat_train.serving.requests import ChatRequest, Message, PromptRequest
 from ochat_train.serving.served import OfferedModel
@@ -53,9 +54,13 @@ class PromptWriter:
         """Each id with its text, and whether it is a control token."""
         control, vocabulary = self._control_ids, self._tokenizer.convert_ids_to_tokens(list(ids))
         return [
-            {"id": i, "text": name if i in control else self._tokenizer.decode([i]), "is_control": i in control}
+            {"id": i, "text": name if i in control else self._text_of(i), "is_control": i in control}
             for i, name in zip(ids, vocabulary, strict=True)
         ]
+
+    def _text_of(self, token: int) -> str:
+        """A part of a character is U+FFFD: JSON holds whole characters only."""
+        return self._token_texts.of(token).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
     def check_plain(self) -> None:
         """Raise UserError where a person who types control tokens gets them."""
@@ -75,6 +80,10 @@ class PromptWriter:
                 "its chat template lets a person who types control tokens write real ones",
                 "serve a folder of `ochat export`, whose template does not",
             )
+
+    @cached_property
+    def _token_texts(self) -> TokenTexts:
+        return TokenTexts(self._tokenizer)
 
     @cached_property
     def _control_ids(self) -> dict[int, str]:
