@@ -133,7 +133,8 @@ class PromptWriter:
             raise bad_request("only tool messages have `tool_call_id`", param=f"{place}.tool_call_id")
         if message.content is None and not (message.tool_calls or message.reasoning_content or message.reasoning):
             raise bad_request(f"`{place}.content` is missing", param=f"{place}.content")
-        fields = message.model_dump(exclude_none=True, include={"name", "tool_call_id"})
+        given = {"name": message.name, "tool_call_id": message.tool_call_id}
+        fields = {field: text for field, text in given.items() if text}  # many clients send "" for none
         found = {"role": role, "content": message.content or "", **fields}
         if reasoning := self._reasoning(message, place):
             found["reasoning_content"] = reasoning
@@ -212,15 +213,16 @@ class PromptWriter:
 def check_length(num_prompt_tokens: int, request: ChatRequest, context_tokens: int) -> int:
     """How many tokens an answer may have at most. Raises ApiError where prompt and answer are over the context."""
     room = context_tokens - num_prompt_tokens
+    # LiteLLM and others know an error of this kind by these words, and shorten the conversation then
+    limit = f"this model's maximum context length is {context_tokens:,} tokens"
     if room < 1:
-        text = f"the prompt has {num_prompt_tokens:,} tokens, and the context of this model is {context_tokens:,}"
+        text = f"the prompt has {num_prompt_tokens:,} tokens, and {limit}"
         raise bad_request(text, param="messages", code="context_length_exceeded")
     name = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     wanted = request.max_completion_tokens or request.max_tokens or room
     if wanted > room:
         text = (
-            f"`{name}` is {wanted:,}, and {room:,} tokens are left: the prompt has {num_prompt_tokens:,}, and the "
-            f"context of this model is {context_tokens:,}"
+            f"`{name}` is {wanted:,}, and {room:,} tokens are left: the prompt has {num_prompt_tokens:,}, and {limit}"
         )
         raise bad_request(text, param=name, code="context_length_exceeded")
     return wanted

@@ -7,9 +7,11 @@ import contextlib
 import errno
 import ipaddress
 import resource
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -144,6 +146,25 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal. uvicorn's own would raise the signal again at the end, which would end `ochat` by it."""
         self.end()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's, and the end of the terminal (SIGHUP), unless it is meant to be outlived (`nohup`)."""
+        before = signal.getsignal(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+            before = None
+        else:
+            signal.signal(signal.SIGHUP, self._hang_up)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGHUP, before)
+
+    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+        if self._drains_until is None:  # a terminal that ends may send it twice
+            self.end()
 
     def end(self) -> None:
         """Drain; at the second call, end."""
