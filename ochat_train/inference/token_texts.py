@@ -1,4 +1,4 @@
-"""The text of a single token, as it is inside of an answer."""
+"""The text of a single token, as an answer holds it."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class PromptWriter:
             raise bad_request(f"`{place}.content` is missing", param=f"{place}.content")
         given = {"name": message.name, "tool_call_id": message.tool_call_id}
         fields = {field: text for field, text in given.items() if text}  # many clients send "" for none
-        found = {"role": role, "content": message.content or "", **fields}
+        found: dict[str, Any] = {"role": role, "content": message.content or "", **fields}
         if reasoning := self._reasoning(message, place):
             found["reasoning_content"] = reasoning
         if message.tool_calls:
