@@ -14,6 +14,7 @@ from typing import Any
 from data_pipeline import nesting
 from data_pipeline.conversation import Message, Role, Span, ToolCall
 from data_pipeline.errors import RowError
+from data_pipeline.formats.known_keys import content_kind
 from data_pipeline.formats.values import object_of, text_of, weight_of
 from data_pipeline.text_rules import shown
 
@@ -21,6 +22,8 @@ _TEXT_KINDS = ("text", "input_text", "output_text")  # the last two in OpenAI's 
 _TEXT_PART_KEYS = frozenset(("type", "text", "weight", "annotations", "cache_control", "logprobs", "id"))
 _THINKING_KINDS = ("thinking", "reasoning")  # parts before the text, as Anthropic and Mistral write them
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_ARGUMENTS = ("arguments", "parameters", "input", "args")  # of a call: OpenAI, Llama, Anthropic, Gemini
+_CALL_KEYS = frozenset(("id", "type", "function", "name", *_ARGUMENTS))
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _OPEN_THINK = re.compile(r"\s*<think>")
 
@@ -104,7 +107,7 @@ def tools_of(row: Mapping[str, Any]) -> str:
         raise RowError("wrong_type", f"tools: expected a list, found {shown(value)}")
     for number, tool in enumerate(value):
         object_of(tool, f"tools[{number}]")
-    return text_of(json.dumps(value, ensure_ascii=False), "tools")
+    return _as_json(value, "tools")
 
 
 def with_reasoning_of_tags(messages: Sequence[Message], key: str) -> list[Message]:
@@ -117,7 +120,12 @@ def with_reasoning_of_tags(messages: Sequence[Message], key: str) -> list[Messag
 
 
 def _untagged(message: Message, where: str) -> Message:
-    if message.role != "assistant" or not _OPEN_THINK.match(message.content):
+    if message.role != "assistant":
+        return message
+    if not _OPEN_THINK.match(message.content):
+        if "</think>" in message.content.partition("<think>")[0]:
+            problem = "`</think>` without `<think>` before it; write both around the reasoning, or none"
+            raise RowError("unsupported_content", f"{where}: {problem}")
         return message
     found = _THINK.match(message.content)
     if found is None:
@@ -171,6 +179,8 @@ def _reasoning_of(turn: Mapping[str, Any], where: str) -> str:
 
 
 def _tool_calls_of(value: Any, where: str) -> tuple[ToolCall, ...]:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _json_of(value, where)
     if not value:
         return ()
     if not isinstance(value, list):
@@ -182,15 +192,30 @@ def _tool_call(call: Mapping[str, Any], where: str) -> ToolCall:
     kind = call.get("type")
     if kind not in (None, "function"):
         raise RowError("unsupported_content", f"{where}.type: only functions can be called, found {shown(kind)}")
-    function = object_of(call["function"], f"{where}.function") if "function" in call else call
+    function = object_of(call["function"], f"{where}.function") if call.get("function") is not None else call
+    given = [key for key in _ARGUMENTS if function.get(key) not in (None, "", {})]
+    _refuse_unread(function, given, where)
+    if function is not call:
+        _refuse_unread(call, [key for key in _ARGUMENTS if call.get(key) not in (None, "", {})], where, most=0)
     name = text_of(function.get("name"), f"{where}.name")
     if not name.strip():
         raise RowError("unsupported_content", f"{where}.name: the function has no name")
     return ToolCall(
         name=name,
-        arguments=_arguments_of(function.get("arguments"), f"{where}.arguments"),
+        arguments=_arguments_of(function[given[0]], f"{where}.{given[0]}") if given else "{}",
         id=_optional_text(call, "id", where),
     )
+
+
+def _refuse_unread(call: Mapping[str, Any], given: Sequence[str], where: str, most: int = 1) -> None:
+    """Raise RowError for a key of a call that holds something and is not read. given: its keys with arguments, of which
+    there may be `most`.
+    """
+    for key in [*given[most:], *(call.keys() - _CALL_KEYS)]:
+        value = call[key]
+        if key in given or content_kind(key, value) is not None or (isinstance(value, Mapping) and value):
+            problem = f"is not read, found {shown(value)}; write the call as `name` and `arguments`, and nothing else"
+            raise RowError("unsupported_content", f"{where}.{key}: {problem}")
 
 
 def _arguments_of(value: Any, where: str) -> str:
@@ -200,7 +225,22 @@ def _arguments_of(value: Any, where: str) -> str:
     if isinstance(value, str):
         object_of(_json_of(value, where), where)
         return text_of(value, where)
-    return text_of(json.dumps(dict(object_of(value, where)), ensure_ascii=False), where)
+    return _as_json(dict(object_of(value, where)), where)
+
+
+def _as_json(value: Any, where: str) -> str:
+    """A value as JSON text. Raises RowError for what JSON has not: NaN, and times and decimals of Parquet."""
+
+    def refuse(item: Any) -> None:
+        raise item if isinstance(item, RowError) else TypeError(f"{shown(item)} is no value of JSON")
+
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=refuse)
+    except TypeError as error:
+        raise RowError("wrong_type", f"{where}: {error}; write it as text") from None
+    except ValueError:
+        raise RowError("wrong_type", f"{where}: NaN and infinite numbers are no values of JSON; remove them") from None
+    return text_of(text, where)
 
 
 def _json_of(text: str, where: str) -> Any:

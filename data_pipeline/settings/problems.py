@@ -16,7 +16,7 @@ from data_pipeline.text_rules import quoted
 if TYPE_CHECKING:
     from data_pipeline.settings.data import DataSettings
 
-_HOLD_CONVERSATIONS = ("messages", "prompt", "answer", "chosen", "rejected", "answers")  # of `fields`
+HOLD_CONVERSATIONS = ("messages", "prompt", "answer", "chosen", "rejected", "answers")  # of `fields`
 
 
 def problems_of(data: DataSettings) -> Iterator[str]:
@@ -111,7 +111,7 @@ def _source(data: DataSettings, source: SourceSettings, where: str) -> Iterator[
             f"{where}.class_field: a value of the rows may mean the class `{twice[0][0]}` or `{twice[0][1]}`; keep one "
             "of them"
         )
-    for name in sorted({getattr(source.row_fields, key) for key in _HOLD_CONVERSATIONS} & set(data.ignore_fields)):
+    for name in sorted({getattr(source.row_fields, key) for key in HOLD_CONVERSATIONS} & set(data.ignore_fields)):
         yield f"ignore_fields: `{name}` holds the conversations of {where}; remove it"
     if source.class_field is not None and not data.classes:
         yield f"{where}.class_field: needs `data.classes`, which is empty"

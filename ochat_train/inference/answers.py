@@ -32,7 +32,7 @@ async def message_pieces(pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
                 yield piece
                 continue
             has_begun = has_begun or bool(piece.text)
-            logprobs = piece.logprobs and tuple(replace(row, text=rows.add(row.text)) for row in piece.logprobs)
+            logprobs = piece.logprobs and tuple(_of_message(row, rows) for row in piece.logprobs)
             text = space.add(piece.text)
             yield Piece(text=text, num_tokens=piece.num_tokens, finish=piece.finish, logprobs=logprobs)
 
@@ -51,3 +51,13 @@ async def whole_answer(pieces: AsyncIterator[Piece]) -> WholeAnswer:
         finish=finish,
         logprobs=tuple(row for piece in parts for row in piece.logprobs),
     )
+
+
+def _of_message(row: TokenLogprob, space: FirstSpace) -> TokenLogprob:
+    """A row as the message has it: the token that begins it, and what could have been there, without the space."""
+    if space.begun:
+        return row
+    alternatives: dict[str, float] = {}
+    for text, logprob in row.alternatives.items():
+        alternatives.setdefault(text.removeprefix(" "), logprob)  # the likelier of ` a` and `a`
+    return replace(row, text=space.add(row.text), alternatives=alternatives)

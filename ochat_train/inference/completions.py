@@ -58,16 +58,13 @@ class CompletionsClient:
         import httpx
 
         self._on_unavailable = on_unavailable
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._server, self._tokenizer, self._stop_ids = server, tokenizer, tuple(stop_ids)
         self._http = httpx.AsyncClient(
             base_url=server.url,
-            transport=httpx.AsyncHTTPTransport(
-                uds=server.socket, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)
-            )
-            if server.is_local
-            else None,
+            transport=httpx.AsyncHTTPTransport(uds=server.socket, limits=limits) if server.is_local else None,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=limits,
             headers=server.headers,
             trust_env=not server.is_local,
         )

@@ -126,7 +126,8 @@ def stop_ids_of(folder: Path, tokenizer: Any) -> tuple[int, ...]:
         raise UserError(path, f"`eos_token_id` is no id of a token: {wrong[0]!r}", _AGAIN)
     found = tuple(dict.fromkeys(token for token in (tokenizer.eos_token_id, *named) if isinstance(token, int)))
     if not found:
-        raise UserError(folder, "neither its tokenizer nor generation_config.json names a token that ends an answer")
+        problem = "neither its tokenizer nor generation_config.json names a token that ends an answer"
+        raise UserError(folder, problem, "name it as `eos_token` in its tokenizer_config.json")
     return found
 
 

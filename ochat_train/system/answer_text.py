@@ -74,13 +74,13 @@ class FirstSpace:
     """Takes the space that begins a message off its text, which may arrive in pieces."""
 
     def __init__(self) -> None:
-        self._begun = False
+        self.begun = False
 
     def add(self, text: str) -> str:
         """The text without that space."""
-        if self._begun or not text:
+        if self.begun or not text:
             return text
-        self._begun = True
+        self.begun = True
         return text.removeprefix(" ")
 
 

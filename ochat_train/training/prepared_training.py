@@ -15,7 +15,7 @@ from ochat_train.distributed.agreement import on_every_rank, require_agreement
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
-from ochat_train.model.config import load_base_config
+from ochat_train.model.config import load_base_config, model_dtype
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.base import ProvenBase, prove_base
 from ochat_train.model.weights.token_rows import ControlTokens
@@ -117,6 +117,7 @@ def basis_of(training: Training, ranks: Ranks, *, rows_digest: str) -> RunBasis:
         base_weights=base_weights(training.recipe.model.path, config),
         versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
         adapter=training.adapter,
+        precision=str(model_dtype(training.recipe.model, ranks.device)).removeprefix("torch."),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,9 +24,10 @@ from ochat_train.model.proof.small_config import small_base
 from ochat_train.model.proof.stopwatch import Stopwatch, device_made_ready, parts_text
 from ochat_train.model.structure import check_head
 from ochat_train.recipe.sections.model import ModelSettings
-from ochat_train.system.messages import log_notice
+from ochat_train.system.messages import log_notice, print_notice
 
 _LONG = 1.0  # seconds that are worth a word; every run waits for these parts, whether its base is tested or not
+_SAID_AFTER = 15.0  # seconds of a test; most are shorter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) ->
     key = key_of(config, device=device, facts=facts)
     if (known := _from_record(recall(key))) is not None:
         return known
-    with _one_thread(device):
+    with _one_thread(device), _said_if_long():
         found = _prove(config, settings, device=device, dtype=dtype)
     log_notice(f"the test of the base took {found.seconds:.1f} s: {parts_text(found.parts)}")
     remember(key, _record(found))
@@ -101,6 +103,19 @@ def _without_quantisation(config: Any) -> Any:
     config = copy.deepcopy(config)
     del config.quantization_config
     return config
+
+
+@contextlib.contextmanager
+def _said_if_long() -> Iterator[None]:
+    """Tell whoever waits what for: the kernels of a hybrid are compiled and tuned for minutes."""
+    text = "the base is still being tested: the first time, kernels are compiled for it. The result is kept."
+    timer = threading.Timer(_SAID_AFTER, print_notice, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

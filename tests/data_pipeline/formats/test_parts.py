@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -47,6 +49,48 @@ def test_tool_calls_are_read_in_both_shapes() -> None:
     empty: list[Any] = [None, "", {}]
     for nothing in empty:
         assert answer(tool_calls=[{"name": "now", "arguments": nothing}]).tool_calls[0].arguments == "{}"
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "input", "args"])
+def test_arguments_are_read_under_each_of_their_names(key: str) -> None:
+    """Llama, Anthropic and Gemini call them otherwise; without this, the call would be trained on with none."""
+    expected = (ToolCall(name="halve", arguments='{"x": 2}'),)
+    call = {"name": "halve", key: {"x": 2}}
+    for calls in ([call], [{"type": "function", "function": call}], json.dumps([call])):
+        assert answer(tool_calls=calls).tool_calls == expected
+    nulls = {"id": None, "type": None, "function": None, "index": 0, **dict.fromkeys(("parameters", "input", "args"))}
+    assert answer(tool_calls=[{**nulls, **call}]).tool_calls == expected
+    turns = [{"from": "human", "value": "Is 2 even?"}, {"from": "function_call", "value": json.dumps(call)}]
+    source = SourceSettings.model_validate({"path": "x", "format": "sharegpt", "class": "c"})
+    assert parse_row({"conversations": turns}, place="x:1", source=source).messages[-1].tool_calls == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "key"),
+    [
+        ({"name": "f", "arguments": {"x": 1}, "parameters": {"y": 2}}, "parameters"),
+        ({"name": "f", "function": {"name": "f"}, "arguments": {"x": 1}}, "arguments"),
+        ({"name": "f", "kwargs": {"x": 1}}, "kwargs"),
+        ({"name": "f", "arguments": {}, "result": "It is even."}, "result"),
+        ({"name": "f", "arguments": {}, "train": False}, "train"),
+    ],
+)
+def test_what_a_call_holds_beside_is_named(call: dict[str, Any], key: str) -> None:
+    with pytest.raises(RowError, match=rf"tool_calls\[0\]\.{key}: is not read") as caught:
+        answer(tool_calls=[call])
+    assert caught.value.reason == "unsupported_content"
+    del call[key]
+    assert answer(tool_calls=[call]).tool_calls, "the control"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Decimal("1.5"), datetime.datetime(2025, 1, 1), b"x"])
+def test_what_json_has_not_is_a_bad_row(value: Any) -> None:
+    """From Parquet, and from JSON files of Python, which writes NaN."""
+    call, tools = {"name": "f", "arguments": {"x": [value]}}, [{"name": "f", "x": value}]
+    for row, where in (({"tool_calls": [call]}, "arguments"), ({"content": "x"}, "tools")):
+        with pytest.raises(RowError, match=f"{where}: .* values? of JSON") as caught:
+            read({"role": "assistant", **row}, row={"tools": tools} if where == "tools" else None)
+        assert caught.value.reason == "wrong_type"
 
 
 def test_results_of_tools_and_tools_are_read() -> None:
@@ -137,6 +181,7 @@ def test_only_answers_have_parts_and_weights_of_parts() -> None:
         ("<think>hm", {}, "not closed"),
         ("<think>hm</think>x", {"reasoning": "hm"}, "keep one"),
         ("<think> </think> ", {}, "empty"),
+        ("hm</think>x", {}, "without `<think>`"),
         ([{"text": "<think>hm</think>"}, {"text": "x", "weight": 2}], {}, "weights of its own"),
     ],
 )

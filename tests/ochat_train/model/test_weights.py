@@ -260,6 +260,51 @@ def test_adapters_and_other_kinds_of_files(recipe: Recipe, tmp_path: Path) -> No
     )
 
 
+def test_an_adapter_beside_merged_weights(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    settings = ModelSettings(path=str(tmp_path), template="chatml", max_length_tokens=8)
+    for has_weights in (False, True):
+        if has_weights:
+            (tmp_path / WEIGHTS).touch()
+        with pytest.raises(UserError, match="holds an adapter") as caught:
+            load_base_config(settings, 300)
+        assert ("if its weights are merged already, remove adapter_config.json" in str(caught.value)) == has_weights
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(number: float, recipe: Recipe, tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    build(on_base(recipe, folder))
+    with edited_rows(folder, EMBEDDING) as table:
+        table[7, 3] = number
+    with pytest.raises(UserError, match=f"1 of its weights hold NaN or infinite numbers: {EMBEDDING}"):
+        build(on_base(recipe, folder))
+
+
+def test_two_sets_of_weights_must_be_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    """An earlier file that was left beside the shards of another model would be loaded in their place."""
+    folder = write_base(tmp_path / "base")
+    single = load_file(folder / WEIGHTS)
+    _sharded(folder)
+    save_file(single, folder / WEIGHTS, metadata={"format": "pt"})
+    build(on_base(recipe, folder))
+    change(folder, lambda tensors: {**tensors, GATE: tensors[GATE] + 1})
+    assert f"other weights in {WEIGHTS} than in the files that {WEIGHTS}.index.json names: {GATE}" in refused(
+        on_base(recipe, folder)
+    )
+
+
+def test_a_base_without_rows_for_the_vocabulary(recipe: Recipe, tmp_path: Path) -> None:
+    """Its tokenizer is another one. Tokens that were added to a tokenizer may lack rows, and get them."""
+    build(on_base(recipe, write_base(tmp_path / "base", vocab_size=308)), control=True)
+    small = on_base(recipe, write_base(tmp_path / "small", vocab_size=300))
+    with pytest.raises(
+        UserError, match="has rows for 300 tokens, and the vocabulary of the tokenizer needs 308"
+    ) as caught:
+        build(small, control=True)
+    assert [found.problem for found in findings(small)] == [found.problem for found in caught.value.problems]
+
+
 def _sharded(folder: Path) -> Path:
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
@@ -280,6 +325,8 @@ def test_damaged_files(recipe: Recipe, tmp_path: Path) -> None:
     for damage in (content[:-1], content[:100], b"", b"\xff" * 64, content[:8] + b"[" + content[9:]):
         shard.write_bytes(damage)
         assert f"{shard}: is not a whole safetensors file" in refused(on_base(recipe, folder))
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert f"{shard}: is a pointer of Git LFS and not the file" in refused(on_base(recipe, folder))
     shard.unlink()
     assert f"{index}: names 1 files that are not there: model-2.safetensors" in refused(on_base(recipe, folder))
     shard.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ def test_a_gpus_host_proves_with_one_thread_and_a_run_on_the_cpu_keeps_its_threa
     with pytest.raises(UserError, match="is wrong"):
         prove_base(base_config("mistral"), settings(), device=torch.device(device))
     assert numbers == wanted
+
+
+def test_a_long_test_is_said_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = threading.Event()
+    monkeypatch.setattr(base_module, "print_notice", lambda text: said.set() if "still being tested" in text else None)
+    monkeypatch.setattr(base_module, "_SAID_AFTER", 0.0)
+    monkeypatch.setattr(base_module, "key_of", lambda *_, **__: "key")
+
+    def failing(*_: Any, **__: Any) -> None:
+        assert said.wait(60.0)
+        raise UserError("model", "is wrong", "use another base")
+
+    monkeypatch.setattr(base_module, "_prove", failing)
+    with pytest.raises(UserError, match="is wrong"):
+        proven(base_config("mistral"))
 
 
 def test_whatever_decides_a_proof_is_part_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
