@@ -244,11 +244,8 @@ def _as_json(value: Any, where: str) -> str:
 
 
 def _json_of(text: str, where: str) -> Any:
-    def refuse(number: str) -> None:
-        raise ValueError(f"{number} is not a number of JSON")
-
     try:
-        return nesting.loads(text, parse_constant=refuse)
+        return nesting.loads(text, constants=False)
     except ValueError as error:
         raise RowError("invalid_json", f"{where}: not JSON ({error}), found {shown(text)}") from None
 
