@@ -22,7 +22,13 @@ from ochat_train.model.weights.compare import (
 )
 from ochat_train.model.weights.files import Headers, hub_headers, local_weight_files, read_headers, second_set
 from ochat_train.model.weights.load import weight_file_name
-from ochat_train.model.weights.token_rows import ControlTokens, check_pieces, untrained_in_files
+from ochat_train.model.weights.token_rows import (
+    PADDING_REMEDY,
+    ControlTokens,
+    check_pieces,
+    padding_text,
+    untrained_in_files,
+)
 
 _AREA = "weights"
 
@@ -75,7 +81,10 @@ def _text(report: WeightReport, headers: Headers) -> str:
 
 def _check_rows(facts: RecipeFacts, headers: Headers) -> Iterator[Finding]:
     """The rows of control tokens that the base did not train."""
-    found: Sequence[str] = untrained_in_files(facts.model, headers, _control_tokens(facts))
+    control = _control_tokens(facts)
+    if facts.recipe.adapter is None and (padding := padding_text(facts.model, control)) is not None:
+        yield warning(_AREA, str(facts.recipe.model.path), padding, PADDING_REMEDY)
+    found: Sequence[str] = untrained_in_files(facts.model, headers, control)
     if found:
         text = f"the base did not train the rows of {', '.join(found)}: they start from the mean row"
         yield ok(_AREA, facts.recipe.model.path, text)

@@ -72,6 +72,7 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
     values = config_file_values(settings.path, revision=settings.revision)
     check_rotary_values(values, config, settings.path)
     _check_padding(config, settings.path)
+    _check_dropout(config, settings.path)
     generation = Path(settings.path) / "generation_config.json"
     if generation.is_file():  # `transformers` would leave out a damaged one, and with it what ends an answer
         read_json_object(generation, remedy="fetch the base again, or remove that file")
@@ -85,6 +86,15 @@ def _check_padding(config: Any, place: str) -> None:
     if isinstance(pad, int) and isinstance(num_rows, int) and not -num_rows <= pad < num_rows:
         problem = f"its config.json says `pad_token_id: {pad}`, and the model has {num_rows} rows"
         raise UserError(place, problem, "set `pad_token_id: null` in its config.json; training needs none")
+
+
+def _check_dropout(config: Any, place: str) -> None:
+    """Raise UserError for a dropout outside [0, 1): the proof of a base leaves dropout out, and a step would fail."""
+    for name, value in vars(text_config(config)).items():
+        is_share = "dropout" in name or name.endswith("pdrop")
+        if is_share and isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < 1:
+            problem = f"its config.json says `{name}: {value}`, and a share is at least 0 and below 1"
+            raise UserError(place, problem, f"set `{name}: 0.0` in its config.json")
 
 
 # What a model returns beside its result. `PackedCausalLM` reads the result by its name, and keeps nothing else.

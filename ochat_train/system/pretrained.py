@@ -17,6 +17,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import offline_without_network
 from data_pipeline.json_files import read_json_object
+from data_pipeline.prompt.tokenizer_files import RUN_REMEDY, is_run_folder
 from data_pipeline.text_rules import shown
 
 AUTO_MAP = "auto_map"
@@ -64,12 +65,20 @@ def config_file_values(source: str | Path, *, revision: str | None) -> Mapping[s
     if (folder := Path(source)).is_dir():
         path = folder / "config.json"
         if not path.is_file():
-            raise UserError(folder, "has no config.json, so it is not a model", "name the folder of a model")
+            raise UserError(folder, "has no config.json, so it is not a model", _other_folder(folder))
         read_json_object(path, remedy=_CONFIG_REMEDY)
     with contextlib.nullcontext() if folder.exists() else offline_without_network():
         values: Mapping[str, Any]
         values, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
     return values
+
+
+def _other_folder(folder: Path) -> str:
+    """What to name instead of a folder that holds models and is none."""
+    if is_run_folder(folder):
+        return RUN_REMEDY
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f"name the folder of a model, for example {folder / inner[-1]}" if inner else "name the folder of a model"
 
 
 def config_of_values(values: Mapping[str, Any], *, place: str) -> Any:
@@ -198,9 +207,9 @@ def _refuse_misread(values: Mapping[str, Any], *, source: str | Path, place: str
             raise UserError(place, problem, "remove it if the weights are in 16 bits, or name another base")
         for key in ("dtype", "torch_dtype"):
             name = part.get(key)
-            if not isinstance(name, str) or name == "auto":
+            if name is None or name == "auto" or isinstance(name, Mapping):  # one for each part of a wrapper
                 continue
-            if not isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype):
+            if not isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype):
                 problem = f"{source}: `{key}: {name}` in its config.json is no dtype of torch"
                 raise UserError(place, problem, "write float32, float16 or bfloat16 there")
 

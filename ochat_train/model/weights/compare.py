@@ -24,12 +24,14 @@ from data_pipeline.errors import Problem, UserError, UserErrors
 from data_pipeline.text_rules import some_names
 from ochat_train.model.config import model_without_weights
 from ochat_train.model.weights.files import INDEX, SINGLE_FILE, Headers, TensorHeader, first_line, stored_name
+from ochat_train.system.pretrained import parts_of
 
 _BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}  # of a number, for what packed weights are stored as
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What a wrapper around a model puts before the names, when its weights are saved instead of the model's.
 _WRAPPERS = ("module.", "_orig_mod.", "model.module.", "base_model.model.", "causal_lm.", "_fsdp_wrapped_module.")
-_BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$"  # old files hold them; `transformers` computes them
+# Old files hold them; `transformers` computes them.
+_BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$|\.(attn|attention)\.masked_bias$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
         missing = set(_gaps(headers))  # of an expert that is missing, only the shape of all experts tells
     return WeightReport(
         missing=sorted(missing),
-        unexpected=sorted(info["unexpected_keys"]),
+        unexpected=sorted(set(info["unexpected_keys"]) - set(ignored)),
         mismatched=sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]),
         quantised=quantised,
         ignored=ignored,
@@ -212,13 +214,14 @@ def refuse_quantised(config: Any, place: str, *, for_qlora: bool) -> bool:
     for_qlora: whether the base is to be quantised, which takes weights that bitsandbytes has stored in 4 bits. Returns
     whether they are stored so.
     """
-    settings = getattr(config, "quantization_config", None)
+    found = {id(part): getattr(part, "quantization_config", None) for part in parts_of(config)}  # also of a text part
+    settings = next((settings for settings in found.values() if settings is not None), None)
     if settings is None:
         return False
     values = settings if isinstance(settings, Mapping) else vars(settings)
     method = str(getattr(values.get("quant_method"), "value", values.get("quant_method", "an unknown method")))
     is_4bit = method == "bitsandbytes" and bool(values.get("load_in_4bit", values.get("_load_in_4bit")))
-    if is_4bit and for_qlora:
+    if is_4bit and for_qlora and found[id(config)] is not None:
         return True
     problem = f"its config.json says that its weights are quantised ({method})"
     if is_4bit:

@@ -142,7 +142,10 @@ def _present(shards: Sequence[Path], index: Path) -> Sequence[Path]:
 def shards_of(index: Path) -> list[str]:
     """Names of the files in an index. Raises UserError for one that cannot be read."""
     try:
-        names = nesting.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        values = nesting.loads(index.read_text(encoding="utf-8"))
+        names = values["weight_map"].values()
+        if "metadata" not in values:
+            raise ValueError("it has no `metadata`, which transformers reads; `{}` is enough")
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("`weight_map` does not name files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import some_names
 from ochat_train.model.base_class import auto_class, freeze_other_parts, new_model
 from ochat_train.model.weights.compare import (
+    WeightReport,
     check_report,
     check_second_set,
     check_stored_twice,
@@ -64,7 +65,7 @@ def load_weights(
         )
     except Exception as error:  # whatever a damaged file, a version or a package raises
         raise UserError("model.path", f"{place}: cannot be loaded: {error}") from None
-    _check_loaded(causal_lm, found, report.tied, place)
+    _check_loaded(causal_lm, found, report, place)
     _check_finite(causal_lm, place)
     _set_generation_config(causal_lm)
     freeze_other_parts(causal_lm)
@@ -79,15 +80,16 @@ def weight_file_name(config: Any) -> str | None:
     return named
 
 
-def _check_loaded(causal_lm: Any, found: dict[str, Any], tied: Any, place: str) -> None:
+def _check_loaded(causal_lm: Any, found: dict[str, Any], report: WeightReport, place: str) -> None:
     """Raise UserError unless every weight came from the files, and what should be one tensor is one."""
     wrong = {kind: sorted(map(str, found.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys")}
+    wrong["unexpected_keys"] = sorted(set(wrong["unexpected_keys"]) - set(report.ignored))
     wrong["mismatched_keys"] = sorted(str(entry[0]) for entry in found.get("mismatched_keys") or ())
     for kind, names in wrong.items():
         if names:
             said = f"{len(names)} weights are {kind.removesuffix('_keys')} after loading: {some_names(names)}"
             raise UserError(place, said, "fetch the base again, or use another one")
-    for copied, original in tied.items():
+    for copied, original in report.tied.items():
         one, other = causal_lm.get_parameter(copied), causal_lm.get_parameter(original)
         if one is not other:
             if not torch.equal(one, other):

@@ -113,6 +113,23 @@ def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int)
     return UntrainedRows(texts=untrained_text(tables_of), ids=[control.ids[token] for token in tables_of])
 
 
+def padding_text(causal_lm: Any, control: ControlTokens) -> str | None:
+    """What is said where a control token is the base's padding token, None where none is.
+
+    The embedding of torch gives the padding row no gradient, here as in every other trainer. causal_lm: with or without
+    weights.
+    """
+    padding = getattr(causal_lm.get_input_embeddings(), "padding_idx", None)
+    token = next((token for token, row in control.ids.items() if row == padding), None)
+    if token is None:
+        return None
+    text = f"{token} is the base's padding token: its row of the embedding gets no gradient"
+    return f"{text} but that of the head, which is the same table" if is_tied(causal_lm.config) else text
+
+
+PADDING_REMEDY = "to train it, set `pad_token_id: null` in the config.json of a copy of the base"
+
+
 def table_names(*, tied: bool) -> Sequence[str]:
     """What the tables of a model are called."""
     return ("embedding and head",) if tied else ("embedding", "head")

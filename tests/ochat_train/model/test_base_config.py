@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 from data_pipeline.errors import UserError
+from data_pipeline.prompt.tokenizer_files import find_tokenizer_files
 from ochat_train.export.portable_config import portable
 from ochat_train.model.config import load_base_config
 from ochat_train.recipe.sections.model import ModelSettings
@@ -87,6 +88,8 @@ def test_configurations_of_exports_do_not_contradict_themselves(model_type: str,
         ({"rope_theta": "1e4"}, "`rope_theta: '1e4'`, a text instead of a number; write it without quotes"),
         ({"pad_token_id": 420}, "`pad_token_id: 420`, and the model has 420 rows; set `pad_token_id: null`"),
         ({"torch_dtype": "fp16"}, "`torch_dtype: fp16` in its config.json is no dtype of torch"),
+        ({"dtype": 16}, "`dtype: 16` in its config.json is no dtype of torch"),
+        ({"attention_dropout": 1.5}, "`attention_dropout: 1.5`, and a share is at least 0 and below 1"),
         ({"quantization_config": "gptq"}, "`quantization_config` in its config.json is 'gptq', and not an object"),
         ({"vocab_size": "420"}, "write that entry of its config.json as transformers expects it"),
         ("[]", "config.json: is damaged: expected a JSON object"),
@@ -107,8 +110,18 @@ def test_files_beside_the_weights(tmp_path: Path) -> None:
         load(tmp_path, {})
     (tmp_path / "config.json").unlink()
     settings = ModelSettings(path=str(tmp_path), template="chatml", max_length_tokens=8)
-    with pytest.raises(UserError, match=r"has no config\.json"):
+    with pytest.raises(UserError, match=r"has no config\.json.*; name the folder of a model$"):
         load_base_config(settings, 300)
+    (tmp_path / "checkpoint-20").mkdir()
+    (tmp_path / "checkpoint-20" / "config.json").touch()
+    with pytest.raises(UserError, match=r"for example .*checkpoint-20$"):
+        load_base_config(settings, 300)
+    (tmp_path / "recipe.json").touch()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="export the run"):
+        load_base_config(settings, 300)
+    with pytest.raises(UserError, match="is the folder of a run, and not a model; export the run"):
+        find_tokenizer_files(str(tmp_path))
 
 
 def test_what_a_base_returns_by_itself_is_not_asked_for(tmp_path: Path) -> None:
