@@ -85,6 +85,13 @@ async def cancelled(task: asyncio.Task[None] | None) -> None:
             await task
 
 
+async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel tasks and wait until they have cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class EngineError(Exception):
     """An engine failed at an answer. The text is for the person who runs the server, not for its clients."""
 

@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from ochat_train import __version__
 from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference.choose import EngineOptions, make_engine
-from ochat_train.inference.engine import Engine
+from ochat_train.inference.engine import Engine, ended
 from ochat_train.inference.served_model import ServedModel, load_served_model
 from ochat_train.report.eval_page import eval_page
 from ochat_train.respondents import export, url
@@ -157,8 +157,7 @@ async def _plan_and_ask(
         await (starting or opened.start())
     finally:
         if starting is not None:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            await ended([starting])
     return plan, await _ask(plan, store, num_done, options)
 
 

@@ -20,6 +20,7 @@ from ochat_train.inference.engine import (
     EngineUnavailable,
     Piece,
     TokenLogprob,
+    ended,
 )
 from ochat_train.serving.errors import ApiError, too_many, unavailable
 
@@ -99,13 +100,6 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         return await asyncio.gather(*tasks)
     finally:
         await ended(tasks)
-
-
-async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel tasks and wait until they have cleaned up."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, T], *, seconds: float) -> T:
