@@ -40,7 +40,10 @@ class AnswerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
-    """A token of an answer. logprob: natural logarithm. alternatives: text -> logprob, the likeliest first."""
+    """A token of an answer. logprob: natural logarithm. alternatives: text -> logprob, the likeliest first.
+
+    Bytes that are not a whole character are in a text as `surrogateescape` writes them; see `TokenTexts`.
+    """
 
     text: str
     logprob: float

@@ -167,6 +167,10 @@ function speak(text) {
 }
 
 function fitInput() {
+  if ($("input").value.length > MOST_DRAWN) {  // it is as high as it may be; to measure it would take seconds
+    $("input").style.height = "100vh";
+    return;
+  }
   $("input").style.height = "auto";
   $("input").style.height = `${$("input").scrollHeight + 2}px`;
 }

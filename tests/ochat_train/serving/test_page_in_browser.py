@@ -336,6 +336,25 @@ def test_errors_are_shown_where_the_answer_would_be(server: StandIn, opened: Ope
     tab.locator(".markdown").get_by_text("GPT4 Correct: three after 2").wait_for()
 
 
+def test_a_pasted_book_is_sent_whole_and_drawn_when_asked_for(server: StandIn, opened: Open) -> None:
+    """Placing letters of many scripts took a minute for 200 kB, in which nothing of the page moved."""
+    tab, most = opened(), 10_000
+    server.script = lambda body: ["read"]
+    short, book = "x" * most, "x" * (most - 1) + "\U0001f642" + "word " * 30_000
+    for turns, text in enumerate((short, book), 1):
+        tab.locator(".column").first.wait_for()
+        tab.evaluate("text => { $('input').value = text; $('input').oninput(); }", text)
+        assert tab.evaluate("() => $('input').clientHeight / innerHeight") < 0.5
+        tab.locator("#input").press("Enter")
+        answered(tab, turns=turns)
+    assert texts(tab, ".said")[0] == short, "the control: all of it"
+    said = tab.locator(".said").nth(1)
+    assert said.inner_text() == f"{'x' * (most - 1)}… Show all {len(book.encode('utf-16-le')) // 2:,} characters"
+    assert server.bodies[-1]["messages"][-1]["content"] == book
+    said.locator("button").click()
+    assert said.evaluate("node => node.textContent") == book
+
+
 def test_a_phone_has_no_horizontal_scroll(server: StandIn, opened: Open) -> None:
     server.script = lambda body: [
         "x" * 300,

@@ -21,13 +21,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
-from ochat_train.serving import chat, guard
-from ochat_train.serving import server as server_module
+from ochat_train.serving import chat, connections, guard
 from ochat_train.serving.admission import Admission
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.guard import ROUTES
 from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys
-from ochat_train.serving.request_log import RequestLog
+from ochat_train.serving.request_log import RequestLog, RequestRecord
 from ochat_train.serving.server import Complaints, bind, is_loopback
 from ochat_train.serving.settings import Limits
 from tests.support.scripted_engine import Running, ScriptedEngine, serving
@@ -109,7 +108,7 @@ def test_keys_are_checked_before_the_body_is_read() -> None:
 
 def test_keys_are_read_from_all_places(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# mine\nsk-file\n\n  sk-second  \n")
+    file.write_text("\ufeffsk-file\r\n# mine\r\n\r\n  sk-second  \r\n", newline="")  # as an editor of Windows writes it
     keys = read_keys(["sk-KEY1", "sk-KEY2"], file, {KEYS_VARIABLE: "sk-a, sk-b"})
     assert len(keys) == 6
     for key in ("sk-KEY1", "sk-KEY2", "sk-file", "sk-second", "sk-a", "sk-b"):
@@ -126,6 +125,7 @@ def test_keys_are_read_from_all_places(tmp_path: Path) -> None:
         ([""], None, {}),
         (["sk-\u00e9"], None, {}),
         (["sk a"], None, {}),
+        (["\ufeffsk-a"], None, {}),
     ):
         with pytest.raises(UserError) as raised:
             read_keys(arguments, named, environment)
@@ -211,7 +211,7 @@ NEXT = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"  # in the body by one 
 
 def _bytes_of(protocol: type[asyncio.Protocol], headers: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> bytes:
     """All that comes back for a body in chunks, with these headers, and for another request behind it."""
-    monkeypatch.setattr(server_module, "AutoHTTPProtocol", protocol)
+    monkeypatch.setattr(connections, "AutoHTTPProtocol", protocol)
     body = json.dumps({"messages": HI}).encode()
     chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     lines = [f"POST {CHAT} HTTP/1.1", "host: localhost", "content-type: application/json", *headers]
@@ -602,6 +602,31 @@ def test_a_log_that_cannot_be_written_ends_no_request(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count("cannot be written") == 1
     with pytest.raises(UserError, match="--log-file"):
         RequestLog(file=tmp_path / "ochat.log" / "below", prints=False)
+
+
+def test_a_log_that_is_moved_or_removed_is_begun_again(tmp_path: Path) -> None:
+    """As logrotate does it, and by another server with the same file; closing on a full disk is no error."""
+    file = tmp_path / "logs" / "ochat.log"
+    log, other = (RequestLog(file=file, prints=False) for _ in range(2))
+
+    def write(*logs: RequestLog) -> None:
+        for number, one in enumerate(logs):
+            one.write(RequestRecord(id=f"req-{number}", time="now", method="GET"))
+
+    write(log, other)
+    file.rename(tmp_path / "old")
+    write(log, other, log)
+    assert [len(path.read_text().splitlines()) for path in (tmp_path / "old", file)] == [2, 3]
+    assert file.stat().st_mode & 0o077 == 0
+    file.unlink()
+    file.parent.rmdir()
+    write(log)
+    assert len(file.read_text().splitlines()) == 1
+    file.unlink()
+    file.symlink_to("/dev/full")
+    write(log)
+    for one in (log, other):
+        one.close()
 
 
 def test_lines_for_people_have_no_texts(capsys: pytest.CaptureFixture[str]) -> None:
