@@ -16,7 +16,7 @@ TEXTS = [
     "low",
     "",
     'a "quote" \\ and\n\t\x00 line',
-    "日本 \u2028 👩‍👩‍👧",
+    "日本 👩‍👩‍👧",
     "half \ud83d",
     _MARK,
     f'"{_MARK}"',

@@ -367,7 +367,10 @@ def test_a_phone_has_no_horizontal_scroll(server: StandIn, opened: Open) -> None
     tab.locator("#show-settings").click()
     parts = "[document.documentElement, document.body, document.querySelector('#columns')]"
     is_wide = f"{parts}.some(node => node.scrollWidth > node.clientWidth)"
-    assert tab.evaluate(is_wide) is False
+    for width in (400, 320):  # 320: 1,280 at a zoom of 400 %
+        tab.set_viewport_size({"width": width, "height": 800})
+        assert tab.evaluate(is_wide) is False, width
+        assert tab.evaluate("document.querySelector('h1').clientWidth") > 50, "the name can be read"
     tab.get_by_role("button", name="Prompt as sent").first.click()
     tab.locator("#prompt-dialog[open]").wait_for()
     assert tab.evaluate(is_wide) is False

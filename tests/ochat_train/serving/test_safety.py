@@ -528,7 +528,7 @@ def test_the_first_signal_lets_answers_finish_and_refuses_new_ones() -> None:
 
 
 @pytest.mark.parametrize("second", [True, False], ids=["second signal", "end of the time"])
-def test_what_does_not_finish_is_ended(second: bool) -> None:
+def test_what_does_not_finish_is_ended(second: bool, capsys: pytest.CaptureFixture[str]) -> None:
     engine = endless()
     with serving(engine, limits=Limits(drain_seconds=30 if second else 0.1)) as server:
         leaving = threading.Thread(target=lambda: _ignoring(lambda: ask(server)))
@@ -541,6 +541,9 @@ def test_what_does_not_finish_is_ended(second: bool) -> None:
         assert not server.thread.is_alive()
         leaving.join()
         assert (engine.num_running, engine.is_closed) == (0, True)
+    said = capsys.readouterr().err
+    assert "ended 1 request before the answer was complete" in said
+    assert "Traceback" not in said
 
 
 def _ignoring(work: Callable[[], Any]) -> None:
