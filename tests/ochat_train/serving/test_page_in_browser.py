@@ -353,6 +353,12 @@ def test_a_pasted_book_is_sent_whole_and_drawn_when_asked_for(server: StandIn, o
     assert server.bodies[-1]["messages"][-1]["content"] == book
     said.locator("button").click()
     assert said.evaluate("node => node.textContent") == book
+    tab.locator(".column").first.get_by_role("button", name="Prompt as sent").nth(1).click()
+    tab.locator("#prompt-dialog[open]").wait_for()
+    assert len(tab.locator("#prompt-text").text_content()) < most + 100
+    ids = tab.locator("#prompt-ids")
+    assert "more ids" in ids.text_content()
+    assert ids.locator("span, b").count() == 4000
 
 
 def test_a_phone_has_no_horizontal_scroll(server: StandIn, opened: Open) -> None:
