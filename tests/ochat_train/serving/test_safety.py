@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from data_pipeline.errors import UserError
-from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
+from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineRefused, EngineUnavailable
 from ochat_train.serving import chat, connections, guard
 from ochat_train.serving.admission import Admission
 from ochat_train.serving.errors import ApiError
@@ -483,6 +483,7 @@ def test_an_engine_that_is_not_there_is_a_503() -> None:
         (EngineUnavailable("secret cause"), 503, "engine_unavailable"),
         (EngineBusy("secret cause"), 429, "queue_full"),
         (EngineError("secret cause"), 500, "engine_failed"),
+        (EngineRefused("secret cause"), 500, "engine_failed"),
     ]
     engine = ScriptedEngine()
     with serving(engine) as server:
@@ -493,6 +494,13 @@ def test_an_engine_that_is_not_there_is_a_503() -> None:
                 assert error_of(response) == (status, code)
                 assert "secret" not in response.text
                 assert status == 500 or int(response.headers["retry-after"]) > 0
+        for failure, status in ((EngineRefused("secret cause"), 400), (EngineError("secret cause"), 500)):
+            engine.failure = failure
+            for stream in (False, True):  # only the engine knows what a schema may hold
+                response = ask(server, stream=stream, response_format={"type": "json_object"})
+                assert response.status_code == status
+                assert response.json()["error"]["param"] == ("response_format" if status == 400 else None)
+                assert "secret" not in response.text
         engine.fails_after = 1
         assert error_of(ask(server)) == (500, "engine_failed")
         *events, last = events_of(ask(server, stream=True))
