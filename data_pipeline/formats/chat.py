@@ -169,7 +169,7 @@ class ChatReader:
             raise RowError(
                 "unknown_role",
                 f"{where}.{key}: unknown role {shown(role)}; known: {known}, and other names of these; say which of "
-                f"{', '.join(ROLES_OF_RECIPES)} it is with `fields: {{roles: {{{role}: ...}}}}`",
+                f"{', '.join(ROLES_OF_RECIPES)} it is with `fields: {{roles: {{{shown(role)}: ...}}}}`",
             )
         return found
 

@@ -8,22 +8,11 @@ from typing import Any
 
 from data_pipeline import nesting
 from data_pipeline.errors import RowError
-from data_pipeline.formats.fields import CONTENT_KEYS, INPUTS, PROMPTS, ROLE_KEYS, ROLES, SYSTEMS, Fields
+from data_pipeline.formats.fields import ANSWERS, CONTENT_KEYS, INPUTS, PROMPTS, ROLE_KEYS, ROLES, SYSTEMS, Fields
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.text_rules import shown
 
 _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "data")
-_ANSWERS = (
-    "output",
-    "completion",
-    "response",
-    "generated_solution",
-    "solution",
-    "answer",
-    "targets",
-    "assistant",
-    "gpt",
-)
 _ANSWER_LISTS = ("answers", "completions", "responses")
 _ANSWER_TEXTS = ("answer", "response", "text", "content", "completion", "output")
 
@@ -77,7 +66,7 @@ def layout_of(row: Any) -> Layout | str:
 
 def _value_of_another_kind(row: Mapping[str, Any]) -> str | None:
     """What to say of a row with a usual key whose value is neither text nor messages, None without one."""
-    for key in (*_LISTS, *_ANSWER_LISTS, *_ANSWERS, *PROMPTS, *INPUTS, "chosen", "rejected"):
+    for key in (*_LISTS, *_ANSWER_LISTS, *ANSWERS, *PROMPTS, *INPUTS, "chosen", "rejected"):
         value = row.get(key)
         if isinstance(value, RowError):
             return f"`{key}`: {value}"
@@ -197,7 +186,7 @@ def _ranked(row: Mapping[str, Any]) -> Layout | None:
 def _prompt_answer(row: Mapping[str, Any]) -> Layout | None:
     """A prompt and an answer, each under exactly one of the usual names."""
     kinds = str | list
-    answers = [name for name in _ANSWERS if isinstance(row.get(name), kinds)]
+    answers = [name for name in ANSWERS if isinstance(row.get(name), kinds)]
     prompts = [name for name in PROMPTS if isinstance(row.get(name), kinds)]
     inputs = [name for name in INPUTS if isinstance(row.get(name), str)]
     if not prompts and not inputs:  # a list of messages is the prompt itself, whatever its name

@@ -20,13 +20,17 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(_TOOLS, "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),
 }
-# The keys of a message, of the system text, and of a prompt and of what follows it; the first that
-# a row has is read.
+# The keys of a message, of the system text, and of a prompt, of what follows it, and of an answer;
+# the first that a row has is read.
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message")
 SYSTEMS = ("system", "system_prompt")
 PROMPTS = ("instruction", "prompt", "question", "query", "problem", "inputs", "user", "human")
 INPUTS = ("input", "context")
+ANSWERS = (
+    *("output", "completion", "response", "generated_solution", "solution", "answer", "targets"),
+    *("assistant", "gpt"),
+)
 ROLES_OF_RECIPES = ("user", "assistant", "system", "tool")
 
 

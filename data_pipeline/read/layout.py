@@ -18,7 +18,7 @@ from data_pipeline.read import sources
 from data_pipeline.read.chunks import Chunk, LinesChunk, ParquetChunk
 from data_pipeline.read.rows import RowReader
 from data_pipeline.settings.data import DataSettings
-from data_pipeline.settings.problems import HOLD_CONVERSATIONS
+from data_pipeline.settings.problems import HOLD_CONVERSATIONS, ignored_conversations
 from data_pipeline.settings.sources import FieldSettings, SourceSettings
 from data_pipeline.text_rules import shown
 
@@ -51,6 +51,9 @@ def resolved(data: DataSettings, *, say: Callable[[str], None] = lambda text: No
     for number, source in enumerate(data.sources):
         if source.format == "auto":
             source = resolved_source(source, data=data, where=f"data.sources.{number}")
+            if names := ignored_conversations(source, data.ignore_fields):
+                problem = f"`{names[0]}` holds the conversations of data.sources.{number} ({source.path})"
+                raise UserError("data.ignore_fields", problem, "remove it")
             say(f"{source.path}: read as `{Layout(format=source.format, fields=source.row_fields)}`")
         found.append(source)
     return data.model_copy(update={"sources": found})

@@ -14,7 +14,7 @@ from uuid import UUID
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.chat import PLACES, refuse_placeholder
-from data_pipeline.formats.fields import INPUTS, PROMPTS, SYSTEMS, without
+from data_pipeline.formats.fields import ANSWERS, INPUTS, PROMPTS, SYSTEMS, without
 from data_pipeline.formats.known_keys import ALWAYS_HARMLESS, is_media
 from data_pipeline.formats.marks import ROW_MARKS
 from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
@@ -26,6 +26,7 @@ from data_pipeline.settings.sources import SourceSettings
 from data_pipeline.text_rules import shown
 from data_pipeline.weight import LARGEST_WEIGHT
 
+_MAY_BE_NAMES = frozenset(("user", "human", "assistant", "gpt"))  # of somebody, or of a model
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
@@ -148,11 +149,18 @@ class RowReader:
                 raise UnreadFieldError(name, value, kind)
 
     def _second_prompts(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-        """Prompts, inputs and system texts of a row that are not read: a single word may be what is asked."""
-        for name in (*SYSTEMS, *(() if self._fields.prompt is None else (*PROMPTS, *INPUTS))):
+        """Prompts, inputs, system texts and answers of a row that are not read: a single word may be what is asked.
+
+        Beside an answer of several words, one of a single word is what a checker compares it with.
+        """
+        names = [*SYSTEMS, "instruction"] if self._fields.prompt is None else [*SYSTEMS, *PROMPTS, *INPUTS]
+        answer = row.get(self._fields.answer or "")
+        if isinstance(answer, str) and len(answer.split()) == 1:
+            names += ANSWERS
+        for name in names:
             value = row.get(name)
             kinds = str | int | float if name in INPUTS else str
-            if name in self._read or name in ("user", "human") or isinstance(value, bool):  # may be somebody's name
+            if name in self._read or name in _MAY_BE_NAMES or isinstance(value, bool):
                 continue
             if isinstance(value, kinds) and str(value).strip():
                 yield name, value, "an input" if name in INPUTS else "a second text of this kind"

@@ -14,7 +14,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.detect import layout_of
 from data_pipeline.prepare.fingerprints import input_fingerprints
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.read.layout import found_layout, in_layout
+from data_pipeline.read.layout import found_layout, in_layout, resolved
 from data_pipeline.read.rows import RowReader, parse_row
 from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows
@@ -294,6 +294,12 @@ def test_new_keys_at_their_defaults_leave_the_fingerprint_of_the_settings(
         ({"format": "messages", "answer_classes": {"chosen": "good"}}, "is for rows with two answers"),
         ({"format": "preference", "class": "good", **PAIR}, "give one of `class`"),
         ({"format": "messages", "class": "good", "fields": {"weight": "w", "masked": "w"}}, "name the same key"),
+        (
+            {"format": "messages", "class": "good", "fields": {"tools": "messages"}},
+            "`fields.tools` and `fields.messages`",
+        ),
+        ({"format": "messages", "class": "good", "fields": {"role": "content"}}, "name the same key, `content`"),
+        ({"format": "prompt_answer", "class": "good", "fields": {"input": "completion"}}, "name the same key"),
         ({"format": "openchat", "class": "good", "fields": {"roles": {"x": "user"}}}, "no other roles"),
         ({"format": "messages", "class": "good", "fields": {"message": "w"}}, "message"),
     ],
@@ -310,8 +316,18 @@ def test_what_a_conversation_can_do_without_may_be_ignored(tmp_path: Path, small
     [whole] = RowReader(settings("messages"))(row, "a:1")
     assert (whole.system, whole.id, bool(whole.tools)) == ("Be brief.", "x", True)
     described = [{"path": "a.jsonl", "format": "messages", "class": "expert"}]
-    with pytest.raises(ValueError, match="`messages` holds the conversations"):
-        make_job(tmp_path, described, small_tokenizer_dir, ignore_fields=["messages"])
+    for name in ("messages", "messages.content", "messages.role"):
+        with pytest.raises(ValueError, match=f"`{name}` holds the conversations"):
+            make_job(tmp_path, described, small_tokenizer_dir, ignore_fields=[name])
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": CHAT}])
+    auto = [{"path": str(path), "format": "auto", "class": "expert"}]
+    for name in ("messages", "messages.content"):
+        job = make_job(tmp_path / "prepared", auto, small_tokenizer_dir, ignore_fields=[name])
+        with pytest.raises(UserError, match=f"`{name}` holds the conversations of data.sources.0"):
+            resolved(job.data)
+    assert resolved(make_job(tmp_path, auto, small_tokenizer_dir, ignore_fields=["messages.weight"]).data), (
+        "the control"
+    )
 
 
 def test_two_classes_that_one_value_may_mean_are_refused(tmp_path: Path, small_tokenizer_dir: Path) -> None:

@@ -84,6 +84,19 @@ def test_a_prompt_under_another_name_of_the_user_is_the_same_prompt(name: str) -
     assert [message.content for message in found.messages] == [QUESTION, ANSWER]
 
 
+def test_of_two_answers_of_one_word_none_is_taken_silently() -> None:
+    row = {"question": QUESTION, "answer": "Paris", "output": "London"}
+    fields = {"prompt": "question", "answer": "output"}
+    with pytest.raises(UnreadFieldError, match="`answer`"):
+        read(row, format="prompt_answer", fields=fields)
+    for value in ("London", None, ""):
+        assert read({**row, "answer": value, "gpt": "4"}, format="prompt_answer", fields=fields).messages[1].content
+    long = {**row, "output": "It is London.", "answer": "London"}
+    assert read(long, format="prompt_answer", fields=fields).messages[1].content == "It is London."
+    with pytest.raises(UnreadFieldError, match="`instruction`"):
+        read({"messages": CHAT, "instruction": "Translate"})
+
+
 SECOND = {
     "a_query": {"query": "Haus"},
     "an_input": {"input": "6*7"},
