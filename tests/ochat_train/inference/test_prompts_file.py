@@ -176,7 +176,7 @@ def test_a_temperature_that_is_none_is_refused(folder: Path, value: str) -> None
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
-    """JSON may hold other characters that end lines in Python; editors of Windows write a mark of the byte order and `\\r\\n`."""
+    """JSON may hold other characters that end lines in Python. Editors of Windows write a mark first, and `\\r\\n`."""
     texts = ["a\u2028b\u2029c\x85d", "two"]
     file = tmp_path / "prompts.jsonl"
     rows = [json.dumps(text, ensure_ascii=False) for text in texts]
