@@ -29,9 +29,7 @@ def results_text(results: EvalResults, *, tasks: bool = False) -> str:
 
 def shown_condition(condition: str | None) -> str:
     """A condition as people see it."""
-    if condition is None:
-        return "(the model's own)"
-    return visible_line(condition) or "(none)"
+    return "the model's own" if condition is None else visible_line(condition) or "no condition"
 
 
 def percent(value: float | None) -> str:
