@@ -132,7 +132,7 @@ def test_what_a_second_layout_holds_is_named_as_unread(tmp_path: Path) -> None:
 
 
 def test_both_answers_of_a_tie_are_of_one_row(tmp_path: Path) -> None:
-    """Each has a place of its own, by which its row is found."""
+    """The row of each is found by its place."""
     talk = ROWS["messages"]["messages"]
     row = {"conversation_a": talk, "conversation_b": talk, "winner": "both_bad", "quality": "good"}
     seen = look_at(str(write_jsonl(tmp_path / "a.jsonl", [{"id": 7, **row}])))
