@@ -63,7 +63,7 @@ _MARK_NAME = re.compile(
 )
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # in `isTrain`
 _REASONING_NAME = re.compile(
-    r"^(thoughts?|think|cot|chain_of_thought|rationale|scratchpad|reflection|(inner_|internal_)?monologue|"
+    r"^(thoughts?|think|cot|chain_of_thought|rationale|scratchpad|reflection|analysis|(inner_|internal_)?monologue|"
     r"(thinking|reasoning|thought)_(content|text|trace|process|steps?))$",
     re.I,
 )

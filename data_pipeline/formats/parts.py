@@ -20,6 +20,9 @@ from data_pipeline.text_rules import shown
 
 _TEXT_KINDS = ("text", "input_text", "output_text")  # the last two in OpenAI's Responses API
 _TEXT_PART_KEYS = frozenset(("type", "text", "weight", "annotations", "cache_control", "logprobs", "id"))
+_LINK_KEYS = frozenset(  # of an annotation that points to something and quotes nothing
+    ("type", "url", "title", "start_index", "end_index", "index", "file_id", "filename", "container_id")
+)
 _THINKING_KINDS = ("thinking", "reasoning")  # parts before the text, as Anthropic and Mistral write them
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _ARGUMENTS = ("arguments", "parameters", "input", "args")  # of a call: OpenAI, Llama, Anthropic, Gemini
@@ -163,7 +166,9 @@ def _stretch(part: Any, where: str) -> tuple[str, float | None]:
             "unsupported_content",
             f"{where}: only parts of type `text` are supported, found {shown(kind)}; remove the row",
         )
-    for key in part.keys() - _TEXT_PART_KEYS:
+    annotations = part.get("annotations")
+    quotes = [a for a in annotations or () if not (isinstance(a, Mapping) and a.keys() <= _LINK_KEYS)]
+    for key in [*(part.keys() - _TEXT_PART_KEYS), *(("annotations",) if quotes else ())]:
         if part[key] not in (None, "", [], {}):  # Parquet gives every part the keys of all parts
             raise RowError("unsupported_content", f"{where}.{key}: a part of type `text` with {shown(part[key])}")
     return text_of(part.get("text"), f"{where}.text"), weight_of(part.get("weight"), where)

@@ -171,7 +171,7 @@ def _parts(parsed: Sequence[ParsedRow]) -> list[str]:
     names = [one.answer for one in parsed]
     if len(names) == 1:
         return [""]
-    return [name if names.count(name) == 1 else f"{name}.{number}" for number, name in enumerate(names, 1)]
+    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
 
 
 def _is_said(text: str, parsed: Sequence[ParsedRow]) -> bool:

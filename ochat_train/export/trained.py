@@ -125,7 +125,8 @@ def set_generation(run: RunFolder, model: Any, config: Any) -> None:
     for part in {id(found): found for found in (model.config, text_config(model.config))}.values():
         part.eos_token_id = tokenizer.eos_token_id
         part.bos_token_id = tokenizer.bos_token_id
-        part.pad_token_id = tokenizer.pad_token_id
+        # whoever trains the export further gives the row of this token no gradient; generating does not read it
+        part.pad_token_id = None if tokenizer.pad_token_id in ends else tokenizer.pad_token_id
 
 
 def _ends_of_answers(run: RunFolder, tokenizer: Any) -> list[int]:

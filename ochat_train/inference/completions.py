@@ -16,6 +16,7 @@ from ochat_train.inference.engine import (
     AnswerSettings,
     EngineBusy,
     EngineError,
+    EngineRefused,
     EngineUnavailable,
     Finish,
     Piece,
@@ -357,6 +358,8 @@ def _error_of(status: int, text: str) -> EngineError:
         return EngineBusy(said)
     if status in (401, 403):
         return EngineError(f"the server refuses the key ({said})")
+    if status in (400, 422):
+        return EngineRefused(said)
     return EngineUnavailable(said) if status >= 500 else EngineError(said)
 
 

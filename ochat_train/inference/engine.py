@@ -104,6 +104,10 @@ class EngineBusy(EngineError):
     """The engine takes no more requests at the moment; asking again later helps."""
 
 
+class EngineRefused(EngineError):
+    """The engine does not take this request, and will not when it is asked again."""
+
+
 class Engine(Protocol):
     """Computes answers."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import resource
 import signal
 import socket
@@ -139,6 +140,8 @@ class _Server(uvicorn.Server):
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
+        # uvicorn writes a traceback for each request that a stop ends
+        logging.getLogger("uvicorn.error").addFilter(_is_no_stop)
         self._app, self._limits = app, limits
         self._drains_until: float | None = None
         self._has_said_so = False
@@ -180,7 +183,7 @@ class _Server(uvicorn.Server):
         if self._drains_until is not None and num_left and not (self._has_said_so or self.should_exit):
             self._has_said_so = True
             seconds = self._limits.drain_seconds
-            print_message(f"ending: {num_left} requests have {seconds:g} s to finish; another signal ends them")
+            print_message(f"ending: {seconds:g} s to finish {_requests(num_left)}; another signal ends at once")
         if self._drains_until is not None and (num_left == 0 or time.monotonic() >= self._drains_until):
             self.should_exit = True
         return await super().on_tick(counter)
@@ -188,9 +191,21 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the requests that are left, so that the engine is free when it is closed."""
         if self.force_exit or self._app.traffic.num_requests:
-            for task in list(self.server_state.tasks):
+            tasks = list(self.server_state.tasks)
+            if tasks:
+                print_message(f"ended {_requests(len(tasks))} before the answer was complete")
+            for task in tasks:
                 task.cancel()
         await super().shutdown(sockets=sockets)
+
+
+def _requests(number: int) -> str:
+    return f"{number} request{'' if number == 1 else 's'}"
+
+
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """A filter of a log: whether a record is about more than the end of a request by a stop."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _allow_many_connections() -> None:

@@ -154,8 +154,8 @@ def test_both_sides_of_a_tie_have_their_own_place_and_id() -> None:
     source = in_layout(SourceSettings.model_validate(described), found_layout("a", [("a:1", row)]))
     found = RowReader(source)(row, "a:1")
     assert [(one.place, one.id) for one in found] == [
-        ("a:1.bothbad.1", "7.bothbad.1"),
-        ("a:1.bothbad.2", "7.bothbad.2"),
+        ("a:1.bothbad-1", "7.bothbad-1"),
+        ("a:1.bothbad-2", "7.bothbad-2"),
     ]
     assert [one.id for one in RowReader(source)({**row, "winner": "model_b"}, "a:1")] == ["7.rejected", "7.chosen"]
 

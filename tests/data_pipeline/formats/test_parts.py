@@ -116,6 +116,8 @@ def test_stretches_of_text_keep_their_weights() -> None:
         spans=(Span(text="a ", weight=1.0), Span(text="b", weight=0.5), Span(text="", weight=0.0)),
     )
     assert answer(content=[{"type": "text", "text": "a"}, {"text": "b", "weight": 1}]).spans == ()
+    link = {"type": "url_citation", "url": "https://x.org", "title": "A page of the web", "start_index": 0}
+    assert answer(content=[{"text": "a", "annotations": [link]}, {"text": "b", "annotations": None}]).content == "ab"
     [user, *_] = read({"role": "assistant", "content": "x"}, row={"system": "s"}).messages
     assert user.spans == ()
 
@@ -147,6 +149,8 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "arguments with NaN": ("invalid_json", {"tool_calls": [{"name": "f", "arguments": '{"x": NaN}'}]}),
     "arguments in a list": ("wrong_type", {"tool_calls": [{"name": "f", "arguments": "[2]"}]}),
     "a part of another kind": ("unsupported_content", {"content": [{"type": "image_url", "weight": 1}]}),
+    "an annotation that quotes": ("unsupported_content", {"content": [{"text": "x", "annotations": [{"quote": "y"}]}]}),
+    "an annotation that is a text": ("unsupported_content", {"content": [{"text": "x", "annotations": "It is so."}]}),
     "a negative weight of a stretch": ("invalid_weight", {"content": [{"text": "x", "weight": -1}]}),
     "U+FDD0 in reasoning": ("reserved_character", {"content": "x", "reasoning": "a\ufdd0"}),
     "U+FDD0 in arguments": ("reserved_character", {"tool_calls": [{"name": "f", "arguments": {"x": "\ufdd0"}}]}),

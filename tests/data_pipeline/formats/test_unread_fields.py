@@ -59,6 +59,7 @@ UNREAD: dict[str, tuple[Any, list[str]]] = {
     "the_label_of_what_is_not_learned": (in_message(label=-100), ["messages.label"]),
     "labels_of_what_is_not_learned": (row(labels=[-100, 5]), ["labels"]),
     "a_word_of_reasoning": (in_message(thoughts="Hmm."), ["messages.thoughts"]),
+    "a_word_of_analysis": (in_message(analysis="Hmm."), ["messages.analysis"]),
     "a_word_of_thinking": (in_message(think="Hmm."), ["messages.think"]),
     "a_word_of_a_trace": (in_message(reasoning_trace="Hmm."), ["messages.reasoning_trace"]),
     "a_channel_of_reasoning": (in_message(channel="analysis"), ["messages.channel"]),

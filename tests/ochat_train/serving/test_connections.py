@@ -127,8 +127,8 @@ def test_headers_have_a_longest_length(protocol: type[asyncio.Protocol], monkeyp
     """Wherever they are: of the first request, of one behind it while it is in work, behind a body in chunks."""
     monkeypatch.setattr(connections, "AutoHTTPProtocol", protocol)
     expected = b"HTTP/1.1 431" if protocol is HttpToolsProtocol else b"HTTP/1.1 400"
-    long, one = b"X-Long: " + b"a" * 8_000_000, request()
-    many = b"".join(b"X-%d: a\r\n" % number for number in range(1_000_000))
+    long, one = b"X-Long: " + b"a" * 2_000_000, request()
+    many = b"".join(b"X-%d: a\r\n" % number for number in range(200_000))
     with serving() as server:
         assert all_of(server, request("Connection: close", f"X-Long: {'a' * (LONGEST - 1000)}")).startswith(
             b"HTTP/1.1 200"
@@ -149,7 +149,7 @@ def test_uvicorn_itself_takes_headers_of_any_length(monkeypatch: pytest.MonkeyPa
     """The control of the test before."""
     plain(HttpToolsProtocol, monkeypatch)
     with serving() as server:
-        found = all_of(server, request("Connection: close", f"X-Long: {'a' * 8_000_000}"))
+        found = all_of(server, request("Connection: close", f"X-Long: {'a' * 2_000_000}"))
         assert found.startswith(b"HTTP/1.1 200")
 
 

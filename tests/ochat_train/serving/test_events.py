@@ -10,7 +10,22 @@ import pytest
 from ochat_train.inference.engine import Piece, TokenLogprob
 from ochat_train.serving.events import _MARK, Events, Head
 
-TEXTS = ["low", "", 'a "quote" \\ and\n\t\x00 line', "日本 \u2028 👩‍👩‍👧", "half \ud83d", _MARK, f'"{_MARK}"']
+LINE_ENDS = "\n \r \x0b \x0c \x1c \x1d \x1e \x85 \u2028 \u2029 日本"
+TEXTS = [
+    LINE_ENDS,
+    "low",
+    "",
+    'a "quote" \\ and\n\t\x00 line',
+    "日本 👩‍👩‍👧",
+    "half \ud83d",
+    _MARK,
+    f'"{_MARK}"',
+]
+
+
+def test_a_text_would_end_lines_otherwise() -> None:
+    """The control of the lines of the next test."""
+    assert len(json.dumps(LINE_ENDS, ensure_ascii=False).splitlines()) == 4
 
 
 @pytest.mark.parametrize("with_usage", [False, True])
@@ -32,6 +47,7 @@ def test_events_of_text_are_those_of_a_document(text: str, with_usage: bool) -> 
         assert json.loads(found.removeprefix(b"data: ")) == document
         assert found.endswith(b"}\n\n")
         assert found.count(b"\n") == 2
+        assert len(found.decode().splitlines()) == 2, "an event is a line and an empty one, for every reader"
     last = events.of(0, Piece(text=text, num_tokens=1, finish="stop"))
     assert last.count(b"data: {") == bool(text) + 1
 
