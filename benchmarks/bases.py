@@ -118,6 +118,50 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "embedding_multiplier": 12.0,
         },
     ),
+    # families whose default config leaves out what a model needs
+    "deepseek_v2_experts": ("deepseek_v2", {"n_routed_experts": 8, "num_experts_per_tok": 2}),
+    "deepseek_v2_groups": (
+        "deepseek_v2",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+        },
+    ),
+    "dots1_experts": (
+        "dots1",
+        {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    ),
+    "hunyuan_v1_dense_heads": ("hunyuan_v1_dense", {"head_dim": 128}),
+    "hunyuan_v1_dense_dynamic": (
+        "hunyuan_v1_dense",
+        {"head_dim": 128, "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, **_ROPE}},
+    ),
+    "hunyuan_v1_moe_experts": ("hunyuan_v1_moe", {"head_dim": 128, "num_experts": 8, "moe_topk": 2}),
+    "lfm2_moe_conv": (
+        "lfm2_moe",
+        {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8, "num_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "ministral_heads": ("ministral", {"head_dim": 128}),
+    "nemotron_heads": ("nemotron", {"head_dim": 128, "num_key_value_heads": 8}),
+    "olmo3_yarn": (
+        "olmo3",
+        {
+            "sliding_window": 16,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 64,
+                    "attention_factor": 1.2,
+                    **_ROPE,
+                },
+                "sliding_attention": {"rope_type": "default", **_ROPE},
+            },
+        },
+    ),
     "falcon_alibi": ("falcon", {"alibi": True}),
     "olmo_clip": ("olmo", {"clip_qkv": 1.0}),
     "stablelm_parallel": ("stablelm", {"use_parallel_residual": True}),

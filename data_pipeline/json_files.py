@@ -13,6 +13,8 @@ from data_pipeline.text_rules import shown
 
 T = TypeVar("T")
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS would have replaced
+
 
 def read_text(path: Path, *, remedy: str = "") -> str:
     """The text of a small file. Raises UserError, with `remedy`, for one that cannot be read or is not UTF-8."""
@@ -24,9 +26,17 @@ def read_text(path: Path, *, remedy: str = "") -> str:
         raise UserError(path, f"is damaged, not UTF-8: {error}", remedy) from None
 
 
+def pointer_instead_of_file() -> tuple[str, str]:
+    """Problem and remedy of a file that begins with `LFS_POINTER`: a clone without Git LFS holds such files."""
+    problem = "is a pointer of Git LFS and not the file: the repository was cloned without Git LFS"
+    return problem, "install git-lfs and run `git lfs pull` in that folder"
+
+
 def read_json(path: Path, *, remedy: str = "") -> Any:
     """The value of a small JSON file. Raises UserError, with `remedy`, for one that cannot be read or is not JSON."""
     text = read_text(path, remedy=remedy)
+    if text.startswith(LFS_POINTER):
+        raise UserError(path, *pointer_instead_of_file())
     try:
         return nesting.loads(text)
     except ValueError as error:  # not JSON, a number of 5,000 digits, deep nesting

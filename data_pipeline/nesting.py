@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -54,11 +54,19 @@ def _levels(text: str, start: int) -> Iterator[tuple[int, int]]:
             return
 
 
-def loads(text: str | bytes, *, parse_constant: Callable[[str], Any] | None = None) -> Any:
-    """`json.loads`, of UTF-8. Raises ValueError for what is not JSON, and for more than MOST_LEVELS levels."""
+def no_constant(name: str) -> None:
+    """For `parse_constant` of `json.loads`: NaN and infinities, which are not JSON, raise ValueError."""
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def loads(text: str | bytes, *, constants: bool = True) -> Any:
+    """`json.loads`, of UTF-8. Raises ValueError for what is not JSON, and for more than MOST_LEVELS levels.
+
+    constants: whether NaN and infinities may be in it.
+    """
     text = text if isinstance(text, str) else text.decode("utf-8")
     try:
-        value = json.loads(text, parse_constant=parse_constant)
+        value = json.loads(text, parse_constant=None if constants else no_constant)
     except (ValueError, RecursionError):
         if is_text_too_deep(text):
             raise ValueError(TOO_DEEP) from None

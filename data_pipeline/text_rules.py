@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 # U+FDD0 is a Unicode noncharacter, reserved for use inside a program. The exported chat template puts it into control
@@ -40,6 +41,11 @@ def visible_line(text: str) -> str:
 def quoted(text: str) -> str:
     """A whole text that is safe to show, in quotes, so that people see an empty one, and where it ends."""
     return f"'{visible_line(text)}'"
+
+
+def some_names(names: Sequence[object], most: int = 3) -> str:
+    """The first names, and whether there are more."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def markdown_text(text: str) -> str:

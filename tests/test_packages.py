@@ -45,7 +45,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "optimizer": "",
     "checkpoint": "distributed optimizer recipe runs system",
     "planning": "adapter evaluation model optimizer recipe report system",
-    "init": "model planning recipe report system",
+    "init": "model planning recipe system",
     "tracking": "distributed evaluation recipe report runs system",
     "export": "adapter checkpoint evaluation model recipe report runs suites system",
     "hub": "adapter checkpoint distributed export model recipe runs system",

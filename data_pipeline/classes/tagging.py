@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data_pipeline.class_names import known_class
@@ -11,6 +11,7 @@ from data_pipeline.conversation import Conversation, PartWeights, TaggedConversa
 from data_pipeline.errors import RowError
 from data_pipeline.settings.data import DataSettings, class_specs, class_weights
 from data_pipeline.text_rules import shown
+from data_pipeline.weight import SMALLEST_WEIGHT
 
 UNCONDITIONED = "unconditioned"  # class name of OpenChat rows whose condition is ""
 
@@ -108,12 +109,24 @@ def tag(
             )
         else:
             weights.append(0.0)
+    _refuse_tiny(weights)
     return TaggedConversation(
         conversation=conversation,
         class_name=name,
         condition=classes[name].condition,
         message_weights=tuple(weights),
     )
+
+
+def _refuse_tiny(weights: Sequence[float]) -> None:
+    """Raise RowError for a weight that float32 would round to 0, or hold with few of its digits."""
+    for number, weight in enumerate(weights, 1):
+        if 0.0 < weight < SMALLEST_WEIGHT:
+            raise RowError(
+                "invalid_weight",
+                f"message {number}: its weight, with those of its row and class, is {weight:g}; give 0 or at least "
+                f"{SMALLEST_WEIGHT}",
+            )
 
 
 def _tag_from_row(conversation: Conversation) -> TaggedConversation:
@@ -125,6 +138,7 @@ def _tag_from_row(conversation: Conversation) -> TaggedConversation:
                 "invalid_weight", f"items[{number}].weight is missing; give it, or give the source a `class`"
             )
         weights.append(message.weight or 0.0)
+    _refuse_tiny(weights)
     return TaggedConversation(
         conversation=conversation,
         class_name=conversation.condition or UNCONDITIONED,

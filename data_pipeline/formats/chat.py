@@ -9,17 +9,18 @@ from typing import Any
 from data_pipeline import nesting
 from data_pipeline.conversation import Message
 from data_pipeline.errors import RowError
-from data_pipeline.formats.fields import ROLES, Fields
+from data_pipeline.formats.fields import CONTENT_KEYS, ROLE_KEYS, ROLES, ROLES_OF_RECIPES, Fields
 from data_pipeline.formats.known_keys import ALWAYS_HARMLESS, HARMLESS
 from data_pipeline.formats.marks import MARKS, ROW_MARKS, UNCLEAR_MARKS, Mark, joined_marks, mark_weight
 from data_pipeline.formats.parts import REASONING_KEYS, message_with_parts, text_of_content
 from data_pipeline.formats.row_format import ParsedRow
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
-from data_pipeline.formats.values import list_of, message_of, text_of
+from data_pipeline.formats.values import list_of, message_of
 from data_pipeline.text_rules import shown, text_problem
 from data_pipeline.weight import LARGEST_WEIGHT
 
-_PART_KEYS = frozenset((*REASONING_KEYS, "tool_calls", "tool_call_id", "name"))
+_ANSWER_PARTS = (*REASONING_KEYS, "tool_calls")
+_PART_KEYS = frozenset((*_ANSWER_PARTS, "tool_call_id", "name"))
 _SPEAKERS = ("user", "assistant")
 PLACES = ("<image>", "<video>", "<audio>")
 _OWN_LINE = re.compile(r"^[ \t]*<(image|video|audio)>[ \t]*$", re.M)
@@ -99,16 +100,17 @@ class ChatReader:
                 raise RowError("wrong_type", f"{where}: expected an object or text, found {shown(turn)}")
         return found
 
-    def _pair(self, turn: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    def _pair(self, turn: Mapping[str, Any], where: str) -> Sequence[Mapping[str, Any]]:
         """A turn that holds a prompt and its answer under the names of their roles."""
         known = {"system": "system", "input": "user", "output": "assistant", **self._roles}
-        turns: list[Mapping[str, Any]] = []
-        marks = {name: turn[name] for name in self._marks if turn.get(name) is not None}
+        turns: list[dict[str, Any]] = []
+        of_answer = [*self._marks, *(name for name in _ANSWER_PARTS if name not in self._ignored)]
+        more = {name: turn[name] for name in of_answer if turn.get(name) not in (None, "", [], {})}
         for name, value in turn.items():
             role = known.get(name) or known.get(name.lower())
             if role in ("system", "user", "assistant") and name not in self._ignored:
                 if value not in (None, "") or role == "assistant":
-                    turns.append({"role": role, "content": value, **(marks if role == "assistant" else {})})
+                    turns.append({"role": role, "content": value})
             elif name not in self._known:
                 self._refuse_content(name, value)
         if len({message["role"] for message in turns}) < len(turns):
@@ -117,7 +119,9 @@ class ChatReader:
             found = ", ".join(map(shown, list(turn)[:10])) or "none"
             raise RowError("missing_key", f"{where}: no key is the name of a role; found: {found}")
         order = ("system", "user", "assistant")
-        return sorted(turns, key=lambda message: order.index(message["role"]))
+        turns.sort(key=lambda message: order.index(message["role"]))
+        turns[-1].update(more)  # of the answer, where there is one
+        return turns
 
     def _row_weights(self, row: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> Sequence[Mark] | None:
         """The weights of the messages that a list of the row gives, None without one."""
@@ -164,8 +168,8 @@ class ChatReader:
                 raise RowError("unknown_role", f"{where}.{key}: unknown role {shown(role)}; {found_keys}")
             raise RowError(
                 "unknown_role",
-                f"{where}.{key}: unknown role {shown(role)}; known: {known}, and other names of these; add it with "
-                f"`fields: {{roles: {{NAME: assistant}}}}`",
+                f"{where}.{key}: unknown role {shown(role)}; known: {known}, and other names of these; say which of "
+                f"{', '.join(ROLES_OF_RECIPES)} it is with `fields: {{roles: {{{shown(role)}: ...}}}}`",
             )
         return found
 
@@ -184,7 +188,7 @@ class ChatReader:
             role = turn.get(role_key)
             found = known.get(role) if isinstance(role, str) else None
             roles.append(found or self.role_of(turn, f"{key}[{number}]"))
-        text = "" if system in (None, "") else text_of(system, system_key or "system")
+        text = "" if system in (None, "") else text_of_content(system, system_key or "system")
         num_kept = len(turns) - self._num_empty_at_end(turns, roles)
         messages: list[Message] = []
         for number, (role, turn) in enumerate(zip(roles, turns, strict=True)):
@@ -201,8 +205,6 @@ class ChatReader:
             else:
                 where = f"{key}, turn {number + 1}"
                 messages.append(self._with_parts(role, turn, content, where, f"{key}[{number}]", row_mark))
-        for message in messages:
-            refuse_placeholder(message, key)
         return ParsedRow(system=text, messages=messages, num_cut=len(turns) - num_kept)
 
     def _system_text(
@@ -218,6 +220,10 @@ class ChatReader:
             raise RowError("misplaced_system", f"{key}: a system message must be the first message, and the only one")
         if self._weight_of(turn, f"{key}[0]", row_mark):
             raise RowError("invalid_weight", f"{key}[0]: only assistant messages can have a weight, no system message")
+        for name in _ANSWER_PARTS:
+            if name not in self._ignored and turn.get(name) not in (None, "", [], {}):
+                problem = f"only assistant messages have such a part, found {shown(turn[name])}"
+                raise RowError("unsupported_content", f"{key}[0].{name}: {problem}")
         own = "" if content == "" else text_of_content(content, f"{key}[0].{self._content or 'content'}")
         if text and own and own != text:
             raise RowError("misplaced_system", f"both `system` and {key}[0] hold a system text; keep one")
@@ -246,12 +252,24 @@ class ChatReader:
 
     def _weight_of(self, turn: Mapping[str, Any], where: str, row_mark: Mark | None) -> float | None:
         """The weight that the marks of a message give. Every key that is not known is looked at."""
-        for name in turn.keys() - self._known:
+        for name in sorted(turn.keys() - self._known, key=str):
+            self._refuse_second(name, turn, where)
             self._refuse_content(name, turn[name])
         found = [] if row_mark is None else [row_mark]
         for name in self._marks & turn.keys():
             found.append((name, mark_weight(name, turn[name], where, more_is_more=self._own_marks.get(name))))
         return joined_marks(found, where) if found else None
+
+    def _refuse_second(self, name: str, turn: Mapping[str, Any], where: str) -> None:
+        """Raise an error for a text, even of one word, and for another speaker under a second of the usual keys."""
+        value = turn[name]
+        if not isinstance(value, str) or not value.strip():
+            return
+        if name in CONTENT_KEYS:
+            raise UnreadFieldError(f"{self._key}.{name}", value, "a second text")
+        second = ROLES.get(value.strip().lower()) if name in ROLE_KEYS else None
+        if second is not None and second != self.role_of(turn, where):
+            raise UnreadFieldError(f"{self._key}.{name}", value, "another speaker")
 
     def _refuse_content(self, name: str, value: Any) -> None:
         if isinstance(value, bool) and name not in HARMLESS:  # nothing but a mark is true or false of a message
@@ -265,29 +283,36 @@ class ChatReader:
         num = 0
         for turn in reversed(turns):
             value = turn.get(key)
-            if not (value is None or (isinstance(value, str) and not value.strip())):
+            if not _is_blank(value):
                 break
-            if any(turn.get(name) not in (None, "", [], {}) for name in _PART_KEYS - {"name", "tool_call_id"}):
+            if any(turn.get(name) not in (None, "", [], {}) for name in _ANSWER_PARTS):
                 break
             num += 1
         if not num:
             return 0
-        return num if "assistant" in roles[: len(roles) - num] or "function_call" in roles[: len(roles) - num] else 0
+        return 0 if {"assistant", "function_call"}.isdisjoint(roles[: len(roles) - num]) else num
 
 
-def refuse_placeholder(message: Message, key: str) -> None:
+def _is_blank(content: Any) -> bool:
+    """Whether the content of a message says nothing: null, white space, or parts of text that are so."""
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, Mapping) and len(part) <= 2 else part for part in content]
+        return all(text is None or (isinstance(text, str) and not text.strip()) for text in texts)
+    return content is None or (isinstance(content, str) and not content.strip())
+
+
+def refuse_placeholder(text: str, *, is_answer: bool) -> None:
     """Raise RowError for a text with the place of an image, a video or a sound.
 
     That is one alone on a line, or under a name that only processors of images write, and in what is not an answer
     also one at the beginning or end. Elsewhere `<image>` may be a tag that a conversation is about.
     """
-    text = message.content
     if "<" not in text and "[" not in text:
         return
-    at_edge = message.role != "assistant" and (text.startswith(PLACES) or text.endswith(PLACES))
+    at_edge = not is_answer and (text.startswith(PLACES) or text.endswith(PLACES))
     if at_edge or _OWN_LINE.search(text) or _PROCESSOR_PLACE.search(text):
         raise RowError(
-            "unsupported_content", f"{key}: a message holds the place of an image, video or sound; remove it or the row"
+            "unsupported_content", "a message holds the place of an image, video or sound; remove it or the row"
         )
 
 

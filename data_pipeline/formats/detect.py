@@ -7,28 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipeline import nesting
-from data_pipeline.formats.fields import ROLES, Fields
+from data_pipeline.errors import RowError
+from data_pipeline.formats.fields import ANSWERS, CONTENT_KEYS, INPUTS, PROMPTS, ROLE_KEYS, ROLES, SYSTEMS, Fields
 from data_pipeline.formats.table import FORMATS
+from data_pipeline.text_rules import shown
 
 _LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "data")
-_ROLE_KEYS = ("role", "from", "speaker", "author")
-_CONTENT_KEYS = ("content", "value", "text", "message")
-_PROMPTS = ("instruction", "prompt", "question", "query", "problem", "inputs", "user", "human")
-_INPUTS = ("input", "context")
-_ANSWERS = (
-    "output",
-    "completion",
-    "response",
-    "generated_solution",
-    "solution",
-    "answer",
-    "targets",
-    "assistant",
-    "gpt",
-)
 _ANSWER_LISTS = ("answers", "completions", "responses")
 _ANSWER_TEXTS = ("answer", "response", "text", "content", "completion", "output")
-_SYSTEMS = ("system", "system_prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +57,28 @@ def layout_of(row: Any) -> Layout | str:
     unclear = next((key for key in _LISTS if isinstance(row.get(key), str) and row[key].lstrip()[:1] in ("[", "{")), "")
     if unclear:
         return f"`{unclear}` is text that is neither JSON nor messages; write it as a list, or as JSON text"
+    if (odd := _value_of_another_kind(row)) is not None:
+        return odd
     if isinstance(row.get("text"), str):
         return "a single text, in which nothing says who speaks; make messages of it"
     return f"the keys {', '.join(map(repr, list(row)[:10])) or 'none'} are no known layout; name them in `fields`"
 
 
+def _value_of_another_kind(row: Mapping[str, Any]) -> str | None:
+    """What to say of a row with a usual key whose value is neither text nor messages, None without one."""
+    for key in (*_LISTS, *_ANSWER_LISTS, *ANSWERS, *PROMPTS, *INPUTS, "chosen", "rejected"):
+        value = row.get(key)
+        if isinstance(value, RowError):
+            return f"`{key}`: {value}"
+        if value not in (None, "", []) and (key in (*_LISTS, *_ANSWER_LISTS) or not isinstance(value, str | list)):
+            return f"`{key}` holds {shown(value)}, which is neither text nor a list of messages"
+    return None
+
+
 def _unread_instruction(row: Mapping[str, Any]) -> str | None:
     """Why the layout of a row stays open: its only prompt is an input, and a label may be its instruction."""
-    names = [name for name in _INPUTS if isinstance(row.get(name), str) and row[name].strip()]
-    if not names or any(row.get(name) for name in (*_PROMPTS, *_LISTS)) or "chosen" in row:
+    names = [name for name in INPUTS if isinstance(row.get(name), str) and row[name].strip()]
+    if not names or any(row.get(name) for name in (*PROMPTS, *_LISTS)) or "chosen" in row:
         return None
     for key in ("task", "title", "task_name", "topic", "subject"):
         if isinstance(value := row.get(key), str) and len(value.split()) > 1:
@@ -95,17 +94,28 @@ def _layout(name: str, row: Mapping[str, Any], **changes: Any) -> Layout:
 
 def _system(row: Mapping[str, Any], fields: Fields) -> str | None:
     """The key of the system text. Where two are filled, the first, and the other is named as a field that is unread."""
-    given = [name for name in _SYSTEMS if row.get(name) not in (None, "")]
+    given = [name for name in SYSTEMS if row.get(name) not in (None, "")]
     return given[0] if given else fields.system
 
 
 def _pairs(row: Mapping[str, Any]) -> Layout | None:
     if row.get("chosen") is not None and row.get("rejected") is not None:
-        prompt = next((name for name in _PROMPTS if row.get(name) not in (None, "")), "prompt")
+        prompts = [name for name in PROMPTS if row.get(name) not in (None, "")]
+        prompts += [name for name in _LISTS if _is_open(name, row)]
+        prompt = prompts[0] if prompts else "prompt"
         return _layout("preference", row, prompt=prompt)
     if {"conversation_a", "conversation_b", "winner"} <= row.keys():
         return _layout("preference", row, prompt=None, chosen="conversation_a", rejected="conversation_b")
     return None
+
+
+def _is_open(key: str, row: Mapping[str, Any]) -> bool:
+    """Whether a key holds messages of which the last waits for an answer."""
+    value = row.get(key)
+    if not isinstance(value, list) or _with_turns(key, value, row) is None or not isinstance(value[-1], Mapping):
+        return False
+    roles = {ROLES.get(str(value[-1].get(name)).strip().lower()) for name in ROLE_KEYS}
+    return bool(roles & {"user", "tool"})
 
 
 def _messages(row: Mapping[str, Any]) -> Layout | None:
@@ -129,8 +139,8 @@ def _with_turns(key: str, value: Any, row: Mapping[str, Any]) -> Layout | None:
         return _layout("turns", row, messages=key) if all(isinstance(turn, str) for turn in value) else None
     if not isinstance(first, Mapping):
         return None
-    role = next((name for name in _ROLE_KEYS if name in first), None)
-    content = next((name for name in _CONTENT_KEYS if name in first), None)
+    role = next((name for name in ROLE_KEYS if name in first), None)
+    content = next((name for name in CONTENT_KEYS if name in first), None)
     if role is not None and (content is not None or _any_content(value, role)):
         content = content or "content"
         base = "sharegpt" if (role, content) == ("from", "value") else "messages"
@@ -167,7 +177,7 @@ def _ranked(row: Mapping[str, Any]) -> Layout | None:
         value = row.get(key)
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             text = next((name for name in _ANSWER_TEXTS if name in value[0]), None)
-            prompt = next((name for name in _PROMPTS if isinstance(row.get(name), str)), None)
+            prompt = next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
             if text is not None and prompt is not None:
                 return _layout("ranked", row, prompt=prompt, answers=key, answer=text)
     return None
@@ -176,9 +186,11 @@ def _ranked(row: Mapping[str, Any]) -> Layout | None:
 def _prompt_answer(row: Mapping[str, Any]) -> Layout | None:
     """A prompt and an answer, each under exactly one of the usual names."""
     kinds = str | list
-    answers = [name for name in _ANSWERS if isinstance(row.get(name), kinds)]
-    prompts = [name for name in _PROMPTS if isinstance(row.get(name), kinds)]
-    inputs = [name for name in _INPUTS if isinstance(row.get(name), str)]
+    answers = [name for name in ANSWERS if isinstance(row.get(name), kinds)]
+    prompts = [name for name in PROMPTS if isinstance(row.get(name), kinds)]
+    inputs = [name for name in INPUTS if isinstance(row.get(name), str)]
+    if not prompts and not inputs:  # a list of messages is the prompt itself, whatever its name
+        inputs = [name for name in INPUTS if _is_open(name, row)]
     if not answers or not (prompts or inputs):
         return None
     if prompts[:1] == ["instruction"] and answers[0] == "output":

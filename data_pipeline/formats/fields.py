@@ -12,13 +12,25 @@ _ASSISTANTS = (
     *("gpt", "assistant", "model", "bot", "chatgpt", "chatbot", "ai", "bing", "bard", "claude", "palm", "gemini"),
     *("llama", "vicuna", "gpt-4", "gpt4", "gpt-3.5"),
 )
+_TOOLS = ("tool", "observation", "function_response", "ipython", "function", "tool_response", "tool_result")
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(_USERS, "user"),
     **dict.fromkeys(_ASSISTANTS, "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function_response", "ipython"), "tool"),
+    **dict.fromkeys(_TOOLS, "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),
 }
+# The keys of a message, of the system text, and of a prompt, of what follows it, and of an answer;
+# the first that a row has is read.
+ROLE_KEYS = ("role", "from", "speaker", "author")
+CONTENT_KEYS = ("content", "value", "text", "message")
+SYSTEMS = ("system", "system_prompt")
+PROMPTS = ("instruction", "prompt", "question", "query", "problem", "inputs", "user", "human")
+INPUTS = ("input", "context")
+ANSWERS = (
+    *("output", "completion", "response", "generated_solution", "solution", "answer", "targets"),
+    *("assistant", "gpt"),
+)
 ROLES_OF_RECIPES = ("user", "assistant", "system", "tool")
 
 

@@ -31,7 +31,7 @@ HARMLESS_KEYS: Mapping[str, str] = {
     "language and topic": """
         language languages lang language_code langdetect locale country state region category categories subcategory
         topic topics subtopic subject type types task task_type task_name tag tags label labels keyword keywords
-        difficulty level grade theme genre style field cluster
+        difficulty level grade theme genre style field cluster problem_type question_type
     """,
     "scores": """
         score scores score_chosen score_rejected reward rewards rating ratings rank quality helpfulness correctness
@@ -62,7 +62,11 @@ _MARK_NAME = re.compile(
     r"weight|loss|mask|(^|_)train|(^|_)learn|supervis|(^|_)(ignored?|skip(ped)?|excluded?|no_?grad)($|_)", re.I
 )
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # in `isTrain`
-_REASONING_NAME = re.compile(r"^(thoughts?|cot|chain_of_thought|rationale|scratchpad|reflection)$", re.I)
+_REASONING_NAME = re.compile(
+    r"^(thoughts?|think|cot|chain_of_thought|rationale|scratchpad|reflection|analysis|(inner_|internal_)?monologue|"
+    r"(thinking|reasoning|thought)_(content|text|trace|process|steps?))$",
+    re.I,
+)
 _MEDIA_NAME = re.compile(r"(^|_)(images?|audios?|videos?|pixel_values|bboxe?s?)($|_)", re.I)
 _CALL_NAME = re.compile(
     r"(^|_)(function|tool)_?calls?$|(^|_)calls$|^functions$|^arguments$|^(tool|action)_input$", re.I

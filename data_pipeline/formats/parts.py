@@ -14,13 +14,19 @@ from typing import Any
 from data_pipeline import nesting
 from data_pipeline.conversation import Message, Role, Span, ToolCall
 from data_pipeline.errors import RowError
+from data_pipeline.formats.known_keys import content_kind
 from data_pipeline.formats.values import object_of, text_of, weight_of
 from data_pipeline.text_rules import shown
 
 _TEXT_KINDS = ("text", "input_text", "output_text")  # the last two in OpenAI's Responses API
 _TEXT_PART_KEYS = frozenset(("type", "text", "weight", "annotations", "cache_control", "logprobs", "id"))
+_LINK_KEYS = frozenset(  # of an annotation that points to something and quotes nothing
+    ("type", "url", "title", "start_index", "end_index", "index", "file_id", "filename", "container_id")
+)
 _THINKING_KINDS = ("thinking", "reasoning")  # parts before the text, as Anthropic and Mistral write them
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_ARGUMENTS = ("arguments", "parameters", "input", "args")  # of a call: OpenAI, Llama, Anthropic, Gemini
+_CALL_KEYS = frozenset(("id", "type", "function", "name", *_ARGUMENTS))
 _THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _OPEN_THINK = re.compile(r"\s*<think>")
 
@@ -104,7 +110,7 @@ def tools_of(row: Mapping[str, Any]) -> str:
         raise RowError("wrong_type", f"tools: expected a list, found {shown(value)}")
     for number, tool in enumerate(value):
         object_of(tool, f"tools[{number}]")
-    return text_of(json.dumps(value, ensure_ascii=False), "tools")
+    return _as_json(value, "tools")
 
 
 def with_reasoning_of_tags(messages: Sequence[Message], key: str) -> list[Message]:
@@ -117,7 +123,12 @@ def with_reasoning_of_tags(messages: Sequence[Message], key: str) -> list[Messag
 
 
 def _untagged(message: Message, where: str) -> Message:
-    if message.role != "assistant" or not _OPEN_THINK.match(message.content):
+    if message.role != "assistant":
+        return message
+    if not _OPEN_THINK.match(message.content):
+        if "</think>" in message.content.partition("<think>")[0]:
+            problem = "`</think>` without `<think>` before it; write both around the reasoning, or none"
+            raise RowError("unsupported_content", f"{where}: {problem}")
         return message
     found = _THINK.match(message.content)
     if found is None:
@@ -155,7 +166,9 @@ def _stretch(part: Any, where: str) -> tuple[str, float | None]:
             "unsupported_content",
             f"{where}: only parts of type `text` are supported, found {shown(kind)}; remove the row",
         )
-    for key in part.keys() - _TEXT_PART_KEYS:
+    annotations = part.get("annotations")
+    quotes = [a for a in annotations or () if not (isinstance(a, Mapping) and a.keys() <= _LINK_KEYS)]
+    for key in [*(part.keys() - _TEXT_PART_KEYS), *(("annotations",) if quotes else ())]:
         if part[key] not in (None, "", [], {}):  # Parquet gives every part the keys of all parts
             raise RowError("unsupported_content", f"{where}.{key}: a part of type `text` with {shown(part[key])}")
     return text_of(part.get("text"), f"{where}.text"), weight_of(part.get("weight"), where)
@@ -171,6 +184,8 @@ def _reasoning_of(turn: Mapping[str, Any], where: str) -> str:
 
 
 def _tool_calls_of(value: Any, where: str) -> tuple[ToolCall, ...]:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _json_of(value, where)
     if not value:
         return ()
     if not isinstance(value, list):
@@ -182,15 +197,30 @@ def _tool_call(call: Mapping[str, Any], where: str) -> ToolCall:
     kind = call.get("type")
     if kind not in (None, "function"):
         raise RowError("unsupported_content", f"{where}.type: only functions can be called, found {shown(kind)}")
-    function = object_of(call["function"], f"{where}.function") if "function" in call else call
+    function = object_of(call["function"], f"{where}.function") if call.get("function") is not None else call
+    given = [key for key in _ARGUMENTS if function.get(key) not in (None, "", {})]
+    _refuse_unread(function, given, where)
+    if function is not call:
+        _refuse_unread(call, [key for key in _ARGUMENTS if call.get(key) not in (None, "", {})], where, most=0)
     name = text_of(function.get("name"), f"{where}.name")
     if not name.strip():
         raise RowError("unsupported_content", f"{where}.name: the function has no name")
     return ToolCall(
         name=name,
-        arguments=_arguments_of(function.get("arguments"), f"{where}.arguments"),
+        arguments=_arguments_of(function[given[0]], f"{where}.{given[0]}") if given else "{}",
         id=_optional_text(call, "id", where),
     )
+
+
+def _refuse_unread(call: Mapping[str, Any], given: Sequence[str], where: str, most: int = 1) -> None:
+    """Raise RowError for a key of a call that holds something and is not read. given: its keys with arguments, of which
+    there may be `most`.
+    """
+    for key in [*given[most:], *(call.keys() - _CALL_KEYS)]:
+        value = call[key]
+        if key in given or content_kind(key, value) is not None or (isinstance(value, Mapping) and value):
+            problem = f"is not read, found {shown(value)}; write the call as `name` and `arguments`, and nothing else"
+            raise RowError("unsupported_content", f"{where}.{key}: {problem}")
 
 
 def _arguments_of(value: Any, where: str) -> str:
@@ -200,15 +230,27 @@ def _arguments_of(value: Any, where: str) -> str:
     if isinstance(value, str):
         object_of(_json_of(value, where), where)
         return text_of(value, where)
-    return text_of(json.dumps(dict(object_of(value, where)), ensure_ascii=False), where)
+    return _as_json(dict(object_of(value, where)), where)
+
+
+def _as_json(value: Any, where: str) -> str:
+    """A value as JSON text. Raises RowError for what JSON has not: NaN, and times and decimals of Parquet."""
+
+    def refuse(item: Any) -> None:
+        raise item if isinstance(item, RowError) else TypeError(f"{shown(item)} is no value of JSON")
+
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=refuse)
+    except TypeError as error:
+        raise RowError("wrong_type", f"{where}: {error}; write it as text") from None
+    except ValueError:
+        raise RowError("wrong_type", f"{where}: NaN and infinite numbers are no values of JSON; remove them") from None
+    return text_of(text, where)
 
 
 def _json_of(text: str, where: str) -> Any:
-    def refuse(number: str) -> None:
-        raise ValueError(f"{number} is not a number of JSON")
-
     try:
-        return nesting.loads(text, parse_constant=refuse)
+        return nesting.loads(text, constants=False)
     except ValueError as error:
         raise RowError("invalid_json", f"{where}: not JSON ({error}), found {shown(text)}") from None
 

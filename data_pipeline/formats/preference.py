@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import Fields
-from data_pipeline.formats.prompt_answer import after_prompt, read_turns
+from data_pipeline.formats.prompt_answer import after_prompt, answer_turn, read_turns
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import is_transcript, prompt_messages, transcript
 from data_pipeline.formats.values import message_of, missing_key, system_of
@@ -19,6 +19,7 @@ _WINNERS: Mapping[str, tuple[str, str]] = {
     "model_b": ("rejected", "chosen"),
     "tie": ("tie", "tie"),
     "tie (bothbad)": ("bothbad", "bothbad"),
+    "both_bad": ("bothbad", "bothbad"),
 }
 ANSWERS = ("chosen", "rejected", "tie", "bothbad")
 
@@ -56,10 +57,8 @@ class PreferenceReader:
         prompt = row.get(fields.prompt) if fields.prompt and fields.prompt not in self._ignored else None
         if isinstance(value, list):
             return self._of_messages(row, key, value)
-        if isinstance(prompt, list):
-            return self._of_messages(row, key, [{"role": "assistant", "content": value}])
-        if isinstance(value, Mapping):
-            return self._of_messages(row, key, [value])
+        if isinstance(prompt, list) or isinstance(value, Mapping):
+            return self._of_messages(row, key, [answer_turn(value, prompt)])
         if prompt in (None, "") and is_transcript(value):
             return ParsedRow(system=system_of(row, fields.system), messages=transcript(value, key))
         messages = prompt_messages(prompt, fields.prompt or "prompt")

@@ -7,8 +7,8 @@ from typing import Any
 
 from data_pipeline.conversation import Message
 from data_pipeline.errors import RowError
-from data_pipeline.formats.chat import ChatReader, refuse_placeholder
-from data_pipeline.formats.fields import Fields
+from data_pipeline.formats.chat import ChatReader
+from data_pipeline.formats.fields import ROLES, Fields
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
 from data_pipeline.formats.transcripts import prompt_messages
 from data_pipeline.formats.unread import UnreadFieldError
@@ -35,8 +35,6 @@ class PromptAnswerReader:
         system = system_of(row, fields.system)
         messages = [*self._history(row), *self._prompt(row)]
         messages.append(message_of("assistant", row.get(fields.answer), None, fields.answer))
-        for message in messages:
-            refuse_placeholder(message, fields.prompt)
         return [ParsedRow(system=system, messages=messages)]
 
     def _prompt(self, row: Mapping[str, Any]) -> list[Message]:
@@ -69,9 +67,17 @@ class PromptAnswerReader:
         if self._history(row) or (fields.input is not None and row.get(fields.input)):
             raise RowError("wrong_type", f"{fields.prompt}: a list of messages, beside `{fields.input}` or a history")
         answer = row.get(fields.answer or "")
-        after = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+        after = answer if isinstance(answer, list) else [answer_turn(answer, row.get(fields.prompt or ""))]
         turns = after_prompt(row, fields.prompt, after, fields.answer or "", self._ignored)
         return read_turns(turns, key=fields.answer or "", system=row.get(fields.system or ""), ignored=self._ignored)
+
+
+def answer_turn(answer: Any, prompt: Any) -> Mapping[str, Any]:
+    """An answer as a turn after the turns of a prompt, under the same keys. One that is a turn is one already."""
+    if isinstance(answer, Mapping):
+        return answer
+    is_sharegpt = isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping) and "from" in prompt[0]
+    return {"from": "gpt", "value": answer} if is_sharegpt else {"role": "assistant", "content": answer}
 
 
 def after_prompt(
@@ -85,8 +91,8 @@ def after_prompt(
     if prompt in (None, "", []):
         return answer
     turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    own = next((speaker for turn in answer if (speaker := _said(turn)[0]) not in ("system", "developer")), "")
-    if own not in ("user", "human"):
+    own = next((speaker for turn in answer if (speaker := _said(turn)[0]) != "system"), "")
+    if own != "user":
         if answer and isinstance(answer[0], Mapping) and "from" in answer[0] and not isinstance(prompt, list):
             turns = [{"from": "human", "value": prompt}]
         return [*turns, *answer]
@@ -99,11 +105,12 @@ def after_prompt(
 
 
 def _said(turn: Any) -> tuple[str, Any]:
-    """Speaker and text of a turn."""
+    """Role and text of a turn."""
     if not isinstance(turn, Mapping):
         return "", turn
     role, text = (turn.get("role") or turn.get("from")), turn.get("content", turn.get("value"))
-    return str(role).lower(), text.strip() if isinstance(text, str) else text
+    name = str(role).strip().lower()
+    return ROLES.get(name, name), text.strip() if isinstance(text, str) else text
 
 
 def read_turns(turns: list[Any], *, key: str, system: Any, ignored: frozenset[str]) -> ParsedRow:

@@ -37,6 +37,8 @@ def weight_of(weight: Any, where: str, name: str = "weight") -> float | None:
 
 def text_of(value: Any, where: str) -> str:
     """A text that can be tokenized."""
+    if isinstance(value, RowError):  # a value of Parquet or Arrow that cannot be read
+        raise value
     if not isinstance(value, str):
         raise RowError("wrong_type", f"{where}: expected text, found {shown(value)}")
     if (problem := text_problem(value)) is not None:
@@ -63,6 +65,8 @@ def list_of(row: Mapping[str, Any], key: str) -> list[Any]:
     value = row.get(key)
     if key not in row:
         raise missing_key(row, key)
+    if isinstance(value, RowError):
+        raise value
     if not isinstance(value, list):
         raise RowError("wrong_type", f"{key}: expected a list, found {shown(value)}")
     if not value:

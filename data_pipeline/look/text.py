@@ -108,6 +108,11 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in filled]
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a head, columns aligned. Cells may hold names of users' data: what is not visible is escaped."""
+    return "\n".join(aligned([[visible_line(cell) for cell in line] for line in (head, *rows)]))
+
+
 def _row_head(row: ShownRow) -> str:
     return (
         f"row {row.number}  class {visible_line(row.class_name)}  condition {quoted(row.condition)}  "

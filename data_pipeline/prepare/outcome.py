@@ -27,10 +27,22 @@ def check_outcome(data: DataSettings, tally: Tally, splits: Mapping[Split, Split
         )
     if not splits["train"].conversations:
         reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.items()) or "the sources are empty"
-        raise UserError("data.sources", f"no conversation is left to train on ({tally.num_read} read; {reasons})")
+        what = f"no conversation is left to train on ({tally.num_read} read; {reasons})"
+        raise UserError("data.sources", what, _remedy(tally))
     if data.validation_ratio and not splits["validation"].conversations:
         raise UserError(
             "data.validation_ratio",
             f"{data.validation_ratio} of {tally.num_kept} conversations selects none",
             "raise it, or set it to 0 for no validation",
         )
+
+
+def _remedy(tally: Tally) -> str:
+    """What to do where every conversation was dropped, by the most frequent reason."""
+    remedies = {
+        "no_supervised_token": "give a class or a message a weight above 0, or raise `model.max_length_tokens`",
+        "other_class": "name a class of the rows in `data.only_classes`",
+        "overlong": "raise `model.max_length_tokens`, or set `data.overlong: truncate`",
+    }
+    most = max(tally.dropped, key=tally.dropped.__getitem__, default="")
+    return remedies.get(most, "docs/prepared-data.md says what is wrong with such rows" if most else "fill them")

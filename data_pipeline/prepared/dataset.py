@@ -32,7 +32,7 @@ from data_pipeline.ledger import Ledger
 FORMAT_VERSION = 2
 # Of the rules by which rows of text are read. A new one where a rule changes what is trained on, so that a dataset that
 # an older version read is prepared again.
-READER_VERSION = 2
+READER_VERSION = 3
 Split = Literal["train", "validation", "conditions"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "conditions")
 MANIFEST = "manifest.json"

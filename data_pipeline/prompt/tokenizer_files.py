@@ -9,6 +9,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import is_known_to_be_absent, offline_without_network
 from data_pipeline.hub_names import is_hub_id
 
+RUN_REMEDY = "export the run (`ochat export RUN --out FOLDER`) and name that folder"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -25,6 +26,8 @@ def find_tokenizer_files(name: str, *, revision: str | None = None, more: Sequen
     else:
         with offline_without_network():
             found = _download(name, revision, wanted)
+    if "tokenizer.json" not in found and is_run_folder(folder):
+        raise UserError("model", f"{name}: is the folder of a run, and not a model", RUN_REMEDY)
     if "tokenizer.json" not in found:
         raise UserError(
             "model",
@@ -33,6 +36,11 @@ def find_tokenizer_files(name: str, *, revision: str | None = None, more: Sequen
             "`model.tokenizer`",
         )
     return found
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is that of a run, which many take for the model that it trained."""
+    return (folder / "recipe.json").is_file() and (folder / "checkpoints").is_dir()
 
 
 def _download(name: str, revision: str | None, wanted: Sequence[str]) -> dict[str, Path]:

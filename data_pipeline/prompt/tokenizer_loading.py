@@ -65,6 +65,7 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> To
         added_control_tokens=added,
     )
     _check_spec(spec, path)
+    _check_ids(description, tokenizer, path)
     return spec
 
 
@@ -112,6 +113,22 @@ def _checked_description(path: Path) -> dict[str, Any]:
         problem = f"is damaged: its largest id is {largest:,}, more than a model has rows for"
         raise UserError(path, problem, TOKENIZER_REMEDY)
     return description
+
+
+def _check_ids(description: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> None:
+    """Raise UserError for added tokens whose ids are not those that the file says.
+
+    The library gives a token that the vocabulary lacks the next free id, in the order of the file, whatever id is
+    written there. A base that was trained with the written ids would answer with the rows of other tokens.
+    """
+    for token in description["added_tokens"]:
+        if (found := tokenizer.token_to_id(token["content"])) != token["id"]:
+            raise UserError(
+                path,
+                f"says that {shown(token['content'])} has the id {token['id']}, and the `tokenizers` library gives it "
+                f"{found}: ids of added tokens must follow the vocabulary without gaps, in the order of the file",
+                "save it again with the library that the base was trained with, or name another `model.tokenizer`",
+            )
 
 
 def _check_spec(spec: TokenizerSpec, path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.read.chunks import ArrowChunk, ParquetChunk
+from data_pipeline.read.columnar_rows import ColumnarRow
 
 _ROWS_AT_ONCE = 1024
 _CANNOT_READ = (OSError, ValueError, EOFError)  # pyarrow's own errors are among them
@@ -23,11 +24,34 @@ def batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     its place, for whoever needs it.
     """
     try:
-        return batch.to_pylist()  # type: ignore[no-any-return]
+        columns = [column.to_pylist() for column in batch.columns]
     except Exception:
         columns = [_values(column) for column in batch.columns]
-        names = batch.schema.names
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    columns = [
+        [_plain(value, column.type) for value in values] if _has_map(column.type) else values
+        for values, column in zip(columns, batch.columns, strict=True)
+    ]
+    names = batch.schema.names
+    return [ColumnarRow(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _has_map(kind: pa.DataType) -> bool:
+    return pa.types.is_map(kind) or any(_has_map(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A value with its maps, which come as lists of pairs, as objects."""
+    if value is None or isinstance(value, RowError):
+        return value
+    if pa.types.is_map(kind):
+        found = {key: _plain(item, kind.item_type) for key, item in value}
+        twice = RowError("duplicate_key", "a map has the same key twice; keep one")
+        return found if len(found) == len(value) else twice
+    if pa.types.is_struct(kind):
+        return {field.name: _plain(value[field.name], field.type) for field in kind}
+    if isinstance(value, list):
+        return [_plain(item, kind.value_type) for item in value]
+    return value
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -24,6 +24,7 @@ _KIND_OF_SUFFIX: dict[str, Kind] = {
     ".parquet": "parquet",
     **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow_file"),
 }
+_USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 DATA_SUFFIXES = tuple(_KIND_OF_SUFFIX)
 PACKED_SUFFIXES = tuple(suffix for packing in PACKINGS for suffix in packing.suffixes)
 EXPECTED = "expected JSON lines, JSON, CSV, TSV, Parquet or Arrow, also packed with gzip, zstd, bzip2 or xz"
@@ -74,6 +75,13 @@ def suffix_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def bare_name(path: Path) -> str:
+    """A name without the endings of packings and of one kind of data: `a.b` of `a.b.jsonl.gz`."""
+    while path.suffix.lower() in PACKED_SUFFIXES:
+        path = path.with_suffix("")
+    return path.stem if path.suffix.lower() in DATA_SUFFIXES else path.name
+
+
 def file_form(path: Path) -> FileForm:
     """What a file is. Raises UserError for one that holds no rows, which says what it is and what to do."""
     text, head = form_of(path)
@@ -91,7 +99,7 @@ def file_form(path: Path) -> FileForm:
     if not is_quoted_table and (kind := _json_kind(sample, is_whole)) is not None:
         return FileForm(kind=kind, text=text)
     _refuse_pages_and_bytes(path, sample)
-    if (delimiter := find_delimiter(sample, is_whole, is_table=named == "table")) is not None:
+    if (delimiter := find_delimiter(sample, is_whole, usual=_USUAL_DELIMITERS.get(suffix_of(path)))) is not None:
         return FileForm(kind="table", text=text, delimiter=delimiter)
     if named in ("lines", "document"):
         return FileForm(kind=named, text=text)  # its rows say what is wrong with them

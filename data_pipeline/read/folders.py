@@ -13,7 +13,10 @@ from data_pipeline.read.file_kinds import DATA_SUFFIXES, PACKED_SUFFIXES, file_f
 
 # Files that come with data and hold none. They are left out silently; docs/data_formats.md lists them.
 _COMPANIONS = frozenset(
-    ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "_success", "croissant.json", "thumbs.db")
+    (
+        *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "croissant.json", "thumbs.db"),
+        *("_success", "_metadata", "_common_metadata"),  # of Spark and Dask
+    )
 )
 _COMPANION_STEMS = frozenset(("readme", "license", "licence", "notice", "citation", "changelog"))
 _COMPANION_FOLDERS = frozenset(("__pycache__", "__macosx"))
@@ -78,6 +81,9 @@ def _below(folder: Path, found: Walk) -> Iterator[Path]:
         return
     found._folders.add((status.st_dev, status.st_ino))
     names = {entry.name: entry for entry in os.scandir(folder)}
+    if "_delta_log" in names:
+        problem = "is a Delta table, whose files may hold rows that were removed"
+        raise UserError(folder, problem, "write the table as Parquet, and name that folder")
     if "state.json" in names and any(name.endswith(".arrow") for name in names):
         names = {name: entry for name, entry in names.items() if name != "state.json"}
     for name in sorted(names):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import Problem, UserError
 from data_pipeline.file_hashes import hash_files
-from data_pipeline.read.file_kinds import file_form
+from data_pipeline.read.file_kinds import bare_name, file_form
 from data_pipeline.read.folders import Walk, dead_link, own_folder, walk
 from data_pipeline.read.splits import CardFiles, SplitNames, card_subsets, several_splits, split_names
 from data_pipeline.settings.sources import SourceSettings
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,10 @@ def _find(source: SourceSettings, *, where: str) -> FoundFiles:
         raise dead_link(path)
     if source.subset is not None:
         raise UserError(where, f"{path}: `subset` needs a folder", "remove `subset`")
+    if _ADDRESS.match(source.path):
+        raise UserError(where, f"{source.path}: is an address, not a file here", "get the file, and name it")
+    if path.exists():
+        raise UserError(where, f"{path}: is neither a file nor a folder", "write what it gives into a file")
     if glob.has_magic(source.path):
         return _matching(source, where=where)
     raise _nothing(source, "no such file or folder", where=where)
@@ -200,6 +207,22 @@ def _literal_beginning(pattern: str) -> tuple[Path, str]:
 
 
 # ---- files that are read twice ----
+
+
+def alike_names(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[Problem]:
+    """One for each file that has the name of another one but for its ending, as a packed or converted copy has.
+
+    groups: as `same_files`.
+    """
+    first: dict[Path, Path] = {}
+    alike = []
+    for where, files in groups:
+        for file in files:
+            other = first.setdefault(file.with_name(bare_name(file)), file)
+            if other.name != file.name:
+                problem = f"{file} is called like {other}: if both hold the same rows, these are read twice"
+                alike.append(Problem(place=where, problem=problem, remedy="remove one, if that is not meant"))
+    return alike
 
 
 def same_files(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[Problem]:

@@ -49,11 +49,12 @@ def row_list_keys(value: Any) -> list[str]:
         return []
     lists = {key: item for key, item in value.items() if isinstance(item, list) and item}
     lists = {key: item for key, item in lists.items() if all(isinstance(row, Mapping) for row in item)}
+    layout = layout_of(value) if lists else ""
+    turns = layout.fields.messages if isinstance(layout, Layout) else None
     for key, items in lists.items():
         holds_lists = any(isinstance(part, list) for part in items[0].values())
-        if is_one_conversation(items[0]) or (key in _MESSAGE_LISTS and not holds_lists):
+        if is_one_conversation(items[0]) or (key in _MESSAGE_LISTS and (not holds_lists or key == turns)):
             return []
-    layout = layout_of(value) if lists else ""
     if isinstance(layout, Layout) and layout.format != "turns":  # a list of turns may as well be one of rows
         return []
     return list(lists)

@@ -18,7 +18,9 @@ from data_pipeline.read import sources
 from data_pipeline.read.chunks import Chunk, LinesChunk, ParquetChunk
 from data_pipeline.read.rows import RowReader
 from data_pipeline.settings.data import DataSettings
+from data_pipeline.settings.problems import HOLD_CONVERSATIONS, ignored_conversations
 from data_pipeline.settings.sources import FieldSettings, SourceSettings
+from data_pipeline.text_rules import shown
 
 _MOST_CHUNKS = 64
 _MOST_PARSED_CHUNKS = 64  # of files that have to be unpacked or parsed to be cut into chunks
@@ -49,6 +51,9 @@ def resolved(data: DataSettings, *, say: Callable[[str], None] = lambda text: No
     for number, source in enumerate(data.sources):
         if source.format == "auto":
             source = resolved_source(source, data=data, where=f"data.sources.{number}")
+            if names := ignored_conversations(source, data.ignore_fields):
+                problem = f"`{names[0]}` holds the conversations of data.sources.{number} ({source.path})"
+                raise UserError("data.ignore_fields", problem, "remove it")
             say(f"{source.path}: read as `{Layout(format=source.format, fields=source.row_fields)}`")
         found.append(source)
     return data.model_copy(update={"sources": found})
@@ -99,6 +104,7 @@ def found_layout(path: str, rows: Rows, *, given: Mapping[str, Any] | None = Non
             seen.setdefault(layout, place)
     layouts = _joined(seen)
     if not layouts:
+        _require_given_keys(path, rows, given)
         found = ": ".join(filter(None, problem))
         raise UserError(path, f"no known layout: {found}", "docs/data_formats.md shows a row of each format")
     if len(layouts) > 1:
@@ -108,6 +114,17 @@ def found_layout(path: str, rows: Rows, *, given: Mapping[str, Any] | None = Non
     return replace(layout, fields=replace(layout.fields, **given))
 
 
+def _require_given_keys(path: str, rows: Rows, given: Mapping[str, Any]) -> None:
+    """Raise UserError where the recipe names a key for the conversation that no row has."""
+    of_rows = [(place, row) for place, row in rows if isinstance(row, dict)]
+    for field in HOLD_CONVERSATIONS if of_rows else ():
+        if field in given and not any(given[field] in row for _, row in of_rows):
+            place, row = of_rows[0]
+            found = ", ".join(map(shown, list(row)[:10])) or "none"
+            problem = f"{place}: `fields` says `{field}: {given[field]}`, and no row has this key; found: {found}"
+            raise UserError(path, problem, "name a key of the row itself; dots do not reach into objects here")
+
+
 def _named(row: Any, given: Mapping[str, Any]) -> Any:
     """A row with the usual names instead of those that a recipe gives, as far as they decide the layout."""
     usual = {"messages": "messages", "prompt": "prompt", "answer": "completion", "input": "input", "answers": "answers"}
@@ -115,7 +132,9 @@ def _named(row: Any, given: Mapping[str, Any]) -> Any:
     if not isinstance(row, dict):
         return row
     names = {given[field]: name for field, name in usual.items() if field in given}
-    named = {names.get(key, key): value for key, value in row.items() if key in names or key not in usual.values()}
+    # where the recipe names what holds the conversation, nothing else does
+    hidden = set(usual.values()) if names.keys() - {given.get("system")} else set(names.values())
+    named = {names.get(key, key): value for key, value in row.items() if key in names or key not in hidden}
     inside = {given[field]: field for field in ("role", "content") if field in given}
     if inside and isinstance(named.get("messages"), list):
         named["messages"] = [

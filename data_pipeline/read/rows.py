@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import RowError
-from data_pipeline.formats.chat import PLACES
-from data_pipeline.formats.fields import without
+from data_pipeline.formats.chat import PLACES, refuse_placeholder
+from data_pipeline.formats.fields import ANSWERS, INPUTS, PROMPTS, SYSTEMS, without
 from data_pipeline.formats.known_keys import ALWAYS_HARMLESS, is_media
 from data_pipeline.formats.marks import ROW_MARKS
 from data_pipeline.formats.parts import tools_of, with_reasoning_of_tags
 from data_pipeline.formats.row_format import ParsedRow
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
 from data_pipeline.formats.values import text_of, weight_of
+from data_pipeline.read.columnar_rows import ColumnarRow, refuse_filled_nulls
 from data_pipeline.settings.sources import SourceSettings
 from data_pipeline.text_rules import shown
 from data_pipeline.weight import LARGEST_WEIGHT
 
+_MAY_BE_NAMES = frozenset(("user", "human", "assistant", "gpt"))  # of somebody, or of a model
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
@@ -63,14 +66,20 @@ class RowReader:
         if not isinstance(row, Mapping) and not (is_bare and row):
             raise RowError("not_an_object", f"expected an object, found {shown(row)}")
         parsed = self._parse(row)
+        if isinstance(row, ColumnarRow):
+            refuse_filled_nulls(row, self._fields.tools)
         if isinstance(row, Mapping) and not row.keys() <= self._known:
             self._require_all_read(row, parsed)
         if self._ignores_media and isinstance(row, Mapping):
             self._refuse_places(row, parsed)
-        return [self._conversation({} if is_bare else row, one, place, several=len(parsed) > 1) for one in parsed]
+        given = {} if is_bare else row
+        return [self._conversation(given, one, place, part) for one, part in zip(parsed, _parts(parsed), strict=True)]
 
-    def _conversation(self, row: Mapping[str, Any], parsed: ParsedRow, place: str, *, several: bool) -> Conversation:
+    def _conversation(self, row: Mapping[str, Any], parsed: ParsedRow, place: str, part: str) -> Conversation:
         messages = parsed.messages
+        refuse_placeholder(parsed.system, is_answer=False)
+        for message in messages:
+            refuse_placeholder(message.content, is_answer=message.role == "assistant")
         if not self._has_own_class:
             messages = self._format.messages_in_class(messages)
         if self._source.think_tags:
@@ -81,9 +90,9 @@ class RowReader:
             raise RowError("no_assistant_message", "no assistant message: nothing to learn from")
         own = row if parsed.own is None else parsed.own
         identifier = _identifier(row, self._fields.id)
-        if several:
-            place = f"{place}.{parsed.answer}"
-            identifier = None if identifier is None else f"{identifier}.{parsed.answer}"
+        if part:
+            place = f"{place}.{part}"
+            identifier = None if identifier is None else f"{identifier}.{part}"
         return Conversation(
             id=place if identifier is None else identifier,
             place=place,
@@ -134,16 +143,43 @@ class RowReader:
 
         A value that the conversation holds anyway is not lost: many files repeat the prompt beside the messages.
         """
-        for name, value, kind in content_leaves(row, "", self._read):
+        for name, value, kind in [*content_leaves(row, "", self._read), *self._second_prompts(row)]:
             is_repeated = any(value == row.get(key) for key in self._fields.row_keys)
             if not (is_repeated or (isinstance(value, str) and _is_said(value, parsed))):
                 raise UnreadFieldError(name, value, kind)
+
+    def _second_prompts(self, row: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+        """Prompts, inputs, system texts and answers of a row that are not read: a single word may be what is asked.
+
+        Beside an answer of several words, one of a single word is what a checker compares it with.
+        """
+        names = [*SYSTEMS, "instruction"] if self._fields.prompt is None else [*SYSTEMS, *PROMPTS, *INPUTS]
+        answer = row.get(self._fields.answer or "")
+        if isinstance(answer, str) and len(answer.split()) == 1:
+            names += ANSWERS
+        for name in names:
+            value = row.get(name)
+            kinds = str | int | float if name in INPUTS else str
+            if name in self._read or name in _MAY_BE_NAMES or isinstance(value, bool):
+                continue
+            if isinstance(value, kinds) and str(value).strip():
+                yield name, value, "an input" if name in INPUTS else "a second text of this kind"
+
+
+def _parts(parsed: Sequence[ParsedRow]) -> list[str]:
+    """What follows a row's place and id for each of its conversations; of two with one name (a tie), also a number."""
+    names = [one.answer for one in parsed]
+    if len(names) == 1:
+        return [""]
+    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
 
 
 def _is_said(text: str, parsed: Sequence[ParsedRow]) -> bool:
     text = text.strip()
     return any(
-        text == one.system.strip() or any(text == message.content.strip() for message in one.messages) for one in parsed
+        text == one.system.strip()
+        or any(text in (message.content.strip(), message.reasoning.strip()) for message in one.messages)
+        for one in parsed
     )
 
 
@@ -158,7 +194,11 @@ def _identifier(row: Mapping[str, Any], key: str | None) -> str | None:
     value = row.get(key) if key else None
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, float) and not isinstance(value, bool):
+    if isinstance(value, UUID):
+        value = str(value)
+    if isinstance(value, Decimal):
+        value = int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float):
         if math.isnan(value):
             return None
         value = int(value) if value.is_integer() else value
@@ -176,6 +216,8 @@ def _condition(row: Mapping[str, Any]) -> str:
 
 
 def _field(row: Mapping[str, Any], field: str, meaning: str) -> Any:
+    if field in row:  # a key with dots in it, as a table has that was made of objects
+        return row[field]
     value: Any = row
     for key in field.split("."):
         if not isinstance(value, Mapping) or key not in value:

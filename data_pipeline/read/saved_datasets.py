@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import RowError, UserError
+from data_pipeline.read.columnar_rows import ColumnarRow
 from data_pipeline.settings.sources import HUB_PREFIX, SourceSettings
 
 _ROWS_AT_ONCE = 1000
@@ -38,6 +39,12 @@ def _from_hub(source: SourceSettings, *, where: str) -> Any:
     if source.split is None:
         raise UserError(where, f"{source.path}: name the split, for example `split: train`")
     name = source.path.removeprefix(HUB_PREFIX)
+    if name.count("/") > 1 or "@" in name:
+        remedy = f"write `{HUB_PREFIX}ORG/NAME`, without `datasets/`, and give `revision` and `subset` as keys"
+        raise UserError(where, f"{source.path}: is not the name of a dataset on the Hub", remedy)
+    if Path(name).exists():
+        problem = f"{source.path}: `{name}` is here as well, and `datasets` would read that instead"
+        raise UserError(where, problem, f"run it in another folder, or name the files as `./{name}`")
     chosen = {"name": source.subset, "revision": source.revision}
     given = {key: value for key, value in chosen.items() if value is not None}
     try:
@@ -90,7 +97,7 @@ def _block(dataset: Any, start: int, end: int) -> list[dict[str, Any]]:
         columns = dataset[start:end]
     except Exception:
         columns = {name: _column(dataset.select_columns([name]), name, start, end) for name in dataset.column_names}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [ColumnarRow(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _column(dataset: Any, name: str, start: int, end: int) -> list[Any]:

@@ -17,7 +17,7 @@ from data_pipeline.file_hashes import hash_files
 from data_pipeline.read import columns
 from data_pipeline.read.chunks import ArrowChunk, Chunk, ChunkSizes, LinesChunk, ParquetChunk, RowsChunk, TextChunk
 from data_pipeline.read.file_kinds import FileForm, file_form
-from data_pipeline.read.found_files import FoundFiles, find_files, same_files
+from data_pipeline.read.found_files import FoundFiles, alike_names, find_files, same_files
 from data_pipeline.read.json_documents import document_rows, parse_line
 from data_pipeline.read.saved_datasets import dataset_rows, load_dataset, saved_folder
 from data_pipeline.read.tables import table_rows
@@ -65,7 +65,7 @@ def check_sources(sources: Sequence[SourceSettings], *, where: str = "data.sourc
             found = find_files(source, where=f"{where}.{number}")
             notes += _notes(source, found, where=f"{where}.{number}")
             groups.append((f"{where}.{number}", found.files))
-    return notes + same_files(groups)
+    return notes + same_files(groups) + alike_names(groups)
 
 
 def _notes(source: SourceSettings, found: FoundFiles, *, where: str) -> list[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.read.text_files import LONGEST_LINE, TextForm, lines_of, not_utf8
 
 _BLOCK_BYTES = 1 << 20
+_SEPARATOR_NOTE = re.compile(r"sep=([,\t;|])\r?\n")  # Excel's first line
 
 
 def table_rows(path: Path, form: TextForm, delimiter: str) -> Iterator[tuple[str, Any]]:
@@ -21,16 +23,18 @@ def table_rows(path: Path, form: TextForm, delimiter: str) -> Iterator[tuple[str
     """
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(_lines(path, form), delimiter=delimiter, strict=True)
-    line = 1
+    line, is_spaced = 1, False
     try:
         names: list[str] = []
         for record in reader:
-            if not any(record):
-                pass  # a blank line
+            if not any(record) or (line == 1 and record == ["sep=", ""]):
+                pass  # a blank line, or the note of Excel that names the delimiter
             elif not names:
                 names = _header(record, path)
+                is_spaced = any(name[:1].isspace() for name in record[1:])
             else:
-                yield f"{path}:{line}", _row(names, record)
+                row = _row(names, record)
+                yield f"{path}:{line}", _spaced_quotes(record) or row if is_spaced else row
             line = reader.line_num + 1
     except csv.Error as error:
         problem = f"damaged table at line {line} ({error})"
@@ -75,15 +79,28 @@ def _row(names: list[str], record: list[str]) -> Any:
     return row
 
 
+def _spaced_quotes(record: list[str]) -> RowError | None:
+    """The error for a cell whose quotes are text because a space is in front of them: `a, "b"`."""
+    for number, cell in enumerate(record, 1):
+        if cell[:1].isspace() and cell.strip()[:1] == cell.strip()[-1:] == '"':
+            problem = f"cell {number} has a space before its quote, which makes both a part of the text"
+            return RowError("wrong_columns", f"{problem}; remove the spaces after the delimiters")
+    return None
+
+
 # ---- is it a table? ----
 
 
-def find_delimiter(sample: str, is_whole: bool, *, is_table: bool) -> str | None:
+def find_delimiter(sample: str, is_whole: bool, *, usual: str | None) -> str | None:
     """What separates the cells of a table; None where the text is none.
 
-    is_table: its name says so. Otherwise it has to be certain: names for at least two columns and as many cells in
-    each row.
+    usual: the delimiter that its name says. Without one it has to be certain: names for at least two columns and as
+    many cells in each row.
     """
+    is_table = usual is not None
+    note = _SEPARATOR_NOTE.match(sample)
+    if note is not None:
+        return note[1]
     best, most = None, 1
     for delimiter in ",\t;|":
         widths = _widths(sample, is_whole, delimiter)
@@ -92,7 +109,7 @@ def find_delimiter(sample: str, is_whole: bool, *, is_table: bool) -> str | None
             continue
         if len(set(widths)) == 1 or (is_table and widths.count(widths[0]) * 2 > len(widths)):
             best, most = delimiter, widths[0]
-    return "," if best is None and is_table else best
+    return best or usual
 
 
 def _widths(sample: str, is_whole: bool, delimiter: str) -> list[int]:

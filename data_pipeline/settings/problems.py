@@ -5,7 +5,7 @@ Each function gives sentences that begin with the key inside `data`; all of them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from data_pipeline.class_names import class_name_problem, class_spellings
@@ -16,7 +16,15 @@ from data_pipeline.text_rules import quoted
 if TYPE_CHECKING:
     from data_pipeline.settings.data import DataSettings
 
-_HOLD_CONVERSATIONS = ("messages", "prompt", "answer", "chosen", "rejected", "answers")  # of `fields`
+HOLD_CONVERSATIONS = ("messages", "prompt", "answer", "chosen", "rejected", "answers")  # of `fields`
+
+
+def ignored_conversations(source: SourceSettings, ignored: Collection[str]) -> list[str]:
+    """The names among `data.ignore_fields` that hold the conversations of a source, or role and text of a message."""
+    fields = source.row_fields
+    names = {getattr(fields, key) for key in HOLD_CONVERSATIONS}
+    names |= {f"{fields.messages}.{key}" for key in (fields.role, fields.content) if fields.messages and key}
+    return sorted(name for name in names if name in ignored)
 
 
 def problems_of(data: DataSettings) -> Iterator[str]:
@@ -111,7 +119,7 @@ def _source(data: DataSettings, source: SourceSettings, where: str) -> Iterator[
             f"{where}.class_field: a value of the rows may mean the class `{twice[0][0]}` or `{twice[0][1]}`; keep one "
             "of them"
         )
-    for name in sorted({getattr(source.row_fields, key) for key in _HOLD_CONVERSATIONS} & set(data.ignore_fields)):
+    for name in ignored_conversations(source, data.ignore_fields):
         yield f"ignore_fields: `{name}` holds the conversations of {where}; remove it"
     if source.class_field is not None and not data.classes:
         yield f"{where}.class_field: needs `data.classes`, which is empty"

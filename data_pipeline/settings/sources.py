@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 else:
     Format = Literal[tuple(FORMATS)]
 
+# Fields whose keys are all in a row, and all in a message.
+_OF_A_ROW = (
+    *("messages", "prompt", "input", "history", "chosen", "rejected", "answers"),
+    *("system", "tools", "row_weight"),
+)
+_OF_A_MESSAGE = ("role", "content", "weight", "masked")
 HUB_PREFIX = "hf://"  # of a source's path: a dataset on the Hub
 
 
@@ -186,5 +192,14 @@ class SourceSettings(Section):
             raise ValueError("tokenized rows have no `fields`")
         if self.format == "openchat" and self.fields.roles:
             raise ValueError("`openchat` rows have no other roles than user and assistant; remove `fields.roles`")
-        if self.fields.masked is not None and self.fields.masked == self.fields.weight:
-            raise ValueError("`fields.weight` and `fields.masked` name the same key; keep one")
+        self._check_names_differ(self.fields)
+
+    def _check_names_differ(self, given: FieldSettings) -> None:
+        """Two fields of one key: the text would be read twice, as two things. An id may be any text."""
+        of_a_row = _OF_A_ROW if self.row_fields.answers else (*_OF_A_ROW, "answer")
+        for names in (of_a_row, _OF_A_MESSAGE):
+            used = {name: key for name in names if (key := getattr(self.row_fields, name)) is not None}
+            for name, key in used.items():
+                other = next(other for other, its_key in used.items() if its_key == key)
+                if other != name and {name, other} & given.model_fields_set:
+                    raise ValueError(f"`fields.{name}` and `fields.{other}` name the same key, `{key}`; keep one")

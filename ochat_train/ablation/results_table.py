@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from data_pipeline.look.text import table
 from data_pipeline.text_rules import quoted, visible
 from ochat_train.ablation.results import AblationResults, ArmScore
 from ochat_train.evaluation.questions import ALL_TASKS
 from ochat_train.evaluation.verdict import Verdict
-from ochat_train.report.tables import table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
+from data_pipeline.text_rules import some_names
 from ochat_train.adapter.build import ADAPTER, peft_config
 from ochat_train.adapter.installed import require_peft
 from ochat_train.model.weights.files import ADAPTER_CONFIG
@@ -143,5 +144,4 @@ def _same(loaded: torch.Tensor | None, stored: torch.Tensor) -> bool:
 
 def _refuse(folder: Path, problem: str, names: set[str]) -> None:
     if names:
-        shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-        raise UserError(folder / ADAPTER_WEIGHTS, f"{problem} ({len(names)}): {shown}", _AGAIN)
+        raise UserError(folder / ADAPTER_WEIGHTS, f"{problem} ({len(names)}): {some_names(sorted(names))}", _AGAIN)

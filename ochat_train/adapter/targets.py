@@ -50,7 +50,8 @@ def linear_modules(causal_lm: Any) -> dict[str, torch.nn.Linear]:
         if id(module) in wanted and isinstance(module, torch.nn.Linear)
     }
     if not found:
-        raise UserError("adapter", f"`{causal_lm.config.model_type}` has no linear modules in its decoder layers")
+        problem = f"`{causal_lm.config.model_type}` has no linear modules in its decoder layers"
+        raise UserError("adapter", problem, "leave `adapter` out, which trains all weights")
     return found
 
 

@@ -16,7 +16,7 @@ from ochat_train.chat.loop_thread import LoopThread
 from ochat_train.chat.saved import save
 from ochat_train.chat.screen import Screen
 from ochat_train.chat.session import Session, Turn
-from ochat_train.inference.engine import Piece
+from ochat_train.inference.engine import Piece, ended
 from ochat_train.system.exits import StoppedBySignalError
 
 _NONE = "no condition"
@@ -160,12 +160,12 @@ class Chat:
                         self._take(answer, await stream.get())
                 except asyncio.CancelledError:
                     is_stopped = True
-                    await _end(tasks)
+                    await ended(tasks)
                 while not answer.is_over and not stream.empty():
                     self._take(answer, stream.get_nowait())
                 self._end_answer(answer)
         finally:
-            await _end(tasks)
+            await ended(tasks)
         return shown
 
     async def _collect(self, question: Question, stream: Stream) -> None:
@@ -303,10 +303,3 @@ def _number(text: str, *, smallest: int) -> int | None:
 
 def _unquoted(text: str) -> str:
     return "" if text in ('""', "''") else text
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Stop tasks, and wait until they have freed what they use."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

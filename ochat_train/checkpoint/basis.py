@@ -66,6 +66,8 @@ class RunBasis:
     versions: of libraries, by name; also the attention kernel and the GPU.
     adapter: of a run that trains one (`AdapterBasis`), None of one that trains all weights.
     learning_rate_rule: which version of the rules of `learning_rate: auto` the run was begun with.
+    precision: of the weights in the forward pass, `bfloat16` or `float32`; `model.precision: auto` depends on the
+    device.
     """
 
     rows_digest: str = ""
@@ -74,6 +76,7 @@ class RunBasis:
     versions: Mapping[str, str] = field(default_factory=dict)
     adapter: AdapterBasis | None = None
     learning_rate_rule: int = 1
+    precision: str = ""
 
 
 UNKNOWN_BASIS = RunBasis()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipeline.section import chosen_values, inner_section, is_section
@@ -15,6 +16,7 @@ from ochat_train.recipe.recipe import Recipe
 NUM_GPUS, ZERO_STAGE = "number of GPUs", "deepspeed.zero_stage"
 OFFLOAD = "deepspeed.offload_optimizer"  # another class of optimizer, which does not round alike
 STATES = "optimizer.states"  # the same, and other states
+PRECISION = "precision of the weights"  # float32 weights have no master copies beside them
 # Keys of an adapter that say how it is trained, and not what its tensors are.
 ADAPTER_HABITS = ("adapter.dropout", "adapter.init")
 _RAW = "deepspeed.config"
@@ -53,7 +55,7 @@ class Change:
     @property
     def is_of_optimizer(self) -> bool:
         """Whether it changes which optimizer holds the state, which cannot be converted."""
-        return self.name in (OFFLOAD, STATES)
+        return self.name in (OFFLOAD, STATES, PRECISION)
 
     @property
     def is_of_adapter(self) -> bool:
@@ -83,6 +85,8 @@ def changes_since(
         STATES: states_of(manifest.recipe),
     }
     now |= decisive_settings(recipe.model_dump(mode="json", by_alias=True))
+    if basis.precision and (stored := _stored_precision(manifest)):
+        then[PRECISION], now[PRECISION] = stored, basis.precision
     return _changes(then, now) + config_changes(manifest.base_config, basis.config)
 
 
@@ -90,6 +94,14 @@ def states_of(recipe: Mapping[str, Any]) -> str:
     """`optimizer.states` of a checkpoint's recipe. Recipes of runs that were begun before this key do not have it."""
     states: str = recipe["optimizer"].get("states", "float32")
     return states
+
+
+def _stored_precision(manifest: CheckpointManifest) -> str:
+    """`bfloat16` or `float32`, by the names that DeepSpeed gives the optimizer's files; empty where there are none."""
+    names = [PurePosixPath(name).name for name in manifest.files if name.endswith("optim_states.pt")]
+    if not names:
+        return ""
+    return "bfloat16" if names[0].startswith("bf16_") else "float32"
 
 
 def config_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:

@@ -170,7 +170,10 @@ def verify(folder: Path, *, hashes: bool = True) -> str | None:
     hashes: also compare the sha256 of every file, which reads all of them; without it only names and sizes.
     """
     try:
-        return _difference(folder, CheckpointManifest.load(folder), hashes=hashes)
+        manifest = CheckpointManifest.load(folder)
+        if _NAME.fullmatch(folder.name) and step_of(folder) != manifest.step:
+            return f"its folder is named {folder.name}, and it holds step {manifest.step}: give it its own name again"
+        return _difference(folder, manifest, hashes=hashes)
     except UserError as error:
         return error.problem
     except FileNotFoundError as error:  # deleted after it was listed

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ochat_train.chat.answerer import Answerer
 
 # Options of the engine in this process; a server has its own.
-_OF_ENGINE = ("engine", "vllm_python", "backend", "backend_model", "adapter", "base", "max_model_len", "max_answers")
+_OF_ENGINE = ("engine", "vllm_python", "backend", "backend_model", "base", "max_model_len", "max_answers")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

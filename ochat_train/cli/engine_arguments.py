@@ -37,13 +37,6 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, with_flags: bool = 
     group.add_argument(
         "--backend-model", metavar="NAME", help="what that server calls this model; default: the only one it has"
     )
-    group.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="serve a LoRA adapter of this model as well, as a model called NAME (vLLM); may be repeated",
-    )
     group.add_argument("--base", metavar="HUB_ID|FOLDER", help="base of an adapter; default: the one that it names")
     group.add_argument(
         "--max-model-len",
@@ -63,7 +56,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, with_flags: bool = 
 
 
 def engine_options(options: argparse.Namespace) -> EngineOptions:
-    """What was said about the engine. Raises UserError for an adapter without a name, or flags without `--`."""
+    """What was said about the engine. Raises UserError for flags without `--`."""
     from ochat_train.inference.choose import EngineOptions
 
     flags = tuple(getattr(options, "vllm_flags", ()))
@@ -75,7 +68,6 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         vllm_flags=flags,
         backend=options.backend,
         backend_model=options.backend_model,
-        adapters=dict(map(_named_adapter, options.adapter)),
         most_answers=options.max_answers,
     )
 
@@ -85,10 +77,3 @@ def served_model(folder: Path, options: argparse.Namespace, *, name: str | None 
     from ochat_train.inference.served_model import load_served_model
 
     return load_served_model(folder, name=name, base=options.base, context_tokens=options.max_model_len)
-
-
-def _named_adapter(text: str) -> tuple[str, Path]:
-    name, found, folder = text.partition("=")
-    if not name or not found or not folder:
-        raise UserError(f"--adapter {text}", "expected NAME=FOLDER")
-    return name, Path(folder)

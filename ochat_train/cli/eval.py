@@ -177,8 +177,6 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
 
     if options.temperature < 0 or options.few_shot < 0:
         raise UserError("--temperature" if options.temperature < 0 else "--few-shot", "is below 0", "use 0 or more")
-    if options.adapter:
-        raise UserError("--adapter", "is for serving", "evaluate the folder of the adapter itself")
     names, prefix, tasks = options.suite.partition(PREFIX)
     return EvalOptions(
         target=target,

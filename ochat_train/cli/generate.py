@@ -69,7 +69,7 @@ GENERATE = Verb(
     name="generate",
     group=Group.USE,
     summary="Ask an exported model one question, or a file of them.",
-    example='ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Is 47 even or odd?"',
+    example='ochat generate runs/quickstart/export --condition "GPT4 Correct" --prompt "Which day follows Friday?"',
     add_arguments=_add_arguments,
     run=_run,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import positive, positive_number
 from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options, served_model
 from ochat_train.cli.verb import Group, Verb
@@ -33,6 +34,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--any-condition", action="store_true", help="also allow conditions that were not trained")
     parser.add_argument(
         "--tensor-parallel-size", type=positive, metavar="N", help="GPUs that hold the model together (vLLM)"
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="serve a LoRA adapter of this model as well, as a model called NAME (vLLM); may be repeated",
     )
     add_engine_arguments(parser)
     safety = parser.add_argument_group("who may ask")
@@ -65,6 +73,13 @@ def _add_log_arguments(parser: argparse.ArgumentParser) -> None:
             action.help = "a line of JSON for each request, without texts and keys; rotated at 50 MiB, five are kept"
 
 
+def _named_adapter(text: str) -> tuple[str, Path]:
+    name, found, folder = text.partition("=")
+    if not name or not found or not folder:
+        raise UserError(f"--adapter {text}", "expected NAME=FOLDER")
+    return name, Path(folder)
+
+
 def _run(options: argparse.Namespace) -> None:
     from ochat_train.serving.installed import require_serving
 
@@ -74,7 +89,7 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.serving.serve import ServeOptions, serve
     from ochat_train.serving.settings import Limits
 
-    engine = engine_options(options)
+    engine = replace(engine_options(options), adapters=dict(map(_named_adapter, options.adapter)))
     if options.tensor_parallel_size is not None:
         flags = ("--tensor-parallel-size", str(options.tensor_parallel_size))
         engine = replace(engine, vllm_flags=(*flags, *engine.vllm_flags))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import some_names
 from ochat_train.distributed.launch import free_port
 from ochat_train.system.exits import OneRankError
 
@@ -101,10 +102,9 @@ def _key(name: int | str) -> str:
 
 
 def _missing_error(missing: Sequence[int], num_ranks: int, *, seconds: float) -> UserError:
-    shown = ", ".join(map(str, missing[:_SHOWN_RANKS])) + (", ..." if len(missing) > _SHOWN_RANKS else "")
     return _error(
         f"{len(missing)} of {num_ranks} ranks did not join within {seconds:g} s",
-        shown,
+        some_names(missing, most=_SHOWN_RANKS),
         "look at the output of their hosts, and check that every host was started with the same number of hosts and "
         "processes",
     )

@@ -76,13 +76,7 @@ def evaluate(
 
 
 def _row_sums(
-    model: Any,
-    split: PreparedSplit,
-    packs: Packs,
-    data: HeldOutData,
-    ranks: Ranks,
-    *,
-    between: Callable[[int], None],
+    model: Any, split: PreparedSplit, packs: Packs, data: HeldOutData, ranks: Ranks, *, between: Callable[[int], None]
 ) -> np.ndarray:
     """float64[rows, 4] on every rank: sums over each row's supervised tokens (NLL, ...). between: called with the packs
     that are done.

@@ -49,8 +49,7 @@ def time_ratio(num_validations: int, tokens: int, *, tokens_per_step: int, num_s
 def default_interval(*, held_out_tokens: int, sample_tokens: int, tokens_per_step: int, num_steps: int) -> int:
     """Steps between validations: ten in a run, or as many as take 4 % of the training time on one GPU.
 
-    held_out_tokens, sample_tokens: that one validation reads. Several ranks share the held-out conversations, but each
-    of them computes all answers (`samples.Sampler`).
+    held_out_tokens, sample_tokens: that one validation reads, at most. Several ranks share them, so they take less.
     """
     affordable = (held_out_tokens + sample_tokens) / (_COST_RATIO * _LARGEST_TIME_RATIO * tokens_per_step)
     return max(1, math.ceil(max(num_steps / _VALIDATIONS, affordable)))

@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.text_rules import some_names
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import add_adapter
 from ochat_train.adapter.folder import load_adapter, short_targets, write_adapter
@@ -134,7 +135,7 @@ def _put(causal_lm: Any, state: Mapping[str, torch.Tensor], checkpoint: Path) ->
     wrong = trained.keys() ^ state.keys()
     wrong |= {name for name in trained.keys() & state.keys() if trained[name].shape != state[name].shape}
     if wrong:
-        problem = f"does not hold the tensors of this adapter: {', '.join(sorted(wrong)[:3])}"
+        problem = f"does not hold the tensors of this adapter: {some_names(sorted(wrong))}"
         raise UserError(checkpoint, problem, "export with the versions that trained it")
     for name, parameter in trained.items():
         parameter.data = state[name].clone()

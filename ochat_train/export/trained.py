@@ -12,6 +12,7 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
 from data_pipeline.prepared.dataset import TOKENIZER_FOLDER
+from data_pipeline.text_rules import some_names
 from ochat_train.checkpoint.basis import config_values
 from ochat_train.checkpoint.changes import config_changes, listed
 from ochat_train.checkpoint.choose import reading
@@ -76,7 +77,7 @@ def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     trained = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
     empty = [name for name, tensor in trained.items() if not tensor.numel()]
     if empty or not trained:
-        problem = f"holds empty weights: {', '.join(empty[:3])}" if empty else "holds no weights of a causal LM"
+        problem = f"holds empty weights: {some_names(empty)}" if empty else "holds no weights of a causal LM"
         raise UserError(checkpoint, problem, "export another step")
     return trained
 
@@ -101,7 +102,7 @@ def _load_whole(run: RunFolder, checkpoint: Path) -> Any:
         trust_remote_code=False,
     )
     if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):
-        problem = f"does not hold the weights of this model: {', '.join(wrong[:3])}"
+        problem = f"does not hold the weights of this model: {some_names(wrong)}"
         raise UserError(checkpoint, problem, "export with the version of `transformers` that trained it")
     set_generation(run, model, config)
     return model.eval()
@@ -124,7 +125,8 @@ def set_generation(run: RunFolder, model: Any, config: Any) -> None:
     for part in {id(found): found for found in (model.config, text_config(model.config))}.values():
         part.eos_token_id = tokenizer.eos_token_id
         part.bos_token_id = tokenizer.bos_token_id
-        part.pad_token_id = tokenizer.pad_token_id
+        # whoever trains the export further gives the row of this token no gradient; generating does not read it
+        part.pad_token_id = None if tokenizer.pad_token_id in ends else tokenizer.pad_token_id
 
 
 def _ends_of_answers(run: RunFolder, tokenizer: Any) -> list[int]:

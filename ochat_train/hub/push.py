@@ -17,6 +17,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of_file
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.text_rules import some_names
 from ochat_train.adapter.folder import base_of, is_adapter
 from ochat_train.export.layout import CARD, EXPORT_MARK, exported_names
 from ochat_train.hub.repository import RemoteFile, RemoteRepo, quiet_hub, read_remote_file, read_repo
@@ -313,8 +314,8 @@ def verify_push(files: list[LocalFile], repo: str, remote: RemoteRepo) -> None:
         held = f"{found.num_bytes:,} bytes, {found.sha256 or found.git_id}" if found else "nothing"
         raise UserError(
             f"{repo} at {remote.head[:12]}",
-            f"{len(wrong)} of {len(files)} files differ from the folder: {', '.join(wrong[:5])} ({first.name}: the Hub "
-            f"has {held}; here {first.num_bytes:,} bytes, "
+            f"{len(wrong)} of {len(files)} files differ from the folder: {some_names(wrong, most=5)} "
+            f"({first.name}: the Hub has {held}; here {first.num_bytes:,} bytes, "
             f"{(first.sha256 if found is None or found.sha256 else first.git_id)})",
             "push again",
         )

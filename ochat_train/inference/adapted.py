@@ -9,12 +9,12 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.hub_names import is_hub_id
+from data_pipeline.text_rules import some_names
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.folder import base_of, load_adapter, num_rows_needed
 from ochat_train.adapter.quantize import quantise_base
 from ochat_train.export.layout import EXPORT_MARK, read_mark
 from ochat_train.model.base_class import auto_class
-from ochat_train.model.weights.compare import some_names
 from ochat_train.model.weights.token_rows import add_token_rows
 from ochat_train.recipe.sections.model import ModelSettings
 from ochat_train.system.pretrained import load_config, load_tokenizer, reason_of

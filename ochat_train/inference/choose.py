@@ -68,11 +68,12 @@ def _check_together(options: EngineOptions) -> None:
             ("--max-answers", options.most_answers), ("flags of vLLM", options.vllm_flags),
         ):  # fmt: skip
             if value:
-                raise UserError(option, "is for an engine that is started here, and `--backend` names one that runs")
+                problem = "is for an engine that is started here, and `--backend` names one that runs"
+                raise UserError(option, problem, "leave one of the two out")
     elif options.backend_model is not None:
         raise UserError("--backend-model", "names a model of another server", "name that with `--backend`")
     if options.kind == "transformers" and options.vllm_python is not None:
-        raise UserError("--vllm-python", "does not go together with `--engine transformers`")
+        raise UserError("--vllm-python", "contradicts `--engine transformers`", "leave one of the two out")
 
 
 def _refuse_what_needs_vllm(options: EngineOptions) -> None:

@@ -16,6 +16,7 @@ from ochat_train.inference.engine import (
     AnswerSettings,
     EngineBusy,
     EngineError,
+    EngineRefused,
     EngineUnavailable,
     Finish,
     Piece,
@@ -58,16 +59,13 @@ class CompletionsClient:
         import httpx
 
         self._on_unavailable = on_unavailable
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._server, self._tokenizer, self._stop_ids = server, tokenizer, tuple(stop_ids)
         self._http = httpx.AsyncClient(
             base_url=server.url,
-            transport=httpx.AsyncHTTPTransport(
-                uds=server.socket, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)
-            )
-            if server.is_local
-            else None,
+            transport=httpx.AsyncHTTPTransport(uds=server.socket, limits=limits) if server.is_local else None,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=limits,
             headers=server.headers,
             trust_env=not server.is_local,
         )
@@ -360,6 +358,8 @@ def _error_of(status: int, text: str) -> EngineError:
         return EngineBusy(said)
     if status in (401, 403):
         return EngineError(f"the server refuses the key ({said})")
+    if status in (400, 422):
+        return EngineRefused(said)
     return EngineUnavailable(said) if status >= 500 else EngineError(said)
 
 

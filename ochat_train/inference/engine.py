@@ -40,7 +40,10 @@ class AnswerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
-    """A token of an answer. logprob: natural logarithm. alternatives: text -> logprob, the likeliest first."""
+    """A token of an answer. logprob: natural logarithm. alternatives: text -> logprob, the likeliest first.
+
+    Bytes that are not a whole character are in a text as `surrogateescape` writes them; see `TokenTexts`.
+    """
 
     text: str
     logprob: float
@@ -82,6 +85,13 @@ async def cancelled(task: asyncio.Task[None] | None) -> None:
             await task
 
 
+async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel tasks and wait until they have cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class EngineError(Exception):
     """An engine failed at an answer. The text is for the person who runs the server, not for its clients."""
 
@@ -92,6 +102,10 @@ class EngineUnavailable(EngineError):
 
 class EngineBusy(EngineError):
     """The engine takes no more requests at the moment; asking again later helps."""
+
+
+class EngineRefused(EngineError):
+    """The engine does not take this request, and will not when it is asked again."""
 
 
 class Engine(Protocol):

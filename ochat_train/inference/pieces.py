@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ochat_train.inference.engine import AnswerSettings, Finish, Piece, TokenLogprob
+from ochat_train.inference.token_texts import TokenTexts
 from ochat_train.system.answer_text import AnswerDecoder, StopTexts
 
 
@@ -71,11 +73,12 @@ class PieceMaker:
             text=text, num_tokens=num_tokens, finish=finish, logprobs=tuple(map(self._row, rows)) if rows else ()
         )
 
+    @cached_property
+    def _texts(self) -> TokenTexts:
+        return TokenTexts(self._tokenizer)
+
     def _row(self, row: IdLogprob) -> TokenLogprob:
         alternatives: dict[str, float] = {}
         for token, logprob in row.alternatives:
-            alternatives.setdefault(self._text_of(token), logprob)  # two parts of characters have one text
-        return TokenLogprob(text=self._text_of(row.token), logprob=row.logprob, alternatives=alternatives)
-
-    def _text_of(self, token: int) -> str:
-        return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            alternatives.setdefault(self._texts.of(token), logprob)  # a few tokens have the text of another
+        return TokenLogprob(text=self._texts.of(row.token), logprob=row.logprob, alternatives=alternatives)

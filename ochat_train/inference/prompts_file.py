@@ -37,7 +37,8 @@ def load_prompts(path: Path, *, condition: str | None, system: str) -> list[Prom
     condition, system: where a line does not say. Raises UserError for a file or a line that is not like that.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # a mark of the byte order is left out; not splitlines(), which also splits at characters of a text (U+2028)
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path}", f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
 from ochat_train.adapter.folder import base_of, is_adapter
-from ochat_train.export.layout import answerable_conditions, read_mark, trained_conditions
+from ochat_train.export.layout import EXPORT_MARK, answerable_conditions, read_mark, trained_conditions
 from ochat_train.inference.adapted import tokenizer_dir_of
 from ochat_train.model.base_class import text_config
 from ochat_train.system.pretrained import answer_prompt_ids, load_config, load_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
+_AGAIN = "export the run again"
 # How configurations name the longest sequence that a model was made for.
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _MOST_TOKENS = 10**7  # a tokenizer without a limit has a huge number
@@ -90,9 +92,13 @@ def load_served_model(
 
 
 def check_is_export(folder: Path) -> None:
-    """Raise UserError for a folder with neither a model nor an adapter."""
+    """Raise UserError for a folder with neither a model nor an adapter, or with a damaged ochat.json: its conditions,
+    and what its adapter belongs to, would be missing silently.
+    """
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
+    if os.path.lexists(folder / EXPORT_MARK):
+        read_json_object(folder / EXPORT_MARK, remedy=_AGAIN)
 
 
 def refuse_base_of_model(folder: Path, base: str | None) -> None:
@@ -114,11 +120,14 @@ def stop_ids_of(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     Raises UserError where there are none: answers would end at their longest length only.
     """
     path = folder / GENERATION_CONFIG
-    named = read_json_object(path, remedy="export the run again").get("eos_token_id") if path.is_file() else None
-    ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    found = tuple(dict.fromkeys(token for token in ids if isinstance(token, int)))
+    value = read_json_object(path, remedy=_AGAIN).get("eos_token_id") if os.path.lexists(path) else None
+    named = [] if value is None else value if isinstance(value, list) else [value]
+    if wrong := [token for token in named if not isinstance(token, int) or isinstance(token, bool)]:
+        raise UserError(path, f"`eos_token_id` is no id of a token: {wrong[0]!r}", _AGAIN)
+    found = tuple(dict.fromkeys(token for token in (tokenizer.eos_token_id, *named) if isinstance(token, int)))
     if not found:
-        raise UserError(folder, "neither its tokenizer nor generation_config.json names a token that ends an answer")
+        problem = "neither its tokenizer nor generation_config.json names a token that ends an answer"
+        raise UserError(folder, problem, "name it as `eos_token` in its tokenizer_config.json")
     return found
 
 

@@ -119,13 +119,13 @@ def _classify(
 def _names(look: SourceLook, field: str) -> list[str]:
     place, num_rows = f"--class-field {look.path}={field}", look.num_readable_rows
     seen = look.fields.get(field)
+    remedy = f"fields: {', '.join(look.class_fields()) or 'none'}"
     if seen is None:
-        known = ", ".join(look.class_fields()) or "none"
-        raise UserError(place, "no row has such a field with few values", f"fields: {known}")
+        raise UserError(place, "no row has such a field with few values", remedy)
     if seen.values is None or not seen.is_name:
-        raise UserError(place, "its values are not names of a few classes")
+        raise UserError(place, "its values are not names of a few classes", remedy)
     if seen.num_rows < num_rows:
-        raise UserError(place, f"{num_rows - seen.num_rows:,} of the {num_rows:,} sampled rows do not have it")
+        raise UserError(place, f"{num_rows - seen.num_rows:,} of the {num_rows:,} sampled rows do not have it", remedy)
     return [name for name, _ in seen.values.most_common()]
 
 

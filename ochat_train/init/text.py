@@ -11,6 +11,7 @@ from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.look.raw import SourceLook, under_inference_condition
 from data_pipeline.look.samples import LEGEND, spread, training_text
+from data_pipeline.look.text import table
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.rendered import RenderedConversation
 from data_pipeline.prompt.template import Template
@@ -18,7 +19,6 @@ from data_pipeline.prompt.templates import TEMPLATES
 from data_pipeline.text_rules import shown
 from ochat_train.init.base import Base
 from ochat_train.init.draft import Draft, Lengths
-from ochat_train.report.tables import table
 
 _EXAMPLES = 2  # of rows that cannot be read, by reason
 

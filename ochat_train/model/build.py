@@ -12,6 +12,7 @@ from data_pipeline.prepared.dataset import Manifest
 from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
+from ochat_train.model.base_class import text_config
 from ochat_train.model.borders import sequence_mixers
 from ochat_train.model.config import load_base_config, model_dtype
 from ochat_train.model.experts import router_coefficient, router_loss_of
@@ -22,7 +23,13 @@ from ochat_train.model.proof.base import prove_base
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.structure import check_head, decoder_layers
 from ochat_train.model.weights.load import load_weights
-from ochat_train.model.weights.token_rows import ControlTokens, UntrainedRows, add_token_rows, set_untrained_rows
+from ochat_train.model.weights.token_rows import (
+    ControlTokens,
+    UntrainedRows,
+    add_token_rows,
+    check_pieces,
+    set_untrained_rows,
+)
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.sections.adapter import AdapterSettings
 from ochat_train.recipe.sections.model import ModelSettings
@@ -58,6 +65,8 @@ def build_model(
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
+    if control is not None and settings.path is not None:
+        check_pieces(control, num_rows=text_config(config).vocab_size, place=settings.path)
     kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
     base = load_base(

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.json_files import read_json_object
 from ochat_train.model.base_class import is_tied, is_wrapper, new_model, other_parts, text_config
 from ochat_train.model.loss import LogitTransform
+from ochat_train.model.rotary_values import check_rotary_values
 from ochat_train.model.weights.files import refuse_adapter
 from ochat_train.recipe.sections.model import ModelSettings
-from ochat_train.system.pretrained import config_of_values, load_config, reason_of
+from ochat_train.system.pretrained import (
+    config_file_values,
+    config_of_values,
+    load_config,
+    parts_of,
+    reason_of,
+)
 
 # Config entries that change logits after the head, and how: a factor, a divisor, or the bound of a soft cap. Families
 # whose code uses an entry in another way have their own row.
@@ -59,7 +68,46 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
         return config_of_values({"vocab_size": vocab_size, **settings.config}, place="model.config")
     refuse_adapter(settings)
     assert settings.path is not None
-    return load_config(settings.path, revision=settings.revision, place="model.path")
+    config = load_config(settings.path, revision=settings.revision, place="model.path")
+    values = config_file_values(settings.path, revision=settings.revision)
+    check_rotary_values(values, config, settings.path)
+    _check_padding(config, settings.path)
+    _check_dropout(config, settings.path)
+    generation = Path(settings.path) / "generation_config.json"
+    if generation.is_file():  # `transformers` would leave out a damaged one, and with it what ends an answer
+        read_json_object(generation, remedy="fetch the base again, or remove that file")
+    return _with_usual_outputs(config)
+
+
+def _check_padding(config: Any, place: str) -> None:
+    """Raise UserError for a padding token that has no row: no model of `transformers` can be made with it."""
+    config = text_config(config)
+    pad, num_rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(num_rows, int) and not -num_rows <= pad < num_rows:
+        problem = f"its config.json says `pad_token_id: {pad}`, and the model has {num_rows} rows"
+        raise UserError(place, problem, "set `pad_token_id: null` in its config.json; training needs none")
+
+
+def _check_dropout(config: Any, place: str) -> None:
+    """Raise UserError for a dropout outside [0, 1): the proof of a base leaves dropout out, and a step would fail."""
+    for name, value in vars(text_config(config)).items():
+        is_share = "dropout" in name or name.endswith("pdrop")
+        if is_share and isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < 1:
+            problem = f"its config.json says `{name}: {value}`, and a share is at least 0 and below 1"
+            raise UserError(place, problem, f"set `{name}: 0.0` in its config.json")
+
+
+# What a model returns beside its result. `PackedCausalLM` reads the result by its name, and keeps nothing else.
+_USUAL_OUTPUTS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+
+
+def _with_usual_outputs(config: Any) -> Any:
+    """The configuration, changed in place: a model of it returns what others return."""
+    for part in parts_of(config):
+        for name, value in _USUAL_OUTPUTS.items():
+            if getattr(part, name, value) != value:
+                setattr(part, name, value)
+    return config
 
 
 def check_config(config: Any, settings: ModelSettings) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from data_pipeline.look.text import class_table
+from data_pipeline.look.text import class_table, table
 from ochat_train.optimizer.size import STATE_SIZES
 from ochat_train.planning.results import PlannedRun, PlanReport
 from ochat_train.report.cost import gpu_hours_text, hours_text
-from ochat_train.report.tables import table
 
 _NOT_PREPARED = "Nothing is prepared yet: steps, learning rate and time are known after `ochat prepare RECIPE`."
 _SETTINGS_HEAD = ("settings considered", "activation_checkpointing", "packs", "GiB", "fits", "relative time", "")

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ochat_train.report.page import Cell, Example, Section, render_page, text_cells
 from ochat_train.report.pictures import Interval, Picture, interval_chart
-from ochat_train.report.tables import number_text, shown_condition
+from ochat_train.report.tables import number_text
 from ochat_train.suites.contamination import RULE
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.results import EvalResults, QuestionResult, SuiteFacts, SuiteScore
-from ochat_train.suites.text import room_notes
+from ochat_train.suites.text import room_notes, shown_condition
 
 _MOST_TASKS, _MOST_EXAMPLES = 10, 6  # of each suite
 _MOST_CHARACTERS = 1_500  # of a text in an example
@@ -49,7 +49,7 @@ def _scores(results: EvalResults) -> Section:
         text_cells(
             [
                 row.suite,
-                _condition(row.condition),
+                shown_condition(row.condition),
                 _score(row.score, results.facts_of(row.suite)),
                 _interval(row.score, results.facts_of(row.suite)),
                 number_text(row.answered, ".1%"),
@@ -76,7 +76,7 @@ def _chart(results: EvalResults, groups: Mapping[str, Sequence[SuiteScore]]) -> 
         by_condition = {row.condition: row for row in group}
         rows[name] = [_share(by_condition.get(condition), results) for condition in results.conditions]
     return interval_chart(
-        rows, [_condition(condition) for condition in results.conditions], unit="score, 1 is the best"
+        rows, [shown_condition(condition) for condition in results.conditions], unit="score, 1 is the best"
     )
 
 
@@ -95,7 +95,7 @@ def _differences(results: EvalResults) -> Iterator[Section]:
             text_cells(
                 [
                     row.suite,
-                    f"{_condition(row.second)} minus {_condition(row.first)}",
+                    f"{shown_condition(row.second)} minus {shown_condition(row.first)}",
                     _score(row.difference, facts, sign="+"),
                     _interval(row.difference, facts, sign="+"),
                     f"{row.num_second_better:,}",
@@ -118,7 +118,7 @@ def _contamination(results: EvalResults) -> Iterator[Section]:
         facts = results.facts_of(row.suite)
         cells = [
             row.suite,
-            _condition(row.condition),
+            shown_condition(row.condition),
             f"{row.num_seen:,} of {row.num_questions:,} ({row.num_seen / row.num_questions:.1%})",
             _score(row.score_seen, facts),
             f"{_score(row.score_unseen, facts)} ({_interval(row.score_unseen, facts)})",
@@ -137,7 +137,7 @@ def _harness(results: EvalResults) -> Iterator[Section]:
         text_cells(
             [
                 f"{row.task} ({row.task_version})" if row.task_version else row.task,
-                _condition(row.condition),
+                shown_condition(row.condition),
                 f"{row.metric}, {row.filter}",
                 f"{row.value:.4f}",
                 number_text(row.standard_error, ".4f"),
@@ -170,7 +170,7 @@ def _tasks(suite: SuiteFacts, results: EvalResults) -> Iterator[Section]:
         text_cells([task, *(_score(_of(scored[task], condition), suite) for condition in results.conditions)])
         for task in worst
     ]
-    head = ["task", *map(_condition, results.conditions)]
+    head = ["task", *map(shown_condition, results.conditions)]
     pictures = [_chart(results, {task: scored[task] for task in worst})]
     yield Section(heading=f"Worst tasks: {suite.title}", paragraphs=[text], pictures=pictures, head=head, rows=rows)
 
@@ -203,7 +203,7 @@ def _example(group: Sequence[QuestionResult], suite: SuiteFacts) -> Example:
     if first.right:
         parts.append(("right answer", " or ".join(first.right)))
     for question in group:
-        outcome = f"{_condition(question.condition)}: {_outcome(question, suite)}"
+        outcome = f"{shown_condition(question.condition)}: {_outcome(question, suite)}"
         parts.append((outcome, "\n---\n".join(question.texts)))
     head = first.id if first.id.startswith(first.task) else f"{first.task}, {first.id}"
     return Example(heading=head, parts=[(name, _short(text)) for name, text in parts])
@@ -243,10 +243,6 @@ def _settings(results: EvalResults) -> Section:
     facts |= {f"tries without an answer: {reason}": count for reason, count in results.failed_tries.items()}
     rows = [[Cell(text=name), Cell(text="-" if value is None else str(value))] for name, value in facts.items()]
     return Section(heading="Settings and versions", head=("what", "value"), rows=rows)
-
-
-def _condition(condition: str | None) -> str:
-    return "the model's own" if condition is None else shown_condition(condition)
 
 
 def _score(score: Estimate | None, suite: SuiteFacts, *, sign: str = "") -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from data_pipeline.held_out import CONDITION_ROWS_PER_CLASS
-from data_pipeline.look.text import aligned
 from data_pipeline.text_rules import visible, visible_line
 from ochat_train.evaluation.condition_matrix import RESAMPLES
 from ochat_train.evaluation.results import Evaluation
@@ -101,11 +100,6 @@ def shown_condition(condition: str) -> str:
 def number_text(value: float | None, form: str) -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else format(value, form)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a head, columns aligned. Cells may hold names of users' data: what is not visible is escaped."""
-    return "\n".join(aligned([[visible_line(cell) for cell in line] for line in (head, *rows)]))
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

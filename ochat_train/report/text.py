@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.look.text import class_table, ledger_text
+from data_pipeline.look.text import class_table, ledger_text, table
 from data_pipeline.prepared.dataset import Manifest
 from data_pipeline.text_rules import quoted, visible_line
 from ochat_train.evaluation.results import BenchmarkScores, ValidationResult
 from ochat_train.evaluation.schedule import MOST_BENCHMARK_TIME_RATIO
-from ochat_train.report.tables import evaluation_table, number_text, shown_condition, subset_notes, table
+from ochat_train.report.tables import evaluation_table, number_text, shown_condition, subset_notes
 from ochat_train.runs.metrics import EpochMeans
 
 _ANSWER_CHARACTERS = 100

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.text_rules import visible_line
-from ochat_train.suites.evaluate import Condition, Plan
+from ochat_train.suites.plan import Condition, Plan
 from ochat_train.suites.results import EvalSettings
 from ochat_train.suites.suite import Suite
 from ochat_train.suites.text import shown_condition

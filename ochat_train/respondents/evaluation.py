@@ -16,17 +16,17 @@ from data_pipeline.errors import UserError
 from ochat_train import __version__
 from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference.choose import EngineOptions, make_engine
-from ochat_train.inference.engine import Engine
+from ochat_train.inference.engine import Engine, ended
 from ochat_train.inference.served_model import ServedModel, load_served_model
 from ochat_train.report.eval_page import eval_page
 from ochat_train.respondents import export, url
-from ochat_train.respondents.additions import OUR_SERVER, Additions, with_additions
+from ochat_train.respondents.additions import OUR_SERVER, Additions, Say, with_additions
 from ochat_train.respondents.announce import what_does_not_fit, what_is_asked
 from ochat_train.respondents.earlier import keep_earlier
 from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience
-from ochat_train.suites.evaluate import Asker, Plan, ask_plan, plan_evaluation, results_of
+from ochat_train.suites.plan import Asker, Plan, ask_plan, plan_evaluation, results_of
 from ochat_train.suites.results import EvalResults, EvalSettings, ModelFacts
 from ochat_train.suites.results_file import write_results
 from ochat_train.suites.store import AnswerStore, FolderLock
@@ -35,7 +35,6 @@ from ochat_train.suites.table import make_suites
 from ochat_train.system.durable import replace_text
 from ochat_train.system.exits import StoppedBySignalError
 
-Say = Callable[[str], None]
 PAGE_FILE = "results.html"
 _EXPORT_FOLDER = "export"  # below a run, where docs and recipes put it
 
@@ -158,8 +157,7 @@ async def _plan_and_ask(
         await (starting or opened.start())
     finally:
         if starting is not None:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            await ended([starting])
     return plan, await _ask(plan, store, num_done, options)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline import nesting
 from data_pipeline.json_files import typed
+from data_pipeline.text_rules import some_names
 from ochat_train.system.messages import print_message
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def results_of(path: Path, from_json: Callable[[Mapping[str, Any]], T]) -> list[
         except (KeyError, TypeError, AttributeError, ValueError):
             unreadable.append(values["step"])
     if unreadable:
-        steps = _first_numbers(unreadable)
+        steps = some_names(unreadable, most=_MOST_NUMBERS)
         print_message(
             f"{path}: left out {len(unreadable):,} line(s) that lack values this version reads, of steps {steps}"
         )
@@ -61,23 +62,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         else:
             found.append(values)
     if unreadable:
-        numbers = _first_numbers(unreadable)
+        numbers = some_names(unreadable, most=_MOST_NUMBERS)
         print_message(f"{path}: left out {len(unreadable):,} line(s) that are damaged and cannot be read: {numbers}")
     return found
 
 
-def _first_numbers(numbers: Sequence[int]) -> str:
-    more = ", ..." if len(numbers) > _MOST_NUMBERS else ""
-    return ", ".join(map(str, numbers[:_MOST_NUMBERS])) + more
-
-
 def _values(line: bytes) -> dict[str, Any] | None:
     try:
-        values = nesting.loads(line, parse_constant=_refuse_constant)
+        values = nesting.loads(line, constants=False)
     except ValueError:
         return None
     return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

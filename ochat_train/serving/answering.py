@@ -17,11 +17,13 @@ from ochat_train.inference.engine import (
     Engine,
     EngineBusy,
     EngineError,
+    EngineRefused,
     EngineUnavailable,
     Piece,
     TokenLogprob,
+    ended,
 )
-from ochat_train.serving.errors import ApiError, too_many, unavailable
+from ochat_train.serving.errors import ApiError, bad_request, too_many, unavailable
 
 T = TypeVar("T")
 
@@ -68,6 +70,9 @@ async def pieces(engine: Engine, prompt_ids: Sequence[int], settings: AnswerSett
         raise engine_unavailable() from error
     except EngineBusy as error:
         raise too_many("the engine has as many requests as it takes; ask again later", retry_after_seconds=1) from error
+    except EngineRefused as error:
+        # all else was checked before; what a schema may hold is known to the engine alone
+        raise (engine_failed() if settings.response_format is None else _wrong_format()) from error
     except EngineError as error:
         raise engine_failed() from error
     raise engine_failed() from EngineError("the answer ended without a reason")
@@ -78,6 +83,11 @@ def engine_unavailable() -> ApiError:
     return unavailable(
         "the engine is not running at the moment; ask again later", code="engine_unavailable", retry_after_seconds=5
     )
+
+
+def _wrong_format() -> ApiError:
+    text = "the engine refuses this `response_format`: its schema is wrong, or holds what the engine does not support"
+    return bad_request(text, param="response_format")
 
 
 def engine_failed() -> ApiError:
@@ -99,13 +109,6 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         return await asyncio.gather(*tasks)
     finally:
         await ended(tasks)
-
-
-async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel tasks and wait until they have cleaned up."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, T], *, seconds: float) -> T:

@@ -23,7 +23,7 @@ from ochat_train.serving.admission import Admission
 from ochat_train.serving.answering import engine_unavailable
 from ochat_train.serving.bodies import parse_object, read_body
 from ochat_train.serving.chat import ChatResponse, Job
-from ochat_train.serving.errors import ApiError, bad_request, json_response
+from ochat_train.serving.errors import bad_request, json_response
 from ochat_train.serving.events import Head
 from ochat_train.serving.guard import RECORD, STARTED, Guard, Traffic
 from ochat_train.serving.metrics import CONTENT_TYPE_LATEST, ServerMetrics
@@ -138,7 +138,7 @@ class _Api:
         name = request.path_params["name"]
         chosen = self._table.names.get(name)
         if chosen is None:
-            raise ApiError(404, f"there is no model {name[:100]!r} here", param="model", code="model_not_found")
+            raise self._table.no_model(name)
         return json_response(self._model_row(name, chosen))
 
     def _model_row(self, name: str, chosen: Chosen) -> dict[str, Any]:

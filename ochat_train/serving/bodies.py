@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from data_pipeline.nesting import no_constant
 from ochat_train.serving.errors import ApiError, bad_request
 from ochat_train.serving.settings import Limits
 
@@ -62,7 +63,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_constant, parse_int=_int, object_pairs_hook=_object)
+        value = json.loads(text, parse_constant=no_constant, parse_int=_int, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8: byte {error.start}", param=None, code="invalid_json") from None
     except RecursionError:
@@ -73,10 +74,6 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise bad_request("the body must be a JSON object", param=None, code="invalid_json")
     _check_values(value)
     return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _int(text: str) -> int:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
 
-from ochat_train.inference.engine import AnswerSettings, Engine, Piece
+from ochat_train.inference.engine import AnswerSettings, Engine, Piece, ended
 from ochat_train.serving.admission import Admission
 from ochat_train.serving.answering import (
     Answer,
     ClientLeft,
-    ended,
     engine_failed,
     pieces,
     settings_of_choice,

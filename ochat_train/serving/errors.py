@@ -14,6 +14,7 @@ from typing import Any
 from starlette.responses import Response
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -72,8 +73,13 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON in UTF-8."""
+    """Compact JSON in UTF-8, in one line for every reader: some clients (those that use httpx's `iter_lines`) take
+    U+0085, U+2028 and U+2029 for ends of lines, and would cut an event of a stream there.
+    """
+    text = _ENCODER.encode(value)
+    if not text.isascii():
+        text = text.translate(_LINE_ENDS)
     try:
-        return _ENCODER.encode(value).encode()
+        return text.encode()
     except UnicodeEncodeError:  # half of a pair of surrogates, which UTF-8 cannot hold
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

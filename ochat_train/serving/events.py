@@ -131,8 +131,13 @@ def _logprobs(rows: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
+    """bytes: those of the token, which may be a part of a character; `token` shows that part as U+FFFD."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair of surrogates, in the JSON of another server
+        data = text.encode("utf-8", "surrogatepass")
     return {
-        "token": text,
+        "token": data.decode("utf-8", "replace"),
         "logprob": logprob if math.isfinite(logprob) else _LOWEST,
-        "bytes": list(text.encode("utf-8", "surrogatepass")),
+        "bytes": list(data),
     }

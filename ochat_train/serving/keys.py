@@ -56,7 +56,8 @@ def read_keys(arguments: Sequence[str], file: Path | None, environment: Mapping[
 
 
 def _of_file(file: Path) -> list[tuple[str, str]]:
-    lines = [line.strip() for line in read_text(file).splitlines()]
+    text = read_text(file).removeprefix("\ufeff")  # a mark of the byte order, as editors of Windows write it
+    lines = [line.strip() for line in text.splitlines()]
     keys = [(f"{file}, line {n}", line) for n, line in enumerate(lines, 1) if line and not line.startswith("#")]
     if not keys:
         raise UserError(file, "holds no key", "write one key a line, or leave the file out")

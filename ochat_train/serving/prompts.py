@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import RESERVED_CHARACTER
+from ochat_train.inference.token_texts import TokenTexts
 from ochat_train.serving.errors import ApiError, bad_request
 from ochat_train.serving.requests import ChatRequest, Message, PromptRequest
 from ochat_train.serving.served import OfferedModel
@@ -53,9 +54,13 @@ class PromptWriter:
         """Each id with its text, and whether it is a control token."""
         control, vocabulary = self._control_ids, self._tokenizer.convert_ids_to_tokens(list(ids))
         return [
-            {"id": i, "text": name if i in control else self._tokenizer.decode([i]), "is_control": i in control}
+            {"id": i, "text": name if i in control else self._text_of(i), "is_control": i in control}
             for i, name in zip(ids, vocabulary, strict=True)
         ]
+
+    def _text_of(self, token: int) -> str:
+        """A part of a character is U+FFFD: JSON holds whole characters only."""
+        return self._token_texts.of(token).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
     def check_plain(self) -> None:
         """Raise UserError where a person who types control tokens gets them."""
@@ -75,6 +80,10 @@ class PromptWriter:
                 "its chat template lets a person who types control tokens write real ones",
                 "serve a folder of `ochat export`, whose template does not",
             )
+
+    @cached_property
+    def _token_texts(self) -> TokenTexts:
+        return TokenTexts(self._tokenizer)
 
     @cached_property
     def _control_ids(self) -> dict[int, str]:
@@ -124,8 +133,9 @@ class PromptWriter:
             raise bad_request("only tool messages have `tool_call_id`", param=f"{place}.tool_call_id")
         if message.content is None and not (message.tool_calls or message.reasoning_content or message.reasoning):
             raise bad_request(f"`{place}.content` is missing", param=f"{place}.content")
-        fields = message.model_dump(exclude_none=True, include={"name", "tool_call_id"})
-        found = {"role": role, "content": message.content or "", **fields}
+        given = {"name": message.name, "tool_call_id": message.tool_call_id}
+        fields = {field: text for field, text in given.items() if text}  # many clients send "" for none
+        found: dict[str, Any] = {"role": role, "content": message.content or "", **fields}
         if reasoning := self._reasoning(message, place):
             found["reasoning_content"] = reasoning
         if message.tool_calls:
@@ -203,15 +213,16 @@ class PromptWriter:
 def check_length(num_prompt_tokens: int, request: ChatRequest, context_tokens: int) -> int:
     """How many tokens an answer may have at most. Raises ApiError where prompt and answer are over the context."""
     room = context_tokens - num_prompt_tokens
+    # LiteLLM and others know an error of this kind by these words, and shorten the conversation then
+    limit = f"this model's maximum context length is {context_tokens:,} tokens"
     if room < 1:
-        text = f"the prompt has {num_prompt_tokens:,} tokens, and the context of this model is {context_tokens:,}"
+        text = f"the prompt has {num_prompt_tokens:,} tokens, and {limit}"
         raise bad_request(text, param="messages", code="context_length_exceeded")
     name = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     wanted = request.max_completion_tokens or request.max_tokens or room
     if wanted > room:
         text = (
-            f"`{name}` is {wanted:,}, and {room:,} tokens are left: the prompt has {num_prompt_tokens:,}, and the "
-            f"context of this model is {context_tokens:,}"
+            f"`{name}` is {wanted:,}, and {room:,} tokens are left: the prompt has {num_prompt_tokens:,}, and {limit}"
         )
         raise bad_request(text, param=name, code="context_length_exceeded")
     return wanted

@@ -7,6 +7,7 @@ import logging
 import logging.handlers
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,13 @@ class RequestLog:
 
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):
-    """Made so that only its owner can read it."""
+    """Made so that only its owner can read it. Where others move or remove the file (logrotate does), it is made
+    again; otherwise lines would go to a file that nobody finds.
+    """
 
     def __init__(self, file: Path) -> None:
         self._has_failed = False
+        self._file: tuple[int, int] | None = None  # device and number of the open one
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             super().__init__(file, maxBytes=_FILE_BYTES, backupCount=_NUM_FILES, encoding="utf-8")
@@ -77,12 +81,42 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> Any:
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        status = os.fstat(descriptor)
+        self._file = (status.st_dev, status.st_ino)
         return os.fdopen(descriptor, "a", encoding="utf-8")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            self._open_again_if_moved()
+        except OSError:
+            self.handleError(record)
+            return
+        super().emit(record)
+
+    def _open_again_if_moved(self) -> None:
+        try:
+            status = os.stat(self.baseFilename)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self.baseFilename), exist_ok=True)
+        else:
+            if (status.st_dev, status.st_ino) == self._file and self.stream is not None:
+                return
+        if self.stream is not None:
+            stream, self.stream = self.stream, None
+            with suppress(OSError):  # on a full disk
+                stream.close()
+        self.stream = self._open()
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._has_failed:
             self._has_failed = True
             print_message(f"warning: {self.baseFilename} cannot be written; requests are no longer logged there")
+
+    def close(self) -> None:
+        """Close the file. What a full disk did not take was said before."""
+        with suppress(OSError):
+            super().close()
 
 
 def _short(values: Mapping[str, Any]) -> str:

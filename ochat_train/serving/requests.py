@@ -182,9 +182,9 @@ def _check_pairs(request: ChatRequest) -> None:
         raise bad_request(
             "`max_tokens` and `max_completion_tokens` differ; send one of them", param="max_completion_tokens"
         )
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise bad_request("`top_logprobs` needs `logprobs: true`", param="top_logprobs")
-    if request.stream_options is not None and not request.stream:
+    if request.stream_options is not None and request.stream_options.include_usage and not request.stream:
         raise bad_request("`stream_options` needs `stream: true`", param="stream_options")
     form = request.response_format
     if form is not None and (form.type == "json_schema") != (form.json_schema is not None):

@@ -116,10 +116,13 @@ class ModelTable:
                 return self._names[name], []
             if name.startswith(model.name + AT):
                 return self._names[model.name], [name.removeprefix(model.name + AT)]
+        raise self.no_model(name)
+
+    def no_model(self, name: str) -> ApiError:
+        """The error for a name that no model has."""
         shown = ", ".join(quoted(model.name) for model in self.models)
-        raise ApiError(
-            404, f"there is no model {quoted(name[:100])} here; models: {shown}", param="model", code="model_not_found"
-        )
+        text = f"there is no model {quoted(name[:100])} here; models: {shown}"
+        return ApiError(404, text, param="model", code="model_not_found")
 
     def _unknown(self, model: OfferedModel, condition: str) -> str:
         text = f"{quoted(model.name)} was not trained under the condition {quoted(condition[:100])}"

@@ -6,26 +6,31 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import resource
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from data_pipeline.errors import UserError
 from ochat_train.inference.engine import Engine
 from ochat_train.serving.app import App
-from ochat_train.serving.errors import bad_request, to_json
+from ochat_train.serving.connections import make_protocol
 from ochat_train.serving.settings import Limits
 from ochat_train.system.messages import print_message
 
 _BACKLOG = 1024
 _STATS_SECONDS = 10.0
+# Longer than clients and proxies keep a connection that they do not use (60 s or less, usually): one that the server
+# closes in the moment in which they use it again is an error there.
+_IDLE_SECONDS = 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,7 @@ class _Server(uvicorn.Server):
     def __init__(self, app: App, limits: Limits) -> None:
         config = uvicorn.Config(
             app,
-            http=_patient_protocol(limits.header_seconds),
+            http=make_protocol(limits.header_seconds),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -131,9 +136,12 @@ class _Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             backlog=_BACKLOG,
+            timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
+        # uvicorn writes a traceback for each request that a stop ends
+        logging.getLogger("uvicorn.error").addFilter(_is_no_stop)
         self._app, self._limits = app, limits
         self._drains_until: float | None = None
         self._has_said_so = False
@@ -141,6 +149,25 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal. uvicorn's own would raise the signal again at the end, which would end `ochat` by it."""
         self.end()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's, and the end of the terminal (SIGHUP), unless it is meant to be outlived (`nohup`)."""
+        before = signal.getsignal(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+            before = None
+        else:
+            signal.signal(signal.SIGHUP, self._hang_up)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGHUP, before)
+
+    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+        if self._drains_until is None:  # a terminal that ends may send it twice
+            self.end()
 
     def end(self) -> None:
         """Drain; at the second call, end."""
@@ -156,7 +183,7 @@ class _Server(uvicorn.Server):
         if self._drains_until is not None and num_left and not (self._has_said_so or self.should_exit):
             self._has_said_so = True
             seconds = self._limits.drain_seconds
-            print_message(f"ending: {num_left} requests have {seconds:g} s to finish; another signal ends them")
+            print_message(f"ending: {seconds:g} s to finish {_requests(num_left)}; another signal ends at once")
         if self._drains_until is not None and (num_left == 0 or time.monotonic() >= self._drains_until):
             self.should_exit = True
         return await super().on_tick(counter)
@@ -164,55 +191,21 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the requests that are left, so that the engine is free when it is closed."""
         if self.force_exit or self._app.traffic.num_requests:
-            for task in list(self.server_state.tasks):
+            tasks = list(self.server_state.tasks)
+            if tasks:
+                print_message(f"ended {_requests(len(tasks))} before the answer was complete")
+            for task in tasks:
                 task.cancel()
         await super().shutdown(sockets=sockets)
 
 
-def _patient_protocol(header_seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP, which closes a connection whose headers do not arrive in time. uvicorn itself waits for ever."""
+def _requests(number: int) -> str:
+    return f"{number} request{'' if number == 1 else 's'}"
 
-    class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        _patience: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._be_done()
-            super().connection_lost(exc)
-
-        def send_400_response(self, msg: str) -> None:
-            """What is not HTTP gets OpenAI's shape, as all other errors."""
-            error = bad_request(msg.removesuffix("."), param=None, code="invalid_http")
-            body = to_json(error.body())
-            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-            self.transport.close()
-
-        def _watch(self) -> None:
-            """Wait while no request has begun. A request in work has time limits of its own."""
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._be_done()
-            elif self._patience is None:
-                self._patience = asyncio.get_running_loop().call_later(header_seconds, self._give_up)
-
-        def _give_up(self) -> None:
-            self._patience = None
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.abort()
-
-        def _be_done(self) -> None:
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
-
-    return Patient
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """A filter of a log: whether a record is about more than the end of a request by a stop."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _allow_many_connections() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
 from ochat_train.recipe.sections.validation import BenchmarkSettings, ValidationSettings
-from ochat_train.suites.evaluate import sampled
+from ochat_train.suites.plan import sampled
 from ochat_train.suites.suite import Answer, Question, Scored, Suite, SuiteOptions
 from ochat_train.suites.table import make_suites
 

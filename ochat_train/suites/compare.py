@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.look.text import aligned
+from data_pipeline.look.text import table
 from data_pipeline.text_rules import visible
 from ochat_train.suites.results import EvalResults, PairedDifference, QuestionResult, SuiteFacts
 from ochat_train.suites.scores import paired_difference
@@ -127,7 +127,7 @@ def comparison_text(comparison: Comparison, highest: Mapping[str, float]) -> str
         for difference in comparison.differences
     ]
     lines = [f"{comparison.this} - {comparison.other}"]
-    lines += aligned([[visible(cell, kept="") for cell in row] for row in (head, *rows)])
+    lines.append(table(head, rows))
     for difference in comparison.differences:
         place = f"{difference.row.suite}, {_conditions_text(difference.row)}"
         lines += [f"{place}: {word}: {_listed(ids)}" for word, ids in _won_and_lost(difference) if ids]

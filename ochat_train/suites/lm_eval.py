@@ -39,6 +39,7 @@ RUNS_FILE = "lm_eval.jsonl"
 _DATA_FOLDERS = ("dataset_path", "data_dir")  # keys of a task that may name a local folder
 _INSTALL = "python3 -m venv lm-eval-env && lm-eval-env/bin/pip install 'lm-eval[hf,api]', and name its python"
 _LAST_LINES = 12
+_ON_EXPORT = Path(__file__).with_name("lm_eval_on_export.py")  # -c, because this folder holds names of Python's own
 _PROBE = """
 import importlib.metadata, inspect, json
 versions = {}
@@ -52,52 +53,6 @@ if "lm_eval" in versions and "torch" in versions and "transformers" in versions:
     from lm_eval.models.huggingface import HFLM
     takes = "chat_template_args" in inspect.signature(HFLM.__init__).parameters
 print(json.dumps({"versions": versions, "takes_condition": takes}))
-"""
-
-
-# Runs the harness on an export. With a chat template, its log-likelihood tasks put a choice right behind the prompt,
-# `Assistant:B`, where the templates that begin every message with a space were trained on `Assistant: B`. So what the
-# template itself puts between a prompt and an answer, if that is white space, is put before a choice. The harness also
-# counts white space at the end of a prompt as part of the choice, which changes what is divided by its length. So a
-# choice is what follows the ids of the whole prompt, as in training, unless the tokenizer joins the two. A control
-# token that is spelled out in a choice stays text, as the template of an export keeps it in a message (by U+FDD0).
-_RUN_ON_EXPORT = """
-import functools
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.models.huggingface import HFLM
-
-plain = HFLM._encode_pair
-
-@functools.cache
-def ends(model):
-    turn = [{"role": "user", "content": "question"}]
-    prompt = model.apply_chat_template(turn)
-    answered = [*turn, {"role": "assistant", "content": "answer"}]
-    whole = model.apply_chat_template(answered, add_generation_prompt=False)
-    between = whole[len(prompt) : -len("answer")] if whole.startswith(prompt) else ""
-    begin, _, end = prompt.rpartition("question")
-    return begin, end, between if between.isspace() else ""
-
-@functools.cache
-def as_message(model, text):
-    begin, end, _ = ends(model)
-    shown = model.apply_chat_template([{"role": "user", "content": text}])
-    shown = shown[len(begin) : len(shown) - len(end)]
-    return shown if shown.replace("\\ufdd0", "") == text else text
-
-def encode_pair(self, context, continuation):
-    _, end, between = ends(self)
-    if not (end and context.endswith(end) and continuation):
-        return plain(self, context, continuation)
-    text = as_message(self, continuation)
-    choice = text if text.startswith(between) else between + text
-    prompt, whole = self.tok_encode(context), self.tok_encode(context + choice)
-    if whole[: len(prompt)] != prompt:
-        return plain(self, context, choice)
-    return prompt, whole[len(prompt) :]
-
-HFLM._encode_pair = encode_pair
-cli_evaluate()
 """
 
 
@@ -267,7 +222,7 @@ def command(
             "tokenizer_backend": None,
             "eos_string": "",  # the server knows where a turn ends
         }
-    program = ["-m", "lm_eval"] if model.export is None else ["-c", _RUN_ON_EXPORT]
+    program = ["-m", "lm_eval"] if model.export is None else ["-c", _ON_EXPORT.read_text(encoding="utf-8")]
     parts = [options.python, *program, "run", "--model", kind, "--model_args", json.dumps(arguments)]
     parts += ["--tasks", ",".join(tasks), "--apply_chat_template", "--output_path", str(out)]
     parts += ["--seed", str(options.seed)]

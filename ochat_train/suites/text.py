@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from data_pipeline.look.text import aligned
-from data_pipeline.text_rules import visible, visible_line
+from data_pipeline.look.text import table
+from data_pipeline.text_rules import some_names, visible, visible_line
 from ochat_train.suites.intervals import Estimate
 from ochat_train.suites.lm_eval import HarnessScore
-from ochat_train.suites.results import (
-    EvalResults,
-    PairedDifference,
-    QuestionResult,
-    SeenScores,
-    SuiteScore,
-)
-
-_MOST_NAMED = 3  # questions in a note; results.json has all
+from ochat_train.suites.results import EvalResults, PairedDifference, QuestionResult, SeenScores, SuiteScore
 
 
 def results_text(results: EvalResults, *, tasks: bool = False) -> str:
     """All scores. tasks: with a row for each task."""
     rows = [row for row in results.scores if tasks or row.task is None]
-    parts = [_head(results), _aligned(SCORE_HEAD, [score_cells(row, results) for row in rows])]
+    parts = [_head(results)]
+    if rows:
+        parts.append(table(SCORE_HEAD, [score_cells(row, results) for row in rows]))
     if results.paired:
-        parts.append(_aligned(PAIRED_HEAD, [paired_cells(row, results) for row in results.paired]))
+        parts.append(table(PAIRED_HEAD, [paired_cells(row, results) for row in results.paired]))
     if results.contamination:
-        parts.append(_aligned(SEEN_HEAD, [seen_cells(row, results) for row in results.contamination]))
+        parts.append(table(SEEN_HEAD, [seen_cells(row, results) for row in results.contamination]))
     if results.harness:
-        parts.append(_aligned(HARNESS_HEAD, [harness_cells(row) for row in results.harness]))
+        parts.append(table(HARNESS_HEAD, [harness_cells(row) for row in results.harness]))
     parts += _notes(results)
     return "\n\n".join(part for part in parts if part)
 
 
 def shown_condition(condition: str | None) -> str:
     """A condition as people see it."""
-    if condition is None:
-        return "(the model's own)"
-    return visible_line(condition) or "(none)"
+    return "the model's own" if condition is None else visible_line(condition) or "no condition"
 
 
 def percent(value: float | None) -> str:
@@ -161,10 +153,9 @@ def _room_notes(row: SuiteScore, results: EvalResults) -> Iterator[str]:
     place = f"{row.suite}, {shown_condition(row.condition)}"
     if row.num_too_long:
         ids = [question.id for question in results.questions if _is_too_long(question, row)]
-        names = ", ".join(ids[:_MOST_NAMED]) + (", ..." if len(ids) > _MOST_NAMED else "")
         yield (
             f"{place}: {row.num_too_long:,} of {row.num_questions:,} questions do not fit into the context and are in "
-            f"no score: {names}"
+            f"no score: {some_names(ids)}"
         )
     if row.num_had_less_room:
         limit = results.facts_of(row.suite).max_new_tokens
@@ -176,10 +167,6 @@ def _room_notes(row: SuiteScore, results: EvalResults) -> Iterator[str]:
 
 def _is_too_long(question: QuestionResult, row: SuiteScore) -> bool:
     return (question.suite, question.condition, question.status) == (row.suite, row.condition, "too_long")
-
-
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(aligned([[visible_line(cell) for cell in line] for line in (head, *rows)]))
 
 
 def _duration(seconds: float) -> str:

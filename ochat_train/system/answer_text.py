@@ -35,7 +35,7 @@ class AnswerDecoder:
     """
 
     def __init__(self, tokenizer: Any, *, before: int | None) -> None:
-        self._decode, self._control_ids = _decoding(tokenizer), control_ids(tokenizer)
+        self._decode, self._control_ids = decoding(tokenizer), control_ids(tokenizer)
         # the last ids whose text was given, or is the prompt's, and those whose text was not
         self._ids = [] if before is None else [before]
         self._num_given = len(self._ids)
@@ -119,7 +119,7 @@ class StopTexts:
         return held
 
 
-def _decoding(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+def decoding(tokenizer: Any) -> Callable[[Sequence[int]], str]:
     """What writes ids as text, as the model wrote it."""
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 

@@ -17,6 +17,8 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import offline_without_network
 from data_pipeline.json_files import read_json_object
+from data_pipeline.prompt.tokenizer_files import RUN_REMEDY, is_run_folder
+from data_pipeline.text_rules import shown
 
 AUTO_MAP = "auto_map"
 # What a configuration may name that makes `transformers` load code: kernels of the Hub are named like `org/kernel`.
@@ -26,6 +28,8 @@ _LENGTH_WARNING = "sequence length is longer than the specified maximum"
 _MOST_CHARACTERS = 300  # of an error of another library
 PROBE = "qzxvjk"  # a text that no template holds
 _FOLDER_REMEDY = "make the folder again; `ochat prepare`, `ochat train` and `ochat export` write such folders"
+_CONFIG_REMEDY = "fetch the model again, or restore that file"
+_ENTRY_REMEDY = "write that entry of its config.json as transformers expects it"
 _OWN_CODE_REMEDY = "use a base whose model type this version of transformers knows"
 
 
@@ -39,14 +43,42 @@ def load_config(source: str | Path, *, revision: str | None, place: str) -> Any:
 
     try:
         with contextlib.nullcontext() if Path(source).exists() else offline_without_network():
-            values, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
+            values = config_file_values(source, revision=revision)
             _refuse_own_code(values, source=source, place=place)
+            _refuse_misread(values, source=source, place=place)
             config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         return without_code(config)
     except UserError:
         raise
     except Exception as error:  # any kind, where a file is damaged
-        raise UserError(place, f"{source}: cannot be loaded: {reason_of(error)}") from None
+        remedy = _ENTRY_REMEDY if "Validation error for field" in str(error) else ""
+        raise UserError(place, f"{source}: cannot be loaded: {reason_of(error)}", remedy) from None
+
+
+def config_file_values(source: str | Path, *, revision: str | None) -> Mapping[str, Any]:
+    """What the `config.json` of a folder or Hub model holds, as it is written.
+
+    Raises UserError for a folder whose file is missing or damaged, and what `transformers` raises for the Hub.
+    """
+    import transformers
+
+    if (folder := Path(source)).is_dir():
+        path = folder / "config.json"
+        if not path.is_file():
+            raise UserError(folder, "has no config.json, so it is not a model", _other_folder(folder))
+        read_json_object(path, remedy=_CONFIG_REMEDY)
+    with contextlib.nullcontext() if folder.exists() else offline_without_network():
+        values: Mapping[str, Any]
+        values, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
+    return values
+
+
+def _other_folder(folder: Path) -> str:
+    """What to name instead of a folder that holds models and is none."""
+    if is_run_folder(folder):
+        return RUN_REMEDY
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f"name the folder of a model, for example {folder / inner[-1]}" if inner else "name the folder of a model"
 
 
 def config_of_values(values: Mapping[str, Any], *, place: str) -> Any:
@@ -120,7 +152,7 @@ def _is_not_about_length(record: logging.LogRecord) -> bool:
 
 def without_code(config: Any) -> Any:
     """The configuration, changed in place: it names no code any more, and neither does an export of it."""
-    for part in _with_parts(config):
+    for part in parts_of(config):
         if hasattr(part, AUTO_MAP):
             delattr(part, AUTO_MAP)
         for name in _IMPLEMENTATIONS:
@@ -163,9 +195,28 @@ def _refuse_own_code(values: Mapping[str, Any], *, source: str | Path, place: st
         )
 
 
-def _with_parts(config: Any) -> Iterator[Any]:
+def _refuse_misread(values: Mapping[str, Any], *, source: str | Path, place: str) -> None:
+    """Raise UserError for values of other types than `transformers` expects, which it reports without their names."""
+    import torch
+
+    inner = [value for value in values.values() if isinstance(value, Mapping)]
+    for part in (values, *inner):
+        settings = part.get("quantization_config")
+        if settings is not None and not isinstance(settings, Mapping):
+            problem = f"{source}: `quantization_config` in its config.json is {shown(settings)}, and not an object"
+            raise UserError(place, problem, "remove it if the weights are in 16 bits, or name another base")
+        for key in ("dtype", "torch_dtype"):
+            name = part.get(key)
+            if name is None or name == "auto" or isinstance(name, Mapping):  # one for each part of a wrapper
+                continue
+            if not isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype):
+                problem = f"{source}: `{key}: {name}` in its config.json is no dtype of torch"
+                raise UserError(place, problem, "write float32, float16 or bfloat16 there")
+
+
+def parts_of(config: Any) -> Iterator[Any]:
     """A configuration and those inside it, of the text part for example."""
     yield config
     for name in getattr(config, "sub_configs", None) or {}:
         if (part := getattr(config, name, None)) is not None:
-            yield from _with_parts(part)
+            yield from parts_of(part)

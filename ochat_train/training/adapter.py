@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import some_names
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import AddedAdapter, add_adapter
 from ochat_train.adapter.quantize import qlora_error, quantise_base, stage_obstacle
@@ -79,6 +80,6 @@ class ReachedTensors:
             raise UserError(
                 "adapter.targets",
                 f"the base does not call {len(names)} of the modules that have an adapter, which would do nothing "
-                f"there: {', '.join(names[:3])}",
+                f"there: {some_names(names)}",
                 "name targets without them",
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from data_pipeline.prepared.dataset import PreparedSplit
+from data_pipeline.text_rules import some_names
 from ochat_train.checkpoint.state import Progress
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.system.messages import print_message
@@ -94,7 +95,7 @@ def _spike_text(sums: StepSums) -> str:
 
 def _nonfinite_text(of_ranks: Sequence[dict[str, Any]], progress: Progress) -> str:
     bad = [
-        f"rank {rank['rank']}, pack {number} ({_few(pack['conversations'])})"
+        f"rank {rank['rank']}, pack {number} ({some_names(pack['conversations'])})"
         for rank in of_ranks
         for number, pack in enumerate(rank["packs"])
         if not pack["loss_is_finite"]
@@ -102,7 +103,3 @@ def _nonfinite_text(of_ranks: Sequence[dict[str, Any]], progress: Progress) -> s
     what = f"the loss is not finite on {'; '.join(bad)}" if bad else "all losses are finite, but the gradient is not"
     counts = f"{progress.nonfinite_in_a_row} in a row, {progress.nonfinite_steps} in all"
     return f"{what}; the model was not updated ({counts})"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from data_pipeline.prepared.dataset import TOKENIZER_FOLDER, Manifest
 from ochat_train.distributed.agreement import on_every_rank, require_agreement
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.evaluation.answers import PackedAnswerer, num_tokens_read
+from ochat_train.evaluation.evaluate import Between
 from ochat_train.evaluation.results import BenchmarkScore, BenchmarkScores
 from ochat_train.evaluation.schedule import affordable_answers
 from ochat_train.recipe.recipe import Recipe
@@ -21,8 +22,6 @@ from ochat_train.suites.benchmarks import Benchmark, digest, load_benchmarks
 from ochat_train.suites.intervals import mean_estimate
 from ochat_train.suites.suite import Question, Scored
 from ochat_train.system.pretrained import load_tokenizer, prompt_ids
-
-Between = Callable[[str, int, int], None]  # (what is done, how much of it, of how much)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from ochat_train.distributed.agreement import on_every_rank, require_agreement
 from ochat_train.distributed.ranks import Ranks
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.build import build_model, set_up_layers
-from ochat_train.model.config import load_base_config
+from ochat_train.model.config import load_base_config, model_dtype
 from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.proof.base import ProvenBase, prove_base
-from ochat_train.model.weights.token_rows import ControlTokens
+from ochat_train.model.weights.token_rows import PADDING_REMEDY, ControlTokens, padding_text
 from ochat_train.planning.learning_rate import BOUNDED_RULE, PeakLearningRate
 from ochat_train.planning.memory import MemoryPlan, resolve
 from ochat_train.planning.memory_text import memory_text
@@ -36,6 +36,7 @@ class Training:
 
     recipe: with a value for every setting that it left open. peak: the highest learning rate, and its rule.
     kernel: of attention. untrained_tokens: control tokens that the base had not trained, which start from the mean row.
+    padding: what is said of a control token that is the base's padding token.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Training:
     work: Work
     memory: MemoryPlan
     untrained_tokens: Sequence[str]
+    padding: str | None
     adapter: AdapterBasis | None
 
 
@@ -89,6 +91,7 @@ def prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> Train
         work=work,
         memory=memory,
         untrained_tokens=untrained_tokens,
+        padding=padding_text(model.causal_lm, control) if recipe.adapter is None else None,
         adapter=adapter,
     )
 
@@ -117,6 +120,7 @@ def basis_of(training: Training, ranks: Ranks, *, rows_digest: str) -> RunBasis:
         base_weights=base_weights(training.recipe.model.path, config),
         versions=software_versions(kernel=training.kernel, module=module, device=ranks.device),
         adapter=training.adapter,
+        precision=str(model_dtype(training.recipe.model, ranks.device)).removeprefix("torch."),
     )
 
 
@@ -147,5 +151,7 @@ def print_start(training: Training, ranks: Ranks, decision: ResumeDecision) -> N
     if training.untrained_tokens and not decision.checkpoint:
         rows = ", ".join(training.untrained_tokens)
         print_notice(f"the base did not train the rows of {rows}: they start from the mean row")
+    if training.padding is not None:
+        print_notice(f"{training.padding}; {PADDING_REMEDY}")
     if ranks.device.type == "cuda":
         print_notice(memory_text(training.memory))

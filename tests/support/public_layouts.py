@@ -25,6 +25,12 @@ def turns(role: str, content: str, names: tuple[str, str] = ("user", "assistant"
 CHAT, SHARED = turns("role", "content"), turns("from", "value", ("human", "gpt"))
 
 
+def in_parts(messages: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Messages whose text is a list of parts, with the nulls of Parquet."""
+    extra = {"image": None, "mimeType": None}
+    return [{"role": m["role"], "content": [{"type": "text", "text": m["content"], **extra}]} for m in messages]
+
+
 def chat_answers(row: Mapping[str, Any]) -> list[list[str]]:
     """The supervised texts of a row of messages, by its keys alone."""
     key = next(name for name in ("messages", "conversations", "conversation") if name in row)
@@ -349,6 +355,75 @@ LAYOUTS = (
         supervised=lambda row: [[row["conversation_a"][1]["content"]], [row["conversation_b"][1]["content"]]],
     ),
     PublicLayout(name="WizardLM Evol-Instruct V2", row={"idx": "w1", "conversations": SHARED}),
+    PublicLayout(
+        name="Arena human preference 140k",
+        row={
+            "id": "a" * 36,
+            "model_a": "large",
+            "model_b": "small",
+            "winner": "both_bad",
+            "evaluation_session_id": "b" * 36,
+            "evaluation_order": 1,
+            "conversation_a": in_parts(CHAT[:2]),
+            "conversation_b": in_parts([CHAT[0], {"role": "assistant", "content": BAD}]),
+            "conv_metadata": {"sum_user_tokens": 9, "bold_count_a": {"**": 0}},
+            "category_tag": {"math_v0.1": {"math": True}},
+            "language": "en",
+            "is_code": False,
+            "timestamp": "2025-06-05T09:01:13Z",
+        },
+        source={"answer_classes": {"chosen": "expert", "rejected": "other", "bothbad": "other"}},
+        supervised=lambda row: [[SAY], [BAD]],
+    ),
+    PublicLayout(
+        name="Llama-Nemotron post-training",
+        row={
+            "input": CHAT[:1],
+            "output": SAY,
+            "category": "math",
+            "license": "cc-by-4.0",
+            "reasoning": "off",
+            "generator": "large",
+            "used_in_training": "no",
+            "version": "v1.1",
+            "system_prompt": "",
+        },
+        ignored=("used_in_training",),
+        supervised=key_answer("output"),
+    ),
+    PublicLayout(
+        name="OpenR1-Math",
+        row={
+            "problem": ASK,
+            "solution": "Six sevens are 42.",
+            "answer": "42",
+            "problem_type": "Number Theory",
+            "question_type": "math-word-problem",
+            "source": "olympiads",
+            "uuid": "a" * 36,
+            "is_reasoning_complete": [True, True],
+            "generations": [SAY, BAD],
+            "correctness_math_verify": [True, False],
+            "correctness_llama": None,
+            "finish_reasons": ["stop", "stop"],
+            "correctness_count": 1,
+            "messages": CHAT[:2],
+        },
+        ignored=("solution", "is_reasoning_complete", "generations", "correctness_math_verify", "finish_reasons"),
+    ),
+    PublicLayout(
+        name="SmolTalk2",
+        row={
+            "messages": CHAT,
+            "chat_template_kwargs": {
+                "custom_instructions": "",
+                "enable_thinking": False,
+                "python_tools": [],
+                "xml_tools": [],
+            },
+            "source": "smol-magpie-ultra",
+        },
+    ),
 )
 
 

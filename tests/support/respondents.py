@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ochat_train.suites.ask import NoAnswer, Patience, Prompt, TurnAnswer, TurnSettings
-from ochat_train.suites.evaluate import Asker
+from ochat_train.suites.plan import Asker
 from ochat_train.suites.results import ModelFacts
 from ochat_train.suites.suite import Message
 

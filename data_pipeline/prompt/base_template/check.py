@@ -105,7 +105,7 @@ class _Proof:
                 "model.tokenizer",
                 f"with the template of {self._template.place} the prompt for an answer has other ids than the same "
                 "text before an answer, so a trained model could not be prompted as it was trained",
-                "use another template or tokenizer",
+                "use another template or tokenizer; an export of ochat names its own in ochat.json",
             )
 
     def _prompt_ids(self, tagged: TaggedConversation, num_messages: int, *, asks: bool) -> list[int]:

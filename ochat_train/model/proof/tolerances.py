@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from data_pipeline.text_rules import some_names
 from ochat_train.model.proof.measure import Differences
 
 
@@ -63,7 +64,7 @@ def faults(found: Differences, most: Tolerances, *, reference: str) -> list[str]
         ),
         (
             not found.unmatched,
-            f"{', '.join(found.unmatched[:3])} gets a gradient on packs or from {reference}, but not from both",
+            f"{some_names(found.unmatched)} gets a gradient on packs or from {reference}, but not from both",
         ),
         (
             found.gradient <= most.gradient,

@@ -21,14 +21,17 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import Problem, UserError, UserErrors
-from ochat_train.model.base_class import base_class
-from ochat_train.model.weights.files import Headers, stored_name
+from data_pipeline.text_rules import some_names
+from ochat_train.model.config import model_without_weights
+from ochat_train.model.weights.files import INDEX, SINGLE_FILE, Headers, TensorHeader, first_line, stored_name
+from ochat_train.system.pretrained import parts_of
 
 _BYTES = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}  # of a number, for what packed weights are stored as
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What a wrapper around a model puts before the names, when its weights are saved instead of the model's.
 _WRAPPERS = ("module.", "_orig_mod.", "model.module.", "base_model.model.", "causal_lm.", "_fsdp_wrapped_module.")
-_BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$"  # old files hold them; `transformers` computes them
+# Old files hold them; `transformers` computes them.
+_BUFFERS = r"rotary_emb\.inv_freq|(^|\.)position_ids$|\.(attn|attention)\.masked_bias$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,8 @@ class WeightReport:
 
 def compare_weights(config: Any, headers: Headers) -> WeightReport:
     """Load headers instead of weights. config: the `transformers` config of the base."""
-    model_class = base_class(config)
-    with torch.device("meta"):
-        empty = model_class(copy.deepcopy(config))
+    empty = model_without_weights(copy.deepcopy(config))
+    model_class = type(empty)
     headers = _without_packing(headers, empty)
     tied: dict[str, str] = dict(getattr(empty, "all_tied_weights_keys", {}))
     quantised = {name: found.dtype for name, found in headers.items() if found.dtype not in _FLOATING}
@@ -68,7 +70,7 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
     except Exception as error:  # joining tensors of shapes that do not fit raises whatever torch raises
         gaps = _gaps(headers)
         return WeightReport(
-            missing=gaps, quantised=quantised, ignored=ignored, tied=tied, failure=None if gaps else _text(error)
+            missing=gaps, quantised=quantised, ignored=ignored, tied=tied, failure=None if gaps else first_line(error)
         )
     missing = set(info["missing_keys"])
     twice = [(copied, original) for copied, original in tied.items() if not missing & {copied, original}]
@@ -82,7 +84,7 @@ def compare_weights(config: Any, headers: Headers) -> WeightReport:
         missing = set(_gaps(headers))  # of an expert that is missing, only the shape of all experts tells
     return WeightReport(
         missing=sorted(missing),
-        unexpected=sorted(info["unexpected_keys"]),
+        unexpected=sorted(set(info["unexpected_keys"]) - set(ignored)),
         mismatched=sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]),
         quantised=quantised,
         ignored=ignored,
@@ -197,10 +199,6 @@ def _ignored(model: Any, headers: Headers) -> list[str]:
     return sorted(name for name in headers if name not in known and expression.search(name))
 
 
-def _text(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
 def check_report(report: WeightReport, config: Any, place: str) -> None:
     """Raise UserError with every difference between files and model. place: the base, as the recipe names it."""
     found = list(_differences(report, config, place))
@@ -216,13 +214,14 @@ def refuse_quantised(config: Any, place: str, *, for_qlora: bool) -> bool:
     for_qlora: whether the base is to be quantised, which takes weights that bitsandbytes has stored in 4 bits. Returns
     whether they are stored so.
     """
-    settings = getattr(config, "quantization_config", None)
+    found = {id(part): getattr(part, "quantization_config", None) for part in parts_of(config)}  # also of a text part
+    settings = next((settings for settings in found.values() if settings is not None), None)
     if settings is None:
         return False
     values = settings if isinstance(settings, Mapping) else vars(settings)
     method = str(getattr(values.get("quant_method"), "value", values.get("quant_method", "an unknown method")))
     is_4bit = method == "bitsandbytes" and bool(values.get("load_in_4bit", values.get("_load_in_4bit")))
-    if is_4bit and for_qlora:
+    if is_4bit and for_qlora and found[id(config)] is not None:
         return True
     problem = f"its config.json says that its weights are quantised ({method})"
     if is_4bit:
@@ -281,18 +280,13 @@ def _shape(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def some_names(names: Sequence[str]) -> str:
-    """The first three, and whether there are more."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def check_stored_twice(report: WeightReport, headers: Headers, place: str) -> None:
     """Raise UserError where a base's configuration ties two tensors that its files hold with different values.
 
     Reads both, a part at a time. headers: of files on this machine.
     """
     for copied, original in report.stored_twice:
-        if not _equal(headers, copied, original):
+        if not _equal(headers[copied], copied, headers[original], original):
             raise tied_but_different(copied, original, place)
 
 
@@ -308,14 +302,29 @@ def tied_but_different(copied: str, original: str, place: str) -> UserError:
 _ROWS_AT_ONCE = 4096
 
 
-def _equal(headers: Headers, one: str, other: str) -> bool:
+def check_second_set(headers: Headers, second: Headers | None, place: str) -> None:
+    """Raise UserError where a folder holds two sets of weights that differ: which of them is the base cannot be known.
+
+    headers: of the files that are loaded. second: of `second_set`. Reads both where their headers are the same.
+    """
+    if second is None:
+        return
+    for name in sorted(headers.keys() | second.keys()):
+        one, other = headers.get(name), second.get(name)
+        if one is None or other is None or not _equal(one, name, other, name):
+            problem = f"holds other weights in {SINGLE_FILE} than in the files that {INDEX} names: {name} differs"
+            raise UserError(place, problem, "remove those that are not the base")
+
+
+def _equal(first: TensorHeader, one: str, second: TensorHeader, other: str) -> bool:
     from safetensors import safe_open
 
-    first, second = headers[one], headers[other]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     with safe_open(first.file, framework="pt") as left, safe_open(second.file, framework="pt") as right:
         a, b = left.get_slice(one), right.get_slice(other)
+        if not first.shape:
+            return torch.equal(left.get_tensor(one), right.get_tensor(other))
         return all(
             torch.equal(a[start : start + _ROWS_AT_ONCE], b[start : start + _ROWS_AT_ONCE])
             for start in range(0, first.shape[0], _ROWS_AT_ONCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from data_pipeline import nesting
 from data_pipeline.errors import UserError
 from data_pipeline.hub_cache import cached_file, offline_without_network
 from data_pipeline.hub_names import hub_name_problem
+from data_pipeline.json_files import LFS_POINTER, pointer_instead_of_file
+from data_pipeline.text_rules import some_names
 from ochat_train.recipe.sections.model import ModelSettings
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,11 +43,12 @@ def refuse_adapter(settings: ModelSettings) -> None:
     elif hub_name_problem(settings.path) is None:  # what is neither a folder nor a name is refused by whoever loads it
         found = cached_file(settings.path, ADAPTER_CONFIG, revision=settings.revision) is not None
     if found:
-        raise UserError(
-            "model.path",
-            f"{settings.path} holds an adapter ({ADAPTER_CONFIG}) and not a base",
-            "merge it into its base (`merge_and_unload` of peft), save that, and name its folder",
+        remedy = (
+            "merge it into its base (`ochat export`, or `merge_and_unload` of peft), save that, and name its folder"
         )
+        if any((folder / name).is_file() for name in (SINGLE_FILE, INDEX)):
+            remedy += f"; if its weights are merged already, remove {ADAPTER_CONFIG}"
+        raise UserError("model.path", f"{settings.path} holds an adapter ({ADAPTER_CONFIG}) and not a base", remedy)
 
 
 def local_weight_files(settings: ModelSettings, *, named: str | None) -> Sequence[Path] | None:
@@ -92,7 +96,7 @@ def downloaded_weight_files(settings: ModelSettings, *, named: str | None) -> Se
     except UserError:
         raise
     except Exception as error:  # whatever the HTTP library raises, a gated repository, a full disk
-        raise UserError("model.path", f"{name}: its weights cannot be fetched: {_first_line(error)}") from None
+        raise UserError("model.path", f"{name}: its weights cannot be fetched: {first_line(error)}") from None
     return [folder / shard for shard in shards]
 
 
@@ -101,29 +105,51 @@ def _files_of_folder(folder: Path, named: str | None) -> Sequence[Path]:
         path = folder / name
         if path.is_file():
             return _present([folder / shard for shard in shards_of(path)], path) if name.endswith(".json") else [path]
+    for name in (SINGLE_FILE, INDEX):
+        if (path := folder / name).is_symlink() or path.exists():
+            kind = "a folder" if path.is_dir() else "a link to a file that is not there"
+            raise UserError(path, f"is {kind}, and not a file", _FETCH_AGAIN)
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        problem = f"has neither {SINGLE_FILE} nor {INDEX}, only {_some(others)}"
+        problem = f"has neither {SINGLE_FILE} nor {INDEX}, only {some_names(others)}"
         raise UserError(folder, problem, f"rename a single file to {SINGLE_FILE}, or save the model again")
     kinds = sorted({path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern)})
-    found = f"; it has {_some(kinds)}" if kinds else ""
+    found = f"; it has {some_names(kinds)}" if kinds else ""
     raise UserError(folder, f"has no safetensors files, the only kind that is loaded{found}", "convert its weights")
+
+
+def second_set(settings: ModelSettings, *, named: str | None) -> Headers | None:
+    """Headers of the weights that an index names beside `model.safetensors`, which is the file that is loaded.
+
+    named: as for `local_weight_files`. None where there is one set of weights, or no folder.
+    """
+    folder = Path(settings.path or "")
+    single, index = folder / SINGLE_FILE, folder / INDEX
+    if named is not None or not (single.is_file() and index.is_file()):
+        return None
+    shards = [folder / name for name in shards_of(index)]
+    if shards == [single] or not all(shard.is_file() for shard in shards):
+        return None
+    return read_headers(shards)
 
 
 def _present(shards: Sequence[Path], index: Path) -> Sequence[Path]:
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise UserError(index, f"names {len(missing)} files that are not there: {_some(missing)}", _FETCH_AGAIN)
+        raise UserError(index, f"names {len(missing)} files that are not there: {some_names(missing)}", _FETCH_AGAIN)
     return shards
 
 
 def shards_of(index: Path) -> list[str]:
     """Names of the files in an index. Raises UserError for one that cannot be read."""
     try:
-        names = nesting.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        values = nesting.loads(index.read_text(encoding="utf-8"))
+        names = values["weight_map"].values()
+        if "metadata" not in values:
+            raise ValueError("it has no `metadata`, which transformers reads; `{}` is enough")
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("`weight_map` does not name files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(index, f"is not an index of safetensors files ({_first_line(error)})", _FETCH_AGAIN) from None
+        raise UserError(index, f"is not an index of safetensors files ({first_line(error)})", _FETCH_AGAIN) from None
     return sorted(set(names))
 
 
@@ -137,13 +163,21 @@ def read_headers(files: Iterable[Path]) -> Headers:
             with safe_open(path, framework="pt") as file:
                 found = {name: _header(file.get_slice(name), path) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            problem = f"is not a whole safetensors file ({_first_line(error)})"
+            if _is_pointer(path):
+                raise UserError(path, *pointer_instead_of_file()) from None
+            problem = f"is not a whole safetensors file ({first_line(error)})"
             raise UserError(path, problem, _FETCH_AGAIN) from None
         if twice := sorted(found.keys() & headers.keys()):
-            problem = f"holds tensors that {headers[twice[0]].file.name} holds too: {_some(twice)}"
+            problem = f"holds tensors that {headers[twice[0]].file.name} holds too: {some_names(twice)}"
             raise UserError(path, problem, "remove the file that does not belong to the base")
         headers |= found
     return headers
+
+
+def _is_pointer(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER.encode()
+    return False
 
 
 def _header(tensor: Any, path: Path) -> TensorHeader:
@@ -163,7 +197,7 @@ def hub_headers(name: str, revision: str | None) -> Headers:
     except NotASafetensorsRepoError:
         raise UserError(name, f"has neither {SINGLE_FILE} nor {INDEX}", "convert it, or name another base") from None
     except SafetensorsParsingError as error:
-        raise UserError(name, f"holds a damaged file: {_first_line(error)}", "name another revision or base") from None
+        raise UserError(name, f"holds a damaged file: {first_line(error)}", "name another revision or base") from None
     return {
         tensor: TensorHeader(dtype=str(info.dtype), shape=tuple(info.shape), file=Path(file))
         for file, metadata in files.items()
@@ -180,9 +214,6 @@ def stored_name(name: str, headers: Headers) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What another library says of a failure, without the lines below it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.text_rules import some_names
 from ochat_train.model.base_class import auto_class, freeze_other_parts, new_model
 from ochat_train.model.weights.compare import (
+    WeightReport,
     check_report,
+    check_second_set,
     check_stored_twice,
     compare_weights,
     refuse_quantised,
-    some_names,
     tied_but_different,
 )
-from ochat_train.model.weights.files import downloaded_weight_files, read_headers
+from ochat_train.model.weights.files import downloaded_weight_files, read_headers, second_set
 from ochat_train.recipe.sections.model import ModelSettings
 
 
@@ -43,10 +45,12 @@ def load_weights(
         return causal_lm
     place = str(settings.path)
     on_cpu = {"device_map": {"": "cpu"}} if refuse_quantised(config, place, for_qlora=for_qlora) else {}
-    headers = read_headers(downloaded_weight_files(settings, named=weight_file_name(config)))
+    named = weight_file_name(config)
+    headers = read_headers(downloaded_weight_files(settings, named=named))
     report = compare_weights(config, headers)
     check_report(report, config, place)
     check_stored_twice(report, headers, place)
+    check_second_set(headers, second_set(settings, named=named), place)
     try:
         causal_lm, found = auto_class(config).from_pretrained(
             settings.path,
@@ -61,7 +65,8 @@ def load_weights(
         )
     except Exception as error:  # whatever a damaged file, a version or a package raises
         raise UserError("model.path", f"{place}: cannot be loaded: {error}") from None
-    _check_loaded(causal_lm, found, report.tied, place)
+    _check_loaded(causal_lm, found, report, place)
+    _check_finite(causal_lm, place)
     _set_generation_config(causal_lm)
     freeze_other_parts(causal_lm)
     return causal_lm
@@ -75,20 +80,37 @@ def weight_file_name(config: Any) -> str | None:
     return named
 
 
-def _check_loaded(causal_lm: Any, found: dict[str, Any], tied: Any, place: str) -> None:
+def _check_loaded(causal_lm: Any, found: dict[str, Any], report: WeightReport, place: str) -> None:
     """Raise UserError unless every weight came from the files, and what should be one tensor is one."""
     wrong = {kind: sorted(map(str, found.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys")}
+    wrong["unexpected_keys"] = sorted(set(wrong["unexpected_keys"]) - set(report.ignored))
     wrong["mismatched_keys"] = sorted(str(entry[0]) for entry in found.get("mismatched_keys") or ())
     for kind, names in wrong.items():
         if names:
             said = f"{len(names)} weights are {kind.removesuffix('_keys')} after loading: {some_names(names)}"
             raise UserError(place, said, "fetch the base again, or use another one")
-    for copied, original in tied.items():
+    for copied, original in report.tied.items():
         one, other = causal_lm.get_parameter(copied), causal_lm.get_parameter(original)
         if one is not other:
             if not torch.equal(one, other):
                 raise tied_but_different(copied, original, place)
             causal_lm.tie_weights()  # transformers 5.3 leaves two equal tensors untied
+
+
+def _check_finite(causal_lm: Any, place: str) -> None:
+    """Raise UserError for weights that are NaN or infinite: one of them makes every mean row, and soon every loss, so.
+
+    Reads each weight once and keeps nothing. Weights that are stored in 4 bits are not looked at.
+    """
+    wrong = []
+    for name, parameter in causal_lm.named_parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            ends = torch.stack(torch.aminmax(parameter.detach()))  # NaN where one of the numbers is
+            if not torch.isfinite(ends).all():
+                wrong.append(name)
+    if wrong:
+        problem = f"{len(wrong)} of its weights hold NaN or infinite numbers: {some_names(wrong)}"
+        raise UserError(place, problem, "fetch the base again, or use another one")
 
 
 def _set_generation_config(causal_lm: Any) -> None:

@@ -48,15 +48,19 @@ def add_token_rows(causal_lm: Any, *, vocab_size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlTokens:
-    """Tokens that a template writes. ids: token -> row."""
+    """Tokens that a template writes. ids: token -> row. num_piece_rows: that the vocabulary needs, without added
+    tokens.
+    """
 
     ids: Mapping[str, int]
+    num_piece_rows: int = 0
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, tokens: Sequence[str], *, bos_token: str | None) -> ControlTokens:
         """The tokens of a template, and the one that begins conversations."""
         ids = {token: tokenizer.token_to_id(token) for token in (*tokens, *filter(None, (bos_token,)))}
-        return cls(ids={token: row for token, row in ids.items() if row is not None})
+        num_piece_rows = 1 + max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+        return cls(ids={token: row for token, row in ids.items() if row is not None}, num_piece_rows=num_piece_rows)
 
     @classmethod
     def of_prepared(cls, prepared_dir: Path, manifest: Manifest) -> ControlTokens:
@@ -64,6 +68,21 @@ class ControlTokens:
         tokenizer = stored_tokenizer(prepared_dir / TOKENIZER_FOLDER / "tokenizer.json")
         tokens = manifest.control_tokens or TEMPLATES[manifest.template].control_tokens
         return cls.of(tokenizer, tokens, bos_token=manifest.bos_token)
+
+
+def check_pieces(control: ControlTokens, *, num_rows: int, place: str) -> None:
+    """Raise UserError for a base that lacks rows for pieces of the tokenizer: it was trained with another one.
+
+    Tokens that were added to a tokenizer may lack rows, and get them. num_rows: of the base.
+    """
+    if control.num_piece_rows > num_rows:
+        raise UserError(
+            place,
+            f"has rows for {num_rows:,} tokens, and the vocabulary of the tokenizer needs {control.num_piece_rows:,}: "
+            "it is not the tokenizer of this base",
+            "name the base's own with `model.tokenizer`; if the vocabulary was extended on purpose, add rows to the "
+            "base first (`resize_token_embeddings` of transformers)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +111,23 @@ def set_untrained_rows(causal_lm: Any, control: ControlTokens, *, num_rows: int)
             module.weight[control.ids[token]] = mean
             tables_of.setdefault(token, []).append(name)
     return UntrainedRows(texts=untrained_text(tables_of), ids=[control.ids[token] for token in tables_of])
+
+
+def padding_text(causal_lm: Any, control: ControlTokens) -> str | None:
+    """What is said where a control token is the base's padding token, None where none is.
+
+    The embedding of torch gives the padding row no gradient, here as in every other trainer. causal_lm: with or without
+    weights.
+    """
+    padding = getattr(causal_lm.get_input_embeddings(), "padding_idx", None)
+    token = next((token for token, row in control.ids.items() if row == padding), None)
+    if token is None:
+        return None
+    text = f"{token} is the base's padding token: its row of the embedding gets no gradient"
+    return f"{text} but that of the head, which is the same table" if is_tied(causal_lm.config) else text
+
+
+PADDING_REMEDY = "to train it, set `pad_token_id: null` in the config.json of a copy of the base"
 
 
 def table_names(*, tied: bool) -> Sequence[str]:

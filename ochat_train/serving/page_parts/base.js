@@ -15,6 +15,10 @@ function make(tag, properties = {}, ...children) {
 const HIDDEN = /[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060-\u2069\ufeff\u{e0000}-\u{e007f}]/gu;
 const shown = text => text.replace(HIDDEN, character => `\\u{${character.codePointAt(0).toString(16)}}`);
 
+/** The beginning of a long text, without half of a character. */
+const MOST_DRAWN = 10_000;
+const beginningOf = text => text.length > MOST_DRAWN ? text.slice(0, MOST_DRAWN).replace(/[\ud800-\udbff]$/, "") : text;
+
 /** A store of the browser, which may be switched off or full: then nothing is kept. */
 const kept = (store, name) => ({
   read() { try { return store()[name] ?? null; } catch { return null; } },

@@ -139,9 +139,19 @@ class Column {
   }
 
   turnNode(turn) {
-    turn.node = make("article", {}, make("div", {className: "said"}, shown(turn.user)), make("div", {className: "answer"}));
+    turn.node = make("article", {}, this.saidNode(turn.user), make("div", {className: "answer"}));
     this.draw(turn);
     return turn.node;
+  }
+
+  /** What a person said. Of a pasted book only the beginning: a browser places letters of all kinds for a minute. */
+  saidNode(text) {
+    const node = make("div", {className: "said"}, shown(beginningOf(text)));
+    if (text.length <= MOST_DRAWN) return node;
+    const showAll = () => { node.replaceChildren(shown(text)); $("input").focus(); };
+    const label = `Show all ${text.length.toLocaleString("en")} characters`;
+    node.append("… ", make("button", {type: "button", className: "small", textContent: label, onclick: showAll}));
+    return node;
   }
 
   /** Draw the answer of a turn. */

@@ -125,14 +125,19 @@ async function useKey() {
 /** The id of a token with its text as a hint; control tokens are marked. */
 const tokenNode = ({id, text, is_control}) => make(is_control ? "b" : "span", {title: shown(text)}, id.toString());
 
+/** What is said in place of the rest of a long prompt, which copying takes along. */
+const MOST_IDS = 4000;
+const more = (number, what) => number > 0 ? `… and ${number.toLocaleString("en")} more ${what}` : "";
+
 /** Show text and ids of the prompt of an answer, which the server makes from the request that was sent. */
 async function showPrompt(turn) {
   const {model, messages} = turn.sent;
   try {
     const prompt = await (await request("v1/render", {body: {model, messages}})).json();
     $("prompt-facts").textContent = `${prompt.num_tokens} tokens, ${prompt.condition ? `condition ${shown(prompt.condition)}` : "no condition"}`;
-    $("prompt-text").textContent = shown(prompt.text);
-    $("prompt-ids").replaceChildren(...prompt.tokens.flatMap(token => [tokenNode(token), " "]).slice(0, -1));
+    $("prompt-text").textContent = shown(beginningOf(prompt.text)) + more(prompt.text.length - MOST_DRAWN, "characters");
+    const drawn = prompt.tokens.slice(0, MOST_IDS);
+    $("prompt-ids").replaceChildren(...drawn.flatMap(token => [tokenNode(token), " "]).slice(0, -1), more(prompt.ids.length - MOST_IDS, "ids"));
     $("copy-prompt").onclick = () => copyText(prompt.text, $("copy-prompt"));
     $("copy-ids").onclick = () => copyText(JSON.stringify(prompt.ids), $("copy-ids"));
   } catch (error) {
@@ -167,6 +172,10 @@ function speak(text) {
 }
 
 function fitInput() {
+  if ($("input").value.length > MOST_DRAWN) {  // it is as high as it may be; to measure it would take seconds
+    $("input").style.height = "100vh";
+    return;
+  }
   $("input").style.height = "auto";
   $("input").style.height = `${$("input").scrollHeight + 2}px`;
 }

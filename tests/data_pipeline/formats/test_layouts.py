@@ -14,7 +14,7 @@ from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.detect import layout_of
 from data_pipeline.prepare.fingerprints import input_fingerprints
 from data_pipeline.prepare.prepare import prepare
-from data_pipeline.read.layout import found_layout, in_layout
+from data_pipeline.read.layout import found_layout, in_layout, resolved
 from data_pipeline.read.rows import RowReader, parse_row
 from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import make_job, prepare_rows
@@ -77,6 +77,10 @@ SAME: dict[str, Any] = {
     "alpaca_blank_input": {"instruction": ASK, "input": " \n", "output": SAY},
     "an_empty_answer_at_the_end": {"messages": [*CHAT, {"role": "assistant", "content": ""}]},
     "a_null_at_the_end": {"messages": [*CHAT, {"role": "user", "content": None}]},
+    "empty_parts_at_the_end": {"messages": [*CHAT, {"role": "user", "content": [{"type": "text", "text": ""}]}]},
+    "input_is_a_list_of_messages": {"input": CHAT[:1], "output": SAY, "reasoning": "off"},
+    "the_reasoning_again": {"messages": [CHAT[0], {**CHAT[1], "thinking": "One and one."}], "analysis": "One and one."},
+    "parts_of_the_system_text": {"system": [{"text": " "}], "messages": CHAT},
     "a_transcript_as_prompt": {"prompt": f"\n\nHuman: {ASK}\n\nAssistant:", "response": SAY},
 }
 
@@ -85,10 +89,20 @@ SAME: dict[str, Any] = {
 def test_one_conversation_in_many_layouts(name: str) -> None:
     [found] = read(SAME[name])
     assert said(found) == [("user", ASK), ("assistant", SAY)]
-    assert found.num_empty_cut == ("at_the_end" in name)
+    assert (found.num_empty_cut, found.system.strip()) == ("at_the_end" in name, "")
 
 
 PAIRS: dict[str, Any] = {
+    "prompt_as_conversation": {
+        "conversations": [{"from": "human", "value": ASK}],
+        "chosen": {"from": "gpt", "value": SAY},
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+    "one_message_each_after_messages": {
+        "prompt": CHAT[:1],
+        "chosen": CHAT[1],
+        "rejected": {**CHAT[1], "content": "No."},
+    },
     "texts": {"prompt": ASK, "chosen": SAY, "rejected": "No."},
     "messages_after_the_prompt": {"prompt": ASK, "chosen": CHAT[1:], "rejected": [{**CHAT[1], "content": "No."}]},
     "whole_conversations": {"prompt": ASK, "chosen": CHAT, "rejected": [CHAT[0], {**CHAT[1], "content": "No."}]},
@@ -165,6 +179,15 @@ def test_fields_name_any_other_keys() -> None:
         read(row, fields={**fields, "roles": {"client": "user"}})
 
 
+def test_auto_takes_fields_that_do_not_hold_the_conversation() -> None:
+    for fields in ({"row_weight": "w"}, {"id": "nr"}, {"roles": {"client": "user"}}, {"system": "rules"}):
+        row = {"messages": CHAT, "w": 0.5, "nr": 3, "rules": "Brief."}
+        row = {key: value for key, value in row.items() if key == "messages" or key in fields.values()}
+        assert said(read(row, fields=fields)[0]) == [("user", ASK), ("assistant", SAY)]
+    with pytest.raises(UserError, match=r"`fields` says `messages: a.b`, and no row has this key; found: 'a'"):
+        read({"a": {"b": CHAT}}, fields={"messages": "a.b"})
+
+
 def test_rows_of_two_layouts_are_an_error_with_both_and_their_places() -> None:
     rows = [("a:1", {"messages": CHAT}), ("a:2", {"messages": CHAT}), ("a:3", {"prompt": ASK, "completion": SAY})]
     with pytest.raises(UserError, match=r"`format: messages` from a:1; `format: prompt_answer` from a:3"):
@@ -183,6 +206,10 @@ def test_rows_of_two_layouts_are_an_error_with_both_and_their_places() -> None:
         ({"query": ASK, "answers": '[{"name": "f"}]', "tools": "[]"}, "calls as JSON text"),
         ({"a": 1}, "no known layout"),
         ([1, 2], "not messages"),
+        ({"question": ASK, "answer": True}, "`answer` holds True, which is neither text"),
+        ({"question": b"Hi", "answer": b"Ho"}, "`answer` holds b'Ho'"),
+        ({"messages": RowError("unreadable_value", "it is damaged")}, "`messages`: it is damaged"),
+        ({"conversation": [[ASK, SAY]]}, "`conversation` holds [["),
         (5, "not an object"),
     ],
 )
@@ -267,6 +294,12 @@ def test_new_keys_at_their_defaults_leave_the_fingerprint_of_the_settings(
         ({"format": "messages", "answer_classes": {"chosen": "good"}}, "is for rows with two answers"),
         ({"format": "preference", "class": "good", **PAIR}, "give one of `class`"),
         ({"format": "messages", "class": "good", "fields": {"weight": "w", "masked": "w"}}, "name the same key"),
+        (
+            {"format": "messages", "class": "good", "fields": {"tools": "messages"}},
+            "`fields.tools` and `fields.messages`",
+        ),
+        ({"format": "messages", "class": "good", "fields": {"role": "content"}}, "name the same key, `content`"),
+        ({"format": "prompt_answer", "class": "good", "fields": {"input": "completion"}}, "name the same key"),
         ({"format": "openchat", "class": "good", "fields": {"roles": {"x": "user"}}}, "no other roles"),
         ({"format": "messages", "class": "good", "fields": {"message": "w"}}, "message"),
     ],
@@ -283,8 +316,18 @@ def test_what_a_conversation_can_do_without_may_be_ignored(tmp_path: Path, small
     [whole] = RowReader(settings("messages"))(row, "a:1")
     assert (whole.system, whole.id, bool(whole.tools)) == ("Be brief.", "x", True)
     described = [{"path": "a.jsonl", "format": "messages", "class": "expert"}]
-    with pytest.raises(ValueError, match="`messages` holds the conversations"):
-        make_job(tmp_path, described, small_tokenizer_dir, ignore_fields=["messages"])
+    for name in ("messages", "messages.content", "messages.role"):
+        with pytest.raises(ValueError, match=f"`{name}` holds the conversations"):
+            make_job(tmp_path, described, small_tokenizer_dir, ignore_fields=[name])
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": CHAT}])
+    auto = [{"path": str(path), "format": "auto", "class": "expert"}]
+    for name in ("messages", "messages.content"):
+        job = make_job(tmp_path / "prepared", auto, small_tokenizer_dir, ignore_fields=[name])
+        with pytest.raises(UserError, match=f"`{name}` holds the conversations of data.sources.0"):
+            resolved(job.data)
+    assert resolved(make_job(tmp_path, auto, small_tokenizer_dir, ignore_fields=["messages.weight"]).data), (
+        "the control"
+    )
 
 
 def test_two_classes_that_one_value_may_mean_are_refused(tmp_path: Path, small_tokenizer_dir: Path) -> None:

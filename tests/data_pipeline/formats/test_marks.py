@@ -53,6 +53,15 @@ def test_a_number_is_the_weight(name: str) -> None:
     assert weights_of(chat({}, {name: 0.25}, {}, {name: 2})) == [0.0, 0.125, 0.0, 1.0]
 
 
+def test_a_weight_that_float32_cannot_hold_is_a_bad_row() -> None:
+    """It would be rounded to 0: the answer would be left out."""
+    for weight in (1e-31, 1e-50):
+        with pytest.raises(RowError, match="message 2: its weight") as caught:
+            weights_of(chat({}, {"weight": weight}, {}, {}))
+        assert caught.value.reason == "invalid_weight"
+    assert weights_of(chat({}, {"weight": 2e-30}, {}, {}))[1] == 1e-30
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

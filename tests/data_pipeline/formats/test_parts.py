@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -49,6 +51,48 @@ def test_tool_calls_are_read_in_both_shapes() -> None:
         assert answer(tool_calls=[{"name": "now", "arguments": nothing}]).tool_calls[0].arguments == "{}"
 
 
+@pytest.mark.parametrize("key", ["arguments", "parameters", "input", "args"])
+def test_arguments_are_read_under_each_of_their_names(key: str) -> None:
+    """Llama, Anthropic and Gemini call them otherwise; without this, the call would be trained on with none."""
+    expected = (ToolCall(name="halve", arguments='{"x": 2}'),)
+    call = {"name": "halve", key: {"x": 2}}
+    for calls in ([call], [{"type": "function", "function": call}], json.dumps([call])):
+        assert answer(tool_calls=calls).tool_calls == expected
+    nulls = {"id": None, "type": None, "function": None, "index": 0, **dict.fromkeys(("parameters", "input", "args"))}
+    assert answer(tool_calls=[{**nulls, **call}]).tool_calls == expected
+    turns = [{"from": "human", "value": "Is 2 even?"}, {"from": "function_call", "value": json.dumps(call)}]
+    source = SourceSettings.model_validate({"path": "x", "format": "sharegpt", "class": "c"})
+    assert parse_row({"conversations": turns}, place="x:1", source=source).messages[-1].tool_calls == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "key"),
+    [
+        ({"name": "f", "arguments": {"x": 1}, "parameters": {"y": 2}}, "parameters"),
+        ({"name": "f", "function": {"name": "f"}, "arguments": {"x": 1}}, "arguments"),
+        ({"name": "f", "kwargs": {"x": 1}}, "kwargs"),
+        ({"name": "f", "arguments": {}, "result": "It is even."}, "result"),
+        ({"name": "f", "arguments": {}, "train": False}, "train"),
+    ],
+)
+def test_what_a_call_holds_beside_is_named(call: dict[str, Any], key: str) -> None:
+    with pytest.raises(RowError, match=rf"tool_calls\[0\]\.{key}: is not read") as caught:
+        answer(tool_calls=[call])
+    assert caught.value.reason == "unsupported_content"
+    del call[key]
+    assert answer(tool_calls=[call]).tool_calls, "the control"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Decimal("1.5"), datetime.datetime(2025, 1, 1), b"x"])
+def test_what_json_has_not_is_a_bad_row(value: Any) -> None:
+    """From Parquet, and from JSON files of Python, which writes NaN."""
+    call, tools = {"name": "f", "arguments": {"x": [value]}}, [{"name": "f", "x": value}]
+    for row, where in (({"tool_calls": [call]}, "arguments"), ({"content": "x"}, "tools")):
+        with pytest.raises(RowError, match=f"{where}: .* values? of JSON") as caught:
+            read({"role": "assistant", **row}, row={"tools": tools} if where == "tools" else None)
+        assert caught.value.reason == "wrong_type"
+
+
 def test_results_of_tools_and_tools_are_read() -> None:
     tool = {"type": "function", "function": {"name": "halve", "description": "é"}}
     messages = [
@@ -72,6 +116,8 @@ def test_stretches_of_text_keep_their_weights() -> None:
         spans=(Span(text="a ", weight=1.0), Span(text="b", weight=0.5), Span(text="", weight=0.0)),
     )
     assert answer(content=[{"type": "text", "text": "a"}, {"text": "b", "weight": 1}]).spans == ()
+    link = {"type": "url_citation", "url": "https://x.org", "title": "A page of the web", "start_index": 0}
+    assert answer(content=[{"text": "a", "annotations": [link]}, {"text": "b", "annotations": None}]).content == "ab"
     [user, *_] = read({"role": "assistant", "content": "x"}, row={"system": "s"}).messages
     assert user.spans == ()
 
@@ -103,6 +149,8 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "arguments with NaN": ("invalid_json", {"tool_calls": [{"name": "f", "arguments": '{"x": NaN}'}]}),
     "arguments in a list": ("wrong_type", {"tool_calls": [{"name": "f", "arguments": "[2]"}]}),
     "a part of another kind": ("unsupported_content", {"content": [{"type": "image_url", "weight": 1}]}),
+    "an annotation that quotes": ("unsupported_content", {"content": [{"text": "x", "annotations": [{"quote": "y"}]}]}),
+    "an annotation that is a text": ("unsupported_content", {"content": [{"text": "x", "annotations": "It is so."}]}),
     "a negative weight of a stretch": ("invalid_weight", {"content": [{"text": "x", "weight": -1}]}),
     "U+FDD0 in reasoning": ("reserved_character", {"content": "x", "reasoning": "a\ufdd0"}),
     "U+FDD0 in arguments": ("reserved_character", {"tool_calls": [{"name": "f", "arguments": {"x": "\ufdd0"}}]}),
@@ -137,6 +185,7 @@ def test_only_answers_have_parts_and_weights_of_parts() -> None:
         ("<think>hm", {}, "not closed"),
         ("<think>hm</think>x", {"reasoning": "hm"}, "keep one"),
         ("<think> </think> ", {}, "empty"),
+        ("hm</think>x", {}, "without `<think>`"),
         ([{"text": "<think>hm</think>"}, {"text": "x", "weight": 2}], {}, "weights of its own"),
     ],
 )

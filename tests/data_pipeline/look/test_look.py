@@ -131,6 +131,15 @@ def test_what_a_second_layout_holds_is_named_as_unread(tmp_path: Path) -> None:
     assert look_at(str(write_jsonl(tmp_path / "b.jsonl", many("messages")))).unread == []  # the control
 
 
+def test_both_answers_of_a_tie_are_of_one_row(tmp_path: Path) -> None:
+    """The row of each is found by its place."""
+    talk = ROWS["messages"]["messages"]
+    row = {"conversation_a": talk, "conversation_b": talk, "winner": "both_bad", "quality": "good"}
+    seen = look_at(str(write_jsonl(tmp_path / "a.jsonl", [{"id": 7, **row}])))
+    assert (seen.format, seen.num_bad, seen.num_sampled, seen.num_readable_rows) == ("preference", 0, 2, 1)
+    assert seen.fields["quality"].values == {"good": 1}
+
+
 def test_an_unknown_format_is_shown_with_a_reason(tmp_path: Path) -> None:
     message = message_of(write_jsonl(tmp_path / "a.jsonl", [{"text": "Hello"}]))
     assert "nothing says who speaks" in message

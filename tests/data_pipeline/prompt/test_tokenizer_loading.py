@@ -66,6 +66,16 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "normalizer": (lambda v: v.update(normalizer="NFC"), "its normalizer is 'NFC'"),
     "normalizers": (lambda v: v.update(normalizer={"type": "Sequence", "normalizers": 3}), "its normalizer is "),
     "model": (lambda v: v.update(model={"type": "Nothing"}), "the tokenizers library fails: "),
+    "an id beyond a gap": (
+        lambda v: v["added_tokens"].append(
+            {**v["added_tokens"][0], "content": "<x>", "id": len(v["model"]["vocab"]) + 9}
+        ),
+        "says that '<x>' has the id 317, and the `tokenizers` library gives it 308",
+    ),
+    "ids in another order": (
+        lambda v: [add_token(f"<{n}>")(v) or v["added_tokens"][-1].update(id=309 - n) for n in range(2)],
+        "says that '<0>' has the id 309, and the `tokenizers` library gives it 308",
+    ),
     "merges": (lambda v: v["model"].update(merges=[["zz", "qq"]]), "the tokenizers library fails: "),
 }
 
@@ -118,6 +128,12 @@ BYTES = {
 def test_files_that_are_not_json_objects_are_named(name: str, file: str, folder: Path) -> None:
     (folder / file).write_bytes(BYTES[name])
     with pytest.raises(UserError, match=f"{file}: is damaged"):
+        loaded(folder)
+
+
+def test_a_pointer_of_git_lfs_is_called_so(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=r"is a pointer of Git LFS and not the file: .*run `git lfs pull`"):
         loaded(folder)
 
 

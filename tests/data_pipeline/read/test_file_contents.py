@@ -27,6 +27,7 @@ import pytest
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.read import packed, text_files
 from data_pipeline.read.chunks import ChunkSizes, TextChunk
+from data_pipeline.read.conversations import BadRow, parse_rows
 from data_pipeline.read.file_kinds import file_form
 from data_pipeline.read.sources import check_sources, chunks, count_rows, read_chunk
 from data_pipeline.settings.sources import SourceSettings
@@ -173,7 +174,7 @@ def test_a_packed_file_with_another_byte_is_an_error(packing: str, tmp_path: Pat
 @pytest.mark.parametrize("packing", ["gzip", "bzip2", "xz", "zstd"])
 def test_a_bomb_stops_at_the_limit(packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "ALWAYS_BYTES", 1 << 18)
-    (tmp_path / "bomb").write_bytes(PACKINGS[packing](LINES.encode() + b"\n" * (2 << 20)))
+    (tmp_path / "bomb").write_bytes(PACKINGS[packing](LINES.encode() + b"\n" * (1 << 20)))
     with pytest.raises(UserError, match=r"bomb: unpacks to more than \d{3},\d{3} bytes, 200 times its size"):
         rows_of(tmp_path / "bomb")
     monkeypatch.setattr(packed, "ALWAYS_BYTES", 4 << 20)  # the control
@@ -230,6 +231,7 @@ def test_an_object_that_is_a_row_is_not_unwrapped(indent: int | None, tmp_path: 
         {"id": 1, "messages": messages},
         {"conversations": [{"from": "human", "value": "Hi"}]},
         {"conversation": [{"input": "Hi", "output": "Ho"}]},
+        {"conversation": [{"input": "Hi", "output": "Ho", "tags": ["a"]}]},
         {"instruction": "Hi", "output": "Ho", "history": []},
         {"prompt": "Hi", "ranked": [{"text": "Ho", "rank": 1}, {"text": "No", "rank": 2}]},
         {"id": "1", "completions": [{"response": "Ho"}]},
@@ -306,6 +308,30 @@ def test_tables_of_one_column_and_with_numbered_rows(tmp_path: Path) -> None:
     (tmp_path / "pandas.csv").write_text(",question\nHi,Ho\n0,a\n")
     bad, good = rows_of(tmp_path / "pandas.csv")
     assert (bad.reason, good) == ("wrong_columns", {"question": "a"})
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_note_of_excel_is_no_row(delimiter: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(
+        f"sep={delimiter}\r\n".encode() + as_table([["a", "b"], ["c; d", ""]], delimiter)
+    )
+    assert read(tmp_path / "rows.csv") == [(f"{tmp_path}/rows.csv:3", {"a": "c; d", "b": ""})]
+
+
+def test_quotes_after_a_space_are_a_bad_row(tmp_path: Path) -> None:
+    """They would be a part of the text. Without spaces in the header, a text may begin like that."""
+    (tmp_path / "rows.csv").write_text('a, b\n1, "x y"\n2,  z\n')
+    bad, good = rows_of(tmp_path / "rows.csv")
+    assert (bad.reason, str(bad)[:40]) == ("wrong_columns", "cell 2 has a space before its quote, whi")
+    assert good == {"a": "2", "b": "  z"}
+    (tmp_path / "rows.csv").write_text('a,b\n1," ""x"""\n')
+    assert rows_of(tmp_path / "rows.csv") == [{"a": "1", "b": ' "x"'}]
+
+
+def test_a_damaged_tsv_is_no_csv(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text('a\tb\n"Hi" he said\tHo\n')
+    with pytest.raises(UserError, match="damaged table at line 2 \\('\t' expected"):
+        rows_of(tmp_path / "rows.tsv")
 
 
 def test_a_row_with_too_few_or_many_cells_is_a_bad_row(tmp_path: Path) -> None:
@@ -398,6 +424,40 @@ def test_a_value_that_python_cannot_hold_costs_no_row(kind: str, tmp_path: Path)
             assert row[name].reason == "unreadable_value"
     assert [isinstance(row["half"], RowError) for row in found] == [True, False, False]
     assert [row["half"] for row in found[1:]] == [datetime.date(1970, 1, 1), None]
+
+
+@pytest.mark.parametrize("kind", COLUMNAR)
+def test_maps_are_objects(kind: str, tmp_path: Path) -> None:
+    pairs = [[("role", "user"), ("content", "Hi")], [("role", "user"), ("role", "assistant")]]
+    kinds = pa.struct([("turns", pa.list_(pa.map_(pa.string(), pa.string()))), ("n", pa.int64())])
+    COLUMNAR[kind](tmp_path / "rows", pa.table({"talk": pa.array([{"turns": pairs, "n": 1}, None], kinds)}))
+    found, nothing = rows_of(tmp_path / "rows")
+    first, twice = found["talk"]["turns"]
+    assert (first, twice.reason, nothing["talk"]) == ({"role": "user", "content": "Hi"}, "duplicate_key", None)
+
+
+@pytest.mark.parametrize("kind", [*COLUMNAR, "saved"])
+def test_nulls_that_a_column_fills_in_are_refused_where_the_model_sees_them(kind: str, tmp_path: Path) -> None:
+    """`{"x": 1}` beside `{"y": 2}` comes back as `{"x": 1, "y": None}`: another text, in tools and arguments."""
+
+    def row(key: str, **more: Any) -> dict[str, Any]:
+        call = {"function": {"name": "f", "arguments": {key: 1}}}
+        return {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}], **more}
+
+    def problems(rows: list[dict[str, Any]]) -> list[str]:
+        if kind == "saved":
+            datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "rows"))
+        else:
+            COLUMNAR[kind](tmp_path / "rows", pa.Table.from_pylist(rows))
+        items = parse_rows(read(tmp_path / "rows"), source=settings("a"))
+        return [item.message.partition(":")[0] for item in items if isinstance(item, BadRow)]
+
+    where = "messages[0].tool_calls.arguments"
+    assert problems([row("x"), row("y")]) == [f"{where}.y", f"{where}.x"]
+    tools = [{"name": "f", "parameters": {"x": {"type": "int"}}}, {"name": "g", "parameters": {}}]
+    assert problems([row("x", tools=tools)] * 2) == ["tools[1].parameters.x"] * 2
+    assert problems([row("x", tools=tools[:1]), row("x", tools=None)]) == [], "the control"
+    assert problems([row("x", tools=json.dumps(tools))] * 2) == [], "as text"
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.prepare.prepare import prepare
 from data_pipeline.read.found_files import find_files
+from data_pipeline.read.saved_datasets import load_dataset
 from data_pipeline.read.sources import check_sources, chunks, fingerprint, is_dataset, read_chunk
 from data_pipeline.read.splits import split_names
 from data_pipeline.settings.sources import SourceSettings
@@ -171,6 +173,42 @@ def test_a_file_that_is_read_twice_is_a_warning(tmp_path: Path) -> None:
     )
     [note] = notes(tmp_path / "one", tmp_path / "one" / "a.jsonl")
     assert note.startswith(f"data.sources.1: {tmp_path}/one/a.jsonl holds the same as")
+
+
+def test_a_copy_that_is_packed_or_of_another_kind_is_a_warning(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", "b.jsonl", "more/a.jsonl", "a.b.jsonl")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    (tmp_path / "b.csv").write_text("a,b\n1,2\n")
+    said = notes(tmp_path)
+    names = [("a.jsonl.gz", "a.jsonl"), ("b.jsonl", "b.csv")]
+    assert [
+        f"{tmp_path / one} is called like {tmp_path / other}" in text
+        for text, (one, other) in zip(said, names, strict=True)
+    ] == [True] * 2
+
+
+def test_other_things_that_a_path_may_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "is neither a file nor a folder" in refused(tmp_path / "pipe")
+    assert "is an address, not a file here" in refused("https://example.org/a.jsonl")
+    put(tmp_path / "table", "_metadata", "_common_metadata", "part.jsonl")
+    assert read(tmp_path / "table") == ["part.jsonl"]
+    put(tmp_path / "table", "_delta_log/0.json")
+    assert "is a Delta table" in refused(tmp_path / "table")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("datasets/ORG/NAME", "without `datasets/`"), ("ORG/NAME@main", "`revision`"), ("ORG/HERE", "is here as well")],
+)
+def test_what_is_no_dataset_of_the_hub(name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is asked of the network. `datasets` would read a folder of that name instead."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ORG" / "HERE").mkdir(parents=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **more: pytest.fail("it was asked"))
+    with pytest.raises(UserError) as caught:
+        load_dataset(settings(f"hf://{name}", split="train"), where="s")
+    assert says in str(caught.value)
 
 
 def test_prepare_says_what_is_left_out_and_read_twice(tmp_path: Path, small_tokenizer_dir: Path) -> None:

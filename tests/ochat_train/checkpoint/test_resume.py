@@ -14,7 +14,7 @@ from ochat_train.checkpoint.basis import RunBasis
 from ochat_train.checkpoint.changes import Change, changes_since
 from ochat_train.checkpoint.earlier_plan import plan_to_take, with_plan
 from ochat_train.checkpoint.resume import EarlierRun, ResumeDecision, decide, read_earlier_run, set_aside
-from ochat_train.checkpoint.state import CheckpointManifest, Progress
+from ochat_train.checkpoint.state import CheckpointManifest, Progress, verify
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.lock import RunLock
@@ -233,6 +233,37 @@ def test_another_optimizer_is_refused_even_if_changes_are_accepted(
         with pytest.raises(UserError, match=f"{named}; its optimizer states cannot be converted"):
             decision(earlier_run(4, intact=manifest_of(recipe)), other, accept_changes=accept)
     assert decision(earlier_run(4, intact=manifest_of(other)), other).checkpoint, "the control"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "now", "named"),
+    [
+        ("", "float32", None),
+        ("bf16_", "bfloat16", None),
+        ("", "bfloat16", "float32 -> bfloat16"),
+        ("bf16_", "float32", "bfloat16 -> float32"),  # `auto`, on a GPU and then on a CPU
+    ],
+)
+def test_weights_of_another_precision_cannot_be_converted(
+    prefix: str, now: str, named: str | None, recipe: Recipe
+) -> None:
+    """DeepSpeed keeps masters beside bfloat16 weights, in files of other names."""
+    files = {f"state/{prefix}zero_pp_rank_0_mp_rank_00_optim_states.pt": (1, "a")}
+    earlier, basis = earlier_run(4, intact=manifest_of(recipe, files=files)), RunBasis(precision=now)
+    if named is None:
+        assert decision(earlier, recipe, basis=basis).checkpoint
+        return
+    with pytest.raises(UserError, match=rf"precision of the weights \({named}\); its optimizer states cannot be conv"):
+        decision(earlier, recipe, basis=basis, accept_changes=True)
+
+
+def test_a_checkpoint_with_the_name_of_another_step_is_not_intact(recipe: Recipe, tmp_path: Path) -> None:
+    """It would be moved aside as later than itself, and the next start would begin from the base."""
+    folder = make_checkpoint(tmp_path / "run", recipe, 2)
+    assert verify(folder) is None, "the control"
+    renamed = folder.rename(folder.with_name("step-00000003"))
+    assert "is named step-00000003, and it holds step 2" in str(verify(renamed))
+    assert verify(renamed.rename(tmp_path / "kept")) is None, "a copy may have any other name"
 
 
 def test_a_checkpoint_without_optimizer_states_has_float32_ones(recipe: Recipe, make_recipe: RecipeFactory) -> None:

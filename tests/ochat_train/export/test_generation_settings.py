@@ -34,6 +34,8 @@ def test_engines_find_the_ends_of_answers(has_other_ends: bool, tmp_path: Path, 
     assert found["eos_token_id"] == ([end, tokenizer.bos_token_id] if has_other_ends else end)
     assert found["do_sample"] is False
     assert (found["pad_token_id"], found["bos_token_id"]) == (tokenizer.pad_token_id, tokenizer.bos_token_id)
+    assert tokenizer.pad_token_id == end, "a tokenizer without a padding token of its own"
+    assert json.loads((folder / "config.json").read_text())["pad_token_id"] is None, "its row can be trained further"
     assert not {"temperature", "top_p", "top_k", "repetition_penalty"} & found.keys()
     served = load_served_model(folder)
     assert served.stop_ids == ((end, tokenizer.bos_token_id) if has_other_ends else (end,))

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
 from ochat_train.export import export as exporting
+from ochat_train.export import verify
 from ochat_train.export.export import export
 from ochat_train.export.verify import logits_of
 from ochat_train.model import borders
-from ochat_train.runs.folder import read_run_folder
+from ochat_train.runs.folder import RunFolder, read_run_folder
 from tests.support.exports import prepared_recipe, random_model, write_run
 from tests.support.hybrids import hybrid_config
 from tests.support.small_recipe import RecipeFactory
@@ -76,6 +77,23 @@ def test_an_export_that_differs_is_refused(
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.setattr(exporting, "write_portable_config", write_config)  # the control
     export(run, tmp_path / "export", step=None, max_shard_size="5GB")
+
+
+def test_weights_that_lie_elsewhere_may_round_otherwise(
+    tmp_path: Path, make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen2-MoE's gate of its shared expert does, on some CPUs: its exports were refused."""
+    run, _ = written(tmp_path, make_recipe(), MISTRAL)
+    seen = []
+
+    def logits_by_place(run: RunFolder, model: Any) -> list[torch.Tensor]:
+        seen.append(float(any(parameter.data_ptr() % 64 for parameter in model.parameters())))
+        return [torch.tensor(seen[-1]) for _ in verify.prompts(run)]
+
+    monkeypatch.setattr(verify, "logits_of", logits_by_place)
+    export(run, tmp_path / "export", step=None, max_shard_size="5GB")
+    assert seen[0] != seen[1], "the control: they lay otherwise"
+    assert seen[2:] == [0.0, 0.0]
 
 
 @pytest.mark.gpu

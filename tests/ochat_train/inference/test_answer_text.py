@@ -10,7 +10,8 @@ import transformers
 
 from ochat_train.inference.engine import AnswerSettings
 from ochat_train.inference.pieces import IdLogprob, PieceMaker
-from ochat_train.system.answer_text import AnswerDecoder, FirstSpace, StopTexts, _decoding, answer_text
+from ochat_train.inference.token_texts import TokenTexts
+from ochat_train.system.answer_text import AnswerDecoder, FirstSpace, StopTexts, answer_text, decoding
 
 TEXTS = (" low", "  two spaces", " Grüße, 日本語 👩‍👩‍👧 ½", "\n\n x", " it ' s a .  b", "", " ")
 TOKENIZERS = ("small_tokenizer_dir", "mistral_tokenizer_dir")
@@ -41,12 +42,12 @@ def test_ids_are_decoded_as_the_tokenizer_does(tokenizer: transformers.PreTraine
     for _ in range(200):
         ids = [generator.randrange(len(tokenizer)) for _ in range(generator.randrange(6))]
         expected = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert _decoding(tokenizer)(ids) == expected
+        assert decoding(tokenizer)(ids) == expected
     ids = tokenizer.encode("low it", add_special_tokens=False)
-    plain = _decoding(tokenizer)(ids)
+    plain = decoding(tokenizer)(ids)
     own = transformers.AutoTokenizer.from_pretrained(tokenizer.name_or_path)  # other tests have the first one too
     own.__class__ = Shouting
-    assert _decoding(own)(ids) == plain.upper() != plain
+    assert decoding(own)(ids) == plain.upper() != plain
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -153,3 +154,44 @@ def test_an_answer_ends_at_its_longest_length_a_stop_id_or_a_stop_text(small_tok
     text, num_tokens, finish, _ = made(99, "answer")
     assert (text, finish) == (" The ", "stop")
     assert num_tokens < len(ids)
+
+
+def test_texts_of_tokens_join_to_the_text(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """Spaces that decoding alone would drop, and the bytes of characters that several tokens hold."""
+    texts, is_split = TokenTexts(tokenizer), False
+    for text in TEXTS:
+        _, ids = ids_after(tokenizer, text)
+        found = [texts.of(token) for token in ids]
+        assert b"".join(part.encode("utf-8", "surrogateescape") for part in found).decode() == text
+        is_split |= any("\udc80" <= character <= "\udcff" for part in found for character in part)
+    assert is_split, "no character had several tokens"
+    whole = [tokenizer.decode([token]) for text in TEXTS for token in ids_after(tokenizer, text)[1]]
+    assert "".join(whole) != "".join(TEXTS), "the control: each token alone loses spaces or bytes"
+
+
+def test_tokens_with_different_bytes_have_different_texts(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """So that none of the alternatives of a token is lost, and each of the 256 bytes is given back."""
+    texts = TokenTexts(tokenizer)
+    parts = [texts.of(token) for token in range(len(tokenizer))]
+    data = [part.encode("utf-8", "surrogateescape") for part in parts if any("\udc80" <= c <= "\udcff" for c in part)]
+    assert len(set(data)) == len(data)
+    single = {one for one in data if len(one) == 1}
+    assert {bytes([byte]) for byte in range(0x80, 0x100)} <= single
+    assert len({tokenizer.decode([token]) for token in range(len(tokenizer))}) < len(set(parts)), "the control"
+
+
+def test_a_character_that_stands_for_broken_ones_is_itself() -> None:
+    """U+FFFD in a vocabulary whose names do not tell bytes."""
+
+    class Words:
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [0]
+
+        def decode(self, ids: list[int], **_: object) -> str:
+            return "".join([":", "\ufffd", "a\u20ac\ufffd"][i] for i in ids)
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return [":", "\ufffd", "a\u20ac\ufffd"][token]
+
+    texts = TokenTexts(Words())
+    assert [texts.of(token) for token in (1, 2)] == ["\ufffd", "a\u20ac\ufffd"]

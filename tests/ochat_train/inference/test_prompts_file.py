@@ -173,3 +173,17 @@ def test_text_that_training_refuses_is_refused(folder: Path, tmp_path: Path, row
 def test_a_temperature_that_is_none_is_refused(folder: Path, value: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["generate", str(folder), "--prompt", "x", f"--temperature={value}"])
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    """JSON may hold other characters that end lines in Python. Editors of Windows write a mark first, and `\\r\\n`."""
+    texts = ["a\u2028b\u2029c\x85d", "two"]
+    file = tmp_path / "prompts.jsonl"
+    rows = [json.dumps(text, ensure_ascii=False) for text in texts]
+    assert len("\n".join(rows).splitlines()) == 5, "the control"
+    for before, end in (("", "\n"), ("\ufeff", "\r\n")):
+        file.write_text(before + end.join([*rows, ""]), encoding="utf-8", newline="")
+        assert [prompt.prompt for prompt in load_prompts(file, condition=None, system="")] == texts
+    file.write_text("\n".join([*rows, "\ufeff1"]), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{file}:3"):
+        load_prompts(file, condition=None, system="")

@@ -19,7 +19,7 @@ import uvicorn
 from data_pipeline.errors import UserError
 from ochat_train.inference import completions, remote, streams
 from ochat_train.inference.answers import whole_answer
-from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
+from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineRefused, EngineUnavailable
 from ochat_train.inference.remote import KEY_VARIABLE, RemoteEngine
 from ochat_train.inference.served_model import ServedModel, load_served_model
 from tests.support.tiny_export import write_tiny_export
@@ -232,10 +232,10 @@ def test_no_server_and_no_such_server_are_refused(served: ServedModel) -> None:
         (("--break-after", "3"), EngineUnavailable, "connection broke|ended the answer early", 1),
         (("--break-after", "0"), EngineUnavailable, "early|broke", 1),
         (("--break-after", "3", "--break-with", "500"), EngineUnavailable, "500: planted in a stream", 1),
-        (("--break-after", "0", "--break-with", "400"), EngineError, "400: planted in a stream", 1),
+        (("--break-after", "0", "--break-with", "400"), EngineRefused, "400: planted in a stream", 1),
         (("--refuse-with", "429"), EngineBusy, "not now", 1),
         (("--refuse-with", "503"), EngineUnavailable, "not now", 1),
-        (("--refuse-with", "400"), EngineError, "not now", 1),
+        (("--refuse-with", "400"), EngineRefused, "not now", 1),
     ],
 )
 def test_faults_are_told_apart_and_nothing_is_asked_twice(

@@ -378,7 +378,7 @@ def test_which_engine_is_chosen(served: ServedModel, python: str, monkeypatch: p
         ({"backend_model": "x"}, "--backend"),
         ({"vllm_flags": ("--x",)}, "--engine vllm"),
         ({"adapters": {"a": Path("x")}}, "--engine vllm"),
-        ({"kind": "transformers", "vllm_python": "x"}, "does not go together"),
+        ({"kind": "transformers", "vllm_python": "x"}, "contradicts"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, Any], words: str, served: ServedModel) -> None:

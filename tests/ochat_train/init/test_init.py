@@ -513,7 +513,8 @@ def test_the_template_is_one_whose_control_tokens_the_tokenizer_has(
     write_small_tokenizer(base)
     description = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
     kinds = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    description["added_tokens"] += [{"id": 500 + n, "content": token, **kinds} for n, token in enumerate(tokens)]
+    first = len(description["model"]["vocab"])
+    description["added_tokens"] += [{"id": first + n, "content": token, **kinds} for n, token in enumerate(tokens)]
     (base / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
     path = written(base=str(base))
     assert load_recipe(path).model.template == template

@@ -22,25 +22,26 @@ from ochat_train.check.weights import check_weights
 from ochat_train.model.build import build_model
 from ochat_train.model.config import load_base_config
 from ochat_train.model.packed import PackedCausalLM
+from ochat_train.model.weights.compare import refuse_quantised
 from ochat_train.model.weights.files import hub_headers, read_headers
 from ochat_train.model.weights.load import load_weights
-from ochat_train.model.weights.token_rows import ControlTokens, untrained_tokens
+from ochat_train.model.weights.token_rows import ControlTokens, padding_text, untrained_tokens
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.recipe.sections.model import ModelSettings
 from tests.support.hub import client_of
-from tests.support.small_recipe import TINY_MODEL, RecipeFactory
+from tests.support.small_recipe import TINY_MODEL, write_small_recipe
 
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def recipe(make_recipe: RecipeFactory) -> Recipe:
-    """A recipe on a base in a folder, with its data prepared."""
-    recipe = load_recipe(make_recipe())
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path) -> Recipe:
+    """A recipe with its data prepared, once for all tests; `on_base` puts it on a base in a folder."""
+    recipe = load_recipe(write_small_recipe(tmp_path_factory.mktemp("recipe"), small_tokenizer_dir))
     prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
     return recipe
 
@@ -174,6 +175,9 @@ def test_a_base_that_says_that_it_is_quantised(recipe: Recipe, tmp_path: Path) -
     folder = write_base(tmp_path / "base")
     change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert "its weights are quantised (bitsandbytes)" in refused(on_base(recipe, folder))
+    wrapper = transformers.LlavaConfig(text_config={**TINY_MODEL, "quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(UserError, match=r"its weights are quantised \(gptq\)"):
+        refuse_quantised(wrapper, "a wrapper", for_qlora=False)
 
 
 def test_tied_tensors_that_are_stored_twice(recipe: Recipe, tmp_path: Path) -> None:
@@ -222,10 +226,10 @@ def test_experts_have_other_names_on_disk(family: str, recipe: Recipe, tmp_path:
 
 def test_tensors_that_transformers_leaves_out_are_named(recipe: Recipe, tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
-    extra = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    change(folder, lambda tensors: {**tensors, extra: torch.ones(4)})
+    extra = ["model.layers.0.attention.masked_bias", "model.layers.0.self_attn.rotary_emb.inv_freq"]
+    change(folder, lambda tensors: {**tensors, **{name: torch.ones(4) for name in extra}})
     build(on_base(recipe, folder))
-    assert f"`transformers` leaves out 1: {extra}" in findings(on_base(recipe, folder))[0].problem
+    assert f"`transformers` leaves out 2: {', '.join(extra)}" in findings(on_base(recipe, folder))[0].problem
 
 
 def test_what_the_headers_missed_is_refused_after_loading(
@@ -260,6 +264,51 @@ def test_adapters_and_other_kinds_of_files(recipe: Recipe, tmp_path: Path) -> No
     )
 
 
+def test_an_adapter_beside_merged_weights(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    settings = ModelSettings(path=str(tmp_path), template="chatml", max_length_tokens=8)
+    for has_weights in (False, True):
+        if has_weights:
+            (tmp_path / WEIGHTS).touch()
+        with pytest.raises(UserError, match="holds an adapter") as caught:
+            load_base_config(settings, 300)
+        assert ("if its weights are merged already, remove adapter_config.json" in str(caught.value)) == has_weights
+
+
+def test_weights_that_are_no_numbers_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    build(on_base(recipe, folder))
+    for number in (float("nan"), float("inf"), -float("inf")):
+        with edited_rows(folder, EMBEDDING) as table:
+            table[7, 3] = number
+        with pytest.raises(UserError, match=f"1 of its weights hold NaN or infinite numbers: {EMBEDDING}"):
+            build(on_base(recipe, folder))
+
+
+def test_two_sets_of_weights_must_be_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    """An earlier file that was left beside the shards of another model would be loaded in their place."""
+    folder = write_base(tmp_path / "base")
+    single = load_file(folder / WEIGHTS)
+    _sharded(folder)
+    save_file(single, folder / WEIGHTS, metadata={"format": "pt"})
+    build(on_base(recipe, folder))
+    change(folder, lambda tensors: {**tensors, GATE: tensors[GATE] + 1})
+    assert f"other weights in {WEIGHTS} than in the files that {WEIGHTS}.index.json names: {GATE}" in refused(
+        on_base(recipe, folder)
+    )
+
+
+def test_a_base_without_rows_for_the_vocabulary(recipe: Recipe, tmp_path: Path) -> None:
+    """Its tokenizer is another one. Tokens that were added to a tokenizer may lack rows, and get them."""
+    build(on_base(recipe, write_base(tmp_path / "base", vocab_size=308)), control=True)
+    small = on_base(recipe, write_base(tmp_path / "small", vocab_size=300))
+    with pytest.raises(
+        UserError, match="has rows for 300 tokens, and the vocabulary of the tokenizer needs 308"
+    ) as caught:
+        build(small, control=True)
+    assert [found.problem for found in findings(small)] == [found.problem for found in caught.value.problems]
+
+
 def _sharded(folder: Path) -> Path:
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
@@ -280,10 +329,20 @@ def test_damaged_files(recipe: Recipe, tmp_path: Path) -> None:
     for damage in (content[:-1], content[:100], b"", b"\xff" * 64, content[:8] + b"[" + content[9:]):
         shard.write_bytes(damage)
         assert f"{shard}: is not a whole safetensors file" in refused(on_base(recipe, folder))
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert f"{shard}: is a pointer of Git LFS and not the file" in refused(on_base(recipe, folder))
     shard.unlink()
     assert f"{index}: names 1 files that are not there: model-2.safetensors" in refused(on_base(recipe, folder))
     shard.write_bytes(content)
-    for broken in ("", "[]", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x"}}', '{"weight_map": {}}'):
+    assert '"metadata": {}' in text
+    for broken in (
+        "",
+        "[]",
+        text.replace("metadata", "data"),
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../x"}}',
+        '{"weight_map": {}}',
+    ):
         index.write_text(broken)
         assert f"{index}: is not an index of safetensors files" in refused(on_base(recipe, folder))
     index.write_text(text)
@@ -349,6 +408,27 @@ def test_rows_that_were_never_trained_start_from_the_mean(recipe: Recipe, tmp_pa
     assert end not in said
     untouched = build(settings)
     assert torch.equal(tables(untouched)[0].weight, stored[EMBEDDING])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_control_token_that_is_the_padding_token_is_named(tied: bool, recipe: Recipe, tmp_path: Path) -> None:
+    """The row of the embedding then gets no gradient. The control: without a padding token it gets one."""
+    control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest_of(recipe))
+    row = control.ids["<s>"]
+    folder = write_base(tmp_path / "base", tie_word_embeddings=tied)
+    for pad in (None, row):
+        change_config(folder, pad_token_id=pad)
+        causal_lm = build(on_base(recipe, folder)).causal_lm
+        embedding = causal_lm.get_input_embeddings()
+        embedding(torch.tensor([row])).sum().backward()
+        assert bool(embedding.weight.grad[row].any()) == (pad is None)
+        text = padding_text(causal_lm, control)
+        said = [found for found in findings(on_base(recipe, folder)) if found.level == "warning"]
+        assert [found.problem for found in said] == ([] if text is None else [text])
+        assert (text is None) == (pad is None)
+    assert text is not None
+    assert text.startswith("<s> is the base's padding token")
+    assert ("head" in text) == tied
 
 
 def test_rows_that_were_trained_stay(recipe: Recipe, tmp_path: Path) -> None:

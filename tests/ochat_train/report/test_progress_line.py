@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.look.text import table
 from ochat_train.ablation.results import AblationResults, ArmResult
 from ochat_train.ablation.results_table import results_text
 from ochat_train.evaluation.condition_matrix import ConditionMatrix
@@ -36,7 +37,6 @@ from ochat_train.report.progress_line import (
     progress_parts,
     terminal_line,
 )
-from ochat_train.report.tables import table
 from ochat_train.report.text import class_sums_text, validation_text
 from ochat_train.runs.metrics import EpochMeans, StepMetrics
 from ochat_train.system.messages import print_message

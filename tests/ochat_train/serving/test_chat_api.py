@@ -13,6 +13,7 @@ from ochat_train.inference.engine import AnswerSettings
 from tests.support.scripted_engine import Running, ScriptedEngine, serving
 
 HI = [{"role": "user", "content": "Hi"}]
+KNOWN_WORDS = "this model's maximum context length is"  # by which LiteLLM 1.110 knows such an error
 
 
 def say_settings(prompt_ids: Sequence[int], settings: AnswerSettings) -> Sequence[str]:
@@ -123,10 +124,12 @@ def test_the_longest_length_is_what_is_left_of_the_context(server: Running, clie
     assert reply.status_code == 200
     reply = server.client.post("/v1/chat/completions", json={"messages": HI, "max_tokens": room + 1, "stream": True})
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert KNOWN_WORDS in reply.json()["error"]["message"]
     assert f"{room:,}" in reply.json()["error"]["message"]
     long = [{"role": "user", "content": "word " * 300}]
     reply = server.client.post("/v1/chat/completions", json={"messages": long})
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert KNOWN_WORDS in reply.json()["error"]["message"]
 
 
 def test_settings_reach_the_engine(server: Running) -> None:
@@ -176,6 +179,7 @@ def test_models_are_listed_with_their_conditions(client: openai.OpenAI, server: 
     with pytest.raises(openai.NotFoundError, match="no model"):
         client.models.retrieve("other")
     assert server.client.get("/v1/models/small").json()["conditions"] == ["GPT4 Correct", "GPT3"]
+    assert "models: 'small'" in server.client.get("/v1/models/").json()["error"]["message"]
 
 
 def test_metrics_count_tokens_by_trained_conditions_only() -> None:

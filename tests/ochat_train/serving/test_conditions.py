@@ -79,7 +79,7 @@ def test_prompts_are_those_of_training() -> None:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
         {"role": "assistant", "content": "Hi", "refusal": None},
-        {"role": "user", "content": "How?", "name": None},
+        {"role": "user", "content": "How?", "name": "", "tool_call_id": ""},
     ]
     parts = ["Be brief.", "GPT3 User: Hello", "GPT3 Assistant: Hi", "GPT3 User: How?"]
     expected = [bos, *(i for part in parts for i in [*plain(part), end]), *plain("GPT3 Assistant:")]

@@ -336,6 +336,31 @@ def test_errors_are_shown_where_the_answer_would_be(server: StandIn, opened: Ope
     tab.locator(".markdown").get_by_text("GPT4 Correct: three after 2").wait_for()
 
 
+def test_a_pasted_book_is_sent_whole_and_drawn_when_asked_for(server: StandIn, opened: Open) -> None:
+    """Placing letters of many scripts took a minute for 200 kB, in which nothing of the page moved."""
+    tab, most = opened(), 10_000
+    server.script = lambda body: ["read"]
+    short, book = "x" * most, "x" * (most - 1) + "\U0001f642" + "word " * 3_000
+    for turns, text in enumerate((short, book), 1):
+        tab.locator(".column").first.wait_for()
+        tab.evaluate("text => { $('input').value = text; $('input').oninput(); }", text)
+        assert tab.evaluate("() => $('input').clientHeight / innerHeight") < 0.5
+        tab.locator("#input").press("Enter")
+        answered(tab, turns=turns)
+    assert texts(tab, ".said")[0] == short, "the control: all of it"
+    said = tab.locator(".said").nth(1)
+    assert said.inner_text() == f"{'x' * (most - 1)}… Show all {len(book.encode('utf-16-le')) // 2:,} characters"
+    assert server.bodies[-1]["messages"][-1]["content"] == book
+    said.locator("button").click()
+    assert said.evaluate("node => node.textContent") == book
+    tab.locator(".column").first.get_by_role("button", name="Prompt as sent").nth(1).click()
+    tab.locator("#prompt-dialog[open]").wait_for()
+    assert len(tab.locator("#prompt-text").text_content()) < most + 100
+    ids = tab.locator("#prompt-ids")
+    assert "more ids" in ids.text_content()
+    assert ids.locator("span, b").count() == 4000
+
+
 def test_a_phone_has_no_horizontal_scroll(server: StandIn, opened: Open) -> None:
     server.script = lambda body: [
         "x" * 300,
@@ -348,7 +373,10 @@ def test_a_phone_has_no_horizontal_scroll(server: StandIn, opened: Open) -> None
     tab.locator("#show-settings").click()
     parts = "[document.documentElement, document.body, document.querySelector('#columns')]"
     is_wide = f"{parts}.some(node => node.scrollWidth > node.clientWidth)"
-    assert tab.evaluate(is_wide) is False
+    for width in (400, 320):  # 320: 1,280 at a zoom of 400 %
+        tab.set_viewport_size({"width": width, "height": 800})
+        assert tab.evaluate(is_wide) is False, width
+        assert tab.evaluate("document.querySelector('h1').clientWidth") > 50, "the name can be read"
     tab.get_by_role("button", name="Prompt as sent").first.click()
     tab.locator("#prompt-dialog[open]").wait_for()
     assert tab.evaluate(is_wide) is False

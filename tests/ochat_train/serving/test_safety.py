@@ -20,14 +20,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from data_pipeline.errors import UserError
-from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineUnavailable
-from ochat_train.serving import chat, guard
-from ochat_train.serving import server as server_module
+from ochat_train.inference.engine import AnswerSettings, EngineBusy, EngineError, EngineRefused, EngineUnavailable
+from ochat_train.serving import chat, connections, guard
 from ochat_train.serving.admission import Admission
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.guard import ROUTES
 from ochat_train.serving.keys import KEYS_VARIABLE, Keys, read_keys
-from ochat_train.serving.request_log import RequestLog
+from ochat_train.serving.request_log import RequestLog, RequestRecord
 from ochat_train.serving.server import Complaints, bind, is_loopback
 from ochat_train.serving.settings import Limits
 from tests.support.scripted_engine import Running, ScriptedEngine, serving
@@ -97,7 +96,8 @@ def test_every_route_but_health_needs_a_key() -> None:
         assert KEY not in response.text
 
 
-def test_keys_are_checked_before_the_body_is_read() -> None:
+def test_keys_are_checked_before_the_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)  # nothing more is sent
     with (
         serving(keys=Keys([KEY])) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as client,
@@ -109,7 +109,7 @@ def test_keys_are_checked_before_the_body_is_read() -> None:
 
 def test_keys_are_read_from_all_places(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# mine\nsk-file\n\n  sk-second  \n")
+    file.write_text("\ufeffsk-file\r\n# mine\r\n\r\n  sk-second  \r\n", newline="")  # as an editor of Windows writes it
     keys = read_keys(["sk-KEY1", "sk-KEY2"], file, {KEYS_VARIABLE: "sk-a, sk-b"})
     assert len(keys) == 6
     for key in ("sk-KEY1", "sk-KEY2", "sk-file", "sk-second", "sk-a", "sk-b"):
@@ -126,6 +126,7 @@ def test_keys_are_read_from_all_places(tmp_path: Path) -> None:
         ([""], None, {}),
         (["sk-\u00e9"], None, {}),
         (["sk a"], None, {}),
+        (["\ufeffsk-a"], None, {}),
     ):
         with pytest.raises(UserError) as raised:
             read_keys(arguments, named, environment)
@@ -190,7 +191,7 @@ def _head(method: str, path: str, headers: dict[str, str]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def test_long_bodies_are_refused_with_and_without_a_length() -> None:
+def test_long_bodies_are_refused_with_and_without_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(limits=Limits(max_body_bytes=1000, drain_seconds=0)) as server:
         body = json.dumps({"messages": HI, "user": "x" * 900}).encode()
         headers = {"content-type": "application/json"}
@@ -200,6 +201,7 @@ def test_long_bodies_are_refused_with_and_without_a_length() -> None:
         for content in (longer, (longer[i : i + 1000] for i in range(0, len(longer), 1000))):
             response = server.client.post(CHAT, content=content, headers=headers)
             assert error_of(response) == (413, "body_too_large")
+        monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)  # nothing more is sent
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:  # it is not waited for
             client.sendall(_head("POST", CHAT, {**headers, "content-length": str(10**12)}))
             assert client.recv(10_000).startswith(b"HTTP/1.1 413")
@@ -211,7 +213,7 @@ NEXT = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"  # in the body by one 
 
 def _bytes_of(protocol: type[asyncio.Protocol], headers: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> bytes:
     """All that comes back for a body in chunks, with these headers, and for another request behind it."""
-    monkeypatch.setattr(server_module, "AutoHTTPProtocol", protocol)
+    monkeypatch.setattr(connections, "AutoHTTPProtocol", protocol)
     body = json.dumps({"messages": HI}).encode()
     chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     lines = [f"POST {CHAT} HTTP/1.1", "host: localhost", "content-type: application/json", *headers]
@@ -307,7 +309,8 @@ def test_connections_that_find_no_file_are_said_once(capsys: pytest.CaptureFixtu
     assert [str(context["exception"]) for context in other] == ["a bug"]
 
 
-def test_slow_headers_and_bodies_end() -> None:
+def test_slow_headers_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)  # nothing more is sent
     with serving(limits=Limits(header_seconds=0.2, drain_seconds=0)) as server:
         for sent in (b"", b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: "):
             with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
@@ -435,7 +438,8 @@ def test_without_watching_the_engine_is_not_free(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(chat, "unless_left", not_watched)
     with serving(endless()) as server:
         leave(server)
-        time.sleep(0.3)
+        for _ in range(5):  # time for whatever would end it
+            assert server.client.get("/health").status_code == 200
         assert server.engine.num_running == 1
 
 
@@ -483,6 +487,7 @@ def test_an_engine_that_is_not_there_is_a_503() -> None:
         (EngineUnavailable("secret cause"), 503, "engine_unavailable"),
         (EngineBusy("secret cause"), 429, "queue_full"),
         (EngineError("secret cause"), 500, "engine_failed"),
+        (EngineRefused("secret cause"), 500, "engine_failed"),
     ]
     engine = ScriptedEngine()
     with serving(engine) as server:
@@ -493,6 +498,13 @@ def test_an_engine_that_is_not_there_is_a_503() -> None:
                 assert error_of(response) == (status, code)
                 assert "secret" not in response.text
                 assert status == 500 or int(response.headers["retry-after"]) > 0
+        for failure, status in ((EngineRefused("secret cause"), 400), (EngineError("secret cause"), 500)):
+            engine.failure = failure
+            for stream in (False, True):  # only the engine knows what a schema may hold
+                response = ask(server, stream=stream, response_format={"type": "json_object"})
+                assert response.status_code == status
+                assert response.json()["error"]["param"] == ("response_format" if status == 400 else None)
+                assert "secret" not in response.text
         engine.fails_after = 1
         assert error_of(ask(server)) == (500, "engine_failed")
         *events, last = events_of(ask(server, stream=True))
@@ -528,7 +540,7 @@ def test_the_first_signal_lets_answers_finish_and_refuses_new_ones() -> None:
 
 
 @pytest.mark.parametrize("second", [True, False], ids=["second signal", "end of the time"])
-def test_what_does_not_finish_is_ended(second: bool) -> None:
+def test_what_does_not_finish_is_ended(second: bool, capsys: pytest.CaptureFixture[str]) -> None:
     engine = endless()
     with serving(engine, limits=Limits(drain_seconds=30 if second else 0.1)) as server:
         leaving = threading.Thread(target=lambda: _ignoring(lambda: ask(server)))
@@ -541,6 +553,9 @@ def test_what_does_not_finish_is_ended(second: bool) -> None:
         assert not server.thread.is_alive()
         leaving.join()
         assert (engine.num_running, engine.is_closed) == (0, True)
+    said = capsys.readouterr().err
+    assert "ended 1 request before the answer was complete" in said
+    assert "Traceback" not in said
 
 
 def _ignoring(work: Callable[[], Any]) -> None:
@@ -602,6 +617,31 @@ def test_a_log_that_cannot_be_written_ends_no_request(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count("cannot be written") == 1
     with pytest.raises(UserError, match="--log-file"):
         RequestLog(file=tmp_path / "ochat.log" / "below", prints=False)
+
+
+def test_a_log_that_is_moved_or_removed_is_begun_again(tmp_path: Path) -> None:
+    """As logrotate does it, and by another server with the same file; closing on a full disk is no error."""
+    file = tmp_path / "logs" / "ochat.log"
+    log, other = (RequestLog(file=file, prints=False) for _ in range(2))
+
+    def write(*logs: RequestLog) -> None:
+        for number, one in enumerate(logs):
+            one.write(RequestRecord(id=f"req-{number}", time="now", method="GET"))
+
+    write(log, other)
+    file.rename(tmp_path / "old")
+    write(log, other, log)
+    assert [len(path.read_text().splitlines()) for path in (tmp_path / "old", file)] == [2, 3]
+    assert file.stat().st_mode & 0o077 == 0
+    file.unlink()
+    file.parent.rmdir()
+    write(log)
+    assert len(file.read_text().splitlines()) == 1
+    file.unlink()
+    file.symlink_to("/dev/full")
+    write(log)
+    for one in (log, other):
+        one.close()
 
 
 def test_lines_for_people_have_no_texts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from ochat_train.distributed.launch import free_port
 from ochat_train.inference.choose import EngineOptions
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.serving import installed, serve
+from ochat_train.serving import server as server_module
+from ochat_train.serving.app import make_app
 from ochat_train.serving.keys import Keys
 from ochat_train.serving.serve import ServeOptions
 from ochat_train.serving.settings import Limits
 from ochat_train.system import exits
 from tests.support.processes import ROOT
-from tests.support.scripted_engine import CONDITIONS, ScriptedEngine, tokenizer_of
+from tests.support.scripted_engine import CONDITIONS, ScriptedEngine, offered, tokenizer_of
 from tests.support.waiting import wait_for
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -51,7 +53,16 @@ def served(tmp_path: Path) -> ServedModel:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP as in a terminal, also where the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_after_what_is_running(
     number: signal.Signals, served: ServedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +94,22 @@ def test_a_signal_ends_it_after_what_is_running(
     assert engine.is_closed
     assert signal.getsignal(number) is before
     assert f"serving at {url} (without a key)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("hang_up")
+def test_the_end_of_the_terminal_is_taken_once_and_can_be_outlived() -> None:
+    """A terminal that ends may send the signal twice, and the second one of another kind ends at once."""
+    app = make_app(ScriptedEngine(), [offered()])
+    server = server_module._Server(app, Limits())
+    with server.capture_signals():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+        assert app.traffic.is_draining
+        assert not server.should_exit
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    server = server_module._Server(app, Limits())
+    with server.capture_signals():
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def _answers(url: str) -> bool:

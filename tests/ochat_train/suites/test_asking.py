@@ -13,7 +13,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from ochat_train.suites.ask import NoAnswer, Patience, TurnAnswer, ask_all
-from ochat_train.suites.evaluate import Plan, ask_plan, plan_evaluation, results_of, sampled
+from ochat_train.suites.plan import Plan, ask_plan, plan_evaluation, results_of, sampled
 from ochat_train.suites.results import EvalResults, EvalSettings
 from ochat_train.suites.results_file import read_results, write_results
 from ochat_train.suites.store import AnswerStore, FolderLock

@@ -128,7 +128,7 @@ def test_a_choice_is_put_where_the_template_puts_an_answer(
     prompt = model.apply_chat_template([{"role": "user", "content": "Which?"}])
     harness_alone = (prompt.rstrip(), prompt[len(prompt.rstrip()) :] + choice)
     assert tuple(map("".join, model._encode_pair(prompt, choice))) == harness_alone
-    exec(command(["a"], None, EXPORT, HarnessOptions(python="py"), out=Path("/o"))[2], {})
+    exec(command(["a"], None, EXPORT, HarnessOptions(python="py"), out=Path("/o"))[2], {"__name__": "__main__"})
     assert started
     joined = (opening + expected)[len("assistant") :].startswith("\n\n")  # then the ids have no place between the two
     ids = (prompt.rstrip(), prompt[len(prompt.rstrip()) :] + expected) if joined else (prompt, expected)

@@ -169,11 +169,11 @@ def scaled(row: TokenizedConversation, factor: float) -> TokenizedConversation:
     return TokenizedConversation(input_ids=row.input_ids, loss_weights=row.loss_weights * np.float32(factor))
 
 
-def update_direction(plan: TrainingPlan, gradients: torch.Tensor, step: int, kind: str) -> torch.Tensor:
+def summed_gradient(plan: TrainingPlan, gradients: torch.Tensor, step: int) -> torch.Tensor:
     epoch, step_in_epoch = plan.locate(step)
     packs = plan.epoch(epoch).step_packs(step_in_epoch)
     rows = np.concatenate([plan.epoch(epoch).rows(int(pack)) for pack in packs])
-    return gradients[torch.from_numpy(rows)].sum(0) / plan.denominator(step, kind)
+    return gradients[torch.from_numpy(rows)].sum(0)
 
 
 def random_plan(split: Any, seed: int) -> TrainingPlan:
@@ -185,9 +185,9 @@ def test_epoch_is_unbiased_and_step_is_biased(measured: Measured) -> None:
     split, gradients = conversation_gradients()
     full = gradients.sum(0) / split.weight_sum.sum()
     plan = random_plan(split, seed=0)
-    over_epoch = torch.stack([update_direction(plan, gradients, step, "epoch") for step in range(plan.num_steps)]).mean(
-        0
-    )
+    steps = range(plan.num_steps)
+    directions = [summed_gradient(plan, gradients, step) / plan.denominator(step, "epoch") for step in steps]
+    over_epoch = torch.stack(directions).mean(0)
     measured("`epoch`: mean direction of one epoch's steps against the full data", relative_error(over_epoch, full))
     assert relative_error(over_epoch, full) < 1e-12
 
@@ -196,8 +196,9 @@ def test_epoch_is_unbiased_and_step_is_biased(measured: Measured) -> None:
     for seed in range(3_200):  # one step of a random plan each
         plan = random_plan(split, seed)
         step = int(rng.integers(plan.num_steps))
-        for kind, directions in draws.items():
-            directions.append(update_direction(plan, gradients, step, kind))
+        total = summed_gradient(plan, gradients, step)
+        for kind, drawn in draws.items():
+            drawn.append(total / plan.denominator(step, kind))
     bias = {kind: [relative_error(torch.stack(d[:n]).mean(0), full) for n in (50, 3_200)] for kind, d in draws.items()}
     for kind, (few, many) in bias.items():
         measured(f"`{kind}`: mean direction of 50 random steps against the full data", few)

@@ -1,4 +1,4 @@
-"""Asks suites under conditions, scores the answers, and puts the results together."""
+"""The plan of an evaluation: which questions are asked under which conditions, and the results of its answers."""
 
 from __future__ import annotations
 
@@ -91,11 +91,7 @@ async def plan_evaluation(
             if starting is not None and starting.done():
                 starting.result()
     return Plan(
-        suites=tuple(suites),
-        conditions=tuple(conditions),
-        settings=settings,
-        asker=asker,
-        questions=tuple(questions),
+        suites=tuple(suites), conditions=tuple(conditions), settings=settings, asker=asker, questions=tuple(questions)
     )
 
 
@@ -104,12 +100,7 @@ async def ask_plan(
 ) -> Failures:
     """Ask what the store has no answer to; as `ask.ask_all`."""
     return await ask_all(
-        plan.asker.respondent,
-        plan.requests,
-        store,
-        num_parallel=num_parallel,
-        patience=patience,
-        progress=progress,
+        plan.asker.respondent, plan.requests, store, num_parallel=num_parallel, patience=patience, progress=progress
     )
 
 
@@ -206,10 +197,7 @@ def _examples(
     return tuple(
         message
         for other in others
-        for message in (
-            {"role": "user", "content": other.turns[0]},
-            {"role": "assistant", "content": other.worked},
-        )
+        for message in ({"role": "user", "content": other.turns[0]}, {"role": "assistant", "content": other.worked})
     )
 
 
@@ -237,13 +225,7 @@ def _planned(
     # Without the version of the suite: an answer to the same prompt is the same, whatever rule scores it.
     key = key_of(about, _KEY_LAYOUT, prompt_sha256, question.turns, vars(turn), asker.model.identity, engine)
     request = Request(
-        key=key,
-        before=before,
-        turns=question.turns,
-        condition=condition,
-        settings=turn,
-        first=prompt,
-        about=about,
+        key=key, before=before, turns=question.turns, condition=condition, settings=turn, first=prompt, about=about
     )
     return PlannedQuestion(
         suite=suite, question=question, condition=condition, prompt_sha256=prompt_sha256, request=request
