@@ -3,8 +3,6 @@
 - Headers must arrive in time, and may only be so long.
 - A client that offers another protocol (`Upgrade: h2c`, as the HttpClient of Java and `curl --http2` do) is answered
   over HTTP/1.1. uvicorn's faster parser would lose the body of such a request.
-- A response to HTTP/1.0 is not chunked: it ends with its connection.
-- A client that leaves while several of its requests are in work leaves all of them.
 """
 
 from __future__ import annotations
@@ -44,8 +42,6 @@ def make_protocol(header_seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._be_done()
             super().connection_lost(exc)
-            if self._reader is not None:
-                self._reader.leave()
 
         def send_400_response(self, msg: str) -> None:
             """What is not HTTP gets OpenAI's shape, as all other errors; after the first byte of a response, nothing
@@ -98,7 +94,6 @@ class _Reader:
 
     def __init__(self, protocol: Any) -> None:
         self._protocol = protocol
-        self._cycles: list[Any] = []  # requests in work
         self._url, self._headers, self._offers_upgrade = b"", list[tuple[bytes, bytes]](), False
         self._num_unread = 0  # bytes of which nothing has come yet
         self.is_too_long = False
@@ -128,14 +123,6 @@ class _Reader:
         if self._num_unread > _MOST_HEAD_BYTES:
             self.is_too_long = True
             raise httptools.HttpParserError(_too_long().message)
-
-    def leave(self) -> None:
-        """The client has gone. uvicorn only tells the request that came last."""
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-            cycle.message_event.set()
-        self._cycles.clear()
 
     def should_upgrade(self) -> bool:
         """Never: only HTTP/1 is spoken here."""
@@ -173,13 +160,8 @@ class _Reader:
         """The request begins, unless httptools is about to leave its body out: then it is read again."""
         self._num_unread = 0
         self._offers_upgrade = self._parser.should_upgrade() and self.get_method() != b"CONNECT"
-        if self._offers_upgrade:
-            return
-        self._protocol.on_headers_complete()
-        cycle = self._protocol.cycle
-        self._cycles = [*(one for one in self._cycles if not one.response_complete), cycle]
-        if self.get_http_version() == "1.0":
-            cycle.chunked_encoding, cycle.expected_content_length = False, _AnyLength()
+        if not self._offers_upgrade:
+            self._protocol.on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of it."""
@@ -200,18 +182,3 @@ class _Reader:
             if value and name.lower() not in _OF_AN_UPGRADE:
                 lines.append(b"%b: %b" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
-
-
-class _AnyLength(int):
-    """What uvicorn counts down while it sends a body, where its length is not known."""
-
-    def __lt__(self, other: object) -> bool:
-        return False
-
-    def __sub__(self, other: object) -> _AnyLength:
-        return self
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-    __hash__ = int.__hash__

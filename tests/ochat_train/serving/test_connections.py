@@ -1,4 +1,4 @@
-"""What connections do that no client library of the other tests does: other protocols, old ones, long headers."""
+"""What connections do that no client library of the other tests does: other protocols, long headers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import socket
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,10 +28,10 @@ SETTINGS = "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"
 JAVA = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {SETTINGS}")
 
 
-def request(*headers: str, version: str = "1.1", **body: Any) -> bytes:
+def request(*headers: str, **body: Any) -> bytes:
     """A request for an answer, with these headers before its body."""
     data = json.dumps({"messages": HI, **body}).encode()
-    lines = [f"POST /v1/chat/completions HTTP/{version}", "Host: localhost", "Content-Type: application/json"]
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     return "\r\n".join([*lines, *headers, f"Content-Length: {len(data)}", "", ""]).encode() + data
 
 
@@ -103,26 +102,6 @@ def test_uvicorn_itself_loses_the_body_of_such_a_request(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_response_to_the_old_protocol_ends_with_its_connection(
-    protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "AutoHTTPProtocol", protocol)
-    with serving() as server:
-        head, _, body = all_of(server, request(version="1.0", stream=True)).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200")
-        assert b"chunked" not in head.lower()
-        assert body.startswith(b"data: {")
-        assert body.endswith(b"data: [DONE]\n\n")
-        head, _, body = all_of(server, request(version="1.0")).partition(b"\r\n\r\n")
-        assert f"content-length: {len(body)}".encode() in head.lower()
-        assert json.loads(body)["choices"][0]["message"]["content"] == "Hello there"
-        found = all_of(server, b"HEAD / HTTP/1.0\r\nHost: localhost\r\n\r\n")
-        assert found.endswith(b"\r\n\r\n")
-        # the control: the new protocol has chunks
-        assert b"transfer-encoding: chunked" in all_of(server, request("Connection: close", stream=True)).lower()
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_headers_have_a_longest_length(protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever they are: of the first request, of one behind it while it is in work, behind a body in chunks."""
     monkeypatch.setattr(connections, "AutoHTTPProtocol", protocol)
@@ -151,32 +130,6 @@ def test_uvicorn_itself_takes_headers_of_any_length(monkeypatch: pytest.MonkeyPa
     with serving() as server:
         found = all_of(server, request("Connection: close", f"X-Long: {'a' * 2_000_000}"))
         assert found.startswith(b"HTTP/1.1 200")
-
-
-def leave_two(server: Running) -> None:
-    """A client sends two requests without waiting for the first answer, and leaves when that has begun."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
-        client.sendall(request(stream=True) + request(stream=True))
-        client.recv(10)
-
-
-def test_a_client_that_leaves_several_requests_leaves_all() -> None:
-    with serving(endless()) as server:
-        leave_two(server)
-        wait_for(lambda: len(server.engine.asked) >= 1 and server.app.traffic.num_requests == 0)
-        assert server.engine.num_running == server.app.admission.num_running == 0
-
-
-def test_uvicorn_itself_does_not_tell_the_first_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control of the test before."""
-    told = threading.Event()
-    monkeypatch.setattr(connections._Reader, "leave", lambda self: told.set())
-    with serving(endless()) as server:
-        leave_two(server)
-        assert told.wait(60)
-        for _ in range(5):  # time for whatever would end it
-            assert server.client.get("/health").status_code == 200
-        assert server.engine.num_running == 1
 
 
 def test_a_connection_outlives_what_clients_and_proxies_keep() -> None:
