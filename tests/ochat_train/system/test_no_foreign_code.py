@@ -154,6 +154,6 @@ def test_a_dataset_script_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     source = SourceSettings.model_validate(
         {"path": "hf://org/scripted", "format": "messages", "split": "train", "class": "a"}
     )
-    with pytest.raises(UserError, match="cannot be loaded from the Hub"):
+    with pytest.raises(UserError, match="`datasets` would read that instead"):
         list(chunks(source, where="data.sources.0"))
     assert not mark.exists()
