@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from ochat_train.system.answer_text import decoding
@@ -46,17 +48,13 @@ def _bytes_of(name: str) -> bytes | None:
     """The bytes of a token by its name in the vocabulary, None where the name does not tell them."""
     if (match := _BYTE.fullmatch(name)) is not None:
         return bytes([int(match[1], 16)])
-    found = [_BYTE_LEVEL.get(character) for character in name]
+    found = [_byte_level().get(character) for character in name]
     return None if None in found else bytes(byte for byte in found if byte is not None)
 
 
-def _byte_level() -> dict[str, int]:
-    """Character -> byte, as byte-level vocabularies (GPT-2's) write bytes: those that can be seen as they are in
-    Latin-1, all others in order from U+0100.
-    """
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+@cache
+def _byte_level() -> Mapping[str, int]:
+    """Character -> byte, as byte-level vocabularies (GPT-2's) write bytes."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-
-_BYTE_LEVEL = _byte_level()
+    return {character: byte for byte, character in bytes_to_unicode().items()}

@@ -1,4 +1,4 @@
-"""The connections of `ochat serve`: those of uvicorn, with what clients need that nobody has tried.
+"""The connections of `ochat serve`: those of uvicorn, with what some clients need besides.
 
 - Headers must arrive in time, and may only be so long.
 - A client that offers another protocol (`Upgrade: h2c`, as the HttpClient of Java and `curl --http2` do) is answered

@@ -107,8 +107,8 @@ def _without_quantisation(config: Any) -> Any:
 
 @contextlib.contextmanager
 def _said_if_long() -> Iterator[None]:
-    """Tell whoever waits what for: the kernels of a hybrid are compiled and tuned for minutes."""
-    text = "the base is still being tested: the first time, kernels are compiled for it. The result is kept."
+    """Tell whoever waits what for: on a GPU the kernels of a hybrid are compiled and tuned for minutes."""
+    text = "the base is still being tested (on a GPU its kernels are compiled for it); the result is kept"
     timer = threading.Timer(_SAID_AFTER, print_notice, [text])
     timer.daemon = True
     timer.start()
