@@ -3,8 +3,9 @@ runs.
 
 Each page starts in its own folder with the project's recipes, small prepared quickstart data and a short run of
 them. Its ```bash blocks run there in their order, in real bash; `ochat`, `deepspeed`, `torchrun`, `python` and
-`./launch.sh` run as real processes, made smaller as the constants below say. What cannot run here is in ONLY_CHECKED:
-it is checked by the real argument parsers, and its recipe and `--set` are read, but it is not run.
+`./launch.sh` run as real processes, made smaller as the constants below say; a command that several pages have in
+common runs once for each `recipes/mine.yaml`. What cannot run here is in ONLY_CHECKED: it is checked by the real
+argument parsers, and its recipe and `--set` are read, but it is not run.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.trained: dict[str, Path] = {}  # fingerprint of a recipe -> run folder
+        self.answered: dict[tuple[str, str], Answer] = {}  # command, recipes/mine.yaml -> what it gave on a page before
 
     def handle(self, call: Call) -> Answer:
         """Check a command, and run it unless it is in ONLY_CHECKED."""
@@ -148,7 +150,14 @@ class Reader:
         if any(re.match(pattern, shlex.join(call.words)) for pattern in ONLY_CHECKED):
             return 0, "", ""
         if command.recipe is None:
-            return run_in_process(command.job, call)
+            mine = call.folder / "recipes" / "mine.yaml"
+            key = shlex.join(call.words), mine.read_text(encoding="utf-8") if mine.is_file() else ""
+            if key not in self.answered:
+                answer = run_in_process(command.job, call)
+                if answer[0] != 0:
+                    return answer
+                self.answered[key] = answer
+            return self.answered[key]
         run_dir = call.folder / command.recipe.output_dir
         if (earlier := self.trained.get(command.recipe.fingerprint)) is not None:
             if not run_dir.exists():
