@@ -209,7 +209,6 @@ async def _open_export(options: EvalOptions, say: Say) -> AsyncIterator[_Opened]
     )
     conditions = export.chosen_conditions(served, options.condition, any_condition=options.any_condition)
     engine = make_engine(served, options.engine, say=say)
-    export.refuse_unsupported(engine, temperature=options.settings.temperature)
     try:
         yield _Opened(
             asker=_export_asker(served, engine, say),

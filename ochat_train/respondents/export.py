@@ -67,13 +67,6 @@ class ExportRespondent:
         return NoAnswer(reason, is_temporary=True)
 
 
-def refuse_unsupported(engine: Engine, *, temperature: float) -> None:
-    """Raise UserError for a seed or temperature that the engine cannot do."""
-    for name in ("seed", "temperature") if temperature else ():
-        if (reason := engine.unsupported.get(name)) is not None:
-            raise UserError("--temperature", f"{engine.name} has no {name}: {reason}", "use 0, or another engine")
-
-
 def model_facts(served: ServedModel) -> ModelFacts:
     """What a result says of an export. Its files are read, and hashes of unchanged ones are remembered."""
     mark = read_mark(served.folder)
