@@ -25,8 +25,8 @@ from ochat_train.respondents.announce import what_does_not_fit, what_is_asked
 from ochat_train.respondents.earlier import keep_earlier
 from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
-from ochat_train.suites.ask import Failures, Patience
-from ochat_train.suites.plan import Asker, Plan, ask_plan, plan_evaluation, results_of
+from ochat_train.suites.ask import Failures, Patience, ask_all
+from ochat_train.suites.plan import Asker, Plan, plan_evaluation, results_of
 from ochat_train.suites.results import EvalResults, EvalSettings, ModelFacts
 from ochat_train.suites.results_file import write_results
 from ochat_train.suites.store import AnswerStore, FolderLock
@@ -164,7 +164,14 @@ async def _plan_and_ask(
 async def _ask(plan: Plan, store: AnswerStore, num_done: int, options: EvalOptions) -> Failures:
     progress = AskingProgress(len(plan.requests), num_done)
     asking = asyncio.ensure_future(
-        ask_plan(plan, store, num_parallel=options.num_parallel, patience=options.patience, progress=progress)
+        ask_all(
+            plan.asker.respondent,
+            plan.requests,
+            store,
+            num_parallel=options.num_parallel,
+            patience=options.patience,
+            progress=progress,
+        )
     )
     stopped = _cancel_on_signals(asking)
     try:
