@@ -121,11 +121,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.suite == "help":
         print_result(suites_text())
         return
-    from ochat_train.respondents.evaluation import evaluate
+    from ochat_train.respondents.evaluation import run_eval
     from ochat_train.suites.text import results_text
 
     against = _results_against(options)
-    evaluated = evaluate(_eval_options(options, options.target, options.out), say=print_message)
+    evaluated = run_eval(_eval_options(options, options.target, options.out), say=print_message)
     results = evaluated.results
     comparison = None if options.against is None else _comparison(options, against, results, evaluated.folder)
     if options.json:
@@ -269,12 +269,12 @@ def _comparison(
     options: argparse.Namespace, against: EvalResults | None, results: EvalResults, folder: Path
 ) -> Comparison:
     """With results that are there, or with those of another model, which is asked now."""
-    from ochat_train.respondents.evaluation import evaluate
+    from ochat_train.respondents.evaluation import run_eval
     from ochat_train.suites.compare import COMPARISON_FILE, compare
     from ochat_train.system.durable import replace_text
 
     if against is None:
-        against = evaluate(_eval_options(options, options.against, folder / "against"), say=print_message).results
+        against = run_eval(_eval_options(options, options.against, folder / "against"), say=print_message).results
     comparison = compare(against, results)
     replace_text(folder / COMPARISON_FILE, json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
     return comparison

@@ -78,14 +78,14 @@ def is_url(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
+def run_eval(options: EvalOptions, *, say: Say) -> Evaluated:
     """Ask, score and write results.json and results.html.
 
     say: takes lines for the person who waits. Raises UserError, and StoppedBySignalError after Ctrl-C or SIGTERM:
     finished answers are kept.
     """
     suites = make_suites(options.suites, options.data, options.suite_options)
-    evaluated = asyncio.run(_evaluate(options, suites, say))
+    evaluated = asyncio.run(_run(options, suites, say))
     results = with_additions(
         evaluated.results,
         suites,
@@ -101,7 +101,7 @@ def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
     return replace(evaluated, results=results)
 
 
-async def _evaluate(options: EvalOptions, suites: list[Suite], say: Say) -> Evaluated:
+async def _run(options: EvalOptions, suites: list[Suite], say: Say) -> Evaluated:
     opening = _open_url(options) if is_url(options.target) else _open_export(options, say)
     async with opening as opened:
         folder = options.out or Path("eval") / _folder_name(opened.asker.model)
