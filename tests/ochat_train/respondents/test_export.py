@@ -297,7 +297,7 @@ def test_a_model_that_cannot_start_ends_the_planning(
     assert engine.log[-1] == "closed"
 
 
-def test_conditions_by_their_names_and_those_of_classes(model: Path) -> None:
+def test_conditions_by_their_names_and_those_of_classes(model: Path, tmp_path: Path) -> None:
     served = load_served_model(model)
     assert chosen_conditions(served, "all", any_condition=False) == CONDITIONS
     assert chosen_conditions(served, "default", any_condition=False) == ("GPT4 Correct",)
@@ -305,6 +305,11 @@ def test_conditions_by_their_names_and_those_of_classes(model: Path) -> None:
     assert chosen_conditions(served, "GPT5", any_condition=True) == ("GPT5",)
     with pytest.raises(UserError, match=r"no class was trained under 'GPT5'; trained: 'GPT4 Correct', 'GPT3'"):
         chosen_conditions(served, "GPT3,GPT5", any_condition=False)
+    with pytest.raises(UserError, match="no class was trained under ''"):
+        chosen_conditions(served, "", any_condition=False)
+    mark = {"recipe": {"data": {"condition_dropout": 0.3}}}
+    (tmp_path / "ochat.json").write_text(json.dumps(mark))
+    assert chosen_conditions(replace(served, folder=tmp_path), "", any_condition=False) == ("",), "as `ochat serve`"
 
 
 def test_a_run_is_evaluated_by_its_export(model: Path, tmp_path: Path) -> None:
