@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import ControlToken, Message, PartWeights, Span, Text, TokenizedConversation
