@@ -70,8 +70,8 @@ ONLY_CHECKED = {
 # Pages that make everything they use; the others find what `workspace` makes.
 FROM_NOTHING = {"tutorial.md"}
 
-# Added to commands. A training starts from the beginning unless its page says `--resume`; the same one is not
-# run twice.
+# Added to commands. A training starts from the beginning unless its page says `--resume`; one recipe is trained once,
+# whatever `--set` changes: these values are read and checked, and another training would prove nothing of the page.
 ADDED = {
     "train": ["--set", "train.max_steps=1", "--set", "validation.sample_tokens=2"],
     "export": ["--overwrite"],
@@ -121,11 +121,12 @@ Bash = Callable[[str, Path], str]  # runs a text in a folder; what it printed
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """A command whose arguments are right. job: how to run it (tests/support/doc_command.py); recipe: what it trains,
-    if it does.
+    if it does; file: fingerprint of that recipe without `--set`.
     """
 
     job: dict[str, Any]
     recipe: Recipe | None = None
+    file: str = ""
 
 
 class Reader:
@@ -159,11 +160,11 @@ class Reader:
                 self.answered[key] = answer
             return self.answered[key]
         run_dir = call.folder / command.recipe.output_dir
-        if (earlier := self.trained.get(command.recipe.fingerprint)) is not None:
+        if (earlier := self.trained.get(command.file)) is not None:
             if not run_dir.exists():
                 shutil.copytree(earlier, run_dir)
             return 0, "", ""
-        self.trained[command.recipe.fingerprint] = run_dir
+        self.trained[command.file] = run_dir
         return run_in_process(command.job, call)
 
 
@@ -221,7 +222,9 @@ def checked_verb(arguments: list[str], folder: Path) -> Checked:
     if options.verb == "train" and options.resume == "auto":
         more += ["--resume", "never"]
     job = {"code": "from ochat_train.cli.main import run_as_script; run_as_script()", "words": [*arguments, *more]}
-    return Checked(job=job, recipe=recipe if options.verb == "train" else None)
+    if options.verb != "train":
+        return Checked(job=job)
+    return Checked(job=job, recipe=recipe, file=load_recipe(folder / options.recipe).fingerprint)
 
 
 def launched(launcher: str, arguments: list[str]) -> tuple[str, list[str]]:
