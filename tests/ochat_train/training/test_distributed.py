@@ -179,7 +179,7 @@ def test_heads_under_zero_3(train: TrainFunction, measured: Measured) -> None:
 
 
 def test_resume_is_bit_equal_in_the_middle_of_an_epoch(train: TrainFunction, tmp_path: Path) -> None:
-    """ZeRO 0 to 3 with dropout, so that random number states count too; the control, of ZeRO 2, resumes without them."""
+    """ZeRO 0 to 3 with dropout, so that random states count too; the control, of ZeRO 2, resumes without them."""
     changes = {"model__config": {**TINY_MODEL, "attention_dropout": 0.1}, "checkpoint__save_every_steps": 5}
     changes |= {"checkpoint__keep_last": 9, "train__max_steps": 8}
     straight = train({f"straight{stage}": {**changes, "deepspeed__zero_stage": stage} for stage in range(4)})
