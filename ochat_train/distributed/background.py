@@ -11,10 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-import torch
-
 from data_pipeline.errors import UserError
-from ochat_train.distributed.ranks import Ranks
+from ochat_train.distributed.ranks import Ranks, gathered
 
 T = TypeVar("T")
 
@@ -78,8 +76,7 @@ def wait_for_all(ranks: Ranks, work: Background[T] | None, *, most_seconds: floa
         turn = _TURN_SECONDS if end is None else max(0.0, min(_TURN_SECONDS, end - time.monotonic()))
         is_done = work is None or work.wait(turn)
         is_late = end is not None and time.monotonic() >= end
-        found: list[tuple[bool, bool]] = [(True, True)] * ranks.num_ranks
-        torch.distributed.all_gather_object(found, (is_done, is_late))
+        found = gathered(ranks, (is_done, is_late))
         if all(done for done, _ in found):
             return True
         if any(late for _, late in found):
