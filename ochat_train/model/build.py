@@ -9,7 +9,6 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
-from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.base_class import text_config
@@ -81,7 +80,7 @@ def build_model(
     )
     causal_lm = base.causal_lm
     causal_lm.train()
-    model = packed_model(
+    model = PackedCausalLM(
         causal_lm,
         num_classes=len(manifest.classes),
         max_length_tokens=settings.max_length_tokens,
