@@ -37,8 +37,7 @@ def quantise_base(causal_lm: Any, *, device: torch.device, dtype: torch.dtype) -
         module = causal_lm.get_submodule(name)
         quantised = Nf4Linear(_quantised(module, name, device), module.bias, dtype=dtype)
         quantised.train(module.training)
-        parent, _, last = name.rpartition(".")
-        setattr(causal_lm.get_submodule(parent), last, quantised)
+        causal_lm.set_submodule(name, quantised)
     _forget_storage(causal_lm)
 
 
@@ -148,5 +147,4 @@ def dequantise_base(causal_lm: Any, *, dtype: torch.dtype) -> None:
             plain.weight = torch.nn.Parameter(module.weight.to(dtype), requires_grad=False)
             plain.bias = None if module.bias is None else torch.nn.Parameter(module.bias.to(dtype), requires_grad=False)
             plain.train(module.training)
-            parent, _, last = name.rpartition(".")
-            setattr(causal_lm.get_submodule(parent), last, plain)
+            causal_lm.set_submodule(name, plain)
