@@ -63,13 +63,6 @@ def package_obstacle() -> str | None:
     return None
 
 
-def stage_obstacle(zero_stage: int) -> str | None:
-    """Why a ZeRO stage does not fit; None where it does."""
-    if zero_stage < 3:
-        return None
-    return "deepspeed.zero_stage: 3 spreads weights over GPUs, and weights in 4 bits are whole on each of them (use 2)"
-
-
 def layer_obstacle(layers: Any) -> str | None:
     """Why the decoder layers of a base cannot be quantised; None where they can."""
     for number, layer in enumerate(layers):
