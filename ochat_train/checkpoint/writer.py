@@ -20,7 +20,7 @@ from safetensors.torch import save
 from data_pipeline.errors import UserError
 from data_pipeline.files import free_bytes
 from ochat_train.checkpoint.basis import UNKNOWN_BASIS, RunBasis
-from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.room import checkpoint_bytes
 from ochat_train.checkpoint.state import (
     STATE,
     UNIVERSAL_PREFIX,

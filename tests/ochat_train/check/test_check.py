@@ -24,8 +24,7 @@ from ochat_train.check.check import AREAS, Area, check
 from ochat_train.check.findings import Finding, from_error, ok, problem, run_checks, warning
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.versions import check_versions
-from ochat_train.checkpoint.room import num_checkpoints
-from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.room import checkpoint_bytes, num_checkpoints
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.model.proof.base import prove_base
