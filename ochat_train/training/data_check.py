@@ -66,7 +66,7 @@ def start_data_check(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> DataCh
     background = None
     if _checks_for_its_host(prepared_dir, ranks):
         timeout = recipe.train.hang_timeout_seconds
-        background = Background(work, place=str(prepared_dir), timeout_seconds=timeout, name="data check")
+        background = Background(work, place=str(prepared_dir), timeout_seconds=timeout)
     check = DataCheck(ranks=ranks, work=background)
     if wait_for_all(ranks, background, most_seconds=_FIRST_SECONDS):
         check._results()
