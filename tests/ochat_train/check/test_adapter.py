@@ -11,8 +11,7 @@ import pytest
 from ochat_train.check.adapter import check_adapter
 from ochat_train.check.disk import check_disk
 from ochat_train.check.findings import Finding, run_checks
-from ochat_train.check.layers import layer_findings
-from ochat_train.check.model import check_learning_rate, check_memory
+from ochat_train.check.model import check_learning_rate, check_memory, layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.recipe.load import load_recipe
 from tests.support.small_recipe import RecipeFactory
