@@ -125,6 +125,7 @@ def _rate(facts: RecipeFacts) -> str:
 
 def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
     """Whether a run fits on the GPUs asked about."""
+    facts.recipe.deepspeed.check_config()
     plan, train = facts.memory, facts.recipe.train
     if plan.fits:
         packs = f"{plan.packs_per_micro_batch} pack(s)"
