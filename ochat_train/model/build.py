@@ -64,8 +64,8 @@ def build_model(
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
-    if control is not None and settings.path is not None:
-        check_pieces(control, num_rows=text_config(config).vocab_size, place=settings.path)
+    if control is not None:
+        check_pieces(control, num_rows=text_config(config).vocab_size, base=settings.path)
     kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
     base = load_base(
