@@ -451,6 +451,11 @@ def test_packs_that_the_gpus_cannot_share_evenly(make_recipe: RecipeFactory) -> 
     assert "3 does not divide the 4 packs" in only(findings, "memory", "problem").finding
 
 
+def test_a_file_in_the_place_of_the_run_folder(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    assert f"disk: {path}: {path} is a file" in problems(findings_of(path, f"output_dir={path}"))
+
+
 def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3}, deepspeed={"zero_stage": 2})
     parameters = RecipeFacts(recipe=load_recipe(path), num_gpus=2, gpu_memory_gib=79.0).num_parameters
