@@ -87,7 +87,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Add the counts of a later part."""
-        for name in (f.name for f in fields(self) if f.name.startswith("num_")):
+        for name in self._count_names():
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped += other.dropped
         self.bad += other.bad
@@ -99,17 +99,9 @@ class Tally:
         """The result, with reasons in alphabetical order."""
         num_rows = self.num_read + self.num_rows_added
         assert num_rows == self.num_kept + sum(self.dropped.values()), "a conversation was lost"
-        return Ledger(
-            read=self.num_read,
-            kept=self.num_kept,
-            truncated=self.num_truncated,
-            tail_trimmed=self.num_tail_trimmed,
-            control_text_kept_plain=self.num_control_text_kept_plain,
-            condition_left_out=self.num_condition_left_out,
-            text_not_recovered=self.num_text_not_recovered,
-            rows_added=self.num_rows_added,
-            answers_left_out=self.num_answers_left_out,
-            empty_end_cut=self.num_empty_end_cut,
-            dropped=dict(sorted(self.dropped.items())),
-            examples={reason: list(examples) for reason, examples in sorted(self.examples.items())},
-        )
+        counts = {name.removeprefix("num_"): getattr(self, name) for name in self._count_names()}
+        examples = {reason: list(examples) for reason, examples in sorted(self.examples.items())}
+        return Ledger(**counts, dropped=dict(sorted(self.dropped.items())), examples=examples)
+
+    def _count_names(self) -> list[str]:
+        return [f.name for f in fields(self) if f.name.startswith("num_")]

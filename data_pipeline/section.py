@@ -50,6 +50,11 @@ def setting(
     return Field(default, description=description, json_schema_extra=flags, **pydantic_arguments)
 
 
+def step_setting(default: Any = ..., **arguments: Any) -> Any:
+    """A setting that decides the steps and may be published. arguments: as for `setting`."""
+    return setting(default, decides_steps=True, is_public=True, **arguments)
+
+
 def flags_of(field: FieldInfo) -> Flags:
     """What a field declares. Raises TypeError for one that was not made by `setting`."""
     if not isinstance(field.json_schema_extra, Flags):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from data_pipeline import nesting
 from data_pipeline.conversation import Message
@@ -33,10 +33,12 @@ _PROCESSOR_PLACE = re.compile(
 class ChatReader:
     """Reads the messages of rows. fields: the keys; ignored: dotted names that need not be read."""
 
+    usual_roles: ClassVar[Mapping[str, str]] = ROLES
+
     def __init__(self, fields: Fields, ignored: frozenset[str]) -> None:
         self._fields = fields
         self._key, self._role, self._content = fields.messages or "messages", fields.role, fields.content
-        self._roles = {**ROLES, **fields.roles}
+        self._roles = {**self.usual_roles, **fields.roles}
         self._ignored_names = ignored
         names = {name.rpartition(".")[2] for name in ignored if name.rpartition(".")[0] == self._key}
         self._plain = frozenset((self._role or "role", self._content or "content"))

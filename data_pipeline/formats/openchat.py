@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from data_pipeline.conversation import Message
 from data_pipeline.errors import RowError
 from data_pipeline.formats.chat import ChatReader
 from data_pipeline.formats.fields import Fields
-from data_pipeline.formats.row_format import ParsedRow, RowFormat
+from data_pipeline.formats.row_format import RowFormat
 from data_pipeline.text_rules import shown
 
 _ROLES = ("user", "assistant")
@@ -19,14 +19,15 @@ _ROLES = ("user", "assistant")
 class OpenchatReader(ChatReader):
     """Reads `items`, whose roles are only these two."""
 
-    def __call__(self, row: Any) -> Sequence[ParsedRow]:
-        """The conversation of a row."""
-        for number, item in enumerate(self.turns(row, self._key)):
-            if item.get("role") not in _ROLES:
-                known = ", ".join(_ROLES)
-                found = shown(item.get("role"))
-                raise RowError("unknown_role", f"items[{number}].role: unknown role {found}; known: {known}")
-        return super().__call__(row)
+    usual_roles: ClassVar[Mapping[str, str]] = {role: role for role in _ROLES}
+
+    def role_of(self, turn: Mapping[str, Any], where: str) -> str:
+        """The role of a message."""
+        key = self._role or "role"
+        role = turn.get(key)
+        if role not in _ROLES:
+            raise RowError("unknown_role", f"{where}.{key}: unknown role {shown(role)}; known: {', '.join(_ROLES)}")
+        return str(role)
 
 
 def _masks_alone(messages: Sequence[Message]) -> list[Message]:

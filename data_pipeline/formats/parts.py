@@ -97,11 +97,8 @@ def text_of_content(content: Any, where: str) -> str:
     return _content_of(content, where, is_answer=False)[0]
 
 
-def tools_of(row: Mapping[str, Any]) -> str:
-    """The functions of the key `tools` as a JSON list, "" where there are none. The key holds a list, or a list as JSON
-    text.
-    """
-    value = row.get("tools")
+def tools_of(value: Any) -> str:
+    """The functions that a row names as a JSON list, "" where there are none. value: a list, or one as JSON text."""
     if isinstance(value, str):
         value = _json_of(value, "tools") if value.strip() else None
     if not value:

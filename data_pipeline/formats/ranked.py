@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline.errors import RowError
 from data_pipeline.formats.fields import Fields
 from data_pipeline.formats.known_keys import ALWAYS_HARMLESS
 from data_pipeline.formats.row_format import ParsedRow, RowFormat
@@ -28,8 +27,6 @@ class RankedReader:
         """
         fields = self._fields
         key, text_key, prompt_key = fields.answers or "", fields.answer or "", fields.prompt or ""
-        if not isinstance(row, Mapping):
-            raise RowError("not_an_object", f"expected an object, found {row!r:.60}")
         parsed = []
         for number, item in enumerate(list_of(row, key)):
             answer = object_of(item, f"{key}[{number}]")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,10 +16,7 @@ from tokenizers import Tokenizer
 from data_pipeline.conversation import ControlToken, Segment, Text, TokenizedConversation
 from data_pipeline.errors import RowError
 from data_pipeline.prompt.library_errors import tokenizers_errors
-from data_pipeline.prompt.safe_cuts import SafeCuts, UnknownTokenizerError
 
-PIECE_CHARACTERS = 1 << 16  # of a long text that is tokenized at once
-_PIECES_AT_ONCE = 8
 # of a prefix whose ids are kept: in a base's own template it can hold a whole question, which no other row has
 _REMEMBERED_CHARACTERS = 128
 
@@ -60,8 +56,19 @@ class TokenizerSpec:
 
     @cached_property
     def text_backend(self) -> str:
-        """The tokenizer for text that follows a control token, tokenized on its own, as `tokenizer.json`."""
-        return _text_backend(self.backend)
+        """The tokenizer for text that follows a control token, tokenized on its own, as `tokenizer.json`.
+
+        `prepend_scheme: first` puts a space only before the very first text of a prompt, which ours never is.
+        A post-processor adds control tokens, which we never ask for, and still takes 8 % of the time; one that trims
+        offsets would also hide that a token of white space spans prefix and content.
+        """
+        description = json.loads(self.backend)
+        description["post_processor"] = None
+        pre_tokenizer = description.get("pre_tokenizer") or {}
+        for part in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:
+            if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
+                part["prepend_scheme"] = "never"
+        return json.dumps(description)
 
     @property
     def fingerprint(self) -> str:
@@ -71,15 +78,11 @@ class TokenizerSpec:
 
 
 class TemplateTokenizer:
-    """Turns rendered conversations into ids and weights with the tokenizer of a `TokenizerSpec`.
+    """Turns rendered conversations into ids and weights with the tokenizer of a `TokenizerSpec`."""
 
-    piece_characters: a longer text is tokenized in pieces of about this many characters, where that is certain to give
-    the same ids (`safe_cuts.py`), so that it does not take many times its own memory.
-    """
-
-    def __init__(self, spec: TokenizerSpec, *, piece_characters: int = PIECE_CHARACTERS) -> None:
-        self._backend, self._piece_characters = spec.text_backend, piece_characters
-        self._text = _for_text(self._backend)
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self._text = Tokenizer.from_str(spec.text_backend)
+        self._text.encode_special_tokens = True
         self._control_ids = spec.control_ids
         # A tokenizer without byte fallback writes its unknown token for ordinary text; that is not a control token.
         forbidden = [token_id for token, token_id in self._control_ids.items() if token != spec.unk_token]
@@ -117,47 +120,11 @@ class TemplateTokenizer:
             segment.prefix + segment.content
             for segments in conversations
             for segment in segments
-            if isinstance(segment, Text) and not self._is_cut(segment)
+            if isinstance(segment, Text)
         ]
         with tokenizers_errors("model.tokenizer"):
             encodings = iter(self._text.encode_batch_fast(texts, add_special_tokens=False))
         return [self._assemble(segments, encodings) for segments in conversations]
-
-    def _is_cut(self, segment: Text) -> bool:
-        """Whether a text is tokenized in pieces. Its first piece holds all of its prefix."""
-        if len(segment.prefix) + len(segment.content) <= self._piece_characters:
-            return False
-        return self._cuts is not None and len(segment.prefix) < self._piece_characters // 2
-
-    @cached_property
-    def _cuts(self) -> SafeCuts | None:
-        try:
-            return SafeCuts(self._backend)
-        except UnknownTokenizerError:
-            return None
-
-    @cached_property
-    def _rest(self) -> Tokenizer:
-        assert self._cuts is not None, "asked for only where texts are cut"
-        return _for_text(self._cuts.rest)
-
-    def _pieces(self, segment: Text) -> Iterator[str]:
-        """The pieces of a text that is cut; the first one holds all of its prefix."""
-        assert self._cuts is not None, "asked for only where texts are cut"
-        least = len(segment.prefix) + 1
-        return self._cuts.pieces(
-            segment.prefix + segment.content, num_characters=self._piece_characters, first_least=least
-        )
-
-    def _ids_of_pieces(self, segment: Text) -> array[int]:
-        pieces = self._pieces(segment)
-        ids = array("i", self._encode(next(pieces)).ids)
-        while some := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
-            with tokenizers_errors("model.tokenizer"):
-                encodings = self._rest.encode_batch_fast(some, add_special_tokens=False)
-            for encoding in encodings:
-                ids.extend(encoding.ids)
-        return ids
 
     def _assemble(self, segments: Sequence[Segment], encodings: Any) -> TokenizedConversation | RowError:
         ids = array("i")
@@ -171,7 +138,7 @@ class TemplateTokenizer:
                 run_lengths.append(1)
                 num_control += 1
                 continue
-            text_ids = self._ids_of_pieces(segment) if self._is_cut(segment) else array("i", next(encodings).ids)
+            text_ids = array("i", next(encodings).ids)
             num_prefix = self._num_prefix_tokens(segment, text_ids)
             ids += text_ids
             run_weights.append(0.0)
@@ -204,8 +171,7 @@ class TemplateTokenizer:
         if text_ids[: len(prefix_ids)] == prefix_ids:
             return len(prefix_ids)
         # White space at the start of the content joined the prefix's last token: count by character offsets.
-        text = next(self._pieces(segment)) if self._is_cut(segment) else segment.prefix + segment.content
-        offsets = self._encode(text).offsets
+        offsets = self._encode(segment.prefix + segment.content).offsets
         return sum(start < len(segment.prefix) for start, _ in offsets)
 
     def _weights_of_spans(self, segment: Text, num_tokens: int) -> list[float]:
@@ -217,39 +183,7 @@ class TemplateTokenizer:
         edges = np.cumsum([len(segment.prefix), *(len(span.text) for span in segment.spans)])
         assert edges[-1] == len(segment.prefix) + len(segment.content), "the spans of a text join to its content"
         weights = (0.0, *(span.weight for span in segment.spans), segment.spans[-1].weight)
-        last_characters = self._last_characters(segment)
-        assert len(last_characters) == num_tokens, "the same text has the same tokens"
+        offsets = self._encode(segment.prefix + segment.content).offsets
+        assert len(offsets) == num_tokens, "the same text has the same tokens"
+        last_characters = [max(start, end - 1) for start, end in offsets]
         return [weights[i] for i in np.searchsorted(edges, last_characters, side="right")]
-
-    def _last_characters(self, segment: Text) -> list[int]:
-        """The last character of each token of a text."""
-        texts = self._pieces(segment) if self._is_cut(segment) else iter((segment.prefix + segment.content,))
-        found, start = [], 0
-        for text in texts:
-            with tokenizers_errors("model.tokenizer"):
-                encoding = (self._rest if start else self._text).encode(text, add_special_tokens=False)
-            found += [start + max(first, end - 1) for first, end in encoding.offsets]
-            start += len(text)
-        return found
-
-
-def _for_text(backend: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(backend)
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def _text_backend(backend: str) -> str:
-    """The tokenizer for text that follows a control token, tokenized on its own.
-
-    `prepend_scheme: first` puts a space only before the very first text of a prompt, which ours never is.
-    A post-processor adds control tokens, which we never ask for, and still takes 8 % of the time; one that trims
-    offsets would also hide that a token of white space spans prefix and content.
-    """
-    description = json.loads(backend)
-    description["post_processor"] = None
-    pre_tokenizer = description.get("pre_tokenizer") or {}
-    for part in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:
-        if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
-            part["prepend_scheme"] = "never"
-    return json.dumps(description)

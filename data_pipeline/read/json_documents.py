@@ -9,38 +9,26 @@ from typing import Any
 
 from data_pipeline.errors import RowError, UserError
 from data_pipeline.formats.detect import Layout, layout_of
+from data_pipeline.formats.fields import ROLE_KEYS
 from data_pipeline.nesting import MOST_LEVELS, TOO_DEEP, end_of_value, is_text_too_deep, is_value_too_deep
 from data_pipeline.text_rules import shown
 
 _SPACE = " \t\r\n"
-# Keys of a message, and of the list of messages in a row: an object with these is a row and wraps no rows.
-_ROLE_KEYS = frozenset(("role", "from", "speaker", "author"))
+# Lists of messages or answers, and texts: an object with these is a row and wraps no rows.
 _MESSAGE_LISTS = frozenset(
-    [
-        "messages",
-        "conversations",
-        "conversation",
-        "items",
-        "turns",
-        "dialog",
-        "dialogue",
-        "chosen",
-        "rejected",
-        "history",
-        "answers",
-        "completions",
-        "responses",
-        "candidates",
-    ]
+    (
+        *("messages", "conversations", "conversation", "items", "turns", "dialog", "dialogue", "history"),
+        *("chosen", "rejected", "answers", "completions", "responses", "candidates"),
+    )
 )
 _ROW_KEYS = frozenset(
-    ["prompt", "instruction", "question", "query", "input", "output", "answer", "response", "completion"]
+    ("prompt", "instruction", "question", "query", "input", "output", "answer", "response", "completion")
 )
 
 
 def is_one_conversation(item: Any) -> bool:
     """Whether the first item of a list is a message, so that the list is one row."""
-    return isinstance(item, Mapping) and bool(_ROLE_KEYS & item.keys())
+    return isinstance(item, Mapping) and not item.keys().isdisjoint(ROLE_KEYS)
 
 
 def row_list_keys(value: Any) -> list[str]:

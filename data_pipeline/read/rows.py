@@ -45,6 +45,7 @@ class RowReader:
         self._parse = row_format.parser(self._fields, self._ignored)
         self._has_own_class = row_format.carries_class and not (source.has_class or scored_by)
         self._score_field = scored_by or source.reward_field
+        self._kinds_of_turns = (Mapping,) if self._fields.role else (Mapping, str)
         self._read = frozenset(
             (
                 *self._fields.row_keys,
@@ -62,8 +63,8 @@ class RowReader:
         """The conversations of a row: one, or one for each of its answers."""
         if isinstance(row, RowError):
             raise row
-        is_bare = isinstance(row, list) and bool(self._fields.messages) and all(isinstance(m, Mapping) for m in row)
-        if not isinstance(row, Mapping) and not (is_bare and row):
+        is_bare = isinstance(row, list) and bool(row and self._fields.messages)
+        if not isinstance(row, Mapping) and not (is_bare and all(isinstance(m, self._kinds_of_turns) for m in row)):
             raise RowError("not_an_object", f"expected an object, found {shown(row)}")
         parsed = self._parse(row)
         if isinstance(row, ColumnarRow):
@@ -101,13 +102,9 @@ class RowReader:
             class_value=self._class_value(own, parsed.answer),
             condition=_condition(row) if self._has_own_class else None,
             score=_score(own, self._score_field) if self._score_field else None,
-            tools=self._tools(row),
+            tools=tools_of(row.get(self._fields.tools)) if self._fields.tools else "",
             num_empty_cut=parsed.num_cut,
         )
-
-    def _tools(self, row: Mapping[str, Any]) -> str:
-        value = row.get(self._fields.tools) if self._fields.tools else None
-        return tools_of({"tools": value}) if value else ""
 
     def _class_value(self, row: Mapping[str, Any], answer: str) -> str | None:
         source = self._source

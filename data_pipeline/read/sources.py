@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,22 @@ def _batched(rows: Iterator[tuple[str, Any]], num_rows: int) -> Iterator[RowsChu
 
 def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
     """Yield (place, row) for every row of a chunk; a row that cannot be parsed comes as a RowError in its place."""
+    for place, row in _undecoded(chunk):
+        yield place, parse_line(row) if isinstance(row, bytes) else row
+
+
+def rows_at(chunk: Chunk, positions: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    """The rows at these positions of a chunk (from 0, rising), as `read_chunk` yields them. Other lines of a file are
+    not decoded.
+    """
+    wanted = frozenset(positions)
+    for number, (place, row) in enumerate(islice(_undecoded(chunk), max(wanted, default=-1) + 1)):
+        if number in wanted:
+            yield place, parse_line(row) if isinstance(row, bytes) else row
+
+
+def _undecoded(chunk: Chunk) -> Iterator[tuple[str, Any]]:
+    """As `read_chunk`, with lines as bytes."""
     if isinstance(chunk, RowsChunk):
         yield from chunk.rows
     elif isinstance(chunk, ParquetChunk):
@@ -153,33 +170,9 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[str, Any]]:
     elif isinstance(chunk, ArrowChunk):
         yield from columns.arrow_rows(chunk)
     else:
-        for place, line in _undecoded(chunk):
-            yield place, parse_line(line)
-
-
-def rows_at(chunk: Chunk, positions: Sequence[int]) -> Iterator[tuple[str, Any]]:
-    """The rows at these positions of a chunk (from 0, rising), as `read_chunk` yields them. Other lines of a file are
-    not decoded.
-    """
-    wanted = iter(positions)
-    position = next(wanted, None)
-    for number, item in enumerate(_undecoded(chunk)):
-        if position is None:
-            return
-        if number == position:
-            place, row = item
-            yield place, parse_line(row) if isinstance(row, bytes) else row
-            position = next(wanted, None)
-
-
-def _undecoded(chunk: Chunk) -> Iterator[tuple[str, Any]]:
-    """As `read_chunk`, with lines as bytes."""
-    if not isinstance(chunk, LinesChunk | TextChunk):
-        yield from read_chunk(chunk)
-        return
-    for number, line in enumerate(_block(chunk).split(b"\n"), chunk.first_line):
-        if line.strip():
-            yield f"{chunk.path}:{number}", line
+        for number, line in enumerate(_block(chunk).split(b"\n"), chunk.first_line):
+            if line.strip():
+                yield f"{chunk.path}:{number}", line
 
 
 def _block(chunk: LinesChunk | TextChunk) -> bytes:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import WithJsonSchema, model_validator
 
-from data_pipeline.section import Rule, Section, setting
+from data_pipeline.section import Rule, Section, step_setting
 from data_pipeline.text_rules import quoted, text_problem
 from data_pipeline.weight import LARGEST_WEIGHT, SMALLEST_WEIGHT
 
@@ -20,29 +20,17 @@ Baseline = Annotated[
 class ClassSettings(Section):
     """A class of conversations: the condition that joins its role prefixes, and how much its tokens count."""
 
-    condition: str = setting(
-        description='text added to every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and '
-        "`Assistant:`",
-        decides_steps=True,
-        is_public=True,
+    condition: str = step_setting(
+        description='text added to every role prefix, such as `GPT4 Correct`; `""` means plain `User:` and `Assistant:`'
     )
-    reward: float | None = setting(
-        None, description="reward r; the loss weight is exp((r - largest r) / beta)", decides_steps=True, is_public=True
+    reward: float | None = step_setting(None, description="reward r; the loss weight is exp((r - largest r) / beta)")
+    weight: float | None = step_setting(
+        None, ge=0.0, le=float(LARGEST_WEIGHT), description="the loss weight itself, instead of `reward`"
     )
-    weight: float | None = setting(
-        None,
-        ge=0.0,
-        le=float(LARGEST_WEIGHT),
-        description="the loss weight itself, instead of `reward`",
-        decides_steps=True,
-        is_public=True,
-    )
-    baseline: Baseline = setting(
+    baseline: Baseline = step_setting(
         None,
         description="subtracted from the rewards in the rows of this class (`reward_field`): a number, or `mean` for "
         "the mean reward of its conversations",
-        decides_steps=True,
-        is_public=True,
     )
 
     @model_validator(mode="after")
@@ -63,21 +51,14 @@ class ClassSettings(Section):
 class ClassesFrom(Section):
     """Classes made from a score: quantiles with equally many conversations, from the lowest scores (`q1`) up."""
 
-    field: str = setting(
+    field: str = step_setting(
         min_length=1,
         description="the field of a row that holds the score, a number (dots for nested fields, `meta.score`)",
-        decides_steps=True,
-        is_public=True,
     )
-    quantiles: int = setting(ge=2, le=100, description="number of classes", decides_steps=True, is_public=True)
-    conditions: list[str] = setting(
-        description="condition of each class, from the lowest scores to the highest", decides_steps=True, is_public=True
-    )
-    rewards: list[float] | None = setting(
-        None,
-        description="reward of each class, from the lowest scores to the highest; default: evenly from 0 to 1",
-        decides_steps=True,
-        is_public=True,
+    quantiles: int = step_setting(ge=2, le=100, description="number of classes")
+    conditions: list[str] = step_setting(description="condition of each class, from the lowest scores to the highest")
+    rewards: list[float] | None = step_setting(
+        None, description="reward of each class, from the lowest scores to the highest; default: evenly from 0 to 1"
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data_pipeline.path_keys import PathText
-from data_pipeline.section import Section, setting
+from data_pipeline.section import Section, setting, step_setting
 from data_pipeline.settings.classes import ClassesFrom, ClassSettings, quantile_class
 from data_pipeline.settings.problems import problems_of
 from data_pipeline.settings.sources import SourceSettings
@@ -20,9 +20,9 @@ PartWeight = Annotated[float, Field(ge=0.0, le=float(LARGEST_WEIGHT))]
 class PartWeightSettings(Section):
     """How much the parts of an answer count, as factors of its weight. Results of tools are never trained on."""
 
-    reasoning: PartWeight = setting(1.0, description="of the reasoning", decides_steps=True, is_public=True)
-    answer: PartWeight = setting(1.0, description="of the text", decides_steps=True, is_public=True)
-    tool_calls: PartWeight = setting(1.0, description="of the tool calls", decides_steps=True, is_public=True)
+    reasoning: PartWeight = step_setting(1.0, description="of the reasoning")
+    answer: PartWeight = step_setting(1.0, description="of the text")
+    tool_calls: PartWeight = step_setting(1.0, description="of the tool calls")
 
 
 class DataSettings(Section):
@@ -33,88 +33,51 @@ class DataSettings(Section):
         decides_steps=False,
         is_public=False,
     )
-    classes: dict[str, ClassSettings] = setting(
-        default_factory=dict,
-        description="class name -> condition and reward; only OpenChat's own rows can do without",
-        decides_steps=True,
-        is_public=True,
+    classes: dict[str, ClassSettings] = step_setting(
+        default_factory=dict, description="class name -> condition and reward; only OpenChat's own rows can do without"
     )
-    classes_from: ClassesFrom | None = setting(
-        None,
-        description="instead of `classes`: classes made from a score in the rows",
-        decides_steps=True,
-        is_public=True,
+    classes_from: ClassesFrom | None = step_setting(
+        None, description="instead of `classes`: classes made from a score in the rows"
     )
-    beta: float | None = setting(
-        None,
-        gt=0.0,
-        description="temperature of the rewards; required if there are rewards",
-        decides_steps=True,
-        is_public=True,
+    beta: float | None = step_setting(
+        None, gt=0.0, description="temperature of the rewards; required if there are rewards"
     )
-    reward_clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = setting(
-        None,
-        description="[low, high]: rewards in the rows (`reward_field`) are clipped to this range",
-        decides_steps=True,
-        is_public=True,
+    reward_clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = step_setting(
+        None, description="[low, high]: rewards in the rows (`reward_field`) are clipped to this range"
     )
-    condition_dropout: Ratio = setting(
+    condition_dropout: Ratio = step_setting(
         0.0,
         description="share of the training conversations that are prompted without their condition, so that the model "
         "can also be used without one; class and weight do not change",
-        decides_steps=True,
-        is_public=True,
     )
-    sources: list[SourceSettings] = setting(
-        min_length=1, description="what to read, in this order", decides_steps=True, is_public=True
-    )
-    validation_ratio: Ratio = setting(
+    sources: list[SourceSettings] = step_setting(min_length=1, description="what to read, in this order")
+    validation_ratio: Ratio = step_setting(
         0.0,
         description="share of prompts held out for validation; conversations with the same system text and first "
         "prompt stay together",
-        decides_steps=True,
-        is_public=True,
     )
-    validation_seed: int | None = setting(
-        None,
-        ge=0,
-        lt=2**32,
-        description="seed that selects the held-out prompts; default: `seed`",
-        decides_steps=True,
-        is_public=True,
+    validation_seed: int | None = step_setting(
+        None, ge=0, lt=2**32, description="seed that selects the held-out prompts; default: `seed`"
     )
-    ignore_fields: list[str] = setting(
+    ignore_fields: list[str] = step_setting(
         default_factory=list,
         description="fields of rows that hold text, lists or marks and are left out on purpose; dots for nested ones "
         "(`meta.notes`, `messages.comment`)",
-        decides_steps=True,
-        is_public=True,
     )
-    only_classes: list[str] | None = setting(
-        None,
-        min_length=1,
-        description="keep only conversations of these classes; the others are dropped and counted",
-        decides_steps=True,
-        is_public=True,
+    only_classes: list[str] | None = step_setting(
+        None, min_length=1, description="keep only conversations of these classes; the others are dropped and counted"
     )
-    overlong: Literal["truncate", "drop", "error"] = setting(
+    overlong: Literal["truncate", "drop", "error"] = step_setting(
         "truncate",
         description="what to do with a conversation longer than `model.max_length_tokens`: cut off its end, drop it, "
         "or stop",
-        decides_steps=True,
-        is_public=True,
     )
-    bad_rows: Literal["error", "drop"] = setting(
+    bad_rows: Literal["error", "drop"] = step_setting(
         "error",
         description="what to do with rows that are not valid conversations: stop and list them, or drop and count them",
-        decides_steps=True,
-        is_public=True,
     )
-    part_weights: PartWeightSettings | None = setting(
-        None,
-        description="factors for the parts of an answer, such as `{reasoning: 0.8}`; default: all of them 1",
-        decides_steps=True,
-        is_public=True,
+    part_weights: PartWeightSettings | None = step_setting(
+        None, description="factors for the parts of an answer, such as `{reasoning: 0.8}`; default: all of them 1"
     )
 
     @property

@@ -12,7 +12,7 @@ from data_pipeline.formats.preference import ANSWERS
 from data_pipeline.formats.row_format import RowFormat
 from data_pipeline.formats.table import FORMATS
 from data_pipeline.path_keys import PathText
-from data_pipeline.section import Section, setting
+from data_pipeline.section import Section, step_setting
 from data_pipeline.text_rules import quoted
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ HUB_PREFIX = "hf://"  # of a source's path: a dataset on the Hub
 
 def _key(description: str) -> Any:
     """A setting that names a key of a row or of a message."""
-    return setting(None, min_length=1, description=description, decides_steps=True, is_public=True)
+    return step_setting(None, min_length=1, description=description)
 
 
 class FieldSettings(Section):
@@ -40,11 +40,8 @@ class FieldSettings(Section):
     messages: str | None = _key("the list of messages")
     role: str | None = _key("in a message: who speaks")
     content: str | None = _key("in a message: its text")
-    roles: dict[str, Literal[ROLES_OF_RECIPES]] = setting(  # type: ignore[valid-type]
-        default_factory=dict,
-        description="further names of roles, such as `{customer: user, agent: assistant}`",
-        decides_steps=True,
-        is_public=True,
+    roles: dict[str, Literal[ROLES_OF_RECIPES]] = step_setting(  # type: ignore[valid-type]
+        default_factory=dict, description="further names of roles, such as `{customer: user, agent: assistant}`"
     )
     prompt: str | None = _key("the prompt")
     input: str | None = _key("text that follows the prompt after a blank line")
@@ -64,71 +61,42 @@ class FieldSettings(Section):
 class SourceSettings(Section):
     """Where raw conversations come from, and which class they have."""
 
-    path: PathText = setting(
+    path: PathText = step_setting(
         description="a file of JSON lines, JSON, CSV, TSV, Parquet or Arrow (also packed), a folder or glob of them, a "
-        "folder made by `datasets.save_to_disk`, or `hf://ORG/NAME` for a dataset on the Hub",
-        decides_steps=True,
-        is_public=True,
+        "folder made by `datasets.save_to_disk`, or `hf://ORG/NAME` for a dataset on the Hub"
     )
-    format: Format = setting(
+    format: Format = step_setting(
         description="layout of the rows; `auto` finds it, and `openchat_tokenized` is what OpenChat's own "
-        "`generate_dataset` writes",
-        decides_steps=True,
-        is_public=True,
+        "`generate_dataset` writes"
     )
-    class_name: str | None = setting(
-        None, alias="class", description="the class of every row of this source", decides_steps=True, is_public=True
-    )
-    class_field: str | None = setting(
+    class_name: str | None = step_setting(None, alias="class", description="the class of every row of this source")
+    class_field: str | None = step_setting(
         None,
         description="instead of `class`: the field of a row that names its class (dots for nested fields, "
         "`meta.quality`)",
-        decides_steps=True,
-        is_public=True,
     )
-    answer_classes: dict[Literal[ANSWERS], str] | None = setting(  # type: ignore[valid-type]
+    answer_classes: dict[Literal[ANSWERS], str] | None = step_setting(  # type: ignore[valid-type]
         None,
         min_length=1,
         description="instead of `class`, for rows with a chosen and a rejected answer: the class of each, "
         "`{chosen: good, rejected: bad}`",
-        decides_steps=True,
-        is_public=True,
     )
-    reward_field: str | None = setting(
+    reward_field: str | None = step_setting(
         None,
         description="the field of a row that holds the reward of its conversation, a number (dots for nested fields, "
         "`meta.score`); the class then has no `reward` or `weight`",
-        decides_steps=True,
-        is_public=True,
     )
-    split: str | None = setting(
-        None,
-        description="split of a Hub dataset, or of a folder whose files are named after their splits",
-        decides_steps=True,
-        is_public=True,
+    split: str | None = step_setting(
+        None, description="split of a Hub dataset, or of a folder whose files are named after their splits"
     )
-    subset: str | None = setting(
-        None,
-        min_length=1,
-        description="subset (configuration) of a Hub dataset, or of a folder that holds one",
-        decides_steps=True,
-        is_public=True,
+    subset: str | None = step_setting(
+        None, min_length=1, description="subset (configuration) of a Hub dataset, or of a folder that holds one"
     )
-    revision: str | None = setting(
-        None,
-        min_length=1,
-        description="branch, tag or commit of a Hub dataset",
-        decides_steps=True,
-        is_public=True,
-    )
-    fields: FieldSettings | None = setting(
-        None, description="names of keys that differ from those of the format", decides_steps=True, is_public=True
-    )
-    think_tags: bool = setting(
+    revision: str | None = step_setting(None, min_length=1, description="branch, tag or commit of a Hub dataset")
+    fields: FieldSettings | None = step_setting(None, description="names of keys that differ from those of the format")
+    think_tags: bool = step_setting(
         False,
         description="`<think>...</think>` at the beginning of an answer is its reasoning, and not text like any other",
-        decides_steps=True,
-        is_public=True,
     )
 
     @property

@@ -6,14 +6,13 @@ there. The exported template does the same (`wrapper.py`), and the tokenizer tak
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline import nesting
 from data_pipeline.conversation import Conversation, Message
-from data_pipeline.errors import RowError
 from data_pipeline.prompt.base_template.template import ConditionPlace
 from data_pipeline.text_rules import RESERVED_CHARACTER
 
@@ -72,21 +71,19 @@ def plain_value(value: Any, plain: Plain) -> Any:
 
 
 def chat_of(conversation: Conversation, condition: str, place: ConditionPlace, plain: Plain) -> Chat:
-    """A conversation under a condition. Raises RowError for tools and tool calls that are not JSON."""
+    """A conversation under a condition."""
     system, lead = conversation.system, ""
     if condition and place == "system":
         system = condition + LINE + system if system else condition
     elif condition:
         lead = plain(condition + LINE)
-    messages = [_message(message, number, lead, plain) for number, message in enumerate(conversation.messages)]
+    messages = [_message(message, lead, plain) for message in conversation.messages]
     head = [{"role": "system", "content": plain(system)}] if system else []
-    tools = _json(conversation.tools, "tools", list, plain) if conversation.tools else None
-    return Chat(
-        messages=[*head, *messages], tools=tools or None, first=len(head), condition=plain(condition), lead=lead
-    )
+    tools = plain_value(json.loads(conversation.tools), plain) if conversation.tools else None
+    return Chat(messages=[*head, *messages], tools=tools, first=len(head), condition=plain(condition), lead=lead)
 
 
-def _message(message: Message, number: int, lead: str, plain: Plain) -> dict[str, Any]:
+def _message(message: Message, lead: str, plain: Plain) -> dict[str, Any]:
     content = plain(message.content)
     if message.role != "assistant":
         found: dict[str, Any] = {"role": message.role, "content": content}
@@ -100,27 +97,15 @@ def _message(message: Message, number: int, lead: str, plain: Plain) -> dict[str
         # both names, as `transformers` gives a template that knows only one of them
         found["reasoning_content"] = found["thinking"] = plain(message.reasoning)
     if message.tool_calls:
-        where = f"message {number + 1}"
         found["tool_calls"] = [
             {
                 **({} if call.id is None else {"id": plain(call.id)}),
                 "type": "function",
                 "function": {
                     "name": plain(call.name),
-                    "arguments": _json(call.arguments, f"{where}: arguments of `{call.name}`", dict, plain),
+                    "arguments": plain_value(json.loads(call.arguments), plain),
                 },
             }
             for call in message.tool_calls
         ]
     return found
-
-
-def _json(text: str, where: str, kind: type, plain: Plain) -> Any:
-    try:
-        value = nesting.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, kind):
-        name = "a JSON object" if kind is dict else "a JSON list"
-        raise RowError("wrong_type", f"{where}: is not {name}")
-    return plain_value(value, plain)

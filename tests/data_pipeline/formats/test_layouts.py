@@ -54,6 +54,7 @@ SAME: dict[str, Any] = {
     "json_text": {"messages": json.dumps(CHAT)},
     "columns": {"messages": {"role": ["user", "assistant"], "content": [ASK, SAY]}},
     "bare_list": CHAT,
+    "bare_list_of_texts": [ASK, SAY],
     "capital_roles": {"messages": [{**CHAT[0], "role": "User"}, {**CHAT[1], "role": "ASSISTANT"}]},
     "parts_of_the_responses_api": {
         "messages": [
@@ -90,6 +91,13 @@ def test_one_conversation_in_many_layouts(name: str) -> None:
     [found] = read(SAME[name])
     assert said(found) == [("user", ASK), ("assistant", SAY)]
     assert (found.num_empty_cut, found.system.strip()) == ("at_the_end" in name, "")
+
+
+def test_a_bare_list_beside_rows_of_openchat_is_a_row() -> None:
+    [found] = RowReader(settings("openchat"))(CHAT, "a:1")
+    assert said(found) == [("user", ASK), ("assistant", SAY)]
+    with pytest.raises(RowError, match=r"items\[0\]\.role: unknown role 'User'; known: user, assistant"):
+        RowReader(settings("openchat"))([{**CHAT[0], "role": "User"}], "a:1")
 
 
 PAIRS: dict[str, Any] = {
