@@ -93,7 +93,8 @@ def check_is_export(folder: Path) -> None:
     and what its adapter belongs to, would be missing silently.
     """
     if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
+        remedy = "name a folder that `ochat export RUN --out FOLDER` wrote"
+        raise UserError(folder, "not an exported model (config.json is missing)", remedy)
     if os.path.lexists(folder / EXPORT_MARK):
         read_json_object(folder / EXPORT_MARK, remedy=_AGAIN)
 
