@@ -12,6 +12,7 @@ from data_pipeline.text_rules import quoted
 from ochat_train.chat.answerer import ChatError, ChatModel, Question, SentPrompt
 from ochat_train.inference.engine import Piece
 from ochat_train.system.addresses import SERVER_KEY, is_this_machine, server_address
+from ochat_train.system.requirements import http_library
 
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_BETWEEN_PIECES = 600.0  # a server may let a question wait for its turn
@@ -31,10 +32,7 @@ class ServerAnswerer:
     """Asks a server. model: a name of its `/v1/models`, None for the first. key: empty for none."""
 
     def __init__(self, url: str, *, model: str | None, key: str) -> None:
-        try:
-            import httpx
-        except ImportError:
-            raise UserError("httpx", "`--url` needs this package", 'pip install "ochat-train[serve]"') from None
+        httpx = http_library()
         self._url, self._model = _base_url(url), model
         self._client = httpx.AsyncClient(
             base_url=self._url,

@@ -39,8 +39,6 @@ class EngineAnswerer:
             temperature=question.temperature,
             seed=question.seed,
         )
-        if question.seed is not None and (reason := self._engine.unsupported.get("seed")):
-            raise ChatError(f"this engine takes no seed: {reason}; /seed off")
         try:
             async with aclosing(message_pieces(self._engine.stream(ids, settings))) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:

@@ -89,6 +89,15 @@ def share(text: str) -> float:
     return value
 
 
+def regular_expression(text: str) -> str:
+    """A regular expression of Python."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 def step(text: str) -> int | str:
     """A step, or `best`."""
     return text if text == "best" else positive(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
-from ochat_train.cli.arguments import add_json, positive, share
+from ochat_train.cli.arguments import add_json, number_from_zero, positive, regular_expression, share, whole_number
 from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.exits import UnansweredError
@@ -71,7 +71,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", action="store_true", help="print a row for each task")
     parser.add_argument(
-        "--allow-failed", type=int, default=0, metavar="N", help="exit code 0 with up to N questions without an answer"
+        "--allow-failed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="exit code 0 with up to N questions without an answer",
     )
     add_json(parser, printed="the results as one JSON document, without the single questions")
     add_engine_arguments(parser)
@@ -82,17 +86,22 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit", type=positive, metavar="N", help="at most N questions of each suite: a random sample of each task"
     )
-    group.add_argument("--few-shot", type=int, default=0, metavar="K", help="worked examples before each question")
-    group.add_argument("--seed", type=int, default=0, help="of samples, examples and intervals (default 0)")
+    group.add_argument(
+        "--few-shot", type=whole_number, default=0, metavar="K", help="worked examples before each question"
+    )
+    group.add_argument("--seed", type=whole_number, default=0, help="of samples, examples and intervals (default 0)")
     group.add_argument(
         "--max-new-tokens", type=positive, metavar="N", help="longest answer; default: chosen by the suite"
     )
-    group.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
+    group.add_argument("--temperature", type=number_from_zero, default=0.0, help="0 (the default) is greedy")
     group.add_argument("--top-p", type=share, default=1.0, help="of sampling (default 1)")
     group.add_argument("--parallel", type=positive, default=64, metavar="N", help="questions at once (default 64)")
     group.add_argument("--tries", type=positive, default=6, metavar="N", help="of a question without an answer")
     group.add_argument(
-        "--answer-pattern", metavar="REGEX", help="suite held-out: compare the last match, as validation.answer_pattern"
+        "--answer-pattern",
+        type=regular_expression,
+        metavar="REGEX",
+        help="suite held-out: compare the last match, as validation.answer_pattern",
     )
     group.add_argument("--model", metavar="NAME", help="a server's name of the model; default: the only one it has")
     group.add_argument(
@@ -121,11 +130,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.suite == "help":
         print_result(suites_text())
         return
-    from ochat_train.respondents.evaluation import evaluate
+    from ochat_train.respondents.evaluation import run_eval
     from ochat_train.suites.text import results_text
 
     against = _results_against(options)
-    evaluated = evaluate(_eval_options(options, options.target, options.out), say=print_message)
+    evaluated = run_eval(_eval_options(options, options.target, options.out), say=print_message)
     results = evaluated.results
     comparison = None if options.against is None else _comparison(options, against, results, evaluated.folder)
     if options.json:
@@ -175,8 +184,6 @@ def _eval_options(options: argparse.Namespace, target: str, out: Path | None) ->
     from ochat_train.suites.suite import SuiteOptions
     from ochat_train.system.addresses import SERVER_KEY
 
-    if options.temperature < 0 or options.few_shot < 0:
-        raise UserError("--temperature" if options.temperature < 0 else "--few-shot", "is below 0", "use 0 or more")
     names, prefix, tasks = options.suite.partition(PREFIX)
     return EvalOptions(
         target=target,
@@ -269,12 +276,12 @@ def _comparison(
     options: argparse.Namespace, against: EvalResults | None, results: EvalResults, folder: Path
 ) -> Comparison:
     """With results that are there, or with those of another model, which is asked now."""
-    from ochat_train.respondents.evaluation import evaluate
+    from ochat_train.respondents.evaluation import run_eval
     from ochat_train.suites.compare import COMPARISON_FILE, compare
     from ochat_train.system.durable import replace_text
 
     if against is None:
-        against = evaluate(_eval_options(options, options.against, folder / "against"), say=print_message).results
+        against = run_eval(_eval_options(options, options.against, folder / "against"), say=print_message).results
     comparison = compare(against, results)
     replace_text(folder / COMPARISON_FILE, json.dumps(comparison.to_json(), indent=1, ensure_ascii=False) + "\n")
     return comparison

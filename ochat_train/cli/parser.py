@@ -14,7 +14,15 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import cannot_write
 from data_pipeline.text_rules import did_you_mean
 from ochat_train import __version__
-from ochat_train.cli.arguments import add_common, add_recipe, positive, positive_number, share, whole_number
+from ochat_train.cli.arguments import (
+    add_common,
+    add_recipe,
+    number_from_zero,
+    positive,
+    positive_number,
+    share,
+    whole_number,
+)
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import give_up_results, print_piece, reader_may_leave
 
@@ -25,7 +33,7 @@ _METAVARS: Mapping[Any, str] = {
     whole_number: "N",
     int: "N",
     positive_number: "X",
-    float: "X",
+    number_from_zero: "X",
     share: "X",
     Path: "PATH",
 }

@@ -28,14 +28,11 @@ def load_with_base(folder: Path, *, base: str | None, device: torch.device) -> t
     """
     import transformers
 
-    named, revision = base_of(folder)
-    place = base or named
-    if place is None:
-        raise UserError(folder, "the adapter does not name its base", "name it with `--base`")
+    place, revision = base_place(folder, base)
     if not Path(place).is_dir() and not is_hub_id(place):
         raise UserError(folder, f"its base {place} is not there", "name it with `--base`")
-    model = _load_base(place, None if base else revision)
-    _check_base(folder, model, place, None if base else revision)
+    model = _load_base(place, revision)
+    _check_base(folder, model, place, revision)
     tokenizer_dir = tokenizer_dir_of(folder, place)
     add_token_rows(model, vocab_size=max(num_rows_needed(folder), len(load_tokenizer(tokenizer_dir))))
     if (folder / "generation_config.json").is_file():
@@ -43,6 +40,14 @@ def load_with_base(folder: Path, *, base: str | None, device: torch.device) -> t
     if _was_quantised(folder):
         quantise_base(model, device=device, dtype=model.get_input_embeddings().weight.dtype)
     return load_adapter(model.to(device), folder), tokenizer_dir
+
+
+def base_place(folder: Path, base: str | None) -> tuple[str, str | None]:
+    """Where the base of an adapter is, and which revision. base: None for the one that it names; UserError for none."""
+    named, revision = base_of(folder)
+    if not base and named is None:
+        raise UserError(folder, "the adapter does not name its base", "name it with `--base`")
+    return (base, None) if base else (str(named), revision)
 
 
 def _load_base(place: str, revision: str | None) -> Any:

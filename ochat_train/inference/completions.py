@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline import nesting
-from data_pipeline.errors import UserError
 from ochat_train.inference.engine import (
     AnswerSettings,
     EngineBusy,
@@ -280,17 +279,6 @@ class _TextPieces:
         return Piece(
             text=text, num_tokens=self._num_tokens - before, finish=finish, logprobs=_text_rows(choice.get("logprobs"))
         )
-
-
-def require_http() -> None:
-    """Raise UserError unless the package that asks servers is installed."""
-    try:
-        import httpx  # noqa: F401 (only whether it is there)
-    except ImportError:
-        problem = "needs the package httpx"
-        raise UserError(
-            "this engine", problem, "pip install httpx, or install ochat-train with the extra `serve`"
-        ) from None
 
 
 def _choice_of(event: Any) -> Mapping[str, Any] | None:

@@ -14,11 +14,9 @@ from data_pipeline.text_rules import quoted
 from ochat_train.export.layout import answerable_conditions, read_mark
 from ochat_train.inference.engine import SMALLEST_TEMPERATURE
 from ochat_train.inference.load import load_model
-from ochat_train.inference.served_model import GENERATION_CONFIG, check_chat_template, tokens_made_for
+from ochat_train.inference.served_model import check_chat_template, stop_ids_of, tokens_made_for
 from ochat_train.system.answer_text import answer_text
-from ochat_train.system.pretrained import answer_prompt_ids, load_tokenizer, reason_of
-
-_AGAIN = "export the run again"
+from ochat_train.system.pretrained import answer_prompt_ids, load_tokenizer
 
 Messages = Sequence[dict[str, str]]
 
@@ -31,7 +29,7 @@ def load_generator(folder: Path, *, base: str | None = None) -> Generator:
     """
     generator = Generator(*load_model(folder, base=base))
     check_chat_template(generator.tokenizer, folder)
-    generator.check_settings(folder)
+    stop_ids_of(folder, generator.tokenizer)  # a damaged one is explained as by `ochat serve`
     forget_settings(generator._model)
     return generator
 
@@ -113,18 +111,3 @@ class Generator:
             answer_text(self.tokenizer, row[width:].tolist(), before=prompt[-1], stop_ids=self._stop_ids)
             for prompt, row in zip(prompts, output, strict=True)
         ]
-
-    def check_settings(self, folder: Path) -> None:
-        """Raise UserError for settings of `generation_config.json` that do not work: one token is generated with
-        them.
-        """
-        ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
-        try:
-            self._model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, trust_remote_code=False
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # any kind, where a value has another type than expected
-            problem = f"its settings do not work: {type(error).__name__}: {reason_of(error)}"
-            raise UserError(folder / GENERATION_CONFIG, problem, _AGAIN) from None

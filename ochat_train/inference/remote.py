@@ -9,11 +9,12 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.text_rules import quoted
-from ochat_train.inference.completions import CompletionsClient, require_http
+from ochat_train.inference.completions import CompletionsClient
 from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece, cancelled
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.inference.streams import Server
 from ochat_train.system.addresses import server_address
+from ochat_train.system.requirements import http_library
 
 KEY_VARIABLE = "OCHAT_BACKEND_KEY"
 _WATCH_SECONDS = 5.0
@@ -32,7 +33,7 @@ class RemoteEngine:
     versions: Mapping[str, str] = {}
 
     def __init__(self, served: ServedModel, url: str, *, model: str | None, say: Callable[[str], None]) -> None:
-        require_http()
+        http_library()
         self._served, self._model, self._say = served, model, say
         address = server_address(url, option="--backend", key_variable=KEY_VARIABLE, example="http://127.0.0.1:8000")
         self._server = Server(url=address, key=os.environ.get(KEY_VARIABLE) or None)

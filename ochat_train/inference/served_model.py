@@ -10,9 +10,9 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
-from ochat_train.adapter.folder import base_of, is_adapter
+from ochat_train.adapter.folder import is_adapter
 from ochat_train.export.layout import EXPORT_MARK, answerable_conditions, read_mark, trained_conditions
-from ochat_train.inference.adapted import tokenizer_dir_of
+from ochat_train.inference.adapted import base_place, tokenizer_dir_of
 from ochat_train.model.base_class import text_config
 from ochat_train.system.pretrained import answer_prompt_ids, load_config, load_tokenizer
 
@@ -66,12 +66,9 @@ def load_served_model(
     """
     check_is_export(folder)
     if is_adapter(folder):
-        named, revision = base_of(folder)
-        place = base or named
-        if place is None:
-            raise UserError(folder, "the adapter does not name its base", "name it with `--base`")
+        place, revision = base_place(folder, base)
         tokenizer_dir = tokenizer_dir_of(folder, place)
-        config = load_config(place, revision=None if base else revision, place=place)
+        config = load_config(place, revision=revision, place=place)
     else:
         refuse_base_of_model(folder, base)
         place, tokenizer_dir = None, folder
@@ -96,7 +93,8 @@ def check_is_export(folder: Path) -> None:
     and what its adapter belongs to, would be missing silently.
     """
     if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
+        remedy = "name a folder that `ochat export RUN --out FOLDER` wrote"
+        raise UserError(folder, "not an exported model (config.json is missing)", remedy)
     if os.path.lexists(folder / EXPORT_MARK):
         read_json_object(folder / EXPORT_MARK, remedy=_AGAIN)
 

@@ -22,11 +22,12 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference import keeper
-from ochat_train.inference.completions import CompletionsClient, require_http
+from ochat_train.inference.completions import CompletionsClient
 from ochat_train.inference.engine import AnswerSettings, EngineError, EngineUnavailable, Piece, cancelled
 from ochat_train.inference.served_model import ServedModel
 from ochat_train.inference.streams import Server
 from ochat_train.inference.vllm_command import VllmPython, base_name, command_of, environment
+from ochat_train.system.requirements import http_library
 
 _START_SECONDS = 1800.0  # large models load from slow disks, and kernels are compiled
 _STILL_SECONDS = 30.0  # between two lines that say that it still starts
@@ -52,7 +53,7 @@ class VllmEngine:
         flags: Sequence[str],
         say: Callable[[str], None],
     ) -> None:
-        require_http()
+        http_library()
         self._served, self._vllm, self._say = served, vllm, say
         self._adapters, self._flags = dict(adapters), tuple(flags)
         self._command(listen=())  # refuses now what vLLM would refuse after minutes

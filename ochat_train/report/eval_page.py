@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ochat_train.report.page import Cell, Example, Section, render_page, text_cells
-from ochat_train.report.pictures import Interval, Picture, interval_chart
+from ochat_train.report.pictures import Picture, interval_chart
 from ochat_train.report.tables import number_text
 from ochat_train.suites.contamination import RULE
 from ochat_train.suites.intervals import Estimate
@@ -71,7 +71,7 @@ def _scores(results: EvalResults) -> Section:
 
 def _chart(results: EvalResults, groups: Mapping[str, Sequence[SuiteScore]]) -> Picture:
     """Scores of groups under each condition, as shares of the highest score."""
-    rows: dict[str, list[Interval | None]] = {}
+    rows: dict[str, list[Estimate | None]] = {}
     for name, group in groups.items():
         by_condition = {row.condition: row for row in group}
         rows[name] = [_share(by_condition.get(condition), results) for condition in results.conditions]
@@ -80,11 +80,11 @@ def _chart(results: EvalResults, groups: Mapping[str, Sequence[SuiteScore]]) -> 
     )
 
 
-def _share(row: SuiteScore | None, results: EvalResults) -> Interval | None:
+def _share(row: SuiteScore | None, results: EvalResults) -> Estimate | None:
     if row is None or row.score is None:
         return None
     highest = results.facts_of(row.suite).highest
-    return Interval(mean=row.score.mean / highest, low=row.score.low / highest, high=row.score.high / highest)
+    return Estimate(mean=row.score.mean / highest, low=row.score.low / highest, high=row.score.high / highest)
 
 
 def _differences(results: EvalResults) -> Iterator[Section]:

@@ -19,6 +19,7 @@ import numpy as np
 from data_pipeline.text_rules import visible_line
 from ochat_train.report.curves import binned, smoothed
 from ochat_train.report.heat import HEAT_STEPS, row_shades
+from ochat_train.suites.intervals import Estimate
 
 # Okabe and Ito's palette, distinct for any colour vision; without black and yellow, which dark and light pages hide.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -69,15 +70,6 @@ class Series:
     is_noisy: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
 def line_chart(series: Sequence[Series], *, unit: str, logarithmic: bool = False) -> Picture:
     """Curves over optimizer steps. Long ones are drawn as means of bins (with a band from lowest to highest)."""
     return _on_screens(lambda screen: _line_chart(series, screen, unit=unit, logarithmic=logarithmic))
@@ -88,7 +80,7 @@ def bar_chart(labels: Sequence[str], means: Sequence[float], spreads: Sequence[f
     return _on_screens(lambda screen: _bar_chart(labels, means, spreads, screen, unit=unit))
 
 
-def interval_chart(rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], *, unit: str) -> Picture:
+def interval_chart(rows: Mapping[str, Sequence[Estimate | None]], names: Sequence[str], *, unit: str) -> Picture:
     """Shares with their intervals: a group of lines for each row, in it a line and colour for each of `names`.
 
     rows: a value from 0 to 1 for each name, None where it is missing.
@@ -159,7 +151,7 @@ def _bar_chart(
 
 
 def _interval_chart(
-    rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], screen: _Screen, *, unit: str
+    rows: Mapping[str, Sequence[Estimate | None]], names: Sequence[str], screen: _Screen, *, unit: str
 ) -> str:
     height = 0.24 * len(names) + 0.14
     below = 0.0 if screen.is_wide else 0.2 * len(names)

@@ -25,8 +25,8 @@ from ochat_train.respondents.announce import what_does_not_fit, what_is_asked
 from ochat_train.respondents.earlier import keep_earlier
 from ochat_train.respondents.progress import AskingProgress
 from ochat_train.runs.folder import RECIPE_FILE
-from ochat_train.suites.ask import Failures, Patience
-from ochat_train.suites.plan import Asker, Plan, ask_plan, plan_evaluation, results_of
+from ochat_train.suites.ask import Failures, Patience, ask_all
+from ochat_train.suites.plan import Asker, Plan, plan_evaluation, results_of
 from ochat_train.suites.results import EvalResults, EvalSettings, ModelFacts
 from ochat_train.suites.results_file import write_results
 from ochat_train.suites.store import AnswerStore, FolderLock
@@ -78,14 +78,14 @@ def is_url(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
+def run_eval(options: EvalOptions, *, say: Say) -> Evaluated:
     """Ask, score and write results.json and results.html.
 
     say: takes lines for the person who waits. Raises UserError, and StoppedBySignalError after Ctrl-C or SIGTERM:
     finished answers are kept.
     """
     suites = make_suites(options.suites, options.data, options.suite_options)
-    evaluated = asyncio.run(_evaluate(options, suites, say))
+    evaluated = asyncio.run(_run(options, suites, say))
     results = with_additions(
         evaluated.results,
         suites,
@@ -101,7 +101,7 @@ def evaluate(options: EvalOptions, *, say: Say) -> Evaluated:
     return replace(evaluated, results=results)
 
 
-async def _evaluate(options: EvalOptions, suites: list[Suite], say: Say) -> Evaluated:
+async def _run(options: EvalOptions, suites: list[Suite], say: Say) -> Evaluated:
     opening = _open_url(options) if is_url(options.target) else _open_export(options, say)
     async with opening as opened:
         folder = options.out or Path("eval") / _folder_name(opened.asker.model)
@@ -164,7 +164,14 @@ async def _plan_and_ask(
 async def _ask(plan: Plan, store: AnswerStore, num_done: int, options: EvalOptions) -> Failures:
     progress = AskingProgress(len(plan.requests), num_done)
     asking = asyncio.ensure_future(
-        ask_plan(plan, store, num_parallel=options.num_parallel, patience=options.patience, progress=progress)
+        ask_all(
+            plan.asker.respondent,
+            plan.requests,
+            store,
+            num_parallel=options.num_parallel,
+            patience=options.patience,
+            progress=progress,
+        )
     )
     stopped = _cancel_on_signals(asking)
     try:
@@ -209,7 +216,6 @@ async def _open_export(options: EvalOptions, say: Say) -> AsyncIterator[_Opened]
     )
     conditions = export.chosen_conditions(served, options.condition, any_condition=options.any_condition)
     engine = make_engine(served, options.engine, say=say)
-    export.refuse_unsupported(engine, temperature=options.settings.temperature)
     try:
         yield _Opened(
             asker=_export_asker(served, engine, say),

@@ -67,13 +67,6 @@ class ExportRespondent:
         return NoAnswer(reason, is_temporary=True)
 
 
-def refuse_unsupported(engine: Engine, *, temperature: float) -> None:
-    """Raise UserError for a seed or temperature that the engine cannot do."""
-    for name in ("seed", "temperature") if temperature else ():
-        if (reason := engine.unsupported.get(name)) is not None:
-            raise UserError("--temperature", f"{engine.name} has no {name}: {reason}", "use 0, or another engine")
-
-
 def model_facts(served: ServedModel) -> ModelFacts:
     """What a result says of an export. Its files are read, and hashes of unchanged ones are remembered."""
     mark = read_mark(served.folder)
@@ -106,20 +99,19 @@ def chosen_conditions(served: ServedModel, text: str, *, any_condition: bool) ->
 
     Raises UserError for one that was not trained, unless any_condition.
     """
-    trained = served.conditions
+    known = served.answerable_conditions
     if text == "default":
         return (served.default_condition,)
     if text == "all":
-        return trained or (None,)
+        return served.conditions or (None,)
     by_class = _conditions_by_class(served.folder)
     chosen: list[str] = []
-    for name in [text] if text in trained else [part.strip() for part in text.split(",")]:
-        condition = name if name in trained else by_class.get(name, name)
-        if condition not in trained and not any_condition:
-            known = ", ".join(repr(each) for each in trained) or "it does not say"
-            raise UserError(
-                "--condition", f"no class was trained under {name!r}; trained: {known}", "see --any-condition"
-            )
+    for name in [text] if text in known else [part.strip() for part in text.split(",")]:
+        condition = name if name in known else by_class.get(name, name)
+        if condition not in known and not any_condition:
+            shown = ", ".join(map(repr, known)) or "it does not say"
+            problem = f"no class was trained under {name!r}; trained: {shown}"
+            raise UserError("--condition", problem, "see --any-condition")
         chosen.append(condition)
     return tuple(dict.fromkeys(chosen))
 

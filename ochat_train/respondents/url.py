@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from data_pipeline import nesting
@@ -17,6 +16,7 @@ from data_pipeline.errors import UserError
 from ochat_train.suites.ask import TEMPORARY_STATUSES, NoAnswer, Prompt, TooLong, TurnAnswer, TurnSettings
 from ochat_train.suites.suite import Message
 from ochat_train.system.addresses import SERVER_KEY, is_this_machine, server_address
+from ochat_train.system.requirements import http_library
 
 _OWNER = "ochat"  # what `ochat serve` says in /v1/models
 _TOO_LONG_CODE = "context_length_exceeded"
@@ -158,15 +158,6 @@ def url_conditions(facts: ServerFacts, text: str) -> tuple[str | None, ...]:
             problem = f"{facts.url} has no condition {name!r} (conditions of {facts.model}: {known})"
             raise UserError("--condition", problem, "other servers would ignore it, so it is not sent")
     return tuple(dict.fromkeys(chosen))
-
-
-def http_library() -> ModuleType:
-    """httpx. Raises UserError where it is not installed."""
-    try:
-        import httpx
-    except ImportError:
-        raise UserError("httpx", "is needed to ask a server", 'pip install "ochat-train[serve]"') from None
-    return httpx
 
 
 async def _models(client: Any, url: str) -> list[dict[str, Any]]:

@@ -11,13 +11,6 @@ from dataclasses import dataclass, field
 from ochat_train.serving.errors import too_many, unavailable
 
 
-@dataclass(eq=False)
-class _Waiting:
-    num_answers: int
-    turn: asyncio.Future[None]
-    has_places: bool = False
-
-
 @dataclass
 class Admission:
     """First come, first served. max_concurrent: answers at once; max_queue: requests that wait.
@@ -28,7 +21,7 @@ class Admission:
     max_concurrent: int
     max_queue: int
     num_running: int = 0
-    _waiting: deque[_Waiting] = field(default_factory=deque)
+    _waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)  # number of answers, turn
 
     @property
     def num_waiting(self) -> int:
@@ -54,37 +47,30 @@ class Admission:
             return
         if len(self._waiting) >= self.max_queue:
             raise too_many("the server has as many requests as it takes; ask again later", retry_after_seconds=1)
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(num_answers, loop.create_future())
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = (num_answers, turn)
         self._waiting.append(waiting)
-        # A timer and not `asyncio.wait_for`, which can lose a cancellation that comes in the same moment as the turn.
-        timer = loop.call_later(seconds, self._time_is_over, waiting)
         try:
-            await waiting.turn
-        except BaseException:
+            async with asyncio.timeout(seconds):
+                await turn
+        except BaseException as error:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-            elif waiting.has_places:  # it leaves in the moment in which its turn came
+            elif not turn.cancelled():  # it leaves in the moment in which its turn came
                 self.num_running -= num_answers
             self._admit()
+            if isinstance(error, TimeoutError):
+                text = "the request waited until its time was over"
+                raise unavailable(text, code="timeout", retry_after_seconds=5) from None
             raise
-        finally:
-            timer.cancel()
-
-    def _time_is_over(self, waiting: _Waiting) -> None:
-        if not waiting.turn.done():
-            waiting.turn.set_exception(
-                unavailable("the request waited until its time was over", code="timeout", retry_after_seconds=5)
-            )
 
     def _admit(self) -> None:
         """Give places to those who wait, in order."""
         while self._waiting:
-            first = self._waiting[0]
-            if not first.turn.done():  # otherwise it is leaving
-                if self.num_running + first.num_answers > self.max_concurrent:
+            num_answers, turn = self._waiting[0]
+            if not turn.done():  # otherwise it is leaving
+                if self.num_running + num_answers > self.max_concurrent:
                     break
-                self.num_running += first.num_answers
-                first.has_places = True
-                first.turn.set_result(None)
+                self.num_running += num_answers
+                turn.set_result(None)
             self._waiting.popleft()

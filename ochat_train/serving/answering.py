@@ -126,21 +126,6 @@ async def unless_left(receive: Receive, work: Coroutine[Any, Any, T], *, seconds
         await ended((task, leaving))
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the time is over; raises asyncio.TimeoutError then.
-
-    As `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes in the moment of the result.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((task,), timeout=seconds)
-        if task.done():
-            return task.result()
-        raise TimeoutError
-    finally:
-        await ended((task,))
-
-
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -27,7 +27,7 @@ from ochat_train.serving.errors import bad_request, json_response
 from ochat_train.serving.events import Head
 from ochat_train.serving.guard import RECORD, STARTED, Guard, Traffic
 from ochat_train.serving.metrics import CONTENT_TYPE_LATEST, ServerMetrics
-from ochat_train.serving.page_route import show_page
+from ochat_train.serving.page import show_page
 from ochat_train.serving.prompts import PromptWriter, check_length
 from ochat_train.serving.request_log import RequestLog, RequestRecord
 from ochat_train.serving.requests import ChatRequest, read_request

@@ -20,7 +20,6 @@ from ochat_train.serving.answering import (
     settings_of_choice,
     together,
     unless_left,
-    within,
 )
 from ochat_train.serving.errors import ApiError, json_response
 from ochat_train.serving.events import DONE, Events, Head, completion, error_event, usage
@@ -98,9 +97,9 @@ class ChatResponse:
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         job = self.job
         async with self._places():
-            work = together([self._collect(number) for number in range(job.num_answers)])
             try:
-                await within(self._seconds_left(), work)
+                async with asyncio.timeout(self._seconds_left()):
+                    await together([self._collect(number) for number in range(job.num_answers)])
             except TimeoutError:
                 raise self._too_slow() from None
         logprobs = bool(job.request.logprobs)

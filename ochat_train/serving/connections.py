@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -17,6 +18,7 @@ from ochat_train.serving.errors import ApiError, bad_request, to_json
 
 _MOST_HEAD_BYTES = 65_536  # as the other parser of uvicorn, h11
 _OF_AN_UPGRADE = (b"upgrade", b"http2-settings")  # headers, and their names in `Connection`
+_REASONS = {400: "Bad Request", 431: "Request Header Fields Too Large"}
 
 
 def make_protocol(header_seconds: float) -> type[asyncio.Protocol]:
@@ -24,19 +26,22 @@ def make_protocol(header_seconds: float) -> type[asyncio.Protocol]:
 
     class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         _patience: asyncio.TimerHandle | None = None
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self._reader = _Reader(self) if hasattr(self, "parser") else None  # h11 needs none of it
-            if self._reader is not None:
-                self.parser = self._reader
+        _num_unread = 0  # bytes of which httptools has told nothing yet
+        _received = _again = b""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._watch()
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
+            self._num_unread += len(data)
+            while data:
+                self._received, self._again = data, b""
+                super().data_received(data)
+                data = self._again
+            if self._is_httptools() and self._num_unread > _MOST_HEAD_BYTES and not self.transport.is_closing():
+                text = f"the headers have more than {_MOST_HEAD_BYTES:,} bytes, the most that this server takes"
+                self._refuse(ApiError(431, text, code="headers_too_large"))
             self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -44,16 +49,57 @@ def make_protocol(header_seconds: float) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:
+            self._refuse(bad_request(msg.removesuffix("."), param=None, code="invalid_http"))
+
+        def on_headers_complete(self) -> None:
+            self._num_unread = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._num_unread = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._num_unread = 0
+            super().on_message_complete()
+
+        def _should_upgrade(self) -> bool:
+            """Whether `handle_websocket_upgrade` has the request: it does where any other protocol is offered."""
+            return self._is_httptools() and self.scope["method"] != "CONNECT"
+
+        def handle_websocket_upgrade(self) -> None:
+            """Called while httptools' exception is handled, which says how far it has read: read the request again."""
+            import httptools
+
+            end = sys.exception()
+            assert isinstance(end, httptools.HttpParserUpgrade)
+            self._again = self._head_without_upgrade() + self._received[end.args[0] :]
+            self.parser = httptools.HttpRequestParser(self)
+            with contextlib.suppress(AttributeError):  # as uvicorn does, where httptools can
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+        def _head_without_upgrade(self) -> bytes:
+            lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            for name, value in self.headers:
+                if name == b"connection":
+                    value = b", ".join(one for one in value.split(b",") if one.strip().lower() not in _OF_AN_UPGRADE)
+                if value and name not in _OF_AN_UPGRADE:
+                    lines.append(b"%b: %b" % (name, value))
+            return b"\r\n".join([*lines, b"", b""])
+
+        def _refuse(self, error: ApiError) -> None:
             """What is not HTTP gets OpenAI's shape, as all other errors; after the first byte of a response, nothing
             does.
             """
-            is_long = self._reader is not None and self._reader.is_too_long
-            error = _too_long() if is_long else bad_request(msg.removesuffix("."), param=None, code="invalid_http")
             body, line = to_json(error.body()), f"HTTP/1.1 {error.status} {_REASONS[error.status]}"
             head = f"{line}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
             if self._is_idle():
                 self.transport.write(f"{head}\r\n\r\n".encode() + body)
             self.transport.close()
+
+        def _is_httptools(self) -> bool:
+            """h11, uvicorn's other parser, needs nothing of the above."""
+            return hasattr(self, "parser")
 
         def _is_idle(self) -> bool:
             return self.cycle is None or self.cycle.response_complete
@@ -76,109 +122,3 @@ def make_protocol(header_seconds: float) -> type[asyncio.Protocol]:
                 self._patience = None
 
     return Connection
-
-
-_REASONS = {400: "Bad Request", 431: "Request Header Fields Too Large"}
-
-
-def _too_long() -> ApiError:
-    text = f"the headers have more than {_MOST_HEAD_BYTES:,} bytes, the most that this server takes"
-    return ApiError(431, text, code="headers_too_large")
-
-
-class _Reader:
-    """httptools' parser as uvicorn's protocol uses it, between the two. protocol: gets what is read.
-
-    is_too_long: whether the headers of a request were.
-    """
-
-    def __init__(self, protocol: Any) -> None:
-        self._protocol = protocol
-        self._url, self._headers, self._offers_upgrade = b"", list[tuple[bytes, bytes]](), False
-        self._num_unread = 0  # bytes of which nothing has come yet
-        self.is_too_long = False
-        self._begin()
-
-    def _begin(self) -> None:
-        import httptools
-
-        self._parser = httptools.HttpRequestParser(self)
-        with contextlib.suppress(AttributeError):  # as uvicorn does, where httptools can
-            self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-
-    def feed_data(self, data: bytes) -> None:
-        """Read. Raises httptools.HttpParserError for what is not HTTP, or has too long headers."""
-        import httptools
-
-        self._num_unread += len(data)
-        while True:
-            try:
-                self._parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as end:
-                if not self._offers_upgrade:  # CONNECT
-                    raise
-                data = self._head_without_upgrade() + data[end.args[0] :]
-                self._begin()
-        if self._num_unread > _MOST_HEAD_BYTES:
-            self.is_too_long = True
-            raise httptools.HttpParserError(_too_long().message)
-
-    def should_upgrade(self) -> bool:
-        """Never: only HTTP/1 is spoken here."""
-        return False
-
-    def should_keep_alive(self) -> bool:
-        """As httptools."""
-        return bool(self._parser.should_keep_alive())
-
-    def get_method(self) -> bytes:
-        """As httptools."""
-        return bytes(self._parser.get_method())
-
-    def get_http_version(self) -> str:
-        """As httptools."""
-        return str(self._parser.get_http_version())
-
-    def on_message_begin(self) -> None:
-        """Called by httptools, as all that follow."""
-        self._url, self._offers_upgrade = b"", False
-        self._headers.clear()
-        self._protocol.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """A part of it."""
-        self._url += url
-        self._protocol.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole one."""
-        self._headers.append((name, value))
-        self._protocol.on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """The request begins, unless httptools is about to leave its body out: then it is read again."""
-        self._num_unread = 0
-        self._offers_upgrade = self._parser.should_upgrade() and self.get_method() != b"CONNECT"
-        if not self._offers_upgrade:
-            self._protocol.on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """A part of it."""
-        self._num_unread = 0
-        self._protocol.on_body(body)
-
-    def on_message_complete(self) -> None:
-        """The end of a request."""
-        self._num_unread = 0
-        if not self._offers_upgrade:
-            self._protocol.on_message_complete()
-
-    def _head_without_upgrade(self) -> bytes:
-        lines = [b"%b %b HTTP/%b" % (self.get_method(), self._url, self.get_http_version().encode())]
-        for name, value in self._headers:
-            if name.lower() == b"connection":
-                value = b", ".join(one for one in value.split(b",") if one.strip().lower() not in _OF_AN_UPGRADE)
-            if value and name.lower() not in _OF_AN_UPGRADE:
-                lines.append(b"%b: %b" % (name, value))
-        return b"\r\n".join([*lines, b"", b""])

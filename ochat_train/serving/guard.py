@@ -24,7 +24,7 @@ from ochat_train.serving.answering import ClientLeft
 from ochat_train.serving.chat import log_cause
 from ochat_train.serving.errors import ApiError, unavailable
 from ochat_train.serving.metrics import ServerMetrics
-from ochat_train.serving.page_route import page_response
+from ochat_train.serving.page import page_response
 from ochat_train.serving.request_log import RequestLog, RequestRecord
 from ochat_train.serving.settings import ServeSettings
 from ochat_train.system.messages import print_message

@@ -14,8 +14,21 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 PARTS = Path(__file__).with_name("page_parts")
 SCRIPTS = ("base.js", "inline.js", "blocks.js", "server.js", "column.js", "page.js")  # in this order
+
+
+async def show_page(request: Request) -> Response:
+    """`GET /`."""
+    return page_response(200)
+
+
+def page_response(status: int) -> Response:
+    """The page with a status."""
+    return Response(page(), status, page_headers())
 
 
 @functools.cache

@@ -74,11 +74,8 @@ class ModelTable:
         self._names: dict[str, Chosen] = {}
         for model in models:
             self._add(model.name, Chosen(model=model, condition=model.default))
-            if len(model.conditions) > 1 or (model.conditions and model.conditions[0] != model.default):
-                for condition in model.conditions:
-                    self._add(f"{model.name}{AT}{condition}", Chosen(model=model, condition=condition))
-            elif model.conditions:
-                self._add(f"{model.name}{AT}{model.conditions[0]}", Chosen(model=model, condition=model.conditions[0]))
+            for condition in model.conditions:
+                self._add(f"{model.name}{AT}{condition}", Chosen(model=model, condition=condition))
 
     def _add(self, name: str, chosen: Chosen) -> None:
         if name in self._names:

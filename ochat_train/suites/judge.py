@@ -17,6 +17,7 @@ from ochat_train.suites.ask import TEMPORARY_STATUSES, Patience
 from ochat_train.suites.store import Lines, key_of
 from ochat_train.suites.suite import Message, Unscored
 from ochat_train.system.addresses import is_this_machine
+from ochat_train.system.requirements import http_library
 
 KEY_VARIABLE = "OCHAT_JUDGE_KEY"
 JUDGEMENTS_FILE = "judgements.jsonl"
@@ -98,11 +99,9 @@ def prompts_sha256(*texts: str) -> str:
 
 
 def _client(judge: Judge) -> Any:
-    import httpx
-
     headers = {} if judge.key is None else {"Authorization": f"Bearer {judge.key}"}
     timeout = judge.patience.timeout_seconds
-    return httpx.Client(headers=headers, timeout=timeout, trust_env=not is_this_machine(judge.url))
+    return http_library().Client(headers=headers, timeout=timeout, trust_env=not is_this_machine(judge.url))
 
 
 def _judgement(client: Any, judge: Judge, prompt: Sequence[Message]) -> Judgement | Unscored:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from data_pipeline.errors import UserError
-from ochat_train.suites.ask import TOO_LONG, Failures, Patience, Progress, Request, Respondent, TurnSettings, ask_all
+from ochat_train.suites.ask import TOO_LONG, Failures, Request, Respondent, TurnSettings
 from ochat_train.suites.results import (
     EvalResults,
     EvalSettings,
@@ -22,7 +22,7 @@ from ochat_train.suites.results import (
 )
 from ochat_train.suites.scores import paired_differences, suite_scores
 from ochat_train.suites.store import AnswerStore, key_of
-from ochat_train.suites.suite import SCORED_BY, Answer, Message, Question, Suite, Unscored
+from ochat_train.suites.suite import SCORED_BY, Answer, Message, Question, Scored, Suite, Unscored
 
 Condition = str | None
 _KEY_LAYOUT = 1  # of the parts of a key
@@ -92,15 +92,6 @@ async def plan_evaluation(
                 starting.result()
     return Plan(
         suites=tuple(suites), conditions=tuple(conditions), settings=settings, asker=asker, questions=tuple(questions)
-    )
-
-
-async def ask_plan(
-    plan: Plan, store: AnswerStore, *, num_parallel: int, patience: Patience, progress: Progress | None
-) -> Failures:
-    """Ask what the store has no answer to; as `ask.ask_all`."""
-    return await ask_all(
-        plan.asker.respondent, plan.requests, store, num_parallel=num_parallel, patience=patience, progress=progress
     )
 
 
@@ -251,54 +242,32 @@ def _without_answer(item: PlannedQuestion, failures: Failures) -> QuestionResult
     failure = failures.get(item.request.key)
     reason = "not asked" if failure is None else failure.reason
     return QuestionResult(
-        suite=item.suite.name,
-        id=item.question.id,
-        task=item.question.task,
-        condition=item.condition,
+        **_about(item),
         status="too_long" if reason == TOO_LONG else "failed",
-        prompt_sha256=item.prompt_sha256,
-        turns=item.question.turns,
-        right=item.question.right,
         reason=reason,
         failed_tries={} if failure is None else failure.failed_tries,
     )
 
 
-def _with_answer(item: PlannedQuestion, answer: Answer, scored: Any) -> QuestionResult:
-    common: dict[str, Any] = {
+def _with_answer(item: PlannedQuestion, answer: Answer, scored: Scored | Unscored) -> QuestionResult:
+    given: dict[str, Any] = {**_about(item), **vars(answer)}
+    if isinstance(scored, Unscored):
+        return QuestionResult(**given, status="failed", reason=scored.reason)
+    return QuestionResult(**given, status="scored", **vars(scored))
+
+
+def _about(item: PlannedQuestion) -> dict[str, Any]:
+    """What a result says of its question, answered or not."""
+    question = item.question
+    return {
         "suite": item.suite.name,
-        "id": item.question.id,
-        "task": item.question.task,
+        "id": question.id,
+        "task": question.task,
         "condition": item.condition,
         "prompt_sha256": item.prompt_sha256,
-        "turns": item.question.turns,
-        "right": item.question.right,
-        "texts": answer.texts,
-        "num_tokens": answer.num_tokens,
-        "finish": answer.finish,
-        "started": answer.started,
-        "ended": answer.ended,
-        "failed_tries": answer.failed_tries,
-        "had_less_room": answer.had_less_room or _had_less_room(item.request, answer),
+        "turns": question.turns,
+        "right": question.right,
     }
-    if isinstance(scored, Unscored):
-        return QuestionResult(**common, status="failed", reason=scored.reason)
-    return QuestionResult(
-        **common,
-        status="scored",
-        value=scored.value,
-        is_answered=scored.is_answered,
-        found=scored.found,
-        others=scored.others,
-        details=scored.details,
-    )
-
-
-def _had_less_room(request: Request, answer: Answer) -> bool:
-    """The same of an answer that an earlier version kept, which did not write it down; known where it has one turn."""
-    room = None if request.first is None else request.first.room
-    limit = request.settings.max_new_tokens
-    return answer.finish == "length" and len(request.turns) == 1 and room is not None and room < limit
 
 
 def _suite_facts(suite: Suite, plan: Plan, questions: Sequence[QuestionResult]) -> SuiteFacts:
@@ -339,7 +308,7 @@ def _repeats(suite: Suite) -> dict[str, str]:
     if not repeating:
         return {}
     other = f", {disagreeing:,} of them with another right answer" if disagreeing else ""
-    text = f"{repeating:,} of {len(suite.questions):,} are there before with the same text{other}; all of them count"
+    text = f"{repeating:,} of {len(suite.questions):,} repeat the text of an earlier one{other}; all of them count"
     return {"repeated questions": text}
 
 

@@ -6,11 +6,12 @@ import functools
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from types import ModuleType
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from data_pipeline.errors import Problem, UserErrors
+from data_pipeline.errors import Problem, UserError, UserErrors
 
 DISTRIBUTION = "ochat-train"
 
@@ -47,6 +48,15 @@ def unmet_requirements() -> list[Problem]:
             remedy = f'pip install "{need.name}{need.specifier}"'
             problems.append(Problem(place=need.name, problem=text, remedy=remedy))
     return problems
+
+
+def http_library() -> ModuleType:
+    """httpx. Raises UserError where it is not installed."""
+    try:
+        import httpx
+    except ImportError:
+        raise UserError("httpx", "is needed to ask a server", 'pip install "ochat-train[serve]"') from None
+    return httpx
 
 
 @functools.cache

@@ -94,18 +94,17 @@ def test_without_a_limit_the_answer_may_fill_the_context(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("engine", "options", "problem"),
+    ("engine", "problem"),
     [
-        (ScriptedEngine(context_tokens=5), {}, "and 5 is the most; /undo or /reset it"),
-        (ScriptedEngine(failure=EngineUnavailable("it died")), {}, "the engine failed: it died"),
-        (ScriptedEngine(unsupported={"seed": "not yet"}), {"seed": 3}, "takes no seed: not yet"),
+        (ScriptedEngine(context_tokens=5), "and 5 is the most; /undo or /reset it"),
+        (ScriptedEngine(failure=EngineUnavailable("it died")), "the engine failed: it died"),
     ],
 )
 def test_what_an_engine_cannot_do_is_said(
-    engine: ScriptedEngine, options: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+    engine: ScriptedEngine, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError) as error:
-        chat(engine, "hello", monkeypatch, **options)
+        chat(engine, "hello", monkeypatch)
     assert problem in str(error.value)
     assert engine.is_closed
 

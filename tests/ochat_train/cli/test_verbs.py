@@ -85,9 +85,20 @@ def test_help_names_every_value_and_says_its_default() -> None:
             assert "default" in action.help, where
 
 
+def test_numbers_are_checked_where_they_are_read() -> None:
+    """NaN, infinity and numbers below 0 would be tracebacks later. A seed of PyTorch may be any number."""
+    unchecked = {f"{verb} {action.option_strings[0]}" for verb, action in valued_flags() if action.type in (int, float)}
+    assert unchecked == {"chat --seed"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "usage", "problem"),
     [
+        (
+            ["eval", "e", "--suite", "s", "--answer-pattern", "["],
+            "ochat eval",
+            "argument --answer-pattern: '[' is no regular expression: unterminated character set at position 0",
+        ),
         (["inspect", "run", "b", "c"], "ochat inspect", "unexpected arguments: b c"),
         (["plan", "r.yaml", "--gpuss=8"], "ochat plan", "unknown flag: --gpuss=8; did you mean `--gpus`?"),
         (["prepare"], "ochat prepare", "the following arguments are required: RECIPE"),

@@ -22,7 +22,7 @@ from ochat_train.evaluation.questions import load_questions, right_ratios_by_con
 from ochat_train.inference.engine import AnswerSettings, Piece
 from ochat_train.inference.generate import load_generator
 from ochat_train.inference.served_model import load_served_model
-from ochat_train.respondents.evaluation import EvalOptions, evaluate, export_folder
+from ochat_train.respondents.evaluation import EvalOptions, export_folder, run_eval
 from ochat_train.respondents.export import ExportRespondent, chosen_conditions, model_facts
 from ochat_train.suites.ask import Prompt
 from ochat_train.suites.compare import compare
@@ -69,7 +69,7 @@ def options(model: Path, questions: Path, out: Path, **changes: Any) -> EvalOpti
 
 
 def run(model: Path, questions: Path, out: Path, **changes: Any) -> EvalResults:
-    return evaluate(options(model, questions, out, **changes), say=lambda text: None).results
+    return run_eval(options(model, questions, out, **changes), say=lambda text: None).results
 
 
 def without_times(path: Path) -> Any:
@@ -253,7 +253,7 @@ def test_prompts_beyond_the_context_are_named(model: Path, engine: FakeEngine, t
     tight = "x" + " x" * ((served.context_tokens - max(lengths) - 2) // 2)
     write_jsonl(path, [{"question": text, "answer": "x"} for text in ("x " * 400, tight, "x")])
     said: list[str] = []
-    results = evaluate(options(model, path, tmp_path / "out"), say=said.append).results
+    results = run_eval(options(model, path, tmp_path / "out"), say=said.append).results
     assert [question.status for question in results.questions] == ["too_long", "scored", "scored"] * 2
     assert results.num_failed == 0
     assert "prompts that do not fit into the context, are not asked, and are in no score: 2" in said
@@ -263,7 +263,7 @@ def test_prompts_beyond_the_context_are_named(model: Path, engine: FakeEngine, t
 def test_what_will_be_done_is_said_first(model: Path, questions: Path, engine: FakeEngine, tmp_path: Path) -> None:
     engine.allowed.set()
     said: list[str] = []
-    evaluate(options(model, questions, tmp_path, settings={"limit": 4}), say=said.append)
+    run_eval(options(model, questions, tmp_path, settings={"limit": 4}), say=said.append)
     assert said[:2] == [
         "held-out: 4 of 12 questions, a random sample; answers of at most 6 tokens",
         f"8 answers under 2 conditions (GPT4 Correct, GPT3); kept in {tmp_path}",
@@ -297,7 +297,7 @@ def test_a_model_that_cannot_start_ends_the_planning(
     assert engine.log[-1] == "closed"
 
 
-def test_conditions_by_their_names_and_those_of_classes(model: Path) -> None:
+def test_conditions_by_their_names_and_those_of_classes(model: Path, tmp_path: Path) -> None:
     served = load_served_model(model)
     assert chosen_conditions(served, "all", any_condition=False) == CONDITIONS
     assert chosen_conditions(served, "default", any_condition=False) == ("GPT4 Correct",)
@@ -305,6 +305,11 @@ def test_conditions_by_their_names_and_those_of_classes(model: Path) -> None:
     assert chosen_conditions(served, "GPT5", any_condition=True) == ("GPT5",)
     with pytest.raises(UserError, match=r"no class was trained under 'GPT5'; trained: 'GPT4 Correct', 'GPT3'"):
         chosen_conditions(served, "GPT3,GPT5", any_condition=False)
+    with pytest.raises(UserError, match="no class was trained under ''"):
+        chosen_conditions(served, "", any_condition=False)
+    mark = {"recipe": {"data": {"condition_dropout": 0.3}}}
+    (tmp_path / "ochat.json").write_text(json.dumps(mark))
+    assert chosen_conditions(replace(served, folder=tmp_path), "", any_condition=False) == ("",), "as `ochat serve`"
 
 
 def test_a_run_is_evaluated_by_its_export(model: Path, tmp_path: Path) -> None:

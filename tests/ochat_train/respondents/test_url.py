@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.errors import UserError
 from ochat_train.cli.main import main
 from ochat_train.respondents import url
-from ochat_train.respondents.evaluation import EvalOptions, evaluate
+from ochat_train.respondents.evaluation import EvalOptions, run_eval
 from ochat_train.suites.ask import Patience
 from ochat_train.suites.results import EvalResults
 from tests.support.flaky_server import FlakyServer, Reply, failed, running, said
@@ -36,7 +36,7 @@ def questions(tmp_path: Path) -> str:
 
 def ask(server: str, questions: str, folder: Path, **options: Any) -> EvalResults:
     values = {"suites": ("held-out",), "data": (questions,), "out": folder, "patience": PATIENCE, "num_parallel": 2}
-    return evaluate(EvalOptions(target=server, **{**values, **options}), say=lambda text: None).results
+    return run_eval(EvalOptions(target=server, **{**values, **options}), say=lambda text: None).results
 
 
 def right_answer(body: Mapping[str, Any], number: int) -> Reply:
