@@ -25,8 +25,7 @@ from ochat_train.check.findings import Finding, from_error, ok, problem, run_che
 from ochat_train.check.recipe_facts import RecipeFacts
 from ochat_train.check.text import check_text
 from ochat_train.check.versions import check_versions
-from ochat_train.checkpoint.room import num_checkpoints
-from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.room import checkpoint_bytes, num_checkpoints
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.model.proof.base import prove_base
@@ -451,6 +450,11 @@ def test_packs_that_the_gpus_cannot_share_evenly(make_recipe: RecipeFactory) -> 
     assert not [f for f in area(findings_of(path, gpus=4), "memory") if f.level != "ok"]
     findings = findings_of(path, "train.packs_per_micro_batch=3")
     assert "3 does not divide the 4 packs" in only(findings, "memory", "problem").finding
+
+
+def test_a_file_in_the_place_of_the_run_folder(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    assert f"disk: {path}: {path} is a file" in problems(findings_of(path, f"output_dir={path}"))
 
 
 def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:

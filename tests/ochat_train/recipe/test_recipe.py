@@ -416,6 +416,14 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "optimizer.states 8bit cannot be used with deepspeed.offload_optimizer",
         "leave one of the two out",
     ),
+    "4 bits at stage 3": (
+        "zero_stage: 2}",
+        "zero_stage: 3}\nadapter: {type: qlora}",
+        "name:",
+        "recipe",
+        "adapter.type qlora cannot be used with deepspeed.zero_stage 3",
+        "use zero_stage 2",
+    ),
     "offload at stage 0": (
         "zero_stage: 2",
         "zero_stage: 0, offload_optimizer: true",
