@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -156,6 +156,10 @@ def _results(
         assert prepared is not None, "prepared by _jobs"
         split = prepared.splits["train"]
         scores = {job.seed: _read_score(job.score_file) for job in jobs if job.arm.name == arm.name}
+        if len(prepared.conditions) < 2:  # an older score.json has verdicts also of such arms
+            scores = {
+                seed: replace(score, evaluation=score.evaluation.without_verdicts()) for seed, score in scores.items()
+            }
         results[arm.name] = ArmResult(
             title=arm.title,
             conversations=split.conversations,
