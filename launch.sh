@@ -123,7 +123,7 @@ case ${1-} in
   "")
     set_up "$extras"
     echo_and_run python -m ochat_train.quickstart.make data/quickstart
-    rm -rf runs/quickstart
+    [ ! -e runs/quickstart ] || echo_and_run rm -rf runs/quickstart
     train recipes/quickstart.yaml
     echo_and_run ochat export runs/quickstart --out runs/quickstart/export --overwrite
     echo_and_run python -m ochat_train.quickstart.score runs/quickstart/export data/quickstart/held_out.jsonl

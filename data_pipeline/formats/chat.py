@@ -15,7 +15,7 @@ from data_pipeline.formats.marks import MARKS, ROW_MARKS, UNCLEAR_MARKS, Mark, j
 from data_pipeline.formats.parts import REASONING_KEYS, message_with_parts, text_of_content
 from data_pipeline.formats.row_format import ParsedRow
 from data_pipeline.formats.unread import UnreadFieldError, content_leaves
-from data_pipeline.formats.values import list_of, message_of
+from data_pipeline.formats.values import LONGEST_TEXT, list_of, message_of
 from data_pipeline.text_rules import shown, text_problem
 from data_pipeline.weight import LARGEST_WEIGHT
 
@@ -79,7 +79,7 @@ class ChatReader:
             if type(weight) not in (int, float) or not 0 <= weight <= LARGEST_WEIGHT:
                 return None
             weight = float(weight)
-        if not content or content.isspace() or text_problem(content) is not None:
+        if not content or content.isspace() or len(content) > LONGEST_TEXT or text_problem(content) is not None:
             return None
         our_role: Any = role
         return Message(role=our_role, content=content, weight=weight)

@@ -11,6 +11,8 @@ from data_pipeline.errors import RowError
 from data_pipeline.text_rules import RESERVED_CHARACTER, shown, text_problem
 from data_pipeline.weight import LARGEST_WEIGHT
 
+LONGEST_TEXT = 16_000_000  # characters of one text: tokenizing it takes 2 GiB, and no model reads a tenth of it
+
 
 def message_of(role: str, content: Any, weight: Any, where: str) -> Message:
     """A user or assistant message that is not empty."""
@@ -41,6 +43,9 @@ def text_of(value: Any, where: str) -> str:
         raise value
     if not isinstance(value, str):
         raise RowError("wrong_type", f"{where}: expected text, found {shown(value)}")
+    if len(value) > LONGEST_TEXT:
+        limit = f"{len(value):,} characters, at most {LONGEST_TEXT:,} are tokenized"
+        raise RowError("huge_text", f"{where}: {limit}; shorten it or remove the row")
     if (problem := text_problem(value)) is not None:
         raise RowError("reserved_character" if RESERVED_CHARACTER in value else "lone_surrogate", f"{where}: {problem}")
     return value

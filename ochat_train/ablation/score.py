@@ -82,7 +82,8 @@ def score(run_dir: Path, prepared_dir: Path, *, questions: Path | None, recipe_f
     kernel = choose_attention(run.recipe.model.attention, device=device, dtype=causal_lm.dtype, needs=needs)
     causal_lm.set_attn_implementation(register_attention(kernel))
     data = held_out_data(prepared_dir, manifest, pack_length=run.recipe.train.pack_length_tokens)
-    model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes))
+    longest = run.recipe.model.max_length_tokens
+    model = PackedCausalLM(causal_lm, num_classes=len(manifest.classes), max_length_tokens=longest)
     found = evaluate(model, data, Ranks(rank=0, num_ranks=1, device=device), seed=0)
     if len(run.prepared.conditions) < 2:
         found = found.without_verdicts()

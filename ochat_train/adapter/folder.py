@@ -18,17 +18,42 @@ from data_pipeline.json_files import read_json_object
 from data_pipeline.text_rules import some_names
 from ochat_train.adapter.build import ADAPTER, peft_config
 from ochat_train.adapter.installed import require_peft
+from ochat_train.adapter.token_rows import ROWS
 from ochat_train.model.weights.files import ADAPTER_CONFIG
 from ochat_train.recipe.sections.adapter import AdapterSettings
 from ochat_train.system.pretrained import reason_of
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LEAD = "base_model.model."  # PEFT's wrapper around a model
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+_MAGNITUDE = "lora_magnitude_vector"
 _AGAIN = "fetch or export the adapter again"
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter of PEFT."""
     return (folder / ADAPTER_CONFIG).is_file()
+
+
+def adapter_tensors(causal_lm: Any) -> dict[str, torch.Tensor]:
+    """Every trained tensor of a causal LM with an adapter, by PEFT's name, in the order of the model."""
+    return {peft_name(name): p.detach() for name, p in causal_lm.named_parameters() if p.requires_grad}
+
+
+def peft_name(name: str) -> str:
+    """The name that `peft.get_peft_model_state_dict` gives a trained tensor, from its name in the causal LM.
+
+    Raises ValueError for a name that is not of an adapter.
+    """
+    module, mark, _ = name.partition(f".{ROWS}.")
+    if mark:
+        return f"{LEAD}{module}.{TOKEN_ROWS}"
+    parts = name.split(".")
+    if ADAPTER not in parts or not any(part.startswith("lora_") for part in parts):
+        raise ValueError(f"{name} is not a tensor of an adapter")
+    if _MAGNITUDE in parts:
+        parts.remove("weight")
+    return LEAD + ".".join(part for part in parts if part != ADAPTER)
 
 
 def write_adapter(

@@ -40,7 +40,7 @@ def merge_adapter(causal_lm: Any) -> None:
             module.merge(safe_merge=True, adapter_names=[ADAPTER])
         except ValueError as error:
             raise UserError("adapter", f"{name} cannot be merged: {error}", "export another step") from None
-        _put(causal_lm, name, module.get_base_layer())
+        causal_lm.set_submodule(name, module.get_base_layer())
     merge_rows(causal_lm)
     left = [name for name, _ in causal_lm.named_parameters() if "lora_" in name]
     assert not left, left
@@ -49,14 +49,7 @@ def merge_adapter(causal_lm: Any) -> None:
 def remove_adapter(causal_lm: Any) -> None:
     """Replace modules with an adapter by those of the base; rows of tokens are left to `merge_rows`."""
     for name, module in list(_adapted(causal_lm)):
-        _put(causal_lm, name, module.get_base_layer())
-
-
-@torch.no_grad()
-def round_weights(causal_lm: Any, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Round parameters to these dtypes and keep them in float32, in place. dtypes: by name."""
-    for name, parameter in causal_lm.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name]).float()
+        causal_lm.set_submodule(name, module.get_base_layer())
 
 
 @torch.no_grad()
@@ -71,8 +64,3 @@ def _adapted(causal_lm: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer  # type: ignore[import-not-found, unused-ignore]
 
     return ((name, module) for name, module in causal_lm.named_modules() if isinstance(module, LoraLayer))
-
-
-def _put(causal_lm: Any, name: str, module: torch.nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(causal_lm.get_submodule(parent), last, module)

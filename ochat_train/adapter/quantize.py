@@ -37,8 +37,7 @@ def quantise_base(causal_lm: Any, *, device: torch.device, dtype: torch.dtype) -
         module = causal_lm.get_submodule(name)
         quantised = Nf4Linear(_quantised(module, name, device), module.bias, dtype=dtype)
         quantised.train(module.training)
-        parent, _, last = name.rpartition(".")
-        setattr(causal_lm.get_submodule(parent), last, quantised)
+        causal_lm.set_submodule(name, quantised)
     _forget_storage(causal_lm)
 
 
@@ -62,13 +61,6 @@ def package_obstacle() -> str | None:
     if importlib.util.find_spec(PACKAGE) is None:
         return f"the package {PACKAGE} is not installed (pip install {PACKAGE})"
     return None
-
-
-def stage_obstacle(zero_stage: int) -> str | None:
-    """Why a ZeRO stage does not fit; None where it does."""
-    if zero_stage < 3:
-        return None
-    return "deepspeed.zero_stage: 3 spreads weights over GPUs, and weights in 4 bits are whole on each of them (use 2)"
 
 
 def layer_obstacle(layers: Any) -> str | None:
@@ -148,5 +140,4 @@ def dequantise_base(causal_lm: Any, *, dtype: torch.dtype) -> None:
             plain.weight = torch.nn.Parameter(module.weight.to(dtype), requires_grad=False)
             plain.bias = None if module.bias is None else torch.nn.Parameter(module.bias.to(dtype), requires_grad=False)
             plain.train(module.training)
-            parent, _, last = name.rpartition(".")
-            setattr(causal_lm.get_submodule(parent), last, plain)
+            causal_lm.set_submodule(name, plain)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from ochat_train.adapter.installed import require_peft
-from ochat_train.adapter.quantize import check_kernels, layer_obstacle, package_obstacle, qlora_error, stage_obstacle
+from ochat_train.adapter.quantize import check_kernels, layer_obstacle, package_obstacle, qlora_error
 from ochat_train.adapter.targets import target_modules
 from ochat_train.check.findings import Finding, from_error, ok, warning
 from ochat_train.check.recipe_facts import RecipeFacts
@@ -19,7 +19,7 @@ _AREA = "adapter"
 
 
 def check_adapter(facts: RecipeFacts) -> Iterator[Finding]:
-    """Targets that do not exist, a rank that is too large, packages, and for `qlora` GPU, layers and ZeRO stage."""
+    """Targets that do not exist, a rank that is too large, packages, and for `qlora` GPU and layers."""
     settings = facts.recipe.adapter
     if settings is None:
         yield ok(_AREA, "adapter", "none: all weights are trained")
@@ -36,15 +36,10 @@ def check_adapter(facts: RecipeFacts) -> Iterator[Finding]:
 
 
 def _qlora(facts: RecipeFacts) -> Iterator[Finding]:
-    stage = facts.recipe.deepspeed.zero_stage
-    obstacles = [
-        package_obstacle(),
-        layer_obstacle(decoder_layers(facts.model)),
-        None if stage is None else stage_obstacle(stage),
-    ]
-    for obstacle in filter(None, obstacles):
+    obstacles = list(filter(None, (package_obstacle(), layer_obstacle(decoder_layers(facts.model)))))
+    for obstacle in obstacles:
         yield from from_error(_AREA, qlora_error(obstacle))
-    if any(obstacles):
+    if obstacles:
         return
     if torch.cuda.is_available():
         check_kernels(torch.device("cuda", 0))  # raises where they compute something else

@@ -32,7 +32,9 @@ def check_disk(facts: RecipeFacts) -> Iterator[Finding]:
     disks: dict[int, list[DiskNeed]] = {}
     for need in needs:
         there = existing(need.folder)
-        if not os.access(there, os.W_OK):
+        if not there.is_dir():
+            yield problem("disk", need.folder, f"{there} is a file", "choose another folder")
+        elif not os.access(there, os.W_OK):
             yield problem("disk", need.folder, f"this user may not write to {there}", "choose another folder")
         disks.setdefault(there.stat().st_dev, []).append(need)
     for on_disk in disks.values():

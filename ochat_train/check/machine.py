@@ -19,7 +19,7 @@ from data_pipeline.files import cannot_write
 from ochat_train.check.findings import Finding, ok, problem, run_checks, warning
 from ochat_train.check.versions import check_versions
 from ochat_train.hub.models import ANSWER_SECONDS, LOG_IN
-from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.choose import missing_packages
 from ochat_train.system.library_output import quiet_libraries
 from ochat_train.system.requirements import installed_version
 from ochat_train.system.sizes import GIB
@@ -103,7 +103,7 @@ def _gpu(number: int) -> Iterator[Finding]:
 
 def _kernels() -> Iterator[Finding]:
     """The attention kernels that are installed; the model decides which of them is used."""
-    missing = {name: kernel.missing_package() for name, kernel in KERNELS.items()}
+    missing = missing_packages()
     installed = ", ".join(name for name, text in missing.items() if text is None)
     yield ok("gpu", "attention", f"installed: {installed}; `ochat check RECIPE` says which one a run uses")
     is_hopper = torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= (9, 0)

@@ -12,8 +12,10 @@ from data_pipeline.plan.plan import num_micro_batches
 from data_pipeline.prompt.base_template.template import BaseTemplate
 from data_pipeline.prompt.chat_folder import check_chat_template
 from ochat_train.check.findings import Finding, ok, problem, warning
-from ochat_train.check.layers import layer_findings
 from ochat_train.check.recipe_facts import RecipeFacts
+from ochat_train.model.borders import sequence_mixers
+from ochat_train.model.build import compile_obstacle
+from ochat_train.model.experts import router_loss_of
 from ochat_train.model.structure import decoder_layers
 from ochat_train.planning.learning_rate import FEWEST_TOKENS, MOST_TOKENS
 from ochat_train.planning.memory_text import parts_text, too_little_memory
@@ -70,6 +72,30 @@ def _own_code(settings: ModelSettings, model_class: str) -> Iterator[Finding]:
             yield warning("base", source, text, "make sure that they compute the same; its authors may say so")
 
 
+def layer_findings(facts: RecipeFacts) -> Iterator[Finding]:
+    """Router loss, layers without attention, and whether layers can be compiled; nothing for other bases.
+
+    Raises UserError for a router loss that the base does not have.
+    """
+    settings = facts.recipe.model
+    router_loss = router_loss_of(facts.model, settings)
+    if router_loss is not None:
+        text = f"{router_loss.coefficient:g} times the load-balancing loss of {facts.config.model_type} is trained on"
+        yield ok("base", "model.router_aux_loss", text)
+    mixers = dict.fromkeys(type(mixer).__name__ for mixer in sequence_mixers(facts.model))
+    if mixers:
+        yield warning(
+            "base",
+            ", ".join(mixers),
+            "mixes tokens without attention: right everywhere, but slow where its kernels are missing, because each "
+            "conversation is computed alone",
+            "install flash-linear-attention, causal-conv1d or mamba-ssm on the GPU host; a run says what it uses",
+        )
+    obstacle = compile_obstacle(facts.model, settings, facts.recipe.adapter)
+    if settings.compile and obstacle is not None:
+        yield problem("base", "model.compile", f"true cannot be used: {obstacle}", "model.compile: false")
+
+
 def check_learning_rate(facts: RecipeFacts) -> Iterator[Finding]:
     """The rate, and for `auto` the rule that gives it."""
     wanted = facts.recipe.optimizer.learning_rate
@@ -99,6 +125,7 @@ def _rate(facts: RecipeFacts) -> str:
 
 def check_memory(facts: RecipeFacts) -> Iterator[Finding]:
     """Whether a run fits on the GPUs asked about."""
+    facts.recipe.deepspeed.check_config()
     plan, train = facts.memory, facts.recipe.train
     if plan.fits:
         packs = f"{plan.packs_per_micro_batch} pack(s)"

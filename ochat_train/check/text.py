@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -39,11 +41,18 @@ def findings_report(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def check_text(findings: Sequence[Finding]) -> str:
-    """The findings as lines `level  area  finding`, remedies below."""
+    """The findings as lines `level  area  finding`, remedies below. On a terminal all but rows of data are wrapped."""
     width = max(len(finding.area) for finding in findings)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     lines = []
     for finding in findings:
         head = f"{finding.level:<7}  {finding.area:<{width}}  "
         text = visible(finding.finding) + (f"\n-> {visible(finding.remedy)}" if finding.remedy else "")
+        if columns is not None and finding.area != "rows":
+            text = "\n".join(_wrapped(line, columns - len(head)) for line in text.splitlines())
         lines.append(head + textwrap.indent(text, " " * len(head)).lstrip())
     return "\n".join(lines)
+
+
+def _wrapped(line: str, columns: int) -> str:
+    return textwrap.fill(line, max(columns, 40), break_long_words=False, break_on_hyphens=False)

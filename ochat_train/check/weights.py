@@ -36,10 +36,12 @@ _AREA = "weights"
 def check_weights(facts: RecipeFacts) -> Iterator[Finding]:
     """Names, shapes and dtypes of the base's weights, and the rows of control tokens."""
     settings = facts.recipe.model
-    if settings.path is None:
+    config, place = facts.config, settings.path
+    num_rows = text_config(config).vocab_size
+    if place is None:
+        check_pieces(_control_tokens(facts), num_rows=num_rows, base=None)
         yield ok(_AREA, "model.config", "random weights")
         return
-    config, place = facts.config, settings.path
     adapter = facts.recipe.adapter
     refuse_quantised(config, place, for_qlora=adapter is not None and adapter.type == "qlora")
     named = weight_file_name(config)
@@ -54,7 +56,7 @@ def check_weights(facts: RecipeFacts) -> Iterator[Finding]:
         return
     report = compare_weights(config, headers)
     check_report(report, config, place)
-    check_pieces(_control_tokens(facts), num_rows=text_config(config).vocab_size, place=place)
+    check_pieces(_control_tokens(facts), num_rows=num_rows, base=place)
     yield ok(_AREA, place, _text(report, headers))
     if files is None:
         yield warning(_AREA, place, "not in the cache: values were not looked at", "the run does so before it trains")

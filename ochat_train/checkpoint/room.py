@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import Problem
-from ochat_train.checkpoint.size import checkpoint_bytes
 from ochat_train.checkpoint.state import checkpoints_dir
+from ochat_train.optimizer.size import STATE_SIZES
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.sizes import GIB
 
 _BFLOAT16_BYTES, _FLOAT32_BYTES = 2, 4
+_MARGIN_BYTES = 1 << 20  # of every rank: names, settings and random number states beside the tensors
 _REMEDY = "free some space, choose another output_dir, or lower checkpoint.keep_last"
 
 
@@ -80,6 +82,22 @@ def run_needs(
     yield DiskNeed(folder=folder, what=f"{number} checkpoint(s)", num_bytes=max(size, number * size - there))
     parameter_bytes = _FLOAT32_BYTES if recipe.model.precision == "float32" else _BFLOAT16_BYTES
     yield DiskNeed(folder=folder, what="an export", num_bytes=num_parameters * parameter_bytes)
+
+
+def checkpoint_bytes(
+    num_parameters: int, *, zero_stage: int, bfloat16: bool, num_ranks: int, states: str = "float32"
+) -> int:
+    """Size of a checkpoint: AdamW's two moments and what is kept of master weights, the tensors that ZeRO updates, and
+    the weights. states: `optimizer.states`.
+    """
+    width, size = (2 if bfloat16 else 4), STATE_SIZES[states]
+    per_parameter = size.moments
+    if zero_stage or bfloat16:
+        masters = size.masters if bfloat16 else 0.0
+        per_parameter += masters + width if size.shares_weights else 4.0
+    if zero_stage < 3:  # stage 3 has the weights only once
+        per_parameter += width
+    return math.ceil(num_parameters * per_parameter) + num_ranks * _MARGIN_BYTES
 
 
 def bytes_in(folder: Path) -> int:

@@ -38,7 +38,6 @@ MANIFEST_HASH = "MANIFEST.sha256"
 STATE = "state"
 UNIVERSAL_PREFIX = ".universal-"  # a checkpoint that is being converted for another number of GPUs (reshard.py)
 _NAME = re.compile(r"step-(\d{8})")
-_NO_HASH = '"sha256": ""'  # in manifests that hold their own hash
 _HASHING_THREADS = 8
 # What DeepSpeed's files hold beside tensors and plain containers; anything else in a pickle is refused.
 _ALLOWED_GLOBALS = {
@@ -101,26 +100,16 @@ class CheckpointManifest:
         """The manifest of a checkpoint. Raises UserError where it is missing or has changed since it was written."""
         try:
             content = (folder / MANIFEST).read_bytes()
-            fields = nesting.loads(content)
-            if "sha256" in fields:
-                _check_own_hash(content.decode("utf-8"), fields.pop("sha256"))
-            elif (folder / MANIFEST_HASH).read_bytes() != _hash_line(content):
+            if (folder / MANIFEST_HASH).read_bytes() != _hash_line(content):
                 raise ValueError(f"it does not match {MANIFEST_HASH}: one of them has changed since it was written")
-            return typed(cls, fields)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            return typed(cls, nesting.loads(content))
+        except (OSError, ValueError) as error:
             reason = "; ".join(str(error).splitlines()[:3])  # pydantic's have many lines
             raise UserError(folder, f"no readable {MANIFEST} ({reason})", "choose another checkpoint") from None
 
 
 def _hash_line(content: bytes) -> bytes:
     return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
-
-
-def _check_own_hash(text: str, sha256: str) -> None:
-    """Older manifests hold their own sha256, computed with an empty one in its place. Raises ValueError."""
-    without = text.replace(f'"sha256": "{sha256}"', _NO_HASH, 1)
-    if hashlib.sha256(without.encode("utf-8")).hexdigest() != sha256:
-        raise ValueError("it has changed since it was written")
 
 
 def checkpoints_dir(output_dir: Path) -> Path:

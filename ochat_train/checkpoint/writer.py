@@ -20,7 +20,7 @@ from safetensors.torch import save
 from data_pipeline.errors import UserError
 from data_pipeline.files import free_bytes
 from ochat_train.checkpoint.basis import UNKNOWN_BASIS, RunBasis
-from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.room import checkpoint_bytes
 from ochat_train.checkpoint.state import (
     STATE,
     UNIVERSAL_PREFIX,
@@ -33,7 +33,7 @@ from ochat_train.checkpoint.state import (
     trained_names,
     verify,
 )
-from ochat_train.distributed.ranks import Ranks, on_main_rank
+from ochat_train.distributed.ranks import Ranks, gathered, on_main_rank
 from ochat_train.optimizer.shards import alone, has_small_states, states_of_engine
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system import durable
@@ -100,8 +100,7 @@ def save_checkpoint(
     is_adapter = basis.adapter is not None
     temporary = Path(_from_main(ranks, final, lambda: _start(engine, ranks, final, only_trained=is_adapter)))
     files = _write_own_files(engine, ranks, temporary, only_trained=is_adapter)
-    reports: list[Any] = [None] * ranks.num_ranks
-    torch.distributed.all_gather_object(reports, (files.records, files.failure))
+    reports = gathered(ranks, (files.records, files.failure))
 
     def publish() -> str:
         failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(reports) if failure]
@@ -125,7 +124,7 @@ def save_checkpoint(
             base_weights=basis.base_weights,
             adapter=basis.adapter,
             learning_rate_rule=basis.learning_rate_rule,
-            files={name: tuple(record) for name, record in sorted(records.items())},
+            files={name: (record.num_bytes, record.sha256) for name, record in sorted(records.items())},
         )
         _publish(temporary, final, manifest)
         _delete_old(output_dir, keep_last=recipe.checkpoint.keep_last)

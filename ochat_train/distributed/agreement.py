@@ -17,12 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from data_pipeline.errors import Problem, UserError, UserErrors
 from data_pipeline.path_keys import EXPANDED
 from data_pipeline.prepared.dataset import Manifest
-from ochat_train.distributed.ranks import Ranks, as_user_error, on_main_rank
+from ochat_train.distributed.ranks import Ranks, as_user_error, gathered, on_main_rank
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.versions import library_versions
 
@@ -43,7 +41,7 @@ def on_every_rank(ranks: Ranks, work: Callable[[], T]) -> T:
         result = work()
     except (UserError, OSError) as error:
         failure = as_user_error(error)
-    found = _gathered(ranks, failure)
+    found = _of_hosts(ranks, failure)
     failures: dict[str, tuple[UserError, list[int]]] = {}
     for rank, (_, error_there) in enumerate(found):
         if error_there is not None:
@@ -89,7 +87,7 @@ def _flat(section: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, str
 
 def require_agreement(ranks: Ranks, facts: Mapping[str, str]) -> None:
     """Raise UserError on all ranks if a fact of one differs from rank 0's."""
-    found = _gathered(ranks, dict(facts))
+    found = _of_hosts(ranks, dict(facts))
     main_host, expected = found[0]
     problems = []
     for name in dict.fromkeys(name for _, there in found for name in there):
@@ -114,7 +112,7 @@ def require_shared_folder(ranks: Ranks, folder: Path, *, sight_seconds: float) -
     """
     token = on_main_rank(ranks, lambda: _write_token(folder))
     try:
-        found = _gathered(ranks, (os.path.abspath(folder), _sees(folder / token, seconds=sight_seconds)))
+        found = _of_hosts(ranks, (os.path.abspath(folder), _sees(folder / token, seconds=sight_seconds)))
     finally:
         if ranks.is_main:
             with contextlib.suppress(OSError):
@@ -151,11 +149,9 @@ def _sees(path: Path, *, seconds: float) -> bool:
         time.sleep(_POLL_SECONDS)
 
 
-def _gathered(ranks: Ranks, value: Any) -> list[Any]:
+def _of_hosts(ranks: Ranks, value: T) -> list[tuple[str, T]]:
     """(host, value) of every rank."""
-    found: list[Any] = [None] * ranks.num_ranks
-    torch.distributed.all_gather_object(found, (socket.gethostname(), value))
-    return found
+    return gathered(ranks, (socket.gethostname(), value))
 
 
 def _ranks_text(numbers: Sequence[int], found: Sequence[tuple[str, Any]]) -> str:

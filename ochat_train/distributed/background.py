@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
-import torch
-
 from data_pipeline.errors import UserError
-from ochat_train.distributed.ranks import Ranks
+from ochat_train.distributed.ranks import Ranks, gathered
 
 T = TypeVar("T")
 
@@ -28,27 +27,17 @@ class Background(Generic[T]):
     without coming further; then the result is a UserError. place: what to name in that error.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Callable[[int], None]], T],
-        *,
-        place: str,
-        timeout_seconds: float,
-        name: str = "background",
-    ) -> None:
-        self._work, self._place, self._timeout = work, place, timeout_seconds
+    def __init__(self, work: Callable[[Callable[[int], None]], T], *, place: str, timeout_seconds: float) -> None:
+        self._place, self._timeout = place, timeout_seconds
         self._progressed = time.monotonic()
-        self._result: list[T] = []
-        self._error: BaseException | None = None
-        self._done = threading.Event()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._future: Future[T] = Future()
+        threading.Thread(target=self._run, args=(work,), name="background", daemon=True).start()
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[Callable[[int], None]], T]) -> None:
         try:
-            self._result.append(self._work(self._note_progress))
+            self._future.set_result(work(self._note_progress))
         except BaseException as error:
-            self._error = error
-        self._done.set()
+            self._future.set_exception(error)
 
     def _note_progress(self, amount: int) -> None:
         self._progressed = time.monotonic()
@@ -56,16 +45,15 @@ class Background(Generic[T]):
     def wait(self, seconds: float) -> bool:
         """Wait at most so long; whether the work is done, has failed, or has not come further for too long."""
         patience = max(0.0, self._progressed + self._timeout - time.monotonic())
-        return self._done.wait(min(seconds, patience)) or time.monotonic() >= self._progressed + self._timeout
+        is_done = bool(wait([self._future], min(seconds, patience)).done)
+        return is_done or time.monotonic() >= self._progressed + self._timeout
 
     def result(self) -> T:
         """What the work returned. Raises what it raised, and UserError where it is still at work."""
-        if not self._done.is_set():
+        if not self._future.done():
             problem = f"could not be read on for {self._timeout:g} s (train.hang_timeout_seconds)"
             raise UserError(self._place, problem, "look at the disk that it is on")
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
+        return self._future.result()
 
 
 def wait_for_all(ranks: Ranks, work: Background[T] | None, *, most_seconds: float | None = None) -> bool:
@@ -78,8 +66,7 @@ def wait_for_all(ranks: Ranks, work: Background[T] | None, *, most_seconds: floa
         turn = _TURN_SECONDS if end is None else max(0.0, min(_TURN_SECONDS, end - time.monotonic()))
         is_done = work is None or work.wait(turn)
         is_late = end is not None and time.monotonic() >= end
-        found: list[tuple[bool, bool]] = [(True, True)] * ranks.num_ranks
-        torch.distributed.all_gather_object(found, (is_done, is_late))
+        found = gathered(ranks, (is_done, is_late))
         if all(done for done, _ in found):
             return True
         if any(late for _, late in found):

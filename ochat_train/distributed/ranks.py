@@ -94,6 +94,13 @@ def on_any_rank(ranks: Ranks, value: bool) -> bool:
     return bool(flag.item())
 
 
+def gathered(ranks: Ranks, value: T) -> list[T]:
+    """A value of every rank, by rank. All ranks call it."""
+    found: list[Any] = [None] * ranks.num_ranks
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def as_user_error(error: UserError | OSError) -> UserError:
     """An error as it is sent to other ranks and raised there."""
     if isinstance(error, UserError):

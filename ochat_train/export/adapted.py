@@ -14,10 +14,9 @@ from data_pipeline.hub_names import is_hub_id
 from data_pipeline.text_rules import some_names
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import add_adapter
-from ochat_train.adapter.folder import load_adapter, short_targets, write_adapter
-from ochat_train.adapter.merge import merge_adapter, narrow, remove_adapter, round_weights, widen
+from ochat_train.adapter.folder import LEAD, TOKEN_ROWS, adapter_tensors, load_adapter, short_targets, write_adapter
+from ochat_train.adapter.merge import merge_adapter, narrow, remove_adapter, widen
 from ochat_train.adapter.quantize import quantise_base
-from ochat_train.adapter.state import LEAD, TOKEN_ROWS, adapter_tensors
 from ochat_train.adapter.token_rows import merge_rows, trained_ids
 from ochat_train.checkpoint.basis import config_values
 from ochat_train.checkpoint.changes import config_changes, listed
@@ -163,7 +162,8 @@ def merge(adapted: AdaptedModel, logits: Logits | None) -> Differences | None:
         found = Differences(equal=equal)
         narrowed = {str(dtype).removeprefix("torch.") for dtype in dtypes.values() if dtype != torch.float32}
         if narrowed:
-            round_weights(causal_lm, dtypes)
+            narrow(causal_lm, dtypes)
+            widen(causal_lm)
             rounding = _difference(unmerged, logits(causal_lm))
             found = Differences(equal=equal, rounding=rounding, dtype=", ".join(sorted(narrowed)))
     narrow(causal_lm, dtypes)

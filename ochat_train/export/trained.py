@@ -18,7 +18,8 @@ from ochat_train.checkpoint.changes import config_changes, listed
 from ochat_train.checkpoint.choose import reading
 from ochat_train.checkpoint.state import STATE, CheckpointManifest, refuse_unsafe_pickles
 from ochat_train.export.adapted import AdaptedModel, Differences, Logits, load_adapted, merge
-from ochat_train.model.base_class import base_class, text_config
+from ochat_train.model.base_class import text_config
+from ochat_train.model.config import model_without_weights
 from ochat_train.runs.folder import MODEL_CONFIG_FOLDER, RunFolder
 from ochat_train.system.answer_text import control_ids
 from ochat_train.system.pretrained import load_config, load_tokenizer
@@ -91,9 +92,8 @@ def _load_whole(run: RunFolder, checkpoint: Path) -> Any:
     if changes:
         problem = f"is not the configuration that was trained: {listed(changes)}"
         raise UserError(folder / "config.json", problem, "change it back")
-    model_class = base_class(config)
     # not load_state_dict, which would leave out what a model computes and does not save (rotary frequencies)
-    model, found = model_class.from_pretrained(
+    model, found = type(model_without_weights(config)).from_pretrained(
         None,
         config=config,
         state_dict=state,

@@ -102,7 +102,8 @@ def export_folder(target: Path) -> Path:
             command = f"ochat export {target} --out {folder}"
             raise UserError(target, "is a run, and an export of it is needed", f"make one with `{command}`")
     if not is_adapter(folder) and not (folder / "config.json").is_file():
-        raise UserError(folder, "not an exported model (config.json is missing)", "name a folder of `ochat export`")
+        remedy = "name a folder that `ochat export RUN --out FOLDER` wrote"
+        raise UserError(folder, "not an exported model (config.json is missing)", remedy)
     if os.path.lexists(folder / EXPORT_MARK):
         read_json_object(folder / EXPORT_MARK, remedy=_AGAIN)
     return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError, UserErrors
 from data_pipeline.files import cannot_write
 from data_pipeline.look.raw import SAMPLED_ROWS, SourceLook, look_at
+from data_pipeline.look.samples import LEGEND
 from ochat_train.init.adapter import choose_adapter, gpu_memory_gib
 from ochat_train.init.ask import Ask, answer, ask_class, ask_conditions, count, error_or_drop
 from ochat_train.init.base import find_base
@@ -54,7 +55,8 @@ def draft_recipe(options: Options, *, ask: Ask | None, say: Callable[[str], None
         base = answer(ask, "Base model, a Hub id or a folder", None, find_base)
     template = choose_template(options.template, base)
     lengths = measure(looks, base, template.value)
-    say("\n".join([looks_text(looks, lengths, base), *(rows_text(look, template.value) for look in looks)]))
+    examples = (rows_text(look, template.value) for look in looks)
+    say("\n".join([looks_text(looks, lengths, base), f"\nsamples: {LEGEND}", *examples]))
     sources = _classify(options, looks, ask)
     names = class_names(sources)
     classes = read_classes(options.classes, known=names)

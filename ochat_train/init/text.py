@@ -10,7 +10,7 @@ from functools import partial
 from data_pipeline.conversation import Conversation, TaggedConversation
 from data_pipeline.errors import UserError
 from data_pipeline.look.raw import SourceLook, under_inference_condition
-from data_pipeline.look.samples import LEGEND, spread, training_text
+from data_pipeline.look.samples import spread, training_text
 from data_pipeline.look.text import table
 from data_pipeline.prompt.render import render
 from data_pipeline.prompt.rendered import RenderedConversation
@@ -68,7 +68,7 @@ def rows_text(look: SourceLook, template: str) -> str:
     """Three conversations in the template's format; the heading says with which condition, as none is chosen yet."""
     example = TEMPLATES[template].inference_condition
     condition = f"with the condition {example!r} as an example" if example else "still without a condition"
-    head = f"{look.path} in the format {template}, {condition}; the recipe adds that of each class: {LEGEND}"
+    head = f"{look.path} in the format {template}, {condition}; the recipe adds that of each class"
     return "\n".join([head, *map(partial(_row_text, TEMPLATES[template]), spread(look.conversations))])
 
 

@@ -66,12 +66,6 @@ def new_model(config: Any, **options: Any) -> Any:
     return auto_class(config).from_config(config, trust_remote_code=False, **options)
 
 
-def base_class(config: Any) -> Any:
-    """The class of a base's model."""
-    with torch.device("meta"):
-        return type(new_model(config))
-
-
 def load_exported(folder: Path) -> Any:
     """An exported model with all of its parts, in the dtype of its files, on the CPU, in evaluation mode.
 

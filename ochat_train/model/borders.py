@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
 
 from data_pipeline.errors import UserError
+from ochat_train.system.requirements import installed_version
 
 Way = Literal["kernel", "alone"]
 
@@ -213,27 +213,16 @@ def border_names(mixer: torch.nn.Module) -> list[str]:
     return [name for name in _BORDER_NAMES if takes_any or name in parameters]
 
 
-def installed_packages() -> dict[str, str | None]:
-    """Packages with kernels of mixers, with their versions; None for one that is not installed."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
 def kernels_obstacle(mixer: torch.nn.Module, *, hidden_size: int, device: torch.device) -> str | None:
     """Why a mixer's kernels cannot be given the borders on this device; None where they keep sequences apart, as just
     tried on a copy of the mixer.
     """
     if device.type != "cuda":
         return f"kernels that take borders need a GPU, and packages such as {_PACKAGES[0]}"
-    missing = [package for package, found in installed_packages().items() if found is None]
+    missing = [package for package in _PACKAGES if installed_version(package) is None]
     hint = f" (not installed: {', '.join(missing)})" if missing else ""
     if not border_names(mixer):
-        return f"`transformers` {version('transformers')} gives its kernels no borders"
+        return f"`transformers` {installed_version('transformers')} gives its kernels no borders"
     try:
         problem = trial(copy.deepcopy(mixer).to(device).train(), hidden_size=hidden_size)
     except Exception as error:  # a package that is missing, or that has no such kernel

@@ -9,7 +9,6 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepared.dataset import Manifest
-from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.base_class import text_config
@@ -65,8 +64,8 @@ def build_model(
     Raises UserError for a base that would be computed wrongly, and for a kernel that cannot run.
     """
     config = load_base_config(settings, manifest.vocab_size)
-    if control is not None and settings.path is not None:
-        check_pieces(control, num_rows=text_config(config).vocab_size, place=settings.path)
+    if control is not None:
+        check_pieces(control, num_rows=text_config(config).vocab_size, base=settings.path)
     kernel = prove_base(config, settings, device=device).kernel
     dtype = model_dtype(settings, device)
     base = load_base(
@@ -81,7 +80,7 @@ def build_model(
     )
     causal_lm = base.causal_lm
     causal_lm.train()
-    model = packed_model(
+    model = PackedCausalLM(
         causal_lm,
         num_classes=len(manifest.classes),
         max_length_tokens=settings.max_length_tokens,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +67,9 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
     vocab_size: of the tokenizer, for a model from scratch whose `model.config` names none.
     """
     if settings.config is not None:
-        return config_of_values({"vocab_size": vocab_size, **settings.config}, place="model.config")
+        config = config_of_values({"vocab_size": vocab_size, **settings.config}, place="model.config")
+        _check_names(settings.config, config)
+        return config
     refuse_adapter(settings)
     assert settings.path is not None
     config = load_config(settings.path, revision=settings.revision, place="model.path")
@@ -77,6 +81,17 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
     if generation.is_file():  # `transformers` would leave out a damaged one, and with it what ends an answer
         read_json_object(generation, remedy="fetch the base again, or remove that file")
     return _with_usual_outputs(config)
+
+
+def _check_names(values: Mapping[str, Any], config: Any) -> None:
+    """Raise UserError for a misspelled key of `model.config`, for which `transformers` takes its default silently."""
+    known = sorted({field.name for field in fields(config)} | set(config.attribute_map))
+    for name in values:
+        if name not in known and not name.endswith("token_id"):  # wrappers have `boi_token_id` alone
+            near = get_close_matches(name, known, n=1, cutoff=0.9)
+            if near:
+                problem = f"`{name}` is no key of a `{config.model_type}`"
+                raise UserError("model.config", problem, f"did you mean `{near[0]}`?")
 
 
 def _check_padding(config: Any, place: str) -> None:

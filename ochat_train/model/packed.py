@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,26 +10,35 @@ import torch
 
 from ochat_train.model.base_class import backbone
 from ochat_train.model.batch import PackedBatch
-from ochat_train.model.borders import Mixers, keep_apart
+from ochat_train.model.borders import keep_apart
 from ochat_train.model.config import logit_transform
 from ochat_train.model.experts import ExpertCounter, RouterLoss, records_router_logits, router_logits_of
 from ochat_train.model.loss import HeadRows, LogitTransform, LossSums, TokenScores, token_scores, weighted_loss_sums
+from ochat_train.model.rotary import choose_frequencies_per_conversation
 
 
 class PackedCausalLM(torch.nn.Module):
     """A causal LM of `transformers` with the weighted loss of its next-token predictions instead of logits.
 
-    mixers: of `borders.keep_apart` on this model; None to have that done here, for the device that the model is on.
-    router_loss: added to what the model is trained on, None for none.
+    causal_lm: built with the attention function of `register_attention`; changed in place where something else than
+    attention must keep conversations apart. max_length_tokens: of the longest conversation. device: where the model
+    will run, None for where it is. router_loss: added to what the model is trained on, None for none.
+    Raises UserError for a base whose conversations cannot be kept apart.
     """
 
     def __init__(
-        self, causal_lm: Any, *, num_classes: int, mixers: Mixers | None = None, router_loss: RouterLoss | None = None
+        self,
+        causal_lm: Any,
+        *,
+        num_classes: int,
+        max_length_tokens: float = math.inf,
+        device: torch.device | None = None,
+        router_loss: RouterLoss | None = None,
     ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        device = causal_lm.get_input_embeddings().weight.device
-        self.mixers = keep_apart(causal_lm, device=device) if mixers is None else mixers
+        choose_frequencies_per_conversation(causal_lm, max_length_tokens=max_length_tokens)
+        self.mixers = keep_apart(causal_lm, device=device or causal_lm.get_input_embeddings().weight.device)
         self.router_loss = router_loss
         self.expert_counter: ExpertCounter | None = None
         self.loss = LossHead(

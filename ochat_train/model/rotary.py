@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 CosSin = tuple[torch.Tensor, torch.Tensor]
 
 
-def choose_frequencies_per_conversation(causal_lm: Any, *, max_length_tokens: int) -> None:
+def choose_frequencies_per_conversation(causal_lm: Any, *, max_length_tokens: float) -> None:
     """Give every rotary embedding that needs it a `forward` that looks at each conversation's own length, in place.
 
     max_length_tokens: of the longest conversation. Raises UserError where `dynamic` frequencies would differ between

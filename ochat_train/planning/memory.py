@@ -13,7 +13,6 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.plan import num_micro_batches
-from ochat_train.adapter.quantize import qlora_error, stage_obstacle
 from ochat_train.model.config import model_dtype
 from ochat_train.planning.costs import COSTS
 from ochat_train.planning.gradients import adds_up_gradients, dtype_of_sums
@@ -156,16 +155,14 @@ def _stages(recipe: Recipe, is_gpu: bool, num_gpus: int) -> list[int]:
             "0 cannot be used with a bfloat16 model, because DeepSpeed keeps float32 sums only from stage 1 on",
             "use 1, which needs less memory and takes no longer, or leave it out",
         )
-    is_quantised = recipe.adapter is not None and recipe.adapter.type == "qlora"
     if settings.zero_stage is not None:
-        if is_quantised and (obstacle := stage_obstacle(settings.zero_stage)):
-            raise qlora_error(obstacle)
         return [settings.zero_stage]
     if not is_gpu or settings.offload_optimizer:
         return [2]
     if num_gpus == 1:
         return [1]
-    return [stage for stage in (1, 2, 3) if not (is_quantised and stage_obstacle(stage))]
+    is_quantised = recipe.adapter is not None and recipe.adapter.type == "qlora"  # whole on every GPU
+    return [1, 2] if is_quantised else [1, 2, 3]
 
 
 def _checkpointings(recipe: Recipe, num_layers: int, is_gpu: bool) -> Iterator[tuple[str, ...]]:

@@ -120,7 +120,8 @@ def find_gpu(text: str, *, memory_gib: float | None) -> Gpu:
             f"give {', '.join(_GPUS)} or a dense bfloat16 peak in TFLOP/s, for example --gpu 2250",
         )
     if memory_gib is None:
-        raise UserError(f"--gpu {text}", "the memory of such a GPU is not known", "add --gpu-memory GIB")
+        remedy = "add --gpu-memory GIB; `--gpus` is the number of GPUs"
+        raise UserError(f"--gpu {text}", "the memory of such a GPU is not known", remedy)
     return Gpu(name=f"GPU of {text} TFLOP/s", peak_flops=peak, memory_gib=memory_gib)
 
 

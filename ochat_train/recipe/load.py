@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.errors import Problem, UserError, UserErrors
+from data_pipeline.text_rules import did_you_mean
 from ochat_train.recipe.paths import misplaced_paths, misplaced_problem
 from ochat_train.recipe.problems import describe
 from ochat_train.recipe.recipe import Recipe
@@ -34,7 +35,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             data = file.read(4 * MOST_CHARACTERS + 1)  # `parse` refuses a longer one
         text = data.decode("utf-8", errors="strict" if len(data) <= 4 * MOST_CHARACTERS else "ignore")
     except OSError as error:
-        raise UserError(path, f"cannot be read: {error.strerror or error}") from None
+        siblings = [other.name for other in path.parent.glob("*.yaml")]
+        remedy = did_you_mean(path.name, siblings) or "`ochat init` writes a recipe for your files"
+        raise UserError(path, f"cannot be read: {error.strerror or error}", remedy) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         problem = f"is not UTF-8 text: byte {error.start} ({error.object[error.start]:#04x}), line {line}"

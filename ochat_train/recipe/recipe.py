@@ -71,7 +71,7 @@ class Recipe(Section):
         return value
 
     @model_validator(mode="after")
-    def _conversation_fits_pack(self) -> Recipe:
+    def _sections_fit_each_other(self) -> Recipe:
         problems = []
         if self.model.max_length_tokens > self.train.pack_length_tokens:
             problems.append(
@@ -84,6 +84,11 @@ class Recipe(Section):
             )
         if self.adapter is not None and self.model.float8:
             problems.append("model.float8 cannot be used with an adapter: it trains weights that are frozen here")
+        if self.adapter is not None and self.adapter.type == "qlora" and self.deepspeed.zero_stage == 3:
+            problems.append(
+                "adapter.type qlora cannot be used with deepspeed.zero_stage 3, which spreads weights over GPUs: those "
+                "in 4 bits are whole on each of them; use zero_stage 2"
+            )
         if self.optimizer.states != "float32" and self.deepspeed.offload_optimizer:
             problems.append(
                 f"optimizer.states {self.optimizer.states} cannot be used with deepspeed.offload_optimizer, whose "

@@ -6,21 +6,16 @@ import re
 from typing import Any
 
 from data_pipeline.errors import Problem
-from ochat_train.recipe.strict_yaml import Document, KeyPath
+from ochat_train.recipe.strict_yaml import Document, KeyPath, entries
 
 SECRET_KEY = re.compile(
     r"(^|_)(api_?key|access_?key|password|passwd|secret|credentials?|(hf|hub|wandb|auth|access)_token)$", re.I
 )
 
 
-def secret_places(value: Any, place: KeyPath = ()) -> list[KeyPath]:
+def secret_places(value: Any) -> list[KeyPath]:
     """Places of keys that look like a secret, at any depth."""
-    if isinstance(value, dict):
-        entries: list[tuple[Any, Any]] = list(value.items())
-    else:
-        entries = list(enumerate(value)) if isinstance(value, list) else []
-    found = [(*place, key) for key, _ in entries if isinstance(key, str) and SECRET_KEY.search(key)]
-    return found + [inner for key, item in entries for inner in secret_places(item, (*place, key))]
+    return [place for place, _ in entries(value) if SECRET_KEY.search(str(place[-1]))]
 
 
 def secret_problem(place: KeyPath, document: Document) -> Problem:

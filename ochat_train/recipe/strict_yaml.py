@@ -6,6 +6,7 @@ PyYAML's own `safe_load` reads `2e-5` as text, `no` as False, `010` as 8, and le
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,14 @@ def parse_override(text: str, *, key: str) -> tuple[Any, list[Problem]]:
     except UserError as error:
         return None, list(error.problems)
     return document.value, document.problems
+
+
+def entries(value: Any, place: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Everything inside a document's value, each with its key path."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield (*place, key), item
+        yield from entries(item, (*place, key))
 
 
 def _construct(node: yaml.Node, path: KeyPath, document: Document) -> Any:

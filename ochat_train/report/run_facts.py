@@ -23,7 +23,7 @@ def facts_section(history: RunHistory, *, price: float | None) -> Section:
 def run_facts(history: RunHistory, *, price: float | None) -> dict[str, str]:
     """Name and text of each fact. price: of a GPU-hour, in the user's currency; None: not known."""
     last = history.steps[-1]
-    facts = {"steps": f"{last.step:,}, of them {last.nonfinite_steps:,} not finite; epoch {last.epoch} (from 0)"}
+    facts = {"steps": f"{last.step:,} ({last.nonfinite_steps:,} not finite); last epoch {last.epoch}, counted from 0"}
     starts = history.starts
     found = spent(starts, last_time=last.time)
     if found is None or last.time is None:

@@ -27,6 +27,7 @@ from data_pipeline.files import explained_writes
 from data_pipeline.json_files import read_json, read_json_object, read_text, typed
 from data_pipeline.path_keys import KEEP_UNSET
 from data_pipeline.prepared.dataset import MANIFEST, TOKENIZER_FOLDER, Manifest
+from data_pipeline.text_rules import did_you_mean
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.runs.base_origin import BaseOrigin, base_origin
 from ochat_train.runs.processor import keep_processor_files
@@ -81,7 +82,11 @@ def require_run_folder(output_dir: Path) -> None:
 def read_run_folder(path: Path) -> RunFolder:
     """Read a run folder. Raises UserError if the folder is not one."""
     if not (path / RECIPE_FILE).is_file():
-        raise UserError(path, f"not a run folder ({RECIPE_FILE} is missing)", "name the recipe's `output_dir`")
+        remedy = "name the recipe's `output_dir`"
+        if not path.exists():
+            siblings = [folder.name for folder in path.parent.glob("*/")]
+            raise UserError(path, "no such folder", did_you_mean(path.name, siblings) or remedy)
+        raise UserError(path, f"not a run folder ({RECIPE_FILE} is missing)", remedy)
     if not any((path / name).exists() for name in (PREPARED_FILE, TOKENIZER_FOLDER, MODEL_CONFIG_FOLDER)):
         raise UserError(
             path,

@@ -316,7 +316,7 @@ def _repeats(suite: Suite) -> dict[str, str]:
     if not repeating:
         return {}
     other = f", {disagreeing:,} of them with another right answer" if disagreeing else ""
-    text = f"{repeating:,} of {len(suite.questions):,} are there before with the same text{other}; all of them count"
+    text = f"{repeating:,} of {len(suite.questions):,} repeat the text of an earlier one{other}; all of them count"
     return {"repeated questions": text}
 
 

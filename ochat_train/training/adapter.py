@@ -11,7 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.text_rules import some_names
 from ochat_train.adapter.base_hash import base_sha256
 from ochat_train.adapter.build import AddedAdapter, add_adapter
-from ochat_train.adapter.quantize import qlora_error, quantise_base, stage_obstacle
+from ochat_train.adapter.quantize import quantise_base
 from ochat_train.checkpoint.basis import AdapterBasis
 from ochat_train.distributed.agreement import on_every_rank
 from ochat_train.distributed.ranks import Ranks, on_main_rank
@@ -31,8 +31,6 @@ def put_adapter(
     settings, causal_lm = recipe.adapter, model.causal_lm
     if settings is None:
         return None
-    if recipe.deepspeed.zero_stage is not None:
-        check_stage(recipe)
     # DeepSpeed gives all ranks the weights of the first one, so its base is that of the run
     sha256 = on_main_rank(ranks, lambda: base_sha256(recipe.model, causal_lm))
 
@@ -43,13 +41,6 @@ def put_adapter(
 
     added = on_every_rank(ranks, add)
     return AdapterBasis(base_sha256=sha256, modules=added.modules, token_ids=added.token_ids)
-
-
-def check_stage(recipe: Recipe) -> None:
-    """Raise UserError for a ZeRO stage that the adapter does not allow. recipe: its stage is decided."""
-    is_qlora = recipe.adapter is not None and recipe.adapter.type == "qlora"
-    if is_qlora and (problem := stage_obstacle(recipe.deepspeed.stage)):
-        raise qlora_error(problem)
 
 
 class ReachedTensors:

@@ -11,12 +11,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from data_pipeline.prepared.dataset import PreparedSplit
 from data_pipeline.text_rules import some_names
 from ochat_train.checkpoint.state import Progress
-from ochat_train.distributed.ranks import Ranks
+from ochat_train.distributed.ranks import Ranks, gathered
 from ochat_train.system.messages import print_message
 from ochat_train.training.outputs import MetricsWriter
 from ochat_train.training.step import Step, StepSums
@@ -74,8 +72,7 @@ def record_anomaly(
             for rows in packs
         ],
     }
-    of_ranks: list[Any] = [None] * ranks.num_ranks
-    torch.distributed.all_gather_object(of_ranks, own)
+    of_ranks = gathered(ranks, own)
     if writer is None:
         return
     entry = {

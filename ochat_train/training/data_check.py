@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from data_pipeline.prepared.dataset import MANIFEST, Manifest
 from data_pipeline.prepared.integrity import VerifiedData, verify
 from ochat_train.distributed.agreement import on_every_rank, require_agreement
 from ochat_train.distributed.background import Background, wait_for_all
-from ochat_train.distributed.ranks import Ranks
+from ochat_train.distributed.ranks import Ranks, gathered
 from ochat_train.recipe.preparation import check_sources
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.messages import print_message
@@ -50,10 +48,7 @@ class DataCheck:
 
     def _results(self) -> list[VerifiedData | None]:
         work = self.work
-        own = on_every_rank(self.ranks, lambda: None if work is None else work.result())
-        found: list[VerifiedData | None] = [None] * self.ranks.num_ranks
-        torch.distributed.all_gather_object(found, own)
-        return found
+        return gathered(self.ranks, on_every_rank(self.ranks, lambda: None if work is None else work.result()))
 
 
 def start_data_check(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> DataCheck:
@@ -71,7 +66,7 @@ def start_data_check(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> DataCh
     background = None
     if _checks_for_its_host(prepared_dir, ranks):
         timeout = recipe.train.hang_timeout_seconds
-        background = Background(work, place=str(prepared_dir), timeout_seconds=timeout, name="data check")
+        background = Background(work, place=str(prepared_dir), timeout_seconds=timeout)
     check = DataCheck(ranks=ranks, work=background)
     if wait_for_all(ranks, background, most_seconds=_FIRST_SECONDS):
         check._results()
@@ -81,6 +76,5 @@ def start_data_check(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> DataCh
 def _checks_for_its_host(prepared_dir: Path, ranks: Ranks) -> bool:
     """Whether this is the first rank that sees these files on this host. Containers of one host may see others."""
     status = on_every_rank(ranks, (prepared_dir / MANIFEST).stat)
-    seen: list[tuple[str, int, int]] = [("", 0, 0)] * ranks.num_ranks
-    torch.distributed.all_gather_object(seen, (socket.gethostname(), status.st_dev, status.st_ino))
+    seen = gathered(ranks, (socket.gethostname(), status.st_dev, status.st_ino))
     return seen.index(seen[ranks.rank]) == ranks.rank

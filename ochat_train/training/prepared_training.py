@@ -26,7 +26,7 @@ from ochat_train.planning.steps import peak_learning_rate, training_plan
 from ochat_train.planning.work import Work, work_of
 from ochat_train.recipe.recipe import Recipe
 from ochat_train.system.messages import print_notice
-from ochat_train.training.adapter import check_stage, put_adapter
+from ochat_train.training.adapter import put_adapter
 from ochat_train.training.memory_plan import plan_memory
 
 
@@ -77,7 +77,6 @@ def prepared_training(recipe: Recipe, manifest: Manifest, ranks: Ranks) -> Train
     work = work_of(model.causal_lm)
     memory, compiled = plan_memory(recipe, model.causal_lm, ranks, kernel=kernel)
     recipe = resolve(recipe, memory, compiled=compiled)
-    check_stage(recipe)
     set_up_layers(model, recipe, checkpointing=memory.checkpointing, device=ranks.device)
     return Training(
         recipe=recipe,

@@ -6,6 +6,7 @@ The hosts agree on what they train, the model is built, its state is loaded; the
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +48,6 @@ from ochat_train.training.engine import start_engine
 from ochat_train.training.hooks import Hooks
 from ochat_train.training.loop import Run, run_steps
 from ochat_train.training.meter import Meter
-from ochat_train.training.next_steps import next_text
 from ochat_train.training.outputs import open_outputs
 from ochat_train.training.prefetch import StepPrefetcher
 from ochat_train.training.prepared_training import Training, basis_of, prepared_training, print_start, with_earlier_rate
@@ -90,7 +90,7 @@ def train(recipe: Recipe, *, resume: str, accept_changes: bool = False, hooks: H
         _train(recipe, manifest, ranks, start)
         on_main_rank(ranks, lambda: _require_whole_folder(recipe, run_lock))
         if ranks.is_main:
-            print_notice(next_text(Path(recipe.output_dir)))
+            print_notice(next_steps(Path(recipe.output_dir)))
         hooks.leave_ranks()
         if push is not None:  # alone: the other ranks need not wait for the Hub
             push.finish(stop_request)
@@ -130,6 +130,7 @@ class _Loaded:
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
     """The manifest of the prepared dataset, which is the same on all hosts, as are recipe and library versions."""
     on_every_rank(ranks, check_requirements)
+    recipe.deepspeed.check_config()
     manifest = on_every_rank(ranks, lambda: check_prepared(recipe, with_sources=False))
     require_agreement(ranks, facts_of(recipe, manifest))
     return manifest
@@ -267,6 +268,12 @@ def _loaded_engine(training: Training, decision: ResumeDecision, ranks: Ranks, *
     torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
     progress = resume_state(decision, engine, ranks, seed=recipe.seed)
     return _Loaded(engine=engine, reached=reached, progress=progress)
+
+
+def next_steps(output_dir: Path) -> str:
+    """The commands that usually follow, ready to be copied into a shell."""
+    run, out = (shlex.quote(str(path)) for path in (output_dir, output_dir / "export"))
+    return f"done; next:\n  ochat report {run}\n  ochat export {run} --out {out}"
 
 
 def _write_run_folder(training: Training, run_lock: RunLock) -> None:

@@ -3,8 +3,9 @@ runs.
 
 Each page starts in its own folder with the project's recipes, small prepared quickstart data and a short run of
 them. Its ```bash blocks run there in their order, in real bash; `ochat`, `deepspeed`, `torchrun`, `python` and
-`./launch.sh` run as real processes, made smaller as the constants below say. What cannot run here is in ONLY_CHECKED:
-it is checked by the real argument parsers, and its recipe and `--set` are read, but it is not run.
+`./launch.sh` run as real processes, made smaller as the constants below say; a command that several pages have in
+common runs once for each `recipes/mine.yaml`. What cannot run here is in ONLY_CHECKED: it is checked by the real
+argument parsers, and its recipe and `--set` are read, but it is not run.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ ONLY_CHECKED = {
 # Pages that make everything they use; the others find what `workspace` makes.
 FROM_NOTHING = {"tutorial.md"}
 
-# Added to commands. A training starts from the beginning unless its page says `--resume`; the same one is not
-# run twice.
+# Added to commands. A training starts from the beginning unless its page says `--resume`; one recipe is trained once,
+# whatever `--set` changes: these values are read and checked, and another training would prove nothing of the page.
 ADDED = {
     "train": ["--set", "train.max_steps=1", "--set", "validation.sample_tokens=2"],
     "export": ["--overwrite"],
@@ -120,11 +121,12 @@ Bash = Callable[[str, Path], str]  # runs a text in a folder; what it printed
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """A command whose arguments are right. job: how to run it (tests/support/doc_command.py); recipe: what it trains,
-    if it does.
+    if it does; file: fingerprint of that recipe without `--set`.
     """
 
     job: dict[str, Any]
     recipe: Recipe | None = None
+    file: str = ""
 
 
 class Reader:
@@ -132,6 +134,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.trained: dict[str, Path] = {}  # fingerprint of a recipe -> run folder
+        self.answered: dict[tuple[str, str], Answer] = {}  # command, recipes/mine.yaml -> what it gave on a page before
 
     def handle(self, call: Call) -> Answer:
         """Check a command, and run it unless it is in ONLY_CHECKED."""
@@ -148,13 +151,20 @@ class Reader:
         if any(re.match(pattern, shlex.join(call.words)) for pattern in ONLY_CHECKED):
             return 0, "", ""
         if command.recipe is None:
-            return run_in_process(command.job, call)
+            mine = call.folder / "recipes" / "mine.yaml"
+            key = shlex.join(call.words), mine.read_text(encoding="utf-8") if mine.is_file() else ""
+            if key not in self.answered:
+                answer = run_in_process(command.job, call)
+                if answer[0] != 0:
+                    return answer
+                self.answered[key] = answer
+            return self.answered[key]
         run_dir = call.folder / command.recipe.output_dir
-        if (earlier := self.trained.get(command.recipe.fingerprint)) is not None:
+        if (earlier := self.trained.get(command.file)) is not None:
             if not run_dir.exists():
                 shutil.copytree(earlier, run_dir)
             return 0, "", ""
-        self.trained[command.recipe.fingerprint] = run_dir
+        self.trained[command.file] = run_dir
         return run_in_process(command.job, call)
 
 
@@ -212,7 +222,9 @@ def checked_verb(arguments: list[str], folder: Path) -> Checked:
     if options.verb == "train" and options.resume == "auto":
         more += ["--resume", "never"]
     job = {"code": "from ochat_train.cli.main import run_as_script; run_as_script()", "words": [*arguments, *more]}
-    return Checked(job=job, recipe=recipe if options.verb == "train" else None)
+    if options.verb != "train":
+        return Checked(job=job)
+    return Checked(job=job, recipe=recipe, file=load_recipe(folder / options.recipe).fingerprint)
 
 
 def launched(launcher: str, arguments: list[str]) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from pydantic import BaseModel
 
 from data_pipeline.conversation import Message
@@ -118,12 +119,17 @@ def test_the_page_on_adapters_says_what_the_memory_plan_says() -> None:
     remedy = "run `python docs/generate_gpu_choices.py --write`"
     assert generator["page_with"](generator["tables"]()) == page, remedy
     assert generator["page_with"]("another table") != page, "the control"
+    [values] = [base.values for base in generator["BASES"] if base.title == "7B (Mistral-7B)"]
+    [qlora] = [way for way in generator["WAYS"] if way.short == "QLoRA"]
+    model = generator["model_without_weights"](transformers.AutoConfig.for_model(**values))
+    planned = generator["cell"](model, qlora, generator["Gpus"](title="12 GB", number=1, memory_gib=11.6))
+    assert f"on 12 GB: {planned}." in (ROOT / "recipes" / "mistral_7b_qlora.yaml").read_text(encoding="utf-8")
 
 
 def test_the_first_real_run_says_what_is_planned() -> None:
     """Its numbers are those of docs/adapters.md, which the memory plan makes."""
     rows = section((DOCS / "adapters.md").read_text(encoding="utf-8"), "7B (Mistral-7B), 7.24 billion parameters")
-    ways = {"QLoRA": "{type: qlora}", "LoRA": "{type: lora}", "all weights, 8-bit states": "`optimizer.states: 8bit`"}
+    ways = {"LoRA": "{type: lora}", "all weights, 8-bit states": "`optimizer.states: 8bit`"}
     columns = {"24 GB": 1, "48 GB": 2, "80 GB": 3}
     page = (DOCS / "first-real-run.md").read_text(encoding="utf-8")
     said = re.findall(r"^\| (\d+ GB) \| (.+?) \| (.+?) \|", page, flags=re.MULTILINE)
@@ -136,11 +142,11 @@ def test_the_first_real_run_says_what_is_planned() -> None:
 def test_recipes_of_adapters_say_what_is_planned() -> None:
     page = (DOCS / "adapters.md").read_text(encoding="utf-8")
     rows = section(page, "7B (Mistral-7B), 7.24 billion parameters")
-    for name, column in (("lora", 3), ("qlora", 1)):  # 80 GB and 24 GB
+    for name, memory, column in (("lora", "24 GB", 1), ("lora", "80 GB", 3), ("qlora", "24 GB", 1)):
         [row] = [line for line in rows.splitlines() if line.startswith(f"| `adapter: {{type: {name}}}` |")]
         planned = row.split("|")[column + 1].strip()
         recipe = (ROOT / "recipes" / f"mistral_7b_{name}.yaml").read_text(encoding="utf-8")
-        assert f"# Planned: {planned}" in recipe
+        assert f"on {memory}: {planned}" in recipe
 
 
 def test_the_page_on_adapters_shows_published_rates() -> None:

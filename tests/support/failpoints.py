@@ -8,6 +8,7 @@ at that point, so that hundreds of points take a minute. Writes are also left ha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -35,6 +36,7 @@ from ochat_train.training.run import train
 from ochat_train.training.step import Step
 
 CHANGES = ("write_all", "sync_file", "sync_folder", "make_folder", "rename", "remove_folder")
+HALVED = ("write_all", "remove_folder")  # changes that can end half-way; the others happen or not
 
 
 class EndOfProcessError(BaseException):
@@ -45,7 +47,7 @@ class Failpoint:
     """Counts the changes to the disk and ends at the nth one, before it or (`half`) in the middle of a write."""
 
     def __init__(self, nth: int, *, half: bool) -> None:
-        self.nth, self.half, self.calls = nth, half, 0
+        self.nth, self.half, self.names = nth, half, list[str]()
         self.originals = {name: getattr(durable, name) for name in CHANGES}
 
     def __enter__(self) -> Failpoint:
@@ -59,10 +61,10 @@ class Failpoint:
 
     def _counted(self, name: str, original: Any) -> Any:
         def change(*arguments: Any) -> Any:
-            self.calls += 1
-            if self.calls > self.nth:  # torch.save raises another error for ours, which the writer handles
+            self.names.append(name)
+            if len(self.names) > self.nth:  # torch.save raises another error for ours, which the writer handles
                 raise EndOfProcessError
-            if self.calls == self.nth:
+            if len(self.names) == self.nth:
                 if self.half and name == "write_all":
                     data = memoryview(arguments[1]).cast("B")
                     original(arguments[0], data[: len(data) // 2])
@@ -106,20 +108,18 @@ def main(recipe_path: Path) -> dict[str, int]:
     clean = output_dir.with_name("clean")
     shutil.copytree(output_dir, clean)
     outcome = {"points": 0, "recovered": 0, "without_manifest": 0}
-    for half in (False, True):
-        nth = 0
-        while True:
-            nth += 1
+    shutil.rmtree(output_dir)
+    shutil.copytree(clean, output_dir)
+    with Failpoint(sys.maxsize, half=False) as changes:
+        writer.save_checkpoint(engine, ranks, output_dir, **arguments)
+    for nth, (before, name) in enumerate(zip(["", *changes.names], changes.names, strict=False), start=1):
+        ends_half_way = name in HALVED and before != "write_all"  # between two writes a file is half-written anyway
+        for half in (False, True) if ends_half_way else (False,):
             shutil.rmtree(output_dir)
             shutil.copytree(clean, output_dir)
-            with Failpoint(nth, half=half) as failpoint:
-                try:
-                    writer.save_checkpoint(engine, ranks, output_dir, **arguments)
-                except EndOfProcessError:
-                    pass
-                else:
-                    assert failpoint.calls < nth
-                    break
+            with Failpoint(nth, half=half) as failpoint, contextlib.suppress(EndOfProcessError):
+                writer.save_checkpoint(engine, ranks, output_dir, **arguments)
+            assert failpoint.names[:nth] == changes.names[:nth], "every write makes the same changes"
             outcome["points"] += 1
             outcome["recovered"] += recovers(engine, output_dir, newest.step)
             outcome["without_manifest"] += bool(list(checkpoints_dir(output_dir).glob(".tmp-*/state/*.pt")))

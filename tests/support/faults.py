@@ -11,14 +11,13 @@ import os
 import random
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from ochat_train.checkpoint.state import MANIFEST, MANIFEST_HASH, CheckpointManifest, list_checkpoints, verify
+from ochat_train.checkpoint.state import CheckpointManifest, list_checkpoints, verify
 from ochat_train.export.trained import load_trained_weights
 from tests.support.processes import finish, start_ranks
 from tests.support.rank_processes import Rank
@@ -125,14 +124,6 @@ def flip_bits(folder: Path, times: int, rng: random.Random) -> dict[str, int]:
         path.write_bytes(whole)
     assert verify(folder) is None
     return outcome
-
-
-def write_older_manifest(checkpoint: Path, manifest: CheckpointManifest) -> None:
-    """Write the manifest as it was before its hash lay beside it: it holds its own, computed with an empty one."""
-    text = json.dumps({"sha256": "", **asdict(manifest)}, indent=1)
-    own = hashlib.sha256(text.encode()).hexdigest()
-    (checkpoint / MANIFEST).write_text(text.replace('"sha256": ""', f'"sha256": "{own}"', 1))
-    (checkpoint / MANIFEST_HASH).unlink(missing_ok=True)
 
 
 def give_fresh_random_states(checkpoint: Path) -> None:

@@ -154,10 +154,6 @@ def terminate(fault: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def leave(fault: dict[str, Any]) -> None:
-    os._exit(0)
-
-
 def fail(fault: dict[str, Any]) -> None:
     raise ZeroDivisionError("a bug on one rank")
 
@@ -254,7 +250,6 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "kill": kill,
     "stop": stop,
     "terminate": terminate,
-    "leave": leave,
     "fail": fail,
     "wait": wait,
     "note_weights": note_weights,

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from ochat_train.model.attention.choose import choose_attention
-from ochat_train.model.attention.kernels import KERNELS
+from ochat_train.model.attention.choose import choose_attention, missing_packages
 from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
 from ochat_train.model.base_class import import_model_class
-from ochat_train.model.borders import device_to_run_on, installed_packages
+from ochat_train.model.borders import device_to_run_on
 from ochat_train.model.config import check_config, check_precision, model_dtype
 from ochat_train.model.proof.errors import explained
 from ochat_train.model.proof.prove import Errors, prove, ways_of
@@ -83,8 +82,7 @@ def prove_base(config: Any, settings: ModelSettings, *, device: torch.device) ->
         "dtype": str(dtype),
         "max_length_tokens": settings.max_length_tokens,
         "ways": ways_of(settings.activation_checkpointing),
-        "missing": {name: kernel.missing_package() for name, kernel in KERNELS.items()},
-        "mixers": installed_packages(),
+        "missing": missing_packages(),
     }
     key = key_of(config, device=device, facts=facts)
     if (known := _from_record(recall(key))) is not None:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
-from ochat_train.model.assemble import packed_model
 from ochat_train.model.attention.kernels import KERNELS
 from ochat_train.model.attention.register import register_attention
 from ochat_train.model.base_class import is_wrapper, new_model, text_config
@@ -171,21 +170,15 @@ class _Trial:
         with self._watch.part("packs"):
             causal_lm = self._causal_lm(attention)
         with self._watch.part("mixers"):
-            model = self._packed(causal_lm)
+            model = PackedCausalLM(
+                causal_lm, num_classes=NUM_CLASSES, max_length_tokens=max(LENGTHS), device=self._device
+            )
         self.has_mixer_kernels = model.mixers is not None and "kernel" in model.mixers.ways.values()
         layers = decoder_layers(model.causal_lm)
         set_layer_forward(layers, checkpointing=list(islice(cycle(self._ways), len(layers))), compiled=False)
         with self._watch.part("packs"):
             found = on_packs(model, self._conversations, self._device)
             return found, on_packs(model, self._changed, self._device, for_borders=True)
-
-    def _packed(self, causal_lm: Any) -> PackedCausalLM:
-        return packed_model(
-            causal_lm,
-            num_classes=NUM_CLASSES,
-            max_length_tokens=max(LENGTHS),
-            device=self._device,
-        )
 
 
 @contextlib.contextmanager

@@ -161,15 +161,12 @@ def _tried(draft: _Draft, changes: Sequence[Changes], *, new_kinds: bool = False
         found = _measured(found, model)
     except Exception:  # whatever a config or a model raises where a size does not fit
         return None
-    if not new_kinds and not _same_kinds(found.kinds, draft.kinds):
+    (outer, layers), (outer_before, layers_before) = found.kinds, draft.kinds
+    if not new_kinds and (outer != outer_before or set(layers) != set(layers_before)):
         return None
     if not draft.is_run or found.parameters > _MOST_VALUES:
         return found
     return replace(found, was_run=True) if _runs(model, device=draft.device) else None
-
-
-def _same_kinds(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return a[0] == b[0] and set(a[1]) == set(b[1])
 
 
 def _runs(model: Any, *, device: torch.device) -> bool:
@@ -329,7 +326,8 @@ def _scaled(draft: _Draft) -> _Draft:
     sizes = {path: value for path, value in leaves(draft.values) if _is_size(path, value)}
     heads = {path: value for path, value in sizes.items() if _HEADS.search(path[-1])}
     common = math.gcd(*heads.values()) if heads else 1
-    for divisor in sorted(_divisors(common), key=lambda d: (d != common // 2, -d)):
+    divisors = [d for d in range(1, common + 1) if common % d == 0]
+    for divisor in sorted(divisors, key=lambda d: (d != common // 2, -d)):
         if draft.parameters <= _FEW_PARAMETERS or divisor == 1:
             break
         all_sizes = {path: value // divisor for path, value in sizes.items() if value % divisor == 0}
@@ -363,7 +361,3 @@ def _is_noise(path: Path, value: object) -> bool:
 
 def _is_size(path: Path, value: object) -> bool:
     return is_int(value) and value > 1 and not _FIXED.search(path[-1])  # type: ignore[operator]
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]

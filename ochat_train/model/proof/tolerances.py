@@ -49,7 +49,9 @@ def faults(found: Differences, most: Tolerances, *, reference: str) -> list[str]
 
     reference: what packs are compared with, in words.
     """
-    leak, leak_right = max((found.leak, most.leak), (found.gradient_leak, most.gradient_leak), key=_excess)
+    leak, leak_right = max(
+        (found.leak, most.leak), (found.gradient_leak, most.gradient_leak), key=lambda pair: pair[0] - pair[1]
+    )
     bits = "not one bit" if not leak_right else f"at most {leak_right:g}"
     loss = max(found.loss, found.scores)
     rules = (
@@ -78,8 +80,3 @@ def faults(found: Differences, most: Tolerances, *, reference: str) -> list[str]
         ),
     )
     return [text for is_right, text in rules if not is_right]
-
-
-def _excess(pair: tuple[float, float]) -> float:
-    found, most = pair
-    return found - most

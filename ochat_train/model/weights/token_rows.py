@@ -70,16 +70,20 @@ class ControlTokens:
         return cls.of(tokenizer, tokens, bos_token=manifest.bos_token)
 
 
-def check_pieces(control: ControlTokens, *, num_rows: int, place: str) -> None:
+def check_pieces(control: ControlTokens, *, num_rows: int, base: str | None) -> None:
     """Raise UserError for a base that lacks rows for pieces of the tokenizer: it was trained with another one.
 
-    Tokens that were added to a tokenizer may lack rows, and get them. num_rows: of the base.
+    Tokens that were added to a tokenizer may lack rows, and get them, all the same. num_rows: of the base. base: where
+    it is, None for random weights.
     """
     if control.num_piece_rows > num_rows:
+        problem = f"has rows for {num_rows:,} tokens, and the vocabulary of the tokenizer needs "
+        problem += f"{control.num_piece_rows:,}"
+        if base is None:
+            raise UserError("model.config", problem, "leave `vocab_size` out of it, which gives each token a row")
         raise UserError(
-            place,
-            f"has rows for {num_rows:,} tokens, and the vocabulary of the tokenizer needs {control.num_piece_rows:,}: "
-            "it is not the tokenizer of this base",
+            base,
+            f"{problem}: it is not the tokenizer of this base",
             "name the base's own with `model.tokenizer`; if the vocabulary was extended on purpose, add rows to the "
             "base first (`resize_token_embeddings` of transformers)",
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from pydantic import model_validator
 
+from data_pipeline.errors import UserError
 from data_pipeline.section import Section, setting
 
 # Keys of DeepSpeed's configuration that the recipe's own settings decide.
@@ -67,6 +69,18 @@ class DeepSpeedSettings(Section):
         if clashes:
             raise ValueError("; ".join(clashes))
         return self
+
+    def check_config(self) -> None:
+        """Raise UserError for a `config` that DeepSpeed does not take. Imports DeepSpeed, unless there is none."""
+        if not self.config:
+            return
+        from deepspeed.runtime.config import DeepSpeedConfig
+
+        try:
+            DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, **copy.deepcopy(self.config)})
+        except Exception as error:  # whatever it raises for a key or a value
+            reason = " ".join(str(error).partition(" [type=")[0].split())
+            raise UserError("deepspeed.config", f"DeepSpeed does not take it: {reason}", "correct it") from None
 
     @property
     def stage(self) -> int:

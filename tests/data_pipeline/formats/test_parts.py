@@ -166,6 +166,13 @@ def test_bad_parts_are_named(name: str) -> None:
     assert "messages, turn 2" in str(caught.value)
 
 
+def test_a_text_that_takes_gigabytes_to_tokenize_is_named() -> None:
+    assert answer(content="x" * 16_000_000).content
+    with pytest.raises(RowError, match="messages, turn 2: 16,000,001 characters, at most 16,000,000") as caught:
+        answer(content="x" * 16_000_001)
+    assert caught.value.reason == "huge_text"
+
+
 def test_only_answers_have_parts_and_weights_of_parts() -> None:
     good = {"role": "assistant", "content": "x"}
     parts: list[dict[str, Any]] = [{"reasoning": "hm"}, {"tool_calls": [CALL]}]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from data_pipeline.errors import UserError
 from ochat_train.adapter.build import add_adapter
-from ochat_train.adapter.state import adapter_tensors, peft_name
+from ochat_train.adapter.folder import adapter_tensors, peft_name
 from ochat_train.model.attention.register import REGISTERED_NAME, register_attention
 from ochat_train.model.batch import PackShape, pack_batch
 from ochat_train.model.build import compile_obstacle

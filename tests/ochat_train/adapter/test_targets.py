@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.errors import UserError
 from ochat_train.adapter import installed
 from ochat_train.adapter.build import add_adapter
-from ochat_train.adapter.state import peft_name
+from ochat_train.adapter.folder import peft_name
 from ochat_train.adapter.targets import target_modules
 from ochat_train.checkpoint.basis import AdapterBasis, RunBasis
 from ochat_train.checkpoint.resume import EarlierRun, decide

@@ -13,7 +13,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
 
-from ochat_train.adapter.state import peft_tensors
+from ochat_train.adapter.folder import peft_name
 from ochat_train.checkpoint.state import STATE, CheckpointManifest
 from ochat_train.export.export import export
 from ochat_train.recipe.load import load_recipe
@@ -61,7 +61,7 @@ def trained(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
         state = torch.load(folder / STATE / "mp_rank_00_model_states.pt", weights_only=False)["module"]
     else:
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE)
-    return peft_tensors({name.removeprefix("causal_lm."): tensor for name, tensor in state.items()})
+    return {peft_name(name.removeprefix("causal_lm.")): tensor for name, tensor in state.items()}
 
 
 def test_a_quantised_base_is_trained_resumed_and_exported(recipe_of: Write, tmp_path: Path) -> None:

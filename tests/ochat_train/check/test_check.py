@@ -23,9 +23,9 @@ from data_pipeline.errors import Problem, UserError, UserErrors
 from ochat_train.check.check import AREAS, Area, check
 from ochat_train.check.findings import Finding, from_error, ok, problem, run_checks, warning
 from ochat_train.check.recipe_facts import RecipeFacts
+from ochat_train.check.text import check_text
 from ochat_train.check.versions import check_versions
-from ochat_train.checkpoint.room import num_checkpoints
-from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.room import checkpoint_bytes, num_checkpoints
 from ochat_train.cli.main import main
 from ochat_train.hub.models import find_model
 from ochat_train.model.proof.base import prove_base
@@ -452,6 +452,11 @@ def test_packs_that_the_gpus_cannot_share_evenly(make_recipe: RecipeFactory) -> 
     assert "3 does not divide the 4 packs" in only(findings, "memory", "problem").finding
 
 
+def test_a_file_in_the_place_of_the_run_folder(make_recipe: RecipeFactory) -> None:
+    path = make_recipe()
+    assert f"disk: {path}: {path} is a file" in problems(findings_of(path, f"output_dir={path}"))
+
+
 def test_disk_counts_checkpoints_and_the_export(make_recipe: RecipeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_recipe(checkpoint={"save_every_steps": 2, "keep_last": 3}, deepspeed={"zero_stage": 2})
     parameters = RecipeFacts(recipe=load_recipe(path), num_gpus=2, gpu_memory_gib=79.0).num_parameters
@@ -701,3 +706,14 @@ def test_fields_that_nothing_reads_are_a_problem(make_recipe: RecipeFactory, tmp
     [found, *_] = [finding for finding in ignored if finding.area == "sources"]
     assert found.level == "ok"
     assert [f.finding for f in ignored if "has `nota`" in f.finding and f.level == "warning"] != []
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_gets_short_lines_and_rows_as_they_are(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    said, row = " ".join(["word"] * 40), "two  spaces " * 20
+    lines = check_text([warning("disk", "/x", said, said), ok("rows", "r.jsonl", row)]).split("\n")
+    assert (max(map(len, lines[:-1])) <= 80) == is_terminal
+    assert " ".join(" ".join(lines[:-1]).split()) == f"warning disk /x: {said} -> {said}"
+    assert lines[-1].endswith(row)

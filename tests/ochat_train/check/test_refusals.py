@@ -32,6 +32,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "attention of its own": ({"model_type": "gptj", "rotary_dim": 4}, "gptj"),
     "attention to later tokens": ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "gemma3_text"),
     "too short": ({"max_position_embeddings": 128}, "256 is more than the base's max_position_embeddings 128"),
+    "a misspelled key": ({"hidden_sise": 64}, "`hidden_sise` is no key of a `mistral`"),
     "not a config": ({"hidden_size": 30, "head_dim": None, "num_attention_heads": 7}, "mistral"),
 }
 

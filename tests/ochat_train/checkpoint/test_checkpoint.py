@@ -28,7 +28,7 @@ from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from ochat_train.system import exits
 from tests.support.failpoints import run_failpoints
-from tests.support.faults import flip_bits, write_older_manifest
+from tests.support.faults import flip_bits
 from tests.support.measured import Measured
 from tests.support.processes import finish, run_jobs, start_ranks, train_on_ranks
 from tests.support.run_folder import metrics
@@ -340,12 +340,7 @@ def test_the_estimate_is_close_to_real_sizes(tmp_path: Path, make_recipe: Recipe
 
 
 def test_incomplete_checkpoints_take_no_place_and_good_ones_survive(copy: Path, run_dir: Path, made: Path) -> None:
-    """Retention of two, after the newest one lost a file: it neither counts nor is deleted.
-
-    The one that is resumed from is of an earlier version, whose manifests held their own hash.
-    """
-    older = copy / "checkpoints" / "step-00000002"
-    write_older_manifest(older, CheckpointManifest.load(older))
+    """Retention of two, after the newest one lost a file: it neither counts nor is deleted."""
     delete(copy / "checkpoints" / "step-00000004")
     (copy / "checkpoints" / ".tmp-step-00000006-deadbeef").mkdir()
     (copy / "checkpoints" / ".universal-step-00000002").mkdir()

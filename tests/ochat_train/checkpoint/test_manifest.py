@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: the mark of completeness, its hash beside it, and those that hold their own."""
+"""The manifest of a checkpoint: the mark of completeness, and its hash beside it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,9 @@ from ochat_train.checkpoint.state import (
     verify,
 )
 from ochat_train.system import durable
-from tests.support.faults import write_older_manifest
-
-Write = Callable[[CheckpointManifest, Path], None]
 
 
-def with_its_own_hash(manifest: CheckpointManifest, folder: Path) -> None:
-    write_older_manifest(folder, manifest)
-
-
-both_formats = pytest.mark.parametrize(
-    "write", [CheckpointManifest.write, with_its_own_hash], ids=["hash beside", "hash inside"]
-)
-
-
-def make_checkpoint(output_dir: Path, write: Write) -> Path:
+def make_checkpoint(output_dir: Path) -> Path:
     folder = output_dir / "checkpoints" / "step-00000004"
     (folder / "state").mkdir(parents=True)
     file = folder / "state" / "shard.pt"
@@ -48,26 +36,22 @@ def make_checkpoint(output_dir: Path, write: Write) -> Path:
         versions={"torch": "2"},
         files={"state/shard.pt": (7, sha256_of_file(file))},
     )
-    write(manifest, folder)
+    manifest.write(folder)
     return folder
 
 
-@both_formats
-def test_what_is_written_is_read(write: Write, tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path, write)
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path)
     assert verify(folder) is None
     found = CheckpointManifest.load(folder)
     assert (found.step, found.progress.nonfinite_steps, list(found.progress.grad_norms)) == (4, 1, [1.5, 0.1])
     assert (found.num_ranks, found.recipe["name"], found.validation_loss) == (2, "größe", 1.25)
 
 
-@both_formats
-def test_a_flipped_bit_in_the_manifest_or_its_hash_is_found(write: Write, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_manifest_or_its_hash_is_found(tmp_path: Path) -> None:
     """Every byte of both, one bit each; the file is named."""
-    folder, rng = make_checkpoint(tmp_path, write), random.Random(0)
-    names = [name for name in (MANIFEST, MANIFEST_HASH) if (folder / name).exists()]
-    assert len(names) == (1 if write is with_its_own_hash else 2)
-    for name in names:
+    folder, rng = make_checkpoint(tmp_path), random.Random(0)
+    for name in (MANIFEST, MANIFEST_HASH):
         whole = (folder / name).read_bytes()
         for position in range(len(whole)):
             flipped = bytearray(whole)
@@ -81,7 +65,7 @@ def test_a_flipped_bit_in_the_manifest_or_its_hash_is_found(write: Write, tmp_pa
 
 
 def test_a_hash_that_is_missing_is_found(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path, CheckpointManifest.write)
+    folder = make_checkpoint(tmp_path)
     (folder / MANIFEST_HASH).unlink()
     assert MANIFEST_HASH in str(verify(folder))
 
@@ -101,7 +85,7 @@ def test_a_process_that_ends_between_the_two_writes_leaves_no_complete_checkpoin
 
     monkeypatch.setattr(durable, "write_file", once)
     with pytest.raises(KeyboardInterrupt):
-        make_checkpoint(tmp_path, CheckpointManifest.write)
+        make_checkpoint(tmp_path)
     assert written == [MANIFEST_HASH]
     assert (tmp_path / "checkpoints" / "step-00000004").is_dir()
     assert list_checkpoints(tmp_path) == []
@@ -109,5 +93,5 @@ def test_a_process_that_ends_between_the_two_writes_leaves_no_complete_checkpoin
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="coreutils are not installed")
 def test_the_hash_is_what_sha256sum_checks(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path, CheckpointManifest.write)
+    folder = make_checkpoint(tmp_path)
     subprocess.run(["sha256sum", "--check", "--strict", MANIFEST_HASH], cwd=folder, check=True, capture_output=True)

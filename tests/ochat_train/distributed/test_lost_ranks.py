@@ -42,7 +42,6 @@ def test_a_run_that_is_killed_twice_ends_like_one_that_is_not(
     ("fault", "codes", "said"),
     [
         ({"do": "kill"}, {exits.LOST_RANKS, -signal.SIGKILL}, "rank 1 has ended or is stopped, last seen"),
-        ({"do": "leave"}, {exits.LOST_RANKS, 0}, "rank 1 has ended or is stopped, last seen"),
         ({"do": "fail"}, {exits.LOST_RANKS, exits.BUG}, "rank 1 has ended or is stopped, last seen"),
         (
             {"do": "stop"},

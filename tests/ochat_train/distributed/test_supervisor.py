@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -15,10 +14,7 @@ from ochat_train.distributed import supervisor
 from ochat_train.distributed.launch import free_port
 from ochat_train.distributed.supervisor import exit_code
 from ochat_train.system import exits
-from tests.support.disturbed_runs import prepared
-from tests.support.faults import num_steps, release, same_run, start_slow_run
-from tests.support.processes import ROOT, finish, process_environment
-from tests.support.small_recipe import RecipeFactory
+from tests.support.processes import ROOT, process_environment
 from tests.support.waiting import wait_for
 
 LAUNCH = [sys.executable, "-m", "tests.support.ochat_command", "launch", "--pause", "0.1"]
@@ -138,31 +134,6 @@ def test_a_bug_of_one_rank_counts_and_not_what_it_did_to_the_others() -> None:
     process = launch(0, sys.executable, "-c", f"{tell}{ranks}sys.exit(1)")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == exits.BUG, errors
-
-
-def test_a_killed_rank_is_started_again_and_the_run_ends_like_an_undisturbed_one(
-    undisturbed: Path, tmp_path: Path, make_recipe: RecipeFactory
-) -> None:
-    """The command asks this test for ranks, which are forked here, and ends with the exit code of DeepSpeed."""
-    recipe, asked, answer = prepared(make_recipe, tmp_path / "run"), tmp_path / "asked", tmp_path / "answer"
-    os.mkfifo(asked)
-    os.mkfifo(answer)
-    process = launch(1, "bash", "-c", f"echo > {asked}; read code < {answer}; exit $code")
-    for attempt in (1, 2):
-        asked.read_text()
-        if attempt == 2:
-            release(recipe)
-        ranks = start_slow_run(recipe)
-        if attempt == 1:
-            wait_for(lambda: num_steps(tmp_path / "run") >= 4, seconds=90)
-            os.kill(ranks[1].pid, signal.SIGKILL)
-        codes = finish(ranks)[1]
-        assert codes == ([exits.LOST_RANKS, -signal.SIGKILL] if attempt == 1 else [0, 0])
-        answer.write_text(f"{codes[1] & 255}\n")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert errors.count("exit code 247 (a process was killed by SIGKILL); starting again") == 1
-    assert same_run(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.parametrize(

@@ -56,25 +56,24 @@ def alone(causal_lm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return loss.detach(), gradients_of(twin)
 
 
-def packed(causal_lm: Any, batches: list[PackedBatch], mixers: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def packed(model: PackedCausalLM, batches: list[PackedBatch]) -> tuple[torch.Tensor, torch.Tensor]:
     """The same of packs. All are computed before the first gradient is."""
-    causal_lm.zero_grad()
-    model = PackedCausalLM(causal_lm, num_classes=1, mixers=mixers)
+    model.zero_grad()
     losses = [model(batch).weighted_nll for batch in batches]
     for loss in losses:
         loss.backward()
-    return torch.stack(losses).sum().detach(), gradients_of(causal_lm)
+    return torch.stack(losses).sum().detach(), gradients_of(model)
 
 
 @pytest.mark.parametrize("model_type", HYBRIDS)
 def test_packed_is_alone(model_type: str, measured: Measured) -> None:
     causal_lm = hybrid(model_type)
     loss, gradient = alone(causal_lm)
-    mixers = keep_apart(causal_lm, device=CPU)
-    assert mixers is not None
-    assert set(mixers.ways.values()) == {"alone"}
+    model = PackedCausalLM(causal_lm, num_classes=1)
+    assert model.mixers is not None
+    assert set(model.mixers.ways.values()) == {"alone"}
     for batches in (PACKS, [joined(PACKS)]) if model_type == "lfm2" else (PACKS,):
-        found_loss, found = packed(causal_lm, batches, mixers)
+        found_loss, found = packed(model, batches)
         measured(
             "gradients of hybrids on packs, float32, against each conversation alone", relative_error(found, gradient)
         )
@@ -86,9 +85,8 @@ def test_packed_is_alone(model_type: str, measured: Measured) -> None:
 def test_control_without_borders_conversations_mix(model_type: str) -> None:
     causal_lm = hybrid(model_type)
     gradient = alone(causal_lm)[1]
-    mixers = keep_apart(causal_lm, device=CPU)
     whole = [replace(batch, cu_seqlens_S1=torch.tensor([0, 96], dtype=torch.int32)) for batch in PACKS]
-    assert relative_error(packed(causal_lm, whole, mixers)[1], gradient) > 1e-2
+    assert relative_error(packed(PackedCausalLM(causal_lm, num_classes=1), whole)[1], gradient) > 1e-2
 
 
 @pytest.mark.parametrize("checkpointing", ["full", "matmuls"])
@@ -96,12 +94,12 @@ def test_recomputed_layers_find_their_own_borders(checkpointing: str, monkeypatc
     """Two packs run forward before either runs backward; without the hook the first one gets borders of the second."""
     causal_lm = hybrid("qwen3_5_text")
     gradient = alone(causal_lm)[1]
-    mixers = keep_apart(causal_lm, device=CPU)
+    model = PackedCausalLM(causal_lm, num_classes=1)
     set_layer_forward(causal_lm.model.layers, checkpointing=[checkpointing] * 3, compiled=False)
-    assert relative_error(packed(causal_lm, PACKS, mixers)[1], gradient) < 1e-5
+    assert relative_error(packed(model, PACKS)[1], gradient) < 1e-5
     monkeypatch.setattr(Borders, "restore_in_backward", lambda self, hidden: None)
     try:
-        error = relative_error(packed(causal_lm, PACKS, mixers)[1], gradient)
+        error = relative_error(packed(model, PACKS)[1], gradient)
     except RuntimeError:  # shapes of the other pack
         error = torch.inf
     assert error > 1e-3
@@ -209,15 +207,16 @@ def test_gpu_packed_is_alone(model_type: str, measured: Measured) -> None:
     loss = reference_loss(twin, ROWS)
     loss.backward()
     expected = gradients_of(twin)
-    mixers = keep_apart(causal_lm, device=device)
+    model = PackedCausalLM(causal_lm, num_classes=1)
+    mixers = model.mixers
     assert mixers is not None
     installed = has_kernels(model_type)
     print(model_type, mixers.text())
     assert set(mixers.ways.values()) == {"kernel" if installed else "alone"}, mixers.text()
     batches = [batch.to(device) for batch in PACKS]
-    found_loss, found = packed(causal_lm, batches, mixers)
+    found_loss, found = packed(model, batches)
     whole = [replace(batch, cu_seqlens_S1=torch.tensor([0, 96], dtype=torch.int32, device=device)) for batch in batches]
-    leak = relative_error(packed(causal_lm, [replace(b, max_seqlen=96) for b in whole], mixers)[1], expected)
+    leak = relative_error(packed(model, [replace(b, max_seqlen=96) for b in whole])[1], expected)
     error = relative_error(found, expected)
     measured("gradients of hybrids on packs, bfloat16 on a GPU, against float32 of each conversation alone", error)
     assert relative_error(found_loss, loss) < 1e-2

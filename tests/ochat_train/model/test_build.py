@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from ochat_train.model.build import build_model, is_compiled
+from ochat_train.model.weights.token_rows import ControlTokens
 from ochat_train.recipe.load import load_recipe
 from ochat_train.recipe.preparation import prepare_recipe
 from tests.support.small_recipe import TINY_MODEL, RecipeFactory
@@ -28,6 +30,22 @@ def test_the_base_and_the_kernel_that_it_calls(make_recipe: RecipeFactory) -> No
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     assert built.model.training
+
+
+def test_random_weights_need_a_row_for_every_piece_of_the_tokenizer(make_recipe: RecipeFactory) -> None:
+    """Otherwise all that are missing would start as one and the same row. Only added tokens get theirs."""
+    recipe = load_recipe(make_recipe())
+    manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    control = ControlTokens.of_prepared(Path(recipe.data.prepared_dir), manifest)
+    assert control.num_piece_rows < manifest.vocab_size
+    for num_rows in (control.num_piece_rows, control.num_piece_rows - 1):
+        settings = recipe.model.model_copy(update={"config": {**TINY_MODEL, "vocab_size": num_rows}})
+        if num_rows == control.num_piece_rows:
+            built = build_model(settings, manifest, device=CPU, seed=0, control=control)
+            assert len(built.model.loss.head_weight) == manifest.vocab_size
+        else:
+            with pytest.raises(UserError, match=r"model\.config: has rows for .* leave `vocab_size` out"):
+                build_model(settings, manifest, device=CPU, seed=0, control=control)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from data_pipeline.errors import UserError
+from ochat_train.model.packed import PackedCausalLM
 from ochat_train.model.rotary import choose_frequencies_per_conversation, conversation_lengths
 from tests.support.base_configs import base_config
 
@@ -39,7 +40,7 @@ def test_lengths_of_conversations_from_positions() -> None:
 
 def test_a_pack_of_short_and_long_conversations_has_the_frequencies_of_each() -> None:
     alone, packs = (rotary("phi3", LONGROPE, original_max_position_embeddings=16) for _ in range(2))
-    choose_frequencies_per_conversation(packs, max_length_tokens=40)
+    PackedCausalLM(packs, num_classes=1)
     lengths = (12, 30, 16, 17)
     expected = torch.cat([cos_sin(alone, list(range(length))) for length in lengths], dim=2)
     positions = [position for length in lengths for position in range(length)]
@@ -56,6 +57,8 @@ def test_padding_does_not_change_dynamic_frequencies_and_longer_conversations_ar
     assert not torch.equal(cos_sin(alone, with_padding)[:, :, :20], expected)  # the control
     with pytest.raises(UserError, match=r"33 is more than the 32 tokens .* use at most 32"):
         choose_frequencies_per_conversation(packs, max_length_tokens=33)
+    with pytest.raises(UserError, match="inf is more than"):
+        PackedCausalLM(alone, num_classes=1)
 
 
 def test_other_frequencies_are_left_alone() -> None:

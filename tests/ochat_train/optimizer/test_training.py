@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ochat_train.checkpoint.size import checkpoint_bytes
+from ochat_train.checkpoint.room import checkpoint_bytes
 from ochat_train.export.trained import load_trained_weights
 from ochat_train.recipe.load import load_recipe
 from tests.support.reference import flat, relative_error

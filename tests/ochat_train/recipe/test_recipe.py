@@ -416,6 +416,14 @@ ONE_MISTAKE: dict[str, tuple[str, ...]] = {
         "optimizer.states 8bit cannot be used with deepspeed.offload_optimizer",
         "leave one of the two out",
     ),
+    "4 bits at stage 3": (
+        "zero_stage: 2}",
+        "zero_stage: 3}\nadapter: {type: qlora}",
+        "name:",
+        "recipe",
+        "adapter.type qlora cannot be used with deepspeed.zero_stage 3",
+        "use zero_stage 2",
+    ),
     "offload at stage 0": (
         "zero_stage: 2",
         "zero_stage: 0, offload_optimizer: true",
@@ -568,8 +576,11 @@ def test_an_empty_file_names_everything_that_is_missing(text: str, tmp_path: Pat
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     missing = tmp_path / "none.yaml"
-    assert message_of(missing) == f"{missing}: cannot be read: No such file or directory"
-    assert message_of(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
+    init = "`ochat init` writes a recipe for your files"
+    assert message_of(missing) == f"{missing}: cannot be read: No such file or directory; {init}"
+    assert message_of(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; {init}"
+    write(tmp_path, "{}").rename(tmp_path / "nome.yaml")
+    assert message_of(missing).endswith("No such file or directory; did you mean `nome.yaml`?")
     invalid = write(tmp_path, b"name: \xff\n")
     assert message_of(invalid) == f"{invalid}: is not UTF-8 text: byte 6 (0xff), line 1; save the file as UTF-8"
     invalid = write(tmp_path, b"name: a\nseed: \xfc\n")

@@ -250,8 +250,13 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["report", str(run_dir), "--out", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
     assert (tmp_path / "page.html").is_file()
-    assert main(["report", str(tmp_path / "nowhere")]) == 2
-    assert "not a run folder" in capsys.readouterr().err
+    for place, said in {
+        tmp_path / "nowhere": "no such folder; name the recipe's `output_dir`",
+        run_dir.with_name(run_dir.name + "s"): f"no such folder; did you mean `{run_dir.name}`?",
+        run_dir.parent: "not a run folder",
+    }.items():
+        assert main(["report", str(place)]) == 2
+        assert said in capsys.readouterr().err
     for out, said in {
         tmp_path / "nowhere" / "page.html": "is a folder, or its parent folder does not exist; name a file",
         tmp_path: "is a folder",

@@ -77,7 +77,7 @@ def test_questions_that_are_there_twice_are_named(tmp_path: Path) -> None:
     twice = replace(suite, questions=(*suite.questions, *more))
     facts = run(plan_of(Speaker(say), twice), tmp_path).suites[0].facts
     assert facts == {
-        "repeated questions": "2 of 14 are there before with the same text, 1 of them with another right "
+        "repeated questions": "2 of 14 repeat the text of an earlier one, 1 of them with another right "
         "answer; all of them count"
     }
 

@@ -159,7 +159,7 @@ def test_training_that_computes_something_else_than_answers_is_found(monkeypatch
 
 
 def test_longrope_by_the_length_of_a_pack_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ochat_train.model.assemble.choose_frequencies_per_conversation", lambda *_, **__: None)
+    monkeypatch.setattr("ochat_train.model.packed.choose_frequencies_per_conversation", lambda *_, **__: None)
     with pytest.raises(UserError, match="phi3 would be trained wrongly: hidden states"):
         proof("longrope")
 
