@@ -85,7 +85,8 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
 def _check_names(values: Mapping[str, Any], config: Any) -> None:
     """Raise UserError for a misspelled key of `model.config`, for which `transformers` takes its default silently."""
-    known = sorted({field.name for field in fields(config)} | set(config.attribute_map))
+    aliases = config.attribute_map
+    known = sorted({*(field.name for field in fields(config)), *aliases, *aliases.values()})
     for name in values:
         if name not in known and not name.endswith("token_id"):  # wrappers have `boi_token_id` alone
             near = get_close_matches(name, known, n=1, cutoff=0.9)
