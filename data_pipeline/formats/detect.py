@@ -28,12 +28,8 @@ class Layout:
         changes = self.fields.changes(FORMATS[self.format].fields)
         if not changes:
             return f"format: {self.format}"
-        named = ", ".join(f"{name}: {_yaml(value)}" for name, value in changes.items())
+        named = ", ".join(f"{name}: {value}" for name, value in changes.items())
         return f"format: {self.format}, fields: {{{named}}}"
-
-
-def _yaml(value: object) -> str:
-    return "null" if value is None else str(value)
 
 
 def layout_of(row: Any) -> Layout | str:
@@ -105,7 +101,7 @@ def _pairs(row: Mapping[str, Any]) -> Layout | None:
         prompt = prompts[0] if prompts else "prompt"
         return _layout("preference", row, prompt=prompt)
     if {"conversation_a", "conversation_b", "winner"} <= row.keys():
-        return _layout("preference", row, prompt=None, chosen="conversation_a", rejected="conversation_b")
+        return _layout("preference", row, chosen="conversation_a", rejected="conversation_b")
     return None
 
 

@@ -125,7 +125,7 @@ def content_kind(name: str, value: Any) -> str | None:
         return "an image, sound or video"
     if _is_mark(name, value):
         return "a mark for training"
-    if _CALL_NAME.search(name):
+    if _CALL_NAME.search(name) and isinstance(value, str | list | tuple | Mapping):
         return "a call"
     if name == "channel" and isinstance(value, str) and _OTHER_CHANNEL.fullmatch(value):
         return "the name of a part that is not an answer"

@@ -37,7 +37,7 @@ _BINARY: tuple[tuple[bytes, Kind], ...] = (
 _AGAIN = "get the file again, and look at what the server says"
 # Beginnings of files that hold no rows: what they are, and what to do.
 _NOT_DATA = (
-    (b"PK\x03\x04", "a zip archive (or an Excel file)", "unpack it, and name the files in it"),
+    (b"PK\x03\x04", "a zip archive (or an Excel file)", "unpack it and name its files (save a sheet as CSV)"),
     (b"PK\x05\x06", "an empty zip archive", "get the file again"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it, and name the files in it"),
     (b"Rar!", "a rar archive", "unpack it, and name the files in it"),

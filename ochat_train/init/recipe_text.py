@@ -121,7 +121,7 @@ def _source(source: ClassedSource) -> str:
     parts = [f"{key}: {yaml_text(value)}" for key, value in keys.items() if value is not None]
     changes = look.layout.fields.changes(FORMATS[look.format].fields)
     if changes:
-        parts.append("fields: {" + ", ".join(f"{k}: {yaml_text(str(v))}" for k, v in changes.items() if v) + "}")
+        parts.append("fields: {" + ", ".join(f"{k}: {yaml_text(str(v))}" for k, v in changes.items()) + "}")
     if look.has_pairs:
         parts.append("answer_classes: {" + ", ".join(f"{yaml_text(n)}: {yaml_text(n)}" for n in source.names) + "}")
     return "{" + ", ".join(parts) + "}"

@@ -9,13 +9,17 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+import yaml
 from tokenizers import Tokenizer
 
 from data_pipeline.errors import UserError
+from data_pipeline.formats.detect import layout_of
+from data_pipeline.formats.table import FORMATS
+from data_pipeline.settings.sources import SourceSettings
 from tests.support.data import control_ids, make_job, prepare_rows, tokenizer_spec
 from tests.support.doc_pages import section
 from tests.support.processes import ROOT
-from tests.support.public_layouts import CLASS, LAYOUTS, PublicLayout, table
+from tests.support.public_layouts import CLASS, LAYOUTS, PAIR, PublicLayout, table
 from tests.support.rows import write_jsonl
 
 CLASSES = {
@@ -56,6 +60,15 @@ def test_a_public_layout(layout: PublicLayout, tmp_path: Path, small_tokenizer_d
     if layout.ignored:  # the control: without these names it stops
         with pytest.raises(UserError, match="would not be trained on"):
             prepare_rows(make_job(tmp_path / "b", [described], small_tokenizer_dir, **settings))
+
+
+def test_what_is_found_can_be_written_into_a_recipe() -> None:
+    """As `ochat init` does, which reads back what it wrote."""
+    for layout in LAYOUTS:
+        found = layout_of(layout.row)
+        if not isinstance(found, str):
+            said = {**(PAIR if FORMATS[found.format].has_pairs else CLASS), **yaml.safe_load(f"{{{found}}}")}
+            assert SourceSettings.model_validate({"path": "a", **said}).row_fields == found.fields, layout.name
 
 
 def test_the_page_has_the_table() -> None:

@@ -46,25 +46,6 @@ def as_jsonl(folder: Path) -> dict[str, Any]:
     return source(write_jsonl(folder / "rows.jsonl", ROWS))
 
 
-def as_jsonl_with_crlf(folder: Path) -> dict[str, Any]:
-    path = write_jsonl(folder / "rows.jsonl", ROWS)
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    return source(path)
-
-
-def as_json(folder: Path) -> dict[str, Any]:
-    return source(write_json(folder / "rows.json", ROWS))
-
-
-def as_json_on_one_line(folder: Path) -> dict[str, Any]:
-    (folder / "rows.json").write_text(json.dumps(ROWS, separators=(",", ":")), encoding="utf-8")
-    return source(folder / "rows.json")
-
-
-def as_parquet(folder: Path) -> dict[str, Any]:
-    return source(write_parquet(folder / "rows.parquet", ROWS))
-
-
 def as_folder(folder: Path) -> dict[str, Any]:
     """Files of every kind in the order of their names, one of them deeper, and one that is not data."""
     write_jsonl(folder / "raw" / "a.jsonl", ROWS[:4])
@@ -73,34 +54,6 @@ def as_folder(folder: Path) -> dict[str, Any]:
     write_jsonl(folder / "raw" / "d.jsonl", ROWS[17:])
     (folder / "raw" / "README.md").write_text("not data")
     return source(folder / "raw")
-
-
-def as_glob(folder: Path) -> dict[str, Any]:
-    write_jsonl(folder / "part-2.jsonl", ROWS[10:])
-    write_jsonl(folder / "part-1.jsonl", ROWS[:10])
-    write_jsonl(folder / "other.jsonl", [{"nothing": "of use"}])
-    return source(folder / "part-*.jsonl")
-
-
-def as_deep_glob(folder: Path) -> dict[str, Any]:
-    write_jsonl(folder / "raw" / "a" / "x.jsonl", ROWS[:10])
-    write_jsonl(folder / "raw" / "b" / "x.jsonl", ROWS[10:])
-    return source(folder / "raw" / "**" / "*.jsonl")
-
-
-def as_file_whose_name_is_a_pattern(folder: Path) -> dict[str, Any]:
-    return source(write_jsonl(folder / "rows[1].jsonl", ROWS))
-
-
-def as_dataset(folder: Path) -> dict[str, Any]:
-    datasets.Dataset.from_list(ROWS).save_to_disk(str(folder / "saved"))
-    return source(folder / "saved")
-
-
-def as_dataset_dict(folder: Path) -> dict[str, Any]:
-    splits = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:2])}
-    datasets.DatasetDict(splits).save_to_disk(str(folder / "saved"))
-    return source(folder / "saved", split="train")
 
 
 def as_dataset_with_a_format(folder: Path) -> dict[str, Any]:
@@ -114,20 +67,7 @@ def as_two_sources(folder: Path) -> list[dict[str, Any]]:
     return [source(first), source(second)]
 
 
-CONTAINERS = [
-    as_jsonl_with_crlf,
-    as_json,
-    as_json_on_one_line,
-    as_parquet,
-    as_folder,
-    as_glob,
-    as_deep_glob,
-    as_file_whose_name_is_a_pattern,
-    as_dataset,
-    as_dataset_dict,
-    as_dataset_with_a_format,
-    as_two_sources,
-]
+CONTAINERS = [as_folder, as_dataset_with_a_format, as_two_sources]
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +103,7 @@ def test_prepared_rows_stand_in_the_order_of_the_source(
     assert [row[1:] for row in rows] == expected_rows[::-1] != expected_rows
 
 
-def test_row_groups_of_a_parquet_file_and_arrays_give_the_number_of_the_row(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "rows.parquet", ROWS)
-    assert places(path) == [f"{path}:row {number}" for number in range(1, 24)]
+def test_rows_of_a_saved_dataset_give_their_number(tmp_path: Path) -> None:
     path = tmp_path / "saved"
     datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
     assert places(path) == [f"{path}:row {number}" for number in range(1, 24)]
@@ -262,15 +200,6 @@ def test_missing_paths_and_unknown_files_are_user_errors_that_name_source_and_pa
         assert problem in str(caught.value), name
         assert str(caught.value).startswith(f"data.sources.1: {tmp_path}/"), name
         assert not (tmp_path / "prepared").exists()
-
-
-@pytest.mark.parametrize("split", [None, "validation"])
-def test_unknown_split_of_a_saved_dataset_lists_the_splits(
-    split: str | None, tmp_path: Path, small_tokenizer_dir: Path
-) -> None:
-    described = {**as_dataset_dict(tmp_path), "split": split}
-    with pytest.raises(UserError, match=r"data\.sources\.0: .*saved: .*train, test"):
-        prepare(make_job(tmp_path / "prepared", [described], small_tokenizer_dir), num_workers=1)
 
 
 def test_hub_dataset_without_a_split_is_refused_before_anything_is_loaded(

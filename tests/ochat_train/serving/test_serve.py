@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -94,6 +93,23 @@ def test_a_signal_ends_it_after_what_is_running(
     assert engine.is_closed
     assert signal.getsignal(number) is before
     assert f"serving at {url} (without a key)" in capsys.readouterr().err
+
+
+def test_the_address_is_said_once_it_can_be_reached(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+
+    class Reached(Exception):
+        pass
+
+    def connect(text: str) -> None:
+        if text.startswith("serving at"):
+            socket.create_connection(("localhost", port), timeout=60).close()
+            raise Reached
+
+    monkeypatch.setattr(serve, "make_engine", lambda *arguments, say: ScriptedEngine())
+    monkeypatch.setattr(serve, "print_message", connect)
+    with pytest.raises(Reached):
+        serve.serve(served, EngineOptions(), ServeOptions(port=port))
 
 
 @pytest.mark.usefixtures("hang_up")
@@ -229,14 +245,3 @@ def test_a_server_that_is_slower_says_so_once(
         said = capsys.readouterr().err.splitlines()
         assert [line.partition(" without ")[2].partition(": ")[0] for line in said if line.startswith("note")] == notes
         assert said[-1] == "ochat serve: stopped by SIGTERM; start it again"
-
-
-def test_what_is_not_http_gets_an_error_of_the_same_shape() -> None:
-    from tests.support.scripted_engine import serving
-
-    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
-        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
-        answer = b"".join(iter(lambda: client.recv(10_000), b""))
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400")
-        assert json.loads(body)["error"]["code"] == "invalid_http"
