@@ -127,7 +127,7 @@ case ${1-} in
     train recipes/quickstart.yaml
     echo_and_run ochat export runs/quickstart --out runs/quickstart/export --overwrite
     echo_and_run python -m ochat_train.quickstart.score runs/quickstart/export data/quickstart/held_out.jsonl
-    say "next: source .venv/bin/activate; ochat report runs/quickstart; then docs/tutorial.md, with your own files"
+    say "next: source .venv/bin/activate; ochat report runs/quickstart; then docs/tutorial.md, or docs/first-real-run.md with your own files"
     ;;
   *)
     set_up "$extras"

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import positive
-from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options, served_model
+from ochat_train.cli.engine_arguments import (
+    EXPORT_HELP,
+    add_engine_arguments,
+    engine_options,
+    refuse_engine_options,
+    served_model,
+)
 from ochat_train.cli.verb import Group, Verb
+from ochat_train.system.addresses import is_url
 from ochat_train.system.exits import StoppedBySignalError
 from ochat_train.system.messages import print_notice, reader_may_leave
 from ochat_train.system.stop_signals import Terminated, stopping_on_signals
@@ -19,17 +26,14 @@ from ochat_train.system.stop_signals import Terminated, stopping_on_signals
 if TYPE_CHECKING:
     from ochat_train.chat.answerer import Answerer
 
-# Options of the engine in this process; a server has its own.
-_OF_ENGINE = ("engine", "vllm_python", "backend", "backend_model", "base", "max_model_len", "max_answers")
-
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", type=Path, metavar="EXPORT", help="exported folder: a model, or an adapter")
+    parser.add_argument("model", nargs="?", metavar="EXPORT|RUN|URL", help=f"{EXPORT_HELP}, or a server")
     parser.add_argument(
         "--url",
         metavar="URL",
-        help="chat with a running server instead (`ochat serve`, for example http://localhost:18888); its key is read "
-        "from OCHAT_API_KEY",
+        help="the server to chat with (`ochat serve`, for example http://localhost:18888); its key is read from "
+        "OCHAT_API_KEY",
     )
     parser.add_argument("--model-name", metavar="NAME", help="which of the server's models; default: its first")
     conditions = parser.add_mutually_exclusive_group()
@@ -66,21 +70,22 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _answerer(options: argparse.Namespace) -> Answerer:
+    if options.model is not None and options.url is None and is_url(options.model):
+        options.model, options.url = None, options.model
     if (options.model is None) == (options.url is None):
         raise UserError("EXPORT", "name an exported folder, or a server with `--url`: one of the two")
     if options.url is not None:
         from ochat_train.chat.by_url import ServerAnswerer
         from ochat_train.system.addresses import SERVER_KEY
 
-        if given := [f"--{name.replace('_', '-')}" for name in _OF_ENGINE if getattr(options, name)]:
-            raise UserError(", ".join(given), "is for a model in this process", "give it to `ochat serve`")
+        refuse_engine_options(options)
         return ServerAnswerer(options.url, model=options.model_name, key=os.environ.get(SERVER_KEY, ""))
     if options.model_name is not None:
         raise UserError("--model-name", "is for a server", "leave it out, or name the server with `--url`")
     from ochat_train.chat.in_process import EngineAnswerer
     from ochat_train.inference.choose import make_engine
 
-    served = served_model(options.model, options)
+    served = served_model(Path(options.model), options)
     return EngineAnswerer(served, make_engine(served, engine_options(options), say=print_notice))
 
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ochat_train.inference.served_model import ServedModel
 
 
+EXPORT_HELP = "exported folder (a model, or an adapter) or a run with an export"
+_OF_ENGINE = ("engine", "vllm_python", "backend", "backend_model", "base", "max_model_len", "max_answers")
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser, *, with_flags: bool = True) -> None:
     """with_flags: whether what follows `--` is passed on to vLLM."""
     group = parser.add_argument_group("engine")
@@ -70,6 +74,14 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         backend_model=options.backend_model,
         most_answers=options.max_answers,
     )
+
+
+def refuse_engine_options(options: argparse.Namespace) -> None:
+    """Raise UserError for options of an engine where a server answers, which has its own."""
+    given = [f"--{name.replace('_', '-')}" for name in _OF_ENGINE if getattr(options, name)]
+    given += ["flags of vLLM"] * bool(getattr(options, "vllm_flags", ()))
+    if given:
+        raise UserError(", ".join(given), "is for a model in this process", "give it to `ochat serve`")
 
 
 def served_model(folder: Path, options: argparse.Namespace, *, name: str | None = None) -> ServedModel:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import add_json, number_from_zero, positive, regular_expression, share, whole_number
-from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options
+from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options, refuse_engine_options
 from ochat_train.cli.verb import Group, Verb
+from ochat_train.system.addresses import is_url
 from ochat_train.system.exits import UnansweredError
 from ochat_train.system.messages import print_message, print_result
 
@@ -134,6 +135,7 @@ def _run(options: argparse.Namespace) -> None:
     from ochat_train.suites.text import results_text
 
     against = _results_against(options)
+    _refuse_unused(options, asks_against=against is None and options.against is not None)
     evaluated = run_eval(_eval_options(options, options.target, options.out), say=print_message)
     results = evaluated.results
     comparison = None if options.against is None else _comparison(options, against, results, evaluated.folder)
@@ -152,6 +154,17 @@ def _run(options: argparse.Namespace) -> None:
             print_result("\n" + comparison_text(comparison, {suite.name: suite.highest for suite in results.suites}))
         print_result(f"\n{evaluated.folder / 'results.json'}")
     _require_answers(results, options)
+
+
+def _refuse_unused(options: argparse.Namespace, *, asks_against: bool) -> None:
+    """Raise UserError for options that nothing takes: of an engine where servers are asked, of a server where exports
+    are. asks_against: whether what `--against` names is asked as well.
+    """
+    asked = [is_url(target) for target in (options.target, *[options.against] * asks_against)]
+    if all(asked):
+        refuse_engine_options(options)
+    elif options.model is not None and not any(asked):
+        raise UserError("--model", "is for a server", "leave it out; an export has one model")
 
 
 def _require_answers(results: EvalResults, options: argparse.Namespace) -> None:
@@ -259,7 +272,7 @@ def _results_against(options: argparse.Namespace) -> EvalResults | None:
     """The results that `--against` names, None where it names none, or a model. Raises UserError for what is neither:
     before anything is asked.
     """
-    from ochat_train.respondents.evaluation import holds_model, is_url
+    from ochat_train.inference.served_model import export_folder
     from ochat_train.suites.results_file import RESULTS_FILE, read_results
 
     if options.against is None or is_url(options.against):
@@ -267,8 +280,11 @@ def _results_against(options: argparse.Namespace) -> EvalResults | None:
     other = Path(options.against)
     if other.is_file() or (other / RESULTS_FILE).is_file():
         return read_results(other)
-    if not holds_model(other):
-        raise UserError("--against", f"{other} holds neither results of `ochat eval` nor a model", "name one of them")
+    try:
+        export_folder(other)
+    except UserError as error:
+        problem = f"{other} holds neither results of `ochat eval` nor a model"
+        raise UserError("--against", problem, error.remedy) from None
     return None
 
 

@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 from ochat_train.cli.arguments import add_json, number_from_zero, positive
+from ochat_train.cli.engine_arguments import EXPORT_HELP
 from ochat_train.cli.verb import Group, Verb
 from ochat_train.system.messages import print_message, print_result, reader_may_leave
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="exported folder: a model, or an adapter")
+    parser.add_argument("model", type=Path, metavar="EXPORT|RUN", help=EXPORT_HELP)
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", help="what the user says")
     asked.add_argument(
@@ -42,16 +43,18 @@ def _run(options: argparse.Namespace) -> None:
         load_prompts,
         notes_of_empty_answers,
     )
+    from ochat_train.inference.served_model import export_folder
 
     check_texts("ochat generate", {name: getattr(options, name) for name in ("prompt", "condition", "system")})
     if options.prompts is None:
         prompts = [Prompt(prompt=options.prompt, condition=options.condition, system=options.system)]
     else:
         prompts = load_prompts(options.prompts, condition=options.condition, system=options.system)
+    folder = export_folder(options.model)
     if not options.any_condition:
-        check_conditions(options.model, [prompt.condition for prompt in prompts])
+        check_conditions(folder, [prompt.condition for prompt in prompts])
     answers = answers_in_order(
-        load_generator(options.model, base=options.base),
+        load_generator(folder, base=options.base),
         prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -61,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
         document = {"condition": prompt.condition, "prompt": prompt.prompt, "answer": answer}
         print_result(json.dumps(document) if options.json or options.prompts else answer)
         given.append(answer)
-    for note in notes_of_empty_answers(prompts, given, default=read_mark(options.model).get("inference_condition")):
+    for note in notes_of_empty_answers(prompts, given, default=read_mark(folder).get("inference_condition")):
         print_message(note)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from ochat_train.cli.arguments import positive, positive_number
-from ochat_train.cli.engine_arguments import add_engine_arguments, engine_options, served_model
+from ochat_train.cli.engine_arguments import EXPORT_HELP, add_engine_arguments, engine_options, served_model
 from ochat_train.cli.verb import Group, Verb
 
 _LIMITS = {  # option -> field of `Limits`, type, name of its value, help
@@ -23,7 +23,7 @@ _LIMITS = {  # option -> field of `Limits`, type, name of its value, help
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from ochat_train.serving.settings import Limits
 
-    parser.add_argument("export", type=Path, help="exported folder: a model, or an adapter")
+    parser.add_argument("export", type=Path, metavar="EXPORT|RUN", help=EXPORT_HELP)
     parser.add_argument(
         "--host", metavar="NAME", default="localhost", help="address to listen at; others than this machine need keys"
     )

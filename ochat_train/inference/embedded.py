@@ -37,7 +37,7 @@ class EmbeddedEngine:
     """`Engine` of a model in this process, on a GPU if there is one.
 
     say: takes the lines for the person who runs it. most_answers: computed at once, None for as many as memory holds
-    (16 on a CPU, 64 on a GPU at most). continuous: False for `generate` even where continuous batching works.
+    (16 on a CPU, 64 on a GPU at most).
     """
 
     name = "transformers"
@@ -48,10 +48,8 @@ class EmbeddedEngine:
         *,
         say: Callable[[str], None],
         most_answers: int | None = None,
-        continuous: bool = True,
     ) -> None:
         self._served, self._say, self._most_answers = served, say, most_answers
-        self._wants_continuous = continuous
         self._stop_ids = frozenset(served.stop_ids)
         self._model: Any = None
         self._batcher: Batcher | None = None
@@ -152,8 +150,7 @@ class EmbeddedEngine:
 
     async def _first_batcher(self) -> Batcher:
         """Continuous batching, or `generate` with a line that says why."""
-        reason = "as asked" if not self._wants_continuous else continuous.why_not(self._model)
-        if reason is None:
+        if (reason := continuous.why_not(self._model)) is None:
             found = await self._checked_continuous()
             if not isinstance(found, str):
                 return found

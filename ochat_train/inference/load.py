@@ -9,7 +9,7 @@ import torch
 
 from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference.adapted import load_with_base
-from ochat_train.inference.served_model import check_is_export, refuse_base_of_model
+from ochat_train.inference.served_model import export_folder, refuse_base_of_model
 from ochat_train.model.base_class import load_exported
 from ochat_train.system.library_output import quiet_libraries
 
@@ -21,7 +21,7 @@ def load_model(folder: Path, *, base: str | None = None) -> tuple[Any, Path]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quiet_libraries()
-    check_is_export(folder)
+    folder = export_folder(folder)
     if is_adapter(folder):
         return load_with_base(folder, base=base, device=device)
     refuse_base_of_model(folder, base)

@@ -18,6 +18,7 @@ from ochat_train.system.pretrained import answer_prompt_ids, load_config, load_t
 
 GENERATION_CONFIG = "generation_config.json"
 _AGAIN = "export the run again"
+_RECIPE_OF_RUN = "recipe.json"
 # How configurations name the longest sequence that a model was made for.
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _MOST_TOKENS = 10**7  # a tokenizer without a limit has a huge number
@@ -64,7 +65,7 @@ def load_served_model(
     name: None for the recipe's name. base: of an adapter, None for the one that it names. context_tokens: None for as
     many as the model was made for. Raises UserError for a folder that is not an export or has no chat template.
     """
-    check_is_export(folder)
+    folder = export_folder(folder)
     if is_adapter(folder):
         place, revision = base_place(folder, base)
         tokenizer_dir = tokenizer_dir_of(folder, place)
@@ -88,15 +89,24 @@ def load_served_model(
     )
 
 
-def check_is_export(folder: Path) -> None:
-    """Raise UserError for a folder with neither a model nor an adapter, or with a damaged ochat.json: its conditions,
-    and what its adapter belongs to, would be missing silently.
+def export_folder(target: Path) -> Path:
+    """The export that a target names: the folder itself, or `export` of a run, where docs and recipes put it.
+
+    Raises UserError for a folder with neither a model nor an adapter, or with a damaged ochat.json: its conditions, and
+    what its adapter belongs to, would be missing silently.
     """
+    folder = target
+    if (target / _RECIPE_OF_RUN).is_file() and not (target / "config.json").is_file():
+        folder = target / "export"
+        if not folder.is_dir():
+            command = f"ochat export {target} --out {folder}"
+            raise UserError(target, "is a run, and an export of it is needed", f"make one with `{command}`")
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         remedy = "name a folder that `ochat export RUN --out FOLDER` wrote"
         raise UserError(folder, "not an exported model (config.json is missing)", remedy)
     if os.path.lexists(folder / EXPORT_MARK):
         read_json_object(folder / EXPORT_MARK, remedy=_AGAIN)
+    return folder
 
 
 def refuse_base_of_model(folder: Path, base: str | None) -> None:

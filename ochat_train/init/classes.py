@@ -146,8 +146,9 @@ def read_classes(texts: Sequence[str], *, known: Sequence[str]) -> dict[str, Cla
     for text in texts:
         fitting = [name for name in known if text.startswith(f"{name}=")]
         if not fitting:
-            rule = f"expected NAME=CONDITION:REWARD with one of the classes: {', '.join(known) or 'none'}"
-            raise UserError(f"--class {text}", rule)
+            rule = f"expected NAME=CONDITION:REWARD with one of the classes: {', '.join(known)}"
+            own = "every row carries its own condition; leave --class out, or name a class with --class-of FILE=NAME"
+            raise UserError(f"--class {text}", rule if known else own)
         name = max(fitting, key=len)
         condition, separator, reward = text[len(name) + 1 :].rpartition(":")
         if not separator:

@@ -35,8 +35,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             data = file.read(4 * MOST_CHARACTERS + 1)  # `parse` refuses a longer one
         text = data.decode("utf-8", errors="strict" if len(data) <= 4 * MOST_CHARACTERS else "ignore")
     except OSError as error:
-        siblings = [other.name for other in path.parent.glob("*.yaml")]
-        remedy = did_you_mean(path.name, siblings) or "`ochat init` writes a recipe for your files"
+        near = [other.name for other in path.parent.glob("*.yaml") if did_you_mean(path.stem, [other.stem])]
+        remedy = did_you_mean(path.name, near) or "`ochat init` writes a recipe for your files"
         raise UserError(path, f"cannot be read: {error.strerror or error}", remedy) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

@@ -12,19 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
 from ochat_train import __version__
-from ochat_train.adapter.folder import is_adapter
 from ochat_train.inference.choose import EngineOptions, make_engine
 from ochat_train.inference.engine import Engine, ended
-from ochat_train.inference.served_model import ServedModel, load_served_model
+from ochat_train.inference.served_model import ServedModel, export_folder, load_served_model
 from ochat_train.report.eval_page import eval_page
 from ochat_train.respondents import export, url
 from ochat_train.respondents.additions import OUR_SERVER, Additions, Say, with_additions
 from ochat_train.respondents.announce import what_does_not_fit, what_is_asked
 from ochat_train.respondents.earlier import keep_earlier
 from ochat_train.respondents.progress import AskingProgress
-from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.suites.ask import Failures, Patience, ask_all
 from ochat_train.suites.plan import Asker, Plan, plan_evaluation, results_of
 from ochat_train.suites.results import EvalResults, EvalSettings, ModelFacts
@@ -32,11 +29,11 @@ from ochat_train.suites.results_file import write_results
 from ochat_train.suites.store import AnswerStore, FolderLock
 from ochat_train.suites.suite import Suite, SuiteOptions
 from ochat_train.suites.table import make_suites
+from ochat_train.system.addresses import is_url
 from ochat_train.system.durable import replace_text
 from ochat_train.system.exits import StoppedBySignalError
 
 PAGE_FILE = "results.html"
-_EXPORT_FOLDER = "export"  # below a run, where docs and recipes put it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +68,6 @@ class Evaluated:
 
     results: EvalResults
     folder: Path
-
-
-def is_url(target: str) -> bool:
-    """Whether a target is an address, and no folder."""
-    return target.startswith(("http://", "https://"))
 
 
 def run_eval(options: EvalOptions, *, say: Say) -> Evaluated:
@@ -211,9 +203,7 @@ def _end_of_signals() -> None:
 
 @asynccontextmanager
 async def _open_export(options: EvalOptions, say: Say) -> AsyncIterator[_Opened]:
-    served = load_served_model(
-        export_folder(Path(options.target)), base=options.base, context_tokens=options.context_tokens
-    )
+    served = load_served_model(Path(options.target), base=options.base, context_tokens=options.context_tokens)
     conditions = export.chosen_conditions(served, options.condition, any_condition=options.any_condition)
     engine = make_engine(served, options.engine, say=say)
     try:
@@ -263,23 +253,6 @@ async def _open_url(options: EvalOptions) -> AsyncIterator[_Opened]:
 
 async def _nothing_to_start() -> None:
     """A server runs already."""
-
-
-def export_folder(target: Path) -> Path:
-    """The export that a target names: the folder itself, or `export` of a run. Raises UserError where there is none."""
-    if not (target / RECIPE_FILE).is_file() or (target / "config.json").is_file():
-        return target
-    folder = target / _EXPORT_FOLDER
-    if not folder.is_dir():
-        command = f"ochat export {target} --out {folder}"
-        raise UserError(target, "is a run, and an export of it is needed", f"make one with `{command}`")
-    return folder
-
-
-def holds_model(target: Path) -> bool:
-    """Whether a folder, or the export of a run, has a model or an adapter. Raises UserError as `export_folder`."""
-    folder = export_folder(target)
-    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def _folder_name(model: ModelFacts) -> str:

@@ -99,6 +99,7 @@ async def _run(app: App, engine: Engine, bound: Bound, options: ServeOptions, *,
         await engine.start()
         gc.collect()
         gc.freeze()  # what is there now stays: looking through it again would stop all streams for half a second
+        bound.listen()  # whoever waits for the next line asks at once
         who = "with a key" if has_keys else "without a key"
         print_message(f"serving at {bound.url} ({who}); the API is at {bound.url}/v1, Ctrl-C ends it")
         await run_server(app, engine, bound, options.limits, prints_stats=options.log_stats)

@@ -40,6 +40,11 @@ class Bound:
     sockets: Sequence[socket.socket]
     url: str
 
+    def listen(self) -> None:
+        """Let clients connect; the server answers them once it runs."""
+        for one in self.sockets:
+            one.listen(_BACKLOG)
+
     def close(self) -> None:
         """Give the addresses back. Does nothing where the server has ended and closed them."""
         for one in self.sockets:

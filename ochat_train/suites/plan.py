@@ -251,6 +251,7 @@ def _without_answer(item: PlannedQuestion, failures: Failures) -> QuestionResult
 
 def _with_answer(item: PlannedQuestion, answer: Answer, scored: Scored | Unscored) -> QuestionResult:
     given: dict[str, Any] = {**_about(item), **vars(answer)}
+    given["had_less_room"] = answer.had_less_room or _had_less_room(item.request, answer)
     if isinstance(scored, Unscored):
         return QuestionResult(**given, status="failed", reason=scored.reason)
     return QuestionResult(**given, status="scored", **vars(scored))
@@ -268,6 +269,13 @@ def _about(item: PlannedQuestion) -> dict[str, Any]:
         "turns": question.turns,
         "right": question.right,
     }
+
+
+def _had_less_room(request: Request, answer: Answer) -> bool:
+    """The same of an answer that an earlier version kept, which did not write it down; known where it has one turn."""
+    room = None if request.first is None else request.first.room
+    limit = request.settings.max_new_tokens
+    return answer.finish == "length" and len(request.turns) == 1 and room is not None and room < limit
 
 
 def _suite_facts(suite: Suite, plan: Plan, questions: Sequence[QuestionResult]) -> SuiteFacts:

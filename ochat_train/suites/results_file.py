@@ -2,7 +2,7 @@
 
 A question is written once, whatever the number of conditions, and what the questions of a task begin with in common
 (their worked examples) once for the task. Answers name their question by its place in the list. A field that has its
-default is left out.
+default is left out. Version 1 of the document repeated all of it for each answer; it can still be read.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ochat_train.suites.results import FORMAT, AnswerResult, EvalResults, Questi
 from ochat_train.system.durable import replace_text
 
 RESULTS_FILE = "results.json"
+_REPEATING_FORMAT = 1
 _ROWS = ("begins", "questions", "answers")  # a line each, at the end of the file
 _LEAST_SAVED = 1000  # characters, for which a common beginning is written apart
 _REMEDY = "run `ochat eval` again, which writes it"
@@ -88,9 +89,11 @@ def read_results(path: Path) -> EvalResults:
     """A results.json, or that of a folder. Raises UserError where it is damaged or of another version."""
     file = path / RESULTS_FILE if path.is_dir() else path
     values = read_json_object(file, remedy=_REMEDY)
-    if values.get("format") != FORMAT:
+    if values.get("format") not in (FORMAT, _REPEATING_FORMAT):
         raise UserError(file, "is no results.json of this version", _REMEDY)
     try:
+        if values["format"] == _REPEATING_FORMAT:
+            return typed(EvalResults, {**values, "format": FORMAT})
         head = {name: value for name, value in values.items() if name not in _ROWS}
         questions = _unpacked(typed(_Rows, {name: values.get(name) for name in _ROWS}))
         return replace(typed(EvalResults, {**head, "questions": []}), questions=questions)

@@ -12,6 +12,11 @@ SERVER_KEY = "OCHAT_API_KEY"  # environment variable with the key of a chat serv
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
+def is_url(target: str) -> bool:
+    """Whether a target is an address, and no folder."""
+    return target.startswith(("http://", "https://"))
+
+
 def server_address(text: str, *, option: str, key_variable: str, example: str) -> str:
     """The address of a server, up to its `/v1` but without it, and without a slash at its end.
 

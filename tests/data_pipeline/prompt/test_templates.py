@@ -16,6 +16,8 @@ import jinja2
 import numpy as np
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from data_pipeline.conversation import Conversation, Message, Segment, TaggedConversation, TokenizedConversation
@@ -517,6 +519,7 @@ def test_leading_white_space_is_all_that_may_be_left_unsupervised(
 
 # ---- the same, on texts that nobody chose ----
 
+RESERVED = "\ufdd0"
 PIECES = sorted(
     {token for name in CONTROL_TOKENS_PER_TURN for token in TEMPLATES[name].control_tokens}
     | {
@@ -539,6 +542,13 @@ PIECES = sorted(
         "\u0301",
     }
 )
+random_pieces = st.one_of(
+    st.sampled_from(PIECES), st.text(st.characters(codec="utf-8", exclude_characters=RESERVED), max_size=5)
+)
+random_texts = st.lists(random_pieces, max_size=5).map("".join)
+random_turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), random_texts), min_size=1, max_size=4)
+
+
 # most code points have no meaning, so ASCII, accents, spaces, CJK and emoji are drawn more often
 CHARACTER_RANGES = [(0, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x2000, 0x206F), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3)]
 CHARACTER_RANGES += [(0x1F300, 0x1FAFF), (0xE000, 0xFDCF), (0xFDD1, 0x10FFFF)]  # without surrogates and U+FDD0
@@ -583,14 +593,31 @@ def check_random_conversation(
             )
 
 
-def test_10_000_random_conversations(exported: Callable[[str, str], Prompter]) -> None:
-    """5,000 on each tokenizer. Hypothesis would take longer to make them up than the checks take."""
+def test_2_000_random_conversations(exported: Callable[[str, str], Prompter]) -> None:
+    """1,000 on each tokenizer. Hypothesis, below, would take longer to make them up than the checks take."""
     rng = random.Random(0)
-    for number in range(5_000):
+    for number in range(1_000):
         template_name = sorted(CONTROL_TOKENS_PER_TURN)[number % len(CONTROL_TOKENS_PER_TURN)]
         turns = [(rng.choice(["user", "assistant"]), random_text(rng)) for _ in range(rng.randint(1, 4))]
         condition = rng.choice(CONDITIONS) if rng.random() < 0.5 else random_text(rng)
         check_random_conversation(exported, template_name, turns, random_text(rng), condition)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@given(
+    template_name=st.sampled_from(sorted(CONTROL_TOKENS_PER_TURN)),
+    turns=random_turns,
+    system=random_texts,
+    condition=st.one_of(st.sampled_from(CONDITIONS), random_texts),
+)
+def test_random_conversations_that_shrink_to_the_smallest_wrong_one(
+    exported: Callable[[str, str], Prompter],
+    template_name: str,
+    turns: list[tuple[str, str]],
+    system: str,
+    condition: str,
+) -> None:
+    check_random_conversation(exported, template_name, turns, system, condition)
 
 
 # ---- controls: the checks above can fail ----

@@ -148,6 +148,7 @@ def test_the_command_chats_with_a_server(
             ["--url", "localhost:1", "--engine", "vllm", "--base", "x"],
             "--engine, --base: is for a model in this process",
         ),
+        (["http://localhost:1", "--engine", "vllm"], "--engine: is for a model in this process"),
         (["export", "--model-name", "x"], "--model-name: is for a server"),
         (["--url", "localhost:1", "--compare", "A"], "names fewer than two different conditions"),
         (["--url", "localhost:1", "--compare", "A|A"], "names fewer than two different conditions"),

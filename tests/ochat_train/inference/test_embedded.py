@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -49,9 +50,12 @@ def endless(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_dir: Path)
 
 
 @asynccontextmanager
-async def started(served: ServedModel, **options: Any) -> AsyncIterator[EmbeddedEngine]:
-    engine = EmbeddedEngine(served, say=options.pop("say", lambda line: None), **options)
-    await engine.start()
+async def started(
+    served: ServedModel, *, continuous: bool = True, say: Callable[[str], None] = lambda line: None, **options: Any
+) -> AsyncIterator[EmbeddedEngine]:
+    engine = EmbeddedEngine(served, say=say, **options)
+    with nullcontext() if continuous else patch.object(embedded.continuous, "why_not", lambda model: "as asked"):
+        await engine.start()
     try:
         yield engine
     finally:

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from ochat_train.export.layout import EXPORT_MARK
-from ochat_train.inference.served_model import GENERATION_CONFIG, check_is_export, stop_ids_of
+from ochat_train.inference.served_model import GENERATION_CONFIG, export_folder, stop_ids_of
 
 TOKENIZER = SimpleNamespace(eos_token_id=7)
 
@@ -17,18 +17,31 @@ TOKENIZER = SimpleNamespace(eos_token_id=7)
 def test_a_damaged_mark_is_refused_and_none_is_not(tmp_path: Path) -> None:
     """Without it a model would be served without its conditions, and an adapter on any base."""
     (tmp_path / "config.json").touch()
-    check_is_export(tmp_path)  # a folder of another program
+    export_folder(tmp_path)  # a folder of another program
     mark = tmp_path / EXPORT_MARK
     mark.write_text('{"classes": []}')
-    check_is_export(tmp_path)
+    export_folder(tmp_path)
     for text in ("", '{"classes": [', "[]", "\x00\x00"):
         mark.write_text(text)
         with pytest.raises(UserError, match=EXPORT_MARK):
-            check_is_export(tmp_path)
+            export_folder(tmp_path)
     mark.unlink()
     mark.symlink_to("nowhere")
     with pytest.raises(UserError, match=EXPORT_MARK):
-        check_is_export(tmp_path)
+        export_folder(tmp_path)
+
+
+def test_a_run_stands_for_its_export(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match=r"an export of it is needed; make one with `ochat export \S+ --out"):
+        export_folder(tmp_path)
+    (tmp_path / "export").mkdir()
+    with pytest.raises(UserError, match="export: not an exported model"):
+        export_folder(tmp_path)
+    (tmp_path / "export/config.json").touch()
+    assert export_folder(tmp_path) == tmp_path / "export"
+    (tmp_path / "config.json").touch()
+    assert export_folder(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize(

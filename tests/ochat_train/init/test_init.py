@@ -260,6 +260,8 @@ def test_a_class_named_like_the_file_or_by_a_flag_rules(here: Path) -> None:
 def test_openchat_rows_keep_their_own_conditions_and_weights(here: Path) -> None:
     items = [{"role": "user", "content": "Hi", "weight": 0.0}, {"role": "assistant", "content": "Hello", "weight": 0.3}]
     write_jsonl(Path("o.jsonl"), [{"items": items, "condition": ["GPT4", "GPT3"][n % 2]} for n in range(10)])
+    with pytest.raises(UserError, match=r"--class GPT4=A:1: every row carries its own condition; leave --class out"):
+        written("o.jsonl", classes=["GPT4=A:1"])
     recipe = load_recipe(written("o.jsonl", classes=[]))
     assert not recipe.data.classes
     assert recipe.data.sources[0].class_name is recipe.data.sources[0].class_field is None

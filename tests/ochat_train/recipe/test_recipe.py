@@ -579,6 +579,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     init = "`ochat init` writes a recipe for your files"
     assert message_of(missing) == f"{missing}: cannot be read: No such file or directory; {init}"
     assert message_of(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; {init}"
+    write(tmp_path, "{}").rename(tmp_path / "lost.yaml")
+    assert message_of(missing).endswith(init), "`.yaml` is not what makes names alike"
     write(tmp_path, "{}").rename(tmp_path / "nome.yaml")
     assert message_of(missing).endswith("No such file or directory; did you mean `nome.yaml`?")
     invalid = write(tmp_path, b"name: \xff\n")

@@ -22,7 +22,7 @@ from ochat_train.evaluation.questions import load_questions, right_ratios_by_con
 from ochat_train.inference.engine import AnswerSettings, Piece
 from ochat_train.inference.generate import load_generator
 from ochat_train.inference.served_model import load_served_model
-from ochat_train.respondents.evaluation import EvalOptions, export_folder, run_eval
+from ochat_train.respondents.evaluation import EvalOptions, run_eval
 from ochat_train.respondents.export import ExportRespondent, chosen_conditions, model_facts
 from ochat_train.suites.ask import Prompt
 from ochat_train.suites.compare import compare
@@ -310,12 +310,3 @@ def test_conditions_by_their_names_and_those_of_classes(model: Path, tmp_path: P
     mark = {"recipe": {"data": {"condition_dropout": 0.3}}}
     (tmp_path / "ochat.json").write_text(json.dumps(mark))
     assert chosen_conditions(replace(served, folder=tmp_path), "", any_condition=False) == ("",), "as `ochat serve`"
-
-
-def test_a_run_is_evaluated_by_its_export(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(UserError, match=r"an export of it is needed; make one with `ochat export \S+ --out"):
-        export_folder(tmp_path)
-    (tmp_path / "export").mkdir()
-    assert export_folder(tmp_path) == tmp_path / "export"
-    assert export_folder(model) == model

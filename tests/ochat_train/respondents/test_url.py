@@ -186,6 +186,31 @@ def test_the_exit_code_says_that_answers_are_missing(
     assert "questions" not in document
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            ["http://localhost:1", "--max-model-len", "9", "--", "--dtype", "half"],
+            "--max-model-len, flags of vLLM: is for",
+        ),
+        (["http://localhost:1", "--against", "http://localhost:2", "--base", "b"], "--base: is for a model in this"),
+        (["export", "--model", "m"], "--model: is for a server"),
+    ],
+)
+def test_what_nobody_takes_is_refused(
+    arguments: list[str], problem: str, questions: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control is an option that one of the two takes."""
+    target, *others = arguments
+    assert main(["eval", target, "--suite", "held-out", "--data", questions, *others]) == 2
+    assert problem in capsys.readouterr().err
+    assert (
+        main(["eval", "no export", "--suite", "held-out", "--data", questions, "--against", target, "--model", "m"])
+        == 2
+    )
+    assert "is for" not in capsys.readouterr().err
+
+
 def test_a_key_comes_from_the_environment(
     questions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

@@ -96,6 +96,23 @@ def test_a_signal_ends_it_after_what_is_running(
     assert f"serving at {url} (without a key)" in capsys.readouterr().err
 
 
+def test_the_address_is_said_once_it_can_be_reached(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+
+    class Reached(Exception):
+        pass
+
+    def connect(text: str) -> None:
+        if text.startswith("serving at"):
+            socket.create_connection(("localhost", port), timeout=60).close()
+            raise Reached
+
+    monkeypatch.setattr(serve, "make_engine", lambda *arguments, say: ScriptedEngine())
+    monkeypatch.setattr(serve, "print_message", connect)
+    with pytest.raises(Reached):
+        serve.serve(served, EngineOptions(), ServeOptions(port=port))
+
+
 @pytest.mark.usefixtures("hang_up")
 def test_the_end_of_the_terminal_is_taken_once_and_can_be_outlived() -> None:
     """A terminal that ends may send the signal twice, and the second one of another kind ends at once."""

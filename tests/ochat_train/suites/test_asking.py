@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,11 @@ def test_answers_that_the_context_cuts_are_told_from_those_of_full_length(tmp_pa
     assert [row.cut for row in results.scores if row.task is None] == [1.0, 1.0]
     assert {question.id for question in results.questions if question.had_less_room} == {"next/4", "next/6"}
     assert "counting, GPT3: 2 answers were cut before 8 tokens" in results_text(results)
+    kept = tmp_path / "answers.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [line["value"].pop("had_less_room") for line in lines].count(True) == 4
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(plan_of(Cut(say, room=rooms)), tmp_path) == results, "of a version that did not write it down"
 
 
 def test_a_server_says_by_its_count_that_an_answer_was_cut_early(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""results.json: written small, and read back the same."""
+"""results.json: written small, read back the same, and read where the last version wrote it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,25 @@ def test_each_question_is_there_once_and_examples_once_for_a_task(tmp_path: Path
     assert path.read_text(encoding="utf-8").count(json.dumps(EXAMPLES)[1:-1]) == 2
 
 
+def test_version_1_can_still_be_read(tmp_path: Path) -> None:
+    """It held whole questions for each answer, and `seconds`."""
+    results = with_examples()
+    document = {**asdict(results), "format": 1}
+    for row in document["questions"]:
+        row["seconds"] = 1.0
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    assert read_results(path) == results
+    del document["questions"][3]["prompt_sha256"]
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    with pytest.raises(UserError, match="is damaged"):
+        read_results(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, r"no results\.json of this version"),
+        ({"format": 99}, r"no results\.json of this version"),
         ({"status": "won"}, "is damaged"),
         ({"question": 9}, "an answer to question 9, and there are 9 questions"),
         ({"question": -1}, "an answer to question -1"),
