@@ -84,7 +84,7 @@ set_up() { # set_up EXTRAS: install the project with these extras, unless it was
 }
 
 train() { # train RECIPE [recipe flags] [-- launcher flags]
-  local recipe_flags=() prepare_flags=() launcher_flags=() retries=0
+  local recipe_flags=() prepare_flags=() launcher_flags=() retries=0 level=error
   while [ $# -gt 0 ]; do
     case $1 in
       --) shift; launcher_flags=("$@"); break ;;
@@ -95,11 +95,12 @@ train() { # train RECIPE [recipe flags] [-- launcher flags]
       *) prepare_flags+=("$1"); shift ;;
     esac
   done
+  if [ "${#launcher_flags[@]}" -gt 0 ]; then level=warning; fi # for example of a hostfile that is not there
   if [ "$gpus" -eq 0 ] && [[ " ${launcher_flags[*]-} " != *" --num_"* ]]; then
     launcher_flags+=(--num_gpus "${OCHAT_CPU_RANKS:-2}")
   fi
   echo_and_run ochat prepare "${prepare_flags[@]}"
-  echo_and_run ochat launch --retries "$retries" -- deepspeed --log_level warning ${launcher_flags[@]+"${launcher_flags[@]}"} --module ochat_train \
+  echo_and_run ochat launch --retries "$retries" -- deepspeed --log_level "$level" ${launcher_flags[@]+"${launcher_flags[@]}"} --module ochat_train \
     "${prepare_flags[@]}" ${recipe_flags[@]+"${recipe_flags[@]}"}
 }
 

@@ -237,28 +237,27 @@ def _free_path(parent: Path, pattern: str, taken: Collection[str]) -> Path:
     return parent / next(name for n in itertools.count(1) if (name := pattern.format(n)) not in taken)
 
 
+_BACK = "change it back, or start over with `--resume never`"
+
+
+def _changed(folder: Path, what: str, remedy: str = _BACK) -> UserError:
+    return UserError(folder, f"changed since this checkpoint was written: {what}", remedy)
+
+
 def _check_changes(folder: Path, changes: list[Change], accept_changes: bool) -> list[str]:
     """What to say of accepted changes. Raises UserError if they are not accepted."""
     if not changes:
         return []
     if not accept_changes:
-        raise UserError(
-            folder,
-            f"changed since this checkpoint was written: {listed(changes)}",
-            "change it back, use another output_dir, start over with `--resume never`, or accept the change with "
-            "`--accept-changes`",
-        )
+        remedy = "change it back, use another output_dir, start over with `--resume never`, or accept the change with "
+        raise _changed(folder, listed(changes), f"{remedy}`--accept-changes`")
     return [f"resuming with accepted changes: {listed(changes)}"]
 
 
 def _refuse_other_optimizer(folder: Path, changes: list[Change]) -> None:
     """Raise UserError for optimizer states that another optimizer has written, or for another place."""
     if changes:
-        raise UserError(
-            folder,
-            f"changed since this checkpoint was written: {listed(changes)}; its optimizer states cannot be converted",
-            "change it back, or start over with `--resume never`",
-        )
+        raise _changed(folder, f"{listed(changes)}; its optimizer states cannot be converted")
 
 
 def _refuse_other_adapter(folder: Path, changes: list[Change], manifest: CheckpointManifest, basis: RunBasis) -> None:
@@ -278,11 +277,7 @@ def _refuse_other_adapter(folder: Path, changes: list[Change], manifest: Checkpo
         if list(then.token_ids) != list(now.token_ids):
             problems.append(f"the trained rows of new tokens ({list(then.token_ids)} -> {list(now.token_ids)})")
     if problems:
-        raise UserError(
-            folder,
-            f"changed since this checkpoint was written: {'; '.join(problems)}",
-            "change it back, or start over with `--resume never`",
-        )
+        raise _changed(folder, "; ".join(problems))
 
 
 def _differences(manifest: CheckpointManifest, basis: RunBasis) -> list[str]:
@@ -292,12 +287,8 @@ def _differences(manifest: CheckpointManifest, basis: RunBasis) -> list[str]:
         messages.append(
             "warning: neither the checkpoint nor its run folder holds the base's config; it is not compared"
         )
-    if (
-        manifest.adapter is None
-        and manifest.base_weights
-        and basis.base_weights
-        and manifest.base_weights != basis.base_weights
-    ):
+    are_known = manifest.adapter is None and manifest.base_weights and basis.base_weights
+    if are_known and manifest.base_weights != basis.base_weights:
         messages.append(
             "the files of the base's weights have another size or date than at the checkpoint; they are not used: "
             "weights come from the checkpoint"
@@ -308,10 +299,6 @@ def _differences(manifest: CheckpointManifest, basis: RunBasis) -> list[str]:
 def _check_layout(folder: Path, changes: list[Change], stages: tuple[Any, Any]) -> list[str]:
     """What to say of a conversion. Raises UserError if there is none between these ZeRO stages."""
     if stages not in CONVERTIBLE_STAGES:
-        raise UserError(
-            folder,
-            f"changed since this checkpoint was written: {listed(changes)}",
-            "change it back, or start over with `--resume never`; only ZeRO 1 and 2 can be converted into each other, "
-            "and ZeRO 1, 2 and 3 to another number of GPUs",
-        )
+        can = "only ZeRO 1 and 2 can be converted into each other, and ZeRO 1, 2 and 3 to another number of GPUs"
+        raise _changed(folder, listed(changes), f"{_BACK}; {can}")
     return [f"the checkpoint is converted first: {listed(changes)}"]

@@ -103,7 +103,8 @@ def export_folder(target: Path) -> Path:
             raise UserError(target, "is a run, and an export of it is needed", f"make one with `{command}`")
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         remedy = "name a folder that `ochat export RUN --out FOLDER` wrote"
-        raise UserError(folder, "not an exported model (config.json is missing)", remedy)
+        why = "config.json is missing" if folder.is_dir() else "there is no such folder"
+        raise UserError(folder, f"not an exported model ({why})", remedy)
     if os.path.lexists(folder / EXPORT_MARK):
         read_json_object(folder / EXPORT_MARK, remedy=_AGAIN)
     return folder

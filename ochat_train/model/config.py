@@ -89,7 +89,7 @@ def _check_names(values: Mapping[str, Any], config: Any) -> None:
     # in transformers 5.3 a configuration is no dataclass
     arguments = signature(type(config).__init__).parameters
     names = {field.name for field in fields(config)} if is_dataclass(config) else set(arguments)
-    known = sorted(names | set(config.attribute_map))
+    known = sorted({*names, *config.attribute_map, *config.attribute_map.values()})
     for name in values:
         if name not in known and not name.endswith("token_id"):  # wrappers have `boi_token_id` alone
             near = get_close_matches(name, known, n=1, cutoff=0.9)

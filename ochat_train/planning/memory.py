@@ -58,26 +58,26 @@ class StepCosts:
     def relative_seconds(self, setting: MemorySetting) -> float:
         """Time of a step under a setting, as a multiple of a step that recomputes, reduces and adds up nothing."""
         num = len(setting.checkpointing)
-        cost = COSTS["full"].value * setting.checkpointing.count("full") / num
+        cost = COSTS["full"] * setting.checkpointing.count("full") / num
         cost += self._stage_cost(setting.zero_stage)
         has_adapter = self.trained_ratio < 1.0
         if not has_adapter or not self.compiled:
-            cost += COSTS["none"].value * setting.checkpointing.count("none" if self.compiled else "matmuls") / num
+            cost += COSTS["none"] * setting.checkpointing.count("none" if self.compiled else "matmuls") / num
         if setting.zero_stage <= 1 and self.trained_ratio == 1.0:  # adding up so few gradients takes no time
-            cost += COSTS[setting.sum_dtype].value / (self.pack_length_tokens * setting.packs_per_micro_batch)
+            cost += COSTS[setting.sum_dtype] / (self.pack_length_tokens * setting.packs_per_micro_batch)
         if self.float8:
-            return 1.0 + cost * COSTS["float8"].value
+            return 1.0 + cost * COSTS["float8"]
         if not has_adapter:
             return 1.0 + cost
-        again = COSTS["adapter_matmuls"].value * setting.checkpointing.count("matmuls") / num if self.compiled else 0.0
-        return 1.0 + cost * COSTS["frozen"].value + again
+        again = COSTS["adapter_matmuls"] * setting.checkpointing.count("matmuls") / num if self.compiled else 0.0
+        return 1.0 + cost * COSTS["frozen"] + again
 
     def _stage_cost(self, zero_stage: int) -> float:
         """Gradients are reduced of what is trained, weights are gathered of the whole model."""
         if zero_stage < 3:
-            return COSTS[f"stage_{zero_stage}"].value * self.trained_ratio
-        gathering = COSTS["stage_3"].value - COSTS["stage_2"].value
-        return gathering + COSTS["stage_2"].value * self.trained_ratio
+            return COSTS[f"stage_{zero_stage}"] * self.trained_ratio
+        gathering = COSTS["stage_3"] - COSTS["stage_2"]
+        return gathering + COSTS["stage_2"] * self.trained_ratio
 
 
 def fastest_plan(
@@ -95,7 +95,7 @@ def possible_plans(
     recipe: Recipe, shape: ModelShape, *, num_gpus: int, free_bytes: float, is_gpu: bool
 ) -> list[MemoryPlan]:
     """Every setting that the recipe allows, with the memory that it needs."""
-    budget = free_bytes * COSTS["usable_ratio"].value - (COSTS["nccl_bytes"].value if num_gpus > 1 else 0.0)
+    budget = free_bytes * COSTS["usable_ratio"] - (COSTS["nccl_bytes"] if num_gpus > 1 else 0.0)
     plans = []
     for stage, checkpointing, packs in product(
         _stages(recipe, is_gpu, num_gpus),
@@ -192,5 +192,5 @@ def _packs(recipe: Recipe, num_gpus: int, is_gpu: bool) -> list[int]:
                 "use a divisor of it",
             )
         return [wanted]
-    most = max(1, int(COSTS["most_tokens"].value) // recipe.train.pack_length_tokens) if is_gpu else 1
+    most = max(1, int(COSTS["most_tokens"]) // recipe.train.pack_length_tokens) if is_gpu else 1
     return [packs for packs in range(1, most + 1) if per_gpu % packs == 0]

@@ -187,5 +187,5 @@ def _activation_bytes(recipe: Recipe, shape: ModelShape, setting: MemorySetting,
     head += shape.vocab_size * shape.hidden * (4 + 2 * width if shape.adapter is None else width)
     working: float = 4 * width * (shape.intermediate + shape.hidden) * tokens
     if shape.adapter is not None:
-        working += COSTS["dequantised"].value * shape.adapter.largest_quantised * width
+        working += COSTS["dequantised"] * shape.adapter.largest_quantised * width
     return kept + recomputed + head + working

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.json_files import typed
 from ochat_train.model.attention.choose import choose_attention, missing_packages
 from ochat_train.model.attention.needs import AttentionNeeds, attention_needs
 from ochat_train.model.base_class import import_model_class
@@ -33,8 +34,8 @@ _SAID_AFTER = 15.0  # seconds of a test; most are shorter
 class ProvenBase:
     """A base whose packs are computed rightly, as `prove` says.
 
-    kernel: of attention, to be used on the device it was proven for. needs: of its attention. num_layers, num_kinds,
-    num_parameters: of the copy that was tested. seconds: that it took when it was tested. parts: of these seconds, as
+    kernel: of attention, to be used on the device it was proven for. needs: of its attention. num_layers, num_kinds:
+    of the copy that was tested. seconds: that it took when it was tested. parts: of these seconds, as
     `stopwatch.Part` says.
     """
 
@@ -42,7 +43,6 @@ class ProvenBase:
     needs: AttentionNeeds
     num_layers: int
     num_kinds: int
-    num_parameters: int
     errors: Errors
     seconds: float
     parts: Mapping[str, float]
@@ -155,7 +155,6 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
         needs=needs,
         num_layers=small.num_layers,
         num_kinds=small.num_kinds,
-        num_parameters=small.num_parameters,
         errors=errors,
         seconds=watch.seconds,
         parts=watch.parts,
@@ -165,27 +164,13 @@ def _prove(config: Any, settings: ModelSettings, *, device: torch.device, dtype:
 
 def _record(found: ProvenBase) -> dict[str, Any]:
     """As it is remembered: plain values."""
-    values = {name: value for name, value in asdict(found).items() if name != "is_remembered"}
-    needs = {**values["needs"], "head_dims": sorted(map(list, found.needs.head_dims))}
-    return {**values, "needs": needs}
+    values = asdict(found)
+    values["needs"]["head_dims"] = sorted(found.needs.head_dims)
+    return values
 
 
 def _from_record(record: Mapping[str, Any] | None) -> ProvenBase | None:
     """What was remembered, None for nothing or anything else."""
-    if record is None:
-        return None
-    try:
-        needs, errors = dict(record["needs"]), Errors(**record["errors"])
-        needs["head_dims"] = frozenset((int(query), int(value)) for query, value in needs["head_dims"])
-        counts = {name: int(record[name]) for name in ("num_layers", "num_kinds", "num_parameters")}
-        return ProvenBase(
-            kernel=str(record["kernel"]),
-            needs=AttentionNeeds(**needs),
-            errors=errors,
-            seconds=float(record["seconds"]),
-            parts={str(name): float(value) for name, value in dict(record["parts"]).items()},
-            is_remembered=True,
-            **counts,
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
+    with contextlib.suppress(ValueError):
+        return None if record is None else typed(ProvenBase, {**record, "is_remembered": True})
+    return None

@@ -152,7 +152,7 @@ def test_the_command_chats_with_a_server(
         (["export", "--model-name", "x"], "--model-name: is for a server"),
         (["--url", "localhost:1", "--compare", "A"], "names fewer than two different conditions"),
         (["--url", "localhost:1", "--compare", "A|A"], "names fewer than two different conditions"),
-        (["no-such-folder"], "not an exported model"),
+        (["no-such-folder"], "not an exported model (there is no such folder)"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(

@@ -202,7 +202,13 @@ def test_colors_are_for_terminals_and_can_be_turned_off(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert has_colors()
     assert not has_colors("--color", "never")
+    monkeypatch.setenv("NO_COLOR", "")  # as https://no-color.org says
+    assert has_colors()
     monkeypatch.setenv("NO_COLOR", "1")
+    assert not has_colors()
+    assert has_colors("--color", "always")
+    monkeypatch.setenv("NO_COLOR", "")
+    monkeypatch.setenv("TERM", "dumb")
     assert not has_colors()
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from typing import Any
 
 import httpx
 import pytest
 
+from benchmarks.malformed_requests import malformed_requests
 from ochat_train.serving.app import App, make_app
 from ochat_train.serving.errors import ApiError
 from ochat_train.serving.harmless import HARMLESS, HARMLESS_IN_MESSAGES
@@ -17,7 +17,8 @@ from ochat_train.serving.requests import ChatRequest, read_request
 from tests.support.processes import ROOT
 from tests.support.scripted_engine import ScriptedEngine, offered
 
-NUM_MALFORMED = 1000
+NUM_MALFORMED = 1100
+KINDS_OF_BODIES = {"fields", "messages", "conversations", "changed bytes", "cut bodies", "other JSON"}
 HI = [{"role": "user", "content": "Hi"}]
 JSON = {"content-type": "application/json"}
 CHAT = "/v1/chat/completions"
@@ -217,35 +218,13 @@ def test_only_json_is_read(kind: str, app: App) -> None:
     assert response.status_code == 415
 
 
-def malformed(chance: random.Random) -> bytes:
-    """A body that is nearly a request: values of other types, other keys, cut or changed bytes."""
-    body: Any = {"model": "small", "messages": [dict(HI[0])], "temperature": 0, "max_tokens": 4}
-    odd = [None, True, -1, 0, 2**64, 1.5, "", "x", "\ud800", "\ufdd0", [], [[]], {}, {"role": "user"}, HI, 10**400]
-    for _ in range(chance.randint(1, 3)):
-        names = [*ChatRequest.model_fields, *HARMLESS, "x"]
-        place = chance.choice([body, body, body["messages"][0] if _is_messages(body) else body])
-        names = (
-            names if place is body else ["role", "content", "name", "tool_calls", "tool_call_id", *HARMLESS_IN_MESSAGES]
-        )
-        place[chance.choice(names)] = chance.choice(odd)
-    data = bytearray(json.dumps(body).encode())
-    if chance.random() < 0.4:
-        for _ in range(chance.randint(1, 4)):
-            data[chance.randrange(len(data))] = chance.randrange(256)
-    return bytes(data[: chance.randrange(len(data))] if chance.random() < 0.2 else data)
-
-
-def _is_messages(body: Any) -> bool:
-    messages = body.get("messages")
-    return isinstance(messages, list) and bool(messages) and isinstance(messages[0], dict)
-
-
 def test_malformed_requests_are_never_the_servers_fault(app: App) -> None:
-    chance = random.Random(0)
-    responses = post(app, *((malformed(chance), JSON) for _ in range(NUM_MALFORMED)))
+    made = malformed_requests(NUM_MALFORMED, seed=0, host="localhost")
+    bodies = [request.data.partition(b"\r\n\r\n")[2] for request in made if request.kind in KINDS_OF_BODIES]
+    responses = post(app, *((body, JSON) for body in bodies))
     statuses = [response.status_code for response in responses]
-    assert set(statuses) <= {200, 400, 404}
-    assert statuses.count(400) > NUM_MALFORMED / 2
+    assert set(statuses) <= {200, 400, 404, 413}
+    assert statuses.count(400) > len(bodies) / 2 > 250
     for response in responses:
         if response.status_code != 200:
             error_of(response)

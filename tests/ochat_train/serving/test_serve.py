@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -246,14 +245,3 @@ def test_a_server_that_is_slower_says_so_once(
         said = capsys.readouterr().err.splitlines()
         assert [line.partition(" without ")[2].partition(": ")[0] for line in said if line.startswith("note")] == notes
         assert said[-1] == "ochat serve: stopped by SIGTERM; start it again"
-
-
-def test_what_is_not_http_gets_an_error_of_the_same_shape() -> None:
-    from tests.support.scripted_engine import serving
-
-    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
-        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
-        answer = b"".join(iter(lambda: client.recv(10_000), b""))
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400")
-        assert json.loads(body)["error"]["code"] == "invalid_http"
