@@ -78,12 +78,11 @@ class Tally:
 
     def note(self, reason: str, place: str, message: str) -> None:
         """Keep an example, if there are not enough of this kind."""
-        self._note(reason, f"{place}: {message}")
+        self._keep(reason, [f"{place}: {message}"])
 
-    def _note(self, reason: str, example: str) -> None:
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < MAX_EXAMPLES_PER_REASON:
-            examples.append(example)
+    def _keep(self, reason: str, examples: Sequence[str]) -> None:
+        kept = self.examples.setdefault(reason, [])
+        kept += examples[: MAX_EXAMPLES_PER_REASON - len(kept)]
 
     def add(self, other: Tally) -> None:
         """Add the counts of a later part."""
@@ -92,8 +91,7 @@ class Tally:
         self.dropped += other.dropped
         self.bad += other.bad
         for reason, examples in other.examples.items():
-            for example in examples:
-                self._note(reason, example)
+            self._keep(reason, examples)
 
     def result(self) -> Ledger:
         """The result, with reasons in alphabetical order."""

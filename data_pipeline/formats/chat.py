@@ -56,9 +56,7 @@ class ChatReader:
         if isinstance(row, list):
             row = {self._key: row}
         turns = self.turns(row, self._key)
-        weights = self._row_weights(row, turns)
-        system_key = self._fields.system
-        return [self.conversation(turns, weights, row.get(system_key) if system_key else None, system_key)]
+        return [self.conversation(row, turns, self._row_weights(row, turns))]
 
     def turns(self, row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
         """The messages of a key as objects with the role and content keys of this layout."""
@@ -67,8 +65,7 @@ class ChatReader:
             value = _from_json(value, key)
         if isinstance(value, Mapping):
             value = _from_columns(value, key)
-        turns = list_of(row if value is row.get(key) else {**row, key: value}, key)
-        return self.as_objects(turns, key)
+        return self.as_objects(list_of(value, row, key), key)
 
     def _usual_message(self, role: str, turn: Mapping[str, Any], content: Any) -> Message | None:
         """A message of one text and at most a weight; None for all others, among them those that raise an error."""
@@ -176,13 +173,9 @@ class ChatReader:
         return found
 
     def conversation(
-        self,
-        turns: Sequence[Mapping[str, Any]],
-        weights: Sequence[Mark] | None,
-        system: Any,
-        system_key: str | None,
+        self, row: Mapping[str, Any], turns: Sequence[Mapping[str, Any]], weights: Sequence[Mark] | None
     ) -> ParsedRow:
-        """Messages from turns; a system message may come first. system: of the row."""
+        """Messages from turns; a system message may come first."""
         key, content_key = self._key, self._content or "content"
         known, role_key = self._roles, self._role or "role"
         roles = []
@@ -190,7 +183,8 @@ class ChatReader:
             role = turn.get(role_key)
             found = known.get(role) if isinstance(role, str) else None
             roles.append(found or self.role_of(turn, f"{key}[{number}]"))
-        text = "" if system in (None, "") else text_of_content(system, system_key or "system")
+        system = row.get(self._fields.system) if self._fields.system else None
+        text = "" if system in (None, "") else text_of_content(system, self._fields.system or "")
         num_kept = len(turns) - self._num_empty_at_end(turns, roles)
         messages: list[Message] = []
         for number, (role, turn) in enumerate(zip(roles, turns, strict=True)):

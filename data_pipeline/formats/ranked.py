@@ -28,7 +28,7 @@ class RankedReader:
         fields = self._fields
         key, text_key, prompt_key = fields.answers or "", fields.answer or "", fields.prompt or ""
         parsed = []
-        for number, item in enumerate(list_of(row, key)):
+        for number, item in enumerate(list_of(row.get(key), row, key)):
             answer = object_of(item, f"{key}[{number}]")
             if not answer.keys() <= ALWAYS_HARMLESS:
                 for found in content_leaves(answer, f"{key}.", self._known):

@@ -65,9 +65,8 @@ def missing_key(row: Mapping[str, Any], key: str) -> RowError:
     )
 
 
-def list_of(row: Mapping[str, Any], key: str) -> list[Any]:
-    """A list that has at least one entry."""
-    value = row.get(key)
+def list_of(value: Any, row: Mapping[str, Any], key: str) -> list[Any]:
+    """A list that has at least one entry. value: what the row has under the key, or what was made of it."""
     if key not in row:
         raise missing_key(row, key)
     if isinstance(value, RowError):

@@ -83,8 +83,9 @@ class SourceLook:
     """What was seen in a source.
 
     ledger: of the sampled rows; its `bad` counts those that cannot be read, by reason. roles: messages of each role.
-    conversations: those of the sampled rows that can be read, num_readable_rows; a row may have several. unread: fields
-    that may hold a part of them and that nothing reads. carries_classes: every row has its own condition and weights.
+    conversations: those of the sampled rows that can be read, num_readable_rows; a row may have several, and counts for
+    each answer of a list. unread: fields that may hold a part of them and that nothing reads. carries_classes: every
+    row has its own condition and weights.
     fields: by name, those that could name a class or hold a score. prompts: system texts with first prompts, which the
     validation split keeps together.
     """
@@ -200,7 +201,7 @@ def _look(path: str, layout: Layout, rows: Sequence[tuple[str, Any]], *, num_row
 def _readable(
     source: SourceSettings, rows: Sequence[tuple[str, Any]], *, ignored: Sequence[str]
 ) -> tuple[Tally, list[Conversation], list[Any]]:
-    """What can be read: counts, conversations, and the raw rows that they are from."""
+    """What can be read: counts, conversations, and the raw rows that they are from, one for each of several answers."""
     tally = Tally()
     conversations: list[Conversation] = []
     readable_rows: list[Any] = []
@@ -211,8 +212,11 @@ def _readable(
             tally.drop(item.reason, item.place, item.message, bad=True)
             continue
         conversations.append(item)
-        row = by_place.get(item.place) or by_place[item.place.rpartition(".")[0]]
-        if not readable_rows or readable_rows[-1] is not row:
+        place, _, part = item.place.rpartition(".")
+        row = by_place.get(item.place) or by_place[place]
+        if answers := source.row_fields.answers:  # names of fields reach into each of them
+            readable_rows.append({**row, answers: row[answers][int(part) - 1 if place in by_place else 0]})
+        elif not readable_rows or readable_rows[-1] is not row:
             readable_rows.append(row)
     tally.num_kept = len(conversations)
     return tally, conversations, readable_rows
@@ -302,7 +306,7 @@ def _leaves(row: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterato
     if not isinstance(row, Mapping):
         return
     for key, value in row.items():
-        if (depth == 1 and key in _CONTENT_KEYS) or "." in key:
+        if (depth == 1 and key in _CONTENT_KEYS and not isinstance(value, Mapping)) or "." in key:
             continue
         if isinstance(value, Mapping):
             if depth < _DEEPEST_FIELD:

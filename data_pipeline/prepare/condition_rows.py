@@ -8,7 +8,7 @@ others (split `conditions`), with the same supervised text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -51,12 +51,12 @@ def condition_rows(
     if not chosen:  # no tokenizer has to be made
         return
     tokenizer = TemplateTokenizer(job.tokenizer)
-    row_under = _row_under(renderer_of(job.template, job.tokenizer))
+    render = renderer_of(job.template, job.tokenizer)
     rule = LengthRule.of(job.template, tokenizer, max_length_tokens=job.max_length_tokens)
     for start in range(0, len(chosen), _BATCH):
         batch = chosen[start : start + _BATCH]
         pairs = [(item, name) for item in batch for name in condition_ids if name != item.tagged.condition]
-        rendered = [row_under(item.tagged, name) for item, name in pairs]
+        rendered = [_segments_under(render, item.tagged, name) for item, name in pairs]
         results = iter(tokenizer.tokenize([segments for segments in rendered if segments is not None]))
         tokenized = [None if segments is None else next(results) for segments in rendered]
         cuts = [None if tokens is None or isinstance(tokens, RowError) else rule.cut(tokens) for tokens in tokenized]
@@ -74,17 +74,13 @@ def condition_rows(
             yield _with_ids(kept, condition_ids, class_ids)
 
 
-def _row_under(render: Renderer) -> Callable[[TaggedConversation, str], tuple[Segment, ...] | None]:
-    """A function that gives the segments of a prepared row under a condition; None where it is not one row there."""
-
-    def row_under(tagged: TaggedConversation, condition: str) -> tuple[Segment, ...] | None:
-        try:
-            found = render(replace(tagged, condition=condition))
-        except RowError:
-            return None
-        return found[0].segments if len(found) == 1 else None
-
-    return row_under
+def _segments_under(render: Renderer, tagged: TaggedConversation, condition: str) -> tuple[Segment, ...] | None:
+    """The segments of a prepared row under a condition; None where it is not one row there."""
+    try:
+        found = render(replace(tagged, condition=condition))
+    except RowError:
+        return None
+    return found[0].segments if len(found) == 1 else None
 
 
 def _sample(held_out: Sequence[HeldOut], seed: int, most_per_class: int) -> list[HeldOut]:

@@ -6,35 +6,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.errors import UserError
 from data_pipeline.json_files import read_json_object
 from data_pipeline.prompt.library_errors import TOKENIZER_REMEDY, tokenizers_errors
+from data_pipeline.prompt.template import Template
 from data_pipeline.prompt.tokenization import TokenizerSpec
 from data_pipeline.text_rules import RESERVED_CHARACTER, shown
 
 _MOST_TOKENS = 1 << 24  # an embedding with more rows than that is a damaged file
 
 
-class WritesTokens(Protocol):
-    """A template, as far as a tokenizer has to know it."""
+def load_tokenizer_spec(files: Mapping[str, Path], template: Template | None) -> TokenizerSpec:
+    """Read a tokenizer and make it ready for a template, or for the base's own (None), which needs no other tokens.
 
-    @property
-    def control_tokens(self) -> tuple[str, ...]:
-        """The control tokens that it needs."""
-
-    @property
-    def bos(self) -> bool:
-        """Whether conversations begin with the tokenizer's beginning-of-sequence token."""
-
-
-def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> TokenizerSpec:
-    """Read a tokenizer and make it ready for a template. Raises UserError for files that are damaged or that a chat
-    template cannot do justice to.
+    Raises UserError for files that are damaged or that a chat template cannot do justice to.
     """
+    control_tokens = () if template is None else template.control_tokens
     names = _named_tokens(files)
     path = files["tokenizer.json"]
     description = _checked_description(path)
@@ -46,12 +37,12 @@ def load_tokenizer_spec(files: Mapping[str, Path], template: WritesTokens) -> To
             token["normalized"] = False
     with tokenizers_errors(path):
         tokenizer = Tokenizer.from_str(json.dumps(description))
-        added = tuple(token for token in template.control_tokens if tokenizer.token_to_id(token) is None)
-        tokenizer.add_special_tokens([_control_token(token) for token in template.control_tokens])
+        added = tuple(token for token in control_tokens if tokenizer.token_to_id(token) is None)
+        tokenizer.add_special_tokens([_control_token(token) for token in control_tokens])
     bos_token = names["bos_token"]
     if bos_token is not None and tokenizer.token_to_id(bos_token) is None:
         raise UserError("model", f"{path}: bos_token {shown(bos_token)} is not in the vocabulary", TOKENIZER_REMEDY)
-    if bos_token in template.control_tokens or not template.bos:
+    if bos_token in control_tokens or (template is not None and not template.bos):
         bos_token = None  # such as chatml on a tokenizer whose BOS is <|im_start|>: the first header is the beginning
     special = {token["content"] for token in description["added_tokens"] if token["special"]}
     if bos_token is not None and bos_token not in special:

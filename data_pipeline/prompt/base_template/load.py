@@ -48,17 +48,9 @@ class BaseTemplateSettings:
     date: datetime.date | None
 
 
-@dataclass(frozen=True)
-class _NoTokens:
-    """A base's template adds no control tokens to its tokenizer."""
-
-    control_tokens: tuple[str, ...] = ()
-    bos = True
-
-
 def load_base_prompts(files: Mapping[str, Path], settings: BaseTemplateSettings) -> tuple[BaseTemplate, TokenizerSpec]:
     """The template, and the tokenizer of these files made ready for it. Raises UserError as `load_base_template`."""
-    tokenizer = load_tokenizer_spec(files, _NoTokens())
+    tokenizer = load_tokenizer_spec(files, None)
     eos_token = named_tokens(files).get("eos_token")
     tokenizer = with_special_token(tokenizer, eos_token) if eos_token is not None else tokenizer
     return load_base_template(files, settings, special_tokens=tokenizer.special_tokens), tokenizer

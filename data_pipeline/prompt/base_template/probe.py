@@ -39,7 +39,10 @@ class Probed:
 
 def probe(text: str, renders: Sequence[Mapping[str, Any]], *, dates: Mapping[str, str]) -> list[Probed]:
     """Render a template for each set of variables. Raises TemplateFault where it is stopped, or cannot be compiled."""
-    return _probed(json.dumps({"text": text, "renders": list(renders), "dates": dict(dates)}))
+    answer = json.loads(_known(json.dumps({"text": text, "renders": list(renders), "dates": dict(dates)})))
+    if isinstance(answer, str):
+        raise TemplateFault(answer)
+    return [Probed(**entry) for entry in answer]
 
 
 @lru_cache(maxsize=32)
@@ -55,13 +58,6 @@ def _known(request: str) -> str:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
         raise TemplateFault(f"it could not be tried ({last[:200]}); it may need too much memory")
     return done.stdout
-
-
-def _probed(request: str) -> list[Probed]:
-    answer = json.loads(_known(request))
-    if isinstance(answer, str):
-        raise TemplateFault(answer)
-    return [Probed(**entry) for entry in answer]
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ class BaseRenderer:
         for answer in shown.answers:
             self._require_parted(tagged.conversation.messages[answer.number], shown.text, answer)
             stretches += self._stretches(tagged, shown.text, answer)
-        return segments_of(shown.text[: shown.answers[-1].end], stretches, self._tokens)
+        return tuple(segments_of(shown.text[: shown.answers[-1].end], stretches, self._tokens))
 
     def _require_parted(self, message: Message, text: str, answer: FoundAnswer) -> None:
         """Raise RowError where white space that the template writes at the start of an answer becomes one token with

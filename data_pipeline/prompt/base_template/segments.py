@@ -29,12 +29,8 @@ class ControlTokens:
     strips: Mapping[str, tuple[bool, bool]]
 
 
-def segments_of(text: str, stretches: Sequence[Stretch], tokens: ControlTokens) -> tuple[Segment, ...]:
+def segments_of(text: str, stretches: Sequence[Stretch], tokens: ControlTokens) -> Iterator[Segment]:
     """The segments of a text. stretches: in order, without overlap; all else has weight 0."""
-    return tuple(_segments(text, stretches, tokens))
-
-
-def _segments(text: str, stretches: Sequence[Stretch], tokens: ControlTokens) -> Iterator[Segment]:
     start, strips_left, rest = 0, False, list(stretches)
     for match in tokens.pattern.finditer(text):
         takes_left, takes_right = tokens.strips[match.group()]

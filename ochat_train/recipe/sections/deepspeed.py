@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import model_validator
@@ -20,6 +21,9 @@ _OWNED_KEYS = {
     "scheduler": "optimizer.warmup_ratio",
     "bf16": "model.precision",
     "fp16": "model.precision",
+    "torch_autocast": "model.precision",
+    "data_types": "train.gradient_dtype",
+    "gradient_allreduce_op": "train.loss_denominator",
 }
 _OWNED_ZERO_KEYS = {
     "stage": "deepspeed.zero_stage",
@@ -74,10 +78,14 @@ class DeepSpeedSettings(Section):
         """Raise UserError for a `config` that DeepSpeed does not take. Imports DeepSpeed, unless there is none."""
         if not self.config:
             return
-        from deepspeed.runtime.config import DeepSpeedConfig
+        from deepspeed.runtime import config as deepspeed_config
 
+        known = [text for name, text in vars(deepspeed_config).items() if name.isupper() and isinstance(text, str)]
+        for key in self.config:  # DeepSpeed forbids unknown keys in its sections only
+            if key not in known and (near := get_close_matches(key, known, n=1, cutoff=0.9)):
+                raise UserError("deepspeed.config", f"`{key}` is no key of DeepSpeed", f"did you mean `{near[0]}`?")
         try:
-            DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, **copy.deepcopy(self.config)})
+            deepspeed_config.DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, **copy.deepcopy(self.config)})
         except Exception as error:  # whatever it raises for a key or a value
             reason = " ".join(str(error).partition(" [type=")[0].split())
             raise UserError("deepspeed.config", f"DeepSpeed does not take it: {reason}", "correct it") from None

@@ -233,6 +233,15 @@ def test_a_field_with_few_values_names_the_classes(here: Path) -> None:
     assert {row.name: row.conversations for row in manifest.classes} == {"a": 6, "b": 6}
 
 
+def test_a_field_of_each_answer_names_the_classes(here: Path) -> None:
+    answers = [{"answer": "Yes, it is.", "model": "large"}, {"answer": "No.", "model": "small"}]
+    write_jsonl(Path("x.jsonl"), [{"prompt": "Is it?", "answers": answers[: 1 + n % 2]} for n in range(12)])
+    recipe = load_recipe(written("x.jsonl", classes=["large=A:1", "small=B:0"]))
+    assert recipe.data.sources[0].class_field == "answers.model"
+    manifest, _ = prepare_recipe(recipe, num_workers=1, progress=lambda rows: None)
+    assert {row.name: row.conversations for row in manifest.classes} == {"large": 12, "small": 6}
+
+
 def test_a_field_that_says_something_else_does_not(here: Path) -> None:
     recipe = load_recipe(written(labelled("x.jsonl", "language"), classes=["x=A:1"]))
     assert recipe.data.sources[0].class_name == "x"

@@ -465,6 +465,7 @@ OWNED = {
     "optimizer": "optimizer",
     "scheduler": "optimizer.warmup_ratio",
     "bf16": "model.precision",
+    "gradient_allreduce_op": "train.loss_denominator",
     "fp16": "model.precision",
     "zero_optimization.stage": "deepspeed.zero_stage",
     "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",

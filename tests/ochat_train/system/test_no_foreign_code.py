@@ -81,7 +81,7 @@ def test_no_verb_runs_the_code_of_a_base_that_transformers_knows(base: Path, tmp
     said = on_a_terminal([["check", recipe], ["plan", recipe], ["prepare", recipe, "--workers", "1"]])
     assert said.endswith("exit code 0\nexit code 0\nexit code 0\n"), said
     assert "configuration_planted.PlantedConfig" in said
-    assert "which is never run" in said
+    assert "which is never run" in " ".join(said.split()), "lines are as long as the terminal"
     ask = ["generate", str(export), "--prompt", "Hello", "--max-new-tokens", "2"]
     said = on_a_terminal([["train", recipe], ["export", run, "--out", str(export)], ask])
     assert said.endswith("exit code 0\nexit code 0\nexit code 0\n"), said
@@ -117,7 +117,7 @@ def test_no_verb_runs_the_code_of_a_model_type_that_only_the_code_knows(base: Pa
     verbs = [["check", str(recipe)], ["plan", str(recipe)], prepare, ["train", str(recipe)]]
     said = on_a_terminal([*verbs, ["generate", str(planted), "--prompt", "Hello"]])
     assert said.endswith("exit code 2\nexit code 2\nexit code 0\nexit code 2\nexit code 2\n"), said
-    assert said.count("exists only as Python code of that repository") >= 4
+    assert " ".join(said.split()).count("exists only as Python code of that repository") >= 4
     assert list(marks.iterdir()) == []
     on_a_terminal([], str(planted))
     assert [mark.name for mark in marks.iterdir()] == [f"base-{MODULES[0]}"], "the control: `y` runs it"

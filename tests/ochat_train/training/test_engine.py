@@ -45,6 +45,8 @@ def test_zero_3_gathers_a_whole_layer_ahead_unless_the_recipe_says_otherwise(
         ({"zero_optimization": {"reduce_buckt_size": 5}}, "reduce_buckt_size Extra inputs are not permitted"),
         ({"zero_optimization": {"reduce_bucket_size": [5]}}, "reduce_bucket_size Input should be a valid integer"),
         ({"flops_profiler": 5}, "'int' object"),
+        ({"wall_clock_breakdwn": True}, "`wall_clock_breakdwn` is no key of DeepSpeed"),
+        ({"flops_profiler": {}, "comms_logger": {}, "wall_clock_breakdown": True}, None),
         ({"zero_optimization": {"reduce_bucket_size": "auto", "sub_group_size": 1e9}, "steps_per_print": 7}, None),
     ],
 )
