@@ -1,7 +1,6 @@
-"""Renders chat templates as `transformers` does, with limits on time and on what may decide the text.
+"""Renders chat templates as `transformers` does, with limits on time, size and what may decide the text.
 
-A template is a program of somebody else. It runs in Jinja's sandbox, without files and without a clock. One that fills
-the memory is stopped when it is first tried, in another process (`probe.py`).
+A template is a program of somebody else. It runs in Jinja's sandbox, without files and without a clock.
 """
 
 from __future__ import annotations
@@ -23,6 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_TEMPLATE_CHARACTERS = 1 << 20
 MOST_SECONDS = 5.0  # of one prompt
+_LEAST_OUTPUT_CHARACTERS = 1 << 24
+_MOST_TIMES_LONGER = 64  # a prompt than what it is made of
+_MOST_REPEATED = 1 << 20  # of `text * number`
 # Around what a `{% generation %}` block writes. No text may hold them (`marked`).
 BLOCK_OPEN, BLOCK_CLOSE = "\ufdd1", "\ufdd2"
 _MOST_LEVELS = 150  # of a parsed template, in which `a + b + c` has one level for each `+`
@@ -60,11 +62,29 @@ class _Generation(jinja2.ext.Extension):
 _MARKS = "_ochat_marks_blocks"
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with limits on what one operation can make."""
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise TemplateFault("it computes a power (`**`), which no prompt needs")
+        if operator == "*" and not _is_small_product(left, right):
+            raise TemplateFault("it repeats a text too often (`*`)")
+        if operator == "%" and isinstance(left, str) and any(sign.isdigit() for sign in left):
+            raise TemplateFault("it formats a text with a width (`%`)")
+        return super().call_binop(context, operator, left, right)
+
+
+def _is_small_product(left: Any, right: Any) -> bool:
+    sizes = [abs(value) if isinstance(value, int | float) else len(value) for value in (left, right)]
+    return sizes[0] * sizes[1] <= _MOST_REPEATED
+
+
 def sandbox() -> ImmutableSandboxedEnvironment:
-    """The environment in which `transformers` renders chat templates."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
+    """The environment in which `transformers` renders chat templates, with limits."""
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
 
     def raise_exception(message: object) -> None:
         raise jinja2.exceptions.TemplateError(str(message))
@@ -106,15 +126,36 @@ class CompiledTemplate:
             return dates[format]
 
         context = {"strftime_now": strftime_now, **variables, _MARKS: marks_blocks}
+        most = max(_LEAST_OUTPUT_CHARACTERS, _MOST_TIMES_LONGER * _num_characters(variables))
         with _time_limit(MOST_SECONDS):
             try:
-                return self._template.render(context)
+                return _joined(self._template.generate(context), most)
             except TemplateFault:
                 raise
             except jinja2.exceptions.TemplateError as error:
                 raise TemplateFault(f"it says: {_first_line(error)}") from None
             except Exception as error:  # a template is a program: whatever it does wrong
                 raise TemplateFault(f"it fails: {type(error).__name__}: {_first_line(error)}") from None
+
+
+def _joined(parts: Iterator[str], most: int) -> str:
+    found, length = [], 0
+    for part in parts:
+        found.append(part)
+        length += len(part)
+        if length > most:
+            raise TemplateFault(f"its text has more than {most:,} characters")
+    return "".join(found)
+
+
+def _num_characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(key)) + _num_characters(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_num_characters, value))
+    return 8
 
 
 def _first_line(error: Exception) -> str:
