@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from difflib import get_close_matches
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,10 +85,8 @@ def load_base_config(settings: ModelSettings, vocab_size: int) -> Any:
 
 def _check_names(values: Mapping[str, Any], config: Any) -> None:
     """Raise UserError for a misspelled key of `model.config`, for which `transformers` takes its default silently."""
-    # in transformers 5.3 a configuration is no dataclass
-    arguments = signature(type(config).__init__).parameters
-    names = {field.name for field in fields(config)} if is_dataclass(config) else set(arguments)
-    known = sorted({*names, *config.attribute_map, *config.attribute_map.values()})
+    aliases = config.attribute_map
+    known = sorted({*(field.name for field in fields(config)), *aliases, *aliases.values()})
     for name in values:
         if name not in known and not name.endswith("token_id"):  # wrappers have `boi_token_id` alone
             near = get_close_matches(name, known, n=1, cutoff=0.9)

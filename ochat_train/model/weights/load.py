@@ -94,7 +94,7 @@ def _check_loaded(causal_lm: Any, found: dict[str, Any], report: WeightReport, p
         if one is not other:
             if not torch.equal(one, other):
                 raise tied_but_different(copied, original, place)
-            causal_lm.tie_weights()  # transformers 5.3 leaves two equal tensors untied
+            causal_lm.tie_weights()  # transformers 5.3 left two equal tensors untied
 
 
 def _check_finite(causal_lm: Any, place: str) -> None:
