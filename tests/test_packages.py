@@ -49,7 +49,7 @@ OCHAT_TRAIN: Mapping[str, str] = {
     "tracking": "distributed evaluation recipe report runs system",
     "export": "adapter checkpoint evaluation model recipe report runs suites system",
     "hub": "adapter checkpoint distributed export model recipe runs system",
-    "inference": "adapter export model recipe system",
+    "inference": "adapter export model recipe runs system",
     "serving": "export inference system",
     "chat": "inference system",
     "respondents": "adapter export inference report runs suites system",

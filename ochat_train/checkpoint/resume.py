@@ -61,6 +61,8 @@ from ochat_train.runs.lock import LOCK_FILE, RunLock
 from ochat_train.system import durable
 from ochat_train.system.messages import print_message
 
+_BACK = "change it back, or start over with `--resume never`"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierRun:
@@ -237,9 +239,6 @@ def _free_path(parent: Path, pattern: str, taken: Collection[str]) -> Path:
     return parent / next(name for n in itertools.count(1) if (name := pattern.format(n)) not in taken)
 
 
-_BACK = "change it back, or start over with `--resume never`"
-
-
 def _changed(folder: Path, what: str, remedy: str = _BACK) -> UserError:
     return UserError(folder, f"changed since this checkpoint was written: {what}", remedy)
 
@@ -249,8 +248,8 @@ def _check_changes(folder: Path, changes: list[Change], accept_changes: bool) ->
     if not changes:
         return []
     if not accept_changes:
-        remedy = "change it back, use another output_dir, start over with `--resume never`, or accept the change with "
-        raise _changed(folder, listed(changes), f"{remedy}`--accept-changes`")
+        back = "change it back, use another output_dir, start over with `--resume never`"
+        raise _changed(folder, listed(changes), f"{back}, or accept the change with `--accept-changes`")
     return [f"resuming with accepted changes: {listed(changes)}"]
 
 

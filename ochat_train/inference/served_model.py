@@ -14,11 +14,11 @@ from ochat_train.adapter.folder import is_adapter
 from ochat_train.export.layout import EXPORT_MARK, answerable_conditions, read_mark, trained_conditions
 from ochat_train.inference.adapted import base_place, tokenizer_dir_of
 from ochat_train.model.base_class import text_config
+from ochat_train.runs.folder import RECIPE_FILE
 from ochat_train.system.pretrained import answer_prompt_ids, load_config, load_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
 _AGAIN = "export the run again"
-_RECIPE_OF_RUN = "recipe.json"
 # How configurations name the longest sequence that a model was made for.
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _MOST_TOKENS = 10**7  # a tokenizer without a limit has a huge number
@@ -96,7 +96,7 @@ def export_folder(target: Path) -> Path:
     what its adapter belongs to, would be missing silently.
     """
     folder = target
-    if (target / _RECIPE_OF_RUN).is_file() and not (target / "config.json").is_file():
+    if (target / RECIPE_FILE).is_file() and not (target / "config.json").is_file():
         folder = target / "export"
         if not folder.is_dir():
             command = f"ochat export {target} --out {folder}"

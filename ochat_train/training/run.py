@@ -130,7 +130,7 @@ class _Loaded:
 def _agreed_manifest(recipe: Recipe, ranks: Ranks) -> Manifest:
     """The manifest of the prepared dataset, which is the same on all hosts, as are recipe and library versions."""
     on_every_rank(ranks, check_requirements)
-    recipe.deepspeed.check_config()
+    on_every_rank(ranks, recipe.deepspeed.check_config)
     manifest = on_every_rank(ranks, lambda: check_prepared(recipe, with_sources=False))
     require_agreement(ranks, facts_of(recipe, manifest))
     return manifest

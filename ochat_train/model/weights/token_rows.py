@@ -77,8 +77,8 @@ def check_pieces(control: ControlTokens, *, num_rows: int, base: str | None) -> 
     it is, None for random weights.
     """
     if control.num_piece_rows > num_rows:
-        problem = f"has rows for {num_rows:,} tokens, and the vocabulary of the tokenizer needs "
-        problem += f"{control.num_piece_rows:,}"
+        needed = f"the vocabulary of the tokenizer needs {control.num_piece_rows:,}"
+        problem = f"has rows for {num_rows:,} tokens, and {needed}"
         if base is None:
             raise UserError("model.config", problem, "leave `vocab_size` out of it, which gives each token a row")
         raise UserError(

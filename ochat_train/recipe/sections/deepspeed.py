@@ -75,7 +75,7 @@ class DeepSpeedSettings(Section):
         return self
 
     def check_config(self) -> None:
-        """Raise UserError for a `config` that DeepSpeed does not take. Imports DeepSpeed, unless there is none."""
+        """Raise UserError for a `config` that DeepSpeed does not take, and import DeepSpeed to know that."""
         if not self.config:
             return
         from deepspeed.runtime import config as deepspeed_config
